@@ -1,0 +1,313 @@
+"""The attacks of the installed package: properties, invariants of the model, and parity with foolbox."""
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fer_nb.attacks import deepfool, fgsm, pgd
+from fer_nb.core import ConfigError, FERError, ImageError, LabelError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    foolbox = pytest.importorskip("foolbox")
+
+ATTACKS = {
+    "fgsm": fgsm,
+    "fgsm-rs": lambda m, x, y: fgsm(m, x, y, random_start=True),
+    "pgd": lambda m, x, y: pgd(m, x, y, steps=3, restarts=2),
+    "pgd-l2": lambda m, x, y: pgd(m, x, y, eps=0.5, steps=3, norm="l2"),
+    "deepfool": lambda m, x, y: deepfool(m, x, y, steps=5),
+    "deepfool-linf": lambda m, x, y: deepfool(m, x, steps=5, norm="linf"),
+}
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def net(chans=3, classes=4):
+    return nn.Sequential(nn.Conv2d(chans, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1),
+                         nn.BatchNorm2d(16), nn.SiLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                         nn.Linear(64, classes))
+
+
+def blobs(n, seed):
+    "Four classes: noise with one bright quadrant."
+    g = gen(seed)
+    y = torch.arange(n) % 4
+    x = 0.6 * torch.rand(n, 3, 12, 12, generator=g)
+    for i, k in enumerate(y.tolist()):
+        x[i, :, 6 * (k // 2):6 * (k // 2) + 6, 6 * (k % 2):6 * (k % 2) + 6] += 0.1
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def toy():
+    torch.manual_seed(0)
+    model = net()
+    opt = torch.optim.Adam(model.parameters(), 1e-2)
+    for step in range(60):
+        x, y = blobs(64, step)
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        opt.step()
+    model.zero_grad()
+    x, y = blobs(40, 1000)
+    model.eval()
+    with torch.no_grad():
+        assert (model(x).argmax(1) == y).float().mean() > 0.9
+    return model, x, y
+
+
+def state(model):
+    return ({k: v.clone() for k, v in model.state_dict().items()}, [p.requires_grad for p in model.parameters()],
+            [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+            [m.training for m in model.modules()])
+
+
+def assert_same(a, b):
+    assert all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+    assert a[1] == b[1] and a[3] == b[3]
+    assert all((g is None and h is None) or torch.equal(g, h) for g, h in zip(a[2], b[2]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(b=st.integers(0, 4), c=st.sampled_from([1, 3]), h=st.integers(3, 9), w=st.integers(3, 9),
+       eps=st.floats(0, 0.6), steps=st.integers(1, 4), norm=st.sampled_from(["linf", "l2"]), seed=st.integers(0, 99))
+def test_ball_and_range(b, c, h, w, eps, steps, norm, seed):
+    torch.manual_seed(seed)
+    model, x, y = net(c).eval(), torch.rand(b, c, h, w), torch.randint(0, 4, (b,))
+    x = torch.where(torch.rand_like(x) < 0.2, x.round(), x)  # some pixels at the ends of the range
+    found = {"pgd": pgd(model, x, y, eps, steps=steps, norm=norm, generator=gen(seed))}
+    if norm == "linf":
+        found |= {"fgsm": fgsm(model, x, y, eps), "rs": fgsm(model, x, y, eps, random_start=True, generator=gen(seed))}
+    for name, adv in found.items():
+        assert adv.shape == x.shape and adv.dtype == x.dtype and not adv.requires_grad, name
+        d = (adv - x).flatten(1)
+        assert not b or (d.abs().max() if norm == "linf" else d.norm(dim=1).max()) <= eps * (1 + 1e-5) + 1e-6, name
+    found["deepfool"] = deepfool(model, x, steps=steps, norm=norm)
+    assert all(not b or (a.min() >= 0 and a.max() <= 1) for a in found.values())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_model_is_left_alone(toy, name, frozen):
+    _, x, y = toy
+    torch.manual_seed(1)
+    model = net()
+    F.cross_entropy(model(x), y).backward()  # gradients that must survive
+    model.eval()
+    if frozen:
+        for p in list(model.parameters())[:3]:
+            p.requires_grad_(False)
+    before, keep = state(model), x.clone()
+    ATTACKS[name](model, x, y)
+    assert_same(before, state(model))
+    assert torch.equal(x, keep) and not x.requires_grad
+
+
+class Bomb(nn.Module):
+    def __init__(self, fuse):
+        super().__init__()
+        self.inner, self.fuse = net(), fuse
+
+    def forward(self, x):
+        self.fuse -= 1
+        if self.fuse < 0:
+            raise RuntimeError("boom")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name,fuse", [("fgsm", 0), ("pgd", 2), ("pgd", 4), ("deepfool", 1)])
+def test_model_is_left_alone_by_an_exception(toy, name, fuse):
+    _, x, y = toy
+    torch.manual_seed(1)
+    model = Bomb(fuse).eval()
+    y = model.inner(x).argmax(1)  # so that DeepFool has work to do
+    before = state(model)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="boom"):
+        ATTACKS[name](model, x, y)
+    assert_same(before, state(model))
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "deepfool"])
+def test_surroundings_do_not_matter(toy, name):
+    model, x, y = toy
+    attack = {"fgsm": fgsm, "pgd": lambda m, x, y: pgd(m, x, y, generator=gen()), "deepfool": deepfool}[name]
+    want = attack(model, x, y)
+    with torch.no_grad():
+        assert torch.equal(attack(model, x, y), want)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert torch.equal(attack(model, x.clone(), y.clone()), want)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attack(model, x, y)
+        assert torch.equal(got, want) and got.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    assert torch.equal(attack(model, x.clone().requires_grad_(), y.int()), want)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_channels_last(toy, name):
+    model, x, y = toy
+    torch.manual_seed(0)
+    want = ATTACKS[name](model, x, y)
+    torch.manual_seed(0)
+    got = ATTACKS[name](model, x.contiguous(memory_format=torch.channels_last), y)
+    assert got.is_contiguous(memory_format=torch.channels_last) and not got.is_contiguous()
+    if name not in ("fgsm", "fgsm-rs", "pgd"):  # signs of near-zero gradients may differ between kernels
+        assert torch.allclose(got, want, atol=1e-4)
+    assert (got != want).float().mean() < 0.05 or torch.allclose(got, want, atol=1e-4)
+
+
+def test_float64_and_generator(toy):
+    model, x, y = toy
+    m64, x64 = net().double().eval(), x.double()
+    m64.load_state_dict(model.state_dict())
+    assert pgd(m64, x64, y).dtype == torch.float64
+    assert torch.equal(pgd(model, x, y, generator=gen(4)), pgd(model, x, y, generator=gen(4)))
+    assert not torch.equal(pgd(model, x, y, generator=gen(4)), pgd(model, x, y, generator=gen(5)))
+    before = torch.get_rng_state()
+    pgd(model, x, y, restarts=2, generator=gen())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rows_are_independent(toy):
+    model, x, y = toy
+    assert torch.allclose(fgsm(model, x, y)[7:8], fgsm(model, x[7:8], y[7:8]), atol=1e-6)
+    assert torch.allclose(deepfool(model, x)[7:8], deepfool(model, x[7:8]), atol=1e-4)
+
+
+@pytest.mark.parametrize("gone", [0, 2, 20, 38])
+def test_deepfool_does_not_depend_on_how_many_rows_leave(toy, gone):
+    model, x, _ = toy
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[:gone] = (y[:gone] + 1) % 4  # these rows leave at the first step
+    alone = torch.cat([deepfool(model, a[None], b[None]) for a, b in zip(x, y)])
+    assert torch.allclose(deepfool(model, x, y), alone, atol=1e-4)
+    assert torch.equal(alone[:gone], x[:gone])
+
+
+def test_linear_model_has_a_known_worst_case():
+    "For two classes and a linear model the worst change is eps times the sign (or direction) of the weight difference."
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    x, y = 0.3 + 0.4 * torch.rand(20, 3, 2, 2), torch.randint(0, 2, (20,))
+    w = model[1].weight.detach()
+    up = (w[1 - y] - w[y]).view_as(x)
+    assert torch.allclose(fgsm(model, x, y, 0.1), x + 0.1 * up.sign(), atol=1e-6)
+    assert torch.allclose(pgd(model, x, y, 0.1, generator=gen()), x + 0.1 * up.sign(), atol=1e-6)
+    away = 0.1 * up / up.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.allclose(pgd(model, x, y, 0.1, norm="l2", steps=60, alpha=0.05, generator=gen()), x + away, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm,eps", [("linf", 0.02), ("l2", 0.3)])
+def test_restarts_are_monotone(toy, norm, eps):
+    model, x, y = toy
+
+    def harm(restarts):
+        adv = pgd(model, x, y, eps, steps=2, restarts=restarts, norm=norm, generator=gen())
+        with torch.no_grad():
+            z = model(adv)
+        return F.cross_entropy(z, y, reduction="none").masked_fill(z.argmax(1) != y, float("inf"))
+    found = [harm(r) for r in (1, 2, 4, 8)]
+    assert all((b >= a - 1e-6).all() for a, b in zip(found, found[1:]))
+
+
+def test_fgsm_is_foolboxs(toy):
+    model, x, y = toy
+    fmodel = foolbox.PyTorchModel(model, bounds=(0, 1))
+    for eps in (2/255, 8/255, 0.1):
+        theirs = foolbox.attacks.FGSM()(fmodel, x, y, epsilons=eps)[1]
+        assert torch.allclose(fgsm(model, x, y, eps), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm,eps", [("linf", 0.02), ("linf", 0.04), ("l2", 0.3), ("l2", 0.6)])
+def test_pgd_is_as_strong_as_foolboxs(toy, norm, eps):
+    model, x, y = toy
+    fmodel = foolbox.PyTorchModel(model, bounds=(0, 1))
+    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    torch.manual_seed(0)
+    theirs = attack(abs_stepsize=eps / 4, steps=10, random_start=True)(fmodel, x, y, epsilons=eps)[2].float().mean()
+    with torch.no_grad():
+        ours = (model(pgd(model, x, y, eps, eps / 4, 10, norm=norm, generator=gen())).argmax(1) != y).float().mean()
+    assert ours >= theirs - 0.05  # two of 40 images, for the different random starts
+    exact = attack(abs_stepsize=eps / 4, steps=5, random_start=False)(fmodel, x, y, epsilons=eps)[1]
+    assert torch.allclose(pgd(model, x, y, eps, eps / 4, 5, norm=norm, random_start=False), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_deepfool_is_as_short_as_foolboxs(toy, norm):
+    model, x, _ = toy
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    attack = {"l2": foolbox.attacks.L2DeepFoolAttack, "linf": foolbox.attacks.LinfDeepFoolAttack}[norm]
+    theirs = attack(steps=50, overshoot=0.02)(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)[0]
+    ours = deepfool(model, x, y, norm=norm)
+    with torch.no_grad():
+        assert (model(ours).argmax(1) != y).all()
+    p = 2 if norm == "l2" else float("inf")
+    length = [(a - x).flatten(1).norm(p=p, dim=1).mean() for a in (ours, theirs)]
+    assert length[0] <= 1.02 * length[1]
+
+
+class Odd(nn.Module):
+    def __init__(self, out):
+        super().__init__()
+        self.inner, self.out = net(), out
+
+    def forward(self, x):
+        return self.out(self.inner(x))
+
+
+BAD_OUTPUT = {"tuple": (lambda z: (z, z), "tuple"),
+              "softmax": (lambda z: z.softmax(1), "probabilities, logits expected"),
+              "one column": (lambda z: z[:, :1], "K >= 2"), "NaN": (lambda z: z * float("nan"), "NaN"),
+              "detached": (lambda z: z.detach(), "no gradient"), "short": (lambda z: z[1:], "expected logits")}
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "deepfool"])
+@pytest.mark.parametrize("case", BAD_OUTPUT)
+def test_bad_models_are_refused(toy, name, case):
+    _, x, y = toy
+    out, why = BAD_OUTPUT[case]
+    with pytest.raises(ConfigError, match=why):
+        torch.manual_seed(0)
+        model = Odd(out).eval()
+        y = model.inner(x).argmax(1)
+        ATTACKS[name](model, x, y)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "deepfool"])
+def test_bad_input_is_refused(toy, name):
+    model, x, y = toy
+    attack, nan = ATTACKS[name], x.clone()
+    nan[5, 0, 0, 0] = float("nan")
+    for bad, why in [(nan, "image 5"), (x + 2, "image 0"), (x.bfloat16(), "bfloat16"), (x.numpy(), "ndarray"),
+                     (x.flatten(1), "expected \\(B, C, H, W\\)"), (torch.full_like(x, float("inf")), "inf")]:
+        with pytest.raises(ImageError, match=why):
+            attack(model, bad, y)
+    for bad, why in [(y.float(), "float32"), (y.bool(), "bool"), (y.tolist(), "list"), (y[None], "expected \\(40,\\)"),
+                     (y + 1, "has 4 classes")]:
+        with pytest.raises(LabelError, match=why):
+            attack(model, x, bad)
+    assert all(issubclass(e, FERError) for e in (ImageError, LabelError, ConfigError))
+
+
+def test_bad_settings_are_refused(toy):
+    model, x, y = toy
+    for call in [lambda: fgsm(model, x, y, eps=float("nan")), lambda: fgsm(model, x, y, eps="8/255"),
+                 lambda: fgsm(model, x, y, alpha=-1), lambda: pgd(model, x, y, eps=float("inf")),
+                 lambda: pgd(model, x, y, restarts=0), lambda: pgd(model, x, y, steps=True),
+                 lambda: deepfool(model, x, overshoot=-0.1), lambda: deepfool(model, x, norm="L2"),
+                 lambda: deepfool(model, x, steps=0)]:
+        with pytest.raises(ConfigError):
+            call()
+    for attack in (fgsm, pgd):
+        with pytest.raises(LabelError, match="NoneType"):
+            attack(model, x, None)

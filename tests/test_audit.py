@@ -1,0 +1,374 @@
+"""The exported audit: planted twins are found and nothing else, what pairs mean, what cleaning keeps, golden numbers."""
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from fer_nb.audit import BLANK_STD, KINDS, TwinSearch, aligned_cosine, audit, error_ratio, find_twins, grey_thumbs, similar_pairs, unit_vectors
+from fer_nb.core import EMOTIONS, FERError
+from fer_nb.data import FERData
+
+RANK = {"train": 0, "valid": 1, "test": 2}
+
+
+def dataset(images, labels="happy", splits="train"):
+    df = pd.DataFrame({"id": [f"im{k:03}" for k in range(len(images))], "label": labels, "split": splits})
+    return FERData(df, images)
+
+
+def noise(n, seed=0, shape=(48, 48)):
+    "Pictures that have nothing to do with each other."
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def smooth(n, seed=0, side=48):
+    "Pictures of a few broad patches, as photographs are, that have nothing to do with each other."
+    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    x = torch.nn.functional.interpolate(x, size=(side, side), mode="bicubic", align_corners=False).clamp(0, 1)
+    return (x[:, 0] * 215 + 20).round().byte().numpy()
+
+
+def drawn(which, labels=None, splits=None, seed=0):
+    "A dataset whose image k is picture `which[k]`: equal numbers are exact twins."
+    which = np.asarray(which)
+    return dataset(noise(max(which, default=0) + 1, seed)[which], labels or "happy", splits or "train")
+
+
+def issue(report, kind):
+    return report.issues[report.issues.kind == kind]
+
+
+# ---- exact twins ----
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=16), st.booleans())
+def test_planted_copies_are_found_and_nothing_else(which, near_too):
+    report = audit(drawn(which), search=TwinSearch() if near_too else None)
+    which = np.array(which)
+    same = report.groups[:, None] == report.groups[None]
+    assert (same == (which[:, None] == which[None])).all()
+    assert set(report.twins.how) <= {"exact"} and (report.twins.score == 1).all()
+    assert (report.twins.i < report.twins.j).all()
+    assert len(report.twins) == len(which) - len(set(which))
+    assert sorted(issue(report, "duplicate").id) == [f"im{k:03}" for k in range(len(which)) if which[k] in which[:k]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["sad", "happy", "fear"]), st.sampled_from(list(RANK))),
+                min_size=1, max_size=14))
+def test_issues_follow_their_definitions(rows):
+    which, labels, splits = (list(c) for c in zip(*rows))
+    report = audit(drawn(which, labels, splits), search=None)
+    n = range(len(rows))
+    expected = {
+        "duplicate": {i for i in n for j in range(i) if rows[i] == rows[j]},
+        "multilabel": {i for i in n for j in n if which[i] == which[j] and labels[i] != labels[j]},
+        "leak": {i for i in n for j in n if which[i] == which[j] and RANK[splits[j]] < RANK[splits[i]]},
+        "no_face": set()}
+    for kind in KINDS:
+        found = issue(report, kind)
+        assert found.id.is_unique and {int(name[2:]) for name in found.id} == expected[kind], kind
+        for name, partner in zip(found.id, found.partner):
+            assert which[int(name[2:])] == which[int(partner[2:])] and name != partner
+    summary = report.summary()
+    assert list(summary.index) == list(KINDS)
+    assert summary["all"].to_dict() == {kind: len(expected[kind]) for kind in KINDS}
+    assert set(summary.columns) == {*splits, "all"}, "the columns are the splits of the dataset, with or without issues"
+
+
+def test_the_triplet():
+    "A train sad, B train happy, C test happy, one picture; D train sad, E train sad, another; F alone."
+    report = audit(drawn([0, 0, 0, 1, 1, 2], ["sad", "happy", "happy", "sad", "sad", "fear"],
+                         ["train", "train", "test", "train", "train", "train"]), search=None)
+    assert set(issue(report, "multilabel").id) == {"im000", "im001", "im002"}
+    leak = issue(report, "leak")
+    assert leak.id.tolist() == ["im002"] and leak.partner.iloc[0] in ("im000", "im001")
+    assert issue(report, "duplicate").id.tolist() == ["im004"]
+    assert report.clean().df.id.tolist() == ["im002", "im003", "im005"]
+    actions = report.actions()
+    assert actions.id.is_unique and set(actions.action) == {"drop"}
+
+
+def test_a_twin_of_another_kind_does_not_hide_a_leak():
+    report = audit(drawn([0, 0, 0], "sad", ["test", "train", "valid"]), search=None)
+    assert set(issue(report, "leak").id) == {"im000", "im002"} and len(issue(report, "duplicate")) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=12), st.randoms())
+def test_the_order_of_the_images_changes_nothing_but_their_names(which, random):
+    order = list(range(len(which)))
+    random.shuffle(order)
+    labels = ["sad" if k % 3 else "happy" for k in range(len(which))]
+    splits = ["test" if k % 4 == 0 else "train" for k in range(len(which))]
+    ds = drawn(which, labels, splits)
+    one, two = audit(ds, search=None), audit(ds.take(order), search=None)
+    for kind in ("multilabel", "leak"):
+        assert set(issue(one, kind).id) == set(issue(two, kind).id)
+    assert len(issue(one, "duplicate")) == len(issue(two, "duplicate"))
+    assert set(one.clean().where(split="test").df.id) == set(two.clean().where(split="test").df.id)
+
+
+# ---- near twins ----
+
+def shifted(image, dx=2, dy=1):
+    return np.pad(image, 4, mode="edge")[4 - dy:52 - dy, 4 - dx:52 - dx]
+
+
+CHANGES = {
+    "shift": shifted,
+    "mirror": lambda im: im[:, ::-1],
+    "brighter": lambda im: (im * 0.8 + 30).round().astype(np.uint8),
+    "noisy": lambda im: (im + np.random.default_rng(1).normal(0, 4, im.shape)).round().clip(0, 255).astype(np.uint8),
+    "shifted mirror": lambda im: shifted(im[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("changed_first", [False, True])
+def test_changed_copies_are_found_and_nothing_else(change, changed_first):
+    pictures = smooth(30, seed=3)
+    copies = np.stack([CHANGES[change](im) for im in pictures[:8]])
+    n = 30 if not changed_first else 8
+    ds = dataset(np.concatenate([pictures, copies] if not changed_first else [copies, pictures]))
+    twins = find_twins(ds)
+    expected = [(k, 30 + k) for k in range(8)] if not changed_first else [(k, 8 + k) for k in range(8)]
+    assert list(zip(twins.i, twins.j)) == expected and n
+    assert set(twins.how) == {"mirror" if "mirror" in change else "near"}
+    assert (twins.score >= 0.95).all() and (twins.score <= 1 + 1e-5).all()
+
+
+def test_mirrors_are_left_alone_on_request():
+    ds = dataset(np.concatenate([smooth(5), smooth(5)[:, :, ::-1]]))
+    assert len(find_twins(ds)) == 5 and len(find_twins(ds, TwinSearch(mirrored=False))) == 0
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 40, 41, 4096])
+def test_the_block_size_does_not_change_the_result(block):
+    pictures = smooth(20, seed=5)
+    ds = dataset(np.concatenate([pictures, pictures[::2], pictures[:5, :, ::-1], np.stack([shifted(p) for p in pictures[:6]])]))
+    whole, parts = find_twins(ds), find_twins(ds, TwinSearch(block=block))
+    pd.testing.assert_frame_equal(whole, parts, atol=1e-5)
+    assert set(whole.how) == {"exact", "near", "mirror"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 12), st.floats(-1, 1), st.integers(0, 99))
+def test_similar_pairs_agrees_with_plain_loops(n, block, threshold, seed):
+    v = unit_vectors(torch.randn(n, 3, 2, generator=torch.Generator().manual_seed(seed)))
+    scores = (v.double() @ v.double().T).tolist()
+    close = {(i, j) for i in range(n) for j in range(i + 1, n) if abs(scores[i][j] - threshold) < 1e-5}
+    slow = {(i, j) for i in range(n) for j in range(i + 1, n) if scores[i][j] >= threshold}
+    found = [tuple(p) for p in similar_pairs(v, v, threshold, block).tolist()]
+    assert len(set(found)) == len(found) and set(found) - close == slow - close
+
+
+def test_aligned_cosine_does_not_care_for_light_and_finds_the_offset():
+    a = torch.from_numpy(smooth(6)).float()
+    b = torch.from_numpy(np.stack([shifted(im, 3, -2) for im in smooth(6)])).float()
+    assert (aligned_cosine(a, b, 3) > .999).all() and (aligned_cosine(a, b, 1) < .99).any()
+    torch.testing.assert_close(aligned_cosine(a, b * 0.4 + 70, 3), aligned_cosine(a, b, 3), atol=1e-4, rtol=0)
+    assert aligned_cosine(a, -a).max() < .9
+    assert aligned_cosine(a[:0], b[:0]).shape == (0,)
+
+
+def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_twins():
+    base = smooth(3, seed=8)
+    near = CHANGES["noisy"](base[0])
+    ds = dataset(np.stack([base[0], base[1], near, base[0], near]), ["sad", "sad", "fear", "sad", "sad"],
+                 ["train", "train", "train", "test", "valid"])
+    report = audit(ds)
+    assert len(set(report.groups[[0, 2, 3, 4]])) == 1 and report.groups[1] != report.groups[0]
+    assert set(issue(report, "multilabel").id) == {"im000", "im002", "im003", "im004"}
+    assert set(issue(report, "leak").id) == {"im003", "im004"}
+    assert report.clean().df.id.tolist() == ["im001", "im003", "im004"]
+
+
+# ---- cleaning ----
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["sad", "happy"]), st.sampled_from(list(RANK))),
+                min_size=1, max_size=14), st.booleans())
+def test_cleaning_leaves_no_twin_of_an_evaluation_image_and_touches_no_evaluation_image(rows, near):
+    which, labels, splits = (list(c) for c in zip(*rows))
+    images = smooth(6)[which]
+    if near:
+        images = np.stack([CHANGES["noisy"](im) if k % 2 else im for k, im in enumerate(images)])
+    ds = dataset(images, labels, splits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clean = audit(ds).clean()
+    for split in ("valid", "test"):
+        before, after = ds.where(split=split), clean.where(split=split)
+        assert before.fingerprint() == after.fingerprint()
+    kept = clean.df.merge(ds.df.assign(which=which)[["id", "which"]], on="id")
+    train, rest = kept[kept.split == "train"], kept[kept.split != "train"]
+    assert not set(train.which) & set(rest.which) and train.which.is_unique
+    for w in set(which):                                              # a picture is lost only where a rule says so
+        rows_of = [r for r in rows if r[0] == w]
+        if all(s == "train" for _, _, s in rows_of) and len({lab for _, lab, _ in rows_of}) == 1:
+            assert (train.which == w).sum() == 1
+    assert len(train) == 0 or (clean.df.set_index("id").group[train.id].is_unique)
+
+
+def test_other_splits_are_cleaned_on_request_only():
+    ds = drawn([0, 0, 1, 1, 2], "sad", ["test", "test", "train", "train", "train"])
+    report = audit(ds, search=None)
+    assert report.clean().df.id.tolist() == ["im000", "im001", "im002", "im004"]
+    assert report.clean(splits=("train", "test")).df.id.tolist() == ["im000", "im002", "im004"]
+    assert len(report.clean(splits=())) == 5
+
+
+def test_decisions_stand_above_the_rules_in_every_split():
+    ds = drawn([0, 0, 0, 1, 2], ["sad", "happy", "sad", "fear", "fear"], ["train", "train", "test", "test", "train"])
+    report = audit(ds, search=None)
+    clean = report.clean({"im000": "keep", "im002": "drop", "im003": "neutral", "im004": "drop"})
+    assert dict(zip(clean.df.id, clean.df.label)) == {"im000": "sad", "im003": "neutral"}
+    assert report.ds.df.label.tolist() == ds.df.label.tolist() and "group" not in ds.df, "the audited dataset changed"
+
+
+def test_kinds_that_were_not_asked_for_are_not_cleaned():
+    ds = drawn([0, 0, 1, 1], ["sad", "happy", "fear", "fear"])
+    assert set(audit(ds, kinds=("duplicate",), search=None).clean().df.id) == {"im000", "im001", "im002"}
+    assert set(audit(ds, kinds=("multilabel",), search=None).clean().df.id) == {"im002", "im003"}
+
+
+def test_only_blanks_can_be_asked_for():
+    images = noise(4)
+    images[2] = 9
+    report = audit(dataset(images), kinds=("no_face",))
+    assert report.issues.id.tolist() == ["im002"] and set(report.issues.kind) == {"no_face"}
+    assert len(set(report.groups)) == 4
+
+
+# ---- blanks, sizes, colour, tiny sets ----
+
+@pytest.mark.parametrize("level", [0, 255, "all levels", "faint noise"])
+@pytest.mark.parametrize("faces", [0, 6])
+def test_blank_images_are_reported_and_are_nobodys_near_twin(level, faces):
+    rng = np.random.default_rng(0)
+    blanks = {0: np.zeros((5, 48, 48)), 255: np.full((5, 48, 48), 255),
+              "all levels": np.ones((5, 48, 48)) * np.arange(0, 250, 50)[:, None, None],
+              "faint noise": 100 + rng.integers(0, 3, (5, 48, 48))}[level].astype(np.uint8)
+    report = audit(dataset(np.concatenate([smooth(faces), blanks])))
+    blank = issue(report, "no_face")
+    assert sorted(blank.id) == [f"im{k:03}" for k in range(faces, faces + 5)]
+    assert (blank.partner == "").all() and blank.score.between(0.9, 1).all()
+    assert set(report.twins.how) <= {"exact"}
+    assert len(report.clean()) == faces
+
+
+def test_the_border_of_blankness_is_the_public_constant():
+    image = np.zeros((1, 48, 48), np.uint8)
+    image[0, ::2] = 2 * round(BLANK_STD)                              # standard deviation exactly BLANK_STD
+    assert len(audit(dataset(image)).issues) == 1
+    image[0, ::2] += 1
+    assert len(audit(dataset(image)).issues) == 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+@pytest.mark.parametrize("search", [TwinSearch(), None])
+def test_tiny_datasets(n, search):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = audit(dataset(smooth(n)), search=search)
+        assert len(report.issues) == len(report.twins) == 0 and len(report.groups) == n
+        assert report.summary().to_numpy().sum() == 0 and len(report.clean()) == n
+        assert report.table1()[["duplicated", "multilabel", "label_error"]].to_numpy().sum() == 0
+        assert list(report.issues.columns) == ["id", "kind", "score", "partner", "how"]
+
+
+@pytest.mark.parametrize("shape", [(48, 48, 3), (64, 50), (20, 20), (112, 112, 3)])
+def test_colour_and_other_sizes(shape):
+    pictures = np.stack([np.asarray(Image.fromarray(im).resize(shape[1::-1])) for im in smooth(8, seed=2)])
+    if len(shape) == 3:
+        pictures = np.stack([pictures, pictures // 2 + 60, 255 - pictures // 3], -1)
+    ds = dataset(np.concatenate([pictures, pictures[:2], pictures[2:4, :, ::-1]]))
+    twins = find_twins(ds)
+    assert list(zip(twins.i, twins.j, twins.how)) == [(0, 8, "exact"), (1, 9, "exact"), (2, 10, "mirror"), (3, 11, "mirror")]
+    assert grey_thumbs(ds).shape == (12, 48, 48) and grey_thumbs(ds).dtype == torch.uint8
+
+
+def test_one_picture_in_many_sizes_kinds_and_files_is_one_group(tmp_path):
+    big, other = smooth(1, side=96)[0], smooth(2, seed=50, side=70)[1]
+    variants = {"a.png": Image.fromarray(big), "b.png": Image.fromarray(big).resize((48, 48), Image.BILINEAR),
+                "c.png": Image.fromarray(big).convert("RGB"), "d.jpg": Image.fromarray(big), "e.bmp": Image.fromarray(big),
+                "f.png": Image.fromarray(other)}
+    for name, image in variants.items():
+        image.save(tmp_path / name)
+    df = pd.DataFrame({"id": list(variants), "label": "sad", "split": "train"})
+    report = audit(FERData(df, [tmp_path / name for name in variants]))
+    assert len(set(report.groups[:5])) == 1 and report.groups[5] != report.groups[0]
+    exact = report.twins[report.twins.how == "exact"]
+    assert list(zip(exact.i, exact.j)) == [(0, 4)]                    # PNG and BMP hold the same pixels
+    assert report.clean().df.id.tolist() == ["a.png", "f.png"]
+
+
+def test_same_bytes_in_another_shape_are_another_picture(tmp_path):
+    pixels = np.arange(0, 240, 2, dtype=np.uint8)
+    for name, shape in (("a.png", (10, 12)), ("b.png", (12, 10))):
+        Image.fromarray(pixels.reshape(shape)).save(tmp_path / name)
+    df = pd.DataFrame({"id": ["a", "b"], "label": "sad", "split": "train"})
+    assert len(find_twins(FERData(df, [tmp_path / "a.png", tmp_path / "b.png"]), None)) == 0
+
+
+@given(st.integers(0, 9))
+@settings(max_examples=10, deadline=None)
+def test_unit_vectors_have_length_one_and_mean_zero(seed):
+    v = unit_vectors(torch.from_numpy(noise(5, seed)))
+    torch.testing.assert_close(v.norm(dim=1), torch.ones(5))
+    assert v.mean(1).abs().max() < 1e-6
+
+
+def test_table1_counts_a_contradiction_once_per_picture_and_foots():
+    ds = drawn([0, 0, 0, 1, 1, 2], ["sad", "happy", "happy", "fear", "fear", "fear"])
+    table = audit(ds, search=None).table1()
+    assert table.multilabel.sum() == 1
+    assert table.duplicated.to_dict() == {**dict.fromkeys(EMOTIONS, 0), "happy": 1, "fear": 1}
+    assert table.original.sum() == 6
+    assert table.error_ratio["fear"] == pytest.approx(100 / 3)
+
+
+def test_error_ratio_takes_missing_counts_as_none():
+    table = pd.DataFrame({"duplicated": [1, np.nan], "multilabel": [1, 2], "label_error": [np.nan, np.nan], "original": [4, 8]})
+    assert error_ratio(table).error_ratio.tolist() == [50, 25]
+
+
+@pytest.mark.parametrize("bad", [{"nobody": "drop"}, {"im000": "Sad"}, {"im000": ""}, {"im000": None}])
+def test_decisions_that_make_no_sense_are_refused(bad):
+    with pytest.raises(FERError, match=repr(next(iter(bad)))):
+        audit(dataset(noise(2)), search=None).clean(bad)
+
+
+# ---- the real FER2013 ----
+
+@pytest.fixture(scope="module")
+def real(fer2013_npz):
+    pixels, emotion, usage = fer2013_npz
+    split = np.where(usage == "Training", "train", "valid")
+    df = pd.DataFrame({"id": np.arange(len(pixels)).astype(str), "label": np.array(EMOTIONS)[emotion], "split": split})
+    return audit(FERData(df, pixels, name="fer2013"), search=None)
+
+
+@pytest.mark.realdata
+def test_golden_numbers_of_identical_pictures(real):
+    sizes = np.bincount(real.groups)
+    assert (sizes > 1).sum() == 1274 and (sizes[sizes > 1] - 1).sum() == len(real.twins) == 1532
+    labels = real.ds.df.label.groupby(real.groups).nunique()
+    assert (labels > 1).sum() == 50
+    leak = issue(real, "leak").merge(real.ds.df, on="id")
+    assert len(leak) == 279 and set(leak.split) == {"valid"}
+
+
+@pytest.mark.realdata
+def test_cleaning_the_real_data(real):
+    clean = real.clean()
+    assert clean.where(split="valid").df.id.tolist() == real.ds.where(split="valid").df.id.tolist()
+    again = audit(clean, search=None)
+    train = clean.df.split.eq("train").to_numpy()
+    assert not set(again.groups[train]) & set(again.groups[~train])
+    assert again.summary().loc[["duplicate", "multilabel"], "train"].sum() == 0 if "train" in again.summary() else True
