@@ -26,7 +26,7 @@ def grey_thumbs(
 ) -> torch.Tensor:   # uint8 (N, side, side)
     "Every image as a grey square thumbnail; one image at a time unless all have one size."
     def thumb(images: np.ndarray) -> torch.Tensor:  # uint8 (n, H, W[, 3]) -> (n, side, side)
-        x = torch.from_numpy(np.ascontiguousarray(images))
+        x = torch.from_numpy(np.array(images))
         x = (x.float() @ torch.tensor([0.299, 0.587, 0.114])) if x.ndim == 4 else x.float()
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x[:, None], size=(side, side), mode="bilinear", antialias=True)[:, 0]
@@ -57,7 +57,7 @@ def similar_pairs(
     block: int = 2048,          # rows compared at once: memory is block × N floats
 ) -> torch.Tensor:              # int64 (P, 2), pairs i < j with cosine at least `threshold`
     "All pairs of rows whose dot product reaches `threshold`; each pair once."
-    found = []
+    found = [torch.empty(0, 2, dtype=torch.int64)]
     for start in range(0, len(queries), block):
         scores = queries[start:start + block] @ vectors[start:].T
         i, j = (scores >= threshold).nonzero(as_tuple=True)
@@ -97,15 +97,21 @@ def _zoom(
     return y[:, (h - H) // 2:(h - H) // 2 + H, (w - W) // 2:(w - W) // 2 + W]
 
 
+def _zoom_pairs(
+    zooms: tuple[float, ...],           # magnifications at least 1
+) -> list[tuple[float, float]]:         # (zoom of the first, zoom of the second)
+    "Every magnification of either image."
+    return [(z, 1.0) for z in zooms] + [(1.0, z) for z in zooms if z != 1]
+
+
 def _alignments(
     a: torch.Tensor,            # float (P, H, W)
     b: torch.Tensor,            # float (P, H, W)
     reach: int,                 # largest shift, in pixels
     zooms: tuple[float, ...],   # magnifications at least 1
-) -> torch.Tensor:              # (2·zooms, P): first each zoom of `a`, then each of `b`
+) -> torch.Tensor:              # (len(_zoom_pairs(zooms)), P)
     "Best cosine over shifts, for each magnification of either image."
-    return torch.stack([_best_offset(_zoom(a, z), b, reach) for z in zooms]
-                       + [_best_offset(a, _zoom(b, z), reach) for z in zooms])
+    return torch.stack([_best_offset(_zoom(a, za), _zoom(b, zb), reach) for za, zb in _zoom_pairs(zooms)])
 
 
 def aligned_cosine(
@@ -153,8 +159,8 @@ def _near_pairs(
     coarse = F.avg_pool2d(half[:, None], 2)[:, 0]
     queries, vectors = unit_vectors(coarse.flip(2) if flip else coarse), unit_vectors(coarse)
     pairs = similar_pairs(queries, vectors, search.candidate, search.block)
-    verdicts = [_funnel(thumbs, half, part, search, flip) for part in pairs.split(4096)]
-    return torch.cat([p for p, _ in verdicts]), torch.cat([s for _, s in verdicts])
+    verdicts = [_funnel(thumbs, half, part, search, flip) for part in pairs.split(4096) if len(part)]
+    return (torch.cat([pairs[:0]] + [p for p, _ in verdicts]), torch.cat([torch.zeros(0)] + [s for _, s in verdicts]))
 
 
 def _funnel(
@@ -170,15 +176,15 @@ def _funnel(
         return (a.flip(2) if flip else a), b
 
     zooms, reach = search.zooms, search.reach
-    pairs = pairs[_best_offset(*both(half, pairs), -(-reach // 2)) >= search.glance]
-    score, which = _alignments(*both(half, pairs), max(1, reach // 2), zooms).max(0)
+    near = max(1, reach // 2)
+    pairs = pairs[_best_offset(*both(half, pairs), near) >= search.glance]
+    score, which = _alignments(*both(half, pairs), near, zooms).max(0)
     pairs, which = pairs[score >= search.prefilter], which[score >= search.prefilter]
     a, b = both(thumbs, pairs)
     score = torch.full((len(pairs),), -1.0)
     for k in which.unique().tolist():
-        m, z = which == k, zooms[k % len(zooms)]
-        left, right = (_zoom(a[m], z), b[m]) if k < len(zooms) else (a[m], _zoom(b[m], z))
-        score[m] = _best_offset(left, right, reach)
+        m, (za, zb) = which == k, _zoom_pairs(zooms)[k]
+        score[m] = _best_offset(_zoom(a[m], za), _zoom(b[m], zb), reach)
     return pairs[score >= search.threshold], score[score >= search.threshold]
 
 
@@ -192,7 +198,7 @@ def find_twins(
     keeper = first[digest]
     copies = np.flatnonzero(keeper != np.arange(len(ds)))
     tables = [pd.DataFrame({"i": keeper[copies], "j": copies, "score": 1.0, "how": "exact"})]
-    if search is not None:
+    if search is not None and len(first) > 1:
         unique = np.sort(first)
         thumbs = grey_thumbs(ds)[unique]
         lively = thumbs.flatten(1).float().std(1) > BLANK_STD
@@ -265,14 +271,14 @@ class Audit:
         return table.assign(all=table.sum(axis=1))
 
     def table1(self) -> pd.DataFrame:  # one row a class, columns as in the paper's Table 1
-        "The paper's Table 1: duplicated, multi-label and label-error counts, error ratio, original count."
+        "The paper's Table 1 with the columns this audit can fill; label errors are not looked for and count as none."
         issues = self.issues.merge(self.ds.df[["id", "label"]], on="id")
         def count(kind: str) -> pd.Series:
             return issues[issues.kind == kind].label.value_counts().reindex(self.ds.labels, fill_value=0)
         firsts = issues[issues.kind == "multilabel"].assign(group=lambda t: self.groups[_positions(self.ds, t.id)])
         multilabel = firsts.drop_duplicates("group").label.value_counts().reindex(self.ds.labels, fill_value=0)
         return error_ratio(pd.DataFrame({
-            "duplicated": count("duplicate"), "multilabel": multilabel, "label_error": count("label_error"),
+            "duplicated": count("duplicate"), "multilabel": multilabel, "label_error": np.nan,
             "original": self.ds.counts()["all"]}))
 
     def clean(
@@ -326,8 +332,9 @@ def _check_decisions(
     decisions: Mapping[str, str],  # id -> "keep", "drop" or a label name
 ) -> pd.DataFrame:                 # id, action, why
     "Decisions as a table. Raises `DataError` for an unknown id, `ConfigError` for an unknown action."
+    known = set(ds.df.id)
     for id, action in decisions.items():
-        if id not in set(ds.df.id):
+        if id not in known:
             raise DataError(f"decision for {id!r}, which is not in the dataset")
         if action not in ("keep", "drop", *ds.labels):
             raise ConfigError(f"decision {action!r} for {id!r}; keep, drop or one of {', '.join(ds.labels)} expected")
@@ -353,7 +360,7 @@ def audit(
     kinds = KINDS if kinds is None else tuple(kinds)
     if unknown := set(kinds) - set(KINDS):
         raise ConfigError(f"kind {sorted(unknown)[0]!r}; {', '.join(KINDS)} expected")
-    twins = find_twins(ds, search) if set(kinds) - {"no_face"} else pd.DataFrame({"i": [], "j": [], "score": [], "how": []})
+    twins = find_twins(ds if set(kinds) - {"no_face"} else ds.take([]), search)
     n, (i, j) = len(ds), (twins.i.to_numpy(int), twins.j.to_numpy(int))
     groups = connected_components(coo_matrix((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
     found = _twin_issues(ds.df, twins, groups)

@@ -25,7 +25,8 @@ def affine(
     "Rotate, scale, shift and mirror every image of a batch by its own amount."
     rad = torch.deg2rad(angle)
     cos, sin = rad.cos() / scale, rad.sin() / scale
-    rotate = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2) * mirror[:, :, None]
+    H, W = x.shape[-2:]
+    rotate = torch.stack([cos, -sin * H / W, sin * W / H, cos], 1).view(-1, 2, 2) * mirror[:, :, None]
     offset = -(rotate @ (2 * shift)[:, :, None])
     grid = F.affine_grid(torch.cat([rotate, offset], 2).to(x.dtype), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -50,6 +51,11 @@ class Augment:
         for name in ("hflip", "vflip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not a probability")
+        for name in ("rotate", "translate", "brightness", "contrast", "noise"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is negative")
+        if not 0 < self.erase_size[0] <= self.erase_size[1] <= 1:
+            raise ConfigError(f"erase_size={self.erase_size} is not a range of fractions")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError(f"scale={self.scale} is not a range of positive numbers")
 

@@ -6,7 +6,6 @@
 __all__ = ['PAPER_TARGETS', 'target_counts', 'balance']
 
 # %% ../nbs/05_balance.ipynb #3b117d4b
-from dataclasses import replace
 from typing import Mapping
 
 import numpy as np
@@ -33,8 +32,8 @@ def target_counts(
         targets = int(np.max(present) if targets == "max" else np.median(present))
     if isinstance(targets, (int, np.integer)) and not isinstance(targets, bool) and targets > 0:
         return {label: max(n, int(targets)) if n else 0 for label, n in counts.items()}
-    if not isinstance(targets, Mapping):
-        raise ConfigError(f"targets={targets!r}; \"max\", \"median\", \"paper\", a positive number or a mapping expected")
+    if not isinstance(targets, Mapping) or not all(isinstance(n, (int, np.integer)) for n in targets.values()):
+        raise ConfigError(f"targets={targets!r}; \"max\", \"median\", \"paper\", a positive whole number or a mapping to such expected")
     for label, n in targets.items():
         if label not in counts:
             raise ConfigError(f"targets: no class {label!r}; there are {', '.join(counts)}")
@@ -70,12 +69,16 @@ def balance(
     if other:
         raise DataError(f"balance got {', '.join(sorted(other))} images; only training images may be balanced: "
                         "balance(ds.where(split=\"train\"))")
+    if not len(ds):
+        raise DataError("balance got no images")
     augment = augment or Augment(brightness=0.15, contrast=0.25, noise=0.03)
-    originals = ds.df.assign(source=ds.df.id)
+    originals = ds.df if "source" in ds.df else ds.df.assign(source=ds.df.id)
     rows, turns = _copy_plan(ds, target_counts(ds.df.label.value_counts().reindex(ds.labels, fill_value=0).to_dict(), targets))
     if not len(rows):
         return FERData(originals, ds.array(), ds.labels, ds.name)
-    copies = originals.iloc[rows].assign(id=lambda df: df.id + [f"#copy{k + 1}" for k in turns])
+    copies = originals.iloc[rows]
+    number = copies.source.map(originals.source.value_counts()) + copies.groupby("source").cumcount()
+    copies = copies.assign(id=copies.source + "#copy" + number.astype(str))
     images = _transformed(ds.array(), rows, turns, augment, seed)
     return FERData(pd.concat([originals, copies]), np.concatenate([ds.array(), images]), ds.labels, ds.name)
 

@@ -101,6 +101,25 @@ def seed_everything(
         sys.modules["torch"].manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #ec2dc4a1
+def _swap_in(
+    aside: Path,  # the complete new folder
+    path: Path,   # its place; what is there now is removed, or put back if the swap fails
+) -> None:
+    "Rename `aside` to `path`."
+    if not path.exists():
+        os.replace(aside, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.replace(path, old / "old")
+    try:
+        os.replace(aside, path)
+    except BaseException:
+        os.replace(old / "old", path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 @contextmanager
 def atomic_folder(
     path: str | Path,         # where the folder shall appear
@@ -115,13 +134,9 @@ def atomic_folder(
     try:
         yield aside
         aside.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old / "old")
-            os.replace(aside, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, path)
+        if path.exists() and not overwrite:
+            raise DataError(f"{path}: appeared while it was being written; it was left as it is")
+        _swap_in(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -145,16 +160,18 @@ def file_sha256(
 def fetch(
     url: str,                      # where the file is
     sha256: str,                   # its SHA-256; a file that differs is refused
-    folder: Path | None = None,    # where to keep it, `cache_dir()` by default
+    folder: str | Path | None = None,  # where to keep it, `cache_dir()` by default
 ) -> Path:                         # the file on this disk
     "The file at `url`, downloaded once with pooch, checked against `sha256` and kept in the cache."
     import pooch
     pooch.get_logger().setLevel("WARNING")
-    folder = folder or cache_dir()
+    folder = Path(folder or cache_dir())
     name = url.rsplit("/", 1)[-1]
     try:
         return Path(pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=folder))
     except ValueError as e:
+        if "hash" not in str(e).lower():
+            raise DownloadError(f"{url}: could not be fetched ({e})") from e
         raise DownloadError(f"{url}: the file that came does not have the SHA-256 {sha256}") from e
     except Exception as e:
         raise DownloadError(f"{url}: could not be fetched ({type(e).__name__}). Without a network, put the file "

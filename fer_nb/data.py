@@ -9,6 +9,7 @@ __all__ = ['SPLITS', 'FER2013_COUNTS', 'FERData', 'read_image', 'read_images', '
 # %% ../nbs/01_data.ipynb #9c81d923
 import csv
 import hashlib
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,7 +37,7 @@ class FERData:
         if len(df) != len(images):
             raise DataError(f"{name or 'dataset'}: {len(df)} rows but {len(images)} images")
         if isinstance(images, np.ndarray):
-            if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
                 raise ImageError(f"images are {images.dtype} {images.shape}; uint8 (N, H, W) or (N, H, W, 3) expected")
         else:
             images = [Path(p) for p in images]
@@ -74,8 +75,12 @@ class FERData:
         rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length N
     ) -> "FERData":                        # a smaller dataset with the same labels
         "The dataset of the given `rows`, in their order."
-        rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        rows = np.asarray(rows if len(rows) else [], dtype=None if len(rows) else np.int64)
+        if rows.dtype == bool and len(rows) != len(self):
+            raise DataError(f"a mask of {len(rows)} values for {len(self)} images")
+        if rows.dtype != bool and rows.dtype.kind not in "iu":
+            raise DataError(f"rows are {rows.dtype}; positions or a boolean mask expected")
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         images = self._images[rows] if isinstance(self._images, np.ndarray) else [self._images[i] for i in rows]
         return FERData(self.df.iloc[rows], images, self.labels, self.name)
 
@@ -121,6 +126,8 @@ def _check_table(
     missing = [c for c in ("id", "label", "split") if c not in df]
     if missing:
         raise DataError(f"the table has no column {', '.join(missing)}")
+    if len(odd := [i for i in df.id if not isinstance(i, str)]):
+        raise DataError(f"id {odd[0]!r} is not a string")
     if (twice := df.id[df.id.duplicated()]).size:
         raise DataError(f"id {twice.iloc[0]!r} occurs more than once")
     for column, allowed in (("label", labels), ("split", SPLITS)):
@@ -217,7 +224,7 @@ def _check_pixels(
     if len(words) != side * side:
         raise DataError(f"{where}: {len(words)} pixels, {side * side} expected")
     for word in words:
-        if not word.lstrip("-").isdigit():
+        if not re.fullmatch("-?[0-9]+", word):
             raise DataError(f"{where}: pixel {word!r} is not a whole number")
         if not 0 <= int(word) <= 255:
             raise DataError(f"{where}: pixel {word} is outside 0-255")
@@ -233,7 +240,7 @@ def _parse_pixels(
         warnings.simplefilter("error", DeprecationWarning)
         try:
             flat = np.fromstring(" ".join(texts), dtype=np.int64, sep=" ")
-            regular = all(t.count(" ") == 2303 for t in texts)
+            regular = all(len(t.split()) == 2304 for t in texts)
         except (ValueError, DeprecationWarning):
             regular = False
     if regular and flat.size == 2304 * len(texts) and flat.min() >= 0 and flat.max() <= 255:
@@ -264,13 +271,15 @@ def _read_fer2013_rows(
         return f"{path}, row {rows[len(rows) - len(texts) + k]}"
 
     csv.field_size_limit(1 << 24)
-    with open(path, newline="", encoding="utf-8") as f:
+    with open(path, newline="", encoding="utf-8", errors="replace") as f:
         reader = csv.reader(f)
         header = next(reader, None)
         if header is None:
             raise DataError(f"{path}: the file is empty")
         ei, pi, ui = (_csv_column(header, c, path) for c in ("emotion", "pixels", "Usage"))
         for fields in reader:
+            if not fields:
+                continue
             rows.append(reader.line_num)
             at = f"{path}, row {reader.line_num}"
             if len(fields) <= max(ei, pi, ui):
@@ -319,7 +328,8 @@ def _list_images(
         raise DataError(f"{root}: no such file or folder")
     if not root.is_dir():
         raise DataError(f"{root}: is a file, a folder expected")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS and not p.name.startswith("."))
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS
+                   and not any(part.startswith(".") for part in p.relative_to(root).parts))
     if not files:
         raise DataError(f"{root}: no image files ({', '.join(sorted(_IMAGE_ENDINGS))}) in it")
     return files
@@ -355,8 +365,8 @@ def _from_files(
             raise LabelError(f"{p}: folder {p.parent.name!r} is not one of {', '.join(labels)}")
     df = pd.DataFrame({"id": [p.relative_to(root).as_posix() for p in files], "label": found, "split": splits})
     images = read_images(files)
-    same = len({im.shape for im in images}) == 1
-    return FERData(df, np.stack(images) if same else files, labels, name)
+    same = len({im.shape[:2] for im in images}) == 1
+    return FERData(df, _stack(images, files) if same else files, labels, name)
 
 # %% ../nbs/01_data.ipynb #67f7ed7a
 def read_fer2013(

@@ -31,7 +31,8 @@ def _check_labels(
         raise LabelError(f"the model does not say what its outputs mean; set model.labels, such as {ds.labels}")
     if tuple(theirs) != ds.labels:
         same = "the same names in another order" if set(theirs) == set(ds.labels) else "other names"
-        raise LabelError(f"the model's labels ({', '.join(theirs)}) are {same} than the dataset's ({', '.join(ds.labels)})")
+        raise LabelError(f"the model's labels ({', '.join(theirs)}) are {same} than those of the dataset "
+                         f"({', '.join(ds.labels)})")
 
 
 @contextmanager
@@ -74,8 +75,8 @@ def _to_logits(
     z = torch.cat([*parts]).float().cpu().numpy() if parts else np.empty((0, len(ds.labels)), np.float32)
     if z.shape != (len(ds), len(ds.labels)):
         raise ConfigError(f"the model returned {z.shape} for {len(ds)} images and {len(ds.labels)} labels")
-    if not np.isfinite(z).all():
-        raise ConfigError(f"image {ds.df.id[int((~np.isfinite(z)).any(1).argmax())]!r}: the model returned NaN or infinity")
+    if (bad := ~np.isfinite(z).all(axis=1)).any():
+        raise ConfigError(f"image {ds.df.id[int(bad.argmax())]!r}: the model returned NaN or infinity")
     return z
 
 # %% ../nbs/31_evaluate.ipynb #50d16e71
@@ -91,7 +92,8 @@ def predict_logits(
     if tta not in ("none", "flip"):
         raise ConfigError(f"tta={tta!r}; 'none' or 'flip' expected")
     with _ready(model, device) as where, torch.inference_mode():
-        parts = [model(x) if tta == "none" else (model(x) + model(x.flip(-1))) / 2 for _, x, _ in _batches(ds, bs, where)]
+        parts = [model(x) if tta == "none" else (model(x) + model(x.flip(-1))) / 2
+                 for _, x, _ in _batches(ds, bs, where)]
     return _to_logits(parts, ds)
 
 # %% ../nbs/31_evaluate.ipynb #ec9c1087
@@ -112,7 +114,8 @@ def _scores(
         p, r, f, _ = precision_recall_fscore_support(y, pred, labels=classes, zero_division=0)
         each[:, seen] = np.stack([p, r, f])[:, seen]
         loss = (logsumexp(z, axis=1) - z[np.arange(n), y]).mean()
-        overall = [(pred == y).mean(), r[seen].mean(), p[seen].mean(), r[seen].mean(), f[seen].mean(), f @ support / n, loss]
+        macro = p[seen].mean(), r[seen].mean(), f[seen].mean()
+        overall = [(pred == y).mean(), macro[1], *macro, f @ support / n, loss]
     names = [f"{metric}:{label}" for metric in ("precision", "recall", "f1") for label in labels]
     return pd.DataFrame({"metric": [*_OVERALL, *names], "value": [*overall, *each.ravel()],
                          "n": [n] * len(_OVERALL) + 3 * support.tolist()})
@@ -147,7 +150,8 @@ def evaluate(
     if isinstance(twins, str):
         raise ConfigError(f"twins={twins!r}; a collection of ids expected, not one string")
     splits, y, tables = _splits(ds), ds.targets(), []
-    z, leaked = predict_logits(model, ds, bs, device, tta), ds.df.id.isin([] if twins is None else list(twins)).to_numpy()
+    z = predict_logits(model, ds, bs, device, tta)
+    leaked = ds.df.id.isin([] if twins is None else list(twins)).to_numpy()
     for split in splits:
         here = (ds.df.split == split).to_numpy()
         subsets = {"all": here} if twins is None else {"all": here, "without_twins": here & ~leaked}
@@ -222,7 +226,7 @@ def robust_curve(
     seed: int = 0,                             # of the sample and of PGD's random starts
     bs: int = 256,                             # images at once
     device: torch.device | str | None = None,  # where to work; None: where the model is
-) -> pd.DataFrame:                             # split, subset ("all" or "sample"), tta, attack, eps, steps, metric, value, n
+) -> pd.DataFrame:                             # as from `evaluate`; `subset` is "sample" where not all images were used
     "All metrics of `model` under attack, for each split and `eps`. Raises `LabelError`, `DataError` or `ConfigError`."
     _check_labels(model, ds)
     if attack not in ("fgsm", "pgd"):

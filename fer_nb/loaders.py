@@ -24,13 +24,13 @@ def leak_groups(
     ds: FERData,                                   # the dataset
     columns: Sequence[str] = ("group", "source", "subject"),  # columns of `ds.df` that tie images together, where present
 ) -> np.ndarray:                                   # int (N,), the same number for images that must stay together
-    "Connected components of images that share a value in any of `columns`; missing values tie nothing."
+    "Connected components of images that share a value in any of `columns`; missing and empty values tie nothing."
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     n, rows, cols = len(ds), [np.arange(len(ds))], [np.arange(len(ds))]
     for column in columns:
         if column in ds.df:
-            codes, _ = pd.factorize(ds.df[column])
+            codes, _ = pd.factorize(ds.df[column].replace("", None))
             known = np.flatnonzero(codes >= 0)
             _, first = np.unique(codes[known], return_index=True)
             rows.append(known)
@@ -49,8 +49,8 @@ def folds(
     "Stratified folds that keep groups together. Raises `DataError` for a class with fewer groups than folds."
     if k < 2:
         raise ConfigError(f"k={k}; at least 2 folds expected")
-    groups = leak_groups(ds) if groups is None else np.asarray(groups)
-    each = pd.Series(groups).groupby(ds.df.label.to_numpy()).nunique()
+    groups = _given_groups(ds, groups)
+    each = _groups_per_class(ds, groups)
     if (few := each[each < k]).size:
         raise DataError(f"class {few.index[0]!r} has {few.iloc[0]} images that do not belong together, fewer than {k} folds")
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
@@ -63,10 +63,34 @@ def holdout(
     seed: int = 0,                     # shuffles the groups
     groups: np.ndarray | None = None,  # (N,) what must stay together; None: `leak_groups(ds)`
 ) -> tuple[np.ndarray, np.ndarray]:    # positions: kept, held out
-    "One stratified, group-safe split: a fold of about `fraction`."
-    if not 0 < fraction <= 0.5:
-        raise ConfigError(f"fraction={fraction}; a share above 0 and at most 0.5 expected")
-    return folds(ds, round(1 / fraction), seed, groups)[0]
+    """One stratified, group-safe split: a fold of about `fraction`, more (at most a fifth) where a class is too small
+    for that. Raises `DataError` for a class with fewer than five groups."""
+    if not 0 < fraction <= 0.2:
+        raise ConfigError(f"fraction={fraction}; a share above 0 and at most 0.2 expected")
+    groups = _given_groups(ds, groups)
+    smallest = int(_groups_per_class(ds, groups).min())
+    return folds(ds, max(5, min(round(1 / fraction), smallest)), seed, groups)[0]
+
+
+def _given_groups(
+    ds: FERData,                # the dataset
+    groups: np.ndarray | None,  # what the caller gave
+) -> np.ndarray:                # (N,) what must stay together
+    "The caller's groups, or those of the dataset. Raises `DataError` for an empty dataset or a wrong length."
+    if not len(ds):
+        raise DataError(f"{ds.name}: no images to split")
+    groups = leak_groups(ds) if groups is None else np.asarray(groups)
+    if len(groups) != len(ds):
+        raise DataError(f"{len(groups)} groups for {len(ds)} images")
+    return groups
+
+
+def _groups_per_class(
+    ds: FERData,         # the dataset
+    groups: np.ndarray,  # (N,) what must stay together
+) -> pd.Series:          # label -> number of groups
+    "How many groups each class has."
+    return pd.Series(groups).groupby(ds.df.label.to_numpy()).nunique()
 
 # %% ../nbs/06_loaders.ipynb #acb64e74
 class ReplayLoader(DataLoader):
@@ -82,6 +106,11 @@ class ReplayLoader(DataLoader):
         views: int | None = None,          # cycle through this many views of each image; None: a new one every epoch
         device: torch.device | str = "cpu",  # where the batches go
     ):
+        if not len(ds):
+            raise DataError(f"{ds.name}: no images to load")
+        if bs < 1 or (views is not None and views < 1):
+            raise ConfigError(f"bs={bs}, views={views}; at least 1 expected")
+        self.ds = ds
         x = torch.from_numpy(ds.array())
         self.x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
         self.y = torch.tensor(ds.targets())
@@ -126,6 +155,14 @@ class ReplayLoader(DataLoader):
         x = self.x[ids].float().div_(255)
         return x if self.augment is None else self.augment(x, ids, self.view if view is None else view, self.seed)
 
+    def new(
+        self,
+        *args: object,     # ignored; fastai asks for a loader of the same data to predict with
+        **kwargs: object,  # ignored
+    ) -> "ReplayLoader":   # all images as they are, in order
+        "What `learn.get_preds` reads: the same images, not shuffled, not augmented."
+        return ReplayLoader(self.ds, self.bs, device=self.device)
+
     def after_iter(self) -> None:
         "A complete training pass moves on to the next epoch."
         self.epoch += self.train
@@ -143,8 +180,8 @@ def dataloaders(
     "Training and validation loaders. Raises `DataError` where the label sets differ or an id is on both sides."
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
-    sources = set(train.df.source if "source" in train.df else train.df.id)
-    if both := sources & set(valid.df.id):
+    sides = [set(ds.df.id) | set(ds.df.source if "source" in ds.df else ()) for ds in (train, valid)]
+    if both := sides[0] & sides[1]:
         raise DataError(f"image {sorted(both)[0]!r} is both in training and in validation")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     augment = Augment() if augment is None else augment

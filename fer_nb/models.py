@@ -44,6 +44,8 @@ class InputAdapter(nn.Module):
         x: torch.Tensor,  # (B, 1 or 3, H, W) in [0, 1]
     ) -> torch.Tensor:    # (B, in_chans, size or H, size or W), normalised
         "Match channels, resize, normalise."
+        if not x.is_floating_point():
+            raise ImageError(f"a batch of {x.dtype}; floats in [0, 1] expected, so divide bytes by 255")
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ImageError(f"a batch of shape {tuple(x.shape)} is not (B, 1, H, W) or (B, 3, H, W)")
         if x.shape[1] > self.in_chans:
@@ -163,6 +165,8 @@ class HyFERConfig:
     input_size: int                                    # the side it is meant for, in pixels
 
 
+_ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
+
 HYFER = {
     "paper": HyFERConfig(16, ((32, 2, 4), (64, 2, 4), (96, 2, 4)), 144, 2, 2, 384, False, "silu", 224),
     "light": HyFERConfig(24, ((48, 2, 3), (96, 2, 4), (96, 1, 4)), 128, 2, 1, 256, True, "relu", 48),
@@ -186,7 +190,9 @@ class HyFER(nn.Module):
         if in_chans not in (1, 3):
             raise ConfigError(f"in_chans={in_chans}; 1 or 3 expected")
         self.config = HYFER[variant] if isinstance(variant, str) else variant
-        cfg, act = self.config, {"silu": nn.SiLU, "relu": nn.ReLU}[self.config.act]
+        if self.config.act not in _ACTIVATIONS:
+            raise ConfigError(f"act={self.config.act!r}; {' or '.join(_ACTIVATIONS)} expected")
+        cfg, act = self.config, _ACTIVATIONS[self.config.act]
         self.in_chans, self.input_size, self.num_features = in_chans, cfg.input_size, cfg.proj
         self.adapt = InputAdapter(in_chans)
         self.stem = ConvNormAct(in_chans, cfg.stem, 3, stride=2, act_layer=act)
@@ -197,7 +203,6 @@ class HyFER(nn.Module):
         self.proj = nn.Sequential(ConvNormAct(widths[-1], cfg.proj, 1, act_layer=act), nn.Dropout2d(drop))
         self.drop = nn.Dropout(drop)
         self.reset_classifier(num_classes, labels)
-        self.apply(_init_weights)
 
     def reset_classifier(
         self,
@@ -210,7 +215,8 @@ class HyFER(nn.Module):
         if len(labels) != num_classes:
             raise ConfigError(f"{len(labels)} labels for {num_classes} classes")
         self.num_classes, self.labels = num_classes, tuple(labels)
-        self.fc = nn.Linear(self.num_features, num_classes)
+        like = self.stem.conv.weight
+        self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
     def forward_features(
         self,
@@ -234,18 +240,6 @@ class HyFER(nn.Module):
     ) -> torch.Tensor:    # (B, num_classes) logits
         "Logits of a batch."
         return self.forward_head(self.forward_features(x))
-
-# %% ../nbs/10_models.ipynb #e0e53f86
-def _init_weights(
-    module: nn.Module,  # any layer
-) -> None:
-    "He initialisation for convolutions, truncated normal for linear layers."
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 # %% ../nbs/10_models.ipynb #707b7dc2
 def shape_table(
@@ -276,29 +270,29 @@ def save_hyfer(
 ) -> Path:               # the file written
     "Write weights, configuration, labels and `record` into one safetensors file."
     path = Path(path)
-    header = {"config": asdict(model.config), "in_chans": model.in_chans, "labels": model.labels, "record": record}
+    header = {"config": asdict(model.config), "in_chans": model.in_chans, "drop": model.drop.p, "labels": model.labels, "record": record}
     aside = path.with_name(f".{path.name}.part")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside, {"fer_nb.HyFER": json.dumps(header)})
-    aside.replace(path)
-    return path
+    aside.chmod(0o644)
+    return aside.replace(path)
 
 
 def load_hyfer(
     path: str | Path,  # a file that `save_hyfer` wrote
 ) -> HyFER:            # in eval mode, on the CPU
-    "Read a HyFER back. Raises `DataError` for a file that is not one."
+    "Read a HyFER back, with what was recorded as `.record`. Raises `DataError` for a file that is not one."
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as f:
             header = json.loads((f.metadata() or {})["fer_nb.HyFER"])
             state = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, KeyError) as e:
+        cfg = header["config"] | {"blocks": tuple(tuple(b) for b in header["config"]["blocks"])}
+        model = HyFER(len(header["labels"]), header["in_chans"], HyFERConfig(**cfg), header["drop"], header["labels"])
+        model.load_state_dict(state)
+    except (SafetensorError, ConfigError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise DataError(f"{path}: not the weights of a HyFER ({e})") from e
-    cfg = header["config"]
-    cfg["blocks"] = tuple(tuple(b) for b in cfg["blocks"])
-    model = HyFER(len(header["labels"]), header["in_chans"], HyFERConfig(**cfg), labels=header["labels"])
-    model.load_state_dict(state)
+    model.record = header.get("record", {})
     return model.eval()
 
 # %% ../nbs/10_models.ipynb #00560ffc
@@ -384,10 +378,12 @@ def create_teacher(
     labels: Sequence[str] = EMOTIONS,   # label names in order
 ) -> Teacher:                           # to fine-tune; takes images in [0, 1]
     "A teacher by name. Raises `ConfigError` for an unknown name, `DownloadError` where weights cannot be had."
-    timm_name, size = TEACHERS[name][:2] if name in TEACHERS else (name, 224)
+    timm_name, size = TEACHERS[name][:2] if name in TEACHERS else (name, None)
     if not timm.is_model(timm_name):
         raise ConfigError(f"no teacher {name!r}; there are {', '.join(TEACHERS)}, and timm's models")
-    size = input_size or size
+    if len(labels) != num_classes:
+        raise ConfigError(f"{len(labels)} labels for {num_classes} classes")
+    size = input_size or size or timm.get_pretrained_cfg(timm_name).input_size[-1]
     own_size = {"img_size": size} if timm_name.startswith(("crossvit", "maxvit")) else {}
     if pretrained:
         net = _pretrained(timm_name, **own_size)

@@ -104,7 +104,7 @@ def fit_model(
         raise ConfigError(f"{phase}: epochs={epochs}; at least 1 expected")
     seed_everything(seed)
     progress = Progress(phase, show)
-    optimiser = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
+    optimiser = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, fused=True)
     model.to(dls.device, memory_format=torch.channels_last)
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=smoothing), opt_func=optimiser,
                     metrics=accuracy, wd=wd, cbs=[KeepBest(), progress, *cbs])

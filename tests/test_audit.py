@@ -1,4 +1,4 @@
-"""The exported audit: planted twins are found and nothing else, what pairs mean, what cleaning keeps, golden numbers."""
+"""The exported audit: planted twins found, nothing else; what pairs mean; what cleaning keeps; golden numbers."""
 import warnings
 
 import numpy as np
@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fer_nb.audit import BLANK_STD, KINDS, TwinSearch, aligned_cosine, audit, error_ratio, find_twins, grey_thumbs, similar_pairs, unit_vectors
+from fer_nb.audit import (BLANK_STD, KINDS, TwinSearch, aligned_cosine, audit, error_ratio, find_twins, grey_thumbs,
+                          similar_pairs, unit_vectors)
 from fer_nb.core import EMOTIONS, FERError
 from fer_nb.data import FERData
 
@@ -27,7 +28,7 @@ def noise(n, seed=0, shape=(48, 48)):
 
 def smooth(n, seed=0, side=48):
     "Pictures of a few broad patches, as photographs are, that have nothing to do with each other."
-    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    x = torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
     x = torch.nn.functional.interpolate(x, size=(side, side), mode="bicubic", align_corners=False).clamp(0, 1)
     return (x[:, 0] * 215 + 20).round().byte().numpy()
 
@@ -44,7 +45,7 @@ def issue(report, kind):
 
 # ---- exact twins ----
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=16), st.booleans())
 def test_planted_copies_are_found_and_nothing_else(which, near_too):
     report = audit(drawn(which), search=TwinSearch() if near_too else None)
@@ -57,7 +58,7 @@ def test_planted_copies_are_found_and_nothing_else(which, near_too):
     assert sorted(issue(report, "duplicate").id) == [f"im{k:03}" for k in range(len(which)) if which[k] in which[:k]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["sad", "happy", "fear"]), st.sampled_from(list(RANK))),
                 min_size=1, max_size=14))
 def test_issues_follow_their_definitions(rows):
@@ -98,7 +99,7 @@ def test_a_twin_of_another_kind_does_not_hide_a_leak():
     assert set(issue(report, "leak").id) == {"im000", "im002"} and len(issue(report, "duplicate")) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=12), st.randoms())
 def test_the_order_of_the_images_changes_nothing_but_their_names(which, random):
     order = list(range(len(which)))
@@ -133,11 +134,10 @@ CHANGES = {
 def test_changed_copies_are_found_and_nothing_else(change, changed_first):
     pictures = smooth(30, seed=3)
     copies = np.stack([CHANGES[change](im) for im in pictures[:8]])
-    n = 30 if not changed_first else 8
     ds = dataset(np.concatenate([pictures, copies] if not changed_first else [copies, pictures]))
     twins = find_twins(ds)
     expected = [(k, 30 + k) for k in range(8)] if not changed_first else [(k, 8 + k) for k in range(8)]
-    assert list(zip(twins.i, twins.j)) == expected and n
+    assert list(zip(twins.i, twins.j)) == expected
     assert set(twins.how) == {"mirror" if "mirror" in change else "near"}
     assert (twins.score >= 0.95).all() and (twins.score <= 1 + 1e-5).all()
 
@@ -147,13 +147,14 @@ def test_mirrors_are_left_alone_on_request():
     assert len(find_twins(ds)) == 5 and len(find_twins(ds, TwinSearch(mirrored=False))) == 0
 
 
-@pytest.mark.parametrize("block", [1, 3, 7, 40, 41, 4096])
-def test_the_block_size_does_not_change_the_result(block):
-    pictures = smooth(20, seed=5)
-    ds = dataset(np.concatenate([pictures, pictures[::2], pictures[:5, :, ::-1], np.stack([shifted(p) for p in pictures[:6]])]))
-    whole, parts = find_twins(ds), find_twins(ds, TwinSearch(block=block))
-    pd.testing.assert_frame_equal(whole, parts, atol=1e-5)
+def test_the_block_size_does_not_change_the_result():
+    pictures = smooth(12, seed=5)
+    moved = np.stack([shifted(p) for p in pictures[:4]])
+    ds = dataset(np.concatenate([pictures, pictures[::2], pictures[:4, :, ::-1], moved]))
+    whole = find_twins(ds)
     assert set(whole.how) == {"exact", "near", "mirror"}
+    for block in (1, 3, 7, 20, 21):
+        pd.testing.assert_frame_equal(whole, find_twins(ds, TwinSearch(block=block)), atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -190,7 +191,7 @@ def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_twins():
 
 # ---- cleaning ----
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["sad", "happy"]), st.sampled_from(list(RANK))),
                 min_size=1, max_size=14), st.booleans())
 def test_cleaning_leaves_no_twin_of_an_evaluation_image_and_touches_no_evaluation_image(rows, near):
@@ -278,7 +279,7 @@ def test_tiny_datasets(n, search):
         report = audit(dataset(smooth(n)), search=search)
         assert len(report.issues) == len(report.twins) == 0 and len(report.groups) == n
         assert report.summary().to_numpy().sum() == 0 and len(report.clean()) == n
-        assert report.table1()[["duplicated", "multilabel", "label_error"]].to_numpy().sum() == 0
+        assert report.table1()[["duplicated", "multilabel"]].to_numpy().sum() == 0
         assert list(report.issues.columns) == ["id", "kind", "score", "partner", "how"]
 
 
@@ -289,19 +290,22 @@ def test_colour_and_other_sizes(shape):
         pictures = np.stack([pictures, pictures // 2 + 60, 255 - pictures // 3], -1)
     ds = dataset(np.concatenate([pictures, pictures[:2], pictures[2:4, :, ::-1]]))
     twins = find_twins(ds)
-    assert list(zip(twins.i, twins.j, twins.how)) == [(0, 8, "exact"), (1, 9, "exact"), (2, 10, "mirror"), (3, 11, "mirror")]
+    expected = [(0, 8, "exact"), (1, 9, "exact"), (2, 10, "mirror"), (3, 11, "mirror")]
+    assert list(zip(twins.i, twins.j, twins.how)) == expected
     assert grey_thumbs(ds).shape == (12, 48, 48) and grey_thumbs(ds).dtype == torch.uint8
 
 
 def test_one_picture_in_many_sizes_kinds_and_files_is_one_group(tmp_path):
     big, other = smooth(1, side=96)[0], smooth(2, seed=50, side=70)[1]
     variants = {"a.png": Image.fromarray(big), "b.png": Image.fromarray(big).resize((48, 48), Image.BILINEAR),
-                "c.png": Image.fromarray(big).convert("RGB"), "d.jpg": Image.fromarray(big), "e.bmp": Image.fromarray(big),
-                "f.png": Image.fromarray(other)}
+                "c.png": Image.fromarray(big).convert("RGB"), "d.jpg": Image.fromarray(big),
+                "e.bmp": Image.fromarray(big), "f.png": Image.fromarray(other)}
     for name, image in variants.items():
         image.save(tmp_path / name)
     df = pd.DataFrame({"id": list(variants), "label": "sad", "split": "train"})
-    report = audit(FERData(df, [tmp_path / name for name in variants]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = audit(FERData(df, [tmp_path / name for name in variants]))
     assert len(set(report.groups[:5])) == 1 and report.groups[5] != report.groups[0]
     exact = report.twins[report.twins.how == "exact"]
     assert list(zip(exact.i, exact.j)) == [(0, 4)]                    # PNG and BMP hold the same pixels
@@ -327,14 +331,15 @@ def test_unit_vectors_have_length_one_and_mean_zero(seed):
 def test_table1_counts_a_contradiction_once_per_picture_and_foots():
     ds = drawn([0, 0, 0, 1, 1, 2], ["sad", "happy", "happy", "fear", "fear", "fear"])
     table = audit(ds, search=None).table1()
-    assert table.multilabel.sum() == 1
-    assert table.duplicated.to_dict() == {**dict.fromkeys(EMOTIONS, 0), "happy": 1, "fear": 1}
+    assert table["multilabel"].sum() == 1
+    assert table["duplicated"].to_dict() == {**dict.fromkeys(EMOTIONS, 0), "happy": 1, "fear": 1}
     assert table.original.sum() == 6
     assert table.error_ratio["fear"] == pytest.approx(100 / 3)
 
 
 def test_error_ratio_takes_missing_counts_as_none():
-    table = pd.DataFrame({"duplicated": [1, np.nan], "multilabel": [1, 2], "label_error": [np.nan, np.nan], "original": [4, 8]})
+    table = pd.DataFrame({"duplicated": [1, np.nan], "multilabel": [1, 2], "label_error": [np.nan, np.nan],
+                          "original": [4, 8]})
     assert error_ratio(table).error_ratio.tolist() == [50, 25]
 
 
@@ -361,7 +366,9 @@ def test_golden_numbers_of_identical_pictures(real):
     labels = real.ds.df.label.groupby(real.groups).nunique()
     assert (labels > 1).sum() == 50
     leak = issue(real, "leak").merge(real.ds.df, on="id")
-    assert len(leak) == 279 and set(leak.split) == {"valid"}
+    train = {image.tobytes() for image in real.ds.where(split="train").array()}
+    plain = sum(image.tobytes() in train for image in real.ds.where(split="valid").array())
+    assert len(leak) == plain == 280 and set(leak.split) == {"valid"}
 
 
 @pytest.mark.realdata

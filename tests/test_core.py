@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from fer_nb.core import (EMOTIONS, LABEL_ORDERS, DataError, DownloadError, FERError, LabelError, atomic_folder, cache_dir,
-                         canonical_label, fetch, file_sha256, hash_uniform, seed_everything)
+from fer_nb.core import (EMOTIONS, LABEL_ORDERS, DataError, DownloadError, FERError, LabelError, atomic_folder,
+                         cache_dir, canonical_label, fetch, file_sha256, hash_uniform, seed_everything)
 
 I64 = st.integers(-2**63, 2**63 - 1)
 

@@ -136,7 +136,8 @@ def test_a_missing_column_is_named(tmp_path, column):
 
 @pytest.mark.parametrize("content, needle", [(b"", "empty"), (b"emotion,pixels,Usage\n", "no rows"),
                                              (b"emotion,pixels,Usage", "no rows"), (b"\n", "no column"),
-                                             (b"PK\x03\x04\x14\x00\xff\xfe\x9c", ""), (b"emotion,pixels,Usage\n3,\xff\xfe,", "")])
+                                             (b"PK\x03\x04\x14\x00\xff\xfe\x9c", ""),
+                                             (b"emotion,pixels,Usage\n3,\xff\xfe,", "")])
 def test_a_file_that_is_no_table_is_refused(tmp_path, content, needle):
     path = tmp_path / "fer2013.csv"
     path.write_bytes(content)
@@ -283,7 +284,8 @@ def test_damaged_files_are_read_or_refused_with_an_image_error(tmp_path, kind, d
     buffer = io.BytesIO()
     colour = data.draw(st.booleans())
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
-    Image.fromarray(rng.integers(0, 256, (12, 12, 3) if colour else (12, 12), dtype=np.uint8)).save(buffer, kind, **FORMATS[kind])
+    pixels = rng.integers(0, 256, (12, 12, 3) if colour else (12, 12), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, kind, **FORMATS[kind])
     raw = bytearray(buffer.getvalue())
     if data.draw(st.booleans()):
         raw = raw[:data.draw(st.integers(0, len(raw) - 1))]

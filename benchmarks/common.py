@@ -1,0 +1,102 @@
+"""What the benchmarks share: taking turns, medians, the machine, and one small JSON file a benchmark."""
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fer_nb.core import EMOTIONS
+from fer_nb.data import FERData
+from fer_nb.synth import make_faces
+
+HERE = Path(__file__).resolve().parent
+FER2013 = "fer2013_train_public.npz"
+
+
+def arguments(
+    name: str,       # the benchmark's name
+    what: str,       # one sentence for --help
+    images: int,     # default number of images, 0 for all there are
+    repeats: int,    # default number of repeats
+) -> argparse.ArgumentParser:  # with --images, --repeats and --out
+    "The options that every benchmark has."
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--images", type=int, default=images,
+                        help=f"number of images (default {images or 'all there are'})")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"runs of each contestant (default {repeats})")
+    parser.add_argument("--out", type=Path, default=HERE / f"{name}.json",
+                        help="result file (default: beside the script)")
+    return parser
+
+
+def fer2013(
+    n: int,       # number of images, evenly picked; 0 for all there are
+) -> FERData:     # real FER2013 where it is present, else synthetic faces
+    "FER2013 from the folder `FER_NB_DATA` or `shared/fer2013` beside the checkout, or `make_faces`."
+    folder = os.environ.get("FER_NB_DATA")
+    path = (Path(folder) if folder else HERE.parents[1] / "shared/fer2013") / FER2013
+    if not path.is_file():
+        return make_faces(n or 4000, seed=0)[0]
+    with np.load(path, allow_pickle=False) as data:
+        pixels, emotion, usage = data["pixels"], data["emotion"], data["usage"]
+    pick = np.arange(len(pixels)) if not n else np.linspace(0, len(pixels) - 1, min(n, len(pixels))).astype(int)
+    df = pd.DataFrame({"id": pick.astype(str), "label": np.array(EMOTIONS)[emotion[pick]],
+                       "split": np.where(usage[pick] == "Training", "train", "valid")})
+    return FERData(df, pixels[pick], name="fer2013")
+
+
+def machine() -> dict[str, str | int]:  # what a reader needs to know, and nothing that says where it ran
+    "The machine and the versions."
+    return {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count() or 0,
+            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__}
+
+
+def take_turns(
+    contestants: dict[str, Callable[[], float | None]],  # name -> what to time; may return its own seconds
+    repeats: int,                                        # runs of each
+) -> dict[str, list[float]]:                             # name -> seconds of each run
+    "Run the contestants in turns, every other round backwards, after one round that does not count."
+    times = {name: [] for name in contestants}
+    for turn in range(-1, repeats):
+        for name in list(contestants) if turn % 2 else list(contestants)[::-1]:
+            start = time.perf_counter()
+            own = contestants[name]()
+            seconds = time.perf_counter() - start if own is None else own
+            if turn >= 0:
+                times[name].append(seconds)
+    return times
+
+
+def report(
+    times: dict[str, list[float]],       # from `take_turns`
+    baseline: dict[str, str],            # contestant -> what it is compared with
+    settings: dict[str, object],         # what was run
+    out: Path,                           # result file
+    rate: float | None = None,           # images a run, for a column images/s
+) -> pd.DataFrame:                       # one row a contestant
+    "Print and write medians and ratios; a ratio is the median of the ratios of runs of one round."
+    rows = []
+    for name, seconds in times.items():
+        row = {"what": name, "median_s": statistics.median(seconds),
+               "fastest_s": min(seconds), "slowest_s": max(seconds)}
+        if rate:
+            row["images_per_s"] = rate / row["median_s"]
+        if name in baseline:
+            ratios = [a / b for a, b in zip(seconds, times[baseline[name]])]
+            row |= {"compared_with": baseline[name], "ratio": statistics.median(ratios)}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    print(table.round(3).astype(object).where(table.notna(), "").to_string(index=False))
+    print("settings:", settings)
+    print("machine:", machine())
+    rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    out.write_text(json.dumps({"settings": settings, "machine": machine(), "results": rows}, indent=1) + "\n")
+    return table

@@ -1,0 +1,336 @@
+"""The exported folds and loaders: nothing that belongs together is parted, and every epoch can be replayed."""
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from fer_nb.audit import audit
+from fer_nb.augment import Augment
+from fer_nb.balance import balance
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
+from fer_nb.data import FERData
+from fer_nb.loaders import ReplayLoader, dataloaders, folds, holdout, leak_groups
+from fer_nb.synth import make_faces
+
+MISSING = [None, np.nan, pd.NA, pd.NaT, ""]
+
+
+def dataset(n, labels=None, seed=0, shape=(8, 8), prefix="im", **columns):
+    rng = np.random.default_rng(seed)
+    labels = labels if labels is not None else [EMOTIONS[k % 2] for k in range(n)]
+    df = pd.DataFrame({"id": [f"{prefix}{k}" for k in range(n)], "label": labels, "split": "train", **columns})
+    return FERData(df, rng.integers(0, 256, (n, *shape), dtype=np.uint8))
+
+
+def components(columns, n):
+    "Connected components by plain flooding."
+    group = list(range(n))
+    changed = True
+    while changed:
+        changed = False
+        for values in columns:
+            for i in range(n):
+                for j in range(n):
+                    if values[i] is not None and values[i] == values[j] and group[i] != group[j]:
+                        group[i] = group[j] = min(group[i], group[j])
+                        changed = True
+    return np.array(group)
+
+
+# ---- groups ----
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12).flatmap(lambda n: st.lists(
+    st.lists(st.one_of(st.none(), st.integers(0, 6)), min_size=n, max_size=n), min_size=0, max_size=3)))
+def test_groups_agree_with_plain_flooding(columns):
+    n = len(columns[0]) if columns else 4
+    named = dict(zip(("group", "source", "subject"), ([None if v is None else f"v{v}" for v in c] for c in columns)))
+    found, slow = leak_groups(dataset(n, **named)), components(columns, n)
+    assert ((found[:, None] == found[None]) == (slow[:, None] == slow[None])).all()
+
+
+@pytest.mark.parametrize("missing", MISSING, ids=["None", "nan", "NA", "NaT", "empty"])
+@pytest.mark.parametrize("column", ["group", "source", "subject"])
+def test_missing_values_tie_nothing(missing, column):
+    values = pd.Series([missing, missing, "a", missing, "a"], dtype=object)
+    found = leak_groups(dataset(5, **{column: values}))
+    assert len(set(found)) == 4 and found[2] == found[4]
+
+
+@pytest.mark.parametrize("values", [pd.array([1, None, None, 1], dtype="Int64"), pd.Categorical(["x", None, None, "x"]),
+                                    pd.array(["x", None, None, "x"], dtype="string"),
+                                    np.array([1., np.nan, np.nan, 1.])])
+def test_every_kind_of_column_is_understood(values):
+    found = leak_groups(dataset(4, group=values))
+    assert found[0] == found[3] and len(set(found)) == 3
+
+
+def test_synthetic_pictures_without_a_face_have_no_subject_in_common():
+    ds, truth = make_faces(120, seed=0, defects={"no_face": .1, "blank": .1}, balance="uniform")
+    faceless = ds.df.id.isin(truth.id[truth.kind == "no_face"]).to_numpy()
+    assert faceless.sum() == 24 and len(set(leak_groups(ds)[faceless])) == 24
+
+
+def test_other_columns_on_request():
+    ds = dataset(4, film=["a", "a", "b", None], group=[0, 1, 1, 2])
+    assert len(set(leak_groups(ds))) == 3
+    assert len(set(leak_groups(ds, ("film",)))) == 3 and len(set(leak_groups(ds, ("film", "group")))) == 2
+    assert len(set(leak_groups(ds, ()))) == 4
+
+
+# ---- folds ----
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.lists(st.tuples(st.integers(0, 14), st.integers(0, 1)), min_size=8, max_size=40),
+       st.integers(0, 5))
+def test_groups_never_straddle_folds(k, rows, seed):
+    group, label = np.array(rows).T
+    ds = dataset(len(rows), [EMOTIONS[e] for e in label], group=group)
+    enough = all(len(set(group[label == e])) >= k for e in set(label))
+    if not enough:
+        with pytest.raises(DataError, match=f"fewer than {k} folds"):
+            folds(ds, k, seed)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = folds(ds, k, seed)
+    assert len(parts) == k and sorted(np.concatenate([test for _, test in parts])) == list(range(len(rows)))
+    for train, test in parts:
+        assert len(test) and sorted([*train, *test]) == list(range(len(rows)))
+        assert not set(group[train]) & set(group[test])
+
+
+def test_twins_copies_and_subjects_stay_together_through_the_whole_chain():
+    faces = make_faces(210, seed=1, balance="uniform", defects={"exact": .06, "mirror": .04, "multilabel": .03})[0]
+    train = faces.where(split="train")
+    ds = balance(audit(train).clean(splits=()), "max")                # nothing dropped: every twin is still there
+    found = leak_groups(ds)
+    for column in ("group", "source", "subject"):
+        assert (pd.Series(found).groupby(ds.df[column].to_numpy()).nunique() == 1).all(), column
+    for fit, held in [*folds(ds, 3), holdout(ds, 0.2)]:
+        for column in ("group", "source", "subject"):
+            assert not set(ds.df[column].iloc[fit]) & set(ds.df[column].iloc[held]), column
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_folds_replay_and_another_seed_gives_others(seed):
+    ds = dataset(60)
+    one, two = folds(ds, 3, seed), folds(ds, 3, seed)
+    assert all((a == b).all() for p, q in zip(one, two) for a, b in zip(p, q))
+    assert any(set(a[1]) != set(b[1]) for a, b in zip(one, folds(ds, 3, (seed + 1) % 2**32)))
+
+
+def test_folds_are_stratified():
+    ds = dataset(300, ["happy"] * 240 + ["disgust"] * 60)
+    for _, test in folds(ds, 5):
+        assert (ds.df.label.iloc[test] == "disgust").sum() == 12
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.15, 0.2])
+def test_the_held_out_share_is_about_what_was_asked_for(fraction):
+    kept, held = holdout(dataset(600), fraction)
+    assert abs(len(held) / 600 - fraction) < 0.02 and sorted([*kept, *held]) == list(range(600))
+
+
+@pytest.mark.parametrize("rare", [5, 7, 12])
+def test_a_rare_class_makes_the_held_out_share_larger_but_not_above_a_fifth(rare):
+    ds = dataset(400 + rare, ["happy"] * 400 + ["disgust"] * rare)
+    _, held = holdout(ds, 0.05)
+    share = (ds.df.label.iloc[held] == "disgust").sum() / rare
+    assert 0 < share <= 2 / rare + 0.2 and 0.05 < len(held) / len(ds) <= 0.21
+
+
+def test_a_class_too_rare_to_hold_out_is_named():
+    with pytest.raises(DataError, match="'disgust' has 4"):
+        holdout(dataset(44, ["happy"] * 40 + ["disgust"] * 4), 0.1)
+
+
+@pytest.mark.parametrize("fraction", [0, 0.21, -0.1, 1, float("nan")])
+def test_shares_that_make_no_sense_are_refused(fraction):
+    with pytest.raises(ConfigError, match="fraction"):
+        holdout(dataset(20), fraction)
+
+
+def test_groups_by_hand_override_the_columns_and_must_fit():
+    ds = dataset(12, group=[0] * 12)
+    with pytest.raises(DataError, match="fewer than 2"):
+        folds(ds, 2)
+    assert len(folds(ds, 2, groups=np.arange(12))) == 2
+    with pytest.raises(FERError):
+        folds(ds, 2, groups=np.arange(5))
+
+
+def test_nothing_cannot_be_split():
+    for split in (lambda ds: folds(ds, 2), holdout):
+        with pytest.raises(FERError):
+            split(dataset(4).take([]))
+
+
+# ---- batches ----
+
+def epoch(loader):
+    "All batches of one pass: positions, images, labels."
+    return [(loader.ids.copy(), x.clone(), y.clone()) for x, y in loader]
+
+
+def same(a, b):
+    return len(a) == len(b) and all((i == j).all() and torch.equal(x, u) and torch.equal(y, v)
+                                    for (i, x, y), (j, u, v) in zip(a, b))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(-2**31, 2**31), st.integers(0, 50))
+def test_an_epoch_is_a_permutation_cut_into_full_batches(n, bs, seed, number):
+    ds = dataset(n)
+    loader = ReplayLoader(ds, bs, train=True, seed=seed)
+    loader.epoch = number
+    order = loader.get_idxs()
+    assert sorted(order) == list(range(n)) and order == loader.get_idxs()
+    batches = epoch(loader)
+    size = min(bs, n)
+    assert len(batches) == len(loader) == n // size and all(len(i) == size for i, _, _ in batches)
+    assert np.concatenate([i for i, _, _ in batches]).tolist() == order[:n // size * size]
+    for i, x, y in batches:
+        assert (y.numpy() == ds.targets()[i]).all()
+        assert torch.equal((x[:, 0] * 255).round().byte(), torch.from_numpy(ds.array()[i]))
+        assert 0 <= x.min() and x.max() <= 1 and x.dtype == torch.float32
+
+
+def test_any_epoch_can_be_replayed_by_setting_it():
+    ds = dataset(20)
+    loader = ReplayLoader(ds, 6, True, Augment(noise=.1), seed=4)
+    passes = [epoch(loader) for _ in range(3)]
+    assert loader.epoch == 3
+    fresh = ReplayLoader(ds, 6, True, Augment(noise=.1), seed=4)
+    for number in (2, 0, 1):
+        fresh.epoch = number
+        assert same(epoch(fresh), passes[number])
+    assert not any(same(passes[a], passes[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    assert not same(epoch(ReplayLoader(ds, 6, True, Augment(noise=.1), seed=5)), passes[0])
+
+
+def test_global_seeds_do_not_matter():
+    ds = dataset(20)
+    torch.manual_seed(1)
+    one = epoch(ReplayLoader(ds, 6, True, Augment()))
+    torch.manual_seed(2), np.random.seed(2)
+    assert same(one, epoch(ReplayLoader(ds, 6, True, Augment())))
+
+
+def test_a_pass_that_is_broken_off_is_begun_again():
+    loader = ReplayLoader(dataset(20), 5, True)
+    whole = epoch(loader)
+    loader.epoch = 0
+    for _ in loader:
+        break
+    assert loader.epoch == 0 and same(epoch(loader), whole)
+
+
+def test_views_cycle_while_the_order_goes_on():
+    ds = dataset(12)
+    loader = ReplayLoader(ds, 4, True, Augment(), views=2)
+    passes = [epoch(loader) for _ in range(4)]
+    pictures = [torch.cat([x for _, x, _ in p])[np.argsort(np.concatenate([i for i, _, _ in p]))] for p in passes]
+    for a, b in ((0, 2), (1, 3)):
+        torch.testing.assert_close(pictures[a], pictures[b], atol=1e-6, rtol=0)
+        assert [i.tolist() for i, _, _ in passes[a]] != [i.tolist() for i, _, _ in passes[b]]
+    assert not torch.allclose(pictures[0], pictures[1])
+
+
+def test_validation_keeps_everything_in_order_and_unchanged():
+    ds = dataset(11)
+    loader = ReplayLoader(ds, 4, augment=Augment(noise=1))
+    batches = epoch(loader)
+    assert np.concatenate([i for i, _, _ in batches]).tolist() == list(range(11))
+    assert [len(y) for _, _, y in batches] == [4, 4, 3]
+    assert same(batches, epoch(loader)) and loader.epoch == 0
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    for train in (False, True):
+        assert [len(y) for _, y in ReplayLoader(dataset(3), 128, train)] == [3]
+
+
+def test_colour_comes_channels_first_and_channels_last_in_memory():
+    ds = dataset(4, shape=(6, 5, 3))
+    x, _ = next(iter(ReplayLoader(ds, 4)))
+    assert x.shape == (4, 3, 6, 5) and x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal((x * 255).round().byte().permute(0, 2, 3, 1), torch.from_numpy(ds.array()))
+
+
+@pytest.mark.parametrize("settings_", [{"bs": 0}, {"bs": -1}, {"views": 0}, {"views": -2}])
+def test_loader_settings_that_make_no_sense_are_refused(settings_):
+    with pytest.raises(FERError, match=next(iter(settings_))):
+        ReplayLoader(dataset(4), train=True, **settings_)
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(FERError):
+        ReplayLoader(dataset(4).take([]))
+
+
+# ---- DataLoaders ----
+
+def tiny_net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.BatchNorm1d(7))
+
+
+def learner(n=20, **kwargs):
+    from fastai.callback.progress import ProgressCallback  # noqa: F401  (brings Learner.no_bar)
+    from fastai.learner import Learner
+    dls = dataloaders(dataset(n), dataset(7, prefix="v"), bs=4, device="cpu", **kwargs)
+    return Learner(dls, tiny_net(), loss_func=nn.CrossEntropyLoss())
+
+
+def test_fastai_predicts_with_these_loaders():
+    learn = learner()
+    with learn.no_bar():
+        for given in ({"ds_idx": 1}, {"dl": learn.dls.valid}):
+            logits, targets = learn.get_preds(**given)
+            assert logits.shape == (7, 7) and torch.equal(targets, learn.dls.valid.y)
+
+
+def test_fastai_predicts_every_training_image_unchanged_and_in_order():
+    learn = learner()
+    with learn.no_bar():
+        logits, targets = learn.get_preds(ds_idx=0)
+    assert torch.equal(targets, learn.dls.train.y) and learn.dls.train.epoch == 0
+    with torch.no_grad():
+        torch.testing.assert_close(logits, learn.model.eval()(learn.dls.train.x.float() / 255))
+
+
+def test_training_twice_from_one_seed_gives_the_same_weights():
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        learn = learner(seed=3)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2)
+        weights.append(learn.model[1].weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("columns", [{}, {"source": ["v0", *map(str, range(9))]}])
+def test_an_image_or_a_copys_source_on_both_sides_is_refused(columns):
+    train = dataset(10, **columns) if columns else dataset(10, prefix="v")
+    with pytest.raises(DataError, match="'v0'"):
+        dataloaders(train, dataset(3, prefix="v"))
+
+
+def test_a_copy_in_validation_is_refused_for_its_source():
+    valid = dataset(3, prefix="v", source=["im4", "v1", "v2"])
+    with pytest.raises(DataError, match="'im4'"):
+        dataloaders(dataset(10), valid)
+
+
+def test_no_augmentation_can_be_asked_for():
+    still = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
+    dls = dataloaders(dataset(8), dataset(3, prefix="v"), bs=8, augment=still, device="cpu")
+    x, _ = next(iter(dls.train))
+    torch.testing.assert_close(x, dls.train.x[dls.train.ids].float() / 255, atol=1e-5, rtol=0)
+    assert dls.vocab == list(EMOTIONS)

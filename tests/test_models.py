@@ -1,0 +1,364 @@
+"""The exported models: every variant at every size, files that load or say why not, and teachers that stay frozen."""
+import copy
+import json
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings, strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, FERError, ImageError
+from fer_nb.models import (HYFER, TEACHERS, HyFER, HyFERConfig, InputAdapter, InvertedResidual, Teacher, create_teacher,
+                           load_hyfer, save_hyfer, shape_table)
+
+TINY = HyFERConfig(stem=8, blocks=((8, 2, 2), (16, 2, 2)), dim=16, depth=1, patch=2, proj=24, light=True, act="relu",
+                   input_size=48)
+VARIANTS = {**{name: name for name in HYFER}, "own": TINY}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    return VARIANTS[request.param]
+
+
+def hyfer(variant=TINY, in_chans=1, num_classes=7, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return HyFER(num_classes, in_chans, variant, **kwargs)
+
+
+def faces(n=2, c=1, side=48, seed=0):
+    return torch.rand(n, c, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def out(model, x):
+    return model.eval()(x)
+
+
+# ---- every variant ----
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("side", [48, 49, 112])
+@pytest.mark.parametrize("num_classes", [2, 7])
+def test_shapes_and_gradients(variant, in_chans, side, num_classes):
+    model = hyfer(variant, in_chans, num_classes).train()
+    x = faces(2, in_chans, side).requires_grad_()
+    logits = model(x)
+    assert logits.shape == (2, num_classes) and logits.dtype == torch.float32 and logits.isfinite().all()
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in model.parameters())
+    assert not [n for n, p in model.named_parameters() if not p.grad.isfinite().all() or not p.grad.any()]
+
+
+def test_contract_attributes(variant):
+    model = hyfer(variant, 3)
+    assert (model.in_chans, model.labels, model.num_classes) == (3, EMOTIONS, 7)
+    assert isinstance(model.input_size, int) and model.input_size == model.config.input_size
+    features = model.eval().forward_features(faces())
+    assert features.shape[1] == model.num_features == model.config.proj
+    assert not [n for n in model.state_dict() if n.startswith("adapt")], "normalisation constants are no weights"
+
+
+def test_evaluation_is_deterministic_and_no_image_sees_its_batch(variant):
+    model, x = hyfer(variant).eval(), faces(5)
+    with torch.no_grad():
+        whole = model(x)
+        assert torch.equal(whole, model(x))
+        torch.testing.assert_close(torch.cat([model(x[k:k + 1]) for k in range(5)]), whole, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(x.flip(0)), whole.flip(0), atol=1e-4, rtol=1e-4)
+
+
+def test_training_mode_drops_and_counts_evaluation_changes_nothing(variant):
+    model, x = hyfer(variant, drop=0.5), faces(4)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+    assert any(b.item() == 2 for n, b in model.named_buffers() if n.endswith("num_batches_tracked"))
+    before = copy.deepcopy(model.state_dict())
+    out(model, x)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_memory_format_does_not_matter(variant):
+    model, x = hyfer(variant).eval(), faces(3)
+    plain = out(model, x)
+    last = out(model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(plain, last, atol=1e-4, rtol=1e-4)
+
+
+def test_a_deep_copy_is_equal_and_independent(variant):
+    model = hyfer(variant)
+    twin = copy.deepcopy(model)
+    assert torch.equal(out(model, faces()), out(twin, faces())) and twin.labels == model.labels
+    with torch.no_grad():
+        next(twin.parameters()).zero_()
+    assert not torch.equal(out(model, faces()), out(twin, faces()))
+
+
+def test_the_same_seed_builds_the_same_model(variant):
+    a, b, c = (hyfer(variant, seed=s).state_dict() for s in (3, 3, 4))
+    assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_state_dicts_travel(variant):
+    model, other = hyfer(variant, seed=1), hyfer(variant, seed=2)
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(out(model, faces()), out(other, faces()))
+
+
+def test_grey_and_its_threefold_copy_are_the_same_picture(variant):
+    for in_chans in (1, 3):
+        model = hyfer(variant, in_chans)
+        torch.testing.assert_close(out(model, faces()), out(model, faces().expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_can_be_learnt_by_heart():
+    model = hyfer().train()
+    x, y = faces(14), torch.arange(14) % 7
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.7
+
+
+# ---- parts ----
+
+@given(st.sampled_from([1, 3]), st.sampled_from([1, 3]), st.sampled_from([None, 20, 48]), st.integers(8, 50))
+@settings(max_examples=40, deadline=None)
+def test_the_adapter_normalises_every_size_and_kind(want, given_, size, side):
+    adapt = InputAdapter(want, size, mean=(0.3,), std=(0.2,))
+    for level in (0.0, 0.3, 1.0):
+        y = adapt(torch.full((2, given_, side, side), level))
+        assert y.shape == (2, want, size or side, size or side)
+        torch.testing.assert_close(y, torch.full_like(y, (level - 0.3) / 0.2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (1, 48, 48), (2, 2, 48, 48), (2, 4, 48, 48), (2, 48, 48, 3)])
+def test_what_is_no_batch_of_images_is_refused_with_its_shape(shape):
+    for model in (InputAdapter(1), hyfer().eval()):
+        with pytest.raises(ImageError) as e:
+            model(torch.zeros(shape))
+        assert str(tuple(shape)) in str(e.value)
+
+
+def test_bytes_are_refused_they_are_not_in_the_unit_range():
+    with pytest.raises(ImageError):
+        hyfer().eval()(torch.zeros(1, 1, 48, 48, dtype=torch.uint8))
+
+
+def test_an_inverted_residual_with_a_silent_branch_is_the_identity():
+    block = InvertedResidual(6, 6).eval()
+    nn.init.zeros_(block.project.bn.weight)
+    x = torch.rand(2, 6, 7, 9)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_shape_table_leaves_the_model_as_it_was(variant, training):
+    model = hyfer(variant).train(training)
+    before = copy.deepcopy(model.state_dict())
+    table = shape_table(model, 64)
+    assert model.training is training and all(m.training is training for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert table.parameters[:-1].sum() == table.parameters.iloc[-1] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kwargs", [{"variant": "big"}, {"variant": ""}, {"in_chans": 2}, {"in_chans": 0},
+                                    {"labels": ["a", "b"]},
+                                    {"variant": HyFERConfig(8, ((8, 2, 2),), 16, 1, 1, 16, True, "gelu", 48)}])
+def test_settings_that_make_no_sense_are_refused(kwargs):
+    with pytest.raises(ConfigError):
+        HyFER(**kwargs)
+
+
+# ---- the classifier ----
+
+@pytest.mark.parametrize("n, labels, expected", [(7, None, EMOTIONS), (3, None, ("class0", "class1", "class2")),
+                                                 (2, ["calm", "other"], ("calm", "other"))])
+def test_a_new_classifier_keeps_the_features(n, labels, expected):
+    model = hyfer().eval()
+    with torch.no_grad():
+        before = model.forward_features(faces())
+        model.reset_classifier(n, labels)
+        assert torch.equal(model.forward_features(faces()), before)
+    assert model.labels == expected and model.num_classes == n and out(model, faces()).shape == (2, n)
+    assert model.forward_head(before, pre_logits=True).shape == (2, model.num_features)
+
+
+def test_a_new_classifier_stays_where_the_model_is():
+    model = hyfer().double()
+    model.reset_classifier(3)
+    assert model.fc.weight.dtype == torch.float64
+    meta = hyfer().to("meta")
+    meta.reset_classifier(3)
+    assert meta.fc.weight.device.type == "meta"
+
+
+# ---- files ----
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_a_saved_model_comes_back(tmp_path, variant, in_chans):
+    labels = (*EMOTIONS, "contempt")
+    model = hyfer(variant, in_chans, 8, labels=labels).train()
+    model(faces(4, 3))                                                # batch statistics that are not the initial ones
+    path = save_hyfer(model.to(memory_format=torch.channels_last), tmp_path / "m.safetensors", accuracy=0.7)
+    back = load_hyfer(path)
+    torch.testing.assert_close(out(back, faces()), out(model, faces()), atol=1e-5, rtol=1e-5)
+    assert (back.labels, back.config, back.in_chans, back.training) == (labels, model.config, in_chans, False)
+    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), model.state_dict().values()))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    with safe_open(path, "pt") as f:
+        assert json.loads(f.metadata()["fer_nb.HyFER"])["record"] == {"accuracy": 0.7}
+
+
+def test_dropout_is_part_of_the_model(tmp_path):
+    back = load_hyfer(save_hyfer(hyfer(drop=0.4), tmp_path / "m.safetensors"))
+    assert {m.p for m in back.modules() if isinstance(m, (nn.Dropout, nn.Dropout2d)) and m.p} == {0.4}
+
+
+def test_saving_over_a_file_replaces_it_and_a_failure_leaves_it(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_hyfer(hyfer(seed=1), path)
+    save_hyfer(hyfer(seed=2), path)
+    assert torch.equal(out(load_hyfer(path), faces()), out(hyfer(seed=2), faces()))
+    with pytest.raises((TypeError, FERError)):
+        save_hyfer(hyfer(seed=3), path, model=object())               # nothing JSON can hold
+    assert torch.equal(out(load_hyfer(path), faces()), out(hyfer(seed=2), faces()))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_named(tmp_path, share):
+    path = save_hyfer(hyfer(), tmp_path / "m.safetensors")
+    raw = path.read_bytes()
+    path.write_bytes(raw[:int(share * len(raw))])
+    with pytest.raises(DataError, match="m.safetensors"):
+        load_hyfer(path)
+
+
+def header_of(model, **changes):
+    from dataclasses import asdict
+    return json.dumps({"config": asdict(model.config), "in_chans": 1, "labels": EMOTIONS, "record": {}, **changes})
+
+
+def other_files():
+    model = hyfer()
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    few = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    return {
+        "another model": (timm.create_model("mobilenetv3_small_050").state_dict(), None),
+        "metadata of others": (state, {"format": "pt"}),
+        "metadata that is no JSON": (state, {"fer_nb.HyFER": "{"}),
+        "metadata without a configuration": (state, {"fer_nb.HyFER": "{}"}),
+        "metadata that is a list": (state, {"fer_nb.HyFER": "[]"}),
+        "an unknown setting": (state, {"fer_nb.HyFER": header_of(model, config={"blocks": [], "colour": 1})}),
+        "missing tensors": (few, {"fer_nb.HyFER": header_of(model)}),
+        "tensors of another size": (state, {"fer_nb.HyFER": header_of(model, labels=["a", "b"])}),
+        "superfluous tensors": ({**state, "more": torch.zeros(2)}, {"fer_nb.HyFER": header_of(model)}),
+    }
+
+
+@pytest.mark.parametrize("case", other_files())
+def test_files_of_others_are_refused_by_name(tmp_path, case):
+    state, metadata = other_files()[case]
+    save_file(state, tmp_path / "other.safetensors", metadata)
+    with pytest.raises(DataError, match="other.safetensors"):
+        load_hyfer(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04" + bytes(100), b"\xff" * 64])
+def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+    (tmp_path / "m.pth").write_bytes(content)
+    with pytest.raises(DataError, match="m.pth"):
+        load_hyfer(tmp_path / "m.pth")
+
+
+def test_folders_and_missing_files_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "none.safetensors"):
+        with pytest.raises(DataError, match=path.name):
+            load_hyfer(path)
+
+
+# ---- teachers ----
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return create_teacher("resnet18", pretrained=False, input_size=64)
+
+
+def test_a_teacher_takes_every_image_and_says_what_it_is(resnet):
+    resnet.eval()
+    with torch.no_grad():
+        for c, side in ((1, 48), (3, 48), (1, 64), (3, 130)):
+            assert resnet(faces(2, c, side)).shape == (2, 7)
+    assert (resnet.input_size, resnet.in_chans, resnet.labels, resnet.name) == (64, 3, EMOTIONS, "resnet18")
+
+
+def test_a_frozen_teacher_does_not_move_and_passes_gradients_to_the_image(resnet):
+    teacher = copy.deepcopy(resnet).eval().requires_grad_(False)
+    before = copy.deepcopy(teacher.state_dict())
+    x = faces(2).requires_grad_()
+    teacher(x).logsumexp(1).sum().backward()
+    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_a_teacher_normalises_as_its_network_was_trained(resnet):
+    cfg = resnet.net.pretrained_cfg
+    x = faces(1, 3, 64)
+    by_hand = (x - torch.tensor(cfg["mean"]).view(1, 3, 1, 1)) / torch.tensor(cfg["std"]).view(1, 3, 1, 1)
+    torch.testing.assert_close(out(resnet, x), out(resnet.net, by_hand))
+
+
+def test_a_teachers_weights_travel(resnet):
+    other = create_teacher("resnet18", pretrained=False, input_size=64)
+    other.load_state_dict(resnet.state_dict(), strict=True)
+    assert torch.equal(out(other, faces()), out(resnet, faces()))
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_teacher_is_a_timm_model_of_that_size(name):
+    timm_name, side, _, _ = TEACHERS[name]
+    assert timm.is_model(timm_name)
+    size = timm.get_pretrained_cfg(timm_name).input_size[-1]
+    assert side == size, f"{timm_name} was trained at {size}"
+
+
+def test_another_timm_model_gets_its_own_size():
+    assert create_teacher("mobilevit_xxs", pretrained=False).input_size == 256
+
+
+def test_a_teacher_needs_as_many_labels_as_classes():
+    with pytest.raises(ConfigError, match="8"):
+        create_teacher("resnet18", num_classes=8, pretrained=False)
+    labels = (*EMOTIONS, "contempt")
+    assert create_teacher("resnet18", 8, False, labels=labels).labels == labels
+
+
+@pytest.mark.parametrize("name", ["", "hyfer", "resnet18 ", "davit"])
+def test_unknown_teachers_are_refused(name):
+    with pytest.raises(ConfigError):
+        create_teacher(name, pretrained=False)
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("state dict"), ValueError("hub")])
+def test_weights_that_cannot_be_had_name_the_remedy(monkeypatch, error):
+    def offline(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(DownloadError, match="resnet18.*pretrained=False") as e:
+        create_teacher("resnet18")
+    assert e.value.__cause__ is error
+
+
+def test_a_teacher_can_be_built_from_any_timm_network():
+    teacher = Teacher(timm.create_model("mobilenetv3_small_050", num_classes=2), 32, labels=("a", "b"))
+    assert out(teacher, faces(2, 1, 20)).shape == (2, 2) and teacher.labels == ("a", "b")

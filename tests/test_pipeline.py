@@ -1,0 +1,123 @@
+"""The whole way, small: reproducible, leak-free, and nothing half-written."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fer_nb.pipeline as pipeline
+from fer_nb.audit import audit
+from fer_nb.core import ConfigError, DataError
+from fer_nb.data import FERData
+from fer_nb.models import load_hyfer
+from fer_nb.pipeline import PRESETS, make_splits, run
+from fer_nb.synth import make_faces
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One tiny run, shared by the tests that only look at it."""
+    ds = make_faces(400, seed=0)[0]
+    return ds, run(ds, "tiny", tmp_path_factory.mktemp("runs") / "a", show=False)
+
+
+def test_same_seed_same_results(finished, tmp_path):
+    ds, out = finished
+    again = run(ds, "tiny", tmp_path / "b", show=False)
+    assert (out / "results.csv").read_bytes() == (again / "results.csv").read_bytes()
+    assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
+
+
+def test_config_says_how_to_run_again(finished):
+    ds, out = finished
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"]["fingerprint"] == ds.fingerprint()
+    assert config["settings"]["adv_eps"] == TINY.adv_eps and config["seed"] == 0
+    assert {"torch", "fastai", "timm", "python"} <= set(config["versions"])
+
+
+def test_results_name_split_attack_and_radius(finished):
+    _, out = finished
+    results = pd.read_csv(out / "results.csv")
+    assert set(results.split) == {"valid", "test"}
+    attacked = results[results.attack != "none"]
+    assert (attacked.eps >= 0).all() and (attacked.steps >= 1).all()
+    assert not results.duplicated(["model", "split", "subset", "tta", "attack", "eps", "steps", "metric"]).any()
+
+
+def test_shipped_student_is_the_one_that_was_measured(finished):
+    ds, out = finished
+    from fer_nb.evaluate import evaluate
+    results = pd.read_csv(out / "results.csv")
+    row = results[(results.model == "HyFER, EADD + adversarial") & (results.split == "test") & (results.subset == "all")
+                  & (results.attack == "none") & (results.metric == "accuracy")]
+    measured = evaluate(load_hyfer(out / "student.safetensors"), ds.where(split="test"))
+    accuracy = measured[(measured.metric == "accuracy") & (measured.subset == "all")].value
+    assert accuracy.item() == pytest.approx(row.value.item(), abs=1e-6)
+
+
+def test_report_stands_alone(finished):
+    _, out = finished
+    html = (out / "report.html").read_text()
+    assert "<script src" not in html and "http://" not in html and "https://" not in html
+    assert html.count("data:image/png;base64,") >= 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("near", [False, True])
+def test_nothing_leaks(seed, near):
+    """Training, selection and reported images share no picture, no source, no twin group."""
+    ds = make_faces(500, seed=seed, defects={"leak": 0.05, "exact": 0.05, "multilabel": 0.03, "shift": 0.02})[0]
+    parts = make_splits(ds, replace(TINY, near_twins=near), seed)
+    assert set(parts.train.df.split) == {"train"}
+    assert not set(parts.train.df.source) & set(parts.select.df.id)
+    assert not set(parts.train.df.group) & set(parts.select.df.group)
+    originals = parts.train.take((parts.train.df.id == parts.train.df.source).to_numpy())
+    everything = FERData(pd.concat([originals.df.assign(split="train"), parts.select.df.assign(split="valid"),
+                                    parts.report.df.assign(split="test")]),
+                         np.concatenate([originals.array(), parts.select.array(), parts.report.array()]), ds.labels)
+    assert not (audit(everything, ("leak",), None).issues.kind == "leak").any()
+    assert parts.report.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
+
+
+def test_balance_happens_after_the_holdout():
+    parts = make_splits(make_faces(400, seed=0)[0], replace(TINY, targets="max"))
+    assert "source" not in parts.select.df or (parts.select.df.source == parts.select.df.id).all()
+    assert parts.train.counts()["train"].nunique() == 1
+
+
+def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pipeline, "write_report", broken)
+    monkeypatch.setattr(pipeline, "_train_teachers", lambda parts, *a: ([], [], []))
+    monkeypatch.setattr(pipeline, "_train_students", lambda *a: ({}, [], None, None))
+    monkeypatch.setattr(pipeline, "_results", broken)
+    with pytest.raises(OSError):
+        run(make_faces(300, seed=0)[0], "tiny", tmp_path / "run", show=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_colour_images_of_another_size(tmp_path):
+    ds = make_faces(300, seed=1, size=64)[0]
+    colour = FERData(ds.df, np.repeat(ds.array()[..., None], 3, -1), ds.labels, "colour")
+    out = run(colour, replace(TINY, adv_attack=("fgsm",)), tmp_path / "run", show=False)
+    assert load_hyfer(out / "student.safetensors").in_chans == 3
+
+
+def test_inputs_that_cannot_be_used(tmp_path):
+    faces = make_faces(200, seed=0)[0]
+    with pytest.raises(ConfigError, match="'huge'"):
+        run(faces, "huge", tmp_path / "x")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(DataError, match="exists already"):
+        run(faces, "tiny", tmp_path / "there")
+    few = faces.take((faces.df.label != "disgust").to_numpy() | (np.arange(len(faces)) < 3))
+    rare = FERData(few.df.assign(split="train"), few.array(), few.labels)
+    with pytest.raises(DataError, match="class 'disgust' has"):
+        run(rare, "tiny", tmp_path / "y", show=False)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
