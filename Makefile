@@ -26,7 +26,7 @@ $(STAMP): constraints.txt settings.ini setup.py
 	@touch $@
 
 demo: env  ## the whole way on the embedded data set; results in runs/demo
-	$(BIN)/fer-nb demo --out runs/demo
+	$(BIN)/fer-nb demo --out runs/demo --overwrite
 
 test: env  ## every notebook, then every test
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python tests/run_notebooks.py $(SUMMARY)

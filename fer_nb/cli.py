@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .core import ConfigError, DataError, FERError
+from .core import ConfigError, DataError, FERError, keep_freed_memory
 
 # %% ../nbs/50_cli.ipynb #31992932
 def read_any(
@@ -62,6 +62,7 @@ def _execute(
 ) -> Path:                     # the run folder
     "Do what was asked."
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)  # fastai's import
+    keep_freed_memory()
     from fer_nb.pipeline import PRESETS, run
     if args.preset not in PRESETS:
         raise ConfigError(f"no preset {args.preset!r}; there are {', '.join(PRESETS)}")

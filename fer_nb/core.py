@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMOTIONS', 'LABEL_ORDERS', 'FERError', 'DataError', 'ImageError', 'LabelError', 'ConfigError', 'DownloadError',
-           'canonical_label', 'hash_uniform', 'seed_everything', 'atomic_folder', 'cache_dir', 'file_sha256', 'fetch']
+           'canonical_label', 'hash_uniform', 'seed_everything', 'keep_freed_memory', 'atomic_folder', 'cache_dir',
+           'file_sha256', 'fetch']
 
 # %% ../nbs/00_core.ipynb #1e4691d3
 import hashlib
@@ -99,6 +100,17 @@ def seed_everything(
     np.random.seed(seed % 2**32)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
+
+# %% ../nbs/00_core.ipynb #2d3679f3
+def keep_freed_memory() -> bool:  # whether the allocator understood (glibc does)
+    "Ask the C library to reuse large freed blocks instead of returning them to the kernel."
+    import ctypes
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+    return all([mallopt(mmap_threshold, 1 << 30), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 1 << 28)])
 
 # %% ../nbs/00_core.ipynb #ec2dc4a1
 def _swap_in(

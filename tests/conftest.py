@@ -31,9 +31,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def threads() -> None:
-    "Two threads: more than the small models of the tests can use, and the same on every machine."
+    "As many threads as OMP_NUM_THREADS says, two unless told: more than the small models of the tests can use."
     import torch
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

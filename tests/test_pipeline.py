@@ -70,7 +70,8 @@ def test_report_stands_alone(finished):
 @pytest.mark.parametrize("near", [False, True])
 def test_nothing_leaks(seed, near):
     """Training, selection and reported images share no picture, no source, no twin group."""
-    ds = make_faces(500, seed=seed, defects={"leak": 0.05, "exact": 0.05, "multilabel": 0.03, "shift": 0.02})[0]
+    defects = {"leak": 0.05, "exact": 0.05, "multilabel": 0.03, "shift": 0.02}
+    ds = make_faces(700, seed=seed, defects=defects, balance="uniform")[0]
     parts = make_splits(ds, replace(TINY, near_twins=near), seed)
     assert set(parts.train.df.split) == {"train"}
     assert not set(parts.train.df.source) & set(parts.select.df.id)
@@ -103,7 +104,7 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_colour_images_of_another_size(tmp_path):
-    ds = make_faces(300, seed=1, size=64)[0]
+    ds = make_faces(400, seed=1, size=64, balance="uniform")[0]
     colour = FERData(ds.df, np.repeat(ds.array()[..., None], 3, -1), ds.labels, "colour")
     out = run(colour, replace(TINY, adv_attack=("fgsm",)), tmp_path / "run", show=False)
     assert load_hyfer(out / "student.safetensors").in_chans == 3
@@ -116,8 +117,10 @@ def test_inputs_that_cannot_be_used(tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(DataError, match="exists already"):
         run(faces, "tiny", tmp_path / "there")
-    few = faces.take((faces.df.label != "disgust").to_numpy() | (np.arange(len(faces)) < 3))
-    rare = FERData(few.df.assign(split="train"), few.array(), few.labels)
+    faces = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    disgust = np.flatnonzero(faces.df.label == "disgust")
+    few = faces.take(np.setdiff1d(np.arange(len(faces)), disgust[3:]))
+    rare = FERData(few.df.assign(split="train", subject=""), few.array(), few.labels)
     with pytest.raises(DataError, match="class 'disgust' has"):
         run(rare, "tiny", tmp_path / "y", show=False)
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
