@@ -254,7 +254,7 @@ def robust_table(
 ) -> pd.DataFrame:          # one row a model, split and attack: accuracy in % for each ε, in steps of 1/255
     "The results under attack as a table to read."
     curves = results[(results.attack != "none") & (results.metric == "accuracy")]
-    curves = curves.assign(eps=[f"ε = {255 * e:g}/255" for e in curves.eps.round(6)], value=100 * curves.value)
+    curves = curves.assign(eps=[f"ε = {round(255 * e, 2):g}/255" for e in curves.eps], value=100 * curves.value)
     return curves.pivot_table(index=["model", "split", "attack", "steps"], columns="eps", values="value", sort=False).round(2).reset_index()
 
 
