@@ -66,21 +66,32 @@ def similar_pairs(
     return torch.cat(found)
 
 # %% ../nbs/04_audit.ipynb #d51d2537
+def _box_sums(
+    x: torch.Tensor,  # float (P, H, W)
+    h: int,           # height of the window
+    w: int,           # width of the window
+) -> torch.Tensor:    # (P, H - h + 1, W - w + 1)
+    "The sum of every h × w window, from cumulative sums."
+    c = F.pad(x.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    return c[:, h:, w:] - c[:, :-h, w:] - c[:, h:, :-w] + c[:, :-h, :-w]
+
+
 def _best_offset(
     a: torch.Tensor,  # float (P, H, W)
     b: torch.Tensor,  # float (P, H, W)
     reach: int,       # largest shift, in pixels
 ) -> torch.Tensor:    # (P,) best centred cosine of a's inner part with a window of b
-    "Slide the inner part of each `a` over its `b`."
-    h, w = a.shape[1] - 2 * reach, a.shape[2] - 2 * reach
+    "Slide the inner part of each `a` over its `b`: one Fourier product gives the dot products of all offsets."
+    if not len(a):
+        return a.new_zeros(0)
+    (H, W), (h, w) = a.shape[1:], (a.shape[1] - 2 * reach, a.shape[2] - 2 * reach)
     inner = a[:, reach:reach + h, reach:reach + w]
     inner = inner - inner.mean((1, 2), keepdim=True)
     inner = inner / inner.flatten(1).norm(dim=1).clamp_min(1e-3)[:, None, None]
     b = b - b.mean((1, 2), keepdim=True)
-    mean, square = (F.avg_pool2d(t[:, None], (h, w), stride=1)[:, 0] for t in (b, b * b))
-    spread = ((square - mean * mean).clamp_min(0) * h * w).sqrt().clamp_min(1e-3)
-    dots = torch.stack([torch.stack([(inner * b[:, y:y + h, x:x + w]).sum((1, 2)) for x in range(2 * reach + 1)], 1)
-                        for y in range(2 * reach + 1)], 1)
+    spread = (_box_sums(b * b, h, w) - _box_sums(b, h, w) ** 2 / (h * w)).clamp_min(0).sqrt().clamp_min(1e-3)
+    product = torch.fft.rfft2(b) * torch.fft.rfft2(inner, s=(H, W)).conj()
+    dots = torch.fft.irfft2(product, s=(H, W))[:, :2 * reach + 1, :2 * reach + 1]
     return (dots / spread).amax((1, 2))
 
 
