@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .core import ConfigError, DataError, FERError, keep_freed_memory
+from .data import FERData, read_fer2013, read_folder
 
 # %% ../nbs/50_cli.ipynb #31992932
 def read_any(
     path: str | Path,  # a CSV file or a folder
-) -> "FERData":        # what the matching reader gives
+) -> FERData:          # what the matching reader gives
     "Read a dataset, choosing the reader by what is there."
-    from fer_nb.data import read_fer2013, read_folder
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")

@@ -8,10 +8,11 @@ __all__ = ['HYFER', 'TEACHERS', 'InputAdapter', 'InvertedResidual', 'unfold_patc
 
 # %% ../nbs/10_models.ipynb #7ff88f07
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Sequence
 
+import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
@@ -245,9 +246,8 @@ class HyFER(nn.Module):
 def shape_table(
     model: HyFER,          # the network
     size: int,             # side of the input, in pixels
-) -> "pd.DataFrame":       # stage, shape (C, H, W), parameters
+) -> pd.DataFrame:         # stage, shape (C, H, W), parameters
     "Shape and parameter count of each stage of `model` for a `size` × `size` image."
-    import pandas as pd
     rows, training = [], model.training
     stages = [("stem", model.stem)] + [(f"inverted residual {k+1}", b) for k, b in enumerate(model.blocks)]
     stages += [("EPC", model.epc), ("projection", model.proj)]

@@ -11,13 +11,14 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.core import DataLoaders
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -132,7 +133,7 @@ def _loaders(
     seed: int,                # order and views
     bs: int,                  # batch size
     views: int | None,        # see `ReplayLoader`
-) -> "DataLoaders":           # training and selection
+) -> DataLoaders:             # training and selection
     "Loaders over the training and selection parts."
     return dataloaders(parts.train, parts.select, bs, preset.augment, seed, views)
 
