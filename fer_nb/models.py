@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Sequence
 
-import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
@@ -246,8 +245,9 @@ class HyFER(nn.Module):
 def shape_table(
     model: HyFER,          # the network
     size: int,             # side of the input, in pixels
-) -> pd.DataFrame:         # stage, shape (C, H, W), parameters
+) -> "pd.DataFrame":       # stage, shape (C, H, W), parameters
     "Shape and parameter count of each stage of `model` for a `size` × `size` image."
+    import pandas as pd
     rows, training = [], model.training
     stages = [("stem", model.stem)] + [(f"inverted residual {k+1}", b) for k, b in enumerate(model.blocks)]
     stages += [("EPC", model.epc), ("projection", model.proj)]
