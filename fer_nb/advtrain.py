@@ -6,6 +6,7 @@
 __all__ = ['ramp', 'AdversarialTraining']
 
 # %% ../nbs/21_advtrain.ipynb #b0f08d65
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 
-from .attacks import deepfool, fgsm, pgd
+from .attacks import _rows, deepfool, fgsm, pgd
 from .core import ConfigError, ImageError, hash_uniform
 
 # %% ../nbs/21_advtrain.ipynb #4c9fa7d6
@@ -96,6 +97,25 @@ def _check_result(
         raise ImageError(f"attack {name!r} returned values outside [0, 1] or NaN")
     return adv.detach()
 
+# %% ../nbs/21_advtrain.ipynb #03f7a770
+def _disagreement(
+    clean: torch.Tensor,  # logits of the clean images (B, K)
+    adv: torch.Tensor,    # logits of the same images, attacked (B, K)
+) -> torch.Tensor:        # scalar, mean over the images
+    "KL divergence from the clean answers to the attacked ones."
+    return F.kl_div(adv.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+
+# %% ../nbs/21_advtrain.ipynb #40f31d18
+def _collapsed(
+    past_fgsm: list[float],  # accuracies under FGSM at the end of the epochs that were kept
+    past_pgd: list[float],   # the same under PGD
+    fgsm: float,             # now
+    pgd: float,              # now
+    share: float,            # of the best accuracy under PGD; below it is a collapse
+) -> bool:
+    "Has robust accuracy collapsed while the accuracy against a single step did not fall?"
+    return bool(past_pgd) and pgd < share * max(past_pgd) and fgsm >= past_fgsm[-1]
+
 # %% ../nbs/21_advtrain.ipynb #018dd828
 class AdversarialTraining(Callback):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
@@ -104,19 +124,24 @@ class AdversarialTraining(Callback):
     def __init__(
         self,
         attack: str | Callable | tuple = "fgsm",  # "fgsm", "pgd", "deepfool", a function, or a tuple to mix
-        eps: float = 4/255,                # budget (L-infinity) of FGSM and PGD, in pixel values of [0, 1]
+        eps: float | Callable[[float], float] = 4/255,  # L-infinity budget of FGSM and PGD, or a schedule of it
         alpha: float | None = None,        # step length at the full eps; the default of the attack if None
         steps: int = 7,                    # of PGD and DeepFool; FGSM takes one
-        ratio: float = 0.5,                # share of the batch that is replaced, 0 to 1
+        ratio: float = 0.5,                # share of the batch that is attacked, 0 to 1
         random_start: bool = True,         # of FGSM and PGD
         warmup_epochs: float = 0,          # eps grows linearly over so many epochs
         weights: tuple | None = None,      # of a mixture, one number per attack; equal if None
         seed: int = 0,                     # of the rows, the mixture and the random starts
+        trades: float = 0.0,               # β of TRADES; 0: attacked images replace clean ones
+        guard: int | None = None,          # steps of the PGD that looks for a collapse; 0: none; None: 10 with "fgsm"
+        collapse: float = 0.5,             # robust accuracy below this share of its best is a collapse
     ):
         self.attacks = tuple(attack) if isinstance(attack, (tuple, list)) else (attack,)
         self.weights = tuple(weights) if weights is not None else (1,) * len(self.attacks)
         self.eps, self.alpha, self.steps, self.ratio = eps, alpha, steps, ratio
         self.random_start, self.warmup_epochs, self.seed = random_start, warmup_epochs, seed
+        self.trades, self.collapse = trades, collapse
+        self.guard = (10 if "fgsm" in self.attacks else 0) if guard is None else guard
         _check_settings(self)
 
     @property
@@ -124,65 +149,159 @@ class AdversarialTraining(Callback):
         "The names of the attacks, in the order given."
         return tuple(_name(a) for a in self.attacks)
 
-    def config(self) -> dict:  # plain values only, ready for JSON
+    def config(self) -> dict:  # plain values only, ready for JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
         "The settings, for the record of a run."
-        keys = ("eps", "alpha", "steps", "ratio", "random_start", "warmup_epochs", "seed")
-        return {"kind": list(self.kinds), "weights": list(self.weights), **{k: getattr(self, k) for k in keys}}
+        keys = ("alpha", "steps", "ratio", "random_start", "warmup_epochs", "seed", "trades", "guard", "collapse")
+        eps = _eps_values(self.eps)
+        return {"kind": list(self.kinds), "weights": list(self.weights), "eps": eps if callable(self.eps) else eps[0],
+                **{k: getattr(self, k) for k in keys}}
 
     def before_fit(self):
         "Drop what a fit that crashed may have left. fastai calls this before `validate` and `get_preds` too."
         self.learn.clean_xb, self.learn.adv_mask, self.new_fit = None, None, True
+        self.adv_rows, self.adv_pred = None, None
 
     def before_train(self):
-        "Start the sums of this epoch, and the log if this is the first epoch of a fit."
+        "Start the sums of this epoch, and the logs if this is the first epoch of a fit."
         if self.new_fit:
-            self.learn.adv_log, self.new_fit = pd.DataFrame(columns=_COLUMNS), False
+            self.learn.adv_log, self.learn.guard_log = pd.DataFrame(columns=_COLUMNS), pd.DataFrame(columns=_GUARD)
+            self.watched, self.new_fit = None, False
         self.sums = {}
+        self.good = copy.deepcopy((self.model.state_dict(), self.opt.state_dict())) if self.guard else None
 
     def before_batch(self):
         "Attack some rows of the batch, against the student as it is now."
         self.learn.clean_xb = self.xb
         x, y = _images_and_labels(self.xb, self.yb)
+        if self.guard and self.watched is None:
+            self.watched = x.clone(), y.clone()
         g = _batch_generator(self.seed, self.epoch, self.iter)
         self.learn.adv_mask = _draw_rows(len(x), self.ratio, g).to(x.device)
         which = int(torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), 1, generator=g))
-        self.share = ramp(self.epoch + (self.iter + 1) / self.n_iter, self.warmup_epochs)
+        self._set_budget()
         self.now = self.kinds[which]
-        if self.adv_mask.any():
-            self.learn.xb = (self._replace(x, y, self.attacks[which], g),)
+        if not self.adv_mask.any():
+            return
+        rows = self.adv_mask.nonzero().flatten()
+        adv = self._craft(_rows(x, rows), y[rows], self.attacks[which], g)
+        if self.trades:
+            self.adv_rows = adv
+        else:
+            self.learn.xb = (x.index_copy(0, rows, adv),)
 
-    def _replace(self, x, y, attack, g):
-        "`x` with the rows of the mask attacked."
-        alpha = None if self.alpha is None else self.alpha * self.share
-        craft = _make_attack(attack, self.eps * self.share, alpha, self.steps, self.random_start, g)
-        mask, out = self.adv_mask, x.clone()
+    def _set_budget(self):
+        "The budget and the step length of this batch."
+        share = ramp(self.epoch + (self.iter + 1) / self.n_iter, self.warmup_epochs)
+        self.eps_now = share * (self.eps(self.learn.pct_train) if callable(self.eps) else self.eps)
+        self.alpha_now = None if self.alpha is None else self.alpha * share
+
+    def _craft(self, x, y, attack, g):
+        "The attacked version of `x`; TRADES climbs away from the model's own clean answer."
+        craft = _make_attack(attack, self.eps_now, self.alpha_now, self.steps, self.random_start, g)
         with _evaluating(self.model):
-            out[mask] = _check_result(craft(self.model, x[mask], y[mask]), x[mask], self.now)
-        return out
+            if self.trades and attack in ("fgsm", "pgd"):
+                with torch.no_grad():
+                    y = self.model(x).float().softmax(1)
+            return _check_result(craft(self.model, x, y), x, self.now)
 
     def after_pred(self):
-        "Add up loss and hits of the rows, from the prediction that training makes anyway."
-        z = (self.pred if isinstance(self.pred, torch.Tensor) else self.pred[0]).detach().float()
-        y, mask = self.yb[0].as_subclass(torch.Tensor), self.adv_mask
-        loss = F.cross_entropy(z.as_subclass(torch.Tensor), y, reduction="none")
-        rows = torch.stack([torch.ones_like(loss), loss, (z.argmax(1) == y).to(loss)])
-        for kind, m in ((self.now, mask), ("clean", ~mask)):
-            self.sums[kind] = self.sums.get(kind, 0) + (rows * m).sum(1).double()
+        "Add up loss and hits of the rows, from the predictions that training makes anyway."
+        z, y, mask = _first(self.pred), self.yb[0].as_subclass(torch.Tensor), self.adv_mask
+        if self.adv_rows is None:
+            parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
+        else:
+            self.adv_pred = _first(self.model(self.adv_rows))
+            parts = (self.now, self.adv_pred, y[mask]), ("clean", z, y)
+        for kind, z, y in parts:
+            z = z.detach().float()
+            loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()
+            self.sums[kind] = self.sums.get(kind, 0) + torch.stack([loss.new_tensor(len(y)), loss, hits]).double()
+
+    def before_backward(self):
+        "TRADES: the attacked rows shall agree with the clean ones, whatever else the loss has become by now."
+        if self.adv_pred is not None:
+            clean, adv = _first(self.pred)[self.adv_mask], self.adv_pred
+            self.learn.loss_grad = self.loss_grad + self.trades * _disagreement(clean.float(), adv.float())
+            self.learn.loss = self.learn.loss_grad.detach().clone()
 
     def after_batch(self):
-        "Let go of the clean batch, also after a cancelled one."
+        "Let go of the batch, also of a cancelled one."
         self.learn.clean_xb, self.learn.adv_mask = None, None
+        self.adv_rows, self.adv_pred = None, None
 
     def after_train(self):
-        "Write the sums of the epoch into `learn.adv_log`."
+        "Write the sums of the epoch into `learn.adv_log`, and let the guard look."
         rows = [_log_row(self, kind, *sums.tolist()) for kind, sums in self.sums.items() if sums[0] > 0]
-        old = [self.adv_log] if len(self.adv_log) else []
-        self.learn.adv_log = pd.concat(old + [pd.DataFrame(rows, columns=_COLUMNS)], ignore_index=True)
+        self.learn.adv_log = _appended(self.adv_log, rows)
+        if self.guard and self.watched is not None:
+            self._look()
+
+    def _look(self):
+        "Measure the watched batch; after a collapse go back to the weights at the start of the epoch."
+        fast, slow = self._probe()
+        past = self.guard_log[~self.guard_log.rolled_back.astype(bool)]
+        bad = _collapsed(past.fgsm.tolist(), past.pgd.tolist(), fast, slow, self.collapse)
+        if bad:
+            self.model.load_state_dict(self.good[0])
+            self.opt.load_state_dict(self.good[1])
+        note = f"collapsed: back to the weights of epoch {past.epoch.iloc[-1]}" if bad else ""
+        row = [self.epoch, _eps_values(self.eps)[-1], self.guard, len(self.watched[0]), fast, slow, bad, note]
+        self.learn.guard_log, self.good = _appended(self.guard_log, [row]), None
+
+    def _probe(self) -> tuple[float, float]:  # accuracies under FGSM and PGD
+        "The accuracy of the watched batch under a single step, as in training, and under many."
+        x, y = (t.to(self.dls.device) for t in self.watched)
+        ball = dict(eps=_eps_values(self.eps)[-1], generator=_batch_generator(self.seed, 0, 0))
+        with _evaluating(self.model):
+            found = (fgsm(self.model, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
+                     pgd(self.model, x, y, steps=self.guard, **ball))
+            with torch.no_grad():
+                return tuple((_first(self.model(a)).argmax(1) == y).float().mean().item() for a in found)
+
+    def state_dict(self) -> dict[str, object]:  # plain values and the watched batch
+        "The logs so far, for a checkpoint."
+        if self.new_fit:
+            return {"log": None}
+        return {"log": self.learn.adv_log.to_dict("list"), "guard": self.learn.guard_log.to_dict("list"),
+                "watched": self.watched}
+
+    def load_state_dict(
+        self,
+        state: dict[str, object],  # from `state_dict`
+    ) -> None:
+        "Go on with the logs of an interrupted fit."
+        if state["log"] is not None:
+            self.learn.adv_log, self.new_fit = pd.DataFrame(state["log"], columns=_COLUMNS), False
+            self.learn.guard_log, self.watched = pd.DataFrame(state["guard"], columns=_GUARD), state["watched"]
 
 
 _COLUMNS = ["epoch", "attack", "eps", "steps", "images", "loss", "accuracy"]
+_GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note"]
 
 # %% ../nbs/21_advtrain.ipynb #30e23188
+def _first(
+    pred: torch.Tensor | tuple,  # what a model returned
+) -> torch.Tensor:               # logits (B, K)
+    "The logits, as a plain tensor, also of a model that returns more than them."
+    return (pred if isinstance(pred, torch.Tensor) else pred[0]).as_subclass(torch.Tensor)
+
+
+def _eps_values(
+    eps: float | Callable[[float], float],  # a budget or a schedule
+) -> list[float]:                           # five numbers
+    "The budget at the start, after each quarter, and at the end of a training."
+    return [eps(q / 4) if callable(eps) else eps for q in range(5)]
+
+
+def _appended(
+    log: pd.DataFrame,  # so far
+    rows: list[list],   # new rows, in the order of the columns
+) -> pd.DataFrame:
+    "The log with more rows."
+    new = pd.DataFrame(rows, columns=log.columns)
+    return pd.concat([log, new], ignore_index=True) if len(log) else new
+
+
 def _name(
     attack: str | Callable,  # a kind, or a function
 ) -> str:                    # its name
@@ -202,10 +321,17 @@ def _check_settings(
         raise ConfigError(f"weights are {w}; expected {len(cb.attacks)} numbers of at least 0, not all 0")
     if not 0 <= cb.ratio <= 1:
         raise ConfigError(f"ratio is {cb.ratio!r}; expected a share from 0 to 1")
-    for name, low in (("eps", 0), ("alpha", 0), ("warmup_epochs", 0), ("steps", 1)):
-        value = getattr(cb, name)
-        if not (value is None and name == "alpha") and not low <= value < float("inf"):
-            raise ConfigError(f"{name} is {value!r}; expected a finite number of at least {low}")
+    for name, low in (("eps", 0), ("alpha", 0), ("warmup_epochs", 0), ("steps", 1), ("trades", 0), ("guard", 0)):
+        values = _eps_values(cb.eps) if name == "eps" else [getattr(cb, name)]
+        for value in values:
+            if not (value is None and name == "alpha") and not low <= value < float("inf"):
+                raise ConfigError(f"{name} is {value!r}; expected a finite number of at least {low}")
+    if not 0 < cb.collapse < 1:
+        raise ConfigError(f"collapse is {cb.collapse!r}; expected a share between 0 and 1")
+    if callable(cb.eps) and cb.alpha is not None:
+        raise ConfigError(f"alpha is {cb.alpha!r}, but eps is a schedule; leave alpha None so that it follows eps")
+    if cb.trades and not cb.random_start and {"fgsm", "pgd"} & set(cb.kinds):
+        raise ConfigError("TRADES needs random_start: at the clean image the divergence has no gradient")
 
 # %% ../nbs/21_advtrain.ipynb #11b74dfc
 def _images_and_labels(
@@ -226,6 +352,6 @@ def _log_row(
     hits: float,     # number of correct ones
 ) -> list:           # in the order of the columns
     "One row of the log: `eps` is that of the last batch; DeepFool has none."
-    eps = {"clean": 0.0, "deepfool": float("nan")}.get(kind, cb.eps * cb.share)
+    eps = {"clean": 0.0, "deepfool": float("nan")}.get(kind, cb.eps_now)
     steps = {"clean": 0, "fgsm": 1}.get(kind, cb.steps)
     return [cb.epoch, kind, eps, steps, int(n), loss / n, hits / n]

@@ -6,9 +6,9 @@
 __all__ = ['fgsm', 'pgd', 'deepfool']
 
 # %% ../nbs/20_attacks.ipynb #d88379bc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite
-from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,25 @@ def _check_labels(
     if n and y.min() < 0:
         raise LabelError(f"y[{int(y.argmin())}] is {int(y.min())}; class numbers start at 0")
 
+
+def _is_soft(
+    y: torch.Tensor | None,  # labels
+) -> bool:                   # a row of probabilities per image?
+    "Tell probabilities (B, K) from class numbers (B,)."
+    return isinstance(y, torch.Tensor) and y.ndim == 2 and y.is_floating_point()
+
+
+def _check_soft(
+    y: torch.Tensor,  # probabilities (B, K)
+    n: int,           # number of images
+) -> None:
+    "Raise `LabelError` unless `y` holds `n` rows of probabilities."
+    if len(y) != n:
+        raise LabelError(f"y has {len(y)} rows; expected {n}, one per image")
+    ok = (y >= 0).all(1) & ((y.sum(1) - 1).abs() < 1e-3)  # NaN fails both
+    if not ok.all():
+        raise LabelError(f"y[{int((~ok).nonzero()[0])}] is not a distribution; expected numbers >= 0 with the sum 1")
+
 # %% ../nbs/20_attacks.ipynb #35837f4f
 def _check_model(
     model: nn.Module,  # a classifier
@@ -62,14 +81,14 @@ def _check_model(
 def _check_batch(
     model: nn.Module,        # a classifier
     x: torch.Tensor,         # images (B, C, H, W) in [0, 1]
-    y: torch.Tensor | None,  # class numbers (B,)
-    may_guess: bool = False, # is y = None allowed?
+    y: torch.Tensor | None,  # class numbers (B,), or what `also` says
+    also: str,               # "soft" allows probabilities (B, K), "none" allows None
 ) -> None:
     "All checks of what an attack is applied to."
     _check_model(model)
     _check_images(x)
-    if not (y is None and may_guess):
-        _check_labels(y, len(x))
+    if not (y is None and also == "none"):
+        (_check_soft if also == "soft" and _is_soft(y) else _check_labels)(y, len(x))
 
 
 def _check_setting(
@@ -95,7 +114,7 @@ def _check_norm(
 def _logits(
     model: nn.Module,        # classifier in evaluation mode
     x: torch.Tensor,         # images (B, C, H, W)
-    y: torch.Tensor | None,  # class numbers (B,), checked against the number of classes
+    y: torch.Tensor | None,  # class numbers (B,) or probabilities (B, K), checked against the number of classes
 ) -> torch.Tensor:           # logits (B, K)
     "The logits of `x`, or a typed error that says what came out instead."
     z = model(x)
@@ -109,7 +128,9 @@ def _logits(
         raise ConfigError(f"the model returned NaN or infinite logits for image {int((~d.isfinite()).nonzero()[0, 0])}")
     if ((d >= 0) & (d <= 1)).all() and ((d.sum(1) - 1).abs() < 1e-4).all():
         raise ConfigError("the model returns probabilities, logits expected: remove its softmax")
-    if y is not None and y.max() >= z.shape[1]:
+    if _is_soft(y) and y.shape != z.shape:
+        raise LabelError(f"y has probabilities for {y.shape[1]} classes; the model has {z.shape[1]}")
+    if y is not None and not _is_soft(y) and y.max() >= z.shape[1]:
         raise LabelError(f"y[{int(y.argmax())}] is {int(y.max())}; the model has {z.shape[1]} classes")
     return z
 
@@ -119,6 +140,14 @@ def _own(
 ) -> torch.Tensor:    # a plain tensor with its own memory
     "A plain copy of `x` outside any graph."
     return x.detach().as_subclass(torch.Tensor).clone()
+
+
+def _own_labels(
+    y: torch.Tensor,  # class numbers (B,) or probabilities (B, K)
+    x: torch.Tensor,  # the images
+) -> torch.Tensor:    # int64 (B,), or (B, K) of the type of x
+    "A plain copy of `y`, where the images are."
+    return y.detach().as_subclass(torch.Tensor).to(x.device, x.dtype if _is_soft(y) else torch.long, copy=True)
 
 
 @contextmanager
@@ -133,7 +162,7 @@ def _attack_mode(
 def _loss_and_grad(
     model: nn.Module,  # classifier in evaluation mode
     x: torch.Tensor,   # images (B, C, H, W)
-    y: torch.Tensor,   # class numbers (B,)
+    y: torch.Tensor,   # class numbers (B,) or probabilities (B, K)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # cross-entropy (B,) and its gradient (B, C, H, W)
     "The cross-entropy of each image and its gradient with respect to the image."
     x = x.detach().requires_grad_()
@@ -181,19 +210,19 @@ def _random_point(
 def fgsm(
     model: nn.Module,            # classifier of x in [0, 1], in evaluation mode, returning logits
     x: torch.Tensor,             # images (B, C, H, W) in [0, 1], float32 or float64
-    y: torch.Tensor,             # true class numbers (B,)
+    y: torch.Tensor,             # true class numbers (B,), or probabilities (B, K)
     eps: float = 8/255,          # largest change of any pixel value
     random_start: bool = False,  # start at a random point of the ball (Wong et al. 2020)
     alpha: float | None = None,  # length of the step; eps, or 1.25 * eps after a random start
     generator: torch.Generator | None = None,  # randomness of the start, the global one if None
 ) -> torch.Tensor:               # adversarial images, same shape, in [0, 1]
     "One signed gradient step (Eq. 7) within `eps` of `x`; raises `ImageError`, `LabelError` or `ConfigError`."
-    _check_batch(model, x, y)
+    _check_batch(model, x, y, also="soft")
     _check_setting("eps", eps, 0)
     alpha = (1.25 if random_start else 1.0) * eps if alpha is None else alpha
     _check_setting("alpha", alpha, 0)
     with _attack_mode(x.device):
-        x, y = _own(x), y.to(x.device, torch.long, copy=True)
+        x, y = _own(x), _own_labels(y, x)
         if eps == 0 or not len(x):
             return x
         start = _random_point(x, eps, "linf", generator) if random_start else x
@@ -205,30 +234,43 @@ def _climb(
     model: nn.Module,       # classifier in evaluation mode
     start: torch.Tensor,    # (B, C, H, W), where to begin
     x: torch.Tensor,        # (B, C, H, W), centres of the balls
-    y: torch.Tensor,        # class numbers (B,)
+    y: torch.Tensor,        # class numbers (B,) or probabilities (B, K)
     eps: float,             # radius
-    alpha: float,           # length of a step
-    steps: int,             # number of steps
+    lengths: list[float],   # length of each step
     norm: str,              # "linf" or "l2"
 ) -> torch.Tensor:          # (B, C, H, W)
-    "`steps` projected gradient steps up the loss (Eq. 6)."
+    "Projected gradient steps up the loss (Eq. 6), one for each of `lengths`."
     adv = start
-    for _ in range(steps):
+    for alpha in lengths:
         _, grad = _loss_and_grad(model, adv, y)
         step = grad.sign() if norm == "linf" else grad / _length(grad).clamp_min(1e-12)
         adv = _project(adv + alpha * step, x, eps, norm)
     return adv
 
+# %% ../nbs/20_attacks.ipynb #535040bb
+def _step_lengths(
+    alpha: float | Callable[[int], float] | None,  # a length, a rule, or None for the default
+    eps: float,                                    # radius
+    steps: int,                                    # number of steps
+) -> list[float]:                                  # one length a step
+    "The length of every step. Raises `ConfigError` for one that is not a number of at least 0."
+    if alpha is None:
+        alpha = 2.5 * eps / steps
+    lengths = [alpha(t) for t in range(steps)] if callable(alpha) else [alpha] * steps
+    for t, length in enumerate(lengths):
+        _check_setting(f"alpha({t})" if callable(alpha) else "alpha", length, 0)
+    return lengths
+
 # %% ../nbs/20_attacks.ipynb #c8696b7d
 def _harm(
     model: nn.Module,   # classifier in evaluation mode
     adv: torch.Tensor,  # images (B, C, H, W)
-    y: torch.Tensor,    # class numbers (B,)
+    y: torch.Tensor,    # class numbers (B,) or probabilities (B, K)
 ) -> torch.Tensor:      # (B,), infinite where the model is wrong, otherwise the cross-entropy
     "How bad each image of `adv` is for the model."
     with torch.no_grad():
-        z = _logits(model, adv, y)
-        return F.cross_entropy(z, y, reduction="none").masked_fill(z.argmax(1) != y, float("inf"))
+        z, label = _logits(model, adv, y), y.argmax(1) if _is_soft(y) else y
+        return F.cross_entropy(z, y, reduction="none").masked_fill(z.argmax(1) != label, float("inf"))
 
 
 def _rows(
@@ -243,9 +285,9 @@ def _rows(
 def pgd(
     model: nn.Module,            # classifier of x in [0, 1], in evaluation mode, returning logits
     x: torch.Tensor,             # images (B, C, H, W) in [0, 1], float32 or float64
-    y: torch.Tensor,             # true class numbers (B,)
+    y: torch.Tensor,             # true class numbers (B,), or probabilities (B, K)
     eps: float = 8/255,          # radius of the ball, in pixel values for "linf", in Euclidean length for "l2"
-    alpha: float | None = None,  # length of a step, 2.5 * eps / steps if None
+    alpha: float | Callable[[int], float] | None = None,  # length of step 0, 1, ...; 2.5 * eps / steps if None
     steps: int = 10,             # gradient steps of a run
     restarts: int = 1,           # runs; each image keeps its worst
     norm: str = "linf",          # shape of the ball: "linf" or "l2"
@@ -253,32 +295,30 @@ def pgd(
     generator: torch.Generator | None = None,  # randomness of the starts, the global one if None
 ) -> torch.Tensor:               # adversarial images, same shape, in [0, 1]
     "Projected gradient ascent (Eq. 6) within `eps` of `x`; raises `ImageError`, `LabelError` or `ConfigError`."
-    _check_batch(model, x, y)
+    _check_batch(model, x, y, also="soft")
     _check_setting("eps", eps, 0)
     _check_setting("steps", steps, 1, whole=True)
     _check_setting("restarts", restarts, 1, whole=True)
     _check_norm(norm)
     if restarts > 1 and not random_start:
         raise ConfigError(f"restarts={restarts} without random_start would repeat the same run")
-    alpha = 2.5 * eps / steps if alpha is None else alpha
-    _check_setting("alpha", alpha, 0)
+    lengths = _step_lengths(alpha, eps, steps)
     with _attack_mode(x.device):
-        x, y = _own(x), y.to(x.device, torch.long, copy=True)
+        x, y = _own(x), _own_labels(y, x)
         if eps == 0 or not len(x):
             return x
         start = _random_point(x, eps, norm, generator) if random_start else x
-        adv = _climb(model, start, x, y, eps, alpha, steps, norm)
-        return adv if restarts == 1 else _restart(model, adv, x, y, eps, alpha, steps, norm, restarts - 1, generator)
+        adv = _climb(model, start, x, y, eps, lengths, norm)
+        return adv if restarts == 1 else _restart(model, adv, x, y, eps, lengths, norm, restarts - 1, generator)
 
 
 def _restart(
     model: nn.Module,      # classifier in evaluation mode
     adv: torch.Tensor,     # result of the first run (B, C, H, W), changed in place
     x: torch.Tensor,       # centres of the balls (B, C, H, W)
-    y: torch.Tensor,       # class numbers (B,)
+    y: torch.Tensor,       # class numbers (B,) or probabilities (B, K)
     eps: float,            # radius
-    alpha: float,          # length of a step
-    steps: int,            # steps of a run
+    lengths: list[float],  # length of each step of a run
     norm: str,             # "linf" or "l2"
     restarts: int,         # further runs
     generator: torch.Generator | None,  # randomness of the starts
@@ -290,7 +330,7 @@ def _restart(
         i = worst.isfinite().nonzero().flatten()
         if not len(i):
             break
-        new = _climb(model, _rows(start, i), _rows(x, i), y[i], eps, alpha, steps, norm)
+        new = _climb(model, _rows(start, i), _rows(x, i), y[i], eps, lengths, norm)
         harm = _harm(model, new, y[i])
         better = harm > worst[i]
         adv[i[better]], worst[i[better]] = new[better], harm[better]
@@ -326,7 +366,7 @@ def deepfool(
     norm: str = "l2",               # length that is made small: "l2" or "linf"
 ) -> torch.Tensor:                  # adversarial images, same shape, in [0, 1]
     "A nearly smallest change of label (Moosavi-Dezfooli 2016); raises `ImageError`, `LabelError` or `ConfigError`."
-    _check_batch(model, x, y, may_guess=True)
+    _check_batch(model, x, y, also="none")
     _check_norm(norm)
     _check_setting("overshoot", overshoot, 0)
     _check_setting("steps", steps, 1, whole=True)
@@ -337,7 +377,7 @@ def deepfool(
         if y is None:
             with torch.no_grad():
                 y = _logits(model, x, None).argmax(1)
-        return _fool(model, x, y.to(x.device, torch.long, copy=True), 1 + overshoot, steps, norm)
+        return _fool(model, x, _own_labels(y, x), 1 + overshoot, steps, norm)
 
 
 def _fool(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMOTIONS', 'LABEL_ORDERS', 'FERError', 'DataError', 'ImageError', 'LabelError', 'ConfigError', 'DownloadError',
-           'canonical_label', 'hash_uniform', 'seed_everything', 'keep_freed_memory', 'atomic_folder', 'cache_dir',
-           'file_sha256', 'fetch']
+           'canonical_label', 'hash_uniform', 'seed_everything', 'keep_freed_memory', 'atomic_folder', 'atomic_file',
+           'cache_dir', 'file_sha256', 'fetch']
 
 # %% ../nbs/00_core.ipynb #1e4691d3
 import hashlib
@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -152,6 +153,23 @@ def atomic_folder(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+# %% ../nbs/00_core.ipynb #ff2e2729
+@contextmanager
+def atomic_file(
+    path: str | Path,  # where the file shall appear; one that is there is replaced
+) -> Iterator[Path]:   # the file to write, on the same disk
+    "Write a file aside and rename it to `path` when the block ends without an error."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    try:
+        yield aside
+        with open(aside, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #438cca54
 def cache_dir() -> Path:  # `$FER_NB_CACHE`, else the user's cache folder

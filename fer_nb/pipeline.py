@@ -9,6 +9,7 @@ __all__ = ['PRESETS', 'TeacherSpec', 'Preset', 'Splits', 'make_splits', 'confusi
 # %% ../nbs/35_pipeline.ipynb #f49ccee1
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .advtrain import AdversarialTraining
-from .audit import Audit, TwinSearch, audit
+from .audit import Audit, audit
 from .augment import Augment
 from .balance import balance
 from .core import ConfigError, DataError, atomic_folder, seed_everything
@@ -35,7 +36,8 @@ from .models import HyFER, create_teacher, save_hyfer
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
                           plot_weights)
 from .report import Section, write_report
-from .train import fit_model
+from .train import Recipe, fit_model
+from .twins import TwinSearch
 
 # %% ../nbs/35_pipeline.ipynb #a271eb68
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Preset:
     T: float = 3.0                                 # Eq. 3
     tau: float = 0.1                               # Eq. 5
     targets: str | int | None = "median"           # class balance; None: leave as it is
+    recipe: Recipe = Recipe()                      # schedule, averaging, early stop of teachers and of phase 1
     holdout: float = 0.1                           # share of the training split used for selection
     augment: Augment = field(default_factory=lambda: Augment(brightness=0.1, contrast=0.2))  # of training batches
     adv_attack: tuple[str, ...] = ("fgsm", "pgd")  # phase 2: one is drawn per batch
@@ -142,19 +145,21 @@ def _train_teachers(
     parts: Splits,                  # the data
     preset: Preset,                 # settings
     seed: int,                      # seed of the run
+    work: Path,                     # folder of checkpoints and kept logits
     say: Callable[[str], None],     # where progress goes
     show: bool,                     # draw bars
 ) -> tuple[list[nn.Module], list[TeacherLogits], list[pd.DataFrame]]:  # teachers, what they said, histories
-    "Fine-tune the teachers and keep their logits."
+    "Fine-tune the teachers and keep their logits; what is in `work` already is taken from there."
     teachers, kept, histories = [], [], []
     for k, spec in enumerate(preset.teachers):
         say(f"teacher {spec.name} at {spec.input_size} px")
         seed_everything(seed + 100 + k)
         teacher = create_teacher(spec.name, len(parts.train.labels), spec.pretrained, spec.input_size, parts.train.labels)
         dls = _loaders(parts, preset, seed + 100 + k, spec.bs, None)
-        histories.append(fit_model(teacher, dls, spec.epochs, spec.lr, phase=f"teacher {spec.name}", seed=seed, show=show))
+        histories.append(fit_model(teacher, dls, spec.epochs, spec.lr, phase=f"teacher {spec.name}", seed=seed, show=show,
+                                   recipe=preset.recipe, checkpoint=work / f"teacher-{k}-{spec.name}.ckpt"))
         dls = _loaders(parts, preset, seed, preset.bs, preset.views)
-        kept.append(teacher_logits(teacher, dls.train, dls.valid))
+        kept.append(teacher_logits(teacher, dls.train, dls.valid, folder=work / f"logits-{k}-{spec.name}", show=show))
         teachers.append(teacher)
     return teachers, kept, histories
 
@@ -164,6 +169,7 @@ def _train_students(
     preset: Preset,                 # settings
     kept: list[TeacherLogits],      # what the teachers said
     seed: int,                      # seed of the run
+    work: Path,                     # folder of checkpoints
     say: Callable[[str], None],     # where progress goes
     show: bool,                     # draw bars
 ) -> tuple[dict[str, HyFER], list[pd.DataFrame], EADD, AdversarialTraining]:  # students by name, histories, callbacks
@@ -172,19 +178,21 @@ def _train_students(
     eadd = EADD(kept, preset.alpha, preset.T, preset.tau)
     adv = AdversarialTraining(preset.adv_attack, preset.adv_eps, steps=preset.adv_steps, ratio=preset.adv_ratio, seed=seed)
     students, histories = {}, []
-    for name, cbs in (("HyFER, no teacher", []), ("HyFER, EADD", [eadd])):
+    for k, (name, cbs) in enumerate((("HyFER, no teacher", []), ("HyFER, EADD", [eadd]))):
         say(name)
         seed_everything(seed)
         student = HyFER(len(parts.train.labels), in_chans, preset.student, labels=parts.train.labels)
         dls = _loaders(parts, preset, seed, preset.bs, preset.views)
-        histories.append(fit_model(student, dls, preset.epochs, preset.lr, phase=name, seed=seed, cbs=cbs, show=show))
+        histories.append(fit_model(student, dls, preset.epochs, preset.lr, phase=name, seed=seed, cbs=cbs, show=show,
+                                   recipe=preset.recipe, checkpoint=work / f"student-{k}.ckpt"))
         students[name] = student
     name = "HyFER, EADD + adversarial"
     say(name)
     student = HyFER(len(parts.train.labels), in_chans, preset.student, labels=parts.train.labels)
     student.load_state_dict(students["HyFER, EADD"].state_dict())
     dls = _loaders(parts, preset, seed + 1, preset.bs, None)
-    histories.append(fit_model(student, dls, preset.adv_epochs, preset.adv_lr, phase=name, seed=seed, cbs=[adv], show=show))
+    histories.append(fit_model(student, dls, preset.adv_epochs, preset.adv_lr, phase=name, seed=seed, cbs=[adv], show=show,
+                               checkpoint=work / "student-adversarial.ckpt"))
     students[name] = student
     return students, histories, eadd, adv
 
@@ -339,12 +347,13 @@ def run(
     overwrite: bool = False,                    # replace a run folder that is there
     show: bool = True,                          # tell about progress
 ) -> Path:                                      # `out`: report.html, results.csv, config.json, issues.csv, weights
-    """Audit to report in one call. Raises `ConfigError` for an unknown preset, `DataError` where the data do not
-    allow the splits or the folder exists."""
+    """Audit to report in one call. A run that was broken off goes on exactly where it stopped: checkpoints and kept
+    logits lie in a folder `<out>.work` until all is done. Raises `ConfigError` for an unknown preset, `DataError` where
+    the data do not allow the splits or the folder exists, `CheckpointError` where the work of another run lies there."""
     if isinstance(preset, str) and preset not in PRESETS:
         raise ConfigError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     name, preset = (preset, PRESETS[preset]) if isinstance(preset, str) else ("own", preset)
-    started, seconds = time.perf_counter(), {}
+    started, seconds, work = time.perf_counter(), {}, Path(out).with_name(Path(out).name + ".work")
 
     def say(what: str) -> None:
         seconds[what] = round(time.perf_counter() - started, 1)
@@ -355,8 +364,8 @@ def run(
         say("audit, cleaning, splits")
         ds = resized(ds, preset.size)
         parts = make_splits(ds, preset, seed)
-        teachers, kept, histories = _train_teachers(parts, preset, seed, say, show)
-        students, more, eadd, adv = _train_students(parts, preset, kept, seed, say, show)
+        teachers, kept, histories = _train_teachers(parts, preset, seed, work, say, show)
+        students, more, eadd, adv = _train_students(parts, preset, kept, seed, work, say, show)
         models = {f"teacher {t.name}": t for t in teachers} | students
         results = _results(models, parts, preset, seed, say)
         cells = _confusions(models, parts)
@@ -366,6 +375,7 @@ def run(
         _write(folder, ds, parts, students, results, cells, history, eadd, config)
         say("done")
         (folder / "timings.json").write_text(json.dumps(seconds, indent=1))
+    shutil.rmtree(work, ignore_errors=True)
     return Path(out)
 
 

@@ -15,11 +15,19 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     foolbox = pytest.importorskip("foolbox")
 
+
+@pytest.fixture(scope="module")
+def torchattacks():
+    "No dependency of any extra (its own pins are old): `pip install --no-deps torchattacks==3.5.1` to run these."
+    return pytest.importorskip("torchattacks")
+
+
 ATTACKS = {
     "fgsm": fgsm,
     "fgsm-rs": lambda m, x, y: fgsm(m, x, y, random_start=True),
     "pgd": lambda m, x, y: pgd(m, x, y, steps=3, restarts=2),
     "pgd-l2": lambda m, x, y: pgd(m, x, y, eps=0.5, steps=3, norm="l2"),
+    "pgd-rule": lambda m, x, y: pgd(m, x, F.one_hot(y, 4).float(), steps=3, alpha=lambda t: 0.01 / (1 + t)),
     "deepfool": lambda m, x, y: deepfool(m, x, y, steps=5),
     "deepfool-linf": lambda m, x, y: deepfool(m, x, steps=5, norm="linf"),
 }
@@ -82,7 +90,10 @@ def test_ball_and_range(b, c, h, w, eps, steps, norm, seed):
     torch.manual_seed(seed)
     model, x, y = net(c).eval(), torch.rand(b, c, h, w), torch.randint(0, 4, (b,))
     x = torch.where(torch.rand_like(x) < 0.2, x.round(), x)  # some pixels at the ends of the range
-    found = {"pgd": pgd(model, x, y, eps, steps=steps, norm=norm, generator=gen(seed))}
+    found = {"pgd": pgd(model, x, y, eps, steps=steps, norm=norm, generator=gen(seed)),
+             "restarts": pgd(model, x, y, eps, steps=1, norm=norm, restarts=3, generator=gen(seed)),
+             "long steps": pgd(model, x, y, eps, lambda t: 9.0 / (1 + t), steps, norm=norm, generator=gen(seed)),
+             "soft": pgd(model, x, torch.rand(b, 4).softmax(1), eps, steps=steps, norm=norm, generator=gen(seed))}
     if norm == "linf":
         found |= {"fgsm": fgsm(model, x, y, eps), "rs": fgsm(model, x, y, eps, random_start=True, generator=gen(seed))}
     for name, adv in found.items():
@@ -159,7 +170,7 @@ def test_channels_last(toy, name):
     torch.manual_seed(0)
     got = ATTACKS[name](model, x.contiguous(memory_format=torch.channels_last), y)
     assert got.is_contiguous(memory_format=torch.channels_last) and not got.is_contiguous()
-    if name not in ("fgsm", "fgsm-rs", "pgd"):  # signs of near-zero gradients may differ between kernels
+    if name not in ("fgsm", "fgsm-rs", "pgd", "pgd-rule"):  # signs of near-zero gradients may differ between kernels
         assert torch.allclose(got, want, atol=1e-4)
     assert (got != want).float().mean() < 0.05 or torch.allclose(got, want, atol=1e-4)
 
@@ -236,7 +247,7 @@ def test_pgd_is_as_strong_as_foolboxs(toy, norm, eps):
     theirs = attack(abs_stepsize=eps / 4, steps=10, random_start=True)(fmodel, x, y, epsilons=eps)[2].float().mean()
     with torch.no_grad():
         ours = (model(pgd(model, x, y, eps, eps / 4, 10, norm=norm, generator=gen())).argmax(1) != y).float().mean()
-    assert ours >= theirs - 0.05  # two of 40 images, for the different random starts
+    assert ours >= theirs - 0.025  # one of 40 images, for the different random starts
     exact = attack(abs_stepsize=eps / 4, steps=5, random_start=False)(fmodel, x, y, epsilons=eps)[1]
     assert torch.allclose(pgd(model, x, y, eps, eps / 4, 5, norm=norm, random_start=False), exact, atol=1e-5)
 
@@ -254,6 +265,93 @@ def test_deepfool_is_as_short_as_foolboxs(toy, norm):
     p = 2 if norm == "l2" else float("inf")
     length = [(a - x).flatten(1).norm(p=p, dim=1).mean() for a in (ours, theirs)]
     assert length[0] <= 1.02 * length[1]
+
+
+def deepfool_plainly(model, x0, norm, overshoot=0.02, steps=50):
+    "One image, one class after the other, as in the paper."
+    x, r, label = x0.clone(), torch.zeros_like(x0), int(model(x0).argmax())
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        z = model(x)[0]
+        if int(z.argmax()) != label:
+            break
+        best = None
+        for k in range(len(z)):
+            if k != label:
+                w = torch.autograd.grad(z[k] - z[label], x, retain_graph=True)[0]
+                size = w.norm() if norm == "l2" else w.abs().sum()
+                distance = (z[k] - z[label]).abs().detach() / size
+                if best is None or distance < best[0]:
+                    best = distance, w / size if norm == "l2" else w.sign()
+        r = r + (best[0] + 1e-4) * best[1]
+        x = (x0 + (1 + overshoot) * r).clamp(0, 1)
+    return x.detach()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_deepfool_is_the_plain_algorithm_for_seven_classes(norm):
+    torch.manual_seed(3)
+    model, x = net(classes=7).eval(), torch.rand(24, 3, 12, 12)
+    for p in model.parameters():
+        p.data.mul_(2)  # so that images need several steps
+    plain = torch.cat([deepfool_plainly(model, x[i:i + 1], norm) for i in range(len(x))])
+    assert torch.allclose(deepfool(model, x, norm=norm), plain, atol=2e-4)
+
+
+@pytest.mark.parametrize("norm,eps", [("linf", 0.02), ("linf", 0.04), ("l2", 0.3)])
+def test_as_strong_as_torchattacks(toy, torchattacks, norm, eps):
+    model, x, y = toy
+    fooled = lambda adv: (model(adv).argmax(1) != y).float().mean().item()  # noqa: E731
+    attack = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    theirs = attack(model, eps=eps, alpha=eps / 4, steps=10, random_start=False)(x, y)
+    ours = pgd(model, x, y, eps, eps / 4, 10, norm=norm, random_start=False)
+    assert fooled(ours) >= fooled(theirs) and torch.allclose(ours, theirs, atol=1e-5)
+    if norm == "linf":
+        theirs = torchattacks.FGSM(model, eps=eps)(x, y)
+        assert fooled(fgsm(model, x, y, eps)) >= fooled(theirs)
+        assert torch.allclose(fgsm(model, x, y, eps), theirs, atol=1e-6)
+
+
+def test_deepfool_is_as_short_as_torchattacks(toy, torchattacks):
+    model, x, _ = toy
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    length = [(a - x).flatten(1).norm(dim=1).mean()
+              for a in (deepfool(model, x, y), torchattacks.DeepFool(model, steps=50, overshoot=0.02)(x, y))]
+    assert length[0] <= 1.02 * length[1]
+
+
+def test_step_rule(toy):
+    model, x, y = toy
+    asked = []
+
+    def rule(t):
+        asked.append(t)
+        return 0.01
+    same = dict(steps=4, generator=gen())
+    assert torch.equal(pgd(model, x, y, 0.04, rule, **same), pgd(model, x, y, 0.04, 0.01, 4, generator=gen()))
+    assert asked == [0, 1, 2, 3]
+    still = pgd(model, x, y, 0.04, lambda t: 0.0, steps=3, random_start=False)
+    assert torch.equal(still, x)
+
+
+def test_soft_labels(toy):
+    model, x, y = toy
+    hard, one_hot = ({"y": v, "eps": 0.03, "generator": gen(1)} for v in (y, F.one_hot(y, 4).double()))
+    for kwargs in ({}, {"restarts": 3}, {"norm": "l2"}):
+        hard["generator"].manual_seed(1), one_hot["generator"].manual_seed(1)
+        assert torch.allclose(pgd(model, x, **hard, **kwargs), pgd(model, x, **one_hot, **kwargs), atol=1e-5)
+    p = model(x).softmax(1).detach()
+    adv = pgd(model, x, p, 0.03, generator=gen())
+    kl = lambda q: (p * (p.log() - model(q).log_softmax(1))).sum(1).mean()  # noqa: E731
+    noise = (x + 0.03 * torch.randn(x.shape, generator=gen()).sign()).clamp(0, 1)
+    assert kl(adv) > 3 * kl(noise)
+    for bad, why in [(p[:5], "5 rows"), (2 * p, "not a distribution"), (p - 1, "not a distribution"),
+                     (p * float("nan"), "not a distribution"), (F.pad(p, (0, 1)), "5 classes; the model has 4")]:
+        with pytest.raises(LabelError, match=why):
+            pgd(model, x, bad)
+    with pytest.raises(LabelError, match="float32"):
+        deepfool(model, x, p)
 
 
 class Odd(nn.Module):
@@ -303,6 +401,7 @@ def test_bad_settings_are_refused(toy):
     model, x, y = toy
     for call in [lambda: fgsm(model, x, y, eps=float("nan")), lambda: fgsm(model, x, y, eps="8/255"),
                  lambda: fgsm(model, x, y, alpha=-1), lambda: pgd(model, x, y, eps=float("inf")),
+                 lambda: pgd(model, x, y, alpha=lambda t: float("nan")), lambda: pgd(model, x, y, alpha="fast"),
                  lambda: pgd(model, x, y, restarts=0), lambda: pgd(model, x, y, steps=True),
                  lambda: deepfool(model, x, overshoot=-0.1), lambda: deepfool(model, x, norm="L2"),
                  lambda: deepfool(model, x, steps=0)]:

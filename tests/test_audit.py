@@ -1,36 +1,19 @@
-"""The exported audit: planted twins found, nothing else; what pairs mean; what cleaning keeps; golden numbers."""
+"""The exported audit: what twins mean; what cleaning keeps; golden numbers."""
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fer_nb.audit import (BLANK_STD, KINDS, TwinSearch, aligned_cosine, audit, error_ratio, find_twins, grey_thumbs,
-                          similar_pairs, unit_vectors)
+from fer_nb.audit import KINDS, audit, error_ratio
 from fer_nb.core import EMOTIONS, FERError
 from fer_nb.data import FERData
+from fer_nb.twins import BLANK_STD, TwinSearch
+from test_twins import dataset, noise, noisy, smooth
 
 RANK = {"train": 0, "valid": 1, "test": 2}
-
-
-def dataset(images, labels="happy", splits="train"):
-    df = pd.DataFrame({"id": [f"im{k:03}" for k in range(len(images))], "label": labels, "split": splits})
-    return FERData(df, images)
-
-
-def noise(n, seed=0, shape=(48, 48)):
-    "Pictures that have nothing to do with each other."
-    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
-
-
-def smooth(n, seed=0, side=48):
-    "Pictures of a few broad patches, as photographs are, that have nothing to do with each other."
-    x = torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
-    x = torch.nn.functional.interpolate(x, size=(side, side), mode="bicubic", align_corners=False).clamp(0, 1)
-    return (x[:, 0] * 215 + 20).round().byte().numpy()
 
 
 def drawn(which, labels=None, splits=None, seed=0):
@@ -116,70 +99,9 @@ def test_the_order_of_the_images_changes_nothing_but_their_names(which, random):
 
 # ---- near twins ----
 
-def shifted(image, dx=2, dy=1):
-    return np.pad(image, 4, mode="edge")[4 - dy:52 - dy, 4 - dx:52 - dx]
-
-
-CHANGES = {
-    "shift": shifted,
-    "mirror": lambda im: im[:, ::-1],
-    "brighter": lambda im: (im * 0.8 + 30).round().astype(np.uint8),
-    "noisy": lambda im: (im + np.random.default_rng(1).normal(0, 4, im.shape)).round().clip(0, 255).astype(np.uint8),
-    "shifted mirror": lambda im: shifted(im[:, ::-1]),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("changed_first", [False, True])
-def test_changed_copies_are_found_and_nothing_else(change, changed_first):
-    pictures = smooth(30, seed=3)
-    copies = np.stack([CHANGES[change](im) for im in pictures[:8]])
-    ds = dataset(np.concatenate([pictures, copies] if not changed_first else [copies, pictures]))
-    twins = find_twins(ds)
-    expected = [(k, 30 + k) for k in range(8)] if not changed_first else [(k, 8 + k) for k in range(8)]
-    assert list(zip(twins.i, twins.j)) == expected
-    assert set(twins.how) == {"mirror" if "mirror" in change else "near"}
-    assert (twins.score >= 0.95).all() and (twins.score <= 1 + 1e-5).all()
-
-
-def test_mirrors_are_left_alone_on_request():
-    ds = dataset(np.concatenate([smooth(5), smooth(5)[:, :, ::-1]]))
-    assert len(find_twins(ds)) == 5 and len(find_twins(ds, TwinSearch(mirrored=False))) == 0
-
-
-def test_the_block_size_does_not_change_the_result():
-    pictures = smooth(12, seed=5)
-    moved = np.stack([shifted(p) for p in pictures[:4]])
-    ds = dataset(np.concatenate([pictures, pictures[::2], pictures[:4, :, ::-1], moved]))
-    whole = find_twins(ds)
-    assert set(whole.how) == {"exact", "near", "mirror"}
-    for block in (1, 3, 7, 20, 21):
-        pd.testing.assert_frame_equal(whole, find_twins(ds, TwinSearch(block=block)), atol=1e-5)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 12), st.floats(-1, 1), st.integers(0, 99))
-def test_similar_pairs_agrees_with_plain_loops(n, block, threshold, seed):
-    v = unit_vectors(torch.randn(n, 3, 2, generator=torch.Generator().manual_seed(seed)))
-    scores = (v.double() @ v.double().T).tolist()
-    close = {(i, j) for i in range(n) for j in range(i + 1, n) if abs(scores[i][j] - threshold) < 1e-5}
-    slow = {(i, j) for i in range(n) for j in range(i + 1, n) if scores[i][j] >= threshold}
-    found = [tuple(p) for p in similar_pairs(v, v, threshold, block).tolist()]
-    assert len(set(found)) == len(found) and set(found) - close == slow - close
-
-
-def test_aligned_cosine_does_not_care_for_light_and_finds_the_offset():
-    a = torch.from_numpy(smooth(6)).float()
-    b = torch.from_numpy(np.stack([shifted(im, 3, -2) for im in smooth(6)])).float()
-    assert (aligned_cosine(a, b, 3) > .999).all() and (aligned_cosine(a, b, 1) < .99).any()
-    torch.testing.assert_close(aligned_cosine(a, b * 0.4 + 70, 3), aligned_cosine(a, b, 3), atol=1e-4, rtol=0)
-    assert aligned_cosine(a, -a).max() < .9
-    assert aligned_cosine(a[:0], b[:0]).shape == (0,)
-
-
 def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_twins():
     base = smooth(3, seed=8)
-    near = CHANGES["noisy"](base[0])
+    near = noisy(base[0])
     ds = dataset(np.stack([base[0], base[1], near, base[0], near]), ["sad", "sad", "fear", "sad", "sad"],
                  ["train", "train", "train", "test", "valid"])
     report = audit(ds)
@@ -198,7 +120,7 @@ def test_cleaning_leaves_no_twin_of_an_evaluation_image_and_touches_no_evaluatio
     which, labels, splits = (list(c) for c in zip(*rows))
     images = smooth(6)[which]
     if near:
-        images = np.stack([CHANGES["noisy"](im) if k % 2 else im for k, im in enumerate(images)])
+        images = np.stack([noisy(im) if k % 2 else im for k, im in enumerate(images)])
     ds = dataset(images, labels, splits)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -283,18 +205,6 @@ def test_tiny_datasets(n, search):
         assert list(report.issues.columns) == ["id", "kind", "score", "partner", "how"]
 
 
-@pytest.mark.parametrize("shape", [(48, 48, 3), (64, 50), (20, 20), (112, 112, 3)])
-def test_colour_and_other_sizes(shape):
-    pictures = np.stack([np.asarray(Image.fromarray(im).resize(shape[1::-1])) for im in smooth(8, seed=2)])
-    if len(shape) == 3:
-        pictures = np.stack([pictures, pictures // 2 + 60, 255 - pictures // 3], -1)
-    ds = dataset(np.concatenate([pictures, pictures[:2], pictures[2:4, :, ::-1]]))
-    twins = find_twins(ds)
-    expected = [(0, 8, "exact"), (1, 9, "exact"), (2, 10, "mirror"), (3, 11, "mirror")]
-    assert list(zip(twins.i, twins.j, twins.how)) == expected
-    assert grey_thumbs(ds).shape == (12, 48, 48) and grey_thumbs(ds).dtype == torch.uint8
-
-
 def test_one_picture_in_many_sizes_kinds_and_files_is_one_group(tmp_path):
     big, other = smooth(1, side=96)[0], smooth(2, seed=50, side=70)[1]
     variants = {"a.png": Image.fromarray(big), "b.png": Image.fromarray(big).resize((48, 48), Image.BILINEAR),
@@ -310,22 +220,6 @@ def test_one_picture_in_many_sizes_kinds_and_files_is_one_group(tmp_path):
     exact = report.twins[report.twins.how == "exact"]
     assert list(zip(exact.i, exact.j)) == [(0, 4)]                    # PNG and BMP hold the same pixels
     assert report.clean().df.id.tolist() == ["a.png", "f.png"]
-
-
-def test_same_bytes_in_another_shape_are_another_picture(tmp_path):
-    pixels = np.arange(0, 240, 2, dtype=np.uint8)
-    for name, shape in (("a.png", (10, 12)), ("b.png", (12, 10))):
-        Image.fromarray(pixels.reshape(shape)).save(tmp_path / name)
-    df = pd.DataFrame({"id": ["a", "b"], "label": "sad", "split": "train"})
-    assert len(find_twins(FERData(df, [tmp_path / "a.png", tmp_path / "b.png"]), None)) == 0
-
-
-@given(st.integers(0, 9))
-@settings(max_examples=10, deadline=None)
-def test_unit_vectors_have_length_one_and_mean_zero(seed):
-    v = unit_vectors(torch.from_numpy(noise(5, seed)))
-    torch.testing.assert_close(v.norm(dim=1), torch.ones(5))
-    assert v.mean(1).abs().max() < 1e-6
 
 
 def test_table1_counts_a_contradiction_once_per_picture_and_foots():

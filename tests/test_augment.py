@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from fer_nb.augment import Augment, affine
+from fer_nb.augment import Augment, affine, gaussian_blur, hash_normal
 from fer_nb.core import ConfigError
 
 STILL = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
-STRONG = Augment(vflip=0.3, rotate=30, brightness=0.2, contrast=0.4, noise=0.1, erase=0.5)
+STRONG = Augment(vflip=0.3, rotate=30, brightness=0.2, contrast=0.4, noise=0.1, erase=0.5, blur=1.5)
 
 
 def pictures(n=6, c=1, h=16, w=16, seed=0):
@@ -158,6 +158,50 @@ def test_noise_is_normal_and_independent_between_pixels_and_images():
     assert abs((unit[:, :-1] * unit[:, 1:]).mean()) < 0.01
 
 
+def test_noise_is_replayed_to_the_last_bit_in_any_batch():
+    noisy = dataclasses.replace(STILL, noise=0.3)
+    x = torch.full((8, 1, 7, 11), 0.5)                                # 77 numbers an image: not a multiple of three
+    alone = torch.cat([noisy(x[:1], np.array([k]), 3, 9) for k in range(8)])
+    assert torch.equal(noisy(x, np.arange(8), 3, 9), alone)
+    assert len({im.numpy().tobytes() for im in alone}) == 8
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(-2**31, 2**31), st.integers(0, 99), st.lists(st.integers(-2**40, 2**40), min_size=1, max_size=4), st.integers(1, 50))
+def test_normal_numbers_depend_on_their_arguments_alone(seed, view, ids, n):
+    z = hash_normal(seed, view, np.array(ids), n)
+    assert z.shape == (len(ids), n) and z.dtype == np.float32 and np.abs(z).max() < 4.4
+    for k, i in enumerate(ids):
+        assert (hash_normal(seed, np.array([view]), np.array([i]), 60)[0, :n] == z[k]).all()
+
+
+def test_normal_numbers_have_the_tails_of_the_normal_and_no_common_part_between_slots():
+    z = hash_normal(5, 0, np.arange(300), 3000).astype(np.float64)
+    for sigma, share in ((1, 0.317311), (2, 0.045500), (3, 0.0026998)):
+        assert abs((np.abs(z) > sigma).mean() - share) < 4.5 * np.sqrt(share / z.size)
+    a, b, c = (z[:, k::3].ravel() for k in range(3))                  # the three numbers of one hash
+    bound = 4.5 / np.sqrt(a.size)
+    for u, v in ((a, b), (a, c), (b, c)):
+        assert abs((u * v).mean()) < bound and abs(((u**2 - 1) * (v**2 - 1)).mean() / 2) < bound
+
+
+def test_blur_keeps_flat_images_and_the_mean_and_lowers_the_spread():
+    flat = torch.full((5, 3, 9, 9), 0.3)
+    sigma = torch.tensor([0, 0.3, 0.7, 1, 3.0])
+    torch.testing.assert_close(gaussian_blur(flat, sigma, 9), flat)
+    x = pictures(1).expand(5, -1, -1, -1)
+    y = gaussian_blur(x, sigma, 9)
+    spread = y.flatten(1).std(1)
+    assert (spread.diff() < 0).all() and torch.equal(y[0], x[0]) and (y.mean((1, 2, 3)) - x.mean()).abs().max() < 0.05
+
+
+def test_one_call_can_ask_for_several_views():
+    x, ids, views = pictures(4), np.array([3, 3, 9, 3]), np.array([0, 5, 5, 0])
+    together = STRONG(x, ids, views, 2)
+    for k in range(4):
+        torch.testing.assert_close(together[k:k + 1], STRONG(x[k:k + 1], ids[k:k + 1], int(views[k]), 2), atol=1e-6, rtol=0)
+
+
 def test_erased_patches_are_grey_squares_of_the_given_size_in_the_given_share():
     n, side = 2000, 40
     y = dataclasses.replace(STILL, erase=0.25, erase_size=(0.2, 0.5))(torch.ones(n, 1, side, side), np.arange(n))[:, 0]
@@ -180,7 +224,7 @@ def test_the_views_of_one_image_differ_and_a_zero_change_is_no_change():
 # ---- refusals ----
 
 @pytest.mark.parametrize("bad", [{"hflip": -0.1}, {"vflip": 1.1}, {"erase": float("nan")}, {"scale": (1.2, 0.8)},
-                                 {"scale": (-1, 1)}, {"scale": (float("nan"), 1)}, {"noise": -0.1},
+                                 {"scale": (-1, 1)}, {"scale": (float("nan"), 1)}, {"noise": -0.1}, {"blur": -1}, {"blur": float("nan")},
                                  {"erase_size": (0.5, 0.2)}, {"erase_size": (0, 2)}])
 def test_settings_that_make_no_sense_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):

@@ -2,13 +2,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
 from fer_nb.augment import Augment
-from fer_nb.balance import PAPER_TARGETS, balance, target_counts
+from fer_nb.balance import (PAPER_TARGETS, ClassAugment, balance, minority_classes, on_the_fly, read_balanced,
+                            target_counts, write_balanced)
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError
 from fer_nb.data import FER2013_COUNTS, FERData
-from fer_nb.loaders import folds, leak_groups
+from fer_nb.distill import teacher_logits
+from fer_nb.loaders import ReplayLoader, as_split, dataloaders, folds, leak_groups, official_split, straddling
 
 STILL = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
 COUNTS = st.dictionaries(st.sampled_from(EMOTIONS), st.integers(0, 9), min_size=1).filter(lambda c: any(c.values()))
@@ -38,11 +41,16 @@ def test_nobody_loses_and_nobody_appears(counts, targets):
 def test_the_papers_targets_fit_the_published_counts():
     counts = dict(zip(EMOTIONS, FER2013_COUNTS["train"]))
     wanted = target_counts(counts, "paper")
-    assert wanted == {**PAPER_TARGETS, "happy": 7215} and set(wanted) == set(EMOTIONS)
+    assert wanted == {**PAPER_TARGETS["fer2013"], "happy": 7215} and set(wanted) == set(EMOTIONS)
+
+
+def test_the_papers_targets_follow_the_name_of_the_dataset():
+    kdef = balance(FERData(of(dict.fromkeys(EMOTIONS, 2), shape=(2, 2)).df, np.zeros((14, 2, 2), np.uint8), name="KDEF"), "paper")
+    assert kdef.counts()["train"].to_dict() == {**PAPER_TARGETS["kdef"], "sad": 2}
 
 
 @pytest.mark.parametrize("targets", [0, -3, True, 2.5, None, "MAX", [3], {"sad": "5"}, {"sad": -1}, {"fear": 1},
-                                     {"sad": 3.5}])
+                                     {"sad": 3.5}, {"sad": True}])
 def test_targets_that_make_no_sense_are_refused(targets):
     with pytest.raises(ConfigError, match="targets"):
         target_counts({"happy": 4, "sad": 2, "fear": 0}, targets)
@@ -50,7 +58,7 @@ def test_targets_that_make_no_sense_are_refused(targets):
 
 # ---- copies ----
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(COUNTS, st.one_of(st.sampled_from(["max", "median"]), st.integers(1, 12)), st.booleans(), st.integers(0, 5))
 def test_the_counts_are_met_and_every_copy_knows_its_source(counts, targets, colour, seed):
     ds = of(counts, shape=(8, 8, 3) if colour else (8, 8))
@@ -116,6 +124,44 @@ def test_a_copy_is_the_augmentation_of_its_source_and_of_nothing_else():
     assert same.tolist() == (one.df.source == "im9").tolist()
 
 
+# ---- roles ----
+
+@given(COUNTS)
+def test_minorities_are_rarer_than_the_median_of_what_there_is(counts):
+    minor = minority_classes(counts)
+    present = sorted(n for n in counts.values() if n)
+    assert all((label in minor) == (0 < n < np.median(present)) for label, n in counts.items())
+    assert len(minor) <= len(present) / 2
+
+
+def test_colour_and_texture_are_for_minorities_alone():
+    flat = FERData(of({"happy": 5, "sad": 4, "disgust": 2}, shape=(8, 8)).df, np.full((11, 8, 8), 100, np.uint8))
+    even = balance(flat, 9)                                           # geometry leaves a flat picture as it is
+    copies = (even.df.id != even.df.source).to_numpy()
+    changed = (even.array() != 100).any((1, 2))
+    minor = (even.df.label == "disgust").to_numpy()
+    assert (changed[copies & minor]).all() and not changed[~minor].any() and not changed[~copies].any()
+    assert ((even.df.role == "minority") == minor).all()
+    named = balance(flat, 9, minority=["happy"])
+    assert set(named.df.label[(named.array() != 100).any((1, 2))]) == {"happy"}
+    assert (balance(flat, 9, STILL).array() == 100).all()
+
+
+def test_a_role_is_that_of_the_originals():
+    ds = of({"happy": 6, "sad": 4, "disgust": 2})
+    twice = balance(balance(ds, "max"), 9)
+    assert set(twice.df.label[twice.df.role == "minority"]) == {"disgust"}
+
+
+def test_two_augmentations_in_one_batch_do_not_disturb_each_other():
+    bright, minor = Augment(brightness=0.5, noise=0.1), (0, 2)
+    x, ids, view = torch.rand(5, 3, 6, 6), np.array([0, 1, 2, 7, -1]), np.array([0, 1, 2, 3, 4])
+    y = ClassAugment(STILL, bright, minor)(x, ids, view, 3)
+    own = (bright, STILL, bright, STILL, STILL)                       # keys without a role are not of a minority
+    for k in range(5):
+        torch.testing.assert_close(y[k:k + 1], own[k](x[k:k + 1], ids[k:k + 1], view[k], 3), atol=1e-6, rtol=0)
+
+
 # ---- leakage ----
 
 @settings(max_examples=15, deadline=None)
@@ -125,6 +171,80 @@ def test_no_source_straddles_folds(happy, sad, seed):
     source = even.df.source.to_numpy()
     for train, test in folds(even, 3, seed):
         assert not set(source[train]) & set(source[test])
+
+
+@st.composite
+def tied(draw):
+    "Images of two classes with twin groups and subjects, some of them missing, all in one split or in official ones."
+    n = draw(st.integers(12, 30))
+    def column(top):
+        return draw(st.lists(st.one_of(st.none(), st.integers(0, top).map("v{}".format)), min_size=n, max_size=n))
+    split = draw(st.sampled_from([["train"], ["train", "valid", "test"]]))
+    return dataset(["happy" if k % 3 else "sad" for k in range(n)], shape=(4, 4), group=column(3 * n), subject=column(3 * n),
+                   split=[split[k % len(split)] for k in range(n)])
+
+
+@settings(max_examples=12, deadline=None)
+@given(tied(), st.integers(0, 3), st.sampled_from(["max", 25]))
+def test_split_first_nothing_straddles_and_nothing_but_training_is_copied(ds, seed, targets):
+    try:
+        parts = folds(ds, 3, seed)
+    except DataError:
+        return                                                        # tied too tightly: said, not leaked
+    assert (straddling(ds, parts).straddling.dropna() == 0).all()
+    for fold in parts:
+        part = as_split(ds, fold)
+        with pytest.raises(DataError, match="only training images"):
+            balance(part, targets)
+        even = balance(part.where(split="train"), targets)
+        test = part.where(split="test")
+        assert set(even.df.source) == set(ds.df.id.iloc[fold[0]]) and set(test.df.id) == set(ds.df.id.iloc[fold[1]])
+        for column in ("group", "subject"):
+            assert not set(even.df[column].dropna()) & set(test.df[column].dropna())
+
+
+@settings(max_examples=12, deadline=None)
+@given(tied(), st.integers(0, 3), st.sampled_from(["honest", "paper"]))
+def test_balanced_first_copies_stay_on_the_side_of_their_source(ds, seed, protocol):
+    even = balance(FERData(ds.df.assign(split="train"), ds.array()), 25, seed=seed)
+    if protocol == "paper":
+        with pytest.warns(UserWarning, match="source: "):
+            parts = folds(even, 3, seed, protocol="paper")
+        with pytest.raises(DataError, match="or a copy of it"):
+            as_split(even, parts[0])
+        return
+    try:
+        parts = folds(even, 3, seed)
+    except DataError:
+        return
+    for fold in parts:
+        part = as_split(even, fold)
+        train, test = (part.where(split=side).df for side in ("train", "test"))
+        assert not set(train.source) & set(test.source) and (test.id == test.source).all()
+        assert set(test.id) == set(even.df.source.iloc[fold[1]])
+
+
+def test_official_evaluation_images_are_never_balanced():
+    ds = dataset(["happy", "sad"] * 6, split=["train", "train", "valid", "valid", "test", "test"] * 2)
+    part = as_split(ds, official_split(ds)[0])
+    assert set(balance(part.where(split="train"), 9).df.source) == set(ds.df.id[ds.df.split == "train"])
+
+
+@settings(max_examples=10, deadline=None)
+@given(COUNTS, st.integers(1, 9), st.integers(10, 14))
+def test_balancing_in_two_steps_makes_the_copies_of_one(counts, first, second):
+    def pictures(ds):
+        return dict(zip(ds.df.id, (im.tobytes() for im in ds.array())))
+    ds = of(counts, shape=(4, 4))
+    minority = minority_classes(counts)
+    assert pictures(balance(balance(ds, first), second)) == pictures(balance(ds, second, minority=minority))
+
+
+def test_a_copy_whose_original_is_gone_can_still_be_copied():
+    even = balance(of({"happy": 6, "sad": 2}), "max")
+    orphans = even.take((even.df.id != "im6").to_numpy())
+    more = balance(orphans, 12)
+    assert more.df.id.is_unique and set(more.df.source) == set(even.df.source) and set(more.counts()["train"]) == {0, 12}
 
 
 @pytest.mark.parametrize("second", ["max", 12])
@@ -139,6 +259,123 @@ def test_balancing_twice_never_loses_the_first_source(second):
     groups = pd.Series(leak_groups(twice))
     assert (groups.groupby(twice.df.source).nunique() == 1).all()
     assert groups.nunique() == len(ds)
+
+
+# ---- on the fly ----
+
+def test_an_epoch_shows_each_class_at_its_target_and_every_repeat_differs():
+    ds = of({"happy": 12, "sad": 5, "disgust": 1}, shape=(8, 8))
+    rows, augment = on_the_fly(ds, "max")
+    loader = ReplayLoader(ds, 6, True, augment, seed=2, rows=rows)
+    seen = [(rows[loader.ids].copy(), x, y) for x, y in loader]
+    source, x, y = np.concatenate([s for s, _, _ in seen]), torch.cat([x for _, x, _ in seen]), torch.cat([y for *_, y in seen])
+    assert np.bincount(y, minlength=7).tolist() == [0, 12, 0, 12, 12, 0, 0] and loader.epoch == 1
+    assert (ds.targets()[source] == y.numpy()).all()
+    assert len({im.numpy().tobytes() for im in x[source == 17]}) == 12
+    again = torch.cat([x for x, _ in loader])
+    assert not torch.equal(x, again)                                  # new views in the next epoch
+    loader.epoch = 0
+    assert torch.equal(x, torch.cat([x for x, _ in loader]))          # and the old ones on request
+    assert len(loader.new()) == 3                                     # predictions are for the 18 images, once each
+
+
+def test_a_teacher_is_asked_about_what_the_student_sees():
+    ds = of({"happy": 6, "sad": 2}, shape=(8, 8))
+    rows, augment = on_the_fly(ds, "max", minority_augment=Augment(brightness=0.4, noise=0.1))
+    dls = dataloaders(ds, FERData(ds.df.assign(id="v" + ds.df.id), ds.array()), 4, augment, views=2, device="cpu", rows=rows)
+
+    class Mean(torch.nn.Module):
+        labels = ds.labels
+
+        def forward(self, x):
+            return x.mean((1, 2, 3))[:, None].expand(-1, 7)
+
+    kept = teacher_logits(Mean(), dls.train, dls.valid)
+    assert kept.train.shape == (2, 12, 7) and kept.valid.shape == (2, 8, 7)
+    for _ in range(2):
+        for x, _ in dls.train:
+            told = kept.train[dls.train.view][dls.train.ids][:, 0]
+            np.testing.assert_allclose(x.mean((1, 2, 3)), told, atol=1e-3)
+
+
+@given(COUNTS, st.one_of(st.sampled_from(["max", "median"]), st.integers(1, 12)))
+@settings(max_examples=15, deadline=None)
+def test_on_the_fly_and_stored_have_the_same_sources_and_roles(counts, targets):
+    ds = of(counts, shape=(2, 2))
+    even, (rows, augment) = balance(ds, targets), on_the_fly(ds, targets)
+    assert ds.df.id.iloc[rows].tolist() == even.df.source.tolist()
+    assert list(augment.minor) == np.flatnonzero(even.df.role == "minority").tolist()
+
+
+def test_on_the_fly_refuses_evaluation_images_and_classes():
+    ds = dataset(["happy", "sad"])
+    with pytest.raises(DataError, match="valid"):
+        on_the_fly(FERData(ds.df.assign(split=["train", "valid"]), ds.array()))
+    with pytest.raises(ConfigError, match="'bored'"):
+        on_the_fly(ds, minority=["bored"])
+
+
+# ---- on disk ----
+
+@pytest.mark.parametrize("layout", ["npz", "folders"])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3)])
+def test_what_is_read_is_what_was_written(tmp_path, layout, shape):
+    ds = dataset(["happy"] * 4 + ["sad"] * 2, shape=shape, subject=["", "a,b", None, "0012", '"q"', "NA"], group=[3, 3, 1, 0, 2, 9],
+                 score=[0.1, 1 / 3, np.nan, 1e-300, 2.0, -0.0], votes=pd.array([1, None, 3, 4, 5, 6], dtype="Int64"),
+                 kept=[True, False] * 3)
+    even = balance(ds, "max")
+    folder = write_balanced(even, tmp_path / "deep/even", layout)
+    back = read_balanced(folder)
+    pd.testing.assert_frame_equal(back.df, even.df)
+    assert (back.array() == even.array()).all() and back.labels == even.labels and back.name == even.name
+    assert back.fingerprint() == even.fingerprint() and [p.name for p in folder.parent.iterdir()] == ["even"]
+    assert balance(back, 9).fingerprint() == balance(even, 9).fingerprint()
+
+
+@pytest.mark.parametrize("layout", ["npz", "folders"])
+def test_a_failed_write_leaves_what_was_there(tmp_path, layout, monkeypatch):
+    first = balance(of({"happy": 3, "sad": 1}))
+    write_balanced(first, tmp_path / "even", layout)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_balanced(balance(of({"happy": 5, "sad": 1})), tmp_path / "even", layout, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["even"]
+    assert read_balanced(tmp_path / "even").fingerprint() == first.fingerprint()
+
+
+@pytest.mark.parametrize("file", ["manifest.csv", "dataset.json", "images.npz"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
+def test_a_damaged_folder_is_refused_by_name(tmp_path, file, damage):
+    folder = write_balanced(balance(of({"happy": 9, "sad": 1}, shape=(9, 9))), tmp_path / "even")
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage != "gone":
+        (folder / file).write_bytes(content[:len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(FERError, match="even"):
+        read_balanced(folder)
+
+
+@pytest.mark.parametrize("old,new", [("sad", "happy"), ("im9#copy1", "im9#copy9")])
+def test_an_edited_manifest_is_noticed(tmp_path, old, new):
+    folder = write_balanced(balance(of({"happy": 9, "sad": 1})), tmp_path / "even")
+    text = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match="changed after"):
+        read_balanced(folder)
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    folder = write_balanced(balance(of({"happy": 2, "sad": 1})), tmp_path / "even", "folders")
+    next(folder.rglob("*.png")).unlink()
+    with pytest.raises(ImageError, match="no such file"):
+        read_balanced(folder)
+
+
+def test_a_label_that_would_leave_the_folder_is_refused(tmp_path):
+    ds = FERData(pd.DataFrame({"id": ["a"], "label": ["../sad"], "split": ["train"]}), np.zeros((1, 4, 4), np.uint8), ["../sad"])
+    with pytest.raises(ConfigError, match="no name for a folder"):
+        write_balanced(ds, tmp_path / "x", "folders")
+    assert read_balanced(write_balanced(ds, tmp_path / "x")).labels == ("../sad",)
 
 
 # ---- refusals ----

@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from fer_nb.cli import main
+from fer_nb.core import EMOTIONS, canonical_label
 
 PIXELS = " ".join(["7"] * 2304)
 HEADER = "emotion,pixels,Usage"
@@ -93,3 +95,47 @@ def test_demo_end_to_end(capsys, tmp_path):
     assert main(["demo", "--images", "320", "--preset", "tiny", "--out", str(out), "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == f"report: {out / 'report.html'}"
     assert (out / "report.html").stat().st_size > 50_000
+
+
+# ---- audit and study ----
+
+@pytest.fixture(scope="module")
+def csv_of_faces(tmp_path_factory):
+    "Synthetic faces in the form of fer2013.csv, and votes for them in the form of fer2013new.csv."
+    from fer_nb.synth import make_faces
+    ds, _ = make_faces(210, seed=3, balance="uniform", splits=(.8, .2, 0))
+    ds = ds.take(np.argsort(ds.df.split.map({"train": 0, "valid": 1}), kind="stable"))
+    folder, usage = tmp_path_factory.mktemp("csv"), ds.df.split.map({"train": "Training", "valid": "PublicTest"})
+    rows = [f"{EMOTIONS.index(e)},{' '.join(map(str, im.ravel()))},{u}" for e, im, u in zip(ds.df.label, ds.array(), usage)]
+    (folder / "fer2013.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]) + "\n")
+    names = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF"]
+    said = [canonical_label(n) if n not in ("unknown", "NF") else n for n in names]
+    votes = [[10 * (n == (e if k % 7 else "happy")) for n in said] for k, e in enumerate(ds.df.label)]
+    lines = [f"{u},fer{k:07}.png,{','.join(map(str, v))}" for k, (u, v) in enumerate(zip(usage, votes))]
+    (folder / "fer2013new.csv").write_text("\n".join(["Usage,Image name," + ",".join(names), *lines]) + "\n")
+    return folder / "fer2013.csv", folder / "fer2013new.csv"
+
+
+def test_audit_writes_its_tables_and_says_the_summary(csv_of_faces, tmp_path, capsys):
+    data, votes = csv_of_faces
+    assert main(["audit", "--data", str(data), "--votes", str(votes), "--out", str(tmp_path / "a")]) == 0
+    issues = pd.read_csv(tmp_path / "a/issues.csv")
+    assert {"duplicate", "label_error"} <= set(issues.kind) and "label_error" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "a/table1.csv").original.sum() == 210
+    assert main(["audit", "--data", str(data), "--out", str(tmp_path / "a")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["audit", "--data", str(data), "--votes", str(data), "--out", str(tmp_path / "b")]) == 2
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_study_leaves_its_table_and_goes_on_where_it_stopped(csv_of_faces, tmp_path, capsys):
+    data, votes = csv_of_faces
+    study = ["study", "labels", "--data", str(data), "--votes", str(votes), "--epochs", "1", "--out", str(tmp_path / "s")]
+    with pytest.MonkeyPatch.context() as patch:
+        from fer_nb import studies
+        patch.setattr(studies, "LABEL_FIT", studies.Fit(epochs=1, bs=32))
+        assert main(study) == 0 and "fold 3 of 3" in capsys.readouterr().out
+        assert main(study) == 0 and "fold" not in capsys.readouterr().out
+    assert set(pd.read_csv(tmp_path / "s/labels.csv").ranking) == {"confident learning", "self-confidence", "loss in training"}
+    assert len(pd.read_csv(tmp_path / "s/probabilities.csv")) == 210
+    assert main(["study", "labels", "--data", str(data)]) == 2 and "--votes" in capsys.readouterr().err

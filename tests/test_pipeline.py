@@ -13,6 +13,7 @@ from fer_nb.data import FERData
 from fer_nb.models import load_hyfer
 from fer_nb.pipeline import PRESETS, make_splits, run
 from fer_nb.synth import make_faces
+from fer_nb.train import CheckpointError
 
 TINY = PRESETS["tiny"]
 
@@ -27,6 +28,29 @@ def finished(tmp_path_factory):
 def test_same_seed_same_results(finished, tmp_path):
     ds, out = finished
     again = run(ds, "tiny", tmp_path / "b", show=False)
+    assert (out / "results.csv").read_bytes() == (again / "results.csv").read_bytes()
+    assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
+
+
+def test_a_run_that_is_broken_off_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
+    ds, out = finished
+    real, fitted = pipeline.fit_model, []
+
+    def fit(*args, phase="", **kwargs):
+        fitted.append(phase)
+        if phase == "HyFER, EADD" and fitted.count(phase) == 1:
+            raise KeyboardInterrupt
+        return real(*args, phase=phase, **kwargs)
+
+    monkeypatch.setattr(pipeline, "fit_model", fit)
+    with pytest.raises(KeyboardInterrupt):
+        run(ds, "tiny", tmp_path / "b", show=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["b.work"]
+    with pytest.raises(CheckpointError, match="epochs"):
+        other = replace(TINY, teachers=(replace(TINY.teachers[0], epochs=2), TINY.teachers[1]))
+        run(ds, other, tmp_path / "b", show=False)
+    again = run(ds, "tiny", tmp_path / "b", show=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert (out / "results.csv").read_bytes() == (again / "results.csv").read_bytes()
     assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
 
@@ -90,7 +114,7 @@ def test_balance_happens_after_the_holdout():
     assert parts.train.counts()["train"].nunique() == 1
 
 
-def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError("no space left on device")
 

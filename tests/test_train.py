@@ -1,12 +1,28 @@
-"""Fitting: selection, restoring, reproducibility, failure paths."""
+"""Fitting: selection, restoring, recipes, checkpoints that are refused, failure paths. (Exact resume: test_resume.py.)"""
+import errno
+import hashlib
+import io
+import os
+import pickle
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import Learner
+from fastai.data.load import DataLoader
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.optimizer import OptimWrapper
 from torch import nn
 
+from fer_nb.core import ConfigError, FERError, seed_everything
 from fer_nb.loaders import dataloaders
 from fer_nb.synth import make_faces
-from fer_nb.train import KeepBest, fit_model
+from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, KeepBest, Recipe, ResumableLearner, TrainingError, fit_model,
+                          read_checkpoint, write_checkpoint)
 
 
 def net(seed=0):
@@ -14,10 +30,38 @@ def net(seed=0):
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 7))
 
 
+@pytest.fixture(scope="module")
+def faces():
+    return make_faces(200, seed=0, defects=None)[0]
+
+
 @pytest.fixture()
-def dls():
-    faces = make_faces(200, seed=0, defects=None)[0]
+def dls(faces):
     return dataloaders(faces.where(split="train"), faces.where(split=["valid", "test"]), bs=32)
+
+
+class On(Callback):
+    "Do something at one event of one epoch."
+
+    def __init__(self, event, what, epoch=0, training=True, order=40):
+        self.event, self.what, self.at, self.only_training, self.order = event, what, epoch, training, order
+
+    def __call__(self, event_name):
+        if event_name == self.event and self.learn.epoch == self.at and self.learn.training == self.only_training:
+            self.what(self.learn)
+
+
+def throw(error):
+    def act(learn):
+        raise error
+    return act
+
+
+def learner(dls, model, *cbs):
+    learn = ResumableLearner(dls, model, CrossEntropyLossFlat(), partial(OptimWrapper, opt=torch.optim.SGD), cbs=cbs, metrics=accuracy)
+    learn.remove_cb(ProgressCallback)
+    learn.logger = lambda *_: None
+    return learn
 
 
 def test_best_epoch_wins(dls):
@@ -70,3 +114,253 @@ def test_progress_lines_where_there_is_no_terminal(dls, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0].strip() for line in lines] == ["student", "student"]
     assert "epoch 2/2" in lines[1]
+
+
+# ---------------------------------------------------------------- recipes
+
+def test_the_default_recipe_is_fastais_one_cycle(dls):
+    """The same weights as `fit_one_cycle` of a plain Learner, step by step: the checkpoint machinery changes nothing."""
+    model, plain = net(), net().to(memory_format=torch.channels_last)
+    fit_model(model, dls, 1, lr=1e-2, wd=0.05, seed=2)
+    dls.train.epoch = 0
+    seed_everything(2)
+    learn = Learner(dls, plain, CrossEntropyLossFlat(label_smoothing=0.1), metrics=accuracy, wd=0.05,
+                    opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, fused=True))
+    learn.remove_cb(ProgressCallback)
+    with learn.no_logging():
+        learn.fit_one_cycle(1, 1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values()))
+
+
+def test_no_decay_on_norms_and_biases(dls):
+    """Without a gradient, decay is all that moves a weight: norms and biases stay, matrices shrink."""
+    def after(**recipe):
+        model = net()
+        nn.init.ones_(model[3].bias)
+        zero = On("before_step", lambda learn: [p.grad.zero_() for p in learn.model.parameters()])
+        fit_model(model, dls, 1, lr=0.1, wd=0.5, cbs=[zero], recipe=Recipe(**recipe))
+        return [model[2].weight.mean().item(), model[3].bias.mean().item(), model[3].weight.norm().item()]
+
+    (norm, bias, matrix), every, start = after(decay_all=False), after(), net()[3].weight.norm().item()
+    assert norm == bias == 1 and matrix < 0.95 * start
+    assert max(every[:2]) < 0.95 and every[2] == matrix
+
+
+def test_the_average_changes_the_result_but_not_the_training(dls):
+    raws, kept = [], []
+    for recipe in (Recipe(), Recipe(ema=0.8)):
+        dls.train.epoch = 0
+        model = net()
+        fit_model(model, dls, 2, seed=1, recipe=recipe,
+                  cbs=[On("after_epoch", lambda learn: raws.append(learn.model[3].weight.clone()), 1, False, order=80)])
+        kept.append(model[3].weight)
+    assert torch.equal(*raws) and not torch.equal(*kept)
+
+
+@pytest.mark.parametrize("setting", [{"ema": 1.0}, {"ema": 0}, {"patience": 0}, {"amp": "fp16"}])
+def test_settings_that_make_no_sense(dls, setting):
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))}="):
+        fit_model(net(), dls, 1, recipe=Recipe(**setting))
+
+
+# ---------------------------------------------------------------- failure paths
+
+@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "before_step", "after_batch"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("error", [RuntimeError("gone"), KeyboardInterrupt(), CancelFitException(), CancelEpochException()])
+def test_everything_lent_is_back(dls, event, training, error):
+    """The learner's network, autocast and the scaler: as before, whichever way out and wherever."""
+    if not training and event == "before_step":
+        pytest.skip("validation takes no steps")
+    model = net()
+    ema, amp = EMA(0.9), Amp("bf16")
+    learn = learner(dls, model, KeepBest(), ema, amp, On(event, throw(error), 1, training))
+    if isinstance(error, (CancelFitException, CancelEpochException)):
+        learn.fit(2, 1e-3)
+    else:
+        with pytest.raises(type(error)):
+            learn.fit(2, 1e-3)
+    assert learn.model is model and ema.raw is None
+    assert not torch.is_autocast_enabled("cpu") and not amp.inside and learn.scaler is None
+    best = learn.keep_best.state
+    assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())
+
+
+def test_autocast_is_left_after_a_cancelled_batch(dls):
+    seen = []
+    learn = learner(dls, net(), Amp("bf16"), On("after_pred", throw(CancelBatchException())),
+                    On("after_batch", lambda _: seen.append(torch.is_autocast_enabled("cpu"))))
+    learn.fit(1, 1e-3)
+    assert seen and not any(seen)
+
+
+def test_an_epoch_cut_short_is_not_counted(dls):
+    history = fit_model(net(), dls, 3, cbs=[On("before_validate", throw(CancelEpochException()), 1, True),
+                                            On("before_validate", throw(CancelEpochException()), 1, False)])
+    assert history.epoch.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nan_names_epoch_and_batch_and_spares_the_checkpoint(dls, tmp_path, training):
+    path = tmp_path / "run.ckpt"
+
+    def poison(learn):
+        learn.xb = (learn.x * float("nan"),)
+
+    where = "training" if training else "validation"
+    with pytest.raises(TrainingError, match=f"nan in epoch 2, {where} batch 1 of"):
+        fit_model(net(), dls, 3, cbs=[On("before_batch", poison, 1, training)], checkpoint=path)
+    found = read_checkpoint(path)
+    assert found["epoch"] == 1 and all(v.isfinite().all() for v in found["model"].values())
+
+
+# ---------------------------------------------------------------- checkpoints
+
+@pytest.fixture()
+def saved(dls, tmp_path):
+    path = tmp_path / "runs" / "run.ckpt"
+    fit_model(net(), dls, 1, checkpoint=path)
+    return path
+
+
+def refused(dls, path, says, model=None, **changed):
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=says) as caught:
+        fit_model(model or net(), dls, **{"epochs": 1, "checkpoint": path} | changed)
+    assert str(path) in str(caught.value) and path.read_bytes() == before and isinstance(caught.value, FERError)
+
+
+def test_another_runs_checkpoint_is_refused(dls, faces, saved):
+    refused(dls, saved, "settings.epochs is 1 there and 2 here", epochs=2)
+    refused(dls, saved, "settings.seed is 0 there and 1 here", seed=1)
+    refused(dls, saved, "settings.recipe.clip is None there and 1.0 here", recipe=Recipe(clip=1.0))
+    refused(dls, saved, r"callbacks.0.0 is 'absent' there and 'EMA' here", cbs=[EMA(0.9)])
+    refused(dls, saved, r"model.2.weight is 'float32 \(144,\)' there and 'absent' here", model=nn.Sequential(nn.Conv2d(1, 7, 48), nn.Flatten()))
+    train = faces.where(split="train")
+    other = dataloaders(train.take(np.arange(len(train))[::-1]), faces.where(split=["valid", "test"]), bs=32)
+    refused(other, saved, "data.train is '[0-9a-f]{16}' there")
+    reseeded = dataloaders(train, faces.where(split=["valid", "test"]), bs=32, seed=4)
+    refused(reseeded, saved, "data.seed is 0 there and 4 here")
+
+
+def test_settings_of_a_callback_are_compared(dls, tmp_path):
+    class Setting(Callback):
+        def __init__(self, value):
+            self.value = value
+
+        def config(self):
+            return {"value": self.value, "pair": (1, 2)}
+
+    path = tmp_path / "run.ckpt"
+    fit_model(net(), dls, 1, cbs=[Setting(3)], checkpoint=path)
+    fit_model(net(), dls, 1, cbs=[Setting(3)], checkpoint=path)
+    refused(dls, path, "callbacks.0.1.value is 3 there and 4 here", cbs=[Setting(4)])
+
+
+@pytest.mark.parametrize("keep", [0, 10, 40, 51, 52, 1000, -1])
+def test_a_file_cut_short_is_refused(dls, saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    refused(dls, saved, "not a checkpoint|cut short or damaged")
+
+
+def test_any_changed_byte_is_noticed(saved):
+    good = saved.read_bytes()
+    for at in np.random.default_rng(0).integers(0, len(good), 50):
+        saved.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1:])
+        with pytest.raises(CheckpointError):
+            read_checkpoint(saved)
+
+
+def test_a_strangers_pickle_is_not_run(dls, saved, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"epoch": Evil()}, buffer := io.BytesIO())
+    for payload in (buffer.getvalue(), pickle.dumps(Evil()), b"", b"text"):
+        saved.write_bytes(b"fer_nb checkpoint 1\n" + hashlib.sha256(payload).digest() + payload)
+        refused(dls, saved, "something else than tensors and plain values")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_disk_full(dls, tmp_path, monkeypatch, call):
+    """The error is typed, names the file, and the checkpoint before it can be gone on with."""
+    path, real, calls = tmp_path / "run.ckpt", getattr(os, call), []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
+
+    whole = net()
+    fit_model(whole, dls, 3, recipe=Recipe(ema=0.9))
+    dls.train.epoch = 0
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(CheckpointError, match="run.ckpt: could not be written .No space left.*before it is intact"):
+        fit_model(net(), dls, 3, checkpoint=path, recipe=Recipe(ema=0.9))
+    assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"] and read_checkpoint(path)["epoch"] == 1
+    model = net(8)
+    fit_model(model, dls, 3, checkpoint=path, recipe=Recipe(ema=0.9))
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_a_place_that_cannot_be_written_fails_before_the_first_epoch(dls, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="there is no earlier one"):
+        fit_model(net(), dls, 1, checkpoint=tmp_path / "file" / "run.ckpt")
+    with pytest.raises(CheckpointError, match="could not be read"):
+        fit_model(net(), dls, 1, checkpoint=tmp_path)
+    assert dls.train.epoch == 0
+
+
+@pytest.mark.parametrize("value", [np.float64(1), np.zeros(2), {1, 2}, [{"deep": object()}]])
+def test_what_cannot_be_read_back_is_not_written(tmp_path, value):
+    with pytest.raises(ConfigError, match="state.memory"):
+        write_checkpoint({"memory": value}, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_callback_without_the_methods_is_not_mistaken_for_one_with(dls, tmp_path):
+    """fastai's callbacks pass unknown names on to the learner and its model."""
+    class Plain(Callback):
+        pass
+
+    plain = Plain()
+    fit_model(net(), dls, 1, cbs=[plain], checkpoint=tmp_path / "x")
+    assert [name for name, _ in read_checkpoint(tmp_path / "x")["callbacks"]] == ["keep_best", "progress"]
+
+
+def test_another_number_of_threads_is_said(dls, saved, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    with pytest.warns(UserWarning, match="not bit for bit: threads is .* there and 77 here"):
+        fit_model(net(), dls, 1, checkpoint=saved)
+
+
+def test_checkpoint_needs_its_learner_and_loader(dls, tmp_path):
+    learn = Learner(dls, net(), CrossEntropyLossFlat(), cbs=[Checkpoint(tmp_path / "x", {})])
+    with pytest.raises(ConfigError, match="ResumableLearner"):
+        learn.fit(1)
+    loader = DataLoader([(torch.zeros(1, 48, 48), 0)] * 4, 2, device=dls.device)
+    with pytest.raises(ConfigError, match="ReplayLoader"):
+        fit_model(net(), type(dls)(loader, loader), 1, checkpoint=tmp_path / "x")
+
+
+def test_validating_does_not_restore(dls, tmp_path):
+    """A learner of one's own may be validated between fits: fastai calls before_fit then too."""
+    model = net()
+    learn = learner(dls, model, Checkpoint(tmp_path / "x", {"mine": 1}))
+    learn.fit(1, 1e-2)
+    model[3].weight.data.zero_()
+    learn.validate()
+    assert model[3].weight.abs().sum() == 0
+
+
+def test_a_resumed_bar_starts_where_it_was(dls, tmp_path, capsys):
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        fit_model(net(), dls, 3, show=True, checkpoint=path, cbs=[On("before_batch", throw(KeyboardInterrupt()), 2)])
+    capsys.readouterr()
+    assert len(fit_model(net(), dls, 3, show=True, checkpoint=path, cbs=[On("before_batch", print, 9)])) == 3
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["  fit: epoch 3/3"]

@@ -1,0 +1,166 @@
+"""What the audit is told by others, or measures itself: votes, models, the face finder, picture quality."""
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fer_nb.audit import (DROPPED, KINDS, PAPER_TABLE1, QualityLimits, audit, beside_paper, label_quality,
+                          picture_quality)
+from fer_nb.core import EMOTIONS, ConfigError, DataError
+from fer_nb.data import VOTE_COLUMNS, FERData, add_votes
+from fer_nb.synth import make_faces
+
+
+def voted(votes, labels, majority):
+    "A dataset of noise pictures with the given votes: one dict an image."
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame([{c: float(v.get(c.removeprefix("vote_"), 0)) for c in VOTE_COLUMNS} for v in votes])
+    df = df.assign(id=[f"im{k}" for k in range(len(votes))], label=labels, split="train", vote_label=majority)
+    return FERData(df, rng.integers(0, 256, (len(votes), 48, 48), dtype=np.uint8))
+
+
+VOTED = voted([{"happy": 10}, {"sad": 8, "neutral": 2}, {"no_face": 9, "unknown": 1}, {"angry": 4, "fear": 4, "sad": 2},
+               {"contempt": 7, "angry": 3}], ["happy", "happy", "sad", "sad", "angry"], ["happy", "sad", "", "", "contempt"])
+
+
+def test_votes_name_the_wrong_labels_and_the_faceless():
+    found = audit(VOTED).issues.set_index(["kind", "id"])
+    assert set(found.loc["label_error"].index) == {"im1", "im4"}
+    assert found.how["label_error", "im1"] == "votes" and found.suggested["label_error", "im1"] == "sad"
+    assert found.score["label_error", "im1"] == 1 and found.score["label_error", "im4"] == pytest.approx(0.7)
+    assert found.suggested["label_error", "im4"] == "", "contempt is none of the seven labels"
+    assert set(found.loc["no_face"].index) == {"im2"} and found.score["no_face", "im2"] == pytest.approx(0.9)
+
+
+def test_a_majority_without_votes_is_refused():
+    ds = FERData(VOTED.df.drop(columns="vote_sad"), VOTED.array())
+    with pytest.raises(DataError, match="without 'vote_sad'"):
+        audit(ds, ("label_error",))
+
+
+def test_models_are_heard_where_the_votes_are_silent():
+    probs = np.full((5, 7), 0.01)
+    for row, emotion in enumerate(("sad", "fear", "sad", "fear", "angry")):  # im0 contradicts its votes and its label
+        probs[row, EMOTIONS.index(emotion)] = 0.94
+    both, model = audit(VOTED, probs=probs).issues, label_quality(VOTED.targets(), probs)
+    errors = both[both.kind == "label_error"].set_index("id")
+    assert "im0" not in errors.index, "the voters said happy, as the label does"
+    silent = set(np.flatnonzero(model.error)) & {2, 3}
+    assert set(errors.index[errors.how == "out-of-fold"]) == {f"im{k}" for k in silent}
+    assert set(errors.index[errors.how == "votes"]) == {"im1", "im4"}
+
+
+def test_label_quality_does_not_depend_on_the_order_or_on_images_that_nobody_judged():
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 4, 300)
+    probs = rng.dirichlet(np.ones(4), 300) * 0.5
+    probs[np.arange(300), y] += 0.5
+    probs[:20] = np.roll(probs[:20], 1, axis=1)
+    one, order = label_quality(y, probs), rng.permutation(300)
+    two = label_quality(y[order], probs[order])
+    np.testing.assert_allclose(one.quality.to_numpy()[order], two.quality)
+    assert (one.error.to_numpy()[order] == two.error).all() and 10 <= one.error.sum() <= 40
+    longer = label_quality(np.append(y, 0), np.vstack([probs, np.full(4, np.nan)]))
+    np.testing.assert_allclose(longer.quality[:300], one.quality)
+    assert np.isnan(longer.quality[300]) and not longer.error[300] and longer.suggested[300] == 0
+
+
+@pytest.mark.parametrize("y", [[0, 0, 0], [2]])
+def test_one_class_alone_has_no_label_errors(y):
+    probs = np.tile([0.1, 0.8, 0.1], (len(y), 1))
+    assert not label_quality(np.array(y), probs).error.any()
+
+
+def test_a_class_that_never_occurs_is_no_obstacle():
+    y = np.array([0] * 20 + [2] * 20)
+    probs = np.where(np.arange(3) == y[:, None], 0.9, 0.05)
+    probs[3] = [0.05, 0.05, 0.9]
+    assert np.flatnonzero(label_quality(y, probs).error).tolist() == [3]
+
+
+@pytest.mark.parametrize("probs, text", [(np.ones((4, 7)), "add up to 1"), (np.ones((5, 3)) / 3, "column a label"),
+                                         (np.ones(5), "column a label"), (-np.eye(7)[:5], "add up to 1")])
+def test_probabilities_that_are_none_are_refused(probs, text):
+    y = np.array([0, 1, 2, 3, 4])
+    with pytest.raises(DataError, match=text):
+        label_quality(y[:len(probs)] if text == "add up to 1" else y, probs)
+
+
+def test_the_face_finder_is_heard():
+    table = pd.DataFrame({"id": VOTED.df.id, "status": ["ok", "no_face", "no_face", "many_faces", "error"]})
+    found = audit(VOTED, ("no_face",), faces=table).issues.set_index("id")
+    assert set(found.index) == {"im1", "im2"} and found.how["im1"] == "face finder"
+    assert found.how["im2"] == "votes", "one fact an image: the first witness stays"
+    with pytest.raises(DataError, match="'im4' is not in the table"):
+        audit(VOTED, ("no_face",), faces=table.iloc[:4])
+
+
+def test_what_was_not_looked_for_is_unknown_not_zero():
+    ds, _ = make_faces(60, seed=1)
+    assert audit(ds).table1().label_error.isna().all()
+    assert audit(ds).kinds == tuple(k for k in KINDS if k != "label_error")
+    assert audit(VOTED).table1().label_error.sum() == 2
+    with pytest.raises(ConfigError, match="needs a witness"):
+        audit(ds, ("label_error",))
+
+
+def test_doubt_is_not_deleted_unless_asked_for():
+    report = audit(VOTED)
+    assert set(report.clean().df.id) == {"im0", "im1", "im3", "im4"}
+    assert set(report.clean(drop=(*DROPPED, "label_error")).df.id) == {"im0", "im3"}
+    assert set(report.clean({"im1": "sad"}).df.set_index("id").label["im1"].split()) == {"sad"}
+    with pytest.raises(ConfigError, match="'doubt'"):
+        report.clean(drop=("doubt",))
+
+
+def test_quality_of_many_sizes_and_files(tmp_path):
+    face = make_faces(7, seed=2, defects=None, size=96)[0].array()[0]
+    images = {"a": face, "b": face[::4, ::4], "c": np.repeat(face[..., None], 3, -1)}
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    df = pd.DataFrame({"id": list(images), "label": "sad", "split": "train"})
+    quality = picture_quality(FERData(df, [tmp_path / f"{n}.png" for n in images])).set_index("id")
+    assert quality.side.to_dict() == {"a": 96, "b": 24, "c": 96}
+    assert quality.sharpness["a"] == pytest.approx(quality.sharpness["c"], rel=0.02)
+    found = audit(FERData(df, [tmp_path / f"{n}.png" for n in images]), ("low_quality",)).issues
+    assert found.id.tolist() == ["b"] and found.how.tolist() == ["size"] and found.score.tolist() == [0.25]
+
+
+def test_limits_are_the_callers():
+    ds, _ = make_faces(40, seed=3, defects=None)
+    everything = QualityLimits(sharpness=1e9)
+    assert set(audit(ds, ("low_quality",), limits=everything).issues.how) == {"blur"}
+    assert len(audit(ds, ("low_quality",), limits=everything).issues) == 40
+    nothing = QualityLimits(0, 0, 1 - 1e-9, 1 - 1e-9, 0)
+    assert audit(ds, ("low_quality",), limits=nothing).issues.empty
+
+
+def test_thousands_of_identical_pictures_cost_little():
+    images = np.repeat(np.random.default_rng(0).integers(0, 256, (2, 48, 48), dtype=np.uint8), 3000, axis=0)
+    df = pd.DataFrame({"id": [str(k) for k in range(6000)], "label": np.tile(["sad", "happy", "fear"], 2000),
+                       "split": np.tile(["train", "test"], 3000)})
+    tracemalloc.start()
+    report = audit(FERData(df, images), ("duplicate", "multilabel", "leak"), search=None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(report.issues) == 5988 + 6000 + 3000 and peak < 100e6
+
+
+def test_the_papers_table_stands_beside_ours():
+    table = beside_paper(audit(make_faces(60, seed=1)[0]))
+    assert list(table.index) == [*EMOTIONS, "all"]
+    assert table["original", "paper"]["all"] == 35887 == PAPER_TABLE1.original.sum()
+    assert table["original", "here"]["all"] == 60
+    assert table["error_ratio", "here"].notna().all()
+
+
+@pytest.mark.realdata
+def test_ferplus_judges_fer2013(real_votes):
+    ds = add_votes(*real_votes)
+    report = audit(ds, ("label_error", "no_face"), search=None)
+    judged = ds.df[ds.df.vote_label != ""]
+    errors = report.issues[report.issues.kind == "label_error"]
+    assert set(errors.id) == set(judged.id[judged.vote_label != judged.label])
+    assert len(judged) == 25060 + 3199

@@ -1,0 +1,155 @@
+"""The studies: what a protocol puts where, that finished runs are kept and checked, arithmetic on known numbers."""
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)  # fastai's import
+
+from fer_nb import studies  # noqa: E402
+from fer_nb.audit import audit  # noqa: E402
+from fer_nb.core import EMOTIONS, ConfigError, DataError  # noqa: E402
+from fer_nb.data import FERData  # noqa: E402
+from fer_nb.loaders import leak_groups  # noqa: E402
+from fer_nb.studies import (PROTOCOLS, Fit, compromised, doubt_rankings, inflation, label_error_study,  # noqa: E402
+                            protocol_parts, protocol_study, ranking_scores, study_pool)
+from fer_nb.synth import make_faces  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def faces():
+    ds, _ = make_faces(420, seed=6, splits=(1, 0, 0), defects={"exact": 0.2}, balance="uniform")
+    return audit(ds, ("duplicate", "multilabel"), search=None).grouped()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_protocol_does_what_its_name_says(faces, protocol, seed):
+    train, test = protocol_parts(faces, protocol, seed)
+    assert not set(train.df.id) & set(test.df.id)
+    shared = compromised(train, test)
+    if protocol == "honest":
+        together = pd.Series(leak_groups(faces), faces.df.id)
+        assert not shared and not set(together[train.df.source]) & set(together[test.df.id])
+    else:
+        assert shared
+    originals = set(faces.df.id)
+    assert (set(test.df.id) <= originals) == (protocol != "balance_then_split")
+    assert protocol_parts(faces, protocol, seed)[0].fingerprint() == train.fingerprint()
+
+
+def test_every_protocol_has_as_much_to_learn_from(faces):
+    sizes = [len(protocol_parts(faces, p)[0]) for p in PROTOCOLS]
+    assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_compromised_names_duplicates_and_copies(faces):
+    train, test = protocol_parts(faces, "balance_then_split")
+    picture = dict(zip(faces.df.id, faces.df.group))
+    seen = {picture[s] for s in train.df.source}
+    assert compromised(train, test) == {i for i, s in zip(test.df.id, test.df.source) if picture[s] in seen}
+
+
+def test_the_pool_takes_pictures_whole_and_keeps_the_official_split(faces):
+    ds = FERData(faces.df.assign(split=np.where(np.arange(len(faces)) % 5, "train", "valid")), faces.array(), name="x")
+    pool = study_pool(ds, 3, seed=1)
+    assert set(pool.df.split) == {"train"} and set(pool.df.official) == {"train", "valid"}
+    assert ds.df.group.isin(pool.df.group).sum() == len(pool) and len(pool) < len(ds) / 2
+    with pytest.raises(DataError, match="no column 'group'"):
+        study_pool(make_faces(30)[0])
+
+
+def fake_runs(monkeypatch):
+    "Runs cost nothing and count themselves."
+    done = []
+
+    def run(ds, protocol, seed, fit, targets):
+        done.append((protocol, seed))
+        return pd.DataFrame({"subset": ["all"], "metric": ["accuracy"], "value": [0.5 + seed / 100], "n": [9],
+                             "protocol": protocol, "seed": seed})
+    monkeypatch.setattr(studies, "_protocol_run", run)
+    return done
+
+
+def test_finished_runs_are_not_done_again(monkeypatch, faces, tmp_path):
+    done = fake_runs(monkeypatch)
+    protocol_study(faces, range(1), out=tmp_path)
+    (tmp_path / "duplicates_across-0.csv").unlink()
+    results = protocol_study(faces, range(2), out=tmp_path)
+    assert done == [(p, 0) for p in PROTOCOLS] + [("duplicates_across", 0)] + [(p, 1) for p in PROTOCOLS]
+    assert len(results) == 6 and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("other, text", [
+    (dict(fit=Fit(epochs=9)), "epochs is 8"), (dict(targets="median"), "targets is max"), (dict(data="less"), "data is"),
+    (dict(data="other groups"), "groups is")])
+def test_runs_of_another_study_are_refused(monkeypatch, faces, tmp_path, other, text):
+    fake_runs(monkeypatch)
+    protocol_study(faces, range(1), out=tmp_path)
+    what = other.pop("data", "")
+    ds = faces.take(np.arange(400)) if what == "less" else faces
+    if what == "other groups":
+        ds = FERData(faces.df.assign(group=np.arange(len(faces))), faces.array())
+    with pytest.raises(DataError, match=text):
+        protocol_study(ds, range(1), out=tmp_path, **other)
+
+
+def test_inflation_is_scipys_paired_interval():
+    rng = np.random.default_rng(0)
+    values = {p: rng.uniform(0.4, 0.6, 5) for p in PROTOCOLS}
+    runs = pd.DataFrame([(p, s, "all", "accuracy", v) for p, vs in values.items() for s, v in enumerate(vs)],
+                        columns=["protocol", "seed", "subset", "metric", "value"]).sample(frac=1, random_state=0)
+    table = inflation(runs).set_index("protocol")
+    for protocol in PROTOCOLS[1:]:
+        interval = stats.ttest_rel(values[protocol], values["honest"]).confidence_interval()
+        assert table.low[protocol] == pytest.approx(100 * interval.low)
+        assert table.high[protocol] == pytest.approx(100 * interval.high)
+    one = inflation(runs[runs.seed == 0]).set_index("protocol")
+    assert np.isnan(one.low["duplicates_across"]) and one.seeds["honest"] == 1
+
+
+def test_rankings_against_plain_loops():
+    rng = np.random.default_rng(2)
+    ds = make_faces(60, seed=1, defects=None, balance="uniform")[0]
+    splits = [(np.setdiff1d(np.arange(60), t), t) for t in np.arange(60).reshape(3, 20)]
+    logits = rng.normal(0, 2, (3, 60, 7)).astype(np.float32)
+    rankings, y = doubt_rankings(ds, logits, splits), ds.targets()
+    for i in range(60):
+        p = [np.exp(z[i]) / np.exp(z[i]).sum() for z in logits.astype(float)]
+        assert rankings["self-confidence"][i] == pytest.approx(1 - p[i // 20][y[i]], abs=1e-6)
+        assert rankings["loss in training"][i] == pytest.approx(
+            np.mean([-np.log(p[k][y[i]]) for k in range(3) if k != i // 20]), abs=1e-5)
+
+
+def test_scores_are_scikit_learns_and_intervals_hold_them():
+    rng = np.random.default_rng(3)
+    wrong = rng.random(500) < 0.2
+    doubt = wrong + rng.normal(0, 1, 500)
+    table = ranking_scores(wrong, {"good": doubt, "random": rng.random(500)}, first=50).set_index(["ranking", "metric"])
+    assert table.value["good", "auroc"] == pytest.approx(roc_auc_score(wrong, doubt))
+    assert table.value["good", "precision"] == wrong[np.argsort(-doubt)[:50]].mean()
+    assert (table.low <= table.value).all() and (table.value <= table.high).all()
+    assert table.low["random", "auroc"] < 0.5 < table.high["random", "auroc"]
+    for judge in (np.zeros(9, bool), np.ones(9, bool)):
+        with pytest.raises(DataError, match="both right and wrong"):
+            ranking_scores(judge, {"x": np.arange(9)})
+
+
+def test_label_error_study_from_votes_to_scores(tmp_path):
+    ds, truth = make_faces(420, seed=5, splits=(1, 0, 0), defects={"wrong_label": 0.1}, balance="uniform")
+    real = ds.df.id.map(truth.set_index("id").detail).str.extract(r"(\w+)$")[0]
+    ds = FERData(ds.df.assign(vote_label=[v if v in EMOTIONS else e for v, e in zip(real, ds.df.label)]), ds.array())
+    ds.df.loc[::10, "vote_label"] = ""
+    told = []
+    scores, probs = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=told.append)
+    assert len(told) == 2 and probs.shape == (420, 7) and np.allclose(probs.sum(1), 1, atol=1e-5)
+    assert (scores.n == (ds.df.vote_label != "").sum()).all()
+    again, same = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=told.append)
+    assert len(told) == 2 and np.array_equal(same, probs)
+    with pytest.raises(DataError, match="no votes"):
+        label_error_study(make_faces(30)[0])
+    with pytest.raises(ConfigError, match="'fair'"):
+        protocol_parts(audit(ds, ("duplicate",), search=None).grouped(), "fair")
