@@ -122,8 +122,8 @@ def label_quality(
     targets: np.ndarray,   # int (N,), the given labels
     probs: np.ndarray,     # float (N, C), out-of-fold probabilities; NaN rows are not judged
 ) -> pd.DataFrame:         # quality in [0, 1] (NaN if not judged), error (bool), suggested (int); one row an image
-    """Confident learning on out-of-fold probabilities, by cleanlab: `quality` is the self-confidence adjusted by class
-    thresholds, `error` what pruning by noise rate removes. Raises `DataError` for probabilities of another shape."""
+    """Confident learning on out-of-fold probabilities, by cleanlab: `quality` is the normalised margin, `error` what
+    pruning by noise rate removes. Raises `DataError` for probabilities of another shape."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     targets, probs = np.asarray(targets), np.asarray(probs, dtype=np.float64)
@@ -135,7 +135,7 @@ def label_quality(
     quality, error = np.full(len(targets), np.nan), np.zeros(len(targets), bool)
     y, p = targets[known], probs[known]
     if len(np.unique(y)) > 1:
-        quality[known] = get_label_quality_scores(y, p, method="self_confidence", adjust_pred_probs=True)
+        quality[known] = get_label_quality_scores(y, p, method="normalized_margin")
         error[known] = find_label_issues(y, p, filter_by="prune_by_noise_rate", n_jobs=1)
     suggested = np.where(known, np.nan_to_num(probs, nan=-1).argmax(axis=1), targets)
     return pd.DataFrame({"quality": quality, "error": error, "suggested": suggested})
@@ -155,8 +155,10 @@ def _model_issues(
 def _vote_issues(
     ds: FERData,     # a dataset with votes, from `data.add_votes`
 ) -> pd.DataFrame:   # i, score (share of the votes against the label), how, suggested ("" for an emotion outside the labels)
-    "Labels that the majority of the voters contradicts."
+    "Labels that the majority of the voters contradicts. Raises `DataError` for a majority without votes."
     df = ds.df
+    if missing := set(VOTE_COLUMNS) - set(df):
+        raise DataError(f"{ds.name}: vote_label without {sorted(missing)[0]!r}; join the votes with data.add_votes")
     rows = np.flatnonzero((df.vote_label != "") & (df.vote_label != df.label))
     votes = df[list(VOTE_COLUMNS)].fillna(0)
     own = np.array([votes.get(f"vote_{e}", pd.Series(0, votes.index)).iloc[i] for i, e in zip(rows, df.label.iloc[rows])])
@@ -225,6 +227,11 @@ class Audit:
         table = pd.crosstab(df.kind, df.split).reindex(index=KINDS, columns=splits, fill_value=0)
         table.columns.name = None
         return table.assign(all=table.sum(axis=1))
+
+    def counts(self) -> pd.DataFrame:  # kind, how, split, label, images
+        "The issues, counted: how many of each kind, by how they were found, split and label."
+        df = self.issues.merge(self.ds.df[["id", "split", "label"]], on="id")
+        return df.groupby(["kind", "how", "split", "label"], as_index=False).size().rename(columns={"size": "images"})
 
     def table1(self) -> pd.DataFrame:  # one row a class, columns as in the paper's Table 1
         "The paper's Table 1 with the columns this audit can fill; what was not looked for is NaN and counts as none."
@@ -382,10 +389,10 @@ def error_ratio(
 
 
 def beside_paper(
-    report: Audit,        # of FER2013
+    ours: pd.DataFrame,   # `Audit.table1` of FER2013
 ) -> pd.DataFrame:        # one row a class and one for all; columns (what, paper | here)
     "The paper's Table 1 for FER2013 beside an audit's."
-    both = {"paper": error_ratio(PAPER_TABLE1), "here": report.table1()}
+    both = {"paper": error_ratio(PAPER_TABLE1), "here": ours}
     for name, table in both.items():
         total = table.drop(columns="error_ratio").sum(min_count=1).rename("all")
         both[name] = pd.concat([table, error_ratio(total.to_frame().T)])

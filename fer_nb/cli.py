@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .core import ConfigError, DataError, FERError, atomic_file, atomic_folder, keep_freed_memory
@@ -75,9 +76,10 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
     run.add_argument("--preset", default="cpu", metavar="NAME", help=f"{presets} (default: %(default)s)")
     look = verbs.add_parser("audit", help="what is wrong with a dataset",
                             description="Look for duplicates, leaks, contradictory and doubtful labels, faceless and poor "
-                                        "pictures. Leaves issues.csv, summary.csv and table1.csv in the folder.")
+                                        "pictures. Leaves issues.csv, counts.csv, summary.csv and table1.csv in the folder.")
     look.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
     look.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv, to judge FER2013's labels")
+    look.add_argument("--probs", type=Path, metavar="CSV", help="out-of-fold probabilities, as `fer-nb study labels` leaves them")
     look.add_argument("--exact", action="store_true", help="byte-identical pictures only: seconds instead of a minute")
     look.add_argument("--faces", action="store_true", help="ask the face finder too (about 10 ms an image)")
     look.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: runs/NAME-audit)")
@@ -108,11 +110,27 @@ def _audit(
         if args.faces:
             from fer_nb.faces import find_faces
             found = find_faces(ds)
-        report = audit(ds, search=None if args.exact else TwinSearch(), faces=found)
+        probs = None if args.probs is None else _read_probs(args.probs, ds)
+        report = audit(ds, search=None if args.exact else TwinSearch(), probs=probs, faces=found)
         report.issues.to_csv(aside / "issues.csv", index=False)
         report.summary().to_csv(aside / "summary.csv")
+        report.counts().to_csv(aside / "counts.csv", index=False)
         report.table1().to_csv(aside / "table1.csv")
     return f"{report.summary().to_string()}\ntables: {out}"
+
+
+def _read_probs(
+    path: Path,    # a CSV with a column `id` and one a label
+    ds: FERData,   # the images they belong to
+) -> np.ndarray:   # (N, C), in the order of `ds`; NaN for images that are not in the file
+    "Probabilities of a study. Raises `DataError` for a file without the labels or without any of the images."
+    try:
+        table = pd.read_csv(path, dtype={"id": str}).set_index("id")[list(ds.labels)]
+    except (OSError, KeyError, ValueError) as e:
+        raise DataError(f"{path}: columns id, {', '.join(ds.labels)} expected ({e})") from e
+    if not table.index.isin(ds.df.id).any():
+        raise DataError(f"{path}: none of its ids is in {ds.name}")
+    return table.reindex(ds.df.id).to_numpy(float)
 
 
 def _study(

@@ -26,11 +26,12 @@ def _checked(
     "Logits and targets that belong together, or a `ConfigError` or `LabelError` that says why they do not."
     z, y = np.asarray(z, np.float64), np.asarray(y)
     if z.ndim != 2 or y.shape != z.shape[:1] or len(labels) not in (0, z.shape[1]):
-        raise ConfigError(f"logits {z.shape}, targets {y.shape}, {len(labels) or 'C'} labels; (N, C), (N,) and C expected")
+        raise ConfigError(f"logits {z.shape}, targets {y.shape}, {len(labels) or 'C'} labels; (N, C), (N,), C expected")
     if (bad := ~np.isfinite(z).all(axis=1)).any():
         raise ConfigError(f"logits of image {int(bad.argmax())}: NaN or infinity")
     if len(y) and (y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= z.shape[1]):
-        raise LabelError(f"targets are {y.dtype} from {y.min()} to {y.max()}; whole numbers from 0 to {z.shape[1] - 1} expected")
+        raise LabelError(f"targets are {y.dtype} from {y.min()} to {y.max()}; "
+                         f"whole numbers from 0 to {z.shape[1] - 1} expected")
     return z, y.astype(np.int64)
 
 # %% ../nbs/30_metrics.ipynb #350aa939
@@ -164,7 +165,7 @@ def resample_counts(
         yield counts
 
 # %% ../nbs/30_metrics.ipynb #13108357
-def _auc_parts(
+def _weighted_auc(
     score: np.ndarray,  # (N,)
     here: np.ndarray,   # bool (N,), the class in question
     w: np.ndarray,      # counts (b, N)
@@ -191,11 +192,11 @@ def _weighted(
 
     def score(w: np.ndarray) -> np.ndarray:
         sums, each = w @ facts, np.full((len(_EACH), len(w), c), np.nan)
-        table = sums[:, :c * c].reshape(-1, c, c)[:, :, :]
+        table = sums[:, :c * c].reshape(-1, c, c)
         hits, support, said = table.diagonal(axis1=1, axis2=2)[:, seen], table.sum(2)[:, seen], table.sum(1)[:, seen]
         each[:3, :, seen] = hits / np.maximum(said, 1), hits / support, 2 * hits / (support + said)
         if seen.sum() > 1:
-            each[3, :, seen] = [_auc_parts(p[:, k], y == k, w) for k in np.flatnonzero(seen)]
+            each[3, :, seen] = [_weighted_auc(p[:, k], y == k, w) for k in np.flatnonzero(seen)]
         macro, share = each[:, :, seen].mean(axis=2), support / n
         average = (each[:3, :, seen] * share).sum(axis=2)
         loss, brier, off = sums[:, c * c] / n, sums[:, c * c + 1] / n, abs(sums[:, c * c + 2:]).sum(axis=1) / n

@@ -183,16 +183,20 @@ def doubt_rankings(
     logits: np.ndarray,                               # (folds, N, C), from `evaluate.fold_logits`
     splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
 ) -> dict[str, np.ndarray]:                           # name -> (N,), larger is more doubtful
-    "Three ways to rank labels by doubt."
+    "Five ways to rank labels by doubt."
+    from cleanlab.rank import get_label_quality_scores
     y, n = ds.targets(), np.arange(len(ds))
     probs = softmax(out_of_fold(logits, splits).astype(np.float64), axis=1)
-    losses = -log_softmax(logits.astype(np.float64), axis=2)[:, n, y]
-    seen = np.zeros(losses.shape, bool)
+    logp = log_softmax(logits.astype(np.float64), axis=2)
+    seen = np.zeros(logits.shape[:2], bool)
     for k, (train, _) in enumerate(splits):
         seen[k, train] = True
     return {"confident learning": 1 - label_quality(y, probs).quality.to_numpy(),
+            "confident learning, adjusted": 1 - get_label_quality_scores(y, probs, method="normalized_margin",
+                                                                         adjust_pred_probs=True),
             "self-confidence": 1 - probs[n, y],
-            "loss in training": np.where(seen, losses, 0).sum(axis=0) / seen.sum(axis=0)}
+            "loss in training": np.where(seen, -logp[:, n, y], 0).sum(axis=0) / seen.sum(axis=0),
+            "margin, all folds": 1 - label_quality(y, np.exp(logp).mean(axis=0)).quality.to_numpy()}
 
 
 def ranking_scores(

@@ -19,11 +19,15 @@ with warnings.catch_warnings():
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
+    from fastai.optimizer import Adam, OptimWrapper
     from fastai.torch_core import TensorCategory, TensorImage
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.attacks import pgd
 from fer_nb.core import ConfigError, FERError, ImageError
+from fer_nb.distill import EADD
+from fer_nb.loaders import dataloaders
+from fer_nb.synth import make_faces
 
 BS, N = 8, 32
 
@@ -252,8 +256,174 @@ def test_typed_errors_come_through_fastai():
 
 @pytest.mark.parametrize("bad", [dict(attack=()), dict(attack="PGD"), dict(attack=("fgsm", None)),
                                  dict(eps=float("nan")), dict(weights=(1, 2)), dict(weights=(0,)), dict(ratio=-0.1),
-                                 dict(alpha=-1), dict(warmup_epochs=-1), dict(steps=0)])
+                                 dict(alpha=-1), dict(warmup_epochs=-1), dict(steps=0), dict(trades=-1), dict(guard=-1),
+                                 dict(collapse=1.0), dict(collapse=0), dict(eps=lambda p: float("nan")),
+                                 dict(eps=lambda p: 0.1, alpha=0.1), dict(trades=1, random_start=False)])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ConfigError):
         AdversarialTraining(**bad)
     assert issubclass(ConfigError, FERError)
+
+
+def test_schedule_of_eps():
+    seen = []
+
+    def spy(model, x, y, eps, generator):
+        seen.append(eps)
+        return x
+    cb = AdversarialTraining(("fgsm", spy), eps=lambda p: 0.1 * p, weights=(0, 1), warmup_epochs=1)
+    learner(cb).fit(2)
+    assert np.allclose(seen, [0.1 * i / 8 * min(1, (i + 1) / 4) for i in range(8)])
+    assert np.allclose(json.loads(json.dumps(cb.config()))["eps"], [0, 0.025, 0.05, 0.075, 0.1])
+
+
+class Told(AdversarialTraining):
+    "Believes that the epochs of `bad` end in a collapse."
+    bad = (2,)
+
+    def _probe(self):
+        return (0.9, 0.0) if self.epoch in self.bad else (0.5, 0.4)
+
+
+@pytest.mark.parametrize("opt", [Adam, lambda params, **kw: OptimWrapper(params, torch.optim.AdamW, **kw)])
+def test_roll_back_of_weights_and_optimiser(opt):
+    ends = []
+
+    def look(learn):
+        state = learn.opt.state_dict()["state"]
+        moments = [v for s in (state.values() if isinstance(state, dict) else state) for v in s.values()]
+        ends.append((weights(learn), torch.cat([v.double().flatten() for v in moments if isinstance(v, torch.Tensor)])))
+    learn = learner(Told(trades=1.0, ratio=1.0))
+    learn.opt_func = opt
+    learn.fit(4, 1e-2, cbs=Spy("after_train", look))
+    assert all(torch.equal(a, b) for a, b in zip(ends[1], ends[2]))
+    assert not any(torch.equal(a, b) for a, b in zip(ends[2], ends[3]))
+    log = learn.guard_log
+    assert log.rolled_back.tolist() == [False, False, True, False] and "weights of epoch 1" in log.note[2]
+    assert list(log.note[[0, 1, 3]]) == ["", "", ""] and set(log.images) == {BS}
+
+
+def test_roll_backs_in_a_row_go_to_the_same_epoch():
+    cb = Told()
+    cb.bad = (0, 2, 3)
+    learn = learner(cb)
+    learn.fit(4)
+    assert learn.guard_log.rolled_back.tolist() == [False, False, True, True]  # nothing to go back to in epoch 0
+    assert "epoch 1" in learn.guard_log.note[2] and "epoch 1" in learn.guard_log.note[3]
+
+
+def test_guard_measures_a_fixed_batch_and_changes_nothing():
+    def run(guard):
+        learn = learner(AdversarialTraining(guard=guard, ratio=1.0))
+        learn.fit(2)
+        return learn
+    with_guard, without = run(3), run(0)
+    assert torch.equal(weights(with_guard), weights(without)) and len(without.guard_log) == 0
+    cb, log = with_guard.adversarial_training, with_guard.guard_log
+    assert len(log) == 2 and set(log.steps) == {3} and np.allclose(log.eps, 4/255)
+    x, y = cb.watched
+    fast, slow = cb._probe()
+    assert np.isclose(log.pgd[1], slow) and np.isclose(log.fgsm[1], fast) and slow <= fast and len(x) == len(y) == BS
+    assert AdversarialTraining("pgd").guard == 0 and AdversarialTraining(("pgd", "fgsm")).guard == 10
+
+
+def test_state_goes_on_with_both_logs_and_the_watched_batch():
+    first = learner(AdversarialTraining(guard=2))
+    first.fit(1)
+    state = first.adversarial_training.state_dict()
+    cb = AdversarialTraining(guard=2)
+    second = learner(cb)
+
+    class Resume(Callback):
+        order = -20
+
+        def before_train(self):
+            if self.epoch == 1:
+                cb.load_state_dict(state)
+    second.add_cb(Resume())
+    second.fit(2, start_epoch=1)
+    assert second.adv_log.epoch.tolist() == [0, 0, 1, 1] and second.guard_log.epoch.tolist() == [0, 1]
+    assert torch.equal(cb.watched[0], state["watched"][0])
+
+
+@pytest.mark.parametrize("error", [CancelFitException(), CancelBatchException(), RuntimeError("boom")])
+@pytest.mark.parametrize("at", ["after_pred", "before_backward", "after_backward"])
+def test_interrupted_trades_leaves_nothing(at, error):
+    cb = AdversarialTraining(trades=2.0)
+    learn = learner(cb)
+    try:
+        learn.fit(1, cbs=Spy(at, lambda learn: raises(error)(learn) if learn.training else None))
+    except RuntimeError:
+        pass
+    learn.fit(1)
+    assert cb.adv_rows is None and cb.adv_pred is None and learn.clean_xb is None
+    assert learn.adv_log.images.tolist() == [N // 2, N]
+
+
+def test_trades_without_attacked_rows_is_plain_training():
+    ends = []
+    for cbs in ([], [AdversarialTraining(trades=5.0, ratio=0.0)]):
+        learn = learner(*cbs)
+        learn.fit(1)
+        ends.append(weights(learn))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "deepfool"])
+def test_trades_batches(attack):
+    def look(learn):
+        if learn.training:
+            cb = learn.adversarial_training
+            assert torch.equal(learn.xb[0], learn.clean_xb[0]) and len(cb.adv_rows) == BS // 2
+            if attack != "deepfool":
+                assert (cb.adv_rows - learn.xb[0][learn.adv_mask]).abs().max() <= 8/255 + 1e-6
+    learner(AdversarialTraining(attack, eps=8/255, steps=2, trades=1.0)).fit(1, cbs=Spy("after_loss", look))
+
+
+class Toy(nn.Sequential):
+    labels = ()
+
+
+def teacher_and_student(labels):
+    def net(seed):
+        torch.manual_seed(seed)
+        model = Toy(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                    nn.Linear(128, len(labels)))
+        model.labels = labels
+        return model
+    return net(1).eval(), net(2)
+
+
+@pytest.mark.parametrize("trades", [0.0, 3.0])
+def test_together_with_distillation(trades):
+    "The teacher is asked about the clean view, and TRADES adds to the distillation loss rather than being scaled by it."
+    faces = make_faces(120, seed=0, defects=None, size=32)[0]
+    dls = dataloaders(faces.where(split="train"), faces.where(split=["valid", "test"]), bs=32, views=2)
+    teacher, student = teacher_and_student(tuple(dls.vocab))
+    asked, extra = [], []
+    teacher.register_forward_hook(lambda m, args, z: asked.append(args[0].detach().clone()))
+    eadd = EADD([teacher], alpha=0.3, accuracy=np.full((1, 7), 0.5))
+    learn = Learner(dls, student, loss_func=nn.CrossEntropyLoss(), cbs=[eadd, AdversarialTraining(ratio=1.0, trades=trades)])
+    losses = []
+
+    def before(learn):
+        if learn.training:
+            losses.append(float(learn.loss_grad))
+
+    def after(learn):
+        assert torch.equal(asked[-1], learn.clean_xb[0])
+        cb = learn.adversarial_training
+        if trades:
+            clean, adv = learn.pred.log_softmax(1), cb.adv_pred.log_softmax(1)
+            extra.append(float(trades * (clean.exp() * (clean - adv)).sum(1).mean()))
+            assert abs(float(learn.loss_grad) - losses[-1] - extra[-1]) < 1e-4
+        else:
+            assert float(learn.loss_grad) == losses[-1] and not torch.equal(asked[-1], learn.xb[0])
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(1, cbs=[Spy("after_loss", before), Spy("before_backward", after)])
+    assert losses and len(extra) == (len(losses) if trades else 0)
+    assert set(learn.adv_log.attack) == ({"fgsm", "clean"} if trades else {"fgsm"})
+    learn.remove_cb(EADD)
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(1)  # and after it
+    assert len(learn.guard_log) == 1

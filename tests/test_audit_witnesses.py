@@ -149,7 +149,7 @@ def test_thousands_of_identical_pictures_cost_little():
 
 
 def test_the_papers_table_stands_beside_ours():
-    table = beside_paper(audit(make_faces(60, seed=1)[0]))
+    table = beside_paper(audit(make_faces(60, seed=1)[0]).table1())
     assert list(table.index) == [*EMOTIONS, "all"]
     assert table["original", "paper"]["all"] == 35887 == PAPER_TABLE1.original.sum()
     assert table["original", "here"]["all"] == 60

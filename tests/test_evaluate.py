@@ -13,9 +13,10 @@ from torch import nn
 
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import FERData, read_folder
-from fer_nb.evaluate import _scores, _stratified, confusion, evaluate, predict_logits, robust_curve
+from fer_nb.evaluate import (_stratified, by_group, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
+                             out_of_fold, predict_logits, robust_curve, shared_labels)
 
-COLUMNS = ["split", "subset", "tta", "attack", "eps", "steps", "metric", "value", "n"]
+COLUMNS = ["split", "subset", "tta", "attack", "eps", "steps", "metric", "value", "n", "labels"]
 
 
 def net(chans=1, side=12, labels=EMOTIONS):
@@ -47,6 +48,7 @@ CALLS = {
     "logits": lambda m, ds: predict_logits(m, ds, tta="flip"),
     "evaluate": lambda m, ds: evaluate(m, ds, twins=["i3"]),
     "confusion": confusion,
+    "by_group": lambda m, ds: by_group(m, ds, "split", times=5),
     "fgsm": lambda m, ds: robust_curve(m, ds, "fgsm", eps=(0, 0.1)),
     "pgd": lambda m, ds: robust_curve(m, ds, eps=(0.1,), steps=2, restarts=2),
 }
@@ -135,26 +137,187 @@ def test_all_images_may_be_twins():
     assert none.query("subset == 'without_twins'").n.iloc[0] == len(ds)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 10**6), st.integers(2, 8))
-def test_scores_agree_with_sklearn(n, seed, classes):
+def test_twins_that_nobody_looked_for_are_not_known():
+    ds = faces(splits=("test",))
+    unknown = evaluate(net(), ds)
+    assert np.isnan(unknown[unknown.metric == "twins_in_training"].value.item()) and set(unknown.subset) == {"all"}
+
+
+def test_intervals_are_two_more_columns_and_change_nothing_else():
+    ds, model = faces(120), net()
+    plain, wide = evaluate(model, ds, twins=["i3"]), evaluate(model, ds, twins=["i3"], intervals=50)
+    pd.testing.assert_frame_equal(plain, wide[list(plain)])
+    assert list(wide) == [*COLUMNS, "low", "high"]
+    known = wide[wide.metric == "accuracy"]
+    assert (known.low <= known.value).all() and (known.value <= known.high).all()
+    pd.testing.assert_frame_equal(wide, evaluate(model, ds, twins=["i3"], intervals=50))
+    assert not wide.low.equals(evaluate(model, ds, twins=["i3"], intervals=50, seed=1).low)
+    empty = evaluate(model, ds, twins=ds.df.id, intervals=50).query("subset == 'without_twins'")
+    assert empty.low.isna().all() and empty.high.isna().all()
+
+
+def test_logits_are_evaluated_like_their_model():
+    ds, model = faces(), net()
+    pd.testing.assert_frame_equal(evaluate(model, ds, twins=["i3"]), evaluate(predict_logits(model, ds), ds, twins=["i3"]))
+    with pytest.raises(ConfigError, match=r"\(5, 7\)"):
+        evaluate(np.zeros((5, 7)), ds)
+
+
+# ---------------------------------------------------------------- folds
+
+def thirds(n):
+    return [(np.flatnonzero(np.arange(n) % 3 != k), np.flatnonzero(np.arange(n) % 3 == k)) for k in range(3)]
+
+
+def counting_fit(calls, broken_at=None):
+    def fit(part, k):
+        calls.append(k)
+        if k == broken_at:
+            raise KeyboardInterrupt
+        model = net()
+        torch.nn.init.constant_(model[-1].bias, float(k))
+        return model
+    return fit
+
+
+def test_a_broken_run_goes_on_where_it_stopped(tmp_path):
+    ds, calls = faces(30), []
+    with pytest.raises(KeyboardInterrupt):
+        fold_logits(counting_fit(calls, broken_at=2), ds, thirds(30), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fold-0.npz", "fold-1.npz"]
+    resumed = fold_logits(counting_fit(calls), ds, thirds(30), tmp_path)
+    assert calls == [0, 1, 2, 2]
+    np.testing.assert_array_equal(resumed, fold_logits(counting_fit([]), ds, thirds(30)))
+
+
+def test_folds_of_other_data_or_another_split_are_refused(tmp_path):
+    ds = faces(30)
+    fold_logits(counting_fit([]), ds, thirds(30), tmp_path)
+    with pytest.raises(DataError, match="fold-0.npz: belongs to other data"):
+        fold_logits(counting_fit([]), faces(30, seed=1), thirds(30), tmp_path)
+    with pytest.raises(DataError, match="fold-0.npz: belongs to another split"):
+        fold_logits(counting_fit([]), ds, thirds(30)[::-1], tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "array", "flipped", "folder"])
+def test_a_damaged_fold_is_named(tmp_path, damage):
+    ds, path = faces(30), tmp_path / "fold-1.npz"
+    fold_logits(counting_fit([]), ds, thirds(30), tmp_path)
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "array":
+        with open(path, "wb") as f:
+            np.savez(f, logits=np.zeros((30, 7)))
+    else:
+        middle = len(whole) // 4
+        flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1:]
+        path.write_bytes({"cut": whole[:len(whole) // 2], "text": b"logits", "empty": b"", "flipped": flipped}[damage])
+    with pytest.raises(DataError, match="fold-1.npz: not a finished fold"):
+        fold_logits(counting_fit([]), ds, thirds(30), tmp_path)
+
+
+def test_every_image_is_judged_by_the_model_that_did_not_see_it():
+    ds, splits = faces(30), thirds(30)
+    logits = fold_logits(counting_fit([]), ds, splits)
+    oof = out_of_fold(logits, splits)
+    for k, (_, test) in enumerate(splits):
+        np.testing.assert_array_equal(oof[test], logits[k, test])
+    table = cross_validate(logits, ds, splits)
+    assert list(table) == ["fold", "metric", "value", "n", "labels"] and set(table.fold) == {0, 1, 2}
+    one = evaluate(logits[1, splits[1][1]], FERData(ds.df.iloc[splits[1][1]].assign(split="test"), ds.array()[splits[1][1]]))
+    both = table[table.fold == 1].merge(one, on="metric")
+    np.testing.assert_allclose(both.value_x, both.value_y)
+    assert compare(table, table).p.eq(1).all()
+    with pytest.raises(DataError, match="3 test folds"):
+        out_of_fold(logits, [splits[0]] * 3)
+
+
+# ---------------------------------------------------------------- groups, and other datasets
+
+def test_groups_are_scored_apart_and_unknown_ones_kept():
+    ds = faces(90, splits=("valid", "test"))
+    sex = np.where(np.arange(90) % 3 == 0, "female", np.where(np.arange(90) % 3 == 1, "male", ""))
+    ds, z = FERData(ds.df.assign(sex=sex), ds.array()), predict_logits(net(), ds)
+    table = by_group(z, ds, "sex", times=50)
+    assert set(table.group) == {"female", "male", "not known"} and set(table.column) == {"sex"}
+    assert table[table.metric == "accuracy"].n.sum() == 90
+    mine = ((sex == "male") & (ds.df.split == "test")).to_numpy()
+    other = ((sex != "male") & (ds.df.split == "test")).to_numpy()
+    right = z.argmax(1) == ds.targets()
+    row = table.query("group == 'male' and split == 'test' and metric == 'accuracy'").iloc[0]
+    assert row.value == pytest.approx(right[mine].mean()) and row.gap == pytest.approx(right[mine].mean() - right[other].mean())
+    assert row.low <= row.value <= row.high and row.gap_low <= row.gap <= row.gap_high
+    pd.testing.assert_frame_equal(table, by_group(z, ds, "sex", times=50))
+
+
+def test_a_group_that_is_everyone_has_no_gap():
+    table = by_group(net(), faces(splits=("test",)), np.zeros(60, int), times=10)
+    assert table.gap.isna().all() and table.gap_low.isna().all() and table.group.unique().tolist() == ["0"]
+
+
+def test_mixed_values_are_groups_too():
+    values = np.array(["a", 1, None, ""] * 15, dtype=object)
+    table = by_group(net(), faces(splits=("test",)), values, times=10)
+    assert table.group.unique().tolist() == ["1", "a", "not known"]
+
+
+def test_numbers_are_cut_at_quantiles_or_given_edges():
+    ds, size = faces(splits=("test",)), pd.Series([24, 24, 48, 96] * 15, name="side")
+    quarters = by_group(net(), ds, size, bins=2, times=10).query("metric == 'accuracy'")
+    assert quarters.n.sum() == 60 and set(quarters.column) == {"side"}
+    steps = by_group(net(), ds, np.arange(60) * 5, bins=4, times=10).group.unique()
+    assert [float(g.strip("([").split(",")[0]) for g in steps] == sorted(float(g.strip("([").split(",")[0]) for g in steps)
+    given = by_group(net(), ds, size, bins=[0, 30, 60], times=10).query("metric == 'accuracy'").set_index("group")
+    assert given.n.sort_index().tolist() == [30, 15, 15] and "not known" in given.index
+
+
+@pytest.mark.parametrize(("column", "bins", "error", "match"), [
+    ("sex", None, DataError, "no column 'sex'"), (np.zeros(5), None, DataError, "5 values for 60 images"),
+    ("id", None, ConfigError, "60 different values"), ("label", 3, ConfigError, "not numbers"),
+    (np.arange(60), 0, ConfigError, "bins=0"), (np.arange(60), [5, 1], ConfigError, "edges in order")])
+def test_bad_groups_are_named(column, bins, error, match):
+    with pytest.raises(error, match=match):
+        by_group(net(), faces(), column, bins)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations(EMOTIONS), st.integers(2, 7), st.integers(0, 99))
+def test_shared_labels_go_by_name(order, k, seed):
+    theirs, model = (*order[:k], "contempt"), net(labels=EMOTIONS)
     rng = np.random.default_rng(seed)
-    z, y = rng.normal(size=(n, classes)), rng.integers(0, classes, n)
-    table, present = _scores(z, y, [f"c{k}" for k in range(classes)]).set_index("metric"), np.unique(y)
-    pred = z.argmax(1)
-    expected = {"accuracy": metrics.accuracy_score(y, pred), "macro_recall": metrics.recall_score(
-                    y, pred, labels=present, average="macro", zero_division=0),
-                "macro_f1": metrics.f1_score(y, pred, labels=present, average="macro", zero_division=0),
-                "macro_precision": metrics.precision_score(y, pred, labels=present, average="macro", zero_division=0),
-                "weighted_f1": metrics.f1_score(y, pred, average="weighted", zero_division=0)}
-    for name, value in expected.items():
-        assert table.value[name] == pytest.approx(value), name
-    assert table.value[[f"recall:c{k}" for k in range(classes)]].isna().sum() == classes - len(present)
+    df = pd.DataFrame({"id": [f"i{n}" for n in range(40)], "label": rng.choice(theirs, 40), "split": "test"})
+    df.loc[0, "label"] = theirs[0]
+    ds = FERData(df, rng.integers(0, 256, (40, 12, 12), dtype=np.uint8), theirs)
+    shared = shared_labels(model, ds)
+    assert shared.ds.labels == tuple(order[:k]) and "contempt" not in set(shared.ds.df.label)
+    full = predict_logits(model, FERData(shared.ds.df, shared.ds.array(), EMOTIONS))
+    for column, label in enumerate(shared.ds.labels):
+        np.testing.assert_allclose(shared.logits[:, column], full[:, EMOTIONS.index(label)], atol=1e-5)
+    dropped = shared.dropped.query("what == 'images'").n.sum()
+    assert dropped == (df.label == "contempt").sum() and dropped + len(shared.ds) == 40
+    assert set(shared.dropped.query("what == 'outputs'").label) == set(EMOTIONS) - set(theirs)
+    table = cross_dataset(model, ds).set_index("metric")
+    assert table.value["dropped_images"] == dropped and table.n["dropped_images"] == 40
+    assert set(table.labels) == {", ".join(order[:k])} and table.n["accuracy"] == 40 - dropped
 
 
-def test_huge_logits_give_a_finite_loss():
-    z = np.array([[1e4, -1e4], [-1e4, 1e4]])
-    assert _scores(z, np.array([0, 0]), ("a", "b")).set_index("metric").value["loss"] == pytest.approx(1e4)
+def test_cross_dataset_with_the_same_labels_is_evaluate():
+    ds, model = faces(), net()
+    table = cross_dataset(model, ds, twins=["i3"], tta="flip")
+    same = evaluate(model, ds, "flip", ["i3"])
+    pd.testing.assert_frame_equal(table[table.metric != "dropped_images"].reset_index(drop=True), same)
+    assert (table[table.metric == "dropped_images"].value == 0).all()
+
+
+def test_a_split_without_shared_labels_is_stated():
+    df = pd.DataFrame({"id": list("abcd"), "label": ["happy", "sad", "contempt", "contempt"], "split": ["valid", "valid", "test", "test"]})
+    table = cross_dataset(net(), FERData(df, np.zeros((4, 12, 12), np.uint8), ("sad", "happy", "contempt")))
+    assert set(table.query("metric == 'accuracy'").split) == {"valid"}
+    assert table.query("metric == 'dropped_images' and split == 'test'").value.item() == 2
+    with pytest.raises(LabelError, match="two or more labels in common"):
+        cross_dataset(net(), FERData(df.assign(label="contempt"), np.zeros((4, 12, 12), np.uint8), ("contempt", "sad")))
 
 
 @settings(max_examples=25, deadline=None)

@@ -120,6 +120,11 @@ def test_rankings_against_plain_loops():
     for i in range(60):
         p = [np.exp(z[i]) / np.exp(z[i]).sum() for z in logits.astype(float)]
         assert rankings["self-confidence"][i] == pytest.approx(1 - p[i // 20][y[i]], abs=1e-6)
+        mean = np.mean(p, axis=0)
+        margin = (mean[y[i]] - np.delete(mean, y[i]).max() + 1) / 2
+        assert rankings["margin, all folds"][i] == pytest.approx(1 - margin, abs=1e-6)
+        own = (p[i // 20][y[i]] - np.delete(p[i // 20], y[i]).max() + 1) / 2
+        assert rankings["confident learning"][i] == pytest.approx(1 - own, abs=1e-6)
         assert rankings["loss in training"][i] == pytest.approx(
             np.mean([-np.log(p[k][y[i]]) for k in range(3) if k != i // 20]), abs=1e-5)
 

@@ -1,0 +1,129 @@
+"""Metrics of the installed package: against scikit-learn and plain loops on random data, edge cases, failure paths."""
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from sklearn import metrics
+
+from fer_nb.core import ConfigError, FERError, LabelError
+from fer_nb.metrics import (bootstrap_interval, bootstrap_scores, ece, fit_temperature, percentile_interval, reliability,
+                            resample_counts, score_intervals, scores)
+
+CASES = given(st.integers(1, 40), st.integers(0, 10**6), st.integers(2, 8))
+
+
+def draw(n, seed, classes, coarse=False):
+    rng = np.random.default_rng(seed)
+    z, y = rng.normal(size=(n, classes)), rng.integers(0, classes, n)
+    return (z.round() if coarse else z), y, [f"c{k}" for k in range(classes)]
+
+
+@settings(max_examples=25, deadline=None)
+@CASES
+def test_scores_agree_with_sklearn(n, seed, classes):
+    z, y, labels = draw(n, seed, classes)
+    table, present, pred = scores(z, y, labels).set_index("metric"), np.unique(y), z.argmax(1)
+    p, over = softmax(z, axis=1), {"labels": present, "zero_division": 0}
+    expected = {"accuracy": metrics.accuracy_score(y, pred), "loss": metrics.log_loss(y, p, labels=range(classes)),
+                "brier": ((p - np.eye(classes)[y]) ** 2).sum() / n}
+    for kind in ("macro", "weighted"):
+        for name in ("recall", "f1", "precision"):
+            expected[f"{kind}_{name}"] = getattr(metrics, f"{name}_score")(y, pred, average=kind, **over)
+    f1 = metrics.f1_score(y, pred, average=None, **over)
+    expected["f1_range"] = f1.max() - f1.min()
+    if len(present) > 1:
+        expected["roc_auc"] = np.mean([metrics.roc_auc_score(y == c, p[:, c]) for c in present])
+    for name, value in expected.items():
+        assert table.value[name] == pytest.approx(value), name
+    assert table.value[[f"recall:c{k}" for k in range(classes)]].isna().sum() == classes - len(present)
+    assert np.isnan(table.value["roc_auc"]) == (len(present) == 1)
+
+
+@settings(max_examples=25, deadline=None)
+@CASES
+def test_a_resample_scores_like_the_images_it_repeats(n, seed, classes):
+    z, y, labels = draw(n, seed, classes, coarse=True)       # ties among the scores
+    draws = bootstrap_scores(z, y, 3, seed)
+    for k, w in enumerate(np.concatenate([*resample_counts(y, 3, seed)])):
+        rows = np.repeat(np.arange(n), w)
+        np.testing.assert_allclose(draws[k], scores(z[rows], y[rows], labels).value, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 10**6), st.integers(1, 20))
+def test_ece_is_that_of_a_plain_loop(n, seed, bins):
+    z, y, _ = draw(n, seed, 4)
+    p, total = softmax(3 * z, axis=1), 0
+    edges = np.linspace(0, 1, bins + 1)
+    for low, high in zip(edges, edges[1:]):
+        here = [i for i in range(n) if low < p[i].max() <= high]
+        total += abs(sum(float(p[i].argmax() == y[i]) - p[i].max() for i in here)) / n
+    assert ece(3 * z, y, bins) == pytest.approx(total, abs=1e-9)
+    table = reliability(3 * z, y, bins)
+    assert table.n.sum() == n and len(table) == bins and (table.accuracy.isna() == (table.n == 0)).all()
+    even = reliability(3 * z, y, bins, adaptive=True)
+    assert even.n.sum() == n and even.n.max() - even.n.min() <= 1
+
+
+def test_ece_in_scores_is_the_default_one():
+    z, y, labels = draw(300, 0, 7)
+    assert scores(z, y, labels).set_index("metric").value["ece"] == ece(z, y) == ece(z, y, 15)
+
+
+def test_huge_logits_give_a_finite_loss():
+    z = np.array([[1e4, -1e4], [-1e4, 1e4]])
+    assert scores(z, np.array([0, 0]), ("a", "b")).set_index("metric").value["loss"] == pytest.approx(1e4)
+
+
+def test_resamples_keep_the_strata_and_do_not_depend_on_the_block():
+    strata = np.array(list("aabbbbc") * 400)
+    counts = np.concatenate([*resample_counts(strata, 500, 3)])       # several blocks
+    assert counts.shape == (500, 2800) and (counts[:, strata == "c"].sum(1) == 400).all() and (counts[:, strata == "a"].sum(1) == 800).all()
+    np.testing.assert_array_equal(counts[:7], next(resample_counts(strata, 7, 3)))
+    assert (counts[0] != next(resample_counts(strata, 1, 4))[0]).any()
+
+
+def test_a_constant_metric_has_no_width():
+    assert bootstrap_interval(lambda rows: 1.0, np.zeros(5), times=10) == (1.0, 1.0)
+    z, y = 9 * np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 2, 2])
+    table = score_intervals(z, y, "abc", times=20).set_index("metric")
+    assert table.low["accuracy"] == table.high["accuracy"] == 1
+
+
+def test_wider_levels_hold_narrower_ones():
+    draws = np.random.default_rng(0).normal(size=(4000, 3))
+    (low, high), (lower, higher) = percentile_interval(draws, .8), percentile_interval(draws, .95)
+    assert (lower < low).all() and (high < higher).all()
+    np.testing.assert_allclose(percentile_interval(draws), [[-1.96] * 3, [1.96] * 3], atol=.15)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.floats(.05, 20))
+def test_temperature_undoes_a_scale_and_is_a_minimum(seed, scale):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 5, 200)
+    z = rng.normal(size=(200, 5)) + 1.5 * np.eye(5)[y]
+    T = fit_temperature(z, y)
+    assert fit_temperature(scale * z, y) == pytest.approx(scale * T, rel=1e-6)
+    loss = lambda t: scores(z / t, y, "abcde").set_index("metric").value["loss"]
+    assert loss(T) <= min(loss(T * 1.02), loss(T / 1.02))
+    assert fit_temperature(z + rng.normal(size=(200, 1)), y) == pytest.approx(T, rel=1e-6)       # softmax knows no offset
+
+
+@pytest.mark.parametrize(("call", "error", "match"), [
+    (lambda z, y: scores(z, y, "ab"), ConfigError, "2 labels"),
+    (lambda z, y: scores(z[:3], y, "abc"), ConfigError, r"logits \(3, 3\), targets \(6,\)"),
+    (lambda z, y: scores(z, y + 0.5, "abc"), LabelError, "float64"),
+    (lambda z, y: scores(z, y - 1, "abc"), LabelError, "from -1"),
+    (lambda z, y: ece(np.where(z == 0, np.nan, z), y), ConfigError, "image 0: NaN"),
+    (lambda z, y: reliability(z, y, 1.5), ConfigError, "bins=1.5"),
+    (lambda z, y: bootstrap_scores(z, y, -1), ConfigError, "-1 resamples"),
+    (lambda z, y: percentile_interval(z, 1), ConfigError, "level=1"),
+    (lambda z, y: fit_temperature(z[:0], y[:0]), ConfigError, "all of 0 images"),
+    (lambda z, y: fit_temperature(-z, y), ConfigError, "below average"),
+])
+def test_bad_input_is_named(call, error, match):
+    assert issubclass(error, FERError)
+    with pytest.raises(error, match=match):
+        call(np.eye(3)[[0, 1, 2, 0, 1, 2]], np.array([0, 1, 2, 0, 1, 2]))

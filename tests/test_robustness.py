@@ -1,0 +1,383 @@
+"""Robustness of the installed package: corruptions replay, planted gradient masking is found, AutoAttack through its package."""
+import importlib.util
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
+from fer_nb.data import FERData
+from fer_nb.evaluate import evaluate, robust_curve
+from fer_nb.robustness import auto_attack, corrupt, corruption_curve, corruption_kinds, sanity_checklist, square_search
+
+needs_autoattack = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None,
+                                      reason="needs the extra `robust`: pip install pyautoattack")
+SIDE = 14
+
+
+def patterns(n=140, seed=0, splits=("train", "test"), chans=1):
+    "Seven classes: noise with a bright bar at one of seven heights."
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 7
+    x = rng.integers(40, 160, (n, SIDE, SIDE, chans))
+    for i, k in enumerate(y):
+        x[i, 2 * k:2 * k + 2] += 60
+    df = pd.DataFrame({"id": [f"p{seed}-{i}" for i in range(n)], "label": np.array(EMOTIONS)[y],
+                       "split": rng.choice(splits, n)})
+    return FERData(df, x.astype(np.uint8).squeeze(-1) if chans == 1 else x.astype(np.uint8), name="patterns")
+
+
+def net(chans=1, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(chans, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
+                          nn.Dropout(0.1), nn.Linear(8 * (SIDE // 2) ** 2, 7))
+    model.labels = EMOTIONS
+    return model
+
+
+def trained(seed):
+    ds, model = patterns(700, seed=9), net(seed=seed)
+    x, y = torch.tensor(ds.array()).float()[:, None] / 255, torch.tensor(ds.targets())
+    opt = torch.optim.Adam(model.parameters(), 1e-2)
+    for i in range(40):
+        rows = torch.arange(64 * i, 64 * i + 64) % 700
+        opt.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        opt.step()
+    model.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained(0)
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return patterns()
+
+
+def state(m):
+    return {k: v.clone() for k, v in m.state_dict().items()}, [k.training for k in m.modules()], \
+        [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in m.parameters()]
+
+
+def same(a, b):
+    return (all(torch.equal(v, b[0][k]) for k, v in a[0].items()) and a[1] == b[1]
+            and all(r == s and (g is h is None or torch.equal(g, h)) for (r, g), (s, h) in zip(a[2], b[2])))
+
+
+QUICK = dict(eps=4/255, steps=5, queries=20, n=70)
+CALLS = {
+    "corruptions": lambda m, ds: corruption_curve(m, ds, severities=(0, 2), n=30),
+    "checklist": lambda m, ds: sanity_checklist(m, ds, **QUICK),
+    "autoattack": lambda m, ds: auto_attack(m, ds, n=20, steps=5, queries=10),
+}
+CALLS_MARKED = [pytest.param(k, marks=needs_autoattack if k == "autoattack" else ()) for k in CALLS]
+
+
+# ---------------------------------------------------------------- corruptions
+
+@settings(max_examples=30, deadline=None)
+@given(kind=st.sampled_from(corruption_kinds()), severity=st.floats(0, 5), b=st.integers(0, 3), c=st.sampled_from([1, 3]),
+       h=st.integers(5, 40), w=st.integers(5, 40), seed=st.integers(-5, 99))
+def test_corrupt_keeps_shape_range_and_input(kind, severity, b, c, h, w, seed):
+    x = (torch.rand(b, c, h, w, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    keep = x.clone()
+    got = corrupt(x, kind, severity, seed=seed)
+    assert got.shape == x.shape and got.dtype == x.dtype and got.isfinite().all() and torch.equal(x, keep)
+    assert not b or (got.min() >= 0 and got.max() <= 1)
+    assert torch.allclose((got * 255).round(), got * 255, atol=1e-4)
+    assert torch.equal(got, corrupt(x, kind, severity, seed=seed))
+    if severity == 0:
+        assert torch.equal(got, x)
+
+
+@pytest.mark.parametrize("kind", corruption_kinds())
+def test_each_degree_goes_further(kind):
+    y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 48), indexing="ij")
+    face = (0.5 + 0.2 * torch.sin(25 * x) * torch.cos(31 * y) + 0.1 * torch.sin(90 * x)).clamp(0, 1)[None, None]
+    far = [(corrupt(face, kind, s) - face).square().mean().item() for s in range(6)]
+    assert far[0] == 0 and all(b > a for a, b in zip(far, far[1:])), far
+
+
+def test_each_corruption_is_what_it_says():
+    x = torch.full((1, 1, 48, 48), 0.4)
+    x[..., ::2] = 0.6
+    assert torch.allclose(corrupt(x, "bright", 2), (x + 0.2), atol=1/255)
+    assert torch.allclose(corrupt(x, "dark", 2), (x - 0.2), atol=1/255)
+    assert torch.allclose(corrupt(x, "contrast", 2), 0.5 + 0.5 * (x - 0.5), atol=1/255)
+    assert abs((corrupt(x, "noise", 2) - x).std().item() - 0.08) < 0.005
+    for zone, row, other in (("eyes", 17, 38), ("mouth", 37, 17)):
+        hidden = corrupt(x, zone, 5)
+        assert (hidden[0, 0, row, 12:36] - 0.5).abs().max() <= 1/255
+        assert torch.allclose(hidden[0, 0, other], x[0, 0, other], atol=1/255)
+    assert corrupt(x, "low_resolution", 2).std() < 0.01 < x.std()  # the stripes are gone
+    assert corrupt(x, "blur", 5).std() < corrupt(x, "blur", 1).std() < x.std()
+
+
+def test_noise_belongs_to_the_image_and_the_seed():
+    x, ids = torch.full((4, 1, 9, 9), 0.5), np.array([3, 1, 4, 1])
+    got = corrupt(x, "noise", 3, ids)
+    assert torch.equal(got[1], got[3]) and not torch.equal(got[0], got[1])
+    assert torch.equal(corrupt(x[:1], "noise", 3, ids[2:3])[0], got[2])
+    assert not torch.equal(corrupt(x, "noise", 3, ids, seed=1), got)
+
+
+def test_curve_does_not_depend_on_batches_order_or_company(model, ds):
+    want = corruption_curve(model, ds, ["noise", "jpeg"], (1, 4), seed=3)
+    shuffled = ds.take(np.random.default_rng(0).permutation(len(ds)))
+    for other in (corruption_curve(model, ds, ["noise", "jpeg"], (1, 4), seed=3, bs=7),
+                  corruption_curve(model, shuffled, ["noise", "jpeg"], (1, 4), seed=3)):
+        pd.testing.assert_frame_equal(want, other, rtol=1e-4)
+    again = corruption_curve(model, ds, ["noise"], (4,), seed=4).query("metric == 'loss'").value
+    first = want.query("metric == 'loss' and kind == 'noise' and severity == 4").value
+    assert not np.allclose(again, first)
+
+
+def test_curve_agrees_with_evaluate_and_by_hand(model, ds):
+    table = corruption_curve(model, ds, ["dark"], (0, 2))
+    clean = evaluate(model, ds).query("metric == 'accuracy'").set_index("split").value
+    ours = table.query("metric == 'accuracy'").set_index(["split", "severity"]).value
+    for split in ("train", "test"):
+        part = ds.where(split=split)
+        x = torch.tensor(part.array()).float()[:, None] / 255
+        with torch.no_grad():
+            hit = model(((x - 0.2).clamp(0, 1) * 255).round() / 255).argmax(1).numpy() == part.targets()
+        assert ours[split, 0.0] == clean[split] and np.isclose(ours[split, 2.0], hit.mean())
+    assert list(table)[:7] == ["split", "subset", "kind", "severity", "metric", "value", "n"]
+    sample = corruption_curve(model, ds, ["dark"], (2,), n=14)
+    assert set(sample.subset) == {"sample"} and sample.n[0] == 14
+    assert corruption_curve(model, ds, []).empty
+
+
+def test_colour():
+    ds, model = patterns(chans=3), net(3)
+    table = corruption_curve(model, ds, severities=(3,), n=20)
+    assert set(table.kind) == set(corruption_kinds()) and table.query("metric == 'loss'").value.notna().all()
+
+
+# ---------------------------------------------------------------- the black box
+
+def test_square_search_stays_in_the_ball_and_climbs(model, ds):
+    x, y = torch.tensor(ds.array()).float()[:, None] / 255, torch.tensor(ds.targets())
+    keep, before = x.clone(), state(model)
+
+    def margin(a):
+        with torch.no_grad():
+            z = model(a)
+        return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -1e9).amax(1)
+    few, many = (square_search(model, x, y, 0.03, q) for q in (5, 80))
+    for adv in (few, many):
+        assert (adv - x).abs().max() <= 0.03 + 1e-6 and adv.min() >= 0 and adv.max() <= 1
+    assert margin(many).mean() < margin(few).mean() < margin(x).mean()
+    assert torch.equal(many, square_search(model, x, y, 0.03, 80)) and torch.equal(x, keep)
+    assert same(before, state(model))
+    for bad, error in [((model, x * 255, y), ImageError), ((model, x, y + 7), LabelError), ((net().train(), x, y), ConfigError)]:
+        with pytest.raises(error):
+            square_search(*bad)
+    with pytest.raises(ConfigError, match="queries=0"):
+        square_search(model, x, y, queries=0)
+
+
+# ---------------------------------------------------------------- the checklist
+
+class Changed(nn.Module):
+    labels = EMOTIONS
+
+    def __init__(self, model, before=lambda x: x, after=lambda z: z):
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+
+    def forward(self, x):
+        return self.after(self.model(self.before(x)))
+
+
+def failed(table):
+    return set(table.check[~table.passed])
+
+
+def test_an_honest_model_passes(model, ds):
+    for eps in (1/255, 4/255, 16/255):
+        table = sanity_checklist(model, ds, eps=eps, steps=10, queries=60, n=140, surrogate=trained(1))
+        assert list(table) == ["check", "passed", "value", "expected"] and len(table) == 8
+        assert failed(table) == set(), table
+    pd.testing.assert_frame_equal(table, sanity_checklist(model, ds, eps=eps, steps=10, queries=60, n=140,
+                                                          surrogate=trained(1)))
+
+
+PLANTED = {
+    "rounded input": (lambda m: Changed(m, lambda x: (x * 12).round() / 12),
+                      {"every image has a gradient", "black box never beats white box", "a large eps succeeds"}),
+    "huge logits": (lambda m: Changed(m, after=lambda z: 1e5 * z), {"every image has a gradient"}),
+    "rounded logits": (lambda m: Changed(m, after=lambda z: z.round()), {"every image has a gradient"}),
+    "random input": (lambda m: Changed(m, lambda x: (x + 0.1 * torch.randn_like(x)).clamp(0, 1)),
+                     {"a second look gives the same"}),
+    "gradient of the wrong sign": (lambda m: Changed(m, lambda x: 2 * x.detach() - x),
+                                   {"a large eps succeeds", "black box never beats white box"}),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_masking_is_found(model, ds, name):
+    make, wanted = PLANTED[name]
+    torch.manual_seed(0)
+    table = sanity_checklist(make(model).eval(), ds, eps=16/255, steps=10, queries=80, n=140)
+    assert failed(table) >= wanted, table
+
+
+class Toy(nn.Module):
+    "Two classes; the lead of the first is a function of the image in grey levels, from the middle grey."
+
+    labels = ("a", "b")
+
+    def __init__(self, margin):
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, x):
+        m = self.margin((x - 128 / 255) * 255)
+        return torch.stack([m, -m], 1)
+
+
+def mean(d):
+    return d.mean((1, 2, 3))
+
+
+def hill(d):
+    "One step jumps over a hill of the loss that many small steps climb and stay on."
+    t = mean(d)
+    return torch.where(t < 5, 0.5 + 0.1 * (t - 2.5) ** 2, -1 - 0 * t)
+
+
+def fooled_by_roughness_alone(d):
+    "Random noise is rough enough to be misread; the gradient points the wrong way."
+    d = 2 * d.detach() - d
+    return 3 - mean((d[..., 1:] - d[..., :-1]).abs())
+
+
+def small_pocket(d):
+    "One long step jumps over the pocket in which the model is wrong."
+    return (mean(d) - 4).abs() - 2.5
+
+
+@pytest.mark.parametrize("margin, steps, check", [(hill, 20, "many steps >= one step"),
+                                                  (fooled_by_roughness_alone, 10, "noise is weaker than the attack"),
+                                                  (small_pocket, 1, "more steps do not keep helping")])
+def test_each_of_the_other_checks_can_fail(margin, steps, check):
+    df = pd.DataFrame({"id": [f"{i}" for i in range(20)], "label": "a", "split": "test"})
+    grey = FERData(df, np.full((20, 8, 8), 128, np.uint8), labels=("a", "b"))
+    table = sanity_checklist(Toy(margin), grey, eps=8/255, steps=steps, n=20)
+    assert check in failed(table), table
+
+
+@pytest.mark.parametrize("call, error, why", [
+    (lambda m, ds: sanity_checklist(m, ds, eps=-1), ConfigError, "eps=-1"),
+    (lambda m, ds: sanity_checklist(m, ds, tol=2), ConfigError, "tol=2"),
+    (lambda m, ds: sanity_checklist(m, ds, steps=0), ConfigError, "steps is 0"),
+    (lambda m, ds: sanity_checklist(m, ds, n=0), ConfigError, "n=0"),
+    (lambda m, ds: sanity_checklist(m, ds.take([])), DataError, "no images"),
+    (lambda m, ds: sanity_checklist(Changed(m, after=lambda z: -9 * z), ds), DataError, "reads none"),
+    (lambda m, ds: sanity_checklist(Changed(m, after=lambda z: z.softmax(1)), ds), ConfigError, "probabilities"),
+    (lambda m, ds: sanity_checklist(nn.Flatten(), ds), LabelError, "labels"),
+    (lambda m, ds: sanity_checklist(m, ds, surrogate=nn.Flatten()), LabelError, "labels"),
+    (lambda m, ds: corruption_curve(m, ds, ["rain"]), ConfigError, "rain"),
+    (lambda m, ds: corruption_curve(m, ds, severities=(1, 7)), ConfigError, "severity=7"),
+    (lambda m, ds: corruption_curve(m, ds, severities=("1",)), ConfigError, "severity='1'"),
+    (lambda m, ds: corruption_curve(m, ds.take([])), DataError, "no images"),
+])
+def test_bad_input_is_refused(model, ds, call, error, why):
+    with pytest.raises(error, match=why):
+        call(model, ds)
+    assert issubclass(error, FERError)
+
+
+# ---------------------------------------------------------------- what all of them leave alone
+
+@pytest.mark.parametrize("name", CALLS_MARKED)
+def test_model_and_global_randomness_are_untouched(ds, name):
+    m = net()
+    m(torch.rand(4, 1, SIDE, SIDE)).sum().backward()
+    m[1].eval()
+    next(m.parameters()).requires_grad_(False)
+    before = state(m)
+    draws = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    CALLS[name](m, ds)
+    assert same(before, state(m))
+    assert torch.equal(draws[0], torch.get_rng_state()) and (draws[1] == np.random.get_state()[1]).all()
+    assert draws[2] == random.getstate()
+
+
+@pytest.mark.parametrize("name", CALLS_MARKED)
+def test_model_is_restored_after_an_error(ds, name):
+    class Broken(nn.Sequential):
+        labels = EMOTIONS
+
+        def forward(self, x):
+            raise RuntimeError("out of memory")
+
+    m = Broken(nn.BatchNorm2d(1))
+    before = state(m)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        CALLS[name](m, ds)
+    assert same(before, state(m))
+
+
+# ---------------------------------------------------------------- AutoAttack
+
+def test_without_the_package(model, ds, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyautoattack", None)
+    with pytest.raises(ConfigError, match=r"fer-nb\[robust\]"):
+        auto_attack(model, ds)
+
+
+@needs_autoattack
+def test_autoattack_for_seven_classes(model, ds, monkeypatch):
+    import pyautoattack
+    made = []
+    real = pyautoattack.AutoAttack
+
+    def make(*args, **kwargs):
+        made.append(real(*args, **kwargs))
+        return made[-1]
+    monkeypatch.setattr(pyautoattack, "AutoAttack", make)
+    table = auto_attack(model, ds, eps=4/255, n=35, steps=10, queries=50, bs=20)
+    assert {e.apgd_targeted.n_target_classes for e in made} == {e.fab.n_target_classes for e in made} == {6}
+    plain = robust_curve(model, ds, eps=(4/255,), steps=10, n=35)
+    assert list(table) == list(plain) and set(table.attack) == {"autoattack"} and set(table.subset) == {"sample"}
+    ours, theirs = (t.query("metric == 'accuracy'").set_index("split").value for t in (table, plain))
+    assert (ours <= theirs + 1/35 + 1e-6).all()
+    pd.testing.assert_frame_equal(table, auto_attack(model, ds, eps=4/255, n=35, steps=10, queries=50, bs=20))
+
+
+@needs_autoattack
+def test_autoattack_in_colour_and_l2(ds):
+    colour = patterns(42, chans=3, splits=("test",))
+    table = auto_attack(net(3), colour, eps=0.5, norm="L2", n=21, attacks=("apgd-ce", "square"), steps=5, queries=10)
+    assert set(table.attack) == {"autoattack L2"} and table.n[0] == 21
+
+
+@needs_autoattack
+@pytest.mark.parametrize("kwargs, why", [(dict(norm="L1"), "norm='L1'"), (dict(eps=0), "eps=0"), (dict(attacks=()), "attacks"),
+                                         (dict(attacks=("pgd",)), "attacks"), (dict(attacks="square"), "attacks")])
+def test_autoattack_bad_settings(model, ds, kwargs, why):
+    with pytest.raises(ConfigError, match=why):
+        auto_attack(model, ds, **kwargs)
+
+
+@needs_autoattack
+def test_autoattack_needs_four_classes_for_its_ratio():
+    df = pd.DataFrame({"id": list("abcdef"), "label": list("xyxyxy"), "split": "test"})
+    two = FERData(df, np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE), dtype=np.uint8), labels=("x", "y"))
+    m = nn.Sequential(nn.Flatten(), nn.Linear(SIDE ** 2, 2))
+    m.labels = ("x", "y")
+    with pytest.raises(ConfigError, match="2 classes"):
+        auto_attack(m, two)
+    assert len(auto_attack(m, two, attacks=("apgd-ce", "square"), steps=5, queries=5))
