@@ -64,12 +64,12 @@ def picture_quality(
     "Sharpness, contrast, exposure and size of every image."
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     parts = []
-    for rows in torch.arange(len(ds)).split(block):
-        part = ds.take(rows.numpy())
+    for rows in np.split(np.arange(len(ds)), range(block, len(ds), block)) if len(ds) else ():
+        part = ds.take(rows)
         x = grey_thumbs(part).float()
         flat = x.flatten(1)
-        variance = flat.var(1)
-        laplacian = F.conv2d(x[:, None], kernel).flatten(1).var(1)
+        variance = flat.var(1, correction=0)
+        laplacian = F.conv2d(x[:, None], kernel).flatten(1).var(1, correction=0)
         low, high = torch.quantile(flat, torch.tensor([0.05, 0.95]), dim=1)
         parts.append(pd.DataFrame({
             "id": part.df.id, "sharpness": laplacian / variance.clamp_min(1e-6), "contrast": high - low,
@@ -371,6 +371,7 @@ def _issue_table(
     table = pd.DataFrame({
         "id": ids[found.i.to_numpy(int)], "kind": found.kind.to_numpy(object), "score": found.score.to_numpy(float),
         "partner": ids[found.j.to_numpy(int)], "how": found.how.to_numpy(object), "suggested": found.suggested.to_numpy(object)})
+    table = table.astype({"id": ds.df.id.dtype})
     return table.sort_values(["kind", "score", "id"], ascending=[True, False, True]).reset_index(drop=True)
 
 # %% ../nbs/04_audit.ipynb #399d60cf

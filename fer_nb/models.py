@@ -800,7 +800,8 @@ class ConcatFusion(nn.Module):
     ) -> torch.Tensor:        # (B, dim, H, W) on the grid of the first
         "Align, concatenate, mix."
         grid = maps[0].shape[2:]
-        maps = [m if m.shape[2:] == grid else F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps]
+        maps = [m if m.shape[2:] == grid else F.interpolate(m, grid, mode="bilinear", align_corners=False)
+                for m in maps]
         return self.mix(torch.cat(maps, 1))
 
 # %% ../nbs/10_models.ipynb #6fcef741
@@ -866,8 +867,9 @@ class SQSNet(MapClassifier):
         self.adapt, self.shared = InputAdapter(3, cfg.input_size, (0,), (1,)), shared
         parts = {"cnn": (cfg.cnn, cfg.cnn_args, pretrained),
                  "transformer": (cfg.transformer, cfg.transformer_args, pretrained and not cfg.transformer_args)}
-        self.backbones = nn.ModuleDict({part: FeatureMap(name, cfg.input_size, load, **args)
-                                        for part, (name, args, load) in parts.items() if cfg.fusion in (part, *_FUSIONS)})
+        self.backbones = nn.ModuleDict({
+            part: FeatureMap(name, cfg.input_size, load, **args)
+            for part, (name, args, load) in parts.items() if cfg.fusion in (part, *_FUSIONS)})
         chs = [b.num_features for b in self.backbones.values()]
         self.fuse = ConcatFusion(chs, cfg.dim) if cfg.fusion not in ("cross", "residual") \
             else CrossFusion(*chs, cfg.dim, cfg.heads, cfg.fusion == "residual")
@@ -905,7 +907,7 @@ SQSNET_TABLE3 = {  # model of the second paper's Table 3: timm model; parameters
 
 def sqsnet_table(
     variants: Sequence[str] = tuple(SQSNET),  # SQSNets to measure; "paper" stands beside the paper's own row
-) -> "pd.DataFrame":                          # model, px, parameters (M) with 7 and 1,000 classes, GMACs, and the paper's
+) -> "pd.DataFrame":                          # model, px, parameters (M), GMACs, and the paper's six columns
     "Parameters and multiplications of the second paper's Table 3, measured on the meta device, beside its own."
     import pandas as pd
     rows = []

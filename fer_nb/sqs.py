@@ -80,18 +80,21 @@ def plot_quad(
     normalize: bool = True,              # see `spatial_similarity`
     axes: "np.ndarray | None" = None,    # eight axes; None: a new figure
 ) -> "np.ndarray":                       # the eight axes
-    "The four faces of a quad; below them R on the anchor, and S on those that it is compared with."
+    "The four faces of a quad; below them R on the anchor and S on the others, from the least value to the largest."
     import matplotlib.pyplot as plt
     if axes is None:
-        axes = plt.subplots(2, 4, figsize=(6, 3.2), dpi=70, layout="constrained")[1]
+        axes = plt.subplots(2, 4, figsize=(6.4, 2.8), dpi=70, layout="constrained")[1]
     S = [spatial_similarity(maps[:1], m[None], tau, normalize) for m in maps[1:]]
-    heats = [("R", refinement_map(*S), "RdBu_r", -1), *(("S", s, "viridis", 0) for s in S)]
+    R, low = refinement_map(*S), min(s.min().item() for s in S)
+    end = R.abs().max().item()
+    heats = [("R", R, "RdBu_r", -end, end), *(("S", s, "viridis", low, 1) for s in S)]
     names = "anchor", "positive", "negative 1", "negative 2"
-    for (top, below), image, name, (what, heat, cmap, low) in zip(np.reshape(axes, (2, 4)).T, images, names, heats):
+    for (top, below), image, name, (what, heat, cmap, start, end) in zip(np.reshape(axes, (2, 4)).T, images, names, heats):
         for ax in (top, below):
             ax.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
             ax.axis("off")
-        drawn = below.imshow(heat[0], cmap=cmap, vmin=low, vmax=1, alpha=.65, extent=(*below.get_xlim(), *below.get_ylim()))
+        drawn = below.imshow(heat[0], cmap=cmap, vmin=start, vmax=end, alpha=.65,
+                             extent=(*below.get_xlim(), *below.get_ylim()))
         top.set_title(name, fontsize=8)
         below.figure.colorbar(drawn, ax=below, shrink=.7).set_label(what)
     return axes
@@ -99,19 +102,20 @@ def plot_quad(
 # %% ../nbs/12_sqs.ipynb #62afdf43
 def form_quads(
     y: torch.Tensor | np.ndarray,            # class numbers (B,); below 0: the row takes no part
-    ids: np.ndarray | None = None,           # which picture each row shows (B,): a picture is not its own positive; None: all differ
+    ids: np.ndarray | None = None,           # which picture each row shows (B,), never its own positive; None: all differ
     seed: int = 0,                           # of the choice
     epoch: int = 0,                          # of the choice
     batch: int = 0,                          # of the choice
     distinct: bool = True,                   # the two negatives are of two classes; False: of any but the anchor's
 ) -> tuple[torch.Tensor, torch.Tensor]:      # int64 (3, B): rows of positive and negatives; bool (B,): is there a quad
-    "For each row as anchor a positive and two negatives, by chance. Raises `ConfigError` for what are no class numbers."
+    "For each row a positive and two negatives, by chance. Raises `ConfigError` for what are no class numbers."
     y = y.cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
     if y.ndim != 1 or not y.size or y.dtype.kind not in "iu":
         raise ConfigError(f"labels are {y.dtype} {y.shape}; class numbers (B,) expected")
     rows, ids = np.arange(len(y)), np.arange(len(y)) if ids is None else np.asarray(ids)
     both = (y[:, None] >= 0) & (y >= 0)
-    other, chance = both & (y[:, None] != y), hash_uniform(seed, epoch, batch, rows[:, None], rows, np.arange(3)[:, None, None])
+    chance = hash_uniform(seed, epoch, batch, rows[:, None], rows, np.arange(3)[:, None, None])
+    other = both & (y[:, None] != y)
 
     def pick(allowed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         at = np.where(allowed, chance[k], -1).argmax(1)
@@ -202,6 +206,20 @@ def detach_sqs(
             setattr(model, part, None)
     return model
 
+# %% ../nbs/12_sqs.ipynb #447c052c
+def _similarities(
+    maps: torch.Tensor,           # features of the batch (B, C, H, W)
+    rows: torch.Tensor,           # the anchors (K,)
+    quads: torch.Tensor,          # their positives and negatives (3, K)
+    tau: float | torch.Tensor,    # temperature
+    normalize: bool,              # see `spatial_similarity`
+) -> list[torch.Tensor]:          # three maps (K, H, W)
+    "`spatial_similarity` of each anchor with its positive and negatives."
+    points = (F.normalize(maps, dim=1) if normalize else maps).flatten(2).permute(2, 0, 1)
+    products, squares = points @ points.mT, points.square().sum(2)
+    distances = (squares[:, rows] + squares[:, q] - 2 * products[:, rows, q] for q in quads)
+    return [(d.clamp_min(0) / -tau).exp().T.unflatten(1, maps.shape[2:]) for d in distances]
+
 # %% ../nbs/12_sqs.ipynb #be4fb1f1
 def _mixer(
     loss_func: object,  # the learner's
@@ -289,8 +307,9 @@ class SQS(Callback):
 
     def config(self) -> dict[str, float | bool]:  # JSON
         "The settings, for the record of a run."
-        return {k: getattr(self, k) for k in ("lam", "alpha", "beta", "gamma", "tau", "margin", "enhanced", "kl", "normalize",
-                                              "distinct", "mutual", "purity", "seed")}
+        keys = ("lam", "alpha", "beta", "gamma", "tau", "margin", "enhanced", "kl", "normalize", "distinct", "mutual",
+                "purity", "seed")
+        return {k: getattr(self, k) for k in keys}
 
     def before_fit(self) -> None:
         "Check the model, drop what a fit that crashed may have left. fastai calls this before `validate` too."
@@ -345,7 +364,8 @@ class SQS(Callback):
         images, anchors, *values = np.array(self._batches).T
         base, *terms, total = (np.sum(v * w) / max(w.sum(), 1)
                                for v, w in zip(values, (images, anchors, anchors, anchors, images)))
-        row = [self.epoch, base, *terms, total, anchors.sum() / images.sum(), *(torch.as_tensor(v).item() for v in self._weights())]
+        now = [torch.as_tensor(v).item() for v in self._weights()]
+        row = [self.epoch, base, *terms, total, anchors.sum() / images.sum(), *now]
         old = [self.sqs_log] if len(self.sqs_log) else []
         self.learn.sqs_log = pd.concat([*old, pd.DataFrame([row], columns=_COLUMNS)], ignore_index=True)
 
@@ -365,8 +385,7 @@ class SQS(Callback):
             found = tuple(self._maps[-1].shape) if self._maps else "none, for forward does not call forward_features"
             raise ConfigError(f"the model's feature map is {found}; (B, C, H, W) expected")
         maps, (alpha, beta, gamma, tau) = self._maps[-1].float(), self._weights()
-        points = F.normalize(maps, dim=1) if self.normalize else maps
-        similarities = [spatial_similarity(points[rows], points[q], tau, normalize=False) for q in quads]
+        similarities = _similarities(maps, rows, quads, tau, self.normalize)
         z = _enhanced_logits(self.learn.model, refine_features(maps[rows], *similarities, alpha, beta, gamma))
         log_p, log_q = self.pred[rows].float().log_softmax(1), z.log_softmax(1)
         divergence = (log_p.exp() * (log_p - (log_q if self.mutual else log_q.detach()))).sum(1).mean()

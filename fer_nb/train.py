@@ -414,7 +414,7 @@ def _describe(
     if not all(isinstance(dl, ReplayLoader) for dl in dls):
         raise ConfigError(f"checkpoints need a ReplayLoader, whose batches depend on seed and epoch alone; "
                           f"this loader is a {type(loader).__name__}")
-    data = {"train": loader.ds.fingerprint(), "valid": dls.valid.ds.fingerprint(), "labels": loader.ds.labels,
+    data = {"loader": type(loader).__name__, "train": loader.ds.fingerprint(), "valid": dls.valid.ds.fingerprint(), "labels": loader.ds.labels,
             "bs": [loader.bs, dls.valid.bs], "seed": loader.seed, "views": loader.views, "augment": repr(loader.augment),
             "rows": None if loader.rows is None else hashlib.sha256(loader.rows.tobytes()).hexdigest()[:12]}
     weights = {name: f"{str(t.dtype)[6:]} {tuple(t.shape)}" for name, t in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Spatial Quad-Similarity of the exported package: gradients, quads and batches by chance, and a callback that leaves no trace."""
+"""Spatial Quad-Similarity of the exported package: gradients, quads by chance, and a callback that leaves no trace."""
 import copy
 import json
 import time
@@ -31,7 +31,8 @@ from fer_nb.sqs import (SQS, QuadLoader, attach_sqs, detach_sqs, form_quads, qua
 from fer_nb.synth import make_faces
 from fer_nb.train import Recipe, TrainingError, fit_model
 
-SMALL = HyFERConfig(stem=8, blocks=((8, 2, 2), (16, 2, 2)), dim=16, depth=1, patch=1, proj=24, light=True, act="relu", input_size=48)
+SMALL = HyFERConfig(stem=8, blocks=((8, 2, 2), (16, 2, 2)), dim=16, depth=1, patch=1, proj=24, light=True, act="relu",
+                     input_size=48)
 PAIR = SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 32, 48, "residual", 2, {"output_stride": 8},
                     {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 3})
 
@@ -87,7 +88,8 @@ def test_similarity_is_one(seed, tau, normalize):
     assert s.shape == (1, 2, 3) and (s >= 0).all() and (s <= 1).all()
     assert torch.allclose(s, spatial_similarity(b, a, tau, normalize))
     if normalize:
-        assert torch.allclose(s, spatial_similarity(3 * a, 0.1 * b, tau), atol=1e-5) and (s >= np.exp(-4 / tau) - 1e-6).all()
+        assert torch.allclose(s, spatial_similarity(3 * a, 0.1 * b, tau), atol=1e-5)
+        assert (s >= np.exp(-4 / tau) - 1e-6).all()
 
 
 def test_zero_vectors_and_high_dimensions():
@@ -235,7 +237,8 @@ def test_who_learns_from_the_divergence(dls):
 
 
 @pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "after_backward", "after_step"])
-@pytest.mark.parametrize("error", [CancelBatchException, CancelEpochException, CancelFitException, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [CancelBatchException, CancelEpochException, CancelFitException, RuntimeError,
+                                   KeyboardInterrupt])
 def test_interruptions_leave_nothing(dls, event, error):
     class Stop(Callback):
         order, on = 100, True
@@ -349,7 +352,8 @@ def test_record_is_plain():
     assert json.loads(json.dumps(cb.config()))["lam"] == 0.3 and cb.state_dict() == {"log": None}
 
 
-@pytest.mark.parametrize("kwargs", [{"lam": -1}, {"tau": 0}, {"gamma": float("nan")}, {"kl": float("inf")}, {"margin": -0.1}])
+@pytest.mark.parametrize("kwargs", [{"lam": -1}, {"tau": 0}, {"gamma": float("nan")}, {"kl": float("inf")},
+                                    {"margin": -0.1}])
 def test_settings(kwargs):
     with pytest.raises(ConfigError, match=next(iter(kwargs))):
         SQS(**kwargs)
@@ -388,7 +392,8 @@ def test_models_without_a_map(dls):
 
 
 def test_two_classes(data):
-    two = [FERData(ds.df, ds._images, ("happy", "sad"), "two") for ds in (part.where(label=["happy", "sad"]) for part in data)]
+    parts = [part.where(label=["happy", "sad"]) for part in data]
+    two = [FERData(part.df, part._images, ("happy", "sad"), "two") for part in parts]
     pair = dataloaders(*two, bs=8, device="cpu")
     torch.manual_seed(0)
     model = HyFER(2, 1, SMALL)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, ImageError
-from fer_nb.models import (SQSNET, ConcatFusion, CrossFusion, FeatureMap, SQSNet, SQSNetConfig, count_macs, create_teacher,
-                           load_hyfer, load_sqsnet, load_teacher, save_sqsnet, save_teacher, sqsnet_table)
+from fer_nb.models import (SQSNET, ConcatFusion, CrossFusion, FeatureMap, SQSNet, SQSNetConfig, count_macs,
+                           create_teacher, load_hyfer, load_sqsnet, load_teacher, save_sqsnet, save_teacher, sqsnet_table)
 
 SWIN = {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 3}
 TINY = SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 32, 48, "cross", 2, {"output_stride": 8}, SWIN)
@@ -40,7 +40,8 @@ def test_the_contract():
     model = net(num_classes=8, labels=(*EMOTIONS, "contempt"))
     assert (model.in_chans, model.input_size, model.num_features, model.num_classes) == (3, 48, 32, 8)
     assert model.labels == (*EMOTIONS, "contempt") and model.get_classifier() is model.fc
-    assert model.enhanced[1].weight.shape == model.fc.weight.shape and not torch.equal(model.enhanced[1].weight, model.fc.weight)
+    own, base = model.enhanced[1].weight, model.fc.weight
+    assert own.shape == base.shape and not torch.equal(own, base)
     assert model.forward_head(model.forward_features(faces()), pre_logits=True).shape == (2, 32)
     model.reset_classifier(0)
     assert model.enhanced is None and model(faces()).shape == (2, 32)
@@ -122,7 +123,8 @@ def test_weights_that_cannot_be_had(monkeypatch):
     (dict(variant=SQSNetConfig("test_efficientnet", "swin_none", 8, 48)), "'swin_none'"),
     (dict(variant=SQSNetConfig("test_efficientnet", "crossvit_9_240", 8, 240)), "no feature map"),
     (dict(variant=SQSNetConfig("test_efficientnet", "vit_tiny_patch16_224", 8, 96)), "96 px"),
-    (dict(variant=SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 8, 48, cnn_args={"colour": 1})), "colour"),
+    (dict(variant=SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 8, 48, cnn_args={"colour": 1})),
+     "colour"),
 ])
 def test_refused(kwargs, match):
     with pytest.raises(ConfigError, match=match):
