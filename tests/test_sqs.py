@@ -333,11 +333,12 @@ def test_resume_is_exact(dls, tmp_path):
         return model, fit_model(model, dls, 3, cbs=cbs, checkpoint=path)
     a, _ = fit([whole], tmp_path / "a")
 
-    class Broken(QuadLoader):  # a callback would be part of the run's description
+    class Broken(QuadLoader):  # a callback would be part of the run's description, and so is the name of the class
         def get_idxs(self):
             if self.epoch == 2:
                 raise KeyboardInterrupt
             return super().get_idxs()
+    Broken.__name__ = "QuadLoader"
     dls.train.__class__ = Broken
     with pytest.raises(KeyboardInterrupt):
         fit([parts[0]], tmp_path / "b")
