@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from .augment import Augment
-from .core import ConfigError, DataError, LabelError, atomic_folder
+from .core import ConfigError, DataError, LabelError, atomic_folder, file_sha256
 from .data import FERData
 
 # %% ../nbs/05_balance.ipynb #741bfd8c
@@ -132,7 +132,10 @@ def _source(
     ds: FERData,     # training images
 ) -> pd.Series:      # id of the original of each image (N,)
     "The column `source`; an image without one is its own."
-    return ds.df.source.where(ds.df.source.notna(), ds.df.id) if "source" in ds.df else ds.df.id
+    if "source" not in ds.df:
+        return ds.df.id
+    source = ds.df.source.astype(object).fillna("")
+    return source.where(source != "", ds.df.id).astype(ds.df.id.dtype)
 
 
 def _sources(
@@ -231,7 +234,8 @@ def write_balanced(
     layout: str = "npz",      # "npz" (one array) or "folders" (split/class/number.png)
     overwrite: bool = False,  # replace a folder that is there
 ) -> Path:                    # `folder`
-    "Write images, `manifest.csv` and `dataset.json`. Raises `DataError` if the folder exists, `ConfigError` for a layout."
+    """Write images, `manifest.csv` and `dataset.json`. Raises `DataError` if the folder exists or a column would not
+    come back as it was, `ConfigError` for a layout."""
     if layout not in ("npz", "folders"):
         raise ConfigError(f"layout={layout!r}; \"npz\" or \"folders\" expected")
     if layout == "folders" and (odd := [label for label in ds.labels if Path(label).name != label]):
@@ -246,11 +250,39 @@ def write_balanced(
             df = df.assign(file=[f"{s}/{e}/{k:06d}.png" for k, (s, e) in enumerate(zip(df.split, df.label))])
             _write_pngs(out, df.file, images)
         df.to_csv(out / "manifest.csv", index=False, na_rep=_MISSING)
+        _check_manifest(out / "manifest.csv", ds.df, about["columns"])
+        about["manifest"] = file_sha256(out / "manifest.csv")
         (out / "dataset.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     return Path(folder)
 
 
 _MISSING = r"\N"  # an empty field in a manifest is an empty string
+
+
+def _read_manifest(
+    path: Path,                   # a manifest.csv
+    columns: Mapping[str, str],   # column -> dtype
+) -> pd.DataFrame:                # these columns, as they were written
+    "Read a manifest."
+    floats = {c: t for c, t in columns.items() if t.startswith("float")}  # Python reads them to the last bit
+    return pd.read_csv(path, usecols=list(columns), dtype=dict(columns) | dict.fromkeys(floats, "str"),
+                       keep_default_na=False, na_values=[_MISSING]).astype(floats)
+
+
+def _check_manifest(
+    path: Path,                   # a manifest.csv
+    df: pd.DataFrame,             # what was written to it
+    columns: Mapping[str, str],   # column -> dtype
+) -> None:
+    "Raise `DataError` naming a column that is not read as it was written."
+    for c, dtype in columns.items():
+        try:
+            same = _read_manifest(path, {c: dtype})[c].equals(df[c])
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise DataError(f"column {c!r} ({dtype}, such as {df[c].iloc[0]!r}) would not be read as it was written; "
+                            "make it text, numbers or categories, or leave it out")
 
 
 def _write_pngs(
@@ -272,9 +304,8 @@ def read_balanced(
     folder = Path(folder)
     try:
         about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        floats = {c: t for c, t in about["columns"].items() if t.startswith("float")}  # Python reads them to the last bit
-        df = pd.read_csv(folder / "manifest.csv", dtype=about["columns"] | dict.fromkeys(floats, "str"),
-                         keep_default_na=False, na_values=[_MISSING]).astype(floats)
+        file = {"file": "str"} if about["layout"] == "folders" else {}
+        df = _read_manifest(folder / "manifest.csv", about["columns"] | file)
         if about["layout"] == "npz":
             with np.load(folder / "images.npz", allow_pickle=False) as kept:
                 images = kept["images"]
@@ -284,6 +315,6 @@ def read_balanced(
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, DataError, LabelError) as e:
         raise DataError(f"{folder}: not a complete folder of write_balanced ({type(e).__name__}: {e})") from e
     ds.array()
-    if (found := ds.fingerprint()) != about["fingerprint"]:
-        raise DataError(f"{folder}: changed after it was written (fingerprint {found}, {about['fingerprint']} expected)")
+    if file_sha256(folder / "manifest.csv") != about["manifest"] or ds.fingerprint() != about["fingerprint"]:
+        raise DataError(f"{folder}: changed after it was written; its pictures or its manifest.csv are not those of dataset.json")
     return ds

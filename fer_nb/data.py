@@ -13,7 +13,6 @@ import csv
 import hashlib
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -27,7 +26,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, ImageError, LabelError, cache_dir, canonical_label
+from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, ImageError, LabelError, atomic_file, cache_dir,
+                         canonical_label)
 
 # %% ../nbs/01_data.ipynb #07f5745e
 class FERData:
@@ -210,8 +210,11 @@ def read_images(
 def _stack(
     images: list[np.ndarray],  # decoded images
     paths: Sequence[Path],     # where they came from, for the message
+    side: int = 0,             # of the pictures, where there are none
 ) -> np.ndarray:               # uint8 (N, H, W) or (N, H, W, 3)
     "One array of all `images`; grey ones are replicated to RGB where both occur."
+    if not images:
+        return np.empty((0, side, side), np.uint8)
     if any(im.ndim == 3 for im in images):
         images = [im if im.ndim == 3 else np.repeat(im[..., None], 3, -1) for im in images]
     odd = next((k for k, im in enumerate(images) if im.shape != images[0].shape), None)
@@ -272,6 +275,85 @@ def _say(
         raise error(text)
     warnings.warn(text, stacklevel=3)
 
+# %% ../nbs/01_data.ipynb #9d96634f
+def _rows(
+    path: Path,     # a table without quoted line breaks
+    sep: str = ",", # between its fields
+) -> Iterator[tuple[str, list[str]]]:  # "file, row n" and the fields
+    "The rows of a text table, blank lines left out; `DataError` where it is none."
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    csv.field_size_limit(1 << 24)
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
+        reader = csv.reader(f, delimiter=sep)
+        try:
+            for fields in reader:
+                if any(fields):
+                    yield f"{path}, row {reader.line_num}", [x.strip() for x in fields]
+        except csv.Error as e:
+            raise DataError(f"{path}, row {reader.line_num}: not a table ({e})") from e
+
+
+def _whole(
+    text: str | float,                   # a field
+    low: int,                            # smallest value
+    high: int,                           # largest
+    at: str,                             # file and row, for the message
+    what: str,                           # the field's name
+    error: type[Exception] = DataError,  # what to raise
+) -> int:                                # its value
+    "A whole number from `low` to `high`; \"3\", \"3.0\" and 3.0 are all 3."
+    try:
+        if low <= float(text) <= high and float(text) == int(float(text)):
+            return int(float(text))
+    except ValueError:
+        pass
+    raise error(f"{at}: {what} {text!r} is not one of {low}-{high}")
+
+
+def _inside(
+    name: str,  # a path in a list
+    at: str,    # file and row
+) -> str:       # the same, if it stays inside
+    "Refuse a path that leads out of the dataset's folder."
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
+        raise DataError(f"{at}: {name!r} is not a path inside the dataset's folder")
+    return name
+
+
+def _some(
+    names: Iterable,  # of files or rows
+    most: int = 10,   # how many to show
+) -> str:             # for a message
+    "The first `most` of `names` and how many more there are."
+    names = list(map(str, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _matched(
+    labelled: dict[str, str],  # id -> file and row of its label
+    files: dict[str, Path],    # id -> image
+    source: Path,              # where the labels stand
+) -> None:
+    "Refuse images without a label and labels without an image."
+    if bare := [str(files[i]) for i in files if i not in labelled]:
+        raise DataError(f"{source}: {len(bare)} images have no label there: {_some(bare)}")
+    if lost := [f"{at} ({i})" for i, at in labelled.items() if i not in files]:
+        raise DataError(f"{len(lost)} labels have no image: {_some(lost)}")
+
+
+def _by_id(
+    pairs: Iterable[tuple[str, Any]],  # id, and file or row
+) -> dict[str, Any]:                   # the same
+    "A dictionary of `pairs`; `DataError` where an id comes twice."
+    found: dict[str, Any] = {}
+    for i, value in pairs:
+        if i in found:
+            raise DataError(f"{value}: {i} is there already: {found[i]}")
+        found[i] = value
+    return found
+
 # %% ../nbs/01_data.ipynb #87b30a8a
 _USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
 
@@ -325,38 +407,34 @@ def _csv_column(
 def _read_fer2013_rows(
     path: Path,           # fer2013.csv
     block: int = 1024,    # rows parsed at once
-) -> tuple[np.ndarray, list[str], list[str], list[int]]:  # pixels, label names, splits, row numbers
+) -> tuple[np.ndarray, list[str], list[str], list[str]]:  # pixels, label names, splits, "file, row n"
     "All rows of the CSV, checked."
-    images, labels, splits, rows, texts = [], [], [], [], []
+    images, labels, splits, places, texts = [], [], [], [], []
 
-    def where(k: int) -> str:
-        return f"{path}, row {rows[len(rows) - len(texts) + k]}"
+    def parse() -> None:
+        first = len(places) - len(texts)
+        images.append(_parse_pixels(texts, lambda k: places[first + k]))
+        texts.clear()
 
-    csv.field_size_limit(1 << 24)
-    with open(path, newline="", encoding="utf-8", errors="replace") as f:
-        reader = csv.reader(f)
-        header = next(reader, None)
-        if header is None:
-            raise DataError(f"{path}: the file is empty")
-        ei, pi, ui = (_csv_column(header, c, path) for c in ("emotion", "pixels", "Usage"))
-        for fields in reader:
-            if not fields:
-                continue
-            rows.append(reader.line_num)
-            at = f"{path}, row {reader.line_num}"
-            if len(fields) <= max(ei, pi, ui):
-                raise DataError(f"{at}: {len(fields)} fields, {len(header)} expected")
-            labels.append(_fer2013_label(fields[ei].strip(), at))
-            splits.append(_fer2013_split(fields[ui].strip(), at))
-            texts.append(fields[pi].strip())
-            if len(texts) == block:
-                images.append(_parse_pixels(texts, where))
-                texts.clear()
-    if texts:
-        images.append(_parse_pixels(texts, where))
-    if not rows:
+    rows = _rows(path)
+    header = next(rows, ("", None))[1]
+    if header is None:
+        raise DataError(f"{path}: the file is empty")
+    ei, pi, ui = (_csv_column(header, c, path) for c in ("emotion", "pixels", "Usage"))
+    for at, fields in rows:
+        if len(fields) <= max(ei, pi, ui):
+            raise DataError(f"{at}: {len(fields)} fields, {len(header)} expected")
+        places.append(at)
+        labels.append(_fer2013_label(fields[ei], at))
+        splits.append(_fer2013_split(fields[ui], at))
+        texts.append(fields[pi])
+        if len(texts) == block:
+            parse()
+    if not places:
         raise DataError(f"{path}: no rows below the header")
-    return np.concatenate(images), labels, splits, rows
+    if texts:
+        parse()
+    return np.concatenate(images), labels, splits, places
 
 
 def _fer2013_label(
@@ -417,7 +495,7 @@ def _from_files(
     splits: list[str],        # split of each
     labels: Sequence[str] | None,  # label names; None: those found, emotions first
     name: str,                # the dataset's name
-) -> FERData:                 # with the class taken from each file's folder
+) -> tuple[FERData, list[tuple[int, ...]]]:  # with the class taken from each file's folder; shapes of the files
     "A dataset of files whose folder names their class; every file is decoded once, here."
     found = [canonical_label(p.parent.name) for p in files]
     if labels is None:
@@ -428,7 +506,7 @@ def _from_files(
     df = pd.DataFrame({"id": [p.relative_to(root).as_posix() for p in files], "label": found, "split": splits})
     images = read_images(files)
     same = len({im.shape[:2] for im in images}) == 1
-    return FERData(df, _stack(images, files) if same else files, labels, name)
+    return FERData(df, _stack(images, files) if same else files, labels, name), [im.shape for im in images]
 
 # %% ../nbs/01_data.ipynb #67f7ed7a
 def read_fer2013(
@@ -442,12 +520,13 @@ def read_fer2013(
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
         files = _list_images(path)
-        ds = _from_files(files, path, [_fer2013_folder_split(p, path) for p in files], EMOTIONS, "fer2013")
-        if text := _odd_sizes(ds):
+        ds, shapes = _from_files(files, path, [_fer2013_folder_split(p, path) for p in files], EMOTIONS, "fer2013")
+        if text := _odd_sizes(shapes):
             _say(f"{path}: {text}", strict, ImageError)
     else:
-        pixels, labels, splits, rows = _read_fer2013_rows(path)
-        df = pd.DataFrame({"id": [f"row{r}" for r in rows], "label": labels, "split": splits})
+        pixels, labels, usage, places = _read_fer2013_rows(path)
+        ids = [f"row{at.rpartition(' ')[2]}" for at in places]
+        df = pd.DataFrame({"id": ids, "label": labels, "split": usage})
         ds = FERData(df, pixels, EMOTIONS, "fer2013")
     if strict or _is_whole(ds, FER2013_COUNTS):
         check_counts(ds, FER2013_COUNTS, strict, splits)
@@ -455,93 +534,12 @@ def read_fer2013(
 
 
 def _odd_sizes(
-    ds: FERData,  # the mirror as read
-) -> str:         # "" where all pictures are 48 × 48 grey
-    "Say which pictures are not as FER2013's are."
-    shapes = Counter({ds._images.shape[1:]: len(ds)} if isinstance(ds._images, np.ndarray)
-                     else (ds.image(i).shape for i in range(len(ds))))
-    n = len(ds) - shapes.pop((48, 48), 0)
-    sizes = ", ".join(f"{' × '.join(map(str, shape))} ({k})" for shape, k in shapes.most_common(5))
-    return f"{n} of {len(ds)} pictures are not 48 × 48 grey as FER2013's are: {sizes}" if n else ""
-
-# %% ../nbs/01_data.ipynb #4bfcfc37
-def _rows(
-    path: Path,     # a table without quoted line breaks
-    sep: str = ",", # between its fields
-) -> Iterator[tuple[str, list[str]]]:  # "file, row n" and the fields
-    "The rows of a text table, blank lines left out; `DataError` where it is none."
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    csv.field_size_limit(1 << 24)
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
-        reader = csv.reader(f, delimiter=sep)
-        try:
-            for fields in reader:
-                if any(fields):
-                    yield f"{path}, row {reader.line_num}", [x.strip() for x in fields]
-        except csv.Error as e:
-            raise DataError(f"{path}, row {reader.line_num}: not a table ({e})") from e
-
-
-def _whole(
-    text: str | float,                   # a field
-    low: int,                            # smallest value
-    high: int,                           # largest
-    at: str,                             # file and row, for the message
-    what: str,                           # the field's name
-    error: type[Exception] = DataError,  # what to raise
-) -> int:                                # its value
-    "A whole number from `low` to `high`; \"3\", \"3.0\" and 3.0 are all 3."
-    try:
-        if low <= float(text) <= high and float(text) == int(float(text)):
-            return int(float(text))
-    except ValueError:
-        pass
-    raise error(f"{at}: {what} {text!r} is not one of {low}-{high}")
-
-
-def _inside(
-    name: str,  # a path in a list
-    at: str,    # file and row
-) -> str:       # the same, if it stays inside
-    "Refuse a path that leads out of the dataset's folder."
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
-        raise DataError(f"{at}: {name!r} is not a path inside the dataset's folder")
-    return name
-
-
-def _some(
-    names: Iterable,  # of files or rows
-    most: int = 10,   # how many to show
-) -> str:             # for a message
-    "The first `most` of `names` and how many more there are."
-    names = list(map(str, names))
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _matched(
-    labelled: dict[str, str],  # id -> file and row of its label
-    files: dict[str, Path],    # id -> image
-    source: Path,              # where the labels stand
-) -> None:
-    "Refuse images without a label and labels without an image."
-    if bare := [str(files[i]) for i in files if i not in labelled]:
-        raise DataError(f"{source}: {len(bare)} images have no label there: {_some(bare)}")
-    if lost := [f"{at} ({i})" for i, at in labelled.items() if i not in files]:
-        raise DataError(f"{len(lost)} labels have no image: {_some(lost)}")
-
-
-def _by_id(
-    pairs: Iterable[tuple[str, Any]],  # id, and file or row
-) -> dict[str, Any]:                   # the same
-    "A dictionary of `pairs`; `DataError` where an id comes twice."
-    found: dict[str, Any] = {}
-    for i, value in pairs:
-        if i in found:
-            raise DataError(f"{value}: {i} is there already: {found[i]}")
-        found[i] = value
-    return found
+    shapes: list[tuple[int, ...]],  # of the pictures of the mirror
+) -> str:                           # "" where all are 48 × 48 grey
+    "Say how many pictures are not as FER2013's are."
+    odd = Counter(shape for shape in shapes if shape != (48, 48))
+    sizes = ", ".join(f"{' × '.join(map(str, shape))} ({k})" for shape, k in odd.most_common(5))
+    return f"{odd.total()} of {len(shapes)} pictures are not 48 × 48 grey as FER2013's are: {sizes}" if odd else ""
 
 # %% ../nbs/01_data.ipynb #055d0d00
 VOTE_COLUMNS = tuple(f"vote_{name}" for name in (*LABEL_ORDERS["ferplus"], "unknown", "no_face"))
@@ -640,7 +638,7 @@ def read_ferplus(
         raise ConfigError(f"mode {mode!r} is not one of {', '.join(FERPLUS_MODES)}")
     if path.is_dir() and fer2013 is not None:
         raise ConfigError(f"{path} holds the pictures already; fer2013 is for joining them with fer2013new.csv")
-    df, images = _read_ferplus_folder(path) if path.is_dir() else _join_votes(path, fer2013)
+    df, images = _read_ferplus_folder(path) if path.is_dir() else _join_votes(path, fer2013, splits)
     df["rule"] = np.where(df.split == "train", mode, "majority")
     target = _by_rule(df[list(VOTE_COLUMNS)].to_numpy(), df["rule"])
     df.insert(1, "label", np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)])
@@ -651,7 +649,7 @@ def read_ferplus(
     ds = FERData(df[keep], images, LABEL_ORDERS["ferplus"][:num_classes], "ferplus", dropped)
     published = {s: c[:num_classes] for s, c in FERPLUS_COUNTS.items() if s != "train" or mode == "majority"}
     if strict or _is_whole(ds, published):
-        check_counts(ds, published, strict, splits and [s for s in splits if s in published])
+        check_counts(ds, published, strict, splits and [s for s in splits if s in published or s not in SPLITS])
     return ds
 
 
@@ -691,13 +689,14 @@ def _check_classes(
 def _join_votes(
     path: Path,                            # fer2013new.csv
     fer2013: str | Path | FERData | None,  # FER2013
+    splits: Sequence[str] | None,          # that must be there
 ) -> tuple[pd.DataFrame, Any]:             # the joined table, and its images
     "Votes beside FER2013's rows."
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if fer2013 is None:
         raise DataError(f"{path}: holds votes only; pass fer2013.csv, which holds the pictures, as well")
-    ds = fer2013 if isinstance(fer2013, FERData) else read_fer2013(fer2013)
+    ds = fer2013 if isinstance(fer2013, FERData) else read_fer2013(fer2013, splits=splits)
     votes = _same_rows(ds, path, ds.name if isinstance(fer2013, FERData) else str(fer2013))
     return pd.concat([ds.df[["id"]], votes, ds.df["label"].rename("fer2013_label")], axis=1), ds._images
 
@@ -861,7 +860,7 @@ def _broken(
         try:
             with Image.open(path) as im:
                 size = im.size
-                im.draft("L", (im.width // 8, im.height // 8))
+                im.draft("L", (max(1, im.width // 8), max(1, im.height // 8)))
                 return size, float(np.asarray(im.convert("L"), dtype=np.float32).std())
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return "not decodable"
@@ -1113,18 +1112,18 @@ def _list_rows(
         if len(fields) != len(names):
             raise DataError(f"{at}: {len(fields)} fields, {len(names)} expected")
         name, *box, _, expression, valence, arousal = (fields[c] for c in columns)
-        yield at, (_inside(name, at), *map(_pixels, box), _whole(expression, 0, 10, at, "expression", LabelError),
+        yield at, (_inside(name, at), *_box(box), _whole(expression, 0, 10, at, "expression", LabelError),
                    _affect(valence, at, "valence"), _affect(arousal, at, "arousal"))
 
 
-def _pixels(
-    text: str,  # a coordinate
-) -> int:       # -1 where it is none: pictures without a face have no box
-    "A coordinate in whole pixels."
+def _box(
+    fields: list[str],           # x, y, width, height
+) -> tuple[int, int, int, int]:  # all -1 where one of them is no number: pictures without a face have no box
+    "A box in whole pixels."
     try:
-        return round(float(text))
+        return tuple(round(float(text)) for text in fields)
     except (ValueError, OverflowError):
-        return -1
+        return (-1,) * 4
 
 
 def _affect(
@@ -1257,26 +1256,11 @@ def _cached(
     df = build()
     try:
         columns = {c: df[c].to_numpy() if df[c].dtype.kind in "if" else _pack(df[c]) for c in df}
-        _keep(path, {"digest": _pack([digest]), **columns})
+        with atomic_file(path) as aside:
+            np.savez(aside, digest=_pack([digest]), **columns)
     except OSError as e:
         warnings.warn(f"{path}: the index could not be kept ({e}); the next reading takes as long", stacklevel=4)
     return df
-
-
-def _keep(
-    path: Path,                     # an .npz file
-    arrays: dict[str, np.ndarray],  # what to write
-) -> None:
-    "Write an .npz file aside and rename it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=".part", delete=False) as f:
-        aside = Path(f.name)
-        try:
-            np.savez(f, **arrays)
-            f.close()
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _pack(
@@ -1302,7 +1286,7 @@ def resized(
         return ds
     images = [np.asarray(Image.fromarray(ds.image(i)).resize((side, side), Image.Resampling.BILINEAR))
               for i in range(len(ds))]
-    return FERData(ds.df, _stack(images, ds.df.id), ds.labels, ds.name, ds.dropped)
+    return FERData(ds.df, _stack(images, ds.df.id, side), ds.labels, ds.name, ds.dropped)
 
 # %% ../nbs/01_data.ipynb #a464082b
 _SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
@@ -1313,16 +1297,29 @@ def read_folder(
     root: str | Path,                     # folder of class folders, or of split folders of class folders
     labels: Sequence[str] | None = None,  # names in order; None: those found, the seven emotions first
 ) -> FERData:                             # split is "train" where the folders do not say
-    "Read a folder whose sub-folders are classes, with or without split folders above them."
+    "Read a folder whose sub-folders are classes, with or without split folders above them. Raises `DataError`."
     root = Path(root)
     files = _list_images(root)
-    splits = []
-    for p in files:
-        parts = p.relative_to(root).parts
-        if len(parts) < 2:
-            raise DataError(f"{p}: lies outside any class folder")
-        splits.append(_SPLIT_NAMES.get(parts[0].lower(), "train") if len(parts) > 2 else "train")
-    return _from_files(files, root, splits, labels, root.name)
+    splits = [_folder_split(p, root) for p in files]
+    if any(splits) and not all(splits):
+        bare = [str(p) for p, split in zip(files, splits) if not split]
+        raise DataError(f"{root}: {len(bare)} images lie in none of the split folders ({', '.join(_SPLIT_NAMES)}) "
+                        f"that others lie in: {_some(bare)}")
+    return _from_files(files, root, [split or "train" for split in splits], labels, root.name)[0]
+
+
+def _folder_split(
+    path: Path,  # an image
+    root: Path,  # the dataset's folder
+) -> str:        # "" where no folder above the class folder is a split
+    "Split of one image by the folders that it lies in."
+    *above, name = path.relative_to(root).parts[:-1] or [""]
+    if name == "" or name.lower() in _SPLIT_NAMES:
+        raise DataError(f"{path}: lies outside any class folder")
+    found = {_SPLIT_NAMES[part.lower()] for part in above if part.lower() in _SPLIT_NAMES}
+    if len(found) > 1:
+        raise DataError(f"{path}: lies in folders of the splits {' and '.join(sorted(found))}")
+    return found.pop() if found else ""
 
 # %% ../nbs/01_data.ipynb #3263b2aa
 def show_faces(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['eadd_weights', 'distill_loss', 'eadd_distill', 'StaleCacheError', 'TeacherLogits', 'view_key', 'logits_size',
-           'teacher_logits', 'load_teacher_logits', 'geometry_features', 'Geometry', 'fit_geometry', 'geometry_logits',
-           'EADD']
+           'teacher_logits', 'load_teacher_logits', 'geometry_features', 'Geometry', 'find_geometry', 'fit_geometry',
+           'geometry_logits', 'EADD']
 
 # %% ../nbs/11_distill.ipynb #99b5b06e
 import hashlib
@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .augment import Augment
 from .core import ConfigError, DataError, LabelError, atomic_file, hash_uniform, seed_everything
 from .data import FERData
+from .faces import FaceRefiner
 from .loaders import ReplayLoader
 from .models import GeometryTeacher
 
@@ -129,17 +130,25 @@ def view_key(
 ) -> dict[str, object]:    # JSON: digests of the images, augmentation, seed, views
     "What logits of these loaders depend on, beside the teacher."
     augment = None if train.augment is None else asdict(train.augment)
-    rows = hashlib.sha256(_positions(train).astype("<i8")).hexdigest()[:16]
-    key = {"training images": train.ds.fingerprint(), "training rows": rows,
+    if augment and "minor" in augment:
+        augment["minor"] = _digest(np.array(augment["minor"]))
+    key = {"training images": train.ds.fingerprint(), "training rows": _digest(_positions(train)),
            "validation images": valid.ds.fingerprint(), "augmentation": augment, "seed": train.seed, "views": train.views}
     return json.loads(json.dumps(key))
+
+
+def _digest(
+    positions: np.ndarray,  # any number of them
+) -> str:                   # 16 hexadecimal digits
+    "Thousands of positions in one short word."
+    return hashlib.sha256(positions.astype("<i8")).hexdigest()[:16]
 
 
 def _positions(
     loader: ReplayLoader,  # some of whose images may be shown more than once
 ) -> np.ndarray:           # int (N,)
     "The position in `loader.ds` of each image of an epoch."
-    return np.asarray(getattr(loader.x, "rows", np.arange(len(loader.x))))
+    return np.arange(len(loader.x)) if loader.rows is None else loader.rows
 
 
 def _compare(
@@ -212,7 +221,7 @@ def teacher_logits(
 def _plain(
     loader: ReplayLoader,  # of training images
 ) -> Augment | None:       # without what only minority classes get
-    "The augmentation that images of any class share; geometry is the same for all."
+    "The augmentation of most images; validation images get it, for which one is not to be told by their labels."
     return getattr(loader.augment, "augment", loader.augment)
 
 
@@ -226,26 +235,36 @@ def _ask(
     name: str = "",         # of the teacher, for the error
 ) -> np.ndarray:            # float16 (N, C)
     "The teacher's logits for one view of every image."
-    out = []
+    out, device = [], next(teacher.parameters(), torch.empty(0, device=like.device)).device
     for ids in np.array_split(np.arange(len(loader.x)), -(-len(loader.x) // bs)):
         x = loader.x[ids].float().div_(255)
         augment = like.augment if loader is like else _plain(like)
         x = x if augment is None else augment(x, ids, view, like.seed)
-        out.append(teacher(x.to(like.device, memory_format=torch.channels_last)).float().cpu())
-    table = torch.cat(out).half().numpy()
+        out.append(teacher(x.to(device, memory_format=torch.channels_last)).float().cpu())
+    return _half(torch.cat(out), loader, f"teacher {name}, view {view}")
+
+
+def _half(
+    logits: torch.Tensor,  # (N, C)
+    loader: ReplayLoader,  # of whose images they are
+    where: str,            # stands before the message
+) -> np.ndarray:           # float16 (N, C)
+    "Logits as they are kept. Raises `DataError` where they do not fit."
+    table = logits.half().numpy()
     if len(wrong := np.flatnonzero(~np.isfinite(table).all(1))):
         image = loader.ds.df.id.iloc[_positions(loader)[wrong[0]]]
-        raise DataError(f"teacher {name}: its logits for image {image!r}, view {view}, are not finite in 16 bits "
-                        f"({len(wrong)} of {len(table)} images)")
+        raise DataError(f"{where}: the logits for image {image!r} are not finite in 16 bits ({len(wrong)} of {len(table)} "
+                        "images)")
     return table
 
 # %% ../nbs/11_distill.ipynb #59828f39
 def _weights_digest(
     teacher: nn.Module,  # any network
 ) -> str:                # 16 hexadecimal digits
-    "A digest of a network's tensors and input size."
-    h = hashlib.sha256(f"{type(teacher).__name__} {getattr(teacher, 'input_size', None)}".encode())
-    for name, v in teacher.state_dict().items():
+    "A digest of a network's tensors (also those that are not saved, such as a mean), settings and input size."
+    settings = [getattr(teacher, k, None) for k in ("input_size", "config")]
+    h = hashlib.sha256(f"{type(teacher).__name__} {settings}".encode())
+    for name, v in (teacher.state_dict() | dict(teacher.named_buffers())).items():
         h.update(f"{name} {v.dtype} {tuple(v.shape)}".encode())
         h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:16]
@@ -349,7 +368,21 @@ class Geometry:
                             f"({(rows < 0).sum()} of {len(ds)} images)")
         return rows
 
+# %% ../nbs/11_distill.ipynb #5c9653f9
+def find_geometry(
+    ds: FERData,                        # images; of one size if `mirrored`
+    mirrored: bool = True,              # look at their mirror images too
+    workers: int = 1,                   # processes of the face finder
+    cache: bool | str | Path = True,    # see `FaceRefiner.find`
+) -> Geometry:                          # a face counts as found if it is found on every side that was looked at
+    "Landmarks and blendshapes of every image, by MediaPipe's face landmarker."
+    sides = [ds, FERData(ds.df, np.ascontiguousarray(ds.array()[:, :, ::-1]), ds.labels)] if mirrored else [ds]
+    seen = [FaceRefiner().find(side, workers, cache) for side in sides]
+    found = np.logical_and.reduce([(table.faces > 0).to_numpy() for table, _, _ in seen])
+    features = [geometry_features(blendshapes, landmarks) for _, landmarks, blendshapes in seen]
+    return Geometry(ds.df.id.tolist(), features[0], found, features[1] if mirrored else None)
 
+# %% ../nbs/11_distill.ipynb #c54bd742
 def fit_geometry(
     geometry: Geometry,                      # features of the training images, and perhaps of others
     ds: FERData,                             # training images
@@ -394,7 +427,10 @@ def _mirrored(
     if (augment := _plain(like)) is None:
         return np.zeros(len(loader.x), bool)
     u = hash_uniform(like.seed, view, np.arange(len(loader.x))[:, None], np.arange(2)).astype(np.float32)
-    flips = u < np.float32([augment.hflip, augment.vflip])
+    odds = np.tile(np.float32([augment.hflip, augment.vflip]), (len(u), 1))
+    if loader is like and (minority := getattr(like.augment, "minority", None)):
+        odds[np.isin(np.arange(len(u)), like.augment.minor)] = minority.hflip, minority.vflip
+    flips = u < odds
     return flips[:, 0] ^ flips[:, 1]
 
 
@@ -413,7 +449,7 @@ def geometry_logits(
     for loader in (train, valid):
         rows = geometry.rows(loader.ds)[_positions(loader)]
         found = torch.from_numpy(np.asarray(geometry.found, bool)[rows])
-        sides = [teacher(torch.from_numpy(np.asarray(f[rows], np.float32)), found).half().numpy()
+        sides = [_half(teacher(torch.from_numpy(np.asarray(f[rows], np.float32)), found), loader, f"teacher {teacher.name}")
                  for f in (geometry.features, geometry.mirrored) if f is not None]
         tables.append(sides[0][None] if len(sides) == 1 else np.stack(
             [np.where(_mirrored(loader, view, train)[:, None], sides[1], sides[0]) for view in range(train.views)]))
@@ -422,6 +458,7 @@ def geometry_logits(
     key = view_key(train, valid)
     if geometry.mirrored is None:
         key = {k: v for k, v in key.items() if k.endswith(("images", "rows"))}
+    key |= {"teacher": _weights_digest(teacher)}
     return TeacherLogits(teacher.name, teacher.labels, *tables, key, *speaks)
 
 # %% ../nbs/11_distill.ipynb #6233118c
@@ -456,6 +493,10 @@ class EADD(Callback):
     def before_fit(self) -> None:
         """Check labels, kept views and settings; bring modules to the student's device, frozen. fastai calls this
         before `validate` and `get_preds` too."""
+        kept = any(isinstance(t, TeacherLogits) for t in self.teachers)
+        if (kept or isinstance(self.accuracy, str) and self.accuracy == "valid") and not isinstance(self.dls.train, ReplayLoader):
+            raise ConfigError(f"the training loader is a {type(self.dls.train).__name__}; kept logits and "
+                              "accuracy=\"valid\" need those of `loaders.dataloaders`")
         labels, students = tuple(self.dls.vocab), {id(p) for p in self.learn.model.parameters()}
         for name, teacher in zip(self.names, self.teachers):
             if tuple(teacher.labels) != labels:

@@ -275,7 +275,9 @@ def crop_face(
     mask: bool = True,              # remove what is not face
     background: int | str = "black",  # 0-255, "black", or "mean" of what is kept
 ) -> np.ndarray:                    # uint8 (size, size) or (size, size, 3)
-    "The face, upright, centred and alone: Eq. 1."
+    "The face, upright, centred and alone: Eq. 1. Landmarks that are not finite raise `ImageError`."
+    if not np.isfinite(landmarks).all():
+        raise ImageError("the landmarks are not finite; a picture without a face has none, and no crop")
     angle = np.radians(face_roll(landmarks)) if align else 0.0
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # picture -> upright
     oval = np.asarray(landmarks, dtype=np.float64)[list(FACE_OVAL), :2] @ turn.T
@@ -566,8 +568,8 @@ def refine(
     rows = np.flatnonzero(does == "keep")
     images = [self._picture(ds.image(i), landmarks[i]) for i in rows]
     df = ds.df.iloc[rows].assign(face_status=table.status.to_numpy()[rows])
-    stacked = _stack(images, df.id.tolist()) if images else np.empty((0, self.size, self.size), np.uint8)
-    return FERData(df, stacked, ds.labels, ds.name)
+    lost = ds.df[["id", "split"]].assign(why=table.status.to_numpy())[(does == "drop").to_numpy()]
+    return FERData(df, _stack(images, df.id.tolist(), self.size), ds.labels, ds.name, pd.concat([ds.dropped, lost]))
 
 
 @patch
@@ -590,6 +592,9 @@ def drop_rates(
     "How many images of each group have which status. A missing status raises `DataError`."
     if faces is None and "face_status" not in ds.df:
         raise DataError(f"{ds.name}: no column 'face_status'; refine it, or pass the table of find_faces")
+    if faces is None and (gone := ds.dropped.why.isin(STATUSES).sum()):
+        warnings.warn(f"{ds.name}: {gone} images were dropped when it was refined and are not counted here; "
+                      "pass the dataset before that and the table of find_faces", stacklevel=2)
     status = ds.df.face_status if faces is None else ds.df.id.map(faces.set_index("id").status)
     if status.isna().any():
         raise DataError(f"{ds.name}: id {ds.df.id[status.isna()].iloc[0]!r} has no status")

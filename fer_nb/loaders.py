@@ -23,23 +23,35 @@ from .data import FERData
 from .twins import find_twins
 
 # %% ../nbs/06_loaders.ipynb #20a9a223
+def _source(
+    ds: FERData,     # the dataset
+) -> pd.Series:      # id of the original of each image (N,)
+    "The column `source`; an image without one is its own."
+    if "source" not in ds.df:
+        return ds.df.id
+    source = ds.df.source.astype(object).fillna("")
+    return source.where(source != "", ds.df.id).astype(ds.df.id.dtype)
+
+
 def leak_groups(
     ds: FERData,                                   # the dataset
     columns: Sequence[str] = ("group", "source", "subject"),  # columns of `ds.df` that tie images together, where present
-    identical: bool | None = None,                 # tie byte-identical pictures; None: if `group` is wanted but not there
+    identical: bool | None = None,                 # tie byte-identical pictures; None: if `group` is wanted and an image has none
 ) -> np.ndarray:                                   # int (N,), the same number for images that must stay together
-    "Connected components of images that share a value in any of `columns`; missing and empty values tie nothing."
+    """Connected components of images that share a value in any of `columns`; missing and empty values tie nothing, but
+    an image without a `source` is its own."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     n, rows, cols = len(ds), [np.arange(len(ds))], [np.arange(len(ds))]
     for column in columns:
-        if column in ds.df:
-            codes, _ = pd.factorize(ds.df[column].replace("", None))
+        if (codes := _codes(ds, column)) is not None:
             known = np.flatnonzero(codes >= 0)
             _, first = np.unique(codes[known], return_index=True)
             rows.append(known)
             cols.append(known[first][codes[known]])
-    if "group" in columns and "group" not in ds.df if identical is None else identical:
+    if identical is None:
+        identical = "group" in columns and ((codes := _codes(ds, "group")) is None or (codes < 0).any())
+    if identical:
         twins = find_twins(ds, None)
         rows.append(twins.j.to_numpy())
         cols.append(twins.i.to_numpy())
@@ -47,7 +59,37 @@ def leak_groups(
     graph = coo_matrix((np.ones(len(rows), bool), (rows, cols)), shape=(n, n))
     return connected_components(graph, directed=False)[1]
 
+
+def _codes(
+    ds: FERData,            # the dataset
+    column: str,            # of its table
+) -> np.ndarray | None:     # a number for each value (N,), -1 where there is none; None: no such column
+    "The values of a column as numbers."
+    if column not in ds.df:
+        return None
+    return pd.factorize(_source(ds) if column == "source" else ds.df[column].replace("", None))[0]
+
 # %% ../nbs/06_loaders.ipynb #a8957f6e
+class _GroupFolds(StratifiedGroupKFold):
+    "The folds of `StratifiedGroupKFold`, sooner."
+
+    def _find_best_fold(
+        self,
+        y_counts_per_fold: np.ndarray,  # images given out (k, classes)
+        y_cnt: np.ndarray,              # images there are (classes,)
+        group_y_counts: np.ndarray,     # images of the group (classes,)
+    ) -> int:                           # which fold gets the group
+        "The fold with the smallest spread of the shares; of folds that are as good, the smaller one."
+        with_group = y_counts_per_fold + np.eye(self.n_splits)[:, :, None] * group_y_counts
+        spread, size = (with_group / y_cnt).std(1).mean(1).tolist(), y_counts_per_fold.sum(1).tolist()
+        best = 0
+        for i, s in enumerate(spread):
+            as_good = abs(s - spread[best]) <= 1e-8 + 1e-5 * spread[best]
+            if s < spread[best] or as_good and size[i] < size[best]:
+                best = i
+        return best
+
+# %% ../nbs/06_loaders.ipynb #0eabe7a4
 def folds(
     ds: FERData,                            # the dataset
     k: int = 5,                             # number of folds
@@ -113,7 +155,7 @@ def _split(
     each = pd.Series(groups).groupby(labels).nunique()
     if (few := each[each < k]).size:
         raise DataError(f"class {few.index[0]!r} has {few.iloc[0]} images that do not belong together, fewer than {k} folds")
-    groups, splitter = (pd.factorize(groups)[0], StratifiedGroupKFold) if grouped else (None, StratifiedKFold)
+    groups, splitter = (pd.factorize(groups)[0], _GroupFolds) if grouped else (None, StratifiedKFold)
     for attempt in range(20):
         parts = list(splitter(k, shuffle=True, random_state=(seed + attempt) % 2**32).split(labels, labels, groups))
         empty = [(n, label) for n, (_, test) in enumerate(parts[:needed]) for label in each.index if label not in labels[test]]
@@ -127,13 +169,7 @@ def _relations(
     ds: FERData,                    # the dataset
 ) -> dict[str, np.ndarray | None]:  # relation -> code of each image (N,), -1 where it has no value; None: not recorded
     "What two images can have in common."
-    def codes(column: str) -> np.ndarray | None:
-        if column not in ds.df:
-            return None
-        values = ds.df[column].replace("", None)
-        return pd.factorize(values.where(values.notna(), ds.df.id) if column == "source" else values)[0]
-
-    return {c: codes(c) for c in ("id", "source", "group", "subject")} | {"picture": leak_groups(ds, (), True)}
+    return {c: _codes(ds, c) for c in ("id", "source", "group", "subject")} | {"picture": leak_groups(ds, (), True)}
 
 
 def _sides(
@@ -141,11 +177,11 @@ def _sides(
     fold: tuple[Sequence[int], Sequence[int]],      # positions: training, test
 ) -> tuple[np.ndarray, np.ndarray]:                 # the same as arrays
     "The two sides of a fold. Raises `DataError` for positions that are not there."
-    sides = tuple(np.asarray(side, dtype=np.int64) for side in fold)
+    sides = tuple(np.asarray(side) for side in fold)
     for side in sides:
-        if side.size and not (0 <= side.min() and side.max() < len(ds)):
-            raise DataError(f"a fold has positions {side.min()} to {side.max()}, the dataset {len(ds)} images")
-    return sides
+        if side.size and (side.dtype.kind not in "iu" or side.min() < 0 or side.max() >= len(ds)):
+            raise DataError(f"a fold has {side.dtype} positions {side.min()} to {side.max()}, the dataset {len(ds)} images")
+    return tuple(side.astype(np.int64) for side in sides)
 
 
 def straddling(
@@ -193,7 +229,7 @@ def as_split(
 ) -> FERData:                                   # the images of the fold, `split` rewritten to train and test, in their order
     "A fold as a dataset with splits; copies are not tested on. Raises `DataError` where an image or a source is on both sides."
     train, test = _sides(ds, fold)
-    source = (ds.df.source.where(ds.df.source.notna(), ds.df.id) if "source" in ds.df else ds.df.id).to_numpy()
+    source = _source(ds).to_numpy()
     if len(both := np.intersect1d(source[train], source[test])):
         raise DataError(f"image {both[0]!r}, or a copy of it, is both in the training and in the test side of the fold")
     test = test[source[test] == ds.df.id.to_numpy()[test]]
@@ -376,7 +412,7 @@ def dataloaders(
     "Training and validation loaders. Raises `DataError` where the label sets differ or an id is on both sides."
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
-    sides = [set(ds.df.id) | set(ds.df.source if "source" in ds.df else ()) for ds in (train, valid)]
+    sides = [set(ds.df.id) | set(_source(ds)) for ds in (train, valid)]
     if both := sides[0] & sides[1]:
         raise DataError(f"image {sorted(both)[0]!r} is both in training and in validation")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

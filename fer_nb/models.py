@@ -144,7 +144,6 @@ def fold(
                 setattr(parent, name, child.folded())
             elif isinstance(child, ConvNormAct) and not isinstance(parent, RepConv):
                 child.conv, child.bn = fuse_conv_bn_eval(child.conv, child.bn), child.bn.act
-    model.is_folded = True
     return model.requires_grad_(False)
 
 # %% ../nbs/10_models.ipynb #fc5b7917
@@ -404,22 +403,51 @@ def variant_table(
 def _write(
     model: nn.Module,          # whose tensors
     path: str | Path,          # a .safetensors file
-    kind: str,                 # class of the model
+    builder: Callable[[dict], nn.Module],  # what builds the model from the header, annotated with its class
     header: dict[str, object], # what its constructor needs, and the record; JSON
 ) -> Path:                     # the file written
-    "Write tensors and header aside, then rename."
+    "Write tensors and header aside, read them back, then rename. Raises `ConfigError` if another network comes back."
     with atomic_file(path) as aside:
         state = {k: v.contiguous() for k, v in model.state_dict().items()}
-        save_file(state, aside, {f"fer_nb.{kind}": json.dumps(header)})
+        save_file(state, aside, {f"fer_nb.{_class_of(builder)}": json.dumps(header)})
         aside.chmod(0o644)
+        try:
+            with torch.random.fork_rng(devices=()):
+                differ = None if _alike(model, _read(aside, builder)) else "its logits differ"
+        except DataError as e:
+            differ = str(e.__cause__)
+        if differ:
+            raise ConfigError(f"{path}: a {_class_of(builder)} built from this file would not be the network that was to be "
+                              f"saved ({differ}). Save the network itself, not a folded copy, without what training "
+                              "attached (sqs.detach_sqs takes it off) and with timm's own settings")
     return Path(path)
 
 
+def _class_of(
+    builder: Callable[[dict], nn.Module],  # annotated with what it returns
+) -> str:                                  # the name of the class
+    "What a builder builds."
+    return builder.__annotations__["return"].__name__
+
+
+def _alike(
+    model: nn.Module,  # wherever it is
+    other: nn.Module,  # in eval mode, on the CPU
+) -> bool:             # the same function, up to rounding
+    "Do two networks say the same about one image of noise?"
+    shape = (1, 3, model.input_size, model.input_size) if hasattr(model, "input_size") else (1, model.num_features)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = (m(x) for m in (copy.deepcopy(model).cpu().float().eval(), other))
+    return a.shape == b.shape and torch.allclose(a, b, 1e-3, 1e-3 * a.abs().nan_to_num(0).max().item(), equal_nan=True)
+
+
 def _read(
-    path: str | Path,                                  # a file that `_write` wrote
-    builders: Mapping[str, Callable[[dict], nn.Module]],  # class -> what builds the model from the header
-) -> nn.Module:                                        # in eval mode, on the CPU, with `.record`
+    path: str | Path,                        # a file that `_write` wrote
+    *builders: Callable[[dict], nn.Module],  # what may build the model from the header
+) -> nn.Module:                              # in eval mode, on the CPU, with `.record`
     "Read a model of one of the classes back. Raises `DataError` for anything else."
+    builders = {_class_of(b): b for b in builders}
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -440,11 +468,10 @@ def save_hyfer(
     path: str | Path,    # a .safetensors file
     **record: object,    # anything JSON can hold: metrics, data fingerprint, versions
 ) -> Path:               # the file written
-    "Write weights, configuration, labels and `record` into one safetensors file."
-    if getattr(model, "is_folded", False):
-        raise ConfigError(f"{path}: a folded network cannot be trained on or read back; save the network it came from")
+    """Write weights, configuration, labels and `record` into one safetensors file. Raises `ConfigError` for a network
+    that could not be read back."""
     header = {"config": asdict(model.config), "in_chans": model.in_chans, "drop": model.drop.p, "labels": model.labels}
-    return _write(model, path, "HyFER", header | {"record": record})
+    return _write(model, path, _build_hyfer, header | {"record": record})
 
 
 def _build_hyfer(
@@ -459,7 +486,7 @@ def load_hyfer(
     path: str | Path,  # a file that `save_hyfer` wrote
 ) -> HyFER:            # in eval mode, on the CPU
     "Read a HyFER back, with what was recorded as `.record`. Raises `DataError` for a file that is not one."
-    return _read(path, {"HyFER": _build_hyfer})
+    return _read(path, _build_hyfer)
 
 # %% ../nbs/10_models.ipynb #065a81ad
 @patch
@@ -940,10 +967,11 @@ def save_sqsnet(
     path: str | Path,   # a .safetensors file
     **record: object,   # anything JSON can hold
 ) -> Path:              # the file written
-    "Write weights, configuration, labels and `record` into one safetensors file."
+    """Write weights, configuration, labels and `record` into one safetensors file. Raises `ConfigError` for a network
+    that could not be read back."""
     header = {"config": asdict(model.config), "drop": model.drop.p, "labels": model.labels,
               "shared": model.enhanced is None, "name": model.name}
-    return _write(model, path, "SQSNet", header | {"record": record})
+    return _write(model, path, _build_sqsnet, header | {"record": record})
 
 
 def _build_sqsnet(
@@ -960,7 +988,7 @@ def load_sqsnet(
     path: str | Path,  # a file that `save_sqsnet` wrote
 ) -> SQSNet:           # in eval mode, on the CPU, with what was recorded as `.record`
     "Read a SQSNet back. Raises `DataError` for a file that is not one."
-    return _read(path, {"SQSNet": _build_sqsnet})
+    return _read(path, _build_sqsnet)
 
 # %% ../nbs/10_models.ipynb #b89b4246
 def save_teacher(
@@ -968,15 +996,15 @@ def save_teacher(
     path: str | Path,                    # a .safetensors file
     **record: object,                    # anything JSON can hold
 ) -> Path:                               # the file written
-    "Write a teacher for `load_teacher`. Raises `ConfigError` for a network that timm could not build again."
+    "Write a teacher for `load_teacher`. Raises `ConfigError` for a network that could not be built again."
     header = {"name": teacher.name, "labels": teacher.labels, "record": record}
     if isinstance(teacher, GeometryTeacher):
-        return _write(teacher, path, "GeometryTeacher",
+        return _write(teacher, path, _build_geometry,
                       header | {"num_features": teacher.num_features, "hidden": teacher.hidden})
     timm_name = (teacher.net.pretrained_cfg or {}).get("architecture")
     if timm_name is None or not timm.is_model(timm_name):
         raise ConfigError(f"{path}: {type(teacher.net).__name__} is not a model that timm can build")
-    return _write(teacher, path, "Teacher", header | {"timm": timm_name, "input_size": teacher.input_size})
+    return _write(teacher, path, _build_teacher, header | {"timm": timm_name, "input_size": teacher.input_size})
 
 
 def _build_teacher(
@@ -1002,7 +1030,6 @@ def load_teacher(
     name: str | None = None,      # its name in tables; None: the one it was saved under, for a HyFER the file's
 ) -> nn.Module:                   # frozen, in eval mode, on the CPU, with .labels and .name
     "A trained model as a teacher. Raises `DataError` for a file that is not one."
-    teacher = _read(path, {"Teacher": _build_teacher, "GeometryTeacher": _build_geometry, "HyFER": _build_hyfer,
-                           "SQSNet": _build_sqsnet})
+    teacher = _read(path, _build_teacher, _build_geometry, _build_hyfer, _build_sqsnet)
     teacher.name = name or getattr(teacher, "name", Path(path).stem)
     return teacher.requires_grad_(False)

@@ -36,7 +36,7 @@ from .models import HyFER, create_teacher, save_hyfer
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
                           plot_weights)
 from .report import Section, write_report
-from .train import Recipe, fit_model
+from .train import CheckpointError, Recipe, _differences, fit_model, read_checkpoint, write_checkpoint
 from .twins import TwinSearch
 
 # %% ../nbs/35_pipeline.ipynb #a271eb68
@@ -275,12 +275,13 @@ def _sections(
     cells: pd.DataFrame,             # from `_confusions`
     history: pd.DataFrame,           # all epochs
     eadd: EADD,                      # its history of weights
+    adv: AdversarialTraining,        # phase 2 and its logs
 ) -> list[Section]:                  # of the report
     "The report's sections: data, training, results, robustness, a look inside."
     last, split = list(students)[-1], parts.report.df.split.iloc[0]
     shown = parts.report.where(split=split)
     chosen = [np.flatnonzero(shown.df.label == e)[0] for e in shown.labels if (shown.df.label == e).any()]
-    curves = results[(results.attack != "none") & (results.metric == "accuracy")]
+    curves, watched = results[(results.attack != "none") & (results.metric == "accuracy")], adv.learn.guard_log.round(4)
     return [
         Section("Data", _data_text(ds, parts),
                 [("Images with an issue, as they came", parts.audit.summary().reset_index()),
@@ -289,7 +290,8 @@ def _sections(
                   _figure(plot_counts, parts.audit.ds.where(split="train"), parts.train))]
                 + ([("Pairs that show the same picture", _own(plot_twins, ds, parts.audit.twins))] if len(parts.audit.twins) else [])),
         Section("Training", "Accuracy and loss are those of the selection part, held out of the training split.",
-                [("Epochs", history.round(4))],
+                [("Epochs", history.round(4))]
+                + ([("Phase 2: accuracy on one training batch under one step and many, after each epoch", watched)] if len(watched) else []),
                 [("Epoch by epoch", _figure(plot_history, history)),
                  ("How far each teacher is trusted, per emotion (Eq. 5)", _own(plot_weights, eadd.history))]),
         Section("Results", f"Reported on {', '.join(parts.report.df.split.unique())}; nothing was learned from or selected on it.",
@@ -349,7 +351,8 @@ def run(
 ) -> Path:                                      # `out`: report.html, results.csv, config.json, issues.csv, weights
     """Audit to report in one call. A run that was broken off goes on exactly where it stopped: checkpoints and kept
     logits lie in a folder `<out>.work` until all is done. Raises `ConfigError` for an unknown preset, `DataError` where
-    the data do not allow the splits or the folder exists, `CheckpointError` where the work of another run lies there."""
+    the data do not allow the splits or the folder exists, `CheckpointError` where the work of another run lies there
+    (delete that folder to begin again)."""
     if isinstance(preset, str) and preset not in PRESETS:
         raise ConfigError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     name, preset = (preset, PRESETS[preset]) if isinstance(preset, str) else ("own", preset)
@@ -364,6 +367,7 @@ def run(
         say("audit, cleaning, splits")
         ds = resized(ds, preset.size)
         parts = make_splits(ds, preset, seed)
+        _claim(work, {"settings": asdict(preset), "seed": seed, "data": ds.fingerprint()})
         teachers, kept, histories = _train_teachers(parts, preset, seed, work, say, show)
         students, more, eadd, adv = _train_students(parts, preset, kept, seed, work, say, show)
         models = {f"teacher {t.name}": t for t in teachers} | students
@@ -372,11 +376,25 @@ def run(
         config = _config(name, preset, ds, seed, adv)
         say("writing the report")
         history = pd.concat(histories + more, ignore_index=True)
-        _write(folder, ds, parts, students, results, cells, history, eadd, config)
+        _write(folder, ds, parts, students, results, cells, history, eadd, adv, config)
         say("done")
         (folder / "timings.json").write_text(json.dumps(seconds, indent=1))
     shutil.rmtree(work, ignore_errors=True)
     return Path(out)
+
+
+def _claim(
+    work: Path,   # folder of checkpoints and kept logits
+    ours: dict,   # settings, seed and data of this run
+) -> None:
+    "Write down whose work it is, or raise `CheckpointError` where it is another run's; only the evaluation may differ."
+    ours = json.loads(json.dumps(ours, default=repr))
+    ours["settings"] = {k: v for k, v in ours["settings"].items() if not k.startswith("eval_")}
+    if not (path := work / "run.ckpt").exists():
+        write_checkpoint(ours, path)
+    if differ := _differences(read_checkpoint(path), ours):
+        raise CheckpointError(f"{work}: work of another run: {'; '.join(differ[:3])}; delete the folder to begin again, "
+                              "or choose another `out`")
 
 
 def _config(
@@ -403,6 +421,7 @@ def _write(
     cells: pd.DataFrame,             # from `_confusions`
     history: pd.DataFrame,           # all epochs
     eadd: EADD,                      # its history
+    adv: AdversarialTraining,        # phase 2 and its logs
     config: dict,                    # settings
 ) -> None:
     "Write every file of a run."
@@ -410,6 +429,8 @@ def _write(
     cells.to_csv(folder / "confusion.csv", index=False)
     history.to_csv(folder / "history.csv", index=False)
     eadd.history.to_csv(folder / "teacher_weights.csv", index=False)
+    adv.learn.adv_log.to_csv(folder / "adversarial.csv", index=False)
+    adv.learn.guard_log.to_csv(folder / "guard.csv", index=False)
     parts.audit.issues.merge(parts.audit.ds.df[["id", "label", "split"]], on="id").to_csv(folder / "issues.csv", index=False)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     for file, name in (("student.safetensors", "HyFER, EADD + adversarial"), ("student_phase1.safetensors", "HyFER, EADD")):
@@ -417,4 +438,4 @@ def _write(
         save_hyfer(students[name], folder / file, accuracy=clean[["split", "subset", "value", "n"]].to_dict("records"),
                    fingerprint=config["data"]["fingerprint"], versions=config["versions"])
     write_report(folder / "report.html", f"fer_nb: {config['data']['name'] or 'run'}, preset {config['preset']}, seed {config['seed']}",
-                 _sections(ds, parts, students, results, cells, history, eadd), settings=config)
+                 _sections(ds, parts, students, results, cells, history, eadd, adv), settings=config)

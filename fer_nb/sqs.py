@@ -336,7 +336,7 @@ class SQS(Callback):
         "Add the terms of the batch's quads to the loss."
         y, base = self.yb[0].as_subclass(torch.Tensor), self.loss_grad.item()
         label, share = _dominant(self.learn.loss_func, y)
-        quads, mask = form_quads(torch.where(share >= self.purity, label, -1), getattr(self.dl, "ids", None),
+        quads, mask = form_quads(torch.where(share >= self.purity, label, -1), _pictures(self.dl),
                                  self.seed, self.epoch, self.iter, self.distinct)
         rows = mask.nonzero()[:, 0].to(y.device)
         terms = self._terms(y, rows, quads.to(y.device)[:, rows]) if len(rows) else torch.zeros(3, device=y.device)
@@ -406,6 +406,14 @@ class SQS(Callback):
 
 
 _COLUMNS = ["epoch", "base", "enhanced", "kl", "sqs", "total", "quads", "alpha", "beta", "gamma", "tau"]
+
+
+def _pictures(
+    dl: object,              # the loader of the current batch
+) -> np.ndarray | None:      # which picture each row of it shows (B,); None: not known
+    "An epoch may show a picture several times, at several positions."
+    ids, rows = getattr(dl, "ids", None), getattr(dl, "rows", None)
+    return ids if ids is None or rows is None else rows[ids]
 
 
 def _enhanced_logits(

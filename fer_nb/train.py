@@ -163,7 +163,8 @@ class FiniteLoss(Callback):
 class EMA(Callback):
     "Average the weights over the steps; what is validated, and kept by `KeepBest`, is the average."
 
-    order, raw = 62, None  # after KeepBest
+    order, raw = 62, None   # after KeepBest
+    follows_weights = True  # whoever puts older weights back (a guard) puts the average of then back too
 
     def __init__(
         self,

@@ -168,7 +168,8 @@ def aligned_cosine(
         x, lengths = windows[zb]
         return (F.conv2d(x[None], inner[za][:, None], groups=len(x))[0] / lengths).amax((1, 2))
 
-    return torch.stack([slide(z, 1.0) for z in zooms] + [slide(1.0, z) for z in zooms if z != 1]).amax(0)
+    best = torch.stack([slide(z, 1.0) for z in zooms] + [slide(1.0, z) for z in zooms if z != 1]).amax(0)
+    return best.clamp(-1, 1)  # float32 rounding
 
 # %% ../nbs/08_twins.ipynb #97b11a7d
 BLANK_STD = 3.0  # grey levels; an image whose pixels vary less shows nothing

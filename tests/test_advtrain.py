@@ -28,6 +28,7 @@ from fer_nb.core import ConfigError, FERError, ImageError
 from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
 from fer_nb.synth import make_faces
+from fer_nb.train import EMA
 
 BS, N = 8, 32
 
@@ -301,6 +302,25 @@ def test_roll_back_of_weights_and_optimiser(opt):
     log = learn.guard_log
     assert log.rolled_back.tolist() == [False, False, True, False] and "weights of epoch 1" in log.note[2]
     assert list(log.note[[0, 1, 3]]) == ["", "", ""] and set(log.images) == {BS}
+
+
+def test_roll_back_of_the_average():
+    """Else a collapsed epoch stays in what is validated and kept."""
+    ema, ends = EMA(0.9), []
+
+    def look(learn):
+        ends.append((ema.step, torch.cat([v.double().flatten() for v in ema.average.module.state_dict().values()])))
+    learn = learner(Told(ratio=1.0), ema)
+    learn.fit(4, 1e-2, cbs=Spy("after_train", look))
+    assert ends[1][0] == ends[2][0] < ends[3][0]
+    assert torch.equal(ends[1][1], ends[2][1]) and not torch.equal(ends[2][1], ends[3][1])
+
+
+def test_guard_looks_at_the_largest_budget_of_a_schedule():
+    """A schedule that ends at 0 would leave it blind."""
+    learn = learner(AdversarialTraining(eps=lambda p: 0.1 * (1 - p), guard=2))
+    learn.fit(1)
+    assert learn.guard_log.eps.tolist() == [0.1]
 
 
 def test_roll_backs_in_a_row_go_to_the_same_epoch():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+import fer_nb.audit
 from fer_nb.audit import KINDS, audit, error_ratio
 from fer_nb.core import EMOTIONS, FERError
 from fer_nb.data import FERData
@@ -109,6 +110,13 @@ def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_twins():
     assert set(issue(report, "multilabel").id) == {"im000", "im002", "im003", "im004"}
     assert set(issue(report, "leak").id) == {"im003", "im004"}
     assert report.clean().df.id.tolist() == ["im001", "im003", "im004"]
+
+
+def test_an_identical_copy_is_a_better_partner_than_a_near_one(monkeypatch):
+    found = pd.DataFrame({"i": [1, 0], "j": [2, 1], "score": 1.0, "how": ["exact", "near"]})
+    monkeypatch.setattr(fer_nb.audit, "find_twins", lambda ds, search: found)
+    duplicates = issue(audit(drawn([0, 1, 2])), "duplicate").set_index("id")
+    assert duplicates.how["im002"] == "exact" and duplicates.partner["im002"] == "im001"
 
 
 # ---- cleaning ----

@@ -97,6 +97,14 @@ def test_the_face_finder_is_heard():
         audit(VOTED, ("no_face",), faces=table.iloc[:4])
 
 
+def test_the_face_finder_alone_drops_nothing():
+    table = pd.DataFrame({"id": VOTED.df.id, "status": "no_face"})
+    report = audit(VOTED, ("no_face",), faces=table)
+    assert len(report.issues) == 5
+    assert set(report.clean().df.id) == {"im0", "im1", "im3", "im4"}, "im2 is faceless by vote"
+    assert set(report.clean({"im3": "drop"}).df.id) == {"im0", "im1", "im4"}
+
+
 def test_what_was_not_looked_for_is_unknown_not_zero():
     ds, _ = make_faces(60, seed=1)
     assert audit(ds).table1().label_error.isna().all()

@@ -164,6 +164,22 @@ def test_two_augmentations_in_one_batch_do_not_disturb_each_other():
 
 # ---- leakage ----
 
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, ""], ids=["None", "nan", "NA", "empty"])
+def test_an_image_without_a_source_is_its_own(missing):
+    ds = of({"happy": 9, "sad": 3}, shape=(4, 4))
+    unsaid = FERData(ds.df.assign(source=pd.Series([missing] * len(ds), dtype=object)), ds.array())
+    assert balance(unsaid).fingerprint() == balance(ds).fingerprint()
+    assert balance(unsaid).df.source.tolist() == balance(ds).df.source.tolist()
+    even = balance(ds)                                                # only the copies say where they come from
+    own = even.df.source.to_numpy(object)
+    half = FERData(even.df.assign(source=np.where(own == even.df.id, missing, own)), even.array())
+    assert balance(half, 20).df.source.tolist() == balance(even, 20).df.source.tolist()
+    for train, test in folds(half, 3):
+        assert not set(own[train]) & set(own[test])
+        assert set(as_split(half, (train, test)).where(split="test").df.id) == set(own[test])
+
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(3, 8), st.integers(3, 8), st.integers(0, 9))
 def test_no_source_straddles_folds(happy, sad, seed):
@@ -332,6 +348,21 @@ def test_what_is_read_is_what_was_written(tmp_path, layout, shape):
     assert balance(back, 9).fingerprint() == balance(even, 9).fingerprint()
 
 
+@pytest.mark.parametrize("values", [pd.date_range("2020-01-01", periods=2), [1, "1"], [(1, 2), (3, 4)], [True, None]])
+def test_a_column_that_would_not_come_back_is_refused_when_it_is_written(tmp_path, values):
+    ds = dataset(["happy", "sad"], taken=pd.Series(values, dtype=None if hasattr(values, "dtype") else object))
+    with pytest.raises(DataError, match="column 'taken'"):
+        write_balanced(ds, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_column_called_file_is_not_lost_among_the_names_of_the_pictures(tmp_path):
+    ds = dataset(["happy", "sad"], file=["a.png", "b.png"])
+    assert read_balanced(write_balanced(ds, tmp_path / "npz")).df.file.tolist() == ["a.png", "b.png"]
+    with pytest.raises(DataError, match="column 'file'"):
+        write_balanced(ds, tmp_path / "folders", "folders")
+
+
 @pytest.mark.parametrize("layout", ["npz", "folders"])
 def test_a_failed_write_leaves_what_was_there(tmp_path, layout, monkeypatch):
     first = balance(of({"happy": 3, "sad": 1}))
@@ -355,10 +386,11 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path, file, damage):
         read_balanced(folder)
 
 
-@pytest.mark.parametrize("old,new", [("sad", "happy"), ("im9#copy1", "im9#copy9")])
+@pytest.mark.parametrize("old,new", [("sad", "happy"), ("im9#copy1", "im9#copy9"), ("im9,minority", "im8,minority")])
 def test_an_edited_manifest_is_noticed(tmp_path, old, new):
     folder = write_balanced(balance(of({"happy": 9, "sad": 1})), tmp_path / "even")
     text = (folder / "manifest.csv").read_text()
+    assert old in text
     (folder / "manifest.csv").write_text(text.replace(old, new, 1))
     with pytest.raises(DataError, match="changed after"):
         read_balanced(folder)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
+from fer_nb import data
 from fer_nb.core import EMOTIONS, DataError, FERError, ImageError, LabelError
 from fer_nb.data import (FER2013_COUNTS, FERData, check_counts, read_fer2013, read_folder, read_image, read_images,
                          show_faces)
@@ -47,7 +48,7 @@ def refused(error, *needles, read, path):
     with pytest.raises(FERError) as e:
         read(path)
     assert type(e.value) is error, e.value
-    for needle in (str(path), *needles):
+    for needle in map(str, (path, *needles)):
         assert needle in str(e.value), (needle, str(e.value)[:300])
     return str(e.value)
 
@@ -135,7 +136,7 @@ def test_a_missing_column_is_named(tmp_path, column):
 
 
 @pytest.mark.parametrize("content, needle", [(b"", "empty"), (b"emotion,pixels,Usage\n", "no rows"),
-                                             (b"emotion,pixels,Usage", "no rows"), (b"\n", "no column"),
+                                             (b"emotion,pixels,Usage", "no rows"), (b"\n", "empty"),
                                              (b"PK\x03\x04\x14\x00\xff\xfe\x9c", ""),
                                              (b"emotion,pixels,Usage\n3,\xff\xfe,", "")])
 def test_a_file_that_is_no_table_is_refused(tmp_path, content, needle):
@@ -201,6 +202,24 @@ def test_real_pictures_survive_the_csv(tmp_path, fer2013_npz):
     rows = [f"{e},{' '.join(map(str, p.ravel()))},{u}" for p, e, u in zip(pixels, emotion, usage)]
     back = read_fer2013(csv_of(tmp_path / "fer2013.csv", *rows))
     assert (back.array() == pixels).all() and (back.targets() == emotion).all()
+
+
+def test_a_split_that_the_csv_lacks_is_said(tmp_path, monkeypatch):
+    ds = random_data(30)
+    monkeypatch.setattr(data, "FER2013_COUNTS", {s: ds.counts()[s].tolist() for s in USAGES})
+    path = as_csv(tmp_path / "a.csv", ds.where(split=["train", "valid"]))
+    with pytest.warns(UserWarning, match="fer2013: no test images"):
+        read_fer2013(path)
+    with pytest.raises(DataError, match="fer2013: no test images"):
+        read_fer2013(path, strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_fer2013(path, strict=True, splits=("train", "valid"))) == (ds.df.split != "test").sum()
+
+
+def test_a_quote_that_never_closes_is_named(tmp_path):
+    path = csv_of(tmp_path / "q.csv", f'3,"{ROW},Training', *[f"3,{ROW},Training"] * 4000)
+    refused(DataError, "row", "not a table", read=read_fer2013, path=path)
 
 
 # ---- folders ----
@@ -314,6 +333,24 @@ def test_endings_in_capitals_are_read_and_hidden_files_and_folders_are_not(tmp_p
     ds = read_folder(tmp_path)
     assert ds.df.id.tolist() == ["Happy/A.PNG", "Happy/b.Jpeg", "SADNESS/c.BMP"]
     assert ds.labels == ("happy", "sad") and ds.targets().tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("above", ["", "archive", "fer/data"])
+def test_splits_are_found_at_any_depth(tmp_path, above):
+    for name in ("train/happy/a.png", "Validation/happy/b.png", "test/sad/c.png"):
+        save(tmp_path / above / name, PICTURE)
+    found = read_folder(tmp_path).df
+    assert dict(zip(found.id.str[-5], found.split)) == {"a": "train", "b": "valid", "c": "test"}
+
+
+@pytest.mark.parametrize("name, needle", [
+    ("dev/happy/x.png", "none of the split folders"), ("happy/x.png", "none of the split folders"),
+    ("test/x.png", "outside any class folder"), ("x.png", "outside any class folder"),
+    ("test/train/happy/x.png", "test and train")])
+def test_a_picture_of_unknown_split_is_refused(tmp_path, name, needle):
+    save(tmp_path / "train/happy/a.png", PICTURE)
+    odd = save(tmp_path / name, PICTURE)
+    refused(DataError, odd, needle, read=read_folder, path=tmp_path)
 
 
 def test_images_of_several_sizes_stay_files_and_refuse_to_become_one_array(tmp_path):

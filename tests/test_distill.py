@@ -11,10 +11,13 @@ from torch import nn
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.augment import Augment
+from fer_nb.balance import on_the_fly
 from fer_nb.core import ConfigError, DataError, FERError
 from fer_nb.distill import (EADD, Geometry, StaleCacheError, TeacherLogits, distill_loss, eadd_distill, eadd_weights,
-                            fit_geometry, geometry_features, geometry_logits, load_teacher_logits, logits_size, teacher_logits)
+                            fit_geometry, geometry_features, geometry_logits, load_teacher_logits, logits_size,
+                            teacher_logits, view_key)
 from fer_nb.loaders import dataloaders
+from fer_nb.models import HyFER
 from fer_nb.synth import make_faces
 
 
@@ -242,8 +245,8 @@ def test_schedules_follow_the_progress(dls):
     assert np.allclose(sorted(set(eadd.history.alpha)), [0.5, 1.0]) and np.allclose(sorted(set(eadd.history["T"])), [2.0, 2.5])
 
 
-def test_alpha_one_and_equal_teachers_change_nothing_but_scale(dls):
-    """With a constant schedule the same run as with a number, to the bit."""
+def test_a_constant_schedule_is_a_number(dls):
+    """The same run, to the bit."""
     a, b = (fit(dls, [EADD([small_net(7)], alpha=alpha, T=T)]) for alpha, T in ((0.3, 2.0), (lambda p: 0.3, [2.0] * 7)))
     assert torch.equal(flat(a.model), flat(b.model))
 
@@ -274,6 +277,17 @@ def test_the_student_cannot_teach_itself(dls):
     with pytest.raises(ConfigError, match="shares parameters"), learn.no_logging():
         learn.fit(1)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_loaders_without_views_are_refused_where_they_are_needed(dls):
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
+    images = [(torch.rand(1, 48, 48), k % 7) for k in range(8)]
+    plain = DataLoaders(*(DataLoader(images, bs=4, num_workers=0) for _ in range(2)))
+    plain.vocab, plain.device = dls.vocab, torch.device("cpu")
+    for cb in (EADD([small_net(7)]), EADD([teacher_logits(small_net(7), dls.train, dls.valid)], accuracy="running")):
+        with pytest.raises(ConfigError, match="loaders.dataloaders"):
+            Learner(plain, small_net(1), loss_func=nn.CrossEntropyLoss(), cbs=[cb]).fit(1)
 
 
 def test_kept_logits_do_not_mix(dls):
@@ -414,6 +428,33 @@ def test_other_weights_and_another_name_are_stale(dls, tmp_path):
         teacher_logits(Counting(), dls.train, dls.valid, "other", folder=tmp_path)
 
 
+def test_another_normalisation_is_another_teacher(dls, tmp_path):
+    """Mean and spread are no part of a state dict, but of what is said."""
+    teacher = HyFER(in_chans=1, variant="light")
+    teacher_logits(teacher, dls.train, dls.valid, folder=tmp_path)
+    teacher.adapt.mean += 0.1
+    with pytest.raises(StaleCacheError, match="differ in teacher "):
+        teacher_logits(teacher, dls.train, dls.valid, folder=tmp_path)
+
+
+def test_a_teacher_is_asked_where_it_is(dls):
+    """A teacher that was read from a file lies on the CPU, wherever the batches go."""
+    here = teacher_logits(small_net(7), dls.train, dls.valid)
+    dls.train.device = torch.device("meta")
+    assert np.array_equal(teacher_logits(small_net(7), dls.train, dls.valid).train, here.train)
+
+
+def test_the_key_of_a_balanced_epoch_is_short():
+    train = make_faces(160, seed=0, defects=None)[0].where(split="train")
+    valid = make_faces(160, seed=0, defects=None)[0].where(split=["valid", "test"])
+    keys = []
+    for minority in (None, ["happy"]):
+        rows, augment = on_the_fly(train, "max", minority=minority)
+        dls = dataloaders(train, valid, bs=16, rows=rows, augment=augment, views=2)
+        keys.append(view_key(dls.train, dls.valid))
+    assert max(len(json.dumps(k)) for k in keys) < 1500 and keys[0] != keys[1]
+
+
 @pytest.mark.parametrize("key", ["", "{}", "[]", "\xff"])
 def test_a_foreign_key_is_refused(dls, tmp_path, key):
     (tmp_path / "key.json").write_text(key, encoding="latin-1")
@@ -510,6 +551,32 @@ def test_mirrored_features_are_used_where_the_view_is_mirrored(world):
     with pytest.raises(ConfigError, match="views"):
         geometry_logits(net, other, endless.train, endless.valid)
     fit(endless, [EADD([geometry_logits(net, geometry, endless.train, endless.valid)])], epochs=1)
+
+
+def test_mirroring_follows_the_class_of_an_image(world):
+    """Minority classes may be mirrored more or less often than the others; validation images are no minority."""
+    faces, geometry, net = world
+    train, valid = faces.where(split="train"), faces.where(split=["valid", "test"])
+    still = {"rotate": 0, "translate": 0, "scale": (1, 1)}
+    rows, augment = on_the_fly(train, "max", Augment(hflip=0.5, **still), Augment(hflip=0.0, **still))
+    dls = dataloaders(train, valid, bs=16, rows=rows, augment=augment, views=2)
+    ids = np.arange(len(rows))
+    moved = (dls.train.images(ids, 1) - dls.train.x[ids].float() / 255).abs().amax((1, 2, 3)) > 1e-2
+    other = Geometry(geometry.ids, geometry.features, geometry.found, -geometry.features)
+    said = geometry_logits(net, other, dls.train, dls.valid)
+    as_is, mirrored = (geometry_logits(net, Geometry(geometry.ids, f, geometry.found), dls.train, dls.valid).train[0]
+                       for f in (geometry.features, -geometry.features))
+    assert 0 < moved.sum() < (ids >= 0).sum()
+    assert np.array_equal(said.train[1], np.where(moved.numpy()[:, None], mirrored, as_is))
+
+
+def test_geometry_logits_that_are_not_finite_name_the_image(world, dls):
+    faces, geometry, net = world
+    wild = geometry.features.copy()
+    at = geometry.rows(dls.train.ds)[geometry.found[geometry.rows(dls.train.ds)]][0]
+    wild[at] = 1e9                                                     # far outside of what the teacher was trained on
+    with pytest.raises(DataError, match=f"geometry.*{geometry.ids[at]}"):
+        geometry_logits(net, Geometry(geometry.ids, wild, geometry.found), dls.train, dls.valid)
 
 
 def test_geometry_does_not_depend_on_the_augmentation(world):

@@ -20,6 +20,9 @@ from fer_nb.faces import (BLENDSHAPES, FaceRefiner, crop_face, drop_rates, face_
 from fer_nb.synth import make_faces
 
 
+CARRIERS = faces._CARRIERS
+
+
 @pytest.fixture(scope="session", autouse=True)
 def landmarker():
     "The verified file, or a skip that says how to get it."
@@ -116,6 +119,16 @@ def test_lookup_order(nowhere, monkeypatch, landmarker):
     assert landmarker_file() == named
     given = copy("given.task")
     assert landmarker_file(str(given)) == given
+
+
+def test_the_package_that_carries_it_is_found(nowhere, monkeypatch, landmarker):
+    "The real carrier, as `make env` installs it, when it is installed where Python looks."
+    monkeypatch.setattr(faces, "_CARRIERS", CARRIERS)
+    (package, inside), = CARRIERS
+    if landmarker.as_posix()[-len(f"{package}/{inside}"):] != f"{package}/{inside}":
+        pytest.skip(f"{landmarker} does not come from {package}")
+    monkeypatch.syspath_prepend(landmarker.parents[inside.count("/") + 1])
+    assert landmarker_file() == landmarker and package not in sys.modules
 
 
 @pytest.mark.parametrize("route", ["path", "variable", "cache"])
@@ -261,6 +274,11 @@ def test_without_alignment_the_roll_stays(photo, angle):
     assert abs(rolls[0]) < 2 and abs(rolls[1] - face_roll(points)) < 2
 
 
+def test_landmarks_that_are_none_have_no_crop():
+    with pytest.raises(ImageError, match="not finite"):
+        crop_face(np.zeros((9, 9), np.uint8), np.full((478, 3), np.nan))
+
+
 def test_a_mask_may_leave_the_picture_and_fold_over():
     points = np.zeros((478, 2))
     angles = np.linspace(0, 4 * np.pi, len(faces.FACE_OVAL), endpoint=False)  # twice around: no hole where it overlaps
@@ -365,6 +383,10 @@ def test_policies(drawn, fresh, tmp_path, photo):
     for status, name in (("many_faces", "two"), ("no_face", "none")):
         with pytest.raises(ImageError, match=f"1 images, the first '{name}': {status}"):
             FaceRefiner(policy={status: "raise"}).refine(ds, cache=tmp_path)
+    lost = FaceRefiner(policy={"many_faces": "drop", "no_face": "drop"}).refine(ds, cache=tmp_path)
+    assert lost.dropped.to_numpy().tolist() == [["two", "valid", "many_faces"], ["none", "test", "no_face"]]
+    with pytest.warns(UserWarning, match="three: 2 images were dropped"):
+        assert drop_rates(lost).images[0] == 1
     nobody = FaceRefiner(policy={"no_face": "drop"}).refine(ds.take([2]), cache=tmp_path)
     assert len(nobody) == 0 and nobody.labels == ds.labels
     assert len(FaceRefiner().refine(ds.take([]), cache=tmp_path)) == 0

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
 from fer_nb.audit import audit
@@ -13,7 +14,7 @@ from fer_nb.augment import Augment
 from fer_nb.balance import balance
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData
-from fer_nb.loaders import (ReplayLoader, as_split, clean_test, dataloaders, fold_table, folds, holdout, leak_groups,
+from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, fold_table, folds, holdout, leak_groups,
                             official_split, straddling)
 from fer_nb.synth import make_faces
 
@@ -70,6 +71,13 @@ def test_every_kind_of_column_is_understood(values):
     assert found[0] == found[3] and len(set(found)) == 3
 
 
+@pytest.mark.parametrize("kind", ["object", "category", "str"])
+@pytest.mark.parametrize("missing", [None, ""])
+def test_a_copy_belongs_to_an_original_that_names_no_source(kind, missing):
+    found = leak_groups(dataset(4, source=pd.Series([missing, missing, "im0", missing], dtype=object).astype(kind)))
+    assert found[0] == found[2] and len(set(found)) == 3
+
+
 def test_synthetic_pictures_without_a_face_have_no_subject_in_common():
     ds, truth = make_faces(120, seed=0, defects={"no_face": .1, "blank": .1}, balance="uniform")
     faceless = ds.df.id.isin(truth.id[truth.kind == "no_face"]).to_numpy()
@@ -92,6 +100,8 @@ def test_identical_pictures_are_tied_until_an_audit_has_said_more():
     assert found[4] == found[1] and len(set(found)) == 5
     assert len(set(leak_groups(FERData(ds.df.assign(group=range(6)), images)))) == 6      # the audit's word counts
     assert len(set(leak_groups(same_pictures, identical=False))) == 6
+    partly = leak_groups(FERData(ds.df.assign(group=[0, 1, 2, 3, None, 5]), images))      # two datasets, one of them audited
+    assert partly[4] == partly[1] and len(set(partly)) == 5
     for train, test in folds(FERData(ds.df.assign(label="happy"), images), 2):
         assert not {1, 4} & set(test) or {1, 4} <= set(test)
 
@@ -142,6 +152,31 @@ def test_folds_replay_and_another_seed_gives_others(seed):
     one, two = folds(ds, 3, seed), folds(ds, 3, seed)
     assert all((a == b).all() for p, q in zip(one, two) for a, b in zip(p, q))
     assert any(set(a[1]) != set(b[1]) for a, b in zip(one, folds(ds, 3, (seed + 1) % 2**32)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 12), st.integers(1, 8), st.integers(20, 90), st.integers(0, 99))
+def test_the_folds_are_scikit_learns(k, classes, n, seed):
+    rng = np.random.default_rng(seed)
+    labels, groups = np.array(EMOTIONS + ("contempt",))[rng.integers(0, classes, n)], rng.integers(0, n, n)
+    def split(splitter):
+        try:
+            return [test.tolist() for _, test in splitter(k, shuffle=True, random_state=seed).split(labels, labels, groups)]
+        except ValueError as e:
+            return str(e)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)                  # a class with fewer images than folds
+        assert split(_GroupFolds) == split(StratifiedGroupKFold)
+
+
+def test_scikit_learn_still_asks_for_the_best_fold_where_we_answer():
+    asked = []
+    class Asked(_GroupFolds):
+        def _find_best_fold(self, **kwargs):
+            asked.append(super()._find_best_fold(**kwargs))
+            return asked[-1]
+    list(Asked(2).split(np.zeros(6), [0, 1] * 3, range(6)))
+    assert len(asked) == 6
 
 
 def test_folds_are_stratified():
@@ -239,7 +274,7 @@ def test_what_is_not_recorded_is_not_zero():
     assert table.fold.tolist() == 5 * [0] + 5 * [1] and straddling(dataset(4), []).empty
 
 
-@pytest.mark.parametrize("fold", [([0], [4]), ([-1], [2])])
+@pytest.mark.parametrize("fold", [([0], [4]), ([-1], [2]), ([True, False, False, False], [1]), ([0.5], [2])])
 @pytest.mark.parametrize("call", [lambda ds, f: straddling(ds, [f]), lambda ds, f: fold_table(ds, [f]), as_split])
 def test_positions_that_are_not_there_are_refused(call, fold):
     with pytest.raises(DataError, match="4 images"):
@@ -534,6 +569,12 @@ def test_an_image_or_a_copys_source_on_both_sides_is_refused(columns):
     train = dataset(10, **columns) if columns else dataset(10, prefix="v")
     with pytest.raises(DataError, match="'v0'"):
         dataloaders(train, dataset(3, prefix="v"))
+
+
+@pytest.mark.parametrize("missing", [None, ""])
+def test_images_that_name_no_source_have_none_in_common(missing):
+    train, valid = (dataset(n, prefix=p, source=[missing] * n) for n, p in ((10, "im"), (3, "v")))
+    assert len(dataloaders(train, valid, device="cpu").valid_ds) == 3
 
 
 def test_a_copy_in_validation_is_refused_for_its_source():

@@ -520,6 +520,41 @@ def test_a_network_that_timm_does_not_know_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name, settings", [("test_efficientnet", {"output_stride": 8}),       # the same tensors, other steps
+                                            ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 4})])
+def test_a_network_that_would_come_back_as_another_is_not_saved(tmp_path, resnet, name, settings):
+    path = save_teacher(resnet, tmp_path / "t.safetensors")
+    with pytest.raises(ConfigError, match="t.safetensors.*would not be"):
+        save_teacher(Teacher(timm.create_model(name, num_classes=7, **settings), 64), path)
+    assert torch.equal(out(load_teacher(path), faces()), out(resnet, faces())), "the file that was there stays"
+
+
+def test_saving_draws_no_random_numbers(tmp_path):
+    model = hyfer()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    save_hyfer(model, tmp_path / "m.safetensors")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_training_attached_is_not_saved(tmp_path):
+    from fer_nb.sqs import attach_sqs, detach_sqs
+    model = attach_sqs(hyfer(), learnable=True)
+    with pytest.raises(ConfigError, match="enhanced.*detach_sqs"):
+        save_hyfer(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+    x = faces()
+    assert torch.equal(out(load_hyfer(save_hyfer(detach_sqs(model), tmp_path / "m.safetensors")), x), out(model, x))
+
+
+def test_a_network_that_training_spoilt_is_saved_as_it_is(tmp_path):
+    model = hyfer()
+    with torch.no_grad():
+        model.fc.bias[0] = torch.nan
+    assert out(load_hyfer(save_hyfer(model, tmp_path / "m.safetensors")), faces()).isnan().any()
+
+
 def test_students_and_teachers_are_not_mixed_up(tmp_path, resnet):
     path = save_teacher(resnet, tmp_path / "t.safetensors")
     with pytest.raises(DataError, match="not the weights of a HyFER"):

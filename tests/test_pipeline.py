@@ -47,12 +47,44 @@ def test_a_run_that_is_broken_off_goes_on_where_it_stopped(finished, tmp_path, m
         run(ds, "tiny", tmp_path / "b", show=False)
     assert [p.name for p in tmp_path.iterdir()] == ["b.work"]
     with pytest.raises(CheckpointError, match="epochs"):
-        other = replace(TINY, teachers=(replace(TINY.teachers[0], epochs=2), TINY.teachers[1]))
-        run(ds, other, tmp_path / "b", show=False)
+        run(ds, with_teacher(epochs=2), tmp_path / "b", show=False)
     again = run(ds, "tiny", tmp_path / "b", show=False)
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert (out / "results.csv").read_bytes() == (again / "results.csv").read_bytes()
     assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
+
+
+def with_teacher(**changed):
+    return replace(TINY, teachers=(replace(TINY.teachers[0], **changed), TINY.teachers[1]))
+
+
+def test_work_of_another_run_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    """Also where the checkpoints could not tell: weights of the same shapes, made in another way."""
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "fit_model", stop)
+    ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    fresh = FERData(ds.df, 255 - ds.array(), ds.labels)
+
+    def begun(data=ds, preset=TINY, seed=0):
+        run(data, preset, tmp_path / "b", seed, show=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        begun()
+    for other, why in [({"preset": with_teacher(pretrained=False)}, "pretrained"), ({"seed": 1}, "seed"), ({"data": fresh}, "data"),
+                       ({"preset": with_teacher(input_size=48)}, "input_size"), ({"preset": replace(TINY, adv_lr=1.0)}, "adv_lr")]:
+        with pytest.raises(CheckpointError, match=f"b.work: work of another run: .*{why}.*delete the folder"):
+            begun(**other)
+    with pytest.raises(KeyboardInterrupt):  # not refused
+        begun(preset=replace(TINY, eval_n=10, eval_eps=(0,)))
+
+
+def test_logs_of_adversarial_training_are_kept(finished):
+    _, out = finished
+    log, guard = pd.read_csv(out / "adversarial.csv"), pd.read_csv(out / "guard.csv")
+    assert set(log.attack) == {"clean", "fgsm", "pgd"} and log.images.gt(0).all()
+    assert guard.rolled_back.tolist() == [False] and guard.pgd.between(0, 1).all()
 
 
 def test_config_says_how_to_run_again(finished):
@@ -124,13 +156,13 @@ def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_results", broken)
     with pytest.raises(OSError):
         run(make_faces(300, seed=0)[0], "tiny", tmp_path / "run", show=False)
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["run.work"]
 
 
 def test_colour_images_of_another_size(tmp_path):
     ds = make_faces(400, seed=1, size=64, balance="uniform")[0]
     colour = FERData(ds.df, np.repeat(ds.array()[..., None], 3, -1), ds.labels, "colour")
-    out = run(colour, replace(TINY, adv_attack=("fgsm",)), tmp_path / "run", show=False)
+    out = run(colour, replace(TINY, adv_attack=("pgd",)), tmp_path / "run", show=False)
     assert load_hyfer(out / "student.safetensors").in_chans == 3
 
 

@@ -190,6 +190,16 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     refused(ConfigError, "6", "7 or 8", read=lambda: read_ferplus(new, old, num_classes=6))
 
 
+def test_ferplus_asks_of_fer2013_what_it_is_asked_for(tmp_path, monkeypatch):
+    new, old, *_ = ferplus_files(tmp_path)
+    monkeypatch.setattr(data, "FER2013_COUNTS", {s: n.tolist() for s, n in read_fer2013(old).counts().drop(columns="all").items()})
+    for path in (new, old):
+        path.write_text("\n".join(path.read_text().splitlines()[:-4]) + "\n")                # without PrivateTest
+    with pytest.warns(UserWarning, match="fer2013: no test images; 4 were published"):
+        read_ferplus(new, old)
+    quiet(read_ferplus, new, old, splits=("train", "valid"))
+
+
 @pytest.mark.parametrize("row, error, needle", [
     ("Training,x.png,4,0,0,1,3,2,0,0,0", DataError, "11 fields"), ("Testing,x.png,4,0,0,1,3,2,0,0,0,0", DataError, "'Testing'"),
     ("Training,x.png,4,0,0,1,3,2,0,0,0,-1", DataError, "'-1'"), ("Training,x.png,4,0,0,one,3,2,0,0,0,0", DataError, "'one'"),
@@ -308,6 +318,19 @@ def test_a_mirror_with_other_pictures_is_said(tmp_path, shape, rest):
     refused(ImageError, tmp_path, read=lambda: read_fer2013(tmp_path, strict=True))
 
 
+def test_a_mirror_of_several_sizes_is_decoded_once_and_counted_as_it_is(tmp_path, monkeypatch):
+    for k, shape in enumerate([(48, 48), (48, 48), (64, 64)]):
+        save(tmp_path / f"train/sad/Training_{k}.png", np.zeros(shape, np.uint8))
+    looked = []
+    monkeypatch.setattr(data, "read_image", lambda path, f=read_image: looked.append(path) or f(path))
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures are not 48 × 48 grey as FER2013's are: 64 × 64 \(1\)"):
+        read_fer2013(tmp_path)
+    assert len(looked) == 3
+    save(tmp_path / "train/sad/Training_2.png", np.zeros((48, 48, 3), np.uint8))     # one in colour: not all of them
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures .*: 48 × 48 × 3 \(1\)"):
+        assert read_fer2013(tmp_path).array().shape == (3, 48, 48, 3)
+
+
 # ---- crops ----
 
 @given(st.integers(-60, 60), st.integers(-60, 60), st.integers(1, 99), st.integers(1, 99))
@@ -331,6 +354,12 @@ def test_crops_go_through_a_dataset(tmp_path):
     assert ds.image(0).shape == (30, 30) and ds.image(1).shape == (20, 10) and resized(ds, 16).array().shape == (2, 16, 16)
     refused(ImageError, "(20, 10)", path, read=ds.array)
     refused(ImageError, "1 of 3", "(90, 90, 9, 9)", read=lambda: read_images(crops))
+
+
+def test_a_selection_without_images_is_an_empty_array(tmp_path):
+    ds = FERData(pd.DataFrame({"id": ["a"], "label": "sad", "split": "train"}), [save(tmp_path / "a.png")])
+    none = ds.where(split="valid")
+    assert len(none.array()) == 0 and resized(none, 24).array().shape == (0, 24, 24)
 
 
 # ---- KDEF ----
@@ -401,6 +430,13 @@ def test_broken_kdef_pictures_are_found(tmp_path):
         kept = read_kdef(tmp_path, broken="keep")
     assert len(kept) == 21 and kept.df.broken[kept.df.broken != ""].tolist() == why and len(kept.dropped) == 0
     refused(ImageError, "AF01HAS (not decodable)", read=lambda: read_kdef(tmp_path, broken="raise"))
+
+
+def test_a_kdef_picture_of_a_few_pixels_is_broken_and_no_more(tmp_path):
+    kdef_tree(tmp_path)
+    save(tmp_path / "KDEF_and_AKDEF/KDEF/AF01/AF01AFS.JPG", PICTURE[:5, :5])
+    with pytest.warns(UserWarning, match=r"AF01AFS \((blank|5 × 5 pixels)\)"):
+        assert len(read_kdef(tmp_path)) == 20
 
 
 def test_kdef_refuses_what_it_cannot_do(tmp_path):
@@ -554,7 +590,7 @@ def test_affectnet_lists_beside_the_images_and_columns_in_another_order(tmp_path
 
 @pytest.mark.parametrize("row, error, needle", [
     ("1/a.jpg,1,1,9,9,1;2,0,0", DataError, "8 fields"), ("9/z.jpg,1,1,9,9,1;2,0,0,0", DataError, "9/z.jpg"),
-    ("../1/a.jpg,1,1,9,9,1;2,0,0,0", DataError, "inside"), ("/1/a.jpg,1,1,9,9,1;2,0,0,0", DataError, "inside"),
+    ("../1/a.jpg,1,1,9,9,1;2,0,0,0", DataError, "inside"), (".,1,1,9,9,1;2,0,0,0", DataError, "inside"), ("/1/a.jpg,1,1,9,9,1;2,0,0,0", DataError, "inside"),
     ("2/e.jpg,1,1,9,9,1;2,11,0,0", LabelError, "'11'"), ("2/e.jpg,1,1,9,9,1;2,-1,0,0", LabelError, "'-1'"),
     ("2/e.jpg,1,1,9,9,1;2,1.5,0,0", LabelError, "'1.5'"), ("2/e.jpg,1,1,9,9,1;2,1,3,0", DataError, "valence '3'"),
     ("2/e.jpg,1,1,9,9,1;2,1,0,x", DataError, "arousal 'x'"), ("1/a.jpg,1,1,9,9,1;2,0,0,0", DataError, "row 2")])
@@ -563,8 +599,9 @@ def test_a_bad_row_of_affectnet_is_named(tmp_path, row, error, needle):
     refused(error, "training.csv, row 3", needle, read=lambda: read_affectnet(root, cache=False))
 
 
-def test_a_face_without_a_box_is_refused_only_where_it_matters(tmp_path):
-    root = layout_a(tmp_path, ["1/a.jpg,NULL,NULL,NULL,NULL,,0,0,0"])
+@pytest.mark.parametrize("box", ["NULL,NULL,NULL,NULL", "x,5,20,30", "5,,20,30", "5,5,inf,30", "5,5,0,30"])
+def test_a_face_without_a_box_is_refused_only_where_it_matters(tmp_path, box):
+    root = layout_a(tmp_path, [f"1/a.jpg,{box},,0,0,0"])
     refused(DataError, "train/1/a.jpg", "crop=False", read=lambda: read_affectnet(root, cache=False))
     assert len(read_affectnet(root, crop=False, cache=False)) == 2
     root = layout_a(tmp_path, ["1/a.jpg,90,90,9,9,,0,0,0"])

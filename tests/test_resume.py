@@ -14,6 +14,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
+from fer_nb.advtrain import AdversarialTraining
 from fer_nb.data import resized
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, HyFERConfig
@@ -190,6 +191,27 @@ def test_starting_again_on_purpose(whole, tmp_path):
     path = tmp_path / "run.ckpt"
     fit(path, epochs=1)
     assert same(fit(path, resume=False), whole[0])
+
+
+class Told(AdversarialTraining):
+    "Believes that the second epoch ends in a collapse."
+
+    def _probe(self):
+        return (0.9, 0.0) if self.epoch == 1 else (0.5, 0.4)
+
+
+def test_adversarial_training_goes_on_exactly(tmp_path):
+    """Attacks, logs, the watched batch, and what a roll-back brought back, weights and average."""
+    def attempt(path, *at):
+        adv = Told(("fgsm", "pgd"), steps=1)
+        return fit(path, cbs=[adv, Peak(), At(*at)], epochs=3), adv.learn.adv_log, adv.learn.guard_log
+
+    whole = attempt(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        attempt(tmp_path / "b", 2, 1, interrupt)
+    again = attempt(tmp_path / "b")
+    assert same(again[0], whole[0]) and same(read_checkpoint(tmp_path / "b"), read_checkpoint(tmp_path / "a"))
+    assert all(x.equals(y) for x, y in zip(again[1:], whole[1:])) and whole[2].rolled_back.tolist() == [False, True, False]
 
 
 def test_early_stop_is_remembered(tmp_path):

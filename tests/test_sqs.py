@@ -187,6 +187,17 @@ def test_repeated_rows_and_lone_pictures(data):
     assert form_quads(y, ids=[5, 5, 6, 7, 8, 9])[1].tolist() == [False, False, True, True, True, True]
 
 
+@pytest.mark.parametrize("kind", [ReplayLoader, QuadLoader])
+def test_a_picture_shown_twice_is_not_its_own_positive(data, kind):
+    """Balancing on the fly shows a picture at several positions of an epoch; SQS knows them for one picture."""
+    train = data[0]
+    first = [int(np.flatnonzero(train.df.label == label)[0]) for label in ("happy", "sad", "fear")]
+    dls = dataloaders(*data, bs=12, device="cpu", rows=np.repeat(first, 4))
+    learn = learner(hyfer(), quad_dataloaders(dls) if kind is QuadLoader else dls, SQS())
+    learn.fit(1)
+    assert learn.sqs_log.quads.tolist() == [0]
+
+
 def test_same_views_as_before(data):
     old = dataloaders(*data, bs=16, augment=Augment(), seed=4, views=3, device="cpu")
     new = quad_dataloaders(old)

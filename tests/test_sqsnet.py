@@ -152,6 +152,13 @@ def test_round_trip(tmp_path, fusion, shared):
     assert frozen.name == "mine" and not any(p.requires_grad for p in frozen.parameters())
 
 
+def test_learned_weights_of_the_quads_are_not_saved(tmp_path):
+    from fer_nb.sqs import attach_sqs
+    with pytest.raises(ConfigError, match="quad_weights"):
+        save_sqsnet(attach_sqs(net(), learnable=True), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_are_something_else(tmp_path):
     path = save_sqsnet(net(), tmp_path / "a.safetensors")
     with pytest.raises(DataError, match="HyFER"):

@@ -4,6 +4,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -53,13 +54,16 @@ def test_compromised_names_duplicates_and_copies(faces):
     assert compromised(train, test) == {i for i, s in zip(test.df.id, test.df.source) if picture[s] in seen}
 
 
-def test_the_pool_takes_pictures_whole_and_keeps_the_official_split(faces):
-    ds = FERData(faces.df.assign(split=np.where(np.arange(len(faces)) % 5, "train", "valid")), faces.array(), name="x")
+def test_the_pool_takes_training_pictures_and_takes_them_whole(faces):
+    ds = FERData(faces.df.assign(split=np.where(faces.df.group % 5, "train", "valid")), faces.array(), name="x")
     pool = study_pool(ds, 3, seed=1)
-    assert set(pool.df.split) == {"train"} and set(pool.df.official) == {"train", "valid"}
+    assert set(pool.df.split) == {"train"} and not set(pool.df.id) & set(ds.where(split="valid").df.id)
     assert ds.df.group.isin(pool.df.group).sum() == len(pool) and len(pool) < len(ds) / 2
-    with pytest.raises(DataError, match="no column 'group'"):
-        study_pool(make_faces(30)[0])
+    for refused in (study_pool, protocol_study):
+        with pytest.raises(DataError, match="no column 'group'"):
+            refused(make_faces(30)[0])
+    with pytest.raises(ConfigError, match="no seeds"):
+        protocol_study(faces, ())
 
 
 def fake_runs(monkeypatch):
@@ -85,14 +89,16 @@ def test_finished_runs_are_not_done_again(monkeypatch, faces, tmp_path):
 
 @pytest.mark.parametrize("other, text", [
     (dict(fit=Fit(epochs=9)), "epochs is 8"), (dict(targets="median"), "targets is max"), (dict(data="less"), "data is"),
-    (dict(data="other groups"), "groups is")])
+    (dict(data="other groups"), "groups is"), (dict(data="groups reversed"), "groups is")])
 def test_runs_of_another_study_are_refused(monkeypatch, faces, tmp_path, other, text):
     fake_runs(monkeypatch)
     protocol_study(faces, range(1), out=tmp_path)
     what = other.pop("data", "")
     ds = faces.take(np.arange(400)) if what == "less" else faces
-    if what == "other groups":
+    if what.startswith("other"):
         ds = FERData(faces.df.assign(group=np.arange(len(faces))), faces.array())
+    if what.endswith("reversed"):
+        ds = FERData(faces.df.assign(group=faces.df.group.to_numpy()[::-1]), faces.array())
     with pytest.raises(DataError, match=text):
         protocol_study(ds, range(1), out=tmp_path, **other)
 
@@ -141,6 +147,27 @@ def test_scores_are_scikit_learns_and_intervals_hold_them():
     for judge in (np.zeros(9, bool), np.ones(9, bool)):
         with pytest.raises(DataError, match="both right and wrong"):
             ranking_scores(judge, {"x": np.arange(9)})
+
+
+def test_label_errors_are_looked_for_without_training_on_official_test_images(monkeypatch):
+    ds, _ = make_faces(420, seed=9, defects=None, balance="uniform", splits=(.6, .2, .2))
+    ds = FERData(ds.df.assign(vote_label=np.roll(ds.df.label, 1)), ds.array(), ds.labels)
+    trained = []
+
+    class Fixed(torch.nn.Module):
+        labels = ds.labels
+
+        def forward(self, x):
+            return x.flatten(1)[:, :7]
+
+    def fit(train, fit, seed):
+        trained.append(train.df)
+        return Fixed()
+    monkeypatch.setattr(studies, "fit_network", fit)
+    scores, probs = label_error_study(ds, k=2)
+    assert len(trained) == 2 and set(pd.concat(trained).split) == {"train"}
+    assert np.isfinite(probs).all(), "every image gets probabilities"
+    assert (scores.n == (ds.df.split == "train").sum()).all(), "the votes judge the training split"
 
 
 def test_label_error_study_from_votes_to_scores(tmp_path):

@@ -263,6 +263,10 @@ def test_views_of_arrays_are_as_good_as_arrays(view):
         pd.testing.assert_frame_equal(find_twins(dataset(pictures)), find_twins(dataset(pictures.copy())))
 
 
+def test_no_cosine_is_above_one():
+    assert find_twins(make_faces(600, seed=3)[0]).score.max() <= 1
+
+
 # ---- features ----
 
 def with_features():
