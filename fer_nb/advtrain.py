@@ -167,7 +167,7 @@ class AdversarialTraining(Callback):
             self.learn.adv_log, self.learn.guard_log = pd.DataFrame(columns=_COLUMNS), pd.DataFrame(columns=_GUARD)
             self.watched, self.new_fit = None, False
         self.sums = {}
-        self.good = copy.deepcopy((self.model.state_dict(), self.opt.state_dict())) if self.guard else None
+        self.good = copy.deepcopy([part.state_dict() for part in self._parts()]) if self.guard else None
 
     def before_batch(self):
         "Attack some rows of the batch, against the student as it is now."
@@ -236,22 +236,26 @@ class AdversarialTraining(Callback):
         if self.guard and self.watched is not None:
             self._look()
 
+    def _parts(self) -> list:  # each with state_dict and load_state_dict
+        "What a roll-back puts back: model, optimiser, and callbacks that `follows_weights` marks, such as an average."
+        return [self.model, self.opt, *(cb for cb in self.learn.cbs if getattr(type(cb), "follows_weights", False))]
+
     def _look(self):
         "Measure the watched batch; after a collapse go back to the weights at the start of the epoch."
         fast, slow = self._probe()
         past = self.guard_log[~self.guard_log.rolled_back.astype(bool)]
         bad = _collapsed(past.fgsm.tolist(), past.pgd.tolist(), fast, slow, self.collapse)
         if bad:
-            self.model.load_state_dict(self.good[0])
-            self.opt.load_state_dict(self.good[1])
+            for part, state in zip(self._parts(), self.good):
+                part.load_state_dict(state)
         note = f"collapsed: back to the weights of epoch {past.epoch.iloc[-1]}" if bad else ""
-        row = [self.epoch, _eps_values(self.eps)[-1], self.guard, len(self.watched[0]), fast, slow, bad, note]
+        row = [self.epoch, max(_eps_values(self.eps)), self.guard, len(self.watched[0]), fast, slow, bad, note]
         self.learn.guard_log, self.good = _appended(self.guard_log, [row]), None
 
     def _probe(self) -> tuple[float, float]:  # accuracies under FGSM and PGD
         "The accuracy of the watched batch under a single step, as in training, and under many."
         x, y = (t.to(self.dls.device) for t in self.watched)
-        ball = dict(eps=_eps_values(self.eps)[-1], generator=_batch_generator(self.seed, 0, 0))
+        ball = dict(eps=max(_eps_values(self.eps)), generator=_batch_generator(self.seed, 0, 0))
         with _evaluating(self.model):
             found = (fgsm(self.model, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
                      pgd(self.model, x, y, steps=self.guard, **ball))

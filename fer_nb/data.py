@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'FER2013_COUNTS', 'VOTE_COLUMNS', 'FERPLUS_COUNTS', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES',
-           'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'FERData', 'Crop', 'read_image', 'read_images', 'check_counts',
-           'read_fer2013', 'read_votes', 'vote_targets', 'read_ferplus', 'soft_labels', 'add_votes', 'read_kdef',
-           'read_rafdb', 'read_affectnet', 'resized', 'read_folder', 'show_faces']
+           'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'FERData', 'Crop', 'to_array', 'read_image', 'read_images',
+           'check_counts', 'read_fer2013', 'read_votes', 'vote_targets', 'read_ferplus', 'soft_labels', 'add_votes',
+           'read_kdef', 'read_rafdb', 'read_affectnet', 'resized', 'read_folder', 'show_faces']
 
 # %% ../nbs/01_data.ipynb #9c81d923
 import csv
@@ -169,22 +169,34 @@ class Crop:
         return f"{self.path} at {self.box}"
 
 
+def to_array(
+    im: Image.Image,  # a picture that Pillow has opened or made; of an animation, its current frame
+) -> np.ndarray:      # uint8, grey (H, W) or RGB (H, W, 3)
+    "Pixels of a picture: turned as its EXIF says, 16 bits brought to 8, transparency on white, all else through Pillow."
+    from PIL import ImageOps
+    im = ImageOps.exif_transpose(im)
+    if im.mode.startswith("I;16") or im.mode == "I":
+        return (np.asarray(im).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+    if im.has_transparency_data:
+        grey, im = im.mode in ("LA", "La"), im.convert("RGBA")
+        im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("L" if grey else "RGB")
+    return np.asarray(im.convert("L" if im.mode in ("L", "1") else "RGB"))
+
+
 def read_image(
     path: str | Path | Crop,  # an image file that Pillow reads, or a box in one
 ) -> np.ndarray:              # uint8, grey (H, W) or RGB (H, W, 3)
-    "Decode one image file. Raises `ImageError` naming the file."
-    from PIL import ImageOps
+    "Decode one image file. Raises `ImageError` naming the file; one of more than Pillow's `MAX_IMAGE_PIXELS` is not read."
     if isinstance(path, Crop):
         return path.cut(read_image(path.path))
     try:
         with Image.open(path) as im:
-            im = ImageOps.exif_transpose(im)
-            if im.mode.startswith("I;16") or im.mode == "I":
-                return (np.asarray(im).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-            return np.asarray(im.convert("L" if im.mode in ("L", "1", "LA") else "RGB"))
+            if Image.MAX_IMAGE_PIXELS and im.width * im.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{im.width} × {im.height} pixels, at most {Image.MAX_IMAGE_PIXELS:,}")
+            return to_array(im)
     except FileNotFoundError as e:
         raise ImageError(f"{path}: no such file") from e
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    except Exception as e:  # Pillow's readers meet damage with errors of every kind
         raise ImageError(f"{path}: cannot be decoded as an image ({e})") from e
 
 

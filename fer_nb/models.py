@@ -493,7 +493,7 @@ def load_hyfer(
 def save(
     self: HyFER,
     folder: str | Path,     # where the two files go
-    name: str = "default",  # of the weights
+    name: str = "hyfer",  # of the weights
     **record: object,       # for the card: data, protocol, accuracy, ...
 ) -> Path:                  # the card
     "Write `<name>.safetensors` and its card `<name>.json` for `from_pretrained`."
@@ -508,7 +508,7 @@ def save(
 @patch(cls_method=True)
 def from_pretrained(
     cls: HyFER,
-    name: str = "default",                # of the weights
+    name: str = "hyfer",                # of the weights
     labels: Sequence[str] | None = None,  # labels that the caller counts on, in order; None: whatever the weights have
     folder: str | Path | None = None,     # where the files lie; None: in the package
 ) -> HyFER:                               # in eval mode, on the CPU, with the card as `.card`

@@ -1,8 +1,18 @@
-"""What every test shares: threads, markers, and the real data where it is present."""
+"""What every test shares: threads, markers, the real data where it is present, and a browser for the widgets."""
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before anything imports NumPy or torch
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -17,6 +27,10 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 FER2013 = "fer2013_train_public.npz"
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync",
+         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # no network: a server's page must do without
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -65,3 +79,114 @@ def real_votes(fer2013_npz: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[
     df = pd.DataFrame({"id": [f"row{k + 2}" for k in range(len(pixels))], "label": np.array(EMOTIONS)[emotion],
                        "split": np.where(usage == "Training", "train", "valid")})
     return FERData(df, pixels, EMOTIONS, "fer2013"), path
+
+
+# ---- widgets in a browser, served by Voila or JupyterLab ----
+
+def write_notebook(
+    folder: Path,  # where
+    cell: str,     # the code of its only cell
+) -> Path:         # page.ipynb
+    "A notebook whose cell shows a widget."
+    code = {"cell_type": "code", "id": "page", "execution_count": None, "metadata": {}, "outputs": [], "source": cell}
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    path = folder / "page.ipynb"
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": [code]}
+    path.write_text(json.dumps(notebook))
+    return path
+
+
+@contextmanager
+def served(
+    folder: Path,      # with page.ipynb
+    app: str,          # "voila" or "lab"
+) -> Iterator[str]:    # the address of the notebook
+    "Serve the notebook on a free port; afterwards end the server and the kernels it started."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    own = ["--Voila.ip=127.0.0.1", "--no-browser", "page.ipynb"] if app == "voila" else \
+        ["--ip=127.0.0.1", "--no-browser", "--allow-root", "--IdentityProvider.token=", "--ServerApp.root_dir=.",
+         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    own_folders = {f"JUPYTER{what}_DIR": str(folder / what) for what in ("_CONFIG", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")}
+    env = os.environ | own_folders | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "voila" if app == "voila" else "jupyterlab", f"--port={port}", *own]
+    with (folder / f"{app}.txt").open("w") as said:
+        server = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
+    home = f"http://127.0.0.1:{port}/"
+    try:
+        wait_for(lambda: answers(home + ("voila/static/voila.js" if app == "voila" else "api")), server)
+        yield home + ("" if app == "voila" else "lab/tree/page.ipynb?reset")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def answers(
+    url: str,  # of a server
+) -> bool:     # whether something listens
+    "Whether the server is up."
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(
+    ready: Callable[[], bool],                # asked again and again
+    server: subprocess.Popen | None = None,   # that must be alive meanwhile
+    seconds: float = 120,                     # how long at most
+) -> None:
+    "Wait until `ready()`."
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "waited in vain"
+        assert server is None or server.poll() is None, "the server has ended"
+        time.sleep(.05)
+
+
+@contextmanager
+def browser() -> Iterator[object]:  # a page of 1000 × 900 points
+    "A page of a headless chromium."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            page = chromium.new_page(viewport={"width": 1000, "height": 900})
+            page.set_default_timeout(120_000)  # a busy machine takes long; an idle one a second
+            yield page
+        finally:
+            chromium.close()
+
+
+def open_page(
+    page: object,  # a page of the browser
+    url: str,      # from `served`
+    ready: str,    # a selector of what is there when the widget can be used
+) -> object:       # its place on the page
+    "Go to the notebook, run its cell where Voila has not done so, and wait for the widget."
+    page.goto(url, wait_until="commit")
+    if "/lab/" in url:
+        page.locator(".jp-NotebookPanel .jp-Cell .cm-content").first.click()
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
+        page.keyboard.press("Control+Enter")
+    frame = page.locator(ready)
+    frame.wait_for()
+    return frame
+
+
+def save_small(
+    shot: Path,  # a screenshot
+    out: Path,   # a PNG file
+) -> None:
+    "Write a screenshot with 128 colours: the pictures of the docs are small."
+    from PIL import Image
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(shot).convert("RGB").quantize(128).save(out, optimize=True)

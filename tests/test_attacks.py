@@ -397,6 +397,25 @@ def test_bad_input_is_refused(toy, name):
     assert all(issubclass(e, FERError) for e in (ImageError, LabelError, ConfigError))
 
 
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "deepfool"])
+def test_training_mode_and_integer_images_are_refused_and_nothing_is_touched(toy, name):
+    _, x, y = toy
+    torch.manual_seed(1)
+    model = net().eval()
+    with pytest.raises(ImageError, match="uint8"):
+        ATTACKS[name](model, (x * 255).byte(), y)
+    with pytest.raises(ImageError, match="int64"):
+        ATTACKS[name](model, x.round().long(), y)
+    with pytest.raises(ImageError, match="normalisation belongs inside the model"):
+        ATTACKS[name](model, x - 0.5, y)
+    part = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).train()
+    before = state(model)
+    with pytest.raises(ConfigError, match="training mode"):
+        ATTACKS[name](model, x, y)
+    assert part.training
+    assert_same(before, state(model))
+
+
 def test_bad_settings_are_refused(toy):
     model, x, y = toy
     for call in [lambda: fgsm(model, x, y, eps=float("nan")), lambda: fgsm(model, x, y, eps="8/255"),

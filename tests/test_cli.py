@@ -1,4 +1,6 @@
 """The command as a shell user meets it: exit codes, one clear line, no half-written folder."""
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +145,138 @@ def test_a_study_leaves_its_table_and_goes_on_where_it_stopped(csv_of_faces, tmp
     assert "out-of-fold" in set(pd.read_csv(tmp_path / "a/issues.csv").how)
     assert main([*look, str(data), "--overwrite"]) == 2 and "columns id" in capsys.readouterr().err
     assert main(["study", "labels", "--data", str(data)]) == 2 and "--votes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what, more", [("distillation", []), ("variants", []), ("kfold", []), ("kfold", ["--subjects"])])
+def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what, more):
+    from fer_nb import experiments
+    data, asked = csv_of_faces[0], {}
+    row = {"split": "valid", "subset": "all", "value": 0.5, "n": 9, "seed": 0, "fold": 0, "arm": "after", "model": "HyFER",
+           "teachers": 0, "variant": "light"}
+    metrics = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+    runs = pd.DataFrame([{**row, "metric": m, "seed": k, "fold": k, "arm": a} for m in metrics for k in (0, 1) for a in ("before", "after")])
+
+    def study(ds, *args, **kwargs):
+        asked.update(kwargs, ds=ds, args=args)
+        return runs
+
+    for name in ("distillation_study", "variant_study", "kfold_study"):
+        monkeypatch.setattr(experiments, name, study)
+    out = tmp_path / "s"
+    out.mkdir()
+    assert main(["study", what, "--data", str(data), "--seeds", "2", "--epochs", "5", "--part", "1", "--out", str(out), *more]) == 0
+    said = capsys.readouterr().out
+    assert "0.500 ± 0.000" in said if what == "kfold" else "50.00" in said or "0.5" in said
+    preset = asked.get("preset", asked["args"][0] if asked["args"] else None)
+    assert preset.epochs == 5 and len(pd.read_csv(out / f"{what}.csv")) == len(runs)
+    if what == "kfold":
+        assert set(asked["ds"].df.split) == {"train"} and asked["protocol"] == ("subject" if more else "honest")
+
+
+def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tmp_path, capsys, monkeypatch):
+    from fer_nb import robustness
+    from fer_nb.models import HyFER, save_hyfer
+    asked = {}
+    monkeypatch.setattr(robustness, "robust_study", lambda models, ds, out, **kw: asked.update(kw, models=list(models), split=set(ds.df.split))
+                        or {"paper_epsilon": pd.DataFrame({"model": ["accurate"]})})
+    files = [save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors") for name in ("a", "b", "c")]
+    study = ["study", "robust", "--data", str(csv_of_faces[0]), "--images", "5", "--strong", "0", "--weights", str(files[0])]
+    for others, names in ([], []), (files[1:2], ["robust"]), (files[1:], ["b", "c"]):
+        assert main([*study, *(["--robust", *map(str, others)] if others else [])]) == 0
+        assert asked["models"] == ["accurate", *names] and asked["n"] == 5 and asked["strong"] == 0 and len(asked["split"]) == 1
+    assert main([*study, "--robust", str(files[1]), str(files[1])]) == 2 and "differ" in capsys.readouterr().err
+
+
+def test_ship_says_where_the_weights_are(csv_of_faces, tmp_path, capsys, monkeypatch):
+    from fer_nb import experiments
+    monkeypatch.setattr(experiments, "train_shipped", lambda ds, out, *, command, overwrite, say: out if len(ds) == 210 and command == "fer-nb ship --data fer2013.csv" else None)
+    assert main(["ship", "--data", str(csv_of_faces[0]), "--out", str(tmp_path / "w")]) == 0
+    assert f"weights: {tmp_path / 'w'}" in capsys.readouterr().out
+
+
+# ---- predict ----
+
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory):
+    "A folder with portraits, a wall, a broken file and a note, and a small network beside it."
+    from skimage.data import astronaut
+
+    from fer_nb.models import HyFER, save_hyfer
+    root = tmp_path_factory.mktemp("trip")
+    save_hyfer(HyFER(7, 1, "light"), root / "toy.safetensors", temperature=2.0)
+    (root / "photos/more").mkdir(parents=True)
+    for name in ("a.jpg", "more/ä b.jpg"):
+        Image.fromarray(astronaut()).save(root / "photos" / name)
+    Image.new("RGB", (90, 60), "teal").save(root / "photos/wall.png")
+    (root / "photos/broken.jpg").write_bytes(b"no")
+    (root / "photos/notes.txt").write_text("no picture")
+    return root
+
+
+def predict(trip, capsys, *argv):
+    status = main(["predict", *map(str, argv), "--weights", str(trip / "toy.safetensors")])
+    return status, *capsys.readouterr()
+
+
+def test_predict_says_csv_and_names_what_failed(trip, capsys):
+    status, out, err = predict(trip, capsys, trip / "photos")
+    table = pd.read_csv(io.StringIO(out))
+    assert status == 1 and table.status.value_counts().to_dict() == {"ok": 2, "error": 1, "no_face": 1, "skipped": 1}
+    np.testing.assert_allclose(table.loc[table.status == "ok", list(EMOTIONS)].sum(axis=1), 1, atol=1e-3)
+    lines = err.strip().splitlines()
+    assert len(lines) == 2 and all(line.startswith("fer-nb: ") for line in lines) and "broken.jpg" in err and "notes.txt" in err
+    assert predict(trip, capsys, trip / "photos/a.jpg")[0] == 0
+    status, out, err = predict(trip, capsys, trip / "photos/a.jpg", trip / "nowhere.jpg")
+    assert status == 1 and "nowhere.jpg: no such file" in err and "a.jpg" in out
+
+
+def test_predict_json_is_one_object_a_picture(trip, capsys):
+    status, out, err = predict(trip, capsys, trip / "photos", "--out", "json")
+    seen = {Path(s["file"]).name: s for s in map(json.loads, out.splitlines())}
+    assert status == 1 and len(seen) == 5 and seen["wall.png"]["faces"] == [] and len(seen["ä b.jpg"]["faces"][0]["landmarks"]) == 6
+    status, out, err = predict(trip, capsys, trip / "photos/wall.png", "--out", "json", "--no-crop")
+    (face,) = json.loads(out)["faces"]
+    assert face["score"] is None and face["box"] == [0, 0, 90, 60]
+
+
+def test_predict_into_a_file_and_a_folder(trip, capsys, tmp_path):
+    status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "new/faces.csv")
+    assert status == 1 and "2 faces" in out and len(pd.read_csv(tmp_path / "new/faces.csv")) == 5
+    status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "new/faces.csv")
+    assert status == 2 and "exists already" in err
+    status, out, err = predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn")
+    assert sorted(p.relative_to(tmp_path / "drawn").as_posix() for p in (tmp_path / "drawn").rglob("*.jpg")) == [
+        "a.jpg.jpg", "more/ä b.jpg.jpg", "wall.png.jpg"]
+    assert predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn")[0] == 2
+    assert predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn", "--overwrite")[0] == 1
+
+
+def test_predict_refuses_what_it_cannot_start_with(trip, capsys, tmp_path):
+    assert main(["predict", str(trip / "photos"), "--weights", str(trip / "photos/a.jpg")]) == 2
+    assert "not the weights" in capsys.readouterr().err
+    assert predict(trip, capsys, trip / "photos", "--smallest", "7")[0] == 2
+    for wrong in (["predict"], ["predict", "x.jpg", "--out", "xml"]):
+        with pytest.raises(SystemExit) as end:
+            main(wrong)
+        assert end.value.code == 2
+
+
+def test_predict_interrupted_keeps_what_was_done(trip, capsys, tmp_path, monkeypatch):
+    from fer_nb.predict import Recogniser
+    whole = Recogniser.seen
+
+    def until(self, *args):
+        for k, s in enumerate(whole(self, *args)):
+            if k == 3:
+                raise KeyboardInterrupt
+            yield s
+    monkeypatch.setattr(Recogniser, "seen", until)
+    status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "x.csv")
+    assert status == 130 and "what was done stays" in err and len(pd.read_csv(tmp_path / "x.csv")) == 3
+
+
+def test_predict_into_a_pipe_that_closes(trip):
+    command = f"{Path(sys.executable).with_name('fer-nb')} predict {trip}/photos {trip}/photos --weights {trip}/toy.safetensors"
+    done = subprocess.run(f"{command} 2> {trip}/err | head -n 1", shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("file,frame") and "Traceback" not in (trip / "err").read_text()
+    assert not [line for line in (trip / "err").read_text().splitlines() if not line.startswith("fer-nb: ")]

@@ -11,10 +11,11 @@ from PIL import Image
 from sklearn import metrics
 from torch import nn
 
+from fer_nb.attacks import deepfool
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import FERData, read_folder
-from fer_nb.evaluate import (_stratified, by_group, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
-                             out_of_fold, predict_logits, robust_curve, shared_labels)
+from fer_nb.evaluate import (by_group, change_size, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
+                             out_of_fold, predict_logits, robust_curve, shared_labels, stratified_sample)
 
 COLUMNS = ["split", "subset", "tta", "attack", "eps", "steps", "metric", "value", "n", "labels"]
 
@@ -51,6 +52,8 @@ CALLS = {
     "by_group": lambda m, ds: by_group(m, ds, "split", times=5),
     "fgsm": lambda m, ds: robust_curve(m, ds, "fgsm", eps=(0, 0.1)),
     "pgd": lambda m, ds: robust_curve(m, ds, eps=(0.1,), steps=2, restarts=2),
+    "pgd l2": lambda m, ds: robust_curve(m, ds, eps=(0.5,), steps=(1, 2), restarts=(1, 2), norm="l2"),
+    "deepfool": lambda m, ds: robust_curve(m, ds, "deepfool", eps=(0, 0.1), steps=3),
 }
 
 
@@ -125,7 +128,7 @@ def test_every_split_has_its_rows_and_columns():
     accuracy = table[table.metric == "accuracy"].set_index("split")
     assert accuracy.n.to_dict() == ds.df.split.value_counts().to_dict()
     assert accuracy.value["test"] == evaluate(net(), ds.where(split="test")).query("metric == 'accuracy'").value.item()
-    assert list(robust_curve(net(), ds, "fgsm", eps=(0,))) == COLUMNS
+    assert list(robust_curve(net(), ds, "fgsm", eps=(0,))) == [*COLUMNS, "norm", "restarts"]
 
 
 def test_all_images_may_be_twins():
@@ -322,9 +325,9 @@ def test_a_split_without_shared_labels_is_stated():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 200), st.integers(0, 10**6))
-def test_samples_are_stratified(n, seed):
+def test_samples_arestratified_sample(n, seed):
     ds = faces(150, (2, 2), seed % 7)
-    rows = _stratified(ds, n, seed)
+    rows = stratified_sample(ds, n, seed)
     assert len(rows) == len(set(rows)) == min(n, 150) and (np.diff(rows) > 0).all()
     quota = ds.df.label.value_counts() * min(n, 150) / 150
     assert (ds.df.label[rows].value_counts().reindex(quota.index, fill_value=0) - quota).abs().max() < 1.5
@@ -333,7 +336,8 @@ def test_samples_are_stratified(n, seed):
 def test_curve_says_sample_and_restarts():
     ds = faces(splits=("test",))
     table = robust_curve(net(), ds, eps=(0.1,), steps=2, restarts=3, n=20)
-    assert set(table.subset) == {"sample"} and set(table.attack) == {"pgd x3"} and set(table.steps) == {2}
+    assert set(table.subset) == {"sample"} and set(table.attack) == {"pgd"} and set(table.steps) == {2}
+    assert set(table.restarts) == {3} and set(table["norm"]) == {"linf"}
     assert table.n[0] == 20 and set(robust_curve(net(), ds, "fgsm", eps=(0,), n=999).subset) == {"all"}
 
 
@@ -355,7 +359,15 @@ def test_more_budget_never_helps_a_linear_model():
     (lambda m, ds: robust_curve(m, ds.take([]), "fgsm"), DataError, "no images"),
     (lambda m, ds: evaluate(m, ds, tta="tencrop"), ConfigError, "tencrop"),
     (lambda m, ds: evaluate(m, ds, bs=-1), ConfigError, "bs=-1"),
-    (lambda m, ds: robust_curve(m, ds, "deepfool"), ConfigError, "deepfool"),
+    (lambda m, ds: robust_curve(m, ds, "square"), ConfigError, "square"),
+    (lambda m, ds: robust_curve(m, ds, norm="l1"), ConfigError, "l1"),
+    (lambda m, ds: robust_curve(m, ds, "fgsm", norm="l2"), ConfigError, "'fgsm' with 'linf'"),
+    (lambda m, ds: robust_curve(m, ds, "deepfool", eps=(-0.1,)), ConfigError, "eps"),
+    (lambda m, ds: robust_curve(m, ds, eps=()), ConfigError, "eps"),
+    (lambda m, ds: robust_curve(m, ds, eps=0.1), ConfigError, "eps=0.1"),
+    (lambda m, ds: robust_curve(m, ds, eps=(float("inf"),)), ConfigError, "eps"),
+    (lambda m, ds: robust_curve(m, ds, steps=(2, 2.5)), ConfigError, "steps"),
+    (lambda m, ds: robust_curve(m, ds, restarts=[]), ConfigError, "restarts"),
     (lambda m, ds: robust_curve(m, ds, steps=0), ConfigError, "steps"),
     (lambda m, ds: robust_curve(m, ds, n=2.5), ConfigError, "n=2.5"),
     (lambda m, ds: confusion(np.zeros((3, 7)), ds), ConfigError, r"\(3, 7\)"),
@@ -369,3 +381,71 @@ def test_bad_input_is_named(call, error, match):
 
 def test_no_images_give_no_logits():
     assert predict_logits(net(), faces().take([])).shape == (0, 7)
+
+
+def test_every_effort_is_the_curve_of_that_effort_alone():
+    ds, model = faces(), net()
+    table = robust_curve(model, ds, eps=(0.02, 0.05), steps=(1, 3), restarts=(1, 2), n=20)
+    keys = ["split", "attack", "norm", "eps", "steps", "restarts", "metric"]
+    assert not table.duplicated(keys).any() and set(zip(table.steps, table.restarts)) == {(1, 1), (1, 2), (3, 1), (3, 2)}
+    alone = robust_curve(model, ds, eps=(0.05,), steps=3, restarts=2, n=20)
+    some = table[(table.eps == 0.05) & (table.steps == 3) & (table.restarts == 2)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(some, alone)
+    assert list(table)[:10] == COLUMNS
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deepfool_counts_what_it_finds_within_the_budget(norm):
+    ds, model = faces(splits=("test",)), net().eval()
+    budgets = (0.0, 0.002, 0.01, 0.05)
+    table = robust_curve(model, ds, "deepfool", budgets, norm=norm)
+    x, y = torch.tensor(ds.array())[:, None].float() / 255, torch.tensor(ds.targets())
+    far = deepfool(model, x, y, norm=norm)
+    with torch.no_grad():
+        right, held = model(x).argmax(1) == y, model(far).argmax(1) == y
+    size = change_size(far, x, norm)
+    accuracy = table[table.metric == "accuracy"].set_index("eps").value
+    for e in budgets:
+        want = (right & (held | (size > e))).float().mean().item()
+        assert accuracy[e] == pytest.approx(want, abs=1e-6)
+    assert accuracy.is_monotonic_decreasing and accuracy[np.inf] <= accuracy[budgets[-1]]
+    row = table[table.metric == "median_size"]
+    assert len(row) == 1 and row.n.item() == right.sum() and np.isinf(row.eps.item())
+
+
+def test_a_linear_model_falls_under_deepfool_and_pgd_at_the_same_budget():
+    torch.manual_seed(1)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(144, 7))
+    linear.labels, ds = EMOTIONS, faces(300, splits=("test",))
+    grey = FERData(ds.df, (ds.array() // 4 + 96).astype(np.uint8))  # the range of pixels does not interfere
+    eps = (0.002, 0.01, 0.03)
+    fool, climb = (robust_curve(linear, grey, a, eps, steps=s, restarts=r).query("metric == 'accuracy'").set_index("eps").value
+                   for a, s, r in (("deepfool", 50, 1), ("pgd", 20, 2)))
+    assert (fool.loc[list(eps)] - climb).abs().max() <= 0.02
+
+
+def test_folds_of_another_setting_are_refused_and_the_difference_named(tmp_path):
+    ds, splits = faces(30), thirds(30)
+    fold_logits(counting_fit([]), ds, splits, tmp_path, setting={"epochs": 8, "lr": 1e-3})
+    calls = []
+    fold_logits(counting_fit(calls), ds, splits, tmp_path, setting={"epochs": "8", "lr": 0.001})
+    assert not calls
+    for other, match in (({"epochs": 3, "lr": 1e-3}, "epochs was '8' and is '3' now"),
+                         ({"epochs": 8}, "lr was '0.001' and is not stated now"),
+                         ({"epochs": 8, "lr": 1e-3, "seed": 1}, "seed was not stated and is '1' now"),
+                         ("eight epochs", "other settings"), ("", "other settings")):
+        with pytest.raises(DataError, match=match):
+            fold_logits(counting_fit(calls), ds, splits, tmp_path, setting=other)
+    assert not calls
+
+
+def test_folds_kept_without_a_setting_serve_a_call_without_one(tmp_path):
+    ds, splits = faces(30), thirds(30)
+    want = fold_logits(counting_fit([]), ds, splits, tmp_path)
+    for path in tmp_path.iterdir():  # as they were written before there were settings
+        with np.load(path) as file:
+            old = {k: file[k] for k in file.files if k != "setting"}
+        np.savez(path, **old)
+    np.testing.assert_array_equal(fold_logits(counting_fit([]), ds, splits, tmp_path), want)
+    with pytest.raises(DataError, match="epochs was not stated"):
+        fold_logits(counting_fit([]), ds, splits, tmp_path, setting={"epochs": 1})

@@ -20,6 +20,7 @@ HEAVY = {
     "core": ["torch", "fastai", "timm", "pandas", "matplotlib", "scipy", "sklearn", "mediapipe", "IPython"],
     "data": ["torch", "fastai", "timm", "mediapipe", "sklearn"],
     "models": ["fastai", "mediapipe", "matplotlib", "pandas", "ipywidgets", "jupyterlab", "notebook", "IPython"],
+    "predict": ["torch", "mediapipe", "matplotlib", "IPython", "ipywidgets", "cv2"],
     "attacks": ["fastai", "mediapipe", "ipywidgets", "foolbox"],
 }
 TOOLS = ["nbdev", "execnb", "jupyterlab", "pytest", "foolbox", "hypothesis", "smalldocs", "onnx", "onnxruntime"]  # extras

@@ -434,7 +434,7 @@ def test_weights_by_name(tmp_path):
 
 def test_weights_for_other_labels_are_refused(tmp_path):
     hyfer().save(tmp_path)
-    with pytest.raises(LabelError, match="default.safetensors.*angry"):
+    with pytest.raises(LabelError, match="hyfer.safetensors.*angry"):
         HyFER.from_pretrained(labels=EMOTIONS[::-1], folder=tmp_path)
 
 
@@ -452,7 +452,7 @@ def test_absent_weights_are_named_with_those_there_are(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "swapped", "gone", "card", "list"])
 def test_damaged_weights_are_refused(tmp_path, damage):
     hyfer(seed=1).save(tmp_path)
-    weights, card = tmp_path / "default.safetensors", tmp_path / "default.json"
+    weights, card = tmp_path / "hyfer.safetensors", tmp_path / "hyfer.json"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-4])
     elif damage == "swapped":
@@ -461,7 +461,7 @@ def test_damaged_weights_are_refused(tmp_path, damage):
         weights.unlink()
     else:
         card.write_text("{" if damage == "card" else "[]")
-    with pytest.raises(DataError, match="default"):
+    with pytest.raises(DataError, match="hyfer"):
         HyFER.from_pretrained(folder=tmp_path)
 
 

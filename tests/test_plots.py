@@ -4,15 +4,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 from fer_nb.audit import audit
 from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError
-from fer_nb.models import HyFER, HyFERConfig
-from fer_nb.plots import (EMOTION_COLORS, gradcam_panel, plot_confusion, plot_counts, plot_history, plot_issues,
-                          plot_robust, plot_twins, plot_weights)
+from fer_nb.metrics import ece, reliability
+from fer_nb.models import HyFER, HyFERConfig, Teacher
+from fer_nb.plots import (EMOTION_COLORS, EMOTION_MARKERS, CamLayer, cam_layer, caption, errors, gradcam_grid, gradcam_panel,
+                          pareto_front, plot_confusion, plot_corruptions, plot_counts, plot_embedding, plot_errors, plot_history,
+                          plot_issues, plot_pareto, plot_reliability, plot_robust, plot_tradeoff, plot_twins, plot_weights)
 from fer_nb.synth import make_faces
 
 
@@ -49,7 +52,16 @@ def curves(n=30, models=("a", "b")):
 HISTORY = pd.DataFrame({"phase": ["one", "two", "two"], "epoch": [1, 1, 2], "train_loss": [2., 1., .5],
                         "valid_loss": [2., np.nan, 1.], "accuracy": [.1, .5, .6]})
 MATRIX = pd.DataFrame(np.diag([3, 0, 5]), index=list("abc"), columns=list("abc"))
+rng = np.random.default_rng(0)
+LOGITS, TRUE = rng.normal(size=(60, 7)) * 2, rng.integers(0, 7, 60)
+PRICE = pd.DataFrame([(m, e, c, c - e, 50) for m, c in (("a", .8), ("b", .7)) for e in (.1, .2)],
+                     columns=["model", "eps", "clean", "robust", "n"])
+ZOO = pd.DataFrame({"model": ["a", "b", "c"], "latency_ms": [1., 2., 3.], "accuracy": [.5, .7, .6]})
 ON_AX = {
+    "reliability": lambda ds, report, ax: plot_reliability(reliability(LOGITS, TRUE), ax),
+    "tradeoff": lambda ds, report, ax: plot_tradeoff(PRICE, ax),
+    "pareto": lambda ds, report, ax: plot_pareto(ZOO, ax),
+    "embedding": lambda ds, report, ax: plot_embedding(LOGITS, np.array(EMOTIONS)[TRUE], ax),
     "confusion": lambda ds, report, ax: plot_confusion(MATRIX, ax),
     "counts": lambda ds, report, ax: plot_counts(ds, ds.where(split="train"), ax),
     "issues": lambda ds, report, ax: plot_issues(report, ax),
@@ -74,6 +86,7 @@ def test_makes_axes_of_its_own(name, ds, report):
 
 def test_every_emotion_has_a_colour():
     assert set(EMOTIONS) < set(EMOTION_COLORS) and len(set(EMOTION_COLORS.values())) == len(EMOTION_COLORS)
+    assert list(EMOTION_MARKERS) == list(EMOTION_COLORS) and len(set(EMOTION_MARKERS.values())) == len(EMOTION_MARKERS)
 
 
 def test_confusion_counts_and_options():
@@ -171,8 +184,119 @@ class TestGradCAM:
     def test_bad_input(self, student, ds):
         with pytest.raises(DataError, match="1 axes for 2"):
             gradcam_panel(student, ds, [0, 1], axes=[Figure().add_subplot()])
-        with pytest.raises(ConfigError, match="needed for Sequential"):
-            gradcam_panel(nn.Sequential(nn.Conv2d(1, 2, 3)), ds, [0])
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(48 * 48, 7))
+        flat.labels, flat.in_chans = EMOTIONS, 1
+        with pytest.raises(ConfigError, match="no layer with a map.*target_layer"):
+            gradcam_panel(flat, ds, [0])
+        with pytest.raises(DataError, match="1 axes for 2"):
+            plot_weights(pd.DataFrame([(0, "a", e, 1.) for e in ("happy", "sad")], columns=["epoch", "teacher", "emotion", "weight"]),
+                         [Figure().add_subplot()])
         with pytest.raises(LabelError):
             gradcam_panel(HyFER(3, 1, student.config), ds, [0])
         assert not plt.get_fignums()
+
+
+    @pytest.mark.parametrize(("name", "args", "where"), [
+        ("vit_tiny_patch16_224", dict(img_size=64, patch_size=16, embed_dim=32, depth=2, num_heads=2), "net.blocks.1.norm1"),
+        ("vit_tiny_patch16_224", dict(img_size=64, patch_size=16, embed_dim=32, depth=2, num_heads=2, class_token=False,
+                                      global_pool="avg"), "net."),
+        ("deit_tiny_distilled_patch16_224", dict(img_size=64, patch_size=16, embed_dim=32, depth=2, num_heads=2), "net.blocks.1.norm1"),
+        ("test_resnet", {}, "net.layer4"), ("test_efficientnet", {}, "net."), ("test_vit", dict(img_size=64), "net."),
+        ("swin_tiny_patch4_window7_224", dict(img_size=64, window_size=2, embed_dim=24, depths=[1, 1], num_heads=[2, 2]), "net."),
+    ])
+    def test_any_timm_model_has_a_layer(self, ds, name, args, where):
+        torch.manual_seed(0)
+        net = Teacher(timm.create_model(name, num_classes=7, **args), 64)
+        modes = [m.training for m in net.modules()]
+        layer = cam_layer(net)
+        found = next(n for n, m in net.named_modules() if m is layer.module)
+        assert found.startswith(where), found
+        assert modes == [m.training for m in net.modules()] and not any(m._forward_hooks for m in net.modules())
+        axes = gradcam_panel(net, ds, [0])
+        heat = axes[0].images[-1].get_array()
+        assert heat.shape == (48, 48) and np.isfinite(heat).all()
+
+    def test_a_layer_with_tokens_by_hand(self, ds):
+        torch.manual_seed(0)
+        net = Teacher(timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=64, patch_size=16, embed_dim=32, depth=2,
+                                        num_heads=2), 64).eval()
+        by_hand = CamLayer(net.net.blocks[1].norm1, lambda out: out[:, 1:].transpose(1, 2).reshape(-1, 32, 4, 4))
+        heats = [gradcam_panel(net, ds, [0], layer)[0].images[-1].get_array() for layer in (None, by_hand)]
+        np.testing.assert_allclose(*heats, atol=1e-6)
+
+    def test_grid(self, student, ds):
+        axes = gradcam_grid({"one": student, "two": student}, ds, [3, 5, 8])
+        assert axes.shape == (3, 3) and axes[0, 1].get_title().startswith("one\n") and axes[1, 0].get_title() == ds.df.label[5]
+        np.testing.assert_array_equal(axes[2, 0].images[0].get_array(), ds.image(8))
+        assert len(gradcam_grid({"one": student}, ds)) == ds.df.label.nunique()
+        with pytest.raises(DataError, match=r"\(3, 2\) expected"):
+            gradcam_grid({"one": student}, ds, [0, 1, 2], axes[:, :1])
+
+
+def test_robust_norms_restarts_and_unlimited_rows():
+    table = pd.concat([curves(models=["a"]).assign(norm="linf", restarts=r) for r in (1, 5)])
+    table = pd.concat([table, table.assign(norm="l2"), table.assign(eps=np.inf), table.assign(attack="none", norm="none")])
+    ax = plot_robust(table[table.split == "test"])
+    assert len(ax.lines) == 4 and len({(line.get_marker(), line.get_linestyle()) for line in ax.lines}) == 4
+    assert "pgd (10 steps × 5 restarts)" in ax.get_legend().get_texts()[3].get_text()
+    assert "Euclidean" in plot_robust(table, norm="l2").get_xlabel()
+    clean = pd.DataFrame([("a", "test", "none", 0.0, 0, "accuracy", .9, 30, "none")],
+                         columns=["model", "split", "attack", "eps", "steps", "metric", "value", "n", "norm"])
+    only = curves(models=["a"]).query("split == 'test' and eps > 0").assign(norm="linf")
+    assert all(line.get_ydata()[0] == .9 and line.get_xdata()[0] == 0 for line in plot_robust(pd.concat([clean, only])).lines)
+    with pytest.raises(DataError, match="l2"):
+        plot_robust(curves(), norm="l2")
+
+
+def test_reliability_says_where_too_much_is_claimed():
+    ax = plot_reliability(reliability(LOGITS, TRUE, 5))
+    assert f"ECE {ece(LOGITS, TRUE, 5):.3f}" in ax.texts[0].get_text() and "60 images" in ax.texts[0].get_text()
+    assert any(bar.get_hatch() == "////" for c in ax.containers for bar in c)
+    assert plot_reliability(reliability(LOGITS, TRUE, 5, adaptive=True)).get_xlim() == (0, 1)
+
+
+def test_pareto_front_against_a_loop():
+    rng = np.random.default_rng(3)
+    cost, worth = rng.integers(0, 6, 40), rng.integers(0, 6, 40)
+    beaten = [any((c <= a and w >= b) and (c < a or w > b) for c, w in zip(cost, worth)) for a, b in zip(cost, worth)]
+    np.testing.assert_array_equal(pareto_front(cost, worth), ~np.array(beaten))
+    ax = plot_pareto(ZOO.assign(params=[1, 2, 3]))
+    assert {t.get_text() for t in ax.texts} == set("abc") and ax.lines[0].get_xdata().tolist() == [1, 2]
+    with pytest.raises(DataError, match="no model has both"):
+        plot_pareto(ZOO.assign(accuracy=np.nan))
+
+
+def test_corruptions_leave_spare_axes_alone_and_want_one_split():
+    rows = pd.DataFrame([("test", k, s, "accuracy", .5, 9) for k in ("noise", "blur") for s in (0, 3)],
+                        columns=["split", "kind", "severity", "metric", "value", "n"])
+    axes = Figure().subplots(1, 3)
+    drawn = plot_corruptions(rows, axes)
+    assert [len(ax.lines) for ax in drawn] == [1, 1, 0] and not plt.get_fignums()
+    with pytest.raises(DataError, match="one split"):
+        plot_corruptions(pd.concat([rows, rows.assign(split="valid")]))
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_embeddings_replay_and_are_thinned(method):
+    labels = np.array([*EMOTIONS, "bored"])[np.arange(60) % 8]
+    spots = [np.concatenate([c.get_offsets() for c in plot_embedding(LOGITS, labels, method=method, n=40).collections]) for _ in "ab"]
+    np.testing.assert_array_equal(*spots)
+    assert len(spots[0]) == 40
+    for bad in (LOGITS[:, 0], LOGITS[:2], LOGITS * np.nan, LOGITS[:, :1]):
+        with pytest.raises(DataError):
+            plot_embedding(bad, labels[:len(bad)], method=method)
+
+
+def test_errors_are_wrong_and_sorted(ds):
+    z = np.random.default_rng(1).normal(size=(len(ds), 7))
+    table = errors(ds, z)
+    assert len(table) == (z.argmax(1) != ds.targets()).sum() and table.confidence.is_monotonic_decreasing
+    drawn = [ax for ax in plot_errors(ds, z, 5) if ax.images]
+    assert len(drawn) == 5 and all("✗" in ax.get_title() for ax in drawn)
+    with pytest.raises(DataError, match="no such errors"):
+        plot_errors(ds, np.eye(7)[ds.targets()])
+
+
+def test_a_caption_is_below_the_figure():
+    ax = Figure().add_subplot()
+    assert caption(ax, "word " * 40, 50) is ax and "\n" in ax.figure._supxlabel.get_text()

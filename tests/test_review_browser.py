@@ -4,25 +4,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import CHROMIUM, browser, open_page, save_small, served, wait_for, write_notebook
 
-ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync",
-         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # no network: a server's page must do without
 CELL = """import os
 from pathlib import Path
 from fer_nb.audit import audit
@@ -35,100 +23,12 @@ reviewer"""
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install chromium to drive the reviewer in one")
 
 
-def write_notebook(
-    folder: Path,  # where
-) -> Path:         # review.ipynb
-    "A notebook that shows a reviewer."
-    cell = {"cell_type": "code", "id": "review", "execution_count": None, "metadata": {}, "outputs": [], "source": CELL}
-    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    path = folder / "review.ipynb"
-    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": [cell]}
-    path.write_text(json.dumps(notebook))
-    return path
-
-
-@contextmanager
-def served(
-    folder: Path,      # with review.ipynb
-    app: str,          # "voila" or "lab"
-) -> Iterator[str]:    # the address of the notebook
-    "Serve the notebook on a free port; afterwards end the server and the kernels it started."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    own = ["--Voila.ip=127.0.0.1", "--no-browser", "review.ipynb"] if app == "voila" else \
-        ["--ip=127.0.0.1", "--no-browser", "--allow-root", "--IdentityProvider.token=", "--ServerApp.root_dir=.",
-         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    own_folders = {f"JUPYTER{what}_DIR": str(folder / what) for what in ("_CONFIG", "_RUNTIME", "LAB_WORKSPACES", "LAB_SETTINGS")}
-    env = os.environ | own_folders | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "voila" if app == "voila" else "jupyterlab", f"--port={port}", *own]
-    with (folder / f"{app}.txt").open("w") as said:
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
-    home = f"http://127.0.0.1:{port}/"
-    try:
-        wait_for(lambda: answers(home + ("voila/static/voila.js" if app == "voila" else "api")), server)
-        yield home + ("" if app == "voila" else "lab/tree/review.ipynb?reset")
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def answers(
-    url: str,  # of a server
-) -> bool:     # whether something listens
-    "Whether the server is up."
-    try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def wait_for(
-    ready: Callable[[], bool],                # asked again and again
-    server: subprocess.Popen | None = None,   # that must be alive meanwhile
-    seconds: float = 120,                     # how long at most
-) -> None:
-    "Wait until `ready()`."
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "waited in vain"
-        assert server is None or server.poll() is None, "the server has ended"
-        time.sleep(.05)
-
-
-@contextmanager
-def browser() -> Iterator[object]:  # a page of 1000 × 900 points
-    "A page of a headless chromium."
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            page = chromium.new_page(viewport={"width": 1000, "height": 900})
-            page.set_default_timeout(120_000)  # a busy machine takes long; an idle one a second
-            yield page
-        finally:
-            chromium.close()
-
-
 class Screen:
     "The reviewer as a person sees it."
 
     def __init__(self, page: object, url: str, folder: Path):
         self.page, self.folder = page, folder
-        page.goto(url, wait_until="commit")
-        if "/lab/" in url:
-            page.locator(".jp-NotebookPanel .jp-Cell .cm-content").first.click()
-            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
-            page.keyboard.press("Control+Enter")
-        self.frame = page.locator(".fer-nb-review[data-ready=true]")
-        self.frame.wait_for()
+        self.frame = open_page(page, url, ".fer-nb-review[data-ready=true]")
 
     @property
     def decided(self) -> str:
@@ -159,7 +59,7 @@ class Screen:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_notebook(tmp_path)
+    write_notebook(tmp_path, CELL)
     return tmp_path
 
 
@@ -252,11 +152,9 @@ def screenshot(
 ) -> None:
     "The reviewer at a doubtful picture of the synthetic faces, as a small PNG."
     import tempfile
-
-    from PIL import Image
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
-        write_notebook(folder)
+        write_notebook(folder, CELL)
         with served(folder, "voila") as url, browser() as page:
             screen = Screen(page, url, folder)
             screen.choose_kind("multilabel")
@@ -264,8 +162,7 @@ def screenshot(
             screen.shows("1 of")
             page.wait_for_timeout(300)
             screen.frame.screenshot(path=str(folder / "review.png"))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(folder / "review.png").convert("RGB").quantize(128).save(out, optimize=True)
+        save_small(folder / "review.png", out)
 
 
 if __name__ == "__main__":

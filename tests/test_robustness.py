@@ -14,7 +14,8 @@ from torch import nn
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import FERData
 from fer_nb.evaluate import evaluate, robust_curve
-from fer_nb.robustness import auto_attack, corrupt, corruption_curve, corruption_kinds, sanity_checklist, square_search
+from fer_nb.robustness import (PAPER_TABLE5, auto_attack, corrupt, corruption_curve, corruption_kinds, paper_epsilon, robust_study,
+                               sanity_checklist, square_search, table5, tradeoff)
 
 needs_autoattack = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None,
                                       reason="needs the extra `robust`: pip install pyautoattack")
@@ -361,7 +362,7 @@ def test_autoattack_for_seven_classes(model, ds, monkeypatch):
 def test_autoattack_in_colour_and_l2(ds):
     colour = patterns(42, chans=3, splits=("test",))
     table = auto_attack(net(3), colour, eps=0.5, norm="L2", n=21, attacks=("apgd-ce", "square"), steps=5, queries=10)
-    assert set(table.attack) == {"autoattack L2"} and table.n[0] == 21
+    assert set(table.attack) == {"autoattack"} and table.n[0] == 21
 
 
 @needs_autoattack
@@ -381,3 +382,110 @@ def test_autoattack_needs_four_classes_for_its_ratio():
     with pytest.raises(ConfigError, match="2 classes"):
         auto_attack(m, two)
     assert len(auto_attack(m, two, attacks=("apgd-ce", "square"), steps=5, queries=5))
+
+
+# ---------------------------------------------------------------- Table 5 and the study
+
+FEW = dict(eps=(0.01, 0.05), steps=2, n=35)
+
+
+def test_table5_is_the_curves_side_by_side(model, ds, tmp_path):
+    ds = ds.where(split="test")
+    table = table5({"a": model, "b": trained(1)}, ds, l2=(0.2,), out=tmp_path, **FEW)
+    pairs = {(m, a, k) for m, a, k in zip(table.model, table.attack, table["norm"])}
+    assert pairs == {(m, a, k) for m in "ab" for a, k in (("none", "none"), ("fgsm", "linf"), ("pgd", "linf"), ("pgd", "l2"),
+                                                          ("deepfool", "linf"), ("deepfool", "l2"))}
+    one = table[(table.model == "a") & (table.attack == "pgd") & (table["norm"] == "linf")]
+    want = robust_curve(model, ds, "pgd", (0.01, 0.05), 2, n=35, bs=128)
+    np.testing.assert_allclose(one.value, want.value)
+    assert {"accuracy", "loss", "macro_precision", "macro_recall", "macro_f1"} <= set(table.metric)
+    clean = table[table.attack == "none"]
+    assert set(clean.eps) == {0} and set(clean.steps) == {0} and set(clean.n[clean.metric == "accuracy"]) == {35}
+
+
+def test_table5_goes_on_where_it_stopped(model, ds, tmp_path, monkeypatch):
+    ds, told = ds.where(split="test"), []
+    whole = table5({"a": model}, ds, **FEW)
+    table5({"a": model}, ds, out=tmp_path, say=told.append, **FEW)
+    (tmp_path / "a-pgd.csv").unlink()
+    again = table5({"a": model}, ds, out=tmp_path, say=told.append, **FEW)
+    assert told == ["a: clean", "a: fgsm", "a: pgd", "a: deepfool", "a: pgd"]
+    pd.testing.assert_frame_equal(whole, again)
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (dict(models={"a": trained(1)}), "weights was"), (dict(steps=3), "steps was '2' and is '3' now"),
+    (dict(eps=(0.01,)), "eps was"), (dict(seed=1), "seed was '0' and is '1' now"), (dict(n=20), "n was '35'"),
+    (dict(ds=patterns(seed=3).where(split="test")), "data was")])
+def test_parts_of_something_else_are_refused(model, ds, tmp_path, change, match):
+    call = dict(models={"a": model}, ds=ds.where(split="test"), out=tmp_path) | FEW
+    table5(**call)
+    with pytest.raises(DataError, match=match):
+        table5(**call | change)
+
+
+@pytest.mark.parametrize("damage", ["", "# {", "eps,value\n1,2\n", "\x00"])
+def test_a_damaged_part_is_named(model, ds, tmp_path, damage):
+    call = dict(models={"a": model}, ds=ds.where(split="test"), out=tmp_path) | FEW
+    table5(**call)
+    (tmp_path / "a-fgsm.csv").write_text(damage)
+    with pytest.raises(DataError, match="a-fgsm.csv"):
+        table5(**call)
+
+
+def accuracies(name, clean, falls, split="test"):
+    rows = [(name, split, "none", "none", 0.0, clean)]
+    rows += [(name, split, attack, "linf", e / 255, v) for attack, line in falls.items() for e, v in line]
+    return pd.DataFrame(rows, columns=["model", "split", "attack", "norm", "eps", "value"]).assign(metric="accuracy", n=100)
+
+
+def test_the_papers_epsilon_is_read_off_the_curve():
+    falls = {a: [(1, .70), (2, .50), (np.inf, 0)] for a in ("fgsm", "pgd", "deepfool")}
+    table = paper_epsilon(pd.concat([accuracies("good", .80, falls), accuracies("poor", .60, {"fgsm": [(1, .599)]})]))
+    one = table.set_index(["model", "attack"])
+    pgd_row = one.loc[("good", "pgd")]
+    assert pgd_row.eps_drop == pytest.approx((79.39 - 78.41) / 10) and pgd_row.eps_level == pytest.approx((80 - 78.41) / 10)
+    assert np.isnan(one.eps_level[("poor", "fgsm")])            # begins below the paper's accuracy
+    assert np.isnan(one.eps_drop[("poor", "fgsm")])             # never loses that many points
+    assert np.isnan(one.eps_drop[("poor", "pgd")])              # was not attacked so
+    with pytest.raises(DataError, match="valid"):
+        paper_epsilon(pd.concat([accuracies("a", .8, falls), accuracies("a", .8, falls, "valid")]))
+
+
+def test_the_papers_figures_are_those_of_its_table():
+    assert len(PAPER_TABLE5) == 6 and set(PAPER_TABLE5.attack) == {"fgsm", "pgd", "deepfool"}
+    fer = PAPER_TABLE5[PAPER_TABLE5.dataset == "FER2013"].set_index("attack")
+    assert fer.accuracy.to_dict() == {"fgsm": 78.83, "pgd": 78.41, "deepfool": 78.56} and set(fer.clean) == {79.39}
+
+
+def test_tradeoff_pairs_clean_with_robust():
+    both = pd.concat([accuracies("a", .8, {"pgd": [(1, .3), (2, .1)]}), accuracies("b", .7, {"pgd": [(1, .5), (2, .4)]})])
+    table = tradeoff(both).set_index(["model", "eps"])
+    assert table.clean.to_dict() == {("a", 1/255): .8, ("a", 2/255): .8, ("b", 1/255): .7, ("b", 2/255): .7}
+    assert table.robust[("b", 2/255)] == .4
+    for bad in (both[both.attack == "none"], both[both.attack != "none"]):
+        with pytest.raises(DataError, match="table5 gives such rows"):
+            tradeoff(bad)
+
+
+@needs_autoattack
+def test_the_study_writes_every_table_and_goes_on(model, ds, tmp_path):
+    ds, told = ds.where(split="test"), []
+    call = dict(models={"a": model, "b": trained(1)}, ds=ds, out=tmp_path, eps=(0.02,), l2=(0.2,), steps=2, n=14, strong=7, queries=5,
+                strong_eps=0.02, say=told.append)
+    tables = robust_study(**call)
+    first = len(told)
+    again = robust_study(**call)
+    names = {"table5", "paper_epsilon", "tradeoff", "corruptions", "checklist", "effort", "autoattack"}
+    assert set(tables) == names == {p.stem for p in tmp_path.glob("*.csv")} and (tmp_path / "about.json").is_file()
+    for name in names:
+        pd.testing.assert_frame_equal(tables[name], again[name], check_dtype=False)
+        assert set(tables[name].model) == {"a", "b"}
+    strongest = tables["autoattack"].query("metric == 'accuracy'").set_index("model").value
+    assert (strongest <= tables["effort"].query("metric == 'accuracy'").groupby("model").value.min() + 1/7).all()
+    assert first > 0 and "a: clean" in told
+
+
+def test_the_study_wants_one_split(model, ds, tmp_path):
+    with pytest.raises(DataError, match="train, test; the images of one"):
+        robust_study({"a": model}, ds, tmp_path)

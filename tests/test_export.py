@@ -1,0 +1,398 @@
+"""Exported networks: what the files say, that they answer alike, and every way to fail."""
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError
+from fer_nb.data import FERData
+from fer_nb.evaluate import predict_logits
+from fer_nb.export import ExportError, OnnxModel, efficiency, parity, peak_memory, quantize, to_exported, to_onnx
+from fer_nb.models import (GeometryTeacher, HyFER, HyFERConfig, SQSNet, SQSNetConfig, create_teacher, fold, load_hyfer,
+                           save_hyfer)
+from fer_nb.synth import make_faces
+
+onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+REP = HyFERConfig(8, ((16, 1, 0), (16, 2, 0)), 32, 1, 1, 48, True, "relu", 48)
+IR = HyFERConfig(8, ((16, 2, 2), (24, 2, 2)), 32, 1, 2, 48, False, "silu", 48)
+WINDOWS = {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+PAIR = SQSNetConfig("mobilenetv3_small_050", "swin_tiny_patch4_window7_224", 32, 64, "residual", 2, {}, WINDOWS)
+
+
+def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
+    "Batch norms that do something, as after training."
+    g = torch.Generator().manual_seed(seed)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.copy_(torch.randn(m.running_mean.shape, generator=g) * .2)
+            m.running_var.copy_(torch.rand(m.running_var.shape, generator=g) + .5)
+    return net.eval()
+
+
+def hyfer(variant: HyFERConfig | str = REP, in_chans: int = 1, **kwargs: object) -> HyFER:
+    torch.manual_seed(0)
+    return shaken(HyFER(kwargs.pop("num_classes", 7), in_chans, variant, **kwargs))
+
+
+def batch(n: int, c: int, side: int) -> torch.Tensor:
+    return torch.rand(n, c, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def nothing_left(folder: object) -> bool:
+    return not list(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def faces() -> FERData:
+    return make_faces(120, seed=3, defects=None, splits=(.6, .2, .2))[0]
+
+
+@pytest.fixture(scope="module")
+def model() -> HyFER:
+    return hyfer()
+
+
+@pytest.fixture(scope="module")
+def exported(model: HyFER, tmp_path_factory: pytest.TempPathFactory):
+    return to_onnx(model, tmp_path_factory.mktemp("onnx") / "model.onnx", temperature=1.5, data="abc")
+
+
+@pytest.fixture(scope="module")
+def small(exported, faces: FERData):
+    return quantize(exported, exported.with_name("int8.onnx"), faces.where(split="train"), n=40)
+
+
+# ---------------------------------------------------------------- float
+
+@pytest.mark.parametrize("make", [
+    lambda: hyfer(REP, 3), lambda: hyfer(IR), lambda: fold(hyfer(IR)),
+    lambda: hyfer(REP, 1, num_classes=3, labels=["x", "y", "z"]),
+    lambda: create_teacher("mobilenetv3_small_050", pretrained=False, input_size=32).eval(),
+    lambda: shaken(SQSNet(7, PAIR)),
+], ids=["rgb", "patches", "folded", "three labels", "teacher", "sqsnet"])
+def test_every_kind_of_network_answers_alike(make, tmp_path) -> None:
+    net = make()
+    own = OnnxModel(to_onnx(net, tmp_path / "m.onnx"))
+    assert (own.labels, own.input_size, own.in_chans, own.temperature) == (
+        tuple(net.labels), net.input_size, net.in_chans, 1)
+    for n in (1, 3, 5):
+        x = batch(n, net.in_chans, net.input_size)
+        with torch.no_grad():
+            torch.testing.assert_close(own(x), net(x), atol=1e-4, rtol=0)
+
+
+def test_the_file_needs_nothing_of_ours(exported, model) -> None:
+    session = ort.InferenceSession(str(exported), providers=["CPUExecutionProvider"])
+    x = batch(4, 1, 48)
+    assert [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()] == [("images", "tensor(float)", [1, 48, 48])]
+    assert [o.name for o in session.get_outputs()] == ["logits"]
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"images": x.numpy()})[0], model(x).numpy(), atol=1e-4)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["labels"]) == list(EMOTIONS) and facts["input_size"] == "48" and facts["in_chans"] == "1"
+    assert float(facts["temperature"]) == 1.5 and json.loads(facts["record"])["data"] == "abc" and facts["fer_nb"]
+
+
+def test_the_graph_is_clean(exported) -> None:
+    kinds = [n.op_type for n in onnx.load(exported).graph.node]
+    assert not {"BatchNormalization", "Constant", "Identity", "Dropout"} & set(kinds)
+    assert kinds.count("Conv") == 8  # stem, two blocks of one each, four in the EPC block, projection
+    assert len(onnx.load(exported).graph.node) < 100
+
+
+def test_the_model_stays_as_it_was(tmp_path) -> None:
+    net = hyfer().train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    to_onnx(net, tmp_path / "m.onnx")
+    assert net.training and all(m.training for m in net.modules()) and all(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_what_training_recorded_goes_along(tmp_path) -> None:
+    net = load_hyfer(save_hyfer(hyfer(), tmp_path / "m.safetensors", temperature=2.5, data="f00d"))
+    own = OnnxModel(to_onnx(net, tmp_path / "m.onnx", note="x"))
+    assert own.temperature == 2.5 and own.record == {"temperature": 2.5, "data": "f00d", "note": "x"}
+
+
+def test_other_image_sizes_and_colours_go_through_the_wrapper(exported, model) -> None:
+    own = OnnxModel(exported)
+    assert own(batch(2, 3, 48)).shape == own(batch(2, 1, 96)).shape == (2, 7)
+    x = batch(2, 3, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(own(x), model(x), atol=1e-4, rtol=0)
+
+
+def test_a_file_is_replaced_and_kept_when_the_next_export_fails(exported, model, tmp_path, monkeypatch) -> None:
+    path = to_onnx(model, tmp_path / "m.onnx", note="first")
+    to_onnx(model, path, note="second")
+    assert OnnxModel(path).record["note"] == "second"
+    with pytest.raises(ExportError, match="not written"):
+        to_onnx(model, path, tolerance=-1., note="third")
+    assert OnnxModel(path).record["note"] == "second" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_check_runs_on_the_images_given(model, tmp_path) -> None:
+    to_onnx(model, tmp_path / "m.onnx", images=batch(3, 3, 70))
+    with pytest.raises(ConfigError, match="no images"):
+        to_onnx(model, tmp_path / "n.onnx", images=batch(3, 1, 48)[:0])
+    with pytest.raises(ExportError, match="differ by up to nan"):
+        to_onnx(model, tmp_path / "n.onnx", images=batch(3, 1, 48) * float("nan"))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+class Odd(HyFER):
+    "Leaves PyTorch on the way: tracing takes two images' sums for constants."
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.from_numpy(np.sort(x.detach().numpy().sum((1, 2, 3))))[:, None]
+
+
+@pytest.mark.parametrize("net, error, said", [
+    (nn.Linear(2, 2), ConfigError, "Linear has no labels"), (GeometryTeacher(), ConfigError, "input_size, in_chans"),
+    (hyfer(num_classes=0, labels=[]), ConfigError, "has no labels"), (Odd(7, 1, REP), ExportError, "does not run on batches of 8 and 1"),
+])
+def test_what_cannot_be_exported_says_so(net, error, said, tmp_path) -> None:
+    with pytest.raises(error, match=said):
+        to_onnx(net, tmp_path / "m.onnx")
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("record, said", [({"temperature": -1}, "temperature=-1.0"), ({"temperature": "warm"}, "JSON"),
+                                          ({"temperature": float("nan")}, "temperature=nan"), ({"x": object()}, "JSON")])
+def test_a_record_that_makes_no_sense(model, record, said, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        to_onnx(model, tmp_path / "m.onnx", **record)
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
+def test_without_the_extra(model, missing, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=rf'package {missing}: pip install "fer-nb\[export\]"'):
+        to_onnx(model, tmp_path / "m.onnx")
+    assert nothing_left(tmp_path)
+
+
+def test_the_module_imports_nothing_of_the_extra() -> None:
+    import ast
+    import fer_nb.export as module
+    with open(module.__file__, encoding="utf-8") as f:
+        body = ast.parse(f.read()).body
+    tops = {n.module or "" for n in body if isinstance(n, ast.ImportFrom)} | {
+        a.name for n in body if isinstance(n, ast.Import) for a in n.names}
+    assert tops and not [t for t in tops if t.startswith("onnx")]
+
+
+def test_a_place_that_cannot_be_written(model, exported, small, faces, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for write in (lambda p: to_onnx(model, p), lambda p: to_exported(model, p),
+                  lambda p: quantize(exported, p, faces.where(split="train"), n=2)):
+        with pytest.raises(DataError, match="could not be written"):
+            write(tmp_path / "file" / "m.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(DataError, match="could not be written"):
+        to_onnx(model, tmp_path / "folder.onnx")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.onnx"}
+
+
+# ---------------------------------------------------------------- files that are not ours
+
+def foreign(path, **facts: str):
+    "A valid ONNX file: the identity."
+    h = onnx.helper
+    io_ = [h.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, 1, 48, 48]) for n in ("images", "logits")]
+    graph = h.make_model(h.make_graph([h.make_node("Identity", ["images"], ["logits"])], "g", io_[:1], io_[1:]),
+                         opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    h.set_model_props(graph, facts)
+    onnx.save(graph, path)
+    return path
+
+
+OURS = {"labels": '["a", "b"]', "input_size": "48", "in_chans": "1", "temperature": "1", "record": "{}"}
+
+
+@pytest.mark.parametrize("facts, said", [
+    ({}, "KeyError"), ({k: v for k, v in OURS.items() if k != "labels"}, "labels"), (OURS | {"labels": "a, b"}, "JSON"),
+    (OURS | {"input_size": "big"}, "big"), (OURS | {"temperature": ""}, "ValueError"), (OURS | {"labels": "7"}, "TypeError"),
+])
+def test_an_onnx_file_of_others(facts, said, tmp_path, faces) -> None:
+    path = foreign(tmp_path / "m.onnx", **facts)
+    for use in (OnnxModel, lambda p: quantize(p, tmp_path / "q.onnx", faces.where(split="train"), n=2), peak_memory,
+                lambda p: efficiency({"m": p}, repeats=0), lambda p: parity(p, p, faces)):
+        with pytest.raises(DataError, match=f"not one of fer_nb.export.*{said}|{said}"):
+            use(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x08" * 40])
+def test_files_that_are_no_onnx(content, tmp_path) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(DataError, match="m.onnx"):
+        OnnxModel(tmp_path / "m.onnx")
+    with pytest.raises(DataError, match="no such file"):
+        OnnxModel(tmp_path / "gone.onnx")
+
+
+def test_a_truncated_file(exported, tmp_path) -> None:
+    (tmp_path / "m.onnx").write_bytes(exported.read_bytes()[:-2000])
+    with pytest.raises(DataError, match="cannot open it"):
+        OnnxModel(tmp_path / "m.onnx")
+
+
+# ---------------------------------------------------------------- torch.export
+
+def test_the_route_through_torch_export(model, tmp_path) -> None:
+    path, extra, x = to_exported(model, tmp_path / "m.pt2", temperature=3), {"fer_nb.json": ""}, batch(5, 1, 48)
+    program = torch.export.load(path, extra_files=extra).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x), atol=1e-4, rtol=0)
+    assert json.loads(extra["fer_nb.json"])["temperature"] == "3.0"
+    with pytest.raises(ConfigError, match="labels"):
+        to_exported(nn.Identity(), tmp_path / "n.pt2")
+    with pytest.raises(ExportError, match="Odd"):
+        to_exported(Odd(7, 1, REP).eval(), tmp_path / "n.pt2")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
+
+
+@pytest.mark.slow
+def test_the_newer_exporter(model, tmp_path) -> None:
+    own, x = OnnxModel(to_onnx(model, tmp_path / "m.onnx", dynamo=True)), batch(5, 1, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(own(x), model(x), atol=1e-4, rtol=0)
+        torch.testing.assert_close(own(x[:1]), model(x[:1]), atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------- int8
+
+def weights_of(path) -> dict[str, np.ndarray]:
+    return {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+
+
+def test_int8_is_per_channel_and_signed(small) -> None:
+    nodes = onnx.load(small).graph.node
+    weights, used = weights_of(small), {name for n in nodes if n.op_type == "DequantizeLinear" for name in n.input[:1]}
+    convs = [w for name, w in weights.items() if name in used and w.dtype == np.int8 and w.ndim == 4]
+    scales = {n.input[0]: weights[n.input[1]] for n in nodes if n.op_type == "DequantizeLinear" and n.input[1] in weights}
+    assert len(convs) == 8 and all(len(np.atleast_1d(scales[n])) == len(w) for n, w in weights.items()
+                                   if n in used and w.dtype == np.int8 and w.ndim == 4)
+    assert all(abs(w.astype(int)).max() <= 127 for w in convs)
+
+
+def test_attention_and_norms_stay_in_float_unless_asked(exported, small, faces, tmp_path) -> None:
+    def quantised_inputs(path, kind: str) -> list[bool]:
+        graph = onnx.load(path).graph
+        behind = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+        return [all(i in behind for i in n.input[:2]) for n in graph.node if n.op_type == kind]
+
+    both = quantize(exported, tmp_path / "q.onnx", faces.where(split="train"), n=8, attention=True)
+    assert sum(quantised_inputs(small, "MatMul")) == 4 and len(quantised_inputs(small, "MatMul")) == 6
+    assert sum(quantised_inputs(both, "MatMul")) == 6
+    assert not any(quantised_inputs(small, "LayerNormalization")) and not any(quantised_inputs(small, "Softmax"))
+
+
+def test_int8_answers_nearly_alike(exported, small, faces) -> None:
+    z, q = (predict_logits(OnnxModel(p), faces) for p in (exported, small))
+    assert np.abs(z - q).max() < .1 * np.ptp(z) + .05
+    own = OnnxModel(small)
+    assert own.labels == OnnxModel(exported).labels and own.temperature == 1.5 and own.record["data"] == "abc"
+    assert json.loads(own.metadata["int8"])["images"] == 40
+
+
+def test_the_same_images_give_the_same_file(exported, small, faces, tmp_path) -> None:
+    again = quantize(exported, tmp_path / "q.onnx", faces.where(split="train"), n=40)
+    a, b = weights_of(small), weights_of(again)
+    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_a_node_can_be_kept(exported, faces, tmp_path) -> None:
+    train = faces.where(split="train")
+    first = next(n.name for n in onnx.load(exported).graph.node if n.op_type == "Conv")
+    kept = quantize(exported, tmp_path / "q.onnx", train, n=8, keep=[first])
+    floats = [w for w in weights_of(kept).values() if w.dtype == np.float32 and w.ndim == 4 and w.shape[-1] == 3]
+    assert len(floats) == 1
+    with pytest.raises(ConfigError, match="no nodes nowhere"):
+        quantize(exported, tmp_path / "p.onnx", train, n=8, keep=["nowhere"])
+
+
+def test_calibration_sees_training_images_alone(exported, faces, tmp_path) -> None:
+    train = faces.where(split="train")
+    one_more = faces.take([*np.flatnonzero(faces.df.split == "train"), int(np.flatnonzero(faces.df.split == "valid")[0])])
+    cases = [(one_more, 8, "split 'valid'"), (faces.where(split="test"), 8, "split 'test'"), (train.take([]), 8, "0 given"),
+             (train, 0, "n=0")]
+    for ds, n, said in cases:
+        with pytest.raises(DataError, match=said):
+            quantize(exported, tmp_path / "q.onnx", ds, n=n)
+    with pytest.raises(ConfigError, match="method='mean'"):
+        quantize(exported, tmp_path / "q.onnx", train, method="mean")
+    assert nothing_left(tmp_path)
+
+
+def test_colour_images_of_another_size_calibrate_a_grey_network(exported, faces, tmp_path) -> None:
+    train = faces.where(split="train").take(range(6))
+    big = np.repeat(np.repeat(np.repeat(train.array(), 2, 1), 2, 2)[..., None], 3, 3)
+    assert quantize(exported, tmp_path / "q.onnx", FERData(train.df, big), n=6).is_file()
+
+
+# ---------------------------------------------------------------- parity and costs
+
+def test_parity_counts_what_it_says(model, exported, faces) -> None:
+    other = hyfer(IR)
+    table = parity(model, other, faces)
+    z = [predict_logits(m, faces) for m in (model, other)]
+    y, best = faces.targets(), [v.argmax(1) for v in z]
+    right = [b == y for b in best]
+    assert list(table.n) == [len(faces)] * 2 and table.accuracy.tolist() == [r.mean() for r in right]
+    assert table.agreement.tolist() == [1, (best[0] == best[1]).mean()]
+    assert table.only_right.tolist() == [(right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()]
+    assert table.max_difference.tolist() == [0, np.abs(z[1] - z[0]).max()]
+    assert table.change[1] == pytest.approx(table.accuracy[1] - table.accuracy[0])
+
+
+def test_parity_refuses_other_labels_and_no_images(exported, model, faces) -> None:
+    with pytest.raises(LabelError):
+        parity(exported, hyfer(REP, labels=EMOTIONS[::-1]), faces)
+    with pytest.raises(DataError, match="no images"):
+        parity(exported, model, faces.take([]))
+
+
+def test_costs_of_networks_and_files(model, exported, small) -> None:
+    table = efficiency({"net": model, "file": exported}, {"net": .6}, batches=[1, 2], threads=[1], repeats=2)
+    assert len(table) == 4 and (table.latency_ms > 0).all() and (table.cpu_ms > 0).all()
+    net, file = (table[table.model == m] for m in ("net", "file"))
+    assert (net.params == sum(p.numel() for p in fold(model).parameters())).all() and file.params.isna().all()
+    assert (net.accuracy == .6).all() and file.accuracy.isna().all()
+    if sys.platform == "linux":
+        assert table.peak_mb.between(1, 500).all()
+
+
+@pytest.mark.parametrize("change", [{"models": {}}, {"batches": [0]}, {"threads": [1, -1]}, {"repeats": -1},
+                                    {"batches": []}, {"threads": []}])
+def test_costs_of_nothing(model, change) -> None:
+    with pytest.raises(ConfigError, match="models, batches="):
+        efficiency(**({"models": {"net": model}} | change))
+
+
+# ---------------------------------------------------------------- real images
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_parity_on_fer2013(fer2013_npz, tmp_path) -> None:
+    "The shipped weights: float to 1e-4, int8 to half a point on 3,000 images that calibration did not see."
+    import pandas as pd
+    try:
+        net = HyFER.from_pretrained()
+    except DataError as e:
+        pytest.skip(str(e))
+    pixels, emotion, usage = fer2013_npz
+    df = pd.DataFrame({"id": [str(k) for k in range(len(pixels))], "label": np.array(EMOTIONS)[emotion],
+                       "split": np.where(usage == "Training", "train", "valid")})
+    ds = FERData(df, pixels, EMOTIONS, "fer2013")
+    judge = ds.where(split="valid").take(range(3000))
+    path = to_onnx(net, tmp_path / "m.onnx")
+    assert parity(net, path, judge).max_difference.max() <= 1e-4
+    assert abs(parity(path, quantize(path, tmp_path / "q.onnx", ds.where(split="train")), judge).change[1]) <= .005

@@ -1,0 +1,390 @@
+"""`fer_nb.predict` on whatever people point it at: formats, damage, folders, films, networks of every kind."""
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from skimage.data import astronaut
+
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError
+from fer_nb.faces import FaceFinder, FoundFace, face_square
+from fer_nb.models import GeometryTeacher, HyFER, create_teacher, save_hyfer, save_teacher
+from fer_nb.predict import Live, Network, Recogniser, Tracks, annotate, as_table
+
+PHOTO = astronaut()[:360, 60:420]
+
+
+def brightness(x):
+    "Logits that say how bright a picture is."
+    light = x.mean((1, 2, 3))
+    return np.stack([np.zeros_like(light), 20 * (light - .5)], 1)
+
+
+@pytest.fixture
+def toy():
+    return Recogniser(Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy"), batch=4)
+
+
+@pytest.fixture(scope="module")
+def portrait(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "portrait.png"
+    Image.fromarray(PHOTO).save(path)
+    return path
+
+
+# ---- pictures ----
+
+def one_face(recogniser, image):
+    (face,) = recogniser(image)
+    x, y, w, h = face.box
+    return (x + w / 2, y + h / 2), face
+
+
+def test_the_same_face_whatever_the_picture_comes_as(toy, tmp_path):
+    at, _ = one_face(toy, PHOTO)
+    im = Image.fromarray(PHOTO)
+    forms = {"grey.png": im.convert("L"), "palette.png": im.convert("P"), "alpha.png": im.convert("RGBA"), "cmyk.jpg": im.convert("CMYK"),
+             "web.webp": im, "x.bmp": im, "x.tiff": im, "la.png": im.convert("LA"), "x.gif": im.convert("P")}
+    for name, form in forms.items():
+        form.save(tmp_path / name)
+        assert one_face(toy, tmp_path / name)[0] == pytest.approx(at, abs=12), name
+    cv2.imwrite(str(tmp_path / "16.png"), np.asarray(im.convert("L")).astype(np.uint16) * 257)
+    assert one_face(toy, tmp_path / "16.png")[0] == pytest.approx(at, abs=12)
+    for array in (PHOTO / 255, (PHOTO / 255).astype(np.float32), PHOTO.astype(np.uint16) * 257, PHOTO[..., :1],
+                  np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])):
+        assert one_face(toy, array)[0] == pytest.approx(at, abs=12), (array.dtype, array.shape)
+
+
+@pytest.mark.parametrize("orientation, turns", [(3, 2), (6, 1), (8, 3)])
+def test_exif_turns_are_applied(toy, tmp_path, orientation, turns):
+    at, face = one_face(toy, PHOTO)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.rot90(PHOTO, turns).copy()).save(tmp_path / "phone.jpg", exif=exif)
+    got, turned = one_face(toy, tmp_path / "phone.jpg")
+    assert got == pytest.approx(at, abs=12) and abs(turned.roll - face.roll) < 15
+
+
+def test_pictures_that_cannot_be_used_are_named(toy, portrait, tmp_path):
+    whole = portrait.read_bytes()
+    bad = {"cut.png": whole[:len(whole) // 2], "empty.jpg": b"", "text.jpg": b"not a picture"}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=name):
+            toy(tmp_path / name)
+    with pytest.raises(ImageError, match="gone.png: no such file"):
+        toy(tmp_path / "gone.png")
+    for junk in (None, 3, [[1]], {}, np.zeros(5), np.zeros((2, 3, 4, 5)), np.full((4, 4), 2.0), np.zeros((4, 4), np.int32)):
+        with pytest.raises(ImageError):
+            toy(junk)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_huge_pictures_are_refused_before_they_are_decoded(toy, tmp_path):
+    for side in (20_000, 10_000):
+        Image.new("1", (side, side)).save(tmp_path / "huge.png")
+        with pytest.raises(ImageError, match="huge.png"):
+            toy(tmp_path / "huge.png")
+
+
+def test_an_animation_gives_its_first_frame_and_says_so(toy, tmp_path):
+    frames = [Image.fromarray(PHOTO)] + [Image.new("RGB", (360, 360), c) for c in ("red", "blue")]
+    for name in ("moving.gif", "moving.webp", "moving.png", "pages.tiff"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.warns(UserWarning, match="3 frames; the first"):
+            assert len(toy(tmp_path / name)) == 1
+    table = toy.folder(tmp_path)
+    assert (table.status == "ok").all() and table.note.str.contains("3 frames").all()
+
+
+def test_thin_and_tiny_pictures_have_no_face(toy):
+    for shape in ((1, 1), (1, 5000), (5000, 1), (2, 2, 3), (48, 48), (7, 3000, 3)):
+        assert toy(np.full(shape, 100, np.uint8)) == []
+
+
+# ---- the finder, seen from here ----
+
+def test_small_faces_many_faces_and_faces_upside_down():
+    canvas = np.full((480, 640, 3), 120, np.uint8)
+    for x, side in ((10, 220), (260, 110), (400, 80), (500, 64)):
+        canvas[30:30 + side, x:x + side] = np.asarray(Image.fromarray(astronaut()[:260, 90:350]).resize((side, side)))
+    assert len(Recogniser(Network(("a",), 48, 1, 1., lambda x: x[:, 0, 0, :1], "t"), finder=FaceFinder(.04))(canvas)) == 4
+    for turns in (1, 2, 3):
+        (face,) = FaceFinder()(np.rot90(PHOTO, turns).copy())
+        upright = face_square(np.rot90(PHOTO, turns).copy(), face, 96)
+        (straight,) = FaceFinder()(PHOTO)
+        assert np.corrcoef(upright.ravel(), face_square(PHOTO, straight, 96).ravel())[0, 1] > .75
+
+
+def test_a_crop_at_the_border_and_one_larger_than_the_picture():
+    face = FoundFace(np.array([-10., -10, 400, 400]), 1., np.array([[100., 100], [250, 100]] + [[150, 200]] * 4))
+    for image in (PHOTO, PHOTO[..., 0], PHOTO[:40, :30]):
+        assert face_square(image, face, 48).shape == (48, 48, 3)[:image.ndim]
+
+
+# ---- networks ----
+
+def test_every_kind_of_weights(tmp_path, portrait):
+    torch.manual_seed(0)
+    student = HyFER(7, 1, "light")
+    save_hyfer(student, tmp_path / "student.safetensors", temperature=2.0)
+    teacher = create_teacher("efficientnet_lite0", 7, False, 64)
+    save_teacher(teacher, tmp_path / "teacher.safetensors")
+    by_file, by_run, by_module = (Recogniser(w)(portrait)[0] for w in (tmp_path / "student.safetensors", tmp_path, student))
+    assert by_file.probs == by_run.probs and list(by_file.probs) == list(EMOTIONS)
+    hot, cold = (np.log([f.probs[e] for e in EMOTIONS]) for f in (by_file, by_module))   # the module records no temperature
+    np.testing.assert_allclose(np.diff(cold), 2 * np.diff(hot), atol=1e-3)
+    assert student.training                                                            # a copy was folded
+    assert Recogniser(tmp_path / "teacher.safetensors").network.size == 64
+    with pytest.raises(ConfigError, match="landmarks"):
+        Recogniser(GeometryTeacher(10))
+
+
+def test_wrong_weights_are_refused_in_one_sentence(tmp_path):
+    (tmp_path / "noise.safetensors").write_bytes(b"noise")
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    (tmp_path / "empty").mkdir()
+    for path in ("noise.safetensors", "noise.onnx", "empty", "nowhere.onnx"):
+        with pytest.raises(DataError, match=path):
+            Recogniser(tmp_path / path)
+    with pytest.raises(ConfigError, match="without .labels"):
+        Recogniser(torch.nn.Linear(1, 1))
+    wrong = HyFER(7, 1, "light")
+    wrong.labels = ("a", "b")
+    with pytest.raises(DataError, match=r"logits of shape \(1, 7\)"):
+        Recogniser(wrong, crop=False)(PHOTO)
+    with torch.no_grad():
+        wrong.fc.bias.fill_(torch.nan)
+    with pytest.raises(DataError, match="not all finite"):
+        Recogniser(wrong, crop=False)(PHOTO)
+
+
+def test_without_shipped_weights_the_message_says_what_to_do(monkeypatch, tmp_path):
+    import fer_nb.models
+    monkeypatch.setattr(fer_nb.models, "files", lambda package: tmp_path)
+    with pytest.raises(DataError, match="give their path: Recogniser"):
+        Recogniser()
+
+
+def onnx_model(path, without=()):
+    "A linear network as `fer_nb.export.to_onnx` would write it."
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    weight = np.random.default_rng(0).normal(0, .01, (48 * 48, len(EMOTIONS))).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])], "toy",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 1, 48, 48])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(EMOTIONS)])],
+        [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    facts = {"labels": json.dumps(EMOTIONS), "input_size": "48", "in_chans": "1", "temperature": "1.5"}
+    for k in facts.keys() - set(without):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = k, facts[k]
+    onnx.save(model, path)
+    return weight
+
+
+def test_an_onnx_file_without_torch(tmp_path, portrait):
+    pytest.importorskip("onnxruntime")
+    weight = onnx_model(tmp_path / "toy.onnx")
+    code = (f"import sys; from fer_nb.predict import Recogniser; r = Recogniser({str(tmp_path / 'toy.onnx')!r}); (f,) = r({str(portrait)!r}); "
+            f"import json; print(json.dumps([f.probs, f.crop.ravel().tolist(), r.network.temperature])); assert 'torch' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    probs, crop, temperature = json.loads(done.stdout)
+    grey = np.asarray(Image.fromarray(np.array(crop, np.uint8).reshape(48, 48, 3)).convert("L"), np.float32) / 255
+    z = grey.ravel() @ weight / temperature
+    np.testing.assert_allclose(list(probs.values()), np.exp(z) / np.exp(z).sum(), atol=1e-4)
+    assert "warn" not in done.stderr.lower() and "Exception" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("fact", ["labels", "input_size", "in_chans"])
+def test_an_onnx_file_without_its_metadata_is_refused(tmp_path, fact):
+    pytest.importorskip("onnxruntime")
+    onnx_model(tmp_path / "toy.onnx", without=[fact])
+    with pytest.raises(DataError, match=fact):
+        Recogniser(tmp_path / "toy.onnx")
+
+
+def test_the_import_is_light():
+    code = ("import time, sys; t = time.perf_counter(); import fer_nb.predict; print(time.process_time()); "
+            "print([m for m in ('torch', 'mediapipe', 'matplotlib', 'IPython', 'ipywidgets', 'cv2', 'onnxruntime') if m in sys.modules])")
+    seconds, heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert float(seconds) < 1.5 and heavy == "[]"      # CPU time, which a busy machine does not change
+
+
+# ---- without a finder ----
+
+def test_faces_that_are_cut_out_already_go_straight_to_the_network():
+    seen = []
+    spy = Network(("a", "b"), 48, 1, 1., lambda x: seen.append(x) or np.zeros((len(x), 2)), "spy")
+    faces = np.random.default_rng(0).integers(0, 256, (5, 48, 48), dtype=np.uint8)
+    answers = Recogniser(spy, crop=False).many([*faces, np.zeros((100, 60, 3), np.uint8)])
+    assert len(seen) == 1 and seen[0].shape == (6, 1, 48, 48)                                # one batch
+    np.testing.assert_array_equal((seen[0][:5, 0] * 255).round(), faces)                     # to the byte
+    assert [len(a) for a in answers] == [1] * 6 and answers[5][0].box.tolist() == [0, 0, 60, 100]
+    assert answers[0][0].landmarks is None
+
+
+# ---- folders ----
+
+def test_a_folder_of_everything(toy, portrait, tmp_path):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    for k in range(6):
+        (tmp_path / f"deep/er/{k}.png").write_bytes(portrait.read_bytes())
+    (tmp_path / ".hidden/x.png").write_bytes(portrait.read_bytes())
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "broken.jpg").write_bytes(b"x")
+    (tmp_path / "film.mp4").write_bytes(b"x" * 300)
+    (tmp_path / "notes.txt").write_text("x")
+    Image.new("L", (64, 64)).save(tmp_path / "wall.png")
+    with pytest.warns(UserWarning, match="2 files could not be read, the first .*broken.jpg"):
+        table = toy.folder(tmp_path)
+    status = {Path(f).name: s for f, s in zip(table.file, table.status)}
+    assert status == {**{f"{k}.png": "ok" for k in range(6)}, "broken.jpg": "error", "film.mp4": "error", "notes.txt": "skipped", "wall.png": "no_face"}
+    assert table.note[table.status == "error"].str.len().min() > 5 and table[table.status == "ok"][["dark", "bright"]].sum(axis=1).round(3).eq(1).all()
+    assert list(toy.seen([tmp_path / "gone"]))[0].status == "error"
+
+
+def test_ten_thousand_files_in_bounded_memory(toy, monkeypatch, tmp_path):
+    "Nothing but the rows outlives its batch."
+    import gc
+    import weakref
+    import fer_nb.predict as p
+
+    class Picture(np.ndarray):
+        pass
+
+    def read(path):
+        image = np.zeros((48, 48), np.uint8).view(Picture)
+        refs.append(weakref.ref(image))
+        if path.name.endswith("7.png"):
+            raise ImageError(f"{path}: broken")
+        return image, ""
+    refs = []
+    monkeypatch.setattr(p, "_read", read)
+    monkeypatch.setattr(p, "_files", lambda paths: (Path(f"{k}.png") for k in range(10_000)))
+    toy.crop, most = False, 0
+    counts = {"ok": 0, "error": 0}
+    for k, s in enumerate(toy.seen(tmp_path)):
+        counts[s.status] += 1
+        if k % 1000 == 0:
+            gc.collect()
+            most = max(most, sum(r() is not None for r in refs))
+    assert counts == {"ok": 9000, "error": 1000} and most <= 2 * toy.batch
+
+
+def test_what_was_done_before_an_interruption_is_there(toy, portrait, tmp_path):
+    for k in range(9):
+        (tmp_path / f"{k}.png").write_bytes(portrait.read_bytes())
+    stream = toy.seen(tmp_path)
+    assert [next(stream).status for _ in range(5)] == ["ok"] * 5       # they come as they are done
+    stream.close()
+
+
+# ---- films ----
+
+def film(path, frames=24, fps=12, step=4):
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v")), fps, (320, 180))
+    for k in range(frames):
+        out.write(_frame(k * step))
+    out.release()
+    return path
+
+
+def _frame(x):
+    canvas = np.full((180, 320, 3), 90, np.uint8)
+    canvas[:, x:x + 180] = np.asarray(Image.fromarray(PHOTO).resize((180, 180)))[:, :max(0, 320 - x)]
+    return canvas[..., ::-1]
+
+
+@pytest.mark.parametrize("ending", [".avi", ".mp4"])
+def test_a_film(toy, tmp_path, ending):
+    table = toy.video(film(tmp_path / f"film{ending}"), every=3)
+    assert table.frame.tolist() == list(range(0, 24, 3)) and set(table.track) == {0}
+    assert table.time.tolist() == pytest.approx([k / 12 for k in range(0, 24, 3)])
+    assert table.x.iloc[-1] - table.x.iloc[0] == pytest.approx(84, abs=12)
+    assert len(toy.video(tmp_path / f"film{ending}", seconds=1)) == 12
+    assert len(toy.folder(tmp_path, every=12)) == 2
+
+
+def test_a_film_that_ends_early_gives_what_could_be_read(toy, tmp_path):
+    content = film(tmp_path / "film.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[:int(len(content) * .6)])
+    with pytest.warns(UserWarning, match=r"cut.avi: ended at frame \d+ of 24"):
+        table = toy.video(tmp_path / "cut.avi")
+    assert 8 < len(table) < 22 and (table.status == "ok").all()
+    assert [s.status for s in toy.seen(tmp_path / "cut.avi")][-1] == "error"
+
+
+def test_films_and_cameras_that_cannot_be_opened(toy, tmp_path, capfd):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 40)
+    for source, why in ((tmp_path / "empty.mp4", "empty file"), (tmp_path / "noise.mp4", "not a film"), (tmp_path / "no.mp4", "no such film"),
+                        (77, "camera 77: cannot be opened")):
+        with pytest.raises(DataError, match=why):
+            toy.video(source, seconds=1)
+    assert "WARN" not in capfd.readouterr().err
+    for wrong in ({"every": 0}, {"every": 1.5}, {"smooth": -1}):
+        with pytest.raises(ConfigError):
+            toy.video(tmp_path / "noise.mp4", **wrong)
+    with pytest.raises(ConfigError, match="seconds="):
+        toy.video(0)
+
+
+def test_without_opencv_the_message_says_what_to_install(toy, portrait, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ConfigError, match="pip install opencv"):
+        toy.video(portrait)
+
+
+def test_smoothing_does_not_depend_on_the_frame_rate(toy):
+    (face,) = toy(PHOTO)
+
+    def after(fps, seconds=1.0):
+        tracks = Tracks(smooth=.4)
+        for k in range(int(seconds * fps) + 1):
+            face.probs = {"dark": float(k == 0), "bright": float(k > 0)}
+            (got,) = tracks([face], k / fps)
+        return got.probs["bright"]
+    assert after(10) == pytest.approx(after(50), abs=1e-6) == pytest.approx(1 - np.exp(-1 / .4), abs=1e-6)
+    assert sum(Tracks(.4)([face], 0.)[0].probs.values()) == pytest.approx(1)
+
+
+# ---- pictures of the result, and the widget ----
+
+def test_annotate_wherever_the_face_is(toy):
+    (face,) = toy(PHOTO)
+    for box in ([0, 0, 40, 40], [330, 330, 60, 60], [-20, -20, 500, 500]):
+        face.box = np.array(box, float)
+        assert annotate(PHOTO[..., 0], [face]).shape == PHOTO.shape
+
+
+def test_the_widget_plays_stops_and_says_what_is_wrong(toy, tmp_path):
+    live = Live(toy, film(tmp_path / "film.avi")).start()
+    live.wait(120)
+    assert live.shown == 24 and not live.running and not live.error and live.button.description == "Start"
+    assert sum(bar.value for bar in live.bars.values()) == pytest.approx(1, abs=1e-4)
+    live = Live(toy, film(tmp_path / "long.avi", frames=200, step=0)).start()
+    while not live.shown and live.running:
+        time.sleep(.05)
+    live.stop(60)
+    assert not live.running and 0 < live.shown < 200
+    camera = Live(toy, 77).start()
+    camera.wait(30)
+    assert "camera 77: cannot be opened" in camera.message.value and not camera.running
+
+
+def test_an_empty_table_has_its_columns(toy):
+    table = as_table([], toy.network.labels)
+    assert list(table.columns[-4:]) == ["dark", "bright", "status", "note"] and not len(table)
+    assert isinstance(table, pd.DataFrame) and issubclass(ImageError, FERError)
