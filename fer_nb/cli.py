@@ -97,19 +97,24 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
                                          "distillation: no teacher to three, before and after cleaning and balancing. kfold: the "
                                          "whole way in each of five folds. variants: the light networks under one budget. "
                                          "robust: trained networks under attack and corruption. "
+                                         "harden: phase 2 from one network with several radii. "
+                                         "sqs: SQSNet's tables. bridge: SQSNet as a teacher of HyFER, and SQS in its training. "
                                          "Finished runs lie in the folder; a study that was broken off goes on.")
-    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "robust"))
+    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "robust", "harden", "sqs", "bridge"))
     study.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
     study.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv (labels)")
     study.add_argument("--seeds", type=int, default=3, metavar="N", help="runs a row (default: %(default)s)")
     study.add_argument("--part", type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s; labels takes all)")
     study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3)")
+    study.add_argument("--table", choices=("ablation", "fusion", "sensitivity", "architectures", "all"), default="ablation",
+                       help="sqs: which rows (default: %(default)s)")
+    study.add_argument("--preset", choices=("light", "paper"), default="light", help="sqs, bridge: size and budget (default: %(default)s)")
     study.add_argument("--subjects", action="store_true", help="kfold: keep each person in one fold, as KDEF needs")
-    study.add_argument("--weights", type=Path, metavar="FILE", help="robust: the accurate network, .safetensors (default: the shipped one)")
+    study.add_argument("--weights", type=Path, metavar="FILE", help="robust, harden: the accurate network, .safetensors (default: the shipped one)")
     study.add_argument("--robust", type=Path, nargs="+", metavar="FILE",
-                       help="robust: networks trained against attacks (default, without --weights: the shipped one)")
-    study.add_argument("--images", type=int, default=500, metavar="N", help="robust: images attacked (default: %(default)s)")
+                       help="robust, harden: networks trained against attacks (robust, without --weights: the shipped one)")
+    study.add_argument("--images", type=int, default=500, metavar="N", help="robust, harden: images attacked (default: %(default)s)")
     study.add_argument("--strong", type=int, default=100, metavar="N",
                        help="robust: images of AutoAttack and the checks; 0 leaves them out (default: %(default)s)")
     study.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs (default: runs/NAME-WHAT)")
@@ -200,10 +205,11 @@ def _study(
         raise ConfigError("study labels needs --votes fer2013new.csv, the judge")
     ds = read_any(args.data, args.votes)
     out = args.out or Path("runs") / f"{args.data.resolve().stem}-{args.what}"
-    if args.what == "robust":
-        return _robust_study(ds, out, args)
+    if args.what in ("robust", "harden"):
+        return (_robust_study if args.what == "robust" else _harden)(ds, out, args)
     epochs = {} if args.epochs is None else {"epochs": args.epochs}
-    table, shown = (_teacher_study if args.what in ("distillation", "kfold", "variants") else _data_study)(ds, out, epochs, args)
+    kinds = {"protocol": _data_study, "labels": _data_study, "sqs": _sqs_study, "bridge": _sqs_study}
+    table, shown = kinds.get(args.what, _teacher_study)(ds, out, epochs, args)
     with atomic_file(out / f"{args.what}.csv") as aside:
         table.to_csv(aside, index=False)
     return f"{shown}\ntable: {out / args.what}.csv"
@@ -254,6 +260,25 @@ def _teacher_study(
     return runs, f"{distillation_table(runs, split).to_string()}\n\n{distillation_gains(runs, split).round(3).to_string()}"
 
 
+def _sqs_study(
+    ds: FERData,                # the data
+    out: Path,                  # folder
+    epochs: dict[str, int],     # changes of the fit
+    args: argparse.Namespace,   # parsed arguments
+) -> tuple[pd.DataFrame, str]:  # results; what to show
+    "The studies of SQSNet."
+    from dataclasses import replace
+
+    from fer_nb.experiments import study_part
+    from fer_nb.sqs_experiments import SQS_PRESETS, accuracy_table, bridge_study, bridge_table, metrics_table, sqs_study
+    preset, ds = replace(SQS_PRESETS[args.preset], **epochs), study_part(ds, args.part)
+    if args.what == "bridge":
+        runs = bridge_study(ds, preset, seeds=range(args.seeds), out=out / "runs", say=_say)
+        return runs, bridge_table(runs).round(3).to_string()
+    runs = sqs_study(ds, args.table, preset, range(args.seeds), out / "runs", say=_say)
+    return runs, f"{accuracy_table(runs).to_string()}\n\n{metrics_table(runs).to_string()}"
+
+
 def _robust_study(
     ds: FERData,               # the data
     out: Path,                 # folder
@@ -275,6 +300,24 @@ def _robust_study(
     ds = ds.where(split="test" if (ds.df.split == "test").any() else "valid")
     tables = robust_study(models, ds, out, n=args.images, strong=args.strong, say=_say)
     return f"{tables['paper_epsilon'].round(3).to_string(index=False)}\ntables: {out}"
+
+
+def _harden(
+    ds: FERData,               # the data
+    out: Path,                 # folder
+    args: argparse.Namespace,  # parsed arguments
+) -> str:                      # what to say at the end
+    "Phase 2 with several radii, and what each keeps under attack."
+    from fer_nb.experiments import harden, price_table
+    from fer_nb.models import HyFER, load_hyfer
+    student = HyFER.from_pretrained() if args.weights is None else load_hyfer(args.weights)
+    files = harden(student, ds, out, say=_say) | {path.stem: path for path in args.robust or ()}
+    models = {"accurate": student} | {name: load_hyfer(path) for name, path in files.items()}
+    reported = ds.where(split="test" if (ds.df.split == "test").any() else "valid")
+    table = price_table(models, reported, n=args.images, say=_say)
+    with atomic_file(out / "tradeoff.csv") as aside:
+        table.to_csv(aside, index=False)
+    return f"{table.round(4).to_string(index=False)}\ntable: {out / 'tradeoff.csv'}"
 
 
 def _ship(

@@ -27,7 +27,7 @@ from .core import ConfigError, DataError, LabelError, atomic_file, hash_uniform,
 from .data import FERData
 from .faces import FaceRefiner
 from .loaders import ReplayLoader
-from .models import GeometryTeacher
+from .models import GeometryTeacher, weights_digest
 
 # %% ../nbs/11_distill.ipynb #ffe8e84d
 def eadd_weights(
@@ -193,7 +193,7 @@ def teacher_logits(
     a folder that holds something else, `DataError` for logits that are not finite."""
     size = logits_size(train, valid, len(teacher.labels))
     name, labels = name or getattr(teacher, "name", type(teacher).__name__), tuple(teacher.labels)
-    key = view_key(train, valid) | {"teacher": _weights_digest(teacher), "name": name, "labels": list(labels)}
+    key = view_key(train, valid) | {"teacher": weights_digest(teacher), "name": name, "labels": list(labels)}
     if folder is not None:
         folder = _open_cache(Path(folder), key)
     tables = {part: [None] * train.views for part in ("train", "valid")}
@@ -258,18 +258,6 @@ def _half(
     return table
 
 # %% ../nbs/11_distill.ipynb #59828f39
-def _weights_digest(
-    teacher: nn.Module,  # any network
-) -> str:                # 16 hexadecimal digits
-    "A digest of a network's tensors (also those that are not saved, such as a mean), settings and input size."
-    settings = [getattr(teacher, k, None) for k in ("input_size", "config")]
-    h = hashlib.sha256(f"{type(teacher).__name__} {settings}".encode())
-    for name, v in (teacher.state_dict() | dict(teacher.named_buffers())).items():
-        h.update(f"{name} {v.dtype} {tuple(v.shape)}".encode())
-        h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return h.hexdigest()[:16]
-
-
 def _open_cache(
     folder: Path,            # where views are kept
     key: dict[str, object],  # what they must hold for
@@ -458,7 +446,7 @@ def geometry_logits(
     key = view_key(train, valid)
     if geometry.mirrored is None:
         key = {k: v for k, v in key.items() if k.endswith(("images", "rows"))}
-    key |= {"teacher": _weights_digest(teacher)}
+    key |= {"teacher": weights_digest(teacher)}
     return TeacherLogits(teacher.name, teacher.labels, *tables, key, *speaks)
 
 # %% ../nbs/11_distill.ipynb #6233118c
@@ -558,7 +546,7 @@ class EADD(Callback):
             return v if isinstance(v, str) else np.asarray(v).tolist()
 
         keys = ("alpha", "T", "tau", "accuracy", "momentum", "over")
-        kept = [t.key if isinstance(t, TeacherLogits) else {"teacher": _weights_digest(t)} for t in self.teachers]
+        kept = [t.key if isinstance(t, TeacherLogits) else {"teacher": weights_digest(t)} for t in self.teachers]
         return {"teachers": self.names, "of": kept, **{k: plain(getattr(self, k)) for k in keys}}
 
     def state_dict(self) -> dict[str, object]:  # JSON: teachers, emotions, accuracies, history

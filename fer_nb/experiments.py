@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'SHIP', 'PAPER_TABLE4', 'LIGHT', 'LICENCE', 'study_part', 'distillation_study', 'distillation_table',
-           'distillation_gains', 'kfold_study', 'kfold_table', 'variant_study', 'train_shipped']
+           'distillation_gains', 'kfold_study', 'kfold_table', 'variant_study', 'train_shipped', 'harden',
+           'price_table']
 
 # %% ../nbs/38_experiments.ipynb #f47b2ad9
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +23,13 @@ from .augment import Augment
 from .compare import holm, paired_t
 from .core import ConfigError, DataError, atomic_folder
 from .data import FERData, resized
-from .evaluate import evaluate, predict_logits
+from .evaluate import evaluate, predict_logits, robust_curve
 from .loaders import as_split, folds, leak_groups
 from .metrics import ece, fit_temperature
-from .models import HYFER, HyFER
+from .models import HYFER, HyFER, save_hyfer, weights_digest
 from .pipeline import (Preset, Splits, TeacherSpec, ask_teacher, claim, fit_adversarial, fit_student, fit_teacher,
                              make_splits, teacher_on)
+from .robustness import tradeoff
 from .studies import kept_table, study_pool
 from .train import Recipe
 from .twins import TwinSearch
@@ -317,3 +319,44 @@ def _record(
                      "reported on": len(parts.report), "reported with a twin in training as it came": len(parts.twins)},
             "results": [{**row, "value": round(row["value"], 4)} for row in shown.to_dict("records")], "licence": LICENCE,
             "versions": {p: version(p) for p in ("fer-nb", "torch", "timm", "fastai", "numpy")}}
+
+# %% ../nbs/38_experiments.ipynb #3ac65f10
+def harden(
+    student: HyFER,                          # after phase 1
+    ds: FERData,                             # what it was trained on, with the images to report on
+    out: str | Path = "runs/hardened",       # folder for weights and finished parts
+    eps: Sequence[float] = (1 / 255, 2 / 255, 8 / 255),  # radii
+    preset: Preset = replace(SHIP, adv_epochs=2),  # settings of phase 2
+    seed: int = 0,                           # the seed of the student's run, so that its selection part stays what it was
+    say: Callable[[str], None] = lambda text: None,  # told about each part
+) -> dict[str, Path]:                        # name, such as "eps2" for 2/255 -> .safetensors
+    "Adversarial training of one student with several radii. Raises `CheckpointError` where the work of another run lies in `out`."
+    ds = resized(ds, preset.size)
+    claim(Path(out), {"settings": asdict(preset), "seed": seed, "data": ds.fingerprint(), "student": weights_digest(student)})
+    parts, files = make_splits(ds, preset, seed), {}
+    for e in eps:
+        name = f"eps{255 * e:g}"
+        files[name] = Path(out) / f"{name}.safetensors"
+        if not files[name].exists():
+            say(f"phase 2 with {255 * e:g}/255")
+            hardened, _, adv = fit_adversarial(student, parts, replace(preset, adv_eps=e), seed, Path(out) / f"{name}.ckpt")
+            save_hyfer(hardened, files[name], adversarial=adv.config())
+    return files
+
+# %% ../nbs/38_experiments.ipynb #70ec60b1
+def price_table(
+    models: Mapping[str, HyFER],     # by name
+    ds: FERData,                     # images to report on
+    eps: Sequence[float] = (1 / 255, 2 / 255, 4 / 255),  # budgets of the attack
+    steps: int = 10,                 # of PGD
+    n: int = 400,                    # images attacked, stratified; the clean accuracy is that of all
+    seed: int = 0,                   # of the sample and the attack
+    say: Callable[[str], None] = lambda text: None,  # told about each model
+) -> pd.DataFrame:                   # model, split, attack, norm, eps, clean, robust, n
+    "What each network keeps under PGD, beside its accuracy without an attack: the points of a trade-off curve."
+    tables = []
+    for name, model in models.items():
+        say(f"attacking {name}")
+        tables.append(evaluate(model, ds).assign(model=name))
+        tables.append(robust_curve(model, ds, "pgd", eps, steps, n=n, seed=seed).assign(model=name))
+    return tradeoff(pd.concat(tables, ignore_index=True))

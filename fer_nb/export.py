@@ -262,6 +262,13 @@ def _attention_nodes(
             or n.op_type in ("MatMul", "Mul") and not any(i in known for i in n.input)]
 
 
+def _first_node(
+    graph: "onnx.GraphProto",  # a network
+) -> list[str]:                # names of nodes, one at most
+    "What reads the pixels: a small part of the work, and the part with the finest input."
+    return [n.name for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")][:1]
+
+
 def _calibration(
     ds: FERData,    # training images
     n: int,         # how many are used at most
@@ -299,7 +306,8 @@ def quantize(
     path: str | Path,            # a file of `to_onnx`
     out: str | Path,             # the int8 file to write
     ds: FERData,                 # training images; see `_calibration`
-    n: int = 256,                # how many of them are used at most
+    n: int = 1024,               # how many of them are used at most
+    first: bool = False,         # quantise the first convolution too, the one that reads the pixels
     attention: bool = False,     # quantise the products and the softmax of attention too
     method: str = "minmax",      # ranges of activations: "minmax", "percentile" (99.99 %) or "entropy"
     keep: Sequence[str] = (),    # more nodes of the graph to keep in float, by name
@@ -320,10 +328,10 @@ def quantize(
         quant.quantize_static(
             str(clean), str(aside), _reader(model, sample), quant_format=quant.QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=[*_QUANTIZED, *(["Softmax"] if attention else [])],
-            nodes_to_exclude=[*keep, *([] if attention else _attention_nodes(graph))],
+            nodes_to_exclude=[*keep, *([] if first else _first_node(graph)), *([] if attention else _attention_nodes(graph))],
             calibrate_method=getattr(quant.CalibrationMethod, methods[method]),
             activation_type=quant.QuantType.QUInt8, weight_type=quant.QuantType.QInt8)
-        how = {"images": len(sample), "data": sample.fingerprint(), "method": method, "attention": attention}
+        how = {"images": len(sample), "data": sample.fingerprint(), "method": method, "first": first, "attention": attention}
         _label_file(aside, model.metadata | {"int8": json.dumps(how)})
         OnnxModel(aside)
     return Path(out)

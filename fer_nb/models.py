@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['HYFER', 'TEACHERS', 'SQSNET', 'SQSNET_TABLE3', 'InputAdapter', 'InvertedResidual', 'RepConv', 'fold',
            'unfold_patches', 'fold_patches', 'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'shape_table',
-           'count_macs', 'latency_ms', 'variant_table', 'save_hyfer', 'load_hyfer', 'Teacher', 'create_teacher',
-           'teacher_table', 'GeometryTeacher', 'FeatureMap', 'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet',
-           'sqsnet_table', 'save_sqsnet', 'load_sqsnet', 'save_teacher', 'load_teacher']
+           'count_macs', 'weights_digest', 'latency_ms', 'variant_table', 'save_hyfer', 'load_hyfer', 'Teacher',
+           'create_teacher', 'teacher_table', 'GeometryTeacher', 'FeatureMap', 'CrossFusion', 'ConcatFusion',
+           'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save_sqsnet', 'load_sqsnet', 'save_teacher', 'load_teacher']
 
 # %% ../nbs/10_models.ipynb #7ff88f07
 import copy
+import hashlib
 import json
 import math
 import statistics
@@ -356,6 +357,18 @@ def count_macs(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, in_chans, size, size, device="meta"))
     return counter.get_total_flops() // 2
+
+
+def weights_digest(
+    model: nn.Module,  # any network
+) -> str:              # 16 hexadecimal digits
+    "A digest of a network's tensors (also those that are not saved, such as a mean), settings and input size."
+    settings = [getattr(model, k, None) for k in ("input_size", "config")]
+    h = hashlib.sha256(f"{type(model).__name__} {settings}".encode())
+    for name, v in (model.state_dict() | dict(model.named_buffers())).items():
+        h.update(f"{name} {v.dtype} {tuple(v.shape)}".encode())
+        h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()[:16]
 
 
 def latency_ms(

@@ -31,6 +31,7 @@ from .data import FERData
 from .evaluate import (_facts, _splits, _to_logits, check_labels, check_setting, image_batches, ready, robust_curve,
                              stratified_sample)
 from .metrics import scores
+from .models import weights_digest
 
 # %% ../nbs/22_robustness.ipynb #30ba9e48
 _LEVELS = {                                       # values at degree 0, 1, ... 5
@@ -500,12 +501,11 @@ def _identities(
     ds: FERData,                      # what they are applied to
 ) -> dict[str, str]:                  # name -> digest of the weights
     "What the models are. Raises `LabelError` for other labels, `ConfigError` for no model or two names for one file."
-    from fer_nb.distill import _weights_digest
     if not models or len({_part_path(Path(), name) for name in models}) < len(models):
         raise ConfigError(f"models {', '.join(models) or '(none)'}; one or more, with names that differ in letters or digits, expected")
     for model in models.values():
         check_labels(model, ds)
-    return {name: _weights_digest(model) for name, model in models.items()}
+    return {name: weights_digest(model) for name, model in models.items()}
 
 
 def table5(

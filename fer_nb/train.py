@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'CheckpointError', 'KeepBest', 'Progress', 'FiniteLoss', 'EMA', 'EarlyStop', 'Amp', 'Recipe',
-           'write_checkpoint', 'read_checkpoint', 'Checkpoint', 'ResumableLearner', 'fit_model']
+           'write_checkpoint', 'read_checkpoint', 'Checkpoint', 'ResumableLearner', 'fit_model', 'Mix']
 
 # %% ../nbs/32_train.ipynb #a38f07c7
 import copy
@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds, combined_cos
 from fastai.callback.training import GradientClip
@@ -294,8 +295,9 @@ def _amp_mode(
 class Recipe:
     "Schedule, clipping, averaging, stopping and precision of a fit."
 
-    schedule: str = "one_cycle"     # "one_cycle" (fastai's, with its cycle of β₁) or "cosine"
+    schedule: str = "one_cycle"     # "one_cycle" (fastai's, with its cycle of β₁), "cosine" or "warm_restarts"
     warmup: float | None = None     # share of the steps with a rising rate, in [0, 1); None: 0.25 of one cycle, 0.05 of a cosine
+    restart_epochs: int | None = None  # length of every cycle of "warm_restarts" (T₀, with T_mult = 1), in epochs; None: 50
     clip: float | None = None       # largest norm of the gradient; None: any
     decay_all: bool = True          # weight decay on norms and biases too
     ema: float | None = None        # see `EMA`; None: no average
@@ -303,8 +305,13 @@ class Recipe:
     amp: str | None = None          # "bf16", "fp16", "auto" (on CUDA what it can do, off on the CPU), None: off
 
     def __post_init__(self):
-        if self.schedule not in ("one_cycle", "cosine"):
-            raise ConfigError(f"schedule={self.schedule!r}; 'one_cycle' or 'cosine' expected")
+        if self.schedule not in ("one_cycle", "cosine", "warm_restarts"):
+            raise ConfigError(f"schedule={self.schedule!r}; 'one_cycle', 'cosine' or 'warm_restarts' expected")
+        restarts = self.schedule == "warm_restarts"
+        if self.restart_epochs is not None and not (restarts and self.restart_epochs >= 1):
+            raise ConfigError(f"restart_epochs={self.restart_epochs} of schedule={self.schedule!r}; at least 1, of 'warm_restarts'")
+        if restarts and self.warmup:
+            raise ConfigError(f"warmup={self.warmup} of schedule='warm_restarts'; it begins at the peak, 0 or None expected")
         if self.amp not in (None, "auto", "bf16", "fp16"):
             raise ConfigError(f"amp={self.amp!r}; 'bf16', 'fp16', 'auto' or None expected")
         if self.warmup is not None and not 0 <= self.warmup < 1:
@@ -315,8 +322,12 @@ class Recipe:
     def schedules(
         self,
         lr: float,                            # the peak
+        epochs: int = 1,                      # of the training, for the restarts
     ) -> dict[str, Callable[[float], float]]: # fastai's name of a setting -> its value at a share of the steps
         "The learning rate, and of one cycle β₁, as functions of the place in the training."
+        if self.schedule == "warm_restarts":
+            cycle, fall = self.restart_epochs or 50, SchedCos(lr, lr / 1e5)
+            return {"lr": lambda place: fall(round(place * epochs, 9) % cycle / cycle)}
         if self.schedule == "one_cycle":
             w = 0.25 if self.warmup is None else self.warmup
             return {"lr": combined_cos(w, lr / 25, lr, lr / 1e5), "mom": combined_cos(w, 0.95, 0.85, 0.95)}
@@ -439,10 +450,10 @@ def _differences(
     there: dict,    # the run of a checkpoint
     here: dict,     # this run
 ) -> list[str]:     # one for each leaf that differs
-    "What is not the same."
+    "What is not the same; None is the same as absent, so that a setting which is new and not used changes nothing."
     there, here = _flat(there), _flat(here)
     return [f"{key} is {there.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
-            for key in there | here if there.get(key, "absent") != here.get(key, "absent")]
+            for key in there | here if there.get(key) != here.get(key)]
 
 # %% ../nbs/32_train.ipynb #721911fd
 def _rng_state() -> dict:  # plain values and tensors
@@ -576,15 +587,18 @@ def fit_model(
     recipe: Recipe = Recipe(),              # schedule, clipping, average, early stop, precision
     checkpoint: str | Path | None = None,   # a file of this fit alone, rewritten after every epoch; None: none
     resume: bool = True,                    # go on from `checkpoint` where it is there; False: start again
+    keep: str = "best",                     # the epoch whose weights are left: "best", or "last" where nothing may select
 ) -> pd.DataFrame:                          # history: phase, epoch, train_loss, valid_loss, accuracy
     """Fit `model`, leaving it in eval mode with the weights of its best epoch. Raises `TrainingError` for a loss that
     is not a number, `CheckpointError` for a checkpoint that is damaged, of another run, or cannot be written."""
     if epochs < 1:
         raise ConfigError(f"{phase}: epochs={epochs}; at least 1 expected")
+    if keep not in ("best", "last") or (keep == "last" and recipe.patience is not None):
+        raise ConfigError(f"{phase}: keep={keep!r}, patience={recipe.patience}; 'best', or 'last' without patience, expected")
     seed_everything(seed)
     model.to(dls.device, memory_format=torch.channels_last)
     progress, groups, wds = Progress(phase, show), *_groups(model, wd, recipe.decay_all)
-    own = [KeepBest(), progress, FiniteLoss(), *recipe.callbacks(dls.device)]
+    own = [*([KeepBest()] if keep == "best" else []), progress, FiniteLoss(), *recipe.callbacks(dls.device)]
     if checkpoint is not None:
         settings = {"epochs": epochs, "lr": lr, "wd": wd, "smoothing": smoothing, "phase": phase, "seed": seed}
         own.append(Checkpoint(checkpoint, _describe(model, dls, cbs, settings | {"recipe": asdict(recipe)}), resume))
@@ -594,7 +608,29 @@ def fit_model(
     learn.remove_cb(ProgressCallback)
     try:
         with learn.no_logging():
-            learn.fit(epochs, lr, wds, cbs=ParamScheduler(recipe.schedules(lr)))
+            learn.fit(epochs, lr, wds, cbs=ParamScheduler(recipe.schedules(lr, epochs)))
     finally:
         model.eval()
     return progress.history()
+
+# %% ../nbs/32_train.ipynb #22723cf1
+class Mix(MixUp, CutMix):
+    "MixUp or CutMix, one of them for each training batch."
+
+    def __init__(
+        self,
+        alpha: float = 0.4,  # of the Beta distribution of the shares; small: mostly one image
+        cut: float = 0.5,    # share of the batches that CutMix gets, in [0, 1]
+    ):
+        if not alpha > 0 or not 0 <= cut <= 1:
+            raise ConfigError(f"alpha={alpha}, cut={cut}; a positive number and a share expected")
+        super().__init__(alpha)
+        self.alpha, self.cut = alpha, cut
+
+    def config(self) -> dict[str, float]:  # JSON
+        "The settings, for the record of a run."
+        return {"alpha": self.alpha, "cut": self.cut}
+
+    def before_batch(self) -> None:
+        "Draw which, and mix."
+        (CutMix if torch.rand(()) < self.cut else MixUp).before_batch(self)

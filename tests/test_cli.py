@@ -173,6 +173,22 @@ def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_face
         assert set(asked["ds"].df.split) == {"train"} and asked["protocol"] == ("subject" if more else "honest")
 
 
+@pytest.mark.parametrize("what", ["sqs", "bridge"])
+def test_the_studies_of_sqsnet_are_asked_for_what_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what):
+    from fer_nb import sqs_experiments
+    asked, shown = {}, pd.DataFrame({"accuracy": [0.625]})
+    for name in ("sqs_study", "bridge_study"):
+        monkeypatch.setattr(sqs_experiments, name, lambda ds, *args, **kw: asked.update(kw, args=args, n=len(ds)) or shown)
+    for name in ("accuracy_table", "metrics_table", "bridge_table"):
+        monkeypatch.setattr(sqs_experiments, name, lambda runs: runs)
+    (tmp_path / "s").mkdir()
+    assert main(["study", what, "--data", str(csv_of_faces[0]), "--part", "1", "--epochs", "2", "--seeds", "2", "--table", "fusion",
+                 "--out", str(tmp_path / "s")]) == 0
+    assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / f"{what}.csv")) == 1
+    presets = [a for a in asked["args"] if isinstance(a, sqs_experiments.SQSPreset)]
+    assert presets[0].epochs == 2 and asked["n"] == 210 and (what == "bridge" or "fusion" in asked["args"])
+
+
 def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tmp_path, capsys, monkeypatch):
     from fer_nb import robustness
     from fer_nb.models import HyFER, save_hyfer
@@ -185,6 +201,19 @@ def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tm
         assert main([*study, *(["--robust", *map(str, others)] if others else [])]) == 0
         assert asked["models"] == ["accurate", *names] and asked["n"] == 5 and asked["strong"] == 0 and len(asked["split"]) == 1
     assert main([*study, "--robust", str(files[1]), str(files[1])]) == 2 and "differ" in capsys.readouterr().err
+
+
+def test_harden_begins_with_the_network_it_is_given_and_attacks_them_all(csv_of_faces, tmp_path, capsys, monkeypatch):
+    from fer_nb import experiments
+    from fer_nb.models import HyFER, save_hyfer
+    begun = []
+    a, b, more = (save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors") for name in ("a", "eps1", "more"))
+    monkeypatch.setattr(experiments, "harden", lambda student, ds, out, say: begun.append(student.config) or {"eps1": b})
+    harden = ["study", "harden", "--data", str(csv_of_faces[0]), "--images", "14", "--out", str(tmp_path)]
+    assert main([*harden, "--weights", str(a), "--robust", str(more)]) == 0 and "tradeoff.csv" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "tradeoff.csv")
+    assert begun == [experiments.HYFER["light"]] and list(table.model.unique()) == ["accurate", "eps1", "more"] and len(table) == 9
+    assert table.clean.between(0, 1).all() and (table.n == 14).all()
 
 
 def test_ship_says_where_the_weights_are(csv_of_faces, tmp_path, capsys, monkeypatch):

@@ -14,8 +14,8 @@ from torch import nn
 from fer_nb.attacks import deepfool
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import FERData, read_folder
-from fer_nb.evaluate import (by_group, change_size, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
-                             out_of_fold, predict_logits, robust_curve, shared_labels, stratified_sample)
+from fer_nb.evaluate import (TTA, by_group, change_size, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
+                             out_of_fold, predict_logits, robust_curve, shared_labels, stratified_sample, tta_views)
 
 COLUMNS = ["split", "subset", "tta", "attack", "eps", "steps", "metric", "value", "n", "labels"]
 
@@ -449,3 +449,42 @@ def test_folds_kept_without_a_setting_serve_a_call_without_one(tmp_path):
     np.testing.assert_array_equal(fold_logits(counting_fit([]), ds, splits, tmp_path), want)
     with pytest.raises(DataError, match="epochs was not stated"):
         fold_logits(counting_fit([]), ds, splits, tmp_path, setting={"epochs": 1})
+
+
+# ---------------------------------------------------------------- test-time augmentation
+
+@pytest.mark.parametrize("shape", [(12, 12), (12, 12, 3), (12, 16)])
+@pytest.mark.parametrize("tta", TTA)
+def test_views_are_averaged_and_cost_what_is_said(shape, tta):
+    ds, passes = faces(9, shape), []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 7), nn.Tanh())
+    model.labels = EMOTIONS
+    model.register_forward_hook(lambda *_: passes.append(1))
+    z = predict_logits(model, ds, bs=9, tta=tta)
+    assert len(passes) == TTA[tta]
+    x = torch.from_numpy(ds.array()).float().div(255)
+    x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+    with torch.no_grad():
+        loop = sum(model(view) for view in tta_views(x, tta)) / TTA[tta]
+        logp = sum(model(view).log_softmax(1) for view in tta_views(x, tta)) / TTA[tta]
+    assert np.allclose(z, loop.numpy(), atol=1e-6)
+    assert torch.allclose(torch.from_numpy(z).softmax(1), logp.softmax(1), atol=1e-6)  # the mean of log-probabilities
+
+
+def test_five_views_begin_with_none_and_flip_stay_in_range_and_repeat():
+    x = torch.rand(4, 3, 20, 20)
+    five = list(tta_views(x))
+    assert len(five) == 5 and five[0] is x and torch.equal(five[1], x.flip(3))
+    assert all(v.shape == x.shape and v.min() >= 0 and v.max() <= 1 for v in five)
+    assert all(torch.equal(a, b) for a, b in zip(five, tta_views(x)))
+    assert len({v.sum().item() for v in five[1:]}) == 4
+    flat = torch.full((1, 1, 9, 9), 0.3)
+    assert all(torch.allclose(v, flat) for v in tta_views(flat))
+
+
+def test_a_result_says_how_it_was_asked():
+    ds = faces(30)
+    table = evaluate(net(), ds, tta="five")
+    assert set(table.tta) == {"five"} and table.equals(evaluate(predict_logits(net(), ds, tta="five"), ds, tta="five"))
+    with pytest.raises(ConfigError, match="tta='ten'"):
+        evaluate(net(), ds, tta="ten")

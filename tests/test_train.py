@@ -21,7 +21,7 @@ from torch import nn
 from fer_nb.core import ConfigError, FERError, seed_everything
 from fer_nb.loaders import dataloaders
 from fer_nb.synth import make_faces
-from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, KeepBest, Recipe, ResumableLearner, TrainingError, fit_model,
+from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, KeepBest, Mix, Recipe, ResumableLearner, TrainingError, fit_model,
                           read_checkpoint, write_checkpoint)
 
 
@@ -364,3 +364,115 @@ def test_a_resumed_bar_starts_where_it_was(dls, tmp_path, capsys):
     capsys.readouterr()
     assert len(fit_model(net(), dls, 3, show=True, checkpoint=path, cbs=[On("before_batch", print, 9)])) == 3
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["  fit: epoch 3/3"]
+
+
+# ---------------------------------------------------------------- warm restarts, mixed batches, the last epoch
+
+class Rates(Callback):
+    "Every learning rate that a batch was trained with, across interruptions; breaks off where it is told to."
+
+    order = 65  # after the schedule
+
+    def __init__(self, seen, at=None):
+        self.seen, self.at = seen, at
+
+    def before_batch(self):
+        if self.training:
+            if (self.epoch, self.iter) == self.at:
+                raise KeyboardInterrupt
+            self.seen[self.epoch, self.iter] = self.opt.hypers[0]["lr"]
+
+
+@pytest.mark.parametrize("epochs,cycle", [(7, 3), (6, 2), (3, 50)])
+def test_warm_restarts_are_pytorchs(dls, epochs, cycle):
+    fit_model(net(), dls, epochs, lr=3e-4, wd=1e-5, cbs=[rates := Rates({})], recipe=Recipe("warm_restarts", restart_epochs=cycle))
+    opt, n = torch.optim.AdamW([torch.zeros(1)], lr=3e-4), len(dls.train)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(opt, T_0=cycle, T_mult=1, eta_min=3e-9)
+    for epoch in range(epochs):
+        for i in range(n):
+            theirs.step(epoch + i / n)
+            assert rates.seen[epoch, i] == pytest.approx(opt.param_groups[0]["lr"], rel=1e-6), (epoch, i)
+        assert rates.seen[epoch, 0] == pytest.approx(3e-4) or epoch % cycle
+
+
+@pytest.mark.parametrize("epochs", [7, 11, 49, 93])
+def test_no_epoch_begins_at_the_bottom_by_rounding(epochs):
+    rate = Recipe("warm_restarts", restart_epochs=1).schedules(1.0, epochs)["lr"]
+    assert all(rate(e / epochs) == pytest.approx(1) for e in range(epochs))
+
+
+def test_restarts_and_mixtures_go_on_exactly(faces, tmp_path):
+    def attempt(name, at=None, seen=None):
+        dls = dataloaders(faces.where(split="train"), faces.where(split=["valid", "test"]), bs=32)
+        m = net()
+        history = fit_model(m, dls, 4, lr=1e-2, cbs=[Mix(0.4), Rates({} if seen is None else seen, at)], seed=3,
+                            recipe=Recipe("warm_restarts", restart_epochs=2), checkpoint=tmp_path / name)
+        return m.state_dict(), history
+
+    one, two = {}, {}
+    weights, history = attempt("whole", seen=one)
+    with pytest.raises(KeyboardInterrupt):
+        attempt("broken", (2, 1), two)
+    again, continued = attempt("broken", seen=two)
+    assert one == two and history.equals(continued) and all(torch.equal(weights[k], again[k]) for k in weights)
+
+
+def test_the_mixture_is_part_of_the_run(dls, tmp_path):
+    fit_model(net(), dls, 1, cbs=[Mix(0.4)], checkpoint=tmp_path / "m")
+    with pytest.raises(CheckpointError, match="alpha is 0.4 there and 0.2 here"):
+        fit_model(net(), dls, 1, cbs=[Mix(0.2)], checkpoint=tmp_path / "m")
+
+
+@pytest.mark.parametrize("cut,sizes", [(0.0, {32}), (1.0, {1})])
+def test_one_kind_of_mixture_alone(dls, cut, sizes):
+    class See(Callback):
+        order, run_valid = 12, False
+
+        def after_loss(self):
+            found.add(self.learn.mix.lam.numel())
+
+    found = set()
+    fit_model(net(), dls, 2, cbs=[Mix(0.4, cut), See()])
+    assert found == sizes
+
+
+def test_validation_is_not_mixed(dls):
+    alone = net()
+    history = fit_model(alone, dls, 1, lr=0, wd=0, cbs=[Mix(0.4)], keep="last")
+    with torch.no_grad():
+        right = [(alone(x).argmax(1) == y).float() for x, y in dls.valid]
+    assert history.accuracy[0] == pytest.approx(torch.cat(right).mean().item(), abs=1e-6)
+
+
+def test_the_last_epoch_is_kept_though_another_was_better(dls):
+    class Spoil(Callback):
+        order = 50
+
+        def before_validate(self):
+            if self.epoch == 1:
+                with torch.no_grad():
+                    self.model[-1].weight.zero_()
+                    self.model[-1].bias.zero_()
+
+    last, best = net(), net()
+    fit_model(last, dls, 2, cbs=[Spoil()], keep="last")
+    dls.train.epoch = 0
+    fit_model(best, dls, 2, cbs=[Spoil()])
+    assert not last[-1].weight.any() and best[-1].weight.any()
+
+
+@pytest.mark.parametrize("setting", [dict(restart_epochs=3), dict(schedule="warm_restarts", restart_epochs=0),
+                                     dict(schedule="warm_restarts", warmup=0.2)])
+def test_restarts_that_make_no_sense(setting):
+    with pytest.raises(ConfigError, match="warm_restarts"):
+        Recipe(**setting)
+
+
+def test_a_setting_that_is_new_and_not_used_does_not_refuse_an_older_checkpoint(dls, tmp_path):
+    fit_model(net(), dls, 1, checkpoint=tmp_path / "old")
+    state = read_checkpoint(tmp_path / "old")
+    del state["described"]["settings"]["recipe"]["restart_epochs"]
+    write_checkpoint(state, tmp_path / "old")
+    fit_model(net(), dls, 1, checkpoint=tmp_path / "old")
+    with pytest.raises(CheckpointError, match="restart_epochs is 'absent' there and 5 here|schedule"):
+        fit_model(net(), dls, 1, checkpoint=tmp_path / "old", recipe=Recipe("warm_restarts", restart_epochs=5))
