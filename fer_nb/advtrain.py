@@ -248,7 +248,8 @@ class AdversarialTraining(Callback):
         if bad:
             for part, state in zip(self._parts(), self.good):
                 part.load_state_dict(state)
-        note = f"collapsed: back to the weights of epoch {past.epoch.iloc[-1]}" if bad else ""
+        shallow = "withstands a single step only: a smaller eps or more steps" if slow < self.collapse * fast else ""
+        note = f"collapsed: back to the weights of epoch {past.epoch.iloc[-1]}" if bad else shallow
         row = [self.epoch, max(_eps_values(self.eps)), self.guard, len(self.watched[0]), fast, slow, bad, note]
         self.learn.guard_log, self.good = _appended(self.guard_log, [row]), None
 

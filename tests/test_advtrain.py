@@ -304,6 +304,15 @@ def test_roll_back_of_weights_and_optimiser(opt):
     assert list(log.note[[0, 1, 3]]) == ["", "", ""] and set(log.images) == {BS}
 
 
+def test_a_collapse_with_nothing_to_go_back_to_is_said():
+    class Early(Told):
+        bad = (0, 1)
+    learn = learner(Early(ratio=1.0))
+    learn.fit(3, 1e-2)
+    log = learn.guard_log
+    assert not log.rolled_back[0] and "single step only" in log.note[0] and log.note[2] == ""
+
+
 def test_roll_back_of_the_average():
     """Else a collapsed epoch stays in what is validated and kept."""
     ema, ends = EMA(0.9), []
