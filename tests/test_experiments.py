@@ -1,5 +1,6 @@
 """The studies of the first paper's tables: resumable, paired, and without a leak."""
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -138,3 +139,12 @@ def test_variants_share_everything_but_the_network(faces, tmp_path, monkeypatch)
 def test_budgets_name_networks_that_exist():
     for preset in (STUDY, SHIP):
         assert preset.student in HYFER and len(preset.teachers) >= 2
+
+
+def test_the_card_in_the_package_tells_of_the_committed_settings():
+    def told(value):
+        return {k: told(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    record = HyFER.from_pretrained().card["record"]
+    assert told(record["settings"]) == told(json.loads(json.dumps(asdict(SHIP))))
+    assert record["command"] == "fer-nb ship --data fer2013.csv" and record["seed"] == 0
