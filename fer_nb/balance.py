@@ -128,21 +128,11 @@ def _counts(
     return ds.df.label.value_counts().reindex(ds.labels, fill_value=0).to_dict()
 
 
-def _source(
-    ds: FERData,     # training images
-) -> pd.Series:      # id of the original of each image (N,)
-    "The column `source`; an image without one is its own."
-    if "source" not in ds.df:
-        return ds.df.id
-    source = ds.df.source.astype(object).fillna("")
-    return source.where(source != "", ds.df.id).astype(ds.df.id.dtype)
-
-
 def _sources(
     ds: FERData,     # training images
 ) -> pd.DataFrame:   # one row a source: source, label, row (its position), taken (copies of it there are)
     "The images that copies are made of: originals, or the first copy of one that is not there."
-    source = _source(ds)
+    source = ds.sources()
     number = ds.df.id.str.extract(r"#copy(\d+)$")[0].astype(float).where(source != ds.df.id, 0).fillna(1)
     table = pd.DataFrame({"source": source, "label": ds.df.label, "row": np.arange(len(ds)), "number": number})
     table["taken"] = table.groupby("source").number.transform("max").astype(int)
@@ -189,7 +179,7 @@ def balance(
     "Bring rare classes to their target with transformed copies. Raises `DataError` if any image is not a training one."
     plan = _copy_plan(ds, target_counts(_counts(ds), targets, ds.name))
     minor = _minor(ds, minority)
-    df = ds.df.assign(source=_source(ds), role=np.where(minor, "minority", "majority"))
+    df = ds.df.assign(source=ds.sources(), role=np.where(minor, "minority", "majority"))
     if not len(plan):
         return FERData(df, ds.array(), ds.labels, ds.name)
     number = (plan.view + 1).astype(str).to_numpy()

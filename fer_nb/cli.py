@@ -279,6 +279,13 @@ def _sqs_study(
     return runs, f"{accuracy_table(runs).to_string()}\n\n{metrics_table(runs).to_string()}"
 
 
+def _reported(
+    ds: FERData,  # the data
+) -> FERData:     # what a finished network is judged on
+    "The test images, or the validation images where there are none."
+    return ds.where(split="test" if (ds.df.split == "test").any() else "valid")
+
+
 def _robust_study(
     ds: FERData,               # the data
     out: Path,                 # folder
@@ -297,7 +304,7 @@ def _robust_study(
     models |= {name: load_teacher(path) for name, path in zip(names, others)}
     if len(models) != 1 + len(others):
         raise ConfigError("--robust: file names that differ expected, none of them accurate.safetensors")
-    ds = ds.where(split="test" if (ds.df.split == "test").any() else "valid")
+    ds = _reported(ds)
     tables = robust_study(models, ds, out, n=args.images, strong=args.strong, say=_say)
     return f"{tables['paper_epsilon'].round(3).to_string(index=False)}\ntables: {out}"
 
@@ -313,8 +320,7 @@ def _harden(
     student = HyFER.from_pretrained() if args.weights is None else load_hyfer(args.weights)
     files = harden(student, ds, out, say=_say) | {path.stem: path for path in args.robust or ()}
     models = {"accurate": student} | {name: load_hyfer(path) for name, path in files.items()}
-    reported = ds.where(split="test" if (ds.df.split == "test").any() else "valid")
-    table = price_table(models, reported, n=args.images, say=_say)
+    table = price_table(models, _reported(ds), n=args.images, say=_say)
     with atomic_file(out / "tradeoff.csv") as aside:
         table.to_csv(aside, index=False)
     return f"{table.round(4).to_string(index=False)}\ntable: {out / 'tradeoff.csv'}"

@@ -115,6 +115,13 @@ class FERData:
         table.columns.name = None
         return table.assign(all=table.sum(axis=1))
 
+    def sources(self) -> pd.Series:  # id of the original of each image (N,)
+        "The column `source` that copies carry; an image without one is its own."
+        if "source" not in self.df:
+            return self.df.id
+        source = self.df.source.astype(object).fillna("")
+        return source.where(source != "", self.df.id).astype(self.df.id.dtype)
+
     def fingerprint(self) -> str:  # 16 hexadecimal digits
         "A digest of pixels, ids, labels and splits: two datasets with the same one are the same."
         h = hashlib.sha256("\0".join(self.labels).encode())

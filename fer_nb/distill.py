@@ -349,8 +349,7 @@ class Geometry:
     ) -> np.ndarray:       # int (len(ds),)
         "Which row belongs to each image. Raises `DataError` for an image without features."
         at = {i: k for k, i in enumerate(self.ids)}
-        source = ds.df.source if "source" in ds.df else ds.df.id
-        rows = np.array([at.get(i, at.get(o, -1)) for i, o in zip(ds.df.id, source)], dtype=int)
+        rows = np.array([at.get(i, at.get(o, -1)) for i, o in zip(ds.df.id, ds.sources())], dtype=int)
         if (rows < 0).any():
             raise DataError(f"image {ds.df.id.iloc[int((rows < 0).argmax())]!r} has no geometry features "
                             f"({(rows < 0).sum()} of {len(ds)} images)")

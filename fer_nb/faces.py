@@ -694,7 +694,7 @@ def _distinct(
     return sorted(kept, key=lambda f: f.box[0])
 
 # %% ../nbs/03_faces.ipynb #3399353e
-FER2013_FRAME = (1.17, 0.073)  # side of FER2013's pictures in sides of the detector's box; how far up they reach, in own sides
+FER2013_FRAME = (1.17, 0.052)  # side of FER2013's pictures in sides of the detector's box; how far up they reach, in own sides
 
 
 def _square_map(

@@ -23,16 +23,6 @@ from .data import FERData
 from .twins import find_twins
 
 # %% ../nbs/06_loaders.ipynb #20a9a223
-def _source(
-    ds: FERData,     # the dataset
-) -> pd.Series:      # id of the original of each image (N,)
-    "The column `source`; an image without one is its own."
-    if "source" not in ds.df:
-        return ds.df.id
-    source = ds.df.source.astype(object).fillna("")
-    return source.where(source != "", ds.df.id).astype(ds.df.id.dtype)
-
-
 def leak_groups(
     ds: FERData,                                   # the dataset
     columns: Sequence[str] = ("group", "source", "subject"),  # columns of `ds.df` that tie images together, where present
@@ -67,7 +57,7 @@ def _codes(
     "The values of a column as numbers."
     if column not in ds.df:
         return None
-    return pd.factorize(_source(ds) if column == "source" else ds.df[column].replace("", None))[0]
+    return pd.factorize(ds.sources() if column == "source" else ds.df[column].replace("", None))[0]
 
 # %% ../nbs/06_loaders.ipynb #a8957f6e
 class _GroupFolds(StratifiedGroupKFold):
@@ -229,7 +219,7 @@ def as_split(
 ) -> FERData:                                   # the images of the fold, `split` rewritten to train and test, in their order
     "A fold as a dataset with splits; copies are not tested on. Raises `DataError` where an image or a source is on both sides."
     train, test = _sides(ds, fold)
-    source = _source(ds).to_numpy()
+    source = ds.sources().to_numpy()
     if len(both := np.intersect1d(source[train], source[test])):
         raise DataError(f"image {both[0]!r}, or a copy of it, is both in the training and in the test side of the fold")
     test = test[source[test] == ds.df.id.to_numpy()[test]]
@@ -412,7 +402,7 @@ def dataloaders(
     "Training and validation loaders. Raises `DataError` where the label sets differ or an id is on both sides."
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
-    sides = [set(ds.df.id) | set(_source(ds)) for ds in (train, valid)]
+    sides = [set(ds.df.id) | set(ds.sources()) for ds in (train, valid)]
     if both := sides[0] & sides[1]:
         raise DataError(f"image {sorted(both)[0]!r} is both in training and in validation")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
