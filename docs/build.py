@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SHELVES = ("Start", "Data", "Models", "Training", "Robustness", "Analysis", "Use", "Tutorials")
+SHELVES = ("Start", "Tutorials", "Data", "Models", "Training", "Robustness", "Analysis", "Use", "Explanations")
+EXPLANATIONS = ("08_model_card", "09_scale", "10_fer2013", "11_paper_dmc", "12_paper_sqsnet")  # pages without a question to step through
 DECADES = {"0": "Data", "1": "Models", "2": "Robustness", "3": "Analysis", "4": "Use", "5": "Start"}
 DERIVED = ("nbs/*.ipynb", "nbs/**/*.ipynb", "fer_nb/*.py", "fer_nb/**/*.py", "nbs/sidebar.yml", "nbs/nbdev.yml",
            "README.md", "docs/readme_files/*")
@@ -119,7 +120,9 @@ def sidebar(
     shelves: dict[str, list[str]] = {s: [] for s in SHELVES}
     for nb in notebooks(root):
         by_number = DECADES.get(nb.name[0], "Start")
-        shelf = "Tutorials" if nb.parent.name else shelf_of.get(nb.stem, by_number)
+        shelf = shelf_of.get(nb.stem, by_number)
+        if nb.parent.name:
+            shelf = "Explanations" if nb.stem in EXPLANATIONS else "Tutorials"
         shelves[shelf].append(nb.as_posix())
     shelves["Start"].sort(key=lambda p: (p != "index.ipynb", p))
     lines = ["website:", "  sidebar:", "    contents:"]

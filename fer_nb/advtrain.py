@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import nn
 
 from .attacks import _rows, deepfool, fgsm, pgd
 from .core import ConfigError, ImageError, hash_uniform
+from .launch import gather
 
 # %% ../nbs/21_advtrain.ipynb #4c9fa7d6
 @contextmanager
@@ -174,10 +176,13 @@ class AdversarialTraining(Callback):
         self.learn.clean_xb = self.xb
         x, y = _images_and_labels(self.xb, self.yb)
         if self.guard and self.watched is None:
-            self.watched = x.clone(), y.clone()
-        g = _batch_generator(self.seed, self.epoch, self.iter)
-        self.learn.adv_mask = _draw_rows(len(x), self.ratio, g).to(x.device)
+            self.watched = tuple(torch.cat(parts) for parts in zip(*gather((x.cpu(), y.cpu()))))
+        g, (start, size) = _batch_generator(self.seed, self.epoch, self.iter), _place(self.dl, len(x))
+        rows = _draw_rows(size, self.ratio, g)
+        mine = rows[start:start + len(x)]
+        self.learn.adv_mask, self.weight = mine.to(x.device), int(mine.sum()) * size / max(1, int(rows.sum()) * len(x))
         which = int(torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), 1, generator=g))
+        torch.rand(int(rows[:start].sum()), *x.shape[1:], dtype=x.dtype, generator=g)  # the random starts of other processes
         self._set_budget()
         self.now = self.kinds[which]
         if not self.adv_mask.any():
@@ -221,7 +226,7 @@ class AdversarialTraining(Callback):
         "TRADES: the attacked rows shall agree with the clean ones, whatever else the loss has become by now."
         if self.adv_pred is not None:
             clean, adv = _first(self.pred)[self.adv_mask], self.adv_pred
-            self.learn.loss_grad = self.loss_grad + self.trades * _disagreement(clean.float(), adv.float())
+            self.learn.loss_grad = self.loss_grad + self.trades * self.weight * _disagreement(clean.float(), adv.float())
             self.learn.loss = self.learn.loss_grad.detach().clone()
 
     def after_batch(self):
@@ -231,7 +236,9 @@ class AdversarialTraining(Callback):
 
     def after_train(self):
         "Write the sums of the epoch into `learn.adv_log`, and let the guard look."
-        rows = [_log_row(self, kind, *sums.tolist()) for kind, sums in self.sums.items() if sums[0] > 0]
+        every = gather({kind: sums.cpu() for kind, sums in self.sums.items()})
+        sums = {kind: sum(one[kind] for one in every if kind in one) for kind in {k: None for one in every for k in one}}
+        rows = [_log_row(self, kind, *values.tolist()) for kind, values in sums.items() if values[0] > 0]
         self.learn.adv_log = _appended(self.adv_log, rows)
         if self.guard and self.watched is not None:
             self._look()
@@ -242,7 +249,7 @@ class AdversarialTraining(Callback):
 
     def _look(self):
         "Measure the watched batch; after a collapse go back to the weights at the start of the epoch."
-        fast, slow = self._probe()
+        fast, slow = np.mean(gather(self._probe()), axis=0).tolist()
         past = self.guard_log[~self.guard_log.rolled_back.astype(bool)]
         bad = _collapsed(past.fgsm.tolist(), past.pgd.tolist(), fast, slow, self.collapse)
         if bad:
@@ -339,6 +346,14 @@ def _check_settings(
         raise ConfigError("TRADES needs random_start: at the clean image the divergence has no gradient")
 
 # %% ../nbs/21_advtrain.ipynb #11b74dfc
+def _place(
+    dl: object,  # the loader of the batch
+    n: int,      # images that this process has of it
+) -> tuple[int, int]:  # where they begin in the batch, and the size of that
+    "The part of a batch, where several processes share it (see `launch`)."
+    return dl.place if getattr(dl, "team", (0, 1))[1] > 1 else (0, n)
+
+
 def _images_and_labels(
     xb: tuple,  # inputs of the batch
     yb: tuple,  # targets of the batch

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from .core import ConfigError, DataError
 from .data import SPLITS, VOTE_COLUMNS, FERData
+from .launch import divided
 from .twins import BLANK_STD, TwinSearch, find_twins, grey_thumbs
 
 # %% ../nbs/04_audit.ipynb #141a5877
@@ -64,17 +65,19 @@ def picture_quality(
 ) -> pd.DataFrame:       # id, sharpness, contrast, dark, bright, side, std; one row an image
     "Sharpness, contrast, exposure and size of every image."
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
-    parts = []
-    for rows in np.split(np.arange(len(ds)), range(block, len(ds), block)) if len(ds) else ():
-        part = ds.take(rows)
+
+    def measured(start: int) -> pd.DataFrame:
+        part = ds.take(np.arange(start, min(start + block, len(ds))))
         x = grey_thumbs(part).float()
         flat = x.flatten(1)
         variance = flat.var(1, correction=0)
         laplacian = F.conv2d(x[:, None], kernel).flatten(1).var(1, correction=0)
         low, high = torch.quantile(flat, torch.tensor([0.05, 0.95]), dim=1)
-        parts.append(pd.DataFrame({
+        return pd.DataFrame({
             "id": part.df.id, "sharpness": laplacian / variance.clamp_min(1e-6), "contrast": high - low,
-            "dark": (flat < 16).float().mean(1), "bright": (flat > 239).float().mean(1), "std": variance.sqrt()}))
+            "dark": (flat < 16).float().mean(1), "bright": (flat > 239).float().mean(1), "std": variance.sqrt()})
+
+    parts = divided(range(0, len(ds), block), measured)
     columns = ["id", "sharpness", "contrast", "dark", "bright", "std"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return table.assign(side=[min(shape) for shape in _sizes(ds)])
@@ -221,11 +224,11 @@ class Audit:
         "The dataset as it is, with the groups that folds must keep together."
         return FERData(self.ds.df.assign(group=self.groups), self.ds._images, self.ds.labels, self.ds.name)
 
-    def summary(self) -> pd.DataFrame:  # kind × split: images with an issue
+    def summary(self) -> pd.DataFrame:  # kind × split: images with an issue; kinds that were not looked for have no row
         "How many images have each kind of issue, per split."
         df = self.issues.merge(self.ds.df[["id", "split"]], on="id")
         splits = [s for s in SPLITS if (self.ds.df.split == s).any()]
-        table = pd.crosstab(df.kind, df.split).reindex(index=KINDS, columns=splits, fill_value=0)
+        table = pd.crosstab(df.kind, df.split).reindex(index=[k for k in KINDS if k in self.kinds], columns=splits, fill_value=0)
         table.columns.name = None
         return table.assign(all=table.sum(axis=1))
 

@@ -8,7 +8,6 @@ __all__ = ['PAPER_TARGETS', 'target_counts', 'minority_classes', 'ClassAugment',
 
 # %% ../nbs/05_balance.ipynb #3b117d4b
 import json
-import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +19,8 @@ import torch
 from PIL import Image
 
 from .augment import Augment
-from .core import ConfigError, DataError, LabelError, atomic_folder, file_sha256
-from .data import FERData
+from .core import ConfigError, DataError, atomic_folder, file_sha256
+from .data import FERData, _inside
 
 # %% ../nbs/05_balance.ipynb #741bfd8c
 PAPER_TARGETS = {
@@ -300,9 +299,9 @@ def read_balanced(
             with np.load(folder / "images.npz", allow_pickle=False) as kept:
                 images = kept["images"]
         else:
-            images = [folder / f for f in df.pop("file")]
+            images = [folder / _inside(f, f"manifest.csv, row {k}") for k, f in enumerate(df.pop("file"), 2)]
         ds = FERData(df, images, about["labels"], about["name"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, DataError, LabelError) as e:
+    except Exception as e:  # JSON, CSV and ZIP readers meet damage with errors of every kind
         raise DataError(f"{folder}: not a complete folder of write_balanced ({type(e).__name__}: {e})") from e
     ds.array()
     if file_sha256(folder / "manifest.csv") != about["manifest"] or ds.fingerprint() != about["fingerprint"]:

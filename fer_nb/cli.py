@@ -16,15 +16,15 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import pandas as pd
 
-from .core import ConfigError, DataError, FERError, atomic_file, atomic_folder, keep_freed_memory
-from .data import (FERData, add_votes, read_affectnet, read_fer2013, read_folder, read_kdef,
+from .core import ConfigError, DataError, FERError, atomic_file, keep_freed_memory
+from .data import (FERData, add_votes, read_affectnet, read_fer2013, read_ferplus, read_folder, read_kdef,
                          read_rafdb)
 
 # %% ../nbs/50_cli.ipynb #31992932
@@ -102,7 +102,8 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
                                          "Finished runs lie in the folder; a study that was broken off goes on.")
     study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "robust", "harden", "sqs", "bridge"))
     study.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
-    study.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv (labels)")
+    study.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv: the judge of labels; sqs, bridge: FER+'s "
+                                                                   "majority labels instead of FER2013's")
     study.add_argument("--seeds", type=int, default=3, metavar="N", help="runs a row (default: %(default)s)")
     study.add_argument("--part", type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s; labels takes all)")
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
                             description="Teachers, EADD and adversarial training at length. Leaves weights with their cards, "
                                         "results.csv, history.csv and teacher_weights.csv; takes hours, and goes on where it was broken off.")
     ship.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
+    ship.add_argument("--votes", type=Path, required=True, metavar="CSV", help="FER+'s fer2013new.csv, whose annotators are a teacher")
     ship.add_argument("--out", type=Path, default=Path("runs/shipped"), metavar="DIR", help="folder (default: %(default)s)")
     ship.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
     _predict_parser(verbs)
@@ -158,10 +160,11 @@ def _audit(
 ) -> str:                      # what to say at the end
     "The verb `audit`."
     from fer_nb.audit import audit
+    from fer_nb.launch import one_folder
     from fer_nb.twins import TwinSearch
     ds = read_any(args.data, args.votes)
     out = args.out or Path("runs") / f"{args.data.resolve().stem}-audit"
-    with atomic_folder(out, args.overwrite) as aside:
+    with one_folder(out, args.overwrite) as aside:
         found = None
         if args.faces:
             from fer_nb.faces import find_faces
@@ -192,8 +195,9 @@ def _read_probs(
 def _say(
     text: str,  # about the part that begins
 ) -> None:
-    "Progress of a long verb, with the time."
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    "Progress of a long verb, with the time; of several processes the first one speaks."
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def _study(
@@ -210,8 +214,9 @@ def _study(
     epochs = {} if args.epochs is None else {"epochs": args.epochs}
     kinds = {"protocol": _data_study, "labels": _data_study, "sqs": _sqs_study, "bridge": _sqs_study}
     table, shown = kinds.get(args.what, _teacher_study)(ds, out, epochs, args)
-    with atomic_file(out / f"{args.what}.csv") as aside:
-        table.to_csv(aside, index=False)
+    if os.environ.get("RANK", "0") == "0":
+        with atomic_file(out / f"{args.what}.csv") as aside:
+            table.to_csv(aside, index=False)
     return f"{shown}\ntable: {out / args.what}.csv"
 
 
@@ -271,7 +276,8 @@ def _sqs_study(
 
     from fer_nb.experiments import study_part
     from fer_nb.sqs_experiments import SQS_PRESETS, accuracy_table, bridge_study, bridge_table, metrics_table, sqs_study
-    preset, ds = replace(SQS_PRESETS[args.preset], **epochs), study_part(ds, args.part)
+    ds = study_part(ds if args.votes is None else read_ferplus(args.votes, ds), args.part)
+    preset = replace(SQS_PRESETS[args.preset], **epochs)
     if args.what == "bridge":
         runs = bridge_study(ds, preset, seeds=range(args.seeds), out=out / "runs", say=_say)
         return runs, bridge_table(runs).round(3).to_string()
@@ -332,8 +338,8 @@ def _ship(
     "The verb `ship`."
     keep_freed_memory()
     from fer_nb.experiments import train_shipped
-    command = f"fer-nb ship --data {args.data.name}"
-    return f"weights: {train_shipped(read_any(args.data), args.out, command=command, overwrite=args.overwrite, say=_say)}"
+    command = f"fer-nb ship --data {args.data.name} --votes {args.votes.name}"
+    return f"weights: {train_shipped(read_any(args.data, args.votes), args.out, command=command, overwrite=args.overwrite, say=_say)}"
 
 
 def _execute(
@@ -431,10 +437,12 @@ def _predict(
     args: argparse.Namespace,  # parsed arguments
 ) -> int:                      # exit status
     "The verb `predict`."
-    from fer_nb.faces import FaceFinder
+    from fer_nb.faces import FaceFinder, landmarker_file
     from fer_nb.predict import Recogniser
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)  # the error says it
     recogniser, counts = Recogniser(args.weights, args.crop, FaceFinder(args.smallest)), Counter()
+    if args.crop:
+        landmarker_file()  # where it is missing, that is said before the first line
     if args.out == "annotated" and (to := args.to or Path("predicted")).exists() and not args.overwrite:
         raise DataError(f"{to}: exists already; choose another --to or pass --overwrite")
     seen = recogniser.seen(args.paths, args.every, args.smooth)
@@ -458,6 +466,14 @@ def _predict(
     return 1 if counts["error"] else 0
 
 
+def _team() -> AbstractContextManager[tuple[int, int]]:  # a `with` block: rank, number of processes
+    "The processes that a launcher started; where there is one, without loading PyTorch."
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext((0, 1))
+    from fer_nb.launch import team
+    return team()
+
+
 def main(
     argv: Sequence[str] | None = None,  # arguments; None: those of the process
 ) -> int:                               # exit status: 0; 1 done in part; 2 for input that cannot be used; 130 after Ctrl-C
@@ -465,7 +481,8 @@ def main(
     args = parser().parse_args(argv)
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)  # fastai's import
     try:
-        done = {"audit": _audit, "study": _study, "ship": _ship, "predict": _predict}.get(args.verb, _execute)(args)
+        with _team() as (rank, _):
+            done = {"audit": _audit, "study": _study, "ship": _ship, "predict": _predict}.get(args.verb, _execute)(args)
     except FERError as e:
         print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
         return 2
@@ -473,6 +490,7 @@ def main(
         print("fer-nb: interrupted; nothing is half-written", file=sys.stderr)
         return 130
     if isinstance(done, str):
-        print(done)
+        if rank == 0:
+            print(done)
         return 0
     return done

@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import warnings
-import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -190,6 +189,18 @@ def to_array(
     return np.asarray(im.convert("L" if im.mode in ("L", "1") else "RGB"))
 
 
+def _opened(
+    path: str | Path,  # an image file
+) -> Image.Image:      # not decoded yet
+    "Open a picture that is not too large to be decoded, and that no other program has to run (as EPS would)."
+    Image.init()
+    im = Image.open(path, formats=sorted(set(Image.OPEN) - {"EPS"}))
+    if Image.MAX_IMAGE_PIXELS and im.width * im.height > Image.MAX_IMAGE_PIXELS:
+        im.close()
+        raise Image.DecompressionBombError(f"{im.width} × {im.height} pixels, at most {Image.MAX_IMAGE_PIXELS:,}")
+    return im
+
+
 def read_image(
     path: str | Path | Crop,  # an image file that Pillow reads, or a box in one
 ) -> np.ndarray:              # uint8, grey (H, W) or RGB (H, W, 3)
@@ -197,9 +208,7 @@ def read_image(
     if isinstance(path, Crop):
         return path.cut(read_image(path.path))
     try:
-        with Image.open(path) as im:
-            if Image.MAX_IMAGE_PIXELS and im.width * im.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{im.width} × {im.height} pixels, at most {Image.MAX_IMAGE_PIXELS:,}")
+        with _opened(path) as im:
             return to_array(im)
     except FileNotFoundError as e:
         raise ImageError(f"{path}: no such file") from e
@@ -389,8 +398,8 @@ def _check_pixels(
     for word in words:
         if not re.fullmatch("-?[0-9]+", word):
             raise DataError(f"{where}: pixel {word!r} is not a whole number")
-        if not 0 <= int(word) <= 255:
-            raise DataError(f"{where}: pixel {word} is outside 0-255")
+        if len(word) > 9 or not 0 <= int(word) <= 255:
+            raise DataError(f"{where}: pixel {word[:40]} is outside 0-255")
     return np.array(words, dtype=np.uint8)
 
 
@@ -877,11 +886,11 @@ def _broken(
     "Find pictures that do not decode, are blank, or differ in size from most."
     def look(path: Path) -> tuple[tuple[int, int], float] | str:
         try:
-            with Image.open(path) as im:
+            with _opened(path) as im:
                 size = im.size
                 im.draft("L", (max(1, im.width // 8), max(1, im.height // 8)))
                 return size, float(np.asarray(im.convert("L"), dtype=np.float32).std())
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except Exception:  # Pillow's readers meet damage with errors of every kind
             return "not decodable"
 
     with ThreadPoolExecutor() as pool:
@@ -1138,11 +1147,12 @@ def _list_rows(
 def _box(
     fields: list[str],           # x, y, width, height
 ) -> tuple[int, int, int, int]:  # all -1 where one of them is no number: pictures without a face have no box
-    "A box in whole pixels."
+    "A box in whole pixels, none where it is larger than any picture."
     try:
-        return tuple(round(float(text)) for text in fields)
+        box = tuple(round(float(text)) for text in fields)
     except (ValueError, OverflowError):
         return (-1,) * 4
+    return box if max(map(abs, box)) < 2**31 else (-1,) * 4
 
 
 def _affect(
@@ -1196,11 +1206,14 @@ def _scalar(
     "What a .npy file of layout B holds; pickled objects are refused."
     try:
         value = np.load(path, allow_pickle=False).item()
-        return value.decode() if isinstance(value, bytes) else value
+        value = value.decode() if isinstance(value, bytes) else value
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such file") from e
-    except (ValueError, OSError, EOFError, SyntaxError) as e:
+    except Exception as e:  # NumPy's reader meets damage with errors of every kind
         raise DataError(f"{path}: not one number in NumPy's format ({e})") from e
+    if not isinstance(value, (str, int, float)):
+        raise DataError(f"{path}: {value!r} is not one number")
+    return value
 
 # %% ../nbs/01_data.ipynb #5b3c4781
 def _listing(
@@ -1270,7 +1283,7 @@ def _cached(
             with np.load(path, allow_pickle=False) as kept:
                 if _unpack(kept["digest"]) == [digest]:
                     return pd.DataFrame({c: _unpack(kept[c]) for c in kept if c != "digest"})
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+    except Exception as e:  # readers meet damage with errors of every kind
         warnings.warn(f"{path}: the index is damaged ({type(e).__name__}) and is made anew", stacklevel=4)
     df = build()
     try:

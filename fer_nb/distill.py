@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['eadd_weights', 'distill_loss', 'eadd_distill', 'StaleCacheError', 'TeacherLogits', 'view_key', 'logits_size',
            'teacher_logits', 'load_teacher_logits', 'geometry_features', 'Geometry', 'find_geometry', 'fit_geometry',
-           'geometry_logits', 'EADD']
+           'geometry_logits', 'Annotators', 'fit_annotators', 'annotator_logits', 'EADD']
 
 # %% ../nbs/11_distill.ipynb #99b5b06e
 import hashlib
@@ -19,13 +19,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from tqdm.auto import tqdm
 
 from .augment import Augment
 from .core import ConfigError, DataError, LabelError, atomic_file, hash_uniform, seed_everything
-from .data import FERData
+from .data import VOTE_COLUMNS, FERData
 from .faces import FaceRefiner
+from .launch import divided, gather
 from .loaders import ReplayLoader
 from .models import GeometryTeacher, weights_digest
 
@@ -203,16 +205,26 @@ def teacher_logits(
         print(f"teacher {name}: {train.views} views of {images}, {size / 1e6:.1f} MB", flush=True)
     modes = {m: m.training for m in teacher.modules()}
     teacher.eval()
-    try:
-        for part, view in tqdm(todo, desc=f"teacher {name}", leave=False, disable=None if show else True):
-            loader = train if part == "train" else valid
-            file = None if folder is None else folder / f"{part}-{view:04}.npy"
-            kept = None if file is None else _load_table(file, (len(loader.x), len(labels)))
-            tables[part][view] = _ask(teacher, loader, view, train, bs, name) if kept is None else kept
-            if file is not None and kept is None:
+    bar = tqdm(total=len(todo), desc=f"teacher {name}", leave=False, disable=None if show else True)
+
+    def asked(at: tuple[str, int]) -> np.ndarray:
+        part, view = at
+        loader = train if part == "train" else valid
+        file = None if folder is None else folder / f"{part}-{view:04}.npy"
+        table = None if file is None else _load_table(file, (len(loader.x), len(labels)))
+        if table is None:
+            table = _ask(teacher, loader, view, train, bs, name)
+            if file is not None:
                 with atomic_file(file) as aside:
-                    np.save(aside, tables[part][view])
+                    np.save(aside, table)
+        bar.update()
+        return table
+
+    try:
+        for (part, view), table in zip(todo, divided(todo, asked)):
+            tables[part][view] = table
     finally:
+        bar.close()
         for module, training in modes.items():
             module.training = training
     return TeacherLogits(name, labels, np.stack(tables["train"]), np.stack(tables["valid"]), key)
@@ -448,6 +460,62 @@ def geometry_logits(
     key |= {"teacher": weights_digest(teacher)}
     return TeacherLogits(teacher.name, teacher.labels, *tables, key, *speaks)
 
+# %% ../nbs/11_distill.ipynb #5b174fb9
+def _vote_features(
+    ds: FERData,  # with `VOTE_COLUMNS`
+) -> np.ndarray:  # float (N, 20): shares of the ten counts and their square roots; 0 where nobody voted
+    "Votes as numbers. Raises `DataError` without them."
+    if missing := [c for c in VOTE_COLUMNS if c not in ds.df]:
+        raise DataError(f"{ds.name}: no column {missing[0]!r}, so no annotators to ask; add_votes and read_ferplus make them")
+    votes = ds.df[list(VOTE_COLUMNS)].to_numpy(float)
+    shares = votes / np.maximum(votes.sum(1, keepdims=True), 1)
+    return np.hstack([shares, np.sqrt(shares)])
+
+
+@dataclass
+class Annotators:
+    "What a label is likely to be where people voted so."
+
+    labels: tuple[str, ...]          # label names in the order of the logits
+    model: LogisticRegression        # on the features of votes, fitted
+    name: str = "annotators"         # in tables
+
+    def logits(
+        self,
+        ds: FERData,   # with `VOTE_COLUMNS`
+    ) -> np.ndarray:   # float32 (N, C): log-probabilities, at least -15; all 0 where nobody voted
+        "Their opinion about each picture. Raises `DataError` without votes."
+        x, out = _vote_features(ds), np.full((len(ds), len(self.labels)), -15.0, np.float32)
+        out[:, self.model.classes_] = np.maximum(self.model.predict_log_proba(x), -15)
+        out[~x.any(1)] = 0
+        return out
+
+
+def fit_annotators(
+    ds: FERData,     # training images with `VOTE_COLUMNS`
+    C: float = 1.0,  # inverse strength of the penalty, see scikit-learn's `LogisticRegression`
+) -> Annotators:     # for `annotator_logits`
+    "Learn what votes say about this dataset's labels. Raises `DataError` without votes, or with one label only."
+    x, y = _vote_features(ds), ds.targets()
+    voted = x.any(1)
+    if (n := len(np.unique(y[voted]))) < 2:
+        raise DataError(f"{ds.name}: {voted.sum()} images with votes, of {n} labels; at least 2 labels expected")
+    return Annotators(ds.labels, LogisticRegression(C=C, max_iter=2000).fit(x[voted], y[voted]))
+
+# %% ../nbs/11_distill.ipynb #6294c287
+def annotator_logits(
+    teacher: Annotators,   # from `fit_annotators`
+    train: ReplayLoader,   # training loader, of pictures with votes
+    valid: ReplayLoader,   # validation loader, the same
+) -> TeacherLogits:        # one view that stands for all; silent where nobody voted
+    "What the annotators say about each picture, for `EADD`."
+    said = [teacher.logits(loader.ds)[_positions(loader)] for loader in (train, valid)]
+    key = {k: v for k, v in view_key(train, valid).items() if k.endswith(("images", "rows"))}
+    weights = np.hstack([teacher.model.coef_, teacher.model.intercept_[:, None]])
+    key |= {"teacher": hashlib.sha256(weights.tobytes()).hexdigest()[:16]}
+    tables = (_half(torch.from_numpy(z), loader, f"teacher {teacher.name}")[None] for z, loader in zip(said, (train, valid)))
+    return TeacherLogits(teacher.name, teacher.labels, *tables, key, *((z != 0).any(1) for z in said))
+
 # %% ../nbs/11_distill.ipynb #6233118c
 class EADD(Callback):
     "Emotion-Aware Dynamic Distillation as a fastai callback (Eq. 1-5)."
@@ -500,7 +568,7 @@ class EADD(Callback):
         if not isinstance(self.accuracy, str) and np.shape(self.accuracy) != shape:
             raise ConfigError(f"accuracies of shape {np.shape(self.accuracy)}; {shape}, teachers by emotions, expected")
         self._settings(0.0)
-        self._new_fit = True
+        self._new_fit, self.learn.clean_xb = True, None  # an attack that crashed may have left its images
 
     def _begin(self) -> None:
         "The first epoch of a fit: start from nothing, or from what was loaded."
@@ -616,8 +684,10 @@ class EADD(Callback):
         tau: float | Sequence[float],      # τ
     ) -> None:
         "Move Acc towards this batch, for the emotions that occur in it; the weights follow at once."
-        for i, (z, said) in enumerate(zip(z_t, speaks)):
-            batch = _recalls(z.argmax(1)[said].cpu().numpy(), y[said].cpu().numpy(), self.acc.shape[1], missing=np.nan)
+        said = gather((z_t.argmax(2).cpu().numpy(), y.cpu().numpy(), speaks.cpu().numpy()))
+        guesses, true, speaks = (np.concatenate(parts, -1) for parts in zip(*said))
+        for i, (guess, said) in enumerate(zip(guesses, speaks)):
+            batch = _recalls(guess[said], true[said], self.acc.shape[1], missing=np.nan)
             seen = ~np.isnan(batch)
             self.acc[i, seen] = self.momentum * self.acc[i, seen] + (1 - self.momentum) * batch[seen]
         self.weights = eadd_weights(self.acc, tau).to(self.dls.device)

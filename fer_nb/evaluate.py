@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -359,7 +358,7 @@ def _read_fold(
         with np.load(path, allow_pickle=False) as file:
             kept = {name: file[name] for name in ("logits", "train", "test", "data")}
             fitted = json.loads(str(file["setting"])) if "setting" in file else _as_text("")
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, BadZipFile) as e:
+    except Exception as e:  # ZIP and NumPy readers meet damage with errors of every kind
         raise DataError(f"{path}: not a finished fold ({e}); delete it, and the fold is trained again") from e
     if str(kept["data"]) != ds.fingerprint():
         raise DataError(f"{path}: belongs to other data ({kept['data']}, not {ds.fingerprint()})")

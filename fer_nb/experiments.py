@@ -21,9 +21,10 @@ from scipy.special import log_softmax
 from .audit import audit
 from .augment import Augment
 from .compare import holm, paired_t
-from .core import ConfigError, DataError, atomic_folder
+from .core import ConfigError, DataError
 from .data import FERData, resized
 from .evaluate import evaluate, predict_logits, robust_curve
+from .launch import divided, one_folder
 from .loaders import as_split, folds, leak_groups
 from .metrics import ece, fit_temperature
 from .models import HYFER, HyFER, save_hyfer, weights_digest
@@ -38,8 +39,9 @@ from .twins import TwinSearch
 STUDY = Preset((TeacherSpec("efficientnet_lite0", 64, 3, 1e-3), TeacherSpec("efficientnet_lite1", 64, 3, 1e-3),
                 TeacherSpec("geometry", 48, 40, 3e-3, bs=256)), student="light", epochs=8, views=3, adv_epochs=1,
                adv_steps=2)
-SHIP = Preset((TeacherSpec("efficientnet_lite0", 96, 5, 7e-4), TeacherSpec("geometry", 48, 40, 3e-3, bs=256)),
-              student="light_rep_wide", epochs=40, views=6, alpha=0.5, targets=None, adv_epochs=3, adv_steps=2,
+SHIP = Preset((TeacherSpec("efficientnet_lite0", 96, 5, 7e-4), TeacherSpec("geometry", 48, 40, 3e-3, bs=256),
+               TeacherSpec("annotators")), student="light_rep_wide", epochs=80, views=12, alpha=0.3, T=2.0, targets=None,
+              adv_epochs=3, adv_steps=2,
               recipe=Recipe(ema=0.999, decay_all=False), amp="bf16",
               augment=Augment(brightness=0.1, contrast=0.2, erase=0.25))
 
@@ -176,12 +178,13 @@ def kfold_study(
     claim(Path(out), {"settings": asdict(preset), "data": ds.fingerprint(), "k": k, "seed": seed, "protocol": protocol})
     pool = FERData(ds.df.assign(split="train"), ds._images, ds.labels, ds.name)
     pool = audit(pool, ("duplicate", "multilabel"), TwinSearch() if preset.near_twins else None).grouped()
-    tables = []
-    for n, fold in enumerate(folds(pool, k, seed, leak_groups(pool), protocol)):
-        def made(n: int = n, fold: tuple = fold) -> pd.DataFrame:
-            return _fold(as_split(pool, fold), preset, seed, Path(out) / f"fold-{n}", lambda text: say(f"fold {n}: {text}")).assign(fold=n)
-        tables.append(kept_table(Path(out) / f"fold-{n}.csv", {}, made))
-    return pd.concat(tables, ignore_index=True)
+
+    def fitted(part: tuple[int, tuple]) -> pd.DataFrame:
+        n, fold = part
+        return kept_table(Path(out) / f"fold-{n}.csv", {}, lambda: _fold(
+            as_split(pool, fold), preset, seed, Path(out) / f"fold-{n}", lambda text: say(f"fold {n}: {text}")).assign(fold=n))
+
+    return pd.concat(divided(list(enumerate(folds(pool, k, seed, leak_groups(pool), protocol))), fitted), ignore_index=True)
 
 
 def _fold(
@@ -251,20 +254,20 @@ LICENCE = ("Trained on FER2013 (Goodfellow et al. 2013), collected from web sear
 
 
 def train_shipped(
-    ds: FERData,                                # FER2013 with the images to report on
+    ds: FERData,                                # FER2013 with the images to report on, and with FER+'s votes if `preset` asks annotators
     out: str | Path = "runs/shipped",           # appears when all is done; work lies in `<out>.work` until then
     preset: Preset = SHIP,                      # settings
     seed: int = 0,                              # of everything
-    command: str = "fer-nb ship --data fer2013.csv",  # for the card
+    command: str = "fer-nb ship --data fer2013.csv --votes fer2013new.csv",  # for the card
     overwrite: bool = False,                    # replace a folder that is there
     say: Callable[[str], None] = lambda text: None,  # told about each part
 ) -> Path:                                      # `out`: both weights with their cards, results.csv, history.csv, teacher_weights.csv
     """The run behind the weights in the package. Raises `DataError` where the folder exists, `CheckpointError` where the
     work of another run lies there."""
     work = Path(out).with_name(Path(out).name + ".work")
-    with atomic_folder(out, overwrite) as folder:
+    with one_folder(out, overwrite) as folder:
         ds = resized(ds, preset.size)
-        parts = make_splits(ds, preset, seed)
+        parts = _splits_blind_to_votes(ds, preset, seed)
         claim(work, {"settings": asdict(preset), "seed": seed, "data": ds.fingerprint()})
         nets, kept, histories = [], [], []
         for k, spec in enumerate(preset.teachers):
@@ -289,6 +292,23 @@ def train_shipped(
         pd.concat([*histories, history, more], ignore_index=True).to_csv(folder / "history.csv", index=False)
         eadd.history.to_csv(folder / "teacher_weights.csv", index=False)
     return Path(out)
+
+
+def _splits_blind_to_votes(
+    ds: FERData,     # as it came, with votes or without
+    preset: Preset,  # settings
+    seed: int,       # of the hold-out
+) -> Splits:         # votes stand beside the images as before
+    "The parts that `make_splits` makes of the same images without votes."
+    votes = [c for c in ds.df if c.startswith("vote_")]
+    parts = make_splits(FERData(ds.df.drop(columns=votes), ds._images, ds.labels, ds.name), preset, seed)
+    by_id = ds.df.set_index("id")[votes]
+
+    def joined(part: FERData) -> FERData:
+        beside = by_id.loc[part.sources()].set_index(part.df.index)
+        return FERData(pd.concat([part.df, beside], axis=1), part._images, part.labels, part.name)
+
+    return replace(parts, train=joined(parts.train), select=joined(parts.select), report=joined(parts.report))
 
 
 def _mean(

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
@@ -419,7 +419,7 @@ def _load_part(
     try:
         part = np.load(path, allow_pickle=False)
         return part if part.dtype == _RECORD else np.empty(0, _RECORD)
-    except (ValueError, OSError, EOFError):
+    except Exception:  # NumPy's reader meets damage with errors of every kind
         return np.empty(0, _RECORD)
 
 
@@ -473,6 +473,15 @@ def _records(
     return out
 
 # %% ../nbs/03_faces.ipynb #46c2a465
+def _end_with_parent() -> None:
+    "Let this worker end when the process that started it has ended."
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _search_all(
     search: _Search,                                   # the settings
     chunks: Iterable[list[tuple[bytes, np.ndarray]]],  # from `_unseen`
@@ -482,7 +491,7 @@ def _search_all(
     if workers == 1:
         yield from (_records(search, batch) for batch in chunks)
         return
-    pool, waiting = ProcessPoolExecutor(workers, mp_context=get_context("spawn")), deque()
+    pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent), deque()
     try:
         for batch in chunks:
             waiting.append(pool.submit(_records, search, batch))

@@ -8,13 +8,14 @@ __all__ = ['leak_groups', 'folds', 'straddling', 'fold_table', 'as_split', 'offi
 
 # %% ../nbs/06_loaders.ipynb #a607c323
 import warnings
-from typing import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.torch_core import to_detach
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .augment import Augment
@@ -325,7 +326,7 @@ class ReplayLoader(DataLoader):
         if rows is not None:
             self.x, self.y = _Repeated(self.x, self.rows), self.y[self.rows]
         self.train, self.augment, self.seed, self.views = train, augment if train else None, seed, views
-        self.epoch, self.ids = 0, None
+        self.epoch, self.ids, self.team, self.place = 0, None, (0, 1), None
         super().__init__(range(len(self.x)), bs=min(bs, len(self.x)), num_workers=0, shuffle=train, drop_last=train,
                          device=torch.device(device))
 
@@ -339,6 +340,18 @@ class ReplayLoader(DataLoader):
         if not self.train:
             return list(range(self.n))
         return np.argsort(hash_uniform(self.seed, self.epoch, np.arange(self.n), -1), kind="stable").tolist()
+
+    def chunkify(
+        self,
+        b: Iterable[int],         # positions in the order of this epoch
+    ) -> Iterator[list[int]]:     # of each batch what `team`, a rank and a number of processes, leaves to this process
+        "Cut the epoch into batches; `place` is where a part begins in its batch, and the size of that."
+        rank, world = self.team
+        for batch in super().chunkify(b):
+            start, end = (len(batch) * r // world for r in (rank, rank + 1))
+            self.place = start, len(batch)
+            if start < end:
+                yield batch[start:end]
 
     def create_item(
         self,
@@ -364,6 +377,15 @@ class ReplayLoader(DataLoader):
         "The images at `ids` as the student sees them in `view`."
         x = self.x[ids].float().div_(255)
         return x if self.augment is None else self.augment(x, ids, self.view if view is None else view, self.seed)
+
+    def to_detach(
+        self,
+        b: object,             # tensors, or lists of them
+        cpu: bool = True,      # bring them to the CPU
+        gather: bool = True,   # ignored
+    ) -> object:               # the same, without gradients
+        "What fastai measures with: of this process, not gathered, for its parts need not be of one size."
+        return to_detach(b, cpu, gather=False)
 
     def new(
         self,
@@ -399,12 +421,16 @@ def dataloaders(
     device: torch.device | str | None = None,     # None: CUDA where there is one
     rows: np.ndarray | None = None,               # see `ReplayLoader`; of the training images
 ) -> DataLoaders:                                 # fastai DataLoaders with `.vocab`, the label names
-    "Training and validation loaders. Raises `DataError` where the label sets differ or an id is on both sides."
+    """Training and validation loaders. Raises `DataError` where the label sets differ or an id is on both sides; warns of
+    a class that is asked for in validation and never shown in training."""
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
     sides = [set(ds.df.id) | set(ds.sources()) for ds in (train, valid)]
     if both := sides[0] & sides[1]:
         raise DataError(f"image {sorted(both)[0]!r} is both in training and in validation")
+    shown = set(train.df.label if rows is None else train.df.label.iloc[_checked_rows(train, rows)])
+    if missing := [label for label in train.labels if label in set(valid.df.label) - shown]:
+        warnings.warn(f"{train.name or 'dataset'}: validation has images of {', '.join(missing)}, training none", stacklevel=2)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     augment = Augment() if augment is None else augment
     dls = DataLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows),

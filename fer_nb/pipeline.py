@@ -27,10 +27,12 @@ from .advtrain import AdversarialTraining
 from .audit import Audit, audit
 from .augment import Augment
 from .balance import balance
-from .core import ConfigError, DataError, atomic_folder, seed_everything
+from .core import ConfigError, DataError, seed_everything
 from .data import FERData, resized
-from .distill import EADD, TeacherLogits, find_geometry, fit_geometry, geometry_logits, teacher_logits
+from .distill import (EADD, Annotators, TeacherLogits, annotator_logits, find_geometry, fit_annotators, fit_geometry,
+                            geometry_logits, teacher_logits)
 from .evaluate import confusion, evaluate, predict_logits, robust_curve
+from .launch import one_folder
 from .loaders import dataloaders, holdout
 from .models import GeometryTeacher, HyFER, create_teacher, save_hyfer
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
@@ -44,10 +46,10 @@ from .twins import TwinSearch
 class TeacherSpec:
     "How one teacher is made."
 
-    name: str                # a name in `models.TEACHERS`, a timm model, or "geometry": landmarks and blendshapes
-    input_size: int          # side it gets, in pixels; nothing to "geometry"
-    epochs: int              # passes over the training images
-    lr: float                # peak learning rate
+    name: str                # a name in `models.TEACHERS`, a timm model, "geometry": landmarks and blendshapes, "annotators": votes
+    input_size: int = 0      # side it gets, in pixels; nothing to "geometry" and "annotators"
+    epochs: int = 0          # passes over the training images; nothing to "annotators"
+    lr: float = 0.0          # peak learning rate; nothing to "annotators"
     pretrained: bool = True  # start from ImageNet weights
     bs: int = 64             # batch size
 
@@ -116,8 +118,8 @@ def make_splits(
         raise DataError(f"{ds.name}: no images")
     search = TwinSearch() if preset.near_twins else None
     if set(ds.df.split) == {"train"}:
-        groups = audit(ds, ("duplicate", "multilabel"), search).groups
-        _, test = holdout(ds, 0.2, seed, groups)
+        whole = audit(ds, ("duplicate", "multilabel"), search).grouped()
+        _, test = holdout(whole, 0.2, seed)  # twins, copies and persons stay on one side
         split = np.where(np.isin(np.arange(len(ds)), test), "test", "train")
         ds = FERData(ds.df.assign(split=split), ds._images, ds.labels, ds.name)
     if not (ds.df.split == "train").any():
@@ -150,9 +152,11 @@ def fit_teacher(
     seed: int = 0,              # of the run; each teacher has weights, order and views of its own
     checkpoint: str | Path | None = None,  # see `fit_model`
     show: bool = False,         # draw bars
-) -> tuple[nn.Module, pd.DataFrame]:  # the teacher in eval mode; history (none of a geometry teacher, a matter of seconds)
+) -> tuple[nn.Module | Annotators, pd.DataFrame]:  # the teacher in eval mode; history (of a network that sees images)
     "Fine-tune a teacher on the training part, selected on the selection part."
     spec, own = preset.teachers[k], seed + 100 + k
+    if spec.name == "annotators":
+        return fit_annotators(parts.train), pd.DataFrame()
     if spec.name == "geometry":
         net = fit_geometry(find_geometry(parts.audit.ds), parts.train, spec.epochs, spec.lr, spec.bs, seed=own)
         return net, pd.DataFrame()
@@ -164,7 +168,7 @@ def fit_teacher(
 
 
 def ask_teacher(
-    net: nn.Module,                    # from `fit_teacher`
+    net: nn.Module | Annotators,       # from `fit_teacher`
     parts: Splits,                     # the data
     preset: Preset,                    # settings
     seed: int = 0,                     # views: the student's seed
@@ -173,6 +177,8 @@ def ask_teacher(
 ) -> TeacherLogits:                    # for `fit_student` with this seed
     "What a teacher says about every view that the student will see."
     dls = _loaders(parts, preset, seed, preset.bs, preset.views)
+    if isinstance(net, Annotators):
+        return annotator_logits(net, dls.train, dls.valid)
     if isinstance(net, GeometryTeacher):
         return geometry_logits(net, find_geometry(parts.audit.ds), dls.train, dls.valid)
     return teacher_logits(net, dls.train, dls.valid, folder=folder, show=show)
@@ -180,11 +186,14 @@ def ask_teacher(
 
 @torch.inference_mode()
 def teacher_on(
-    net: nn.Module,   # from `fit_teacher`
+    net: nn.Module | Annotators,  # from `fit_teacher`
     ds: FERData,      # images of `parts.audit.ds`
     parts: Splits,    # the data
 ) -> np.ndarray:      # (N, C)
-    "A teacher's logits of images as they are; a geometry teacher is silent (all 0) where no face is found."
+    """A teacher's logits of images as they are; all 0 where it is silent: a geometry teacher without a face, annotators
+    without votes."""
+    if isinstance(net, Annotators):
+        return net.logits(ds)
     if not isinstance(net, GeometryTeacher):
         return predict_logits(net, ds)
     known = find_geometry(parts.audit.ds)
@@ -199,11 +208,11 @@ def _train_teachers(
     work: Path,                     # folder of checkpoints and kept logits
     say: Callable[[str], None],     # where progress goes
     show: bool,                     # draw bars
-) -> tuple[list[nn.Module], list[TeacherLogits], list[pd.DataFrame]]:  # teachers, what they said, histories
+) -> tuple[list[nn.Module | Annotators], list[TeacherLogits], list[pd.DataFrame]]:  # teachers, what they said, histories
     "All teachers; what is in `work` already is taken from there."
     teachers, kept, histories = [], [], []
     for k, spec in enumerate(preset.teachers):
-        say(f"teacher {spec.name} at {spec.input_size} px")
+        say(f"teacher {spec.name}" + f" at {spec.input_size} px" * (spec.input_size > 0))
         net, history = fit_teacher(k, parts, preset, seed, work / f"teacher-{k}-{spec.name}.ckpt", show)
         kept.append(ask_teacher(net, parts, preset, seed, work / f"logits-{k}-{spec.name}", show))
         teachers.append(net)
@@ -459,7 +468,7 @@ def run(
         if show:
             print(f"[{seconds[what]:7.1f} s] {what}", flush=True)
 
-    with atomic_folder(out, overwrite) as folder:
+    with one_folder(out, overwrite) as folder:
         say("audit, cleaning, splits")
         ds = resized(ds, preset.size)
         parts = make_splits(ds, preset, seed)

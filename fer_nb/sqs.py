@@ -7,6 +7,9 @@ __all__ = ['spatial_similarity', 'refinement_map', 'refine_features', 'sqs_loss'
            'quad_dataloaders', 'QuadWeights', 'attach_sqs', 'detach_sqs', 'SQS']
 
 # %% ../nbs/12_sqs.ipynb #331e1b68
+from itertools import chain
+from types import MethodType
+
 import numpy as np
 import pandas as pd
 import torch
@@ -17,6 +20,7 @@ from fastai.layers import NoneReduce
 from torch import nn
 
 from .core import ConfigError, DataError, hash_uniform
+from .launch import gather
 from .loaders import ReplayLoader
 
 # %% ../nbs/12_sqs.ipynb #cd07d771
@@ -261,12 +265,12 @@ def _tap(
     kept: list,        # where the map goes
 ) -> None:
     "Keep what the next call of `forward_features` gives; that call takes the tap off again."
-    def tapped(*args: object, **kwargs: object) -> torch.Tensor:
+    def tapped(model: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
         _untap(model)
         kept.append(model.forward_features(*args, **kwargs))
         return kept[-1]
 
-    model.__dict__["forward_features"] = tapped
+    model.__dict__["forward_features"] = MethodType(tapped, model)  # of a copy of the model, it taps the copy
 
 
 def _untap(
@@ -359,9 +363,9 @@ class SQS(Callback):
 
     def after_train(self) -> None:
         "Write the epoch into `learn.sqs_log`: means over images, those of the three terms over anchors."
-        if not self._batches:
+        if not (batches := list(chain.from_iterable(gather(self._batches)))):
             return
-        images, anchors, *values = np.array(self._batches).T
+        images, anchors, *values = np.array(batches).T
         base, *terms, total = (np.sum(v * w) / max(w.sum(), 1)
                                for v, w in zip(values, (images, anchors, anchors, anchors, images)))
         now = [torch.as_tensor(v).item() for v in self._weights()]

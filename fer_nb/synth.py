@@ -38,7 +38,7 @@ PROTOTYPES = {
 def au_table() -> pd.DataFrame:  # 14 rows (emotion, variant 1 or 2) × 16 units, strengths 0 to 1
     "The prototypes as a table: strength of each action unit in each variant of each emotion."
     rows = {(e, k + 1): variant for e, variants in PROTOTYPES.items() for k, variant in enumerate(variants)}
-    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(AUS)).fillna(0.0)
+    table = pd.DataFrame([[float(variant.get(unit, 0)) for unit in AUS] for variant in rows.values()], columns=list(AUS))
     table.index = pd.MultiIndex.from_tuples(rows, names=["emotion", "variant"])
     return table.rename(columns="AU{}".format)
 

@@ -9,6 +9,7 @@ __all__ = ['BLANK_STD', 'grey_thumbs', 'unit_vectors', 'similar_pairs', 'whitene
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 
 from .core import ConfigError, DataError
 from .data import FERData, read_images
+from .launch import divided
 
 # %% ../nbs/08_twins.ipynb #f6dcb06c
 def _images(
@@ -77,17 +79,17 @@ def _tiles(
     vectors: torch.Tensor,      # unit vectors (N, D)
     threshold: float,           # smallest cosine
     block: int,                 # rows and columns of a tile
+    top: int,                   # first row of the band of tiles
 ) -> Iterator[torch.Tensor]:    # int64 (P, 2), pairs i < j of one tile
-    "The pairs of each tile on or above the diagonal."
+    "The pairs of each tile of a band, on or above the diagonal."
     buffer = torch.empty(min(block, len(vectors)) ** 2)
-    for top in range(0, len(vectors), block):
-        for left in range(top, len(vectors), block):
-            q, w = queries[top:top + block], vectors[left:left + block]
-            scores = torch.mm(q, w.T, out=buffer[:len(q) * len(w)].view(len(q), len(w)))
-            rows = (scores.amax(1) >= threshold).nonzero()[:, 0]
-            i, j = (scores[rows] >= threshold).nonzero(as_tuple=True)
-            pairs = torch.stack([top + rows[i], left + j], 1)
-            yield pairs[pairs[:, 0] < pairs[:, 1]]
+    for left in range(top, len(vectors), block):
+        q, w = queries[top:top + block], vectors[left:left + block]
+        scores = torch.mm(q, w.T, out=buffer[:len(q) * len(w)].view(len(q), len(w)))
+        rows = (scores.amax(1) >= threshold).nonzero()[:, 0]
+        i, j = (scores[rows] >= threshold).nonzero(as_tuple=True)
+        pairs = torch.stack([top + rows[i], left + j], 1)
+        yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def similar_pairs(
@@ -97,7 +99,8 @@ def similar_pairs(
     block: int = 1024,          # rows and columns compared at once: memory is block² floats
 ) -> torch.Tensor:              # int64 (P, 2), pairs i < j with cosine at least `threshold`
     "All pairs of rows whose dot product reaches `threshold`; each pair once."
-    return torch.cat([torch.empty(0, 2, dtype=torch.int64), *_tiles(queries, vectors, threshold, block)])
+    bands = [torch.cat([*_tiles(queries, vectors, threshold, block, top)]) for top in range(0, len(vectors), block)]
+    return torch.cat([torch.empty(0, 2, dtype=torch.int64), *bands])
 
 # %% ../nbs/08_twins.ipynb #890dec13
 def whitened(
@@ -282,16 +285,20 @@ def _near_twins(
     coarse = coarse[rows]
     vectors, mirrored = whitened(coarse, coarse.view(-1, 12, 12).flip(2).flatten(1))
     ways = (("near", vectors, False), ("mirror", mirrored, True))[:1 + search.mirrored]
+
+    def found(judge: Callable, queries: torch.Tensor, vectors: torch.Tensor, least: float, how: str) -> pd.DataFrame:
+        def band(top: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            return [judge(rows[p]) for p in _batches(_tiles(queries, vectors, least, search.block, top))]
+        return _table(chain.from_iterable(divided(range(0, len(rows), search.block), band)), how)
+
     for how, queries, flip in ways:
-        candidates = _batches(_tiles(queries, vectors, search.candidate, search.block))
-        yield _table((_funnel(rows[pairs], thumbs, halves, search, flip) for pairs in candidates), how)
+        yield found(lambda p: _funnel(p, thumbs, halves, search, flip), queries, vectors, search.candidate, how)
     if features is None:
         return
-    candidates = (rows[p] for p in _batches(_tiles(features[rows], features[rows], search.feature, search.block)))
-    if search.trust_features:
-        yield _table(((p, (features[p[:, 0]] * features[p[:, 1]]).sum(1)) for p in candidates), "feature")
-    else:
-        yield _table((_funnel(p, thumbs, halves, search, flip) for p in candidates for _, _, flip in ways), "feature")
+    judges = [lambda p: (p, (features[p[:, 0]] * features[p[:, 1]]).sum(1))] if search.trust_features else \
+        [lambda p, flip=flip: _funnel(p, thumbs, halves, search, flip) for _, _, flip in ways]
+    for judge in judges:
+        yield found(judge, features[rows], features[rows], search.feature, "feature")
 
 
 def find_twins(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fer_nb.cli import main
 from fer_nb.core import EMOTIONS, canonical_label
+from fer_nb.data import VOTE_COLUMNS
 
 PIXELS = " ".join(["7"] * 2304)
 HEADER = "emotion,pixels,Usage"
@@ -178,7 +179,7 @@ def test_the_studies_of_sqsnet_are_asked_for_what_the_command_says(csv_of_faces,
     from fer_nb import sqs_experiments
     asked, shown = {}, pd.DataFrame({"accuracy": [0.625]})
     for name in ("sqs_study", "bridge_study"):
-        monkeypatch.setattr(sqs_experiments, name, lambda ds, *args, **kw: asked.update(kw, args=args, n=len(ds)) or shown)
+        monkeypatch.setattr(sqs_experiments, name, lambda ds, *args, **kw: asked.update(kw, args=args, n=len(ds), ds=ds) or shown)
     for name in ("accuracy_table", "metrics_table", "bridge_table"):
         monkeypatch.setattr(sqs_experiments, name, lambda runs: runs)
     (tmp_path / "s").mkdir()
@@ -187,6 +188,8 @@ def test_the_studies_of_sqsnet_are_asked_for_what_the_command_says(csv_of_faces,
     assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / f"{what}.csv")) == 1
     presets = [a for a in asked["args"] if isinstance(a, sqs_experiments.SQSPreset)]
     assert presets[0].epochs == 2 and asked["n"] == 210 and (what == "bridge" or "fusion" in asked["args"])
+    assert main(["study", what, "--data", str(csv_of_faces[0]), "--votes", str(csv_of_faces[1]), "--part", "1", "--out", str(tmp_path / "s")]) == 0
+    assert asked["ds"].name == "ferplus" and "contempt" in asked["ds"].labels
 
 
 def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tmp_path, capsys, monkeypatch):
@@ -218,8 +221,9 @@ def test_harden_begins_with_the_network_it_is_given_and_attacks_them_all(csv_of_
 
 def test_ship_says_where_the_weights_are(csv_of_faces, tmp_path, capsys, monkeypatch):
     from fer_nb import experiments
-    monkeypatch.setattr(experiments, "train_shipped", lambda ds, out, *, command, overwrite, say: out if len(ds) == 210 and command == "fer-nb ship --data fer2013.csv" else None)
-    assert main(["ship", "--data", str(csv_of_faces[0]), "--out", str(tmp_path / "w")]) == 0
+    monkeypatch.setattr(experiments, "train_shipped", lambda ds, out, *, command, overwrite, say: out if len(ds) == 210 and set(VOTE_COLUMNS) <= set(ds.df) and command == "fer-nb ship --data fer2013.csv --votes fer2013new.csv" else None)
+    data, votes = map(str, csv_of_faces[:2])
+    assert main(["ship", "--data", data, "--votes", votes, "--out", str(tmp_path / "w")]) == 0
     assert f"weights: {tmp_path / 'w'}" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import fer_nb.experiments as experiments
 from fer_nb.core import DataError
-from fer_nb.data import FERData
+from fer_nb.data import VOTE_COLUMNS, FERData
 from fer_nb.experiments import (SHIP, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
                                 kfold_table, train_shipped, variant_study)
 from fer_nb.models import HYFER, HyFER
@@ -127,6 +127,21 @@ def test_the_shipped_run_leaves_weights_that_load_and_a_card_that_says_how(faces
         train_shipped(faces, out, TINY)
 
 
+def test_annotators_are_a_teacher_by_name(faces, tmp_path):
+    rng = np.random.default_rng(0)
+    shown = np.array([VOTE_COLUMNS.index(f"vote_{e}") for e in faces.df.label])
+    votes = rng.multinomial(10, 0.3 * np.eye(10)[shown] + 0.07)
+    asked = FERData(faces.df.assign(**dict(zip(VOTE_COLUMNS, votes.T))), faces.array(), faces.labels, faces.name)
+    preset = replace(TINY, teachers=(*TINY.teachers, TeacherSpec("annotators")))
+    out = train_shipped(asked, tmp_path / "s", preset)
+    results = pd.read_csv(out / "results.csv").query("metric == 'accuracy' and subset == 'all' and split == 'valid'")
+    assert results.set_index("model").value["teacher annotators"] > 0.7
+    assert set(pd.read_csv(out / "teacher_weights.csv").teacher) == {"resnet18", "annotators"}
+    with pytest.raises(DataError, match="no column 'vote_neutral'"):
+        train_shipped(faces, tmp_path / "without", preset)
+    assert not (tmp_path / "without").exists()
+
+
 def test_variants_share_everything_but_the_network(faces, tmp_path, monkeypatch):
     fits = []
     monkeypatch.setattr(experiments, "fit_student", lambda parts, preset, kept, seed, work: fits.append((parts, preset, kept, seed)) or [None])
@@ -147,4 +162,4 @@ def test_the_card_in_the_package_tells_of_the_committed_settings():
 
     record = HyFER.from_pretrained().card["record"]
     assert told(record["settings"]) == told(json.loads(json.dumps(asdict(SHIP))))
-    assert record["command"] == "fer-nb ship --data fer2013.csv" and record["seed"] == 0
+    assert record["command"] == "fer-nb ship --data fer2013.csv --votes fer2013new.csv" and record["seed"] == 0

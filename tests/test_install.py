@@ -1,9 +1,15 @@
 """The installed package: each module stands alone, the light ones stay light, the metadata is what settings.ini says."""
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -97,3 +103,72 @@ def test_pins_satisfy_the_ranges() -> None:
         for name, spec in asked(CFG[key]):
             assert name in pins, f"{name} of {key} is not pinned in constraints.txt"
             assert Requirement(f"{name}{spec}").specifier.contains(pins[name].removeprefix("==")), f"{name}: {pins[name]} is not in {spec}"
+
+
+# ---- what users get: the wheel, in an environment of its own ----
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A wheel built from the checkout, installed where this environment's dependencies are visible but neither the
+    checkout nor the developers' tools; runs a command of that environment."""
+    folder = tmp_path_factory.mktemp("install")
+    for name in ("fer_nb", "settings.ini", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+        where, what = folder / "source" / name, ROOT / name
+        shutil.copytree(what, where, ignore=shutil.ignore_patterns("__pycache__")) if what.is_dir() else shutil.copy(what, where)
+    env = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    env.pop("PYTHONPATH", None)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, folder / "source"], check=True, env=env)
+    wheel, = folder.glob("*.whl")
+    venv.create(home := folder / "venv", symlinks=True)
+    subprocess.run([*pip, "--python", home / "bin/python", "install", "--no-deps", "--no-index", wheel], check=True, env=env)
+    packages, = home.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not read
+    for tool in TOOLS:
+        (packages / f"{tool}.py").write_text(f"raise ImportError('{tool} is not installed')\n")
+
+    def run(*command: object) -> str:
+        done = subprocess.run([home / "bin" / command[0], *command[1:]], capture_output=True, text=True, cwd=folder, env=env, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+    return run
+
+
+def test_the_wheel_predicts_without_developers_tools(installed: Callable[..., str], tmp_path: Path) -> None:
+    "The command of the wheel, with the weights of the wheel, on a picture of a face."
+    from PIL import Image
+
+    from fer_nb.synth import make_faces
+    Image.fromarray(make_faces(7, seed=0, defects=None)[0].image(0)).save(tmp_path / "face.png")
+    face, = json.loads(installed("fer-nb", "predict", tmp_path / "face.png", "--no-crop", "--out", "json"))["faces"]
+    assert len(face["probs"]) == 7 and sum(face["probs"].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_wheel_holds_what_it_should(installed: Callable[..., str]) -> None:
+    "Package, weights that match their cards, licence, metadata and entry points; nothing of the checkout beside them."
+    code = ("import fer_nb, hashlib, json, pathlib, sys; from importlib import metadata as m; d = m.distribution('fer-nb');"
+            "home = pathlib.Path(fer_nb.__file__).parent; files = [str(f) for f in d.files];"
+            "cards = {p.stem: json.loads(p.read_text())['sha256'] for p in (home / 'weights').glob('*.json')};"
+            "sums = {p.stem: hashlib.sha256(p.read_bytes()).hexdigest() for p in (home / 'weights').glob('*.safetensors')};"
+            "print(json.dumps([str(home), files, cards, sums, d.requires, d.version, [e.name for e in d.entry_points]]))")
+    home, files, cards, sums, requires, version, points = json.loads(installed("python", "-c", code))
+    assert not home.startswith(str(ROOT)) and version == CFG["version"] and set(points) == {"fer-nb", CFG["lib_path"]}
+    assert cards == sums and {"hyfer", "hyfer_robust"} <= set(sums)
+    tops = {f.split("/")[0] for f in files if not f.startswith("..")}
+    assert tops == {"fer_nb", f"fer_nb-{version}.dist-info"} and any(f.endswith("LICENSE") for f in files)
+    assert {f"fer_nb/{n}.py" for n in MODULES} <= set(files)
+    assert {canonicalize_name(Requirement(r).name) for r in requires if "extra" not in r} == {n for n, _ in asked(CFG["requirements"])}
+
+
+# ---- licences ----
+
+def test_every_requirements_licence_is_listed() -> None:
+    "docs/licences.md, which docs/licences.py writes: a row a package, with who asks for it and what it states."
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in (ROOT / "docs/licences.md").read_text(encoding="utf-8").splitlines()
+            if line.startswith("| ")][1:]
+    wanted: dict[str, set[str]] = {}
+    for key in [k for k in CFG if k == "requirements" or k.endswith("_requirements")]:
+        for name, _ in asked(CFG[key]):
+            wanted.setdefault(name, set()).add("use" if key == "requirements" else f"`{key.removesuffix('_requirements')}`")
+    assert {name: set(who.split(", ")) for name, who, _ in rows} == wanted, "run: python docs/licences.py"
+    assert all(text and "UNKNOWN" not in text for *_, text in rows)

@@ -140,6 +140,14 @@ def test_nothing_leaks(seed, near):
     assert parts.report.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
 
 
+def test_a_split_that_is_made_keeps_a_person_on_one_side():
+    ds = make_faces(300, seed=0, splits=(1, 0, 0))[0]
+    ds = FERData(ds.df.assign(subject=[f"s{k % 40}" for k in range(len(ds))]), ds.array(), ds.labels)
+    parts = make_splits(ds, TINY)
+    people = [set(part.df.subject) for part in (parts.train, parts.select, parts.report)]
+    assert all(people) and not people[0] & people[2] and not people[1] & people[2] and not people[0] & people[1]
+
+
 def test_balance_happens_after_the_holdout():
     parts = make_splits(make_faces(400, seed=0)[0], replace(TINY, targets="max"))
     assert "source" not in parts.select.df or (parts.select.df.source == parts.select.df.id).all()
