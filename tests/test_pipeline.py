@@ -141,7 +141,7 @@ def test_nothing_leaks(seed, near):
 
 
 def test_a_split_that_is_made_keeps_a_person_on_one_side():
-    ds = make_faces(300, seed=0, splits=(1, 0, 0))[0]
+    ds = make_faces(300, seed=0, splits=(1, 0, 0), defects=None, balance="uniform")[0]
     ds = FERData(ds.df.assign(subject=[f"s{k % 40}" for k in range(len(ds))]), ds.array(), ds.labels)
     parts = make_splits(ds, TINY)
     people = [set(part.df.subject) for part in (parts.train, parts.select, parts.report)]
