@@ -154,7 +154,7 @@ def _same(
     model: nn.Module,                           # the network
     run: Callable[[torch.Tensor], torch.Tensor],# its export
     x: torch.Tensor,                            # what both get, in one batch and one by one
-    tolerance: float,                           # largest difference allowed
+    tolerance: float,                           # largest difference allowed, in parts of the largest logit where that is above 1
     path: str | Path,                           # named in the error
 ) -> None:
     "Compare logits. Raises `ExportError` if they differ, or if the export does not run."
@@ -166,9 +166,10 @@ def _same(
         except Exception as e:  # of ONNX Runtime or torch.export: a shape that was fixed, an operation without a kernel
             raise ExportError(f"{path}: not written, because it does not run on batches of {len(x)} and 1 "
                               f"({type(e).__name__}: {str(e)[:200]})") from e
-    if not worst <= tolerance:
+    allowed = tolerance * max(1, z.abs().max().item())
+    if not worst <= allowed:
         raise ExportError(f"{path}: not written, because its logits differ by up to {worst:.2g} from the network's; "
-                          f"at most {tolerance:g} expected")
+                          f"at most {allowed:.2g} expected")
 
 
 def _trace(
@@ -211,7 +212,7 @@ def to_onnx(
     model: nn.Module,                     # a HyFER (folded or not), a SQSNet or a teacher
     path: str | Path,                     # the file to write, *.onnx
     images: torch.Tensor | None = None,   # (N, 1 or 3, H, W) in [0, 1] to check it on; None: synthetic faces
-    tolerance: float = 1e-4,              # largest difference of a logit from PyTorch's
+    tolerance: float = 1e-4,              # largest difference of a logit from PyTorch's, in parts of the largest logit where that is above 1
     dynamo: bool = False,                 # PyTorch's newer exporter instead of the one by tracing
     **record: object,                     # added to the model's record in the file; JSON
 ) -> Path:                                # the file
@@ -232,7 +233,7 @@ def to_exported(
     model: nn.Module,                     # a HyFER (folded or not), a SQSNet or a teacher
     path: str | Path,                     # the file to write, *.pt2
     images: torch.Tensor | None = None,   # (N, 1 or 3, H, W) in [0, 1] to check it on; None: synthetic faces
-    tolerance: float = 1e-4,              # largest difference of a logit
+    tolerance: float = 1e-4,              # largest difference of a logit, see `to_onnx`
     **record: object,                     # added to the model's record in the file; JSON
 ) -> Path:                                # the file
     """Write `model` for `torch.export.load`, with the facts of `to_onnx` as the extra file "fer_nb.json". Raises what
