@@ -1,16 +1,15 @@
 """One epoch of EADD with kept teacher logits, and with the teacher asked on every batch, beside a plain epoch."""
 import tempfile
-import time
 from functools import partial
 
 import numpy as np
 import torch
 from common import arguments, fer2013, report, take_turns
-from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from stopwatch import Stopwatch
 from torch import nn
 
 from fer_nb.data import FERData
@@ -19,20 +18,6 @@ from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, Teacher, create_teacher
 
 VIEWS = 2
-
-
-class Stopwatch(Callback):
-    "The seconds of an epoch: what callbacks do before training, the training, the validation."
-
-    order = -100
-
-    def before_epoch(self) -> None:
-        "Start."
-        self.start = time.perf_counter()
-
-    def after_epoch(self) -> None:
-        "Stop."
-        self.seconds = time.perf_counter() - self.start
 
 
 def loaders(
@@ -54,7 +39,7 @@ def epoch(
     "One epoch from the same weights, without dropout."
     torch.manual_seed(0)
     model = HyFER(in_chans=1, variant=options.student, drop=0.0)
-    watch = Stopwatch()
+    watch = Stopwatch(whole=True)
     opt_func = partial(OptimWrapper, opt=torch.optim.AdamW, weight_decay=0.01, fused=True)
     cbs = [watch] + ([EADD(teachers)] if teachers else [])
     learn = Learner(loaders(ds, options.bs), model, loss_func=nn.CrossEntropyLoss(), opt_func=opt_func, lr=1e-3, cbs=cbs)

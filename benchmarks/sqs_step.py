@@ -1,5 +1,4 @@
 """A training step with Spatial Quad-Similarity beside one without, and beside four passes through the network."""
-import time
 from functools import partial
 
 import torch
@@ -8,24 +7,13 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from stopwatch import Stopwatch
 from torch import nn
 
 from fer_nb.data import FERData
 from fer_nb.loaders import dataloaders
 from fer_nb.models import SQSNet
 from fer_nb.sqs import SQS, form_quads, quad_dataloaders, refine_features, spatial_similarity, sqs_loss
-
-
-class Stopwatch(Callback):
-    "The seconds of the training part of an epoch."
-
-    def before_train(self) -> None:
-        "Start."
-        self.start = time.perf_counter()
-
-    def after_train(self) -> None:
-        "Stop."
-        self.seconds = time.perf_counter() - self.start
 
 
 class FourPasses(Callback):

@@ -5,11 +5,11 @@ from functools import partial
 
 import torch
 from common import arguments, fer2013, report, take_turns
-from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import Adam, OptimWrapper
+from stopwatch import Stopwatch
 from torch import nn
 
 from fer_nb.augment import Augment
@@ -18,18 +18,6 @@ from fer_nb.loaders import ReplayLoader
 from fer_nb.models import HyFER
 
 LR, WD = 1e-3, 0.01
-
-
-class Stopwatch(Callback):
-    "The seconds of the training part of an epoch."
-
-    def before_train(self) -> None:
-        "Start."
-        self.start = time.perf_counter()
-
-    def after_train(self) -> None:
-        "Stop."
-        self.seconds = time.perf_counter() - self.start
 
 
 def new_model() -> HyFER:  # grey, without dropout: both sides must end with the same weights

@@ -53,6 +53,10 @@ class TeacherSpec:
     pretrained: bool = True  # start from ImageNet weights
     bs: int = 64             # batch size
 
+    def __post_init__(self):
+        if self.name != "annotators" and not (self.epochs >= 1 and self.lr > 0 and (self.input_size >= 1 or self.name == "geometry")):
+            raise ConfigError(f"teacher {self.name!r}: input_size={self.input_size}, epochs={self.epochs}, lr={self.lr}; positive numbers expected")
+
 
 @dataclass(frozen=True)
 class Preset:
