@@ -53,6 +53,15 @@ def half(fd):
     os.ftruncate(fd, os.fstat(fd).st_size // 2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(threads):
+    "As in the other processes: a fork has none of its parent's threads, and OpenMP would wait for them for ever."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @cache
 def images():
     return make_faces(200, seed=0, size=32, defects=None, balance="uniform")[0]
@@ -346,7 +355,7 @@ if __name__ == "__main__":  # two workers at work, and nobody they work for
 def corpses(tmp_path_factory):
     "A folder with what killed processes left behind."
     folder = tmp_path_factory.mktemp("killed")
-    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-W", "ignore", __file__, str(folder)], env=env, check=True, timeout=300)
     (folder / "slow.py").write_text(SLOW)
     workers = subprocess.run([sys.executable, "-W", "ignore", folder / "slow.py"], env=env | {"WORKERS": str(folder / "workers")}, timeout=300)
@@ -355,5 +364,4 @@ def corpses(tmp_path_factory):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     other_processes(Path(sys.argv[1]))
