@@ -110,6 +110,8 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
     study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3)")
     study.add_argument("--table", choices=("ablation", "fusion", "sensitivity", "architectures", "all"), default="ablation",
                        help="sqs: which rows (default: %(default)s)")
+    study.add_argument("--tta", choices=("none", "flip", "five"),
+                       help="sqs, bridge: test-time views reported beside one view (default: five)")
     study.add_argument("--preset", choices=("light", "paper"), default="light", help="sqs, bridge: size and budget (default: %(default)s)")
     study.add_argument("--subjects", action="store_true", help="kfold: keep each person in one fold, as KDEF needs")
     study.add_argument("--weights", type=Path, metavar="FILE", help="robust, harden: the accurate network, .safetensors (default: the shipped one)")
@@ -277,7 +279,7 @@ def _sqs_study(
     from fer_nb.experiments import study_part
     from fer_nb.sqs_experiments import SQS_PRESETS, accuracy_table, bridge_study, bridge_table, metrics_table, sqs_study
     ds = study_part(ds if args.votes is None else read_ferplus(args.votes, ds), args.part)
-    preset = replace(SQS_PRESETS[args.preset], **epochs)
+    preset = replace(SQS_PRESETS[args.preset], **epochs, **({} if args.tta is None else {"tta": args.tta}))
     if args.what == "bridge":
         runs = bridge_study(ds, preset, seeds=range(args.seeds), out=out / "runs", say=_say)
         return runs, bridge_table(runs).round(3).to_string()
