@@ -263,6 +263,25 @@ def _attention_nodes(
             or n.op_type in ("MatMul", "Mul") and not any(i in known for i in n.input)]
 
 
+_CARRY = ("LayerNormalization", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Concat", "Pad")
+
+
+def _norm_readers(
+    graph: "onnx.GraphProto",  # a network
+) -> list[str]:                # names of nodes
+    "The layers that read a layer norm, as it is or rearranged, with their biases."
+    normed, biased, names = set(), set(), []
+    for n in graph.node:
+        if n.op_type == _CARRY[0] or n.op_type in _CARRY and normed & {*n.input}:
+            normed.update(n.output)
+        elif n.op_type in ("Conv", "Gemm", "MatMul") and n.input[0] in normed:
+            biased.update(n.output)
+            names.append(n.name)
+        elif n.op_type == "Add" and biased & {*n.input}:
+            names.append(n.name)
+    return names
+
+
 def _first_node(
     graph: "onnx.GraphProto",  # a network
 ) -> list[str]:                # names of nodes, one at most
@@ -309,7 +328,7 @@ def quantize(
     ds: FERData,                 # training images; see `_calibration`
     n: int = 1024,               # how many of them are used at most
     first: bool = False,         # quantise the first convolution too, the one that reads the pixels
-    attention: bool = False,     # quantise the products and the softmax of attention too
+    attention: bool = False,     # quantise attention too, and the layers that read a layer norm
     method: str = "minmax",      # ranges of activations: "minmax", "percentile" (ONNX Runtime's, 99.999 %) or "entropy"
     keep: Sequence[str] = (),    # more nodes of the graph to keep in float, by name
 ) -> Path:                       # the int8 file
@@ -329,7 +348,8 @@ def quantize(
         quant.quantize_static(
             str(clean), str(aside), _reader(model, sample), quant_format=quant.QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=[*_QUANTIZED, *(["Softmax"] if attention else [])],
-            nodes_to_exclude=[*keep, *([] if first else _first_node(graph)), *([] if attention else _attention_nodes(graph))],
+            nodes_to_exclude=[*keep, *([] if first else _first_node(graph)),
+                              *([] if attention else [*_attention_nodes(graph), *_norm_readers(graph)])],
             calibrate_method=getattr(quant.CalibrationMethod, methods[method]),
             activation_type=quant.QuantType.QUInt8, weight_type=quant.QuantType.QInt8)
         how = {"images": len(sample), "data": sample.fingerprint(), "method": method, "first": first, "attention": attention}
