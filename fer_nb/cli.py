@@ -216,10 +216,11 @@ def _study(
     epochs = {} if args.epochs is None else {"epochs": args.epochs}
     kinds = {"protocol": _data_study, "labels": _data_study, "sqs": _sqs_study, "bridge": _sqs_study}
     table, shown = kinds.get(args.what, _teacher_study)(ds, out, epochs, args)
+    file = out / (f"sqs-{args.table}.csv" if args.what == "sqs" else f"{args.what}.csv")
     if os.environ.get("RANK", "0") == "0":
-        with atomic_file(out / f"{args.what}.csv") as aside:
+        with atomic_file(file) as aside:
             table.to_csv(aside, index=False)
-    return f"{shown}\ntable: {out / args.what}.csv"
+    return f"{shown}\ntable: {file}"
 
 
 def _data_study(

@@ -152,9 +152,10 @@ def study_arms(
     preset: str | SQSPreset = "light", # at 224 px and more the paper's architectures, else the light ones
 ) -> dict[str, Arm]:                   # a row each
     "The arms of a table by its name. Raises `ConfigError`."
-    side = _pair(_preset(preset)).input_size
-    tables = {"ablation": ABLATION, "fusion": FUSIONS | {"SQSNet": Arm()}, "sensitivity": sensitivity_arms(),
-              "architectures": ARCHITECTURES if side >= 224 else LIGHT_ARCHITECTURES}
+    pair = _pair(_preset(preset))
+    others = {name: arm for name, arm in FUSIONS.items() if arm.fusion != pair.fusion}
+    tables = {"ablation": ABLATION, "fusion": others | {"SQSNet": Arm()}, "sensitivity": sensitivity_arms(),
+              "architectures": ARCHITECTURES if pair.input_size >= 224 else LIGHT_ARCHITECTURES}
     if what == "all":
         return {name: arm for arms in tables.values() for name, arm in arms.items()}
     if what not in tables:

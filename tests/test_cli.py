@@ -184,10 +184,11 @@ def test_the_studies_of_sqsnet_are_asked_for_what_the_command_says(csv_of_faces,
         monkeypatch.setattr(sqs_experiments, name, lambda runs: runs)
     (tmp_path / "s").mkdir()
     assert main(["study", what, "--data", str(csv_of_faces[0]), "--part", "1", "--epochs", "2", "--seeds", "2", "--table", "fusion",
-                 "--out", str(tmp_path / "s")]) == 0
-    assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / f"{what}.csv")) == 1
+                 "--tta", "flip", "--out", str(tmp_path / "s")]) == 0
+    file = {"sqs": "sqs-fusion.csv", "bridge": "bridge.csv"}[what]
+    assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / file)) == 1
     presets = [a for a in asked["args"] if isinstance(a, sqs_experiments.SQSPreset)]
-    assert presets[0].epochs == 2 and asked["n"] == 210 and (what == "bridge" or "fusion" in asked["args"])
+    assert (presets[0].epochs, presets[0].tta) == (2, "flip") and asked["n"] == 210 and (what == "bridge" or "fusion" in asked["args"])
     assert main(["study", what, "--data", str(csv_of_faces[0]), "--votes", str(csv_of_faces[1]), "--part", "1", "--out", str(tmp_path / "s")]) == 0
     assert asked["ds"].name == "ferplus" and "contempt" in asked["ds"].labels
 

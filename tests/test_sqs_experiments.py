@@ -127,7 +127,8 @@ def test_the_rows_of_the_tables():
     assert set(ARCHITECTURES) == set(PAPER_SQS[2]) and set(ABLATION) == set(PAPER_SQS[7])
     assert study_arms("architectures", "light") == LIGHT_ARCHITECTURES and study_arms("architectures", "paper") == ARCHITECTURES
     every = study_arms("all", "light")
-    assert set(every) == {*ABLATION, *FUSIONS, *sensitivity_arms(), *LIGHT_ARCHITECTURES}
+    assert set(every) == {*ABLATION, "fusion: cross", "fusion: concat", *sensitivity_arms(), *LIGHT_ARCHITECTURES}
+    assert set(study_arms("fusion", "paper")) == {"SQSNet", "fusion: residual", "fusion: concat"}  # its own is "cross"
     assert len({rooms._slug(name) for name in every}) == len(every)  # no two share a file
     assert SQS_PRESETS["paper"].recipe.schedule == "warm_restarts" and SQS_PRESETS["paper"].tta == "five"
 
