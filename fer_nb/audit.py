@@ -10,6 +10,8 @@ __all__ = ['KINDS', 'DROPPED', 'PAPER_TABLE1', 'picture_quality', 'QualityLimits
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -330,6 +332,7 @@ def audit(
     probs: np.ndarray | None = None,           # out-of-fold probabilities (N, C) for `label_error`, from `evaluate.out_of_fold`
     faces: pd.DataFrame | None = None,         # the table of `faces.find_faces` for `no_face`; None: blanks and votes only
     limits: QualityLimits = QualityLimits(),   # of `low_quality`
+    folder: str | Path | None = None,          # the search for twins keeps its finished parts there, see `twins.find_twins`
 ) -> Audit:                                    # with .issues, .groups, .summary(), .table1(), .clean()
     "Audit a dataset. Raises `ConfigError` for an unknown kind, or for `label_error` without votes and without `probs`."
     _check_kinds(kinds or ())
@@ -337,7 +340,7 @@ def audit(
     if kinds is not None and "label_error" in kinds and not witness:
         raise ConfigError("label_error needs a witness: probs=out-of-fold probabilities, or votes from data.add_votes")
     kinds = tuple(k for k in KINDS if k != "label_error" or witness) if kinds is None else tuple(kinds)
-    twins = find_twins(ds if set(kinds) & {"duplicate", "multilabel", "leak"} else ds.take([]), search)
+    twins = find_twins(ds if set(kinds) & {"duplicate", "multilabel", "leak"} else ds.take([]), search, folder=folder)
     parts = [_twin_issues(ds.df, twins).assign(suggested="")]
     if "label_error" in kinds:
         parts.append(_label_issues(ds, probs).assign(kind="label_error", j=-1))

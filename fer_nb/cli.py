@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -166,17 +167,19 @@ def _audit(
     from fer_nb.twins import TwinSearch
     ds = read_any(args.data, args.votes)
     out = args.out or Path("runs") / f"{args.data.resolve().stem}-audit"
+    work = out.with_name(out.name + ".work")
     with one_folder(out, args.overwrite) as aside:
         found = None
         if args.faces:
             from fer_nb.faces import find_faces
             found = find_faces(ds)
         probs = None if args.probs is None else _read_probs(args.probs, ds)
-        report = audit(ds, search=None if args.exact else TwinSearch(), probs=probs, faces=found)
+        report = audit(ds, search=None if args.exact else TwinSearch(), probs=probs, faces=found, folder=work)
         report.issues.to_csv(aside / "issues.csv", index=False)
         report.summary().to_csv(aside / "summary.csv")
         report.counts().to_csv(aside / "counts.csv", index=False)
         report.table1().to_csv(aside / "table1.csv")
+    shutil.rmtree(work, ignore_errors=True)
     return f"{report.summary().to_string()}\ntables: {out}"
 
 

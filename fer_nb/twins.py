@@ -9,14 +9,14 @@ __all__ = ['BLANK_STD', 'grey_thumbs', 'unit_vectors', 'similar_pairs', 'whitene
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from .core import ConfigError, DataError
+from .core import ConfigError, DataError, atomic_file
 from .data import FERData, read_images
 from .launch import divided
 
@@ -265,12 +265,28 @@ def _checked_features(
 
 def _table(
     parts: Iterable[tuple[torch.Tensor, torch.Tensor]],  # pairs (P, 2) and their scores (P,)
-    how: str,                                            # how they were found
-) -> pd.DataFrame:                                       # i, j, score, how
+) -> pd.DataFrame:                                       # i, j, score
     "Found pairs as a table."
     pairs, scores = zip((torch.empty(0, 2, dtype=torch.int64), torch.empty(0)), *parts)
     (i, j), score = torch.cat(pairs).T.numpy(), torch.cat(scores).numpy()
-    return pd.DataFrame({"i": i, "j": j, "score": score, "how": how})
+    return pd.DataFrame({"i": i, "j": j, "score": score})
+
+
+def _kept(
+    file: Path | None,                  # *.npy; None: nothing is kept
+    make: Callable[[], pd.DataFrame],   # i, j, score
+) -> pd.DataFrame:                      # what `make` gave, now or earlier
+    "Make a part of a search once."
+    if file is None:
+        return make()
+    columns = {"i": np.int64, "j": np.int64, "score": np.float32}
+    try:
+        return pd.DataFrame(np.load(file, allow_pickle=False), columns=list(columns)).astype(columns)
+    except Exception:  # not there, or damaged: NumPy's reader meets damage with errors of every kind
+        table = make()
+    with atomic_file(file) as aside:
+        np.save(aside, table.to_numpy(np.float64))  # which holds positions and float32 exactly
+    return table
 
 
 def _near_twins(
@@ -278,33 +294,42 @@ def _near_twins(
     rows: torch.Tensor,             # positions of the images to compare, ascending
     search: TwinSearch,             # thresholds
     features: torch.Tensor | None,  # unit vectors (N, D)
+    folder: str | Path | None,      # see `find_twins`
 ) -> Iterator[pd.DataFrame]:        # i, j, score, how
     "Twins among `rows`: near, mirrored, and proposed by features."
+    if folder is not None:
+        what = hashlib.blake2b(repr((search, tuple(thumbs.shape))).encode(), digest_size=8)
+        for part in (thumbs, rows, *([] if features is None else [features])):
+            what.update(part.contiguous().numpy())
+        folder = Path(folder) / what.hexdigest()
     halves, coarse, lively = _levels(thumbs)
     rows = rows[lively[rows]]
     coarse = coarse[rows]
     vectors, mirrored = whitened(coarse, coarse.view(-1, 12, 12).flip(2).flatten(1))
     ways = (("near", vectors, False), ("mirror", mirrored, True))[:1 + search.mirrored]
 
-    def found(judge: Callable, queries: torch.Tensor, vectors: torch.Tensor, least: float, how: str) -> pd.DataFrame:
-        def band(top: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-            return [judge(rows[p]) for p in _batches(_tiles(queries, vectors, least, search.block, top))]
-        return _table(chain.from_iterable(divided(range(0, len(rows), search.block), band)), how)
+    def found(name: str, judge: Callable, queries: torch.Tensor, vectors: torch.Tensor, least: float) -> pd.DataFrame:
+        def band(top: int) -> pd.DataFrame:
+            return _kept(None if folder is None else folder / f"{name}-{top:010}.npy",
+                         lambda: _table(judge(rows[p]) for p in _batches(_tiles(queries, vectors, least, search.block, top))))
+        bands = divided(range(0, len(rows), search.block), band)
+        return pd.concat(bands, ignore_index=True).assign(how=name.split("-")[0]) if bands else _table([]).assign(how=name)
 
     for how, queries, flip in ways:
-        yield found(lambda p: _funnel(p, thumbs, halves, search, flip), queries, vectors, search.candidate, how)
+        yield found(how, lambda p: _funnel(p, thumbs, halves, search, flip), queries, vectors, search.candidate)
     if features is None:
         return
     judges = [lambda p: (p, (features[p[:, 0]] * features[p[:, 1]]).sum(1))] if search.trust_features else \
         [lambda p, flip=flip: _funnel(p, thumbs, halves, search, flip) for _, _, flip in ways]
-    for judge in judges:
-        yield found(judge, features[rows], features[rows], search.feature, "feature")
+    for k, judge in enumerate(judges):
+        yield found(f"feature-{k}", judge, features[rows], features[rows], search.feature)
 
 
 def find_twins(
     ds: FERData,                               # the dataset
     search: TwinSearch | None = TwinSearch(),  # None: byte-identical images only
     features: np.ndarray | torch.Tensor | None = None,  # (N, D), for instance a network's, which propose further pairs
+    folder: str | Path | None = None,          # finished bands of a thousand rows are kept there: a search that was killed goes on
 ) -> pd.DataFrame:                             # i, j (positions, i < j), score, how: exact, near, mirror or feature
     "Pairs of images that show the same picture. Of identical images, each is paired with the first."
     if features is not None:
@@ -326,7 +351,7 @@ def find_twins(
     copies = np.flatnonzero(first != np.arange(len(ds)))
     tables = [pd.DataFrame({"i": first[copies], "j": copies, "score": 1.0, "how": "exact"})]
     if search is not None and len(ds) - len(copies) > 1:
-        tables += _near_twins(thumbs, torch.from_numpy(np.unique(first)), search, features)
+        tables += _near_twins(thumbs, torch.from_numpy(np.unique(first)), search, features, folder)
     twins = pd.concat(tables, ignore_index=True)
     twins = twins.assign(last=twins.how == "feature")
     twins = twins.sort_values(["last", "score"], ascending=[True, False], kind="stable")

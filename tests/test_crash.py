@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from fer_nb import faces, studies
+from fer_nb import faces, studies, twins
 from fer_nb.audit import audit
 from fer_nb.core import atomic_file, atomic_folder
 from fer_nb.data import FERData
@@ -28,6 +28,7 @@ from fer_nb.faces import FaceRefiner
 from fer_nb.loaders import dataloaders, folds
 from fer_nb.review import ReviewSession, read_decisions
 from fer_nb.synth import make_faces
+from fer_nb.twins import TwinSearch
 
 
 def die():
@@ -172,6 +173,46 @@ def test_workers_end_with_the_process_that_started_them(corpses):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+# ---------------------------------------------------------------- twins
+
+@cache
+def doubles():
+    "Some 240 different pictures, so four bands of comparisons each way, and twins among them."
+    return make_faces(250, seed=0, size=32)[0]
+
+
+def search(folder, last=None):
+    "All twins, and how many bands were compared."
+    bands, original = [], twins._tiles
+
+    def counted(*args):
+        if len(bands) == last:
+            die()
+        bands.append(args)
+        return original(*args)
+    twins._tiles = counted
+    try:
+        return audit(doubles(), ("duplicate",), TwinSearch(block=64), folder=folder), len(bands)
+    finally:
+        twins._tiles = original
+
+
+def kill_search(folder, point):
+    if point == "while a band is written":
+        die_at_call(os, "fsync", 6, half)
+    search(folder, 5 if point == "within a band" else None)
+
+
+@pytest.mark.parametrize("point", ["within a band", "while a band is written"])
+def test_kept_twins(corpses, point):
+    """Five of eight bands were finished: three are compared again, and the audit is the undisturbed one."""
+    report, compared = search(corpses / point)
+    fresh, every = search(None)
+    assert (compared, every) == (3, 8) and len(report.twins) > 0
+    assert report.twins.equals(fresh.twins) and report.issues.equals(fresh.issues)
+    assert search(corpses / point)[1] == 0
+
+
 # ---------------------------------------------------------------- folds and studies
 
 def linear(train, k):
@@ -312,14 +353,15 @@ def test_what_was_there_is_still_there_and_can_be_replaced(corpses, point):
 # ---------------------------------------------------------------- the other processes
 
 KILLS = dict.fromkeys(LOGITS, kill_teacher) | {"between faces": kill_finder, "while faces are written": kill_finder,
-         "within a fold": kill_folds, "while a fold is written": kill_folds, "within a run": kill_study,
-         "while a run is written": kill_study, "after a decision": kill_review, "while a decision is written": kill_review,
+         "within a band": kill_search, "while a band is written": kill_search, "within a fold": kill_folds,
+         "while a fold is written": kill_folds, "within a run": kill_study, "while a run is written": kill_study,
+         "after a decision": kill_review, "while a decision is written": kill_review,
          "while a file is written": kill_writer, "while a folder is written": kill_writer}
 
 
 def other_processes(folder):
     "In a new interpreter: a process for each point, killed."
-    images(), report()
+    images(), doubles(), report()
     for point, kill in KILLS.items():
         if not (pid := os.fork()):
             try:
