@@ -114,7 +114,7 @@ def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_twins():
 
 def test_an_identical_copy_is_a_better_partner_than_a_near_one(monkeypatch):
     found = pd.DataFrame({"i": [1, 0], "j": [2, 1], "score": 1.0, "how": ["exact", "near"]})
-    monkeypatch.setattr(fer_nb.audit, "find_twins", lambda ds, search: found)
+    monkeypatch.setattr(fer_nb.audit, "find_twins", lambda ds, search, folder: found)
     duplicates = issue(audit(drawn([0, 1, 2])), "duplicate").set_index("id")
     assert duplicates.how["im002"] == "exact" and duplicates.partner["im002"] == "im001"
 
