@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
     study.add_argument("--part", type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s; labels takes all)")
     study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3)")
-    study.add_argument("--table", choices=("ablation", "fusion", "sensitivity", "architectures", "all"), default="ablation",
+    study.add_argument("--table", choices=("ablation", "controls", "fusion", "sensitivity", "architectures", "all"), default="ablation",
                        help="sqs: which rows (default: %(default)s)")
     study.add_argument("--tta", choices=("none", "flip", "five"),
                        help="sqs, bridge: test-time views reported beside one view (default: five)")
@@ -353,6 +353,8 @@ def _execute(
 ) -> str:                      # what to say at the end
     "The verbs `demo` and `run`."
     keep_freed_memory()
+    if not args.quiet:
+        _say("loading PyTorch and fastai")  # seconds, the first time many
     from fer_nb.pipeline import PRESETS, run
     if args.preset not in PRESETS:
         raise ConfigError(f"no preset {args.preset!r}; there are {', '.join(PRESETS)}")

@@ -13,7 +13,7 @@ from fer_nb.data import FERData
 from fer_nb.models import HyFERConfig, SQSNet, SQSNetConfig, create_teacher
 from fer_nb.reconcile import read_paper
 from fer_nb.sqs import SQS, QuadLoader
-from fer_nb.sqs_experiments import (ABLATION, ARCHITECTURES, BRIDGE, BRIDGE_ARMS, FUSIONS, LIGHT_ARCHITECTURES, PAPER_SQS,
+from fer_nb.sqs_experiments import (ABLATION, ARCHITECTURES, BRIDGE, BRIDGE_ARMS, CONTROLS, LIGHT_ARCHITECTURES, PAPER_SQS,
                                     PAPER_SQS_TABLE4, SQS_PRESETS, TABLE4_VALUES, Arm, SQSPreset, accuracy_table, bridge_study,
                                     bridge_table, confusion_of, metrics_table, protocol_parts, sensitivity_arms,
                                     sensitivity_table, significance_table, sqs_fit, sqs_study, study_arms)
@@ -127,7 +127,7 @@ def test_the_rows_of_the_tables():
     assert set(ARCHITECTURES) == set(PAPER_SQS[2]) and set(ABLATION) == set(PAPER_SQS[7])
     assert study_arms("architectures", "light") == LIGHT_ARCHITECTURES and study_arms("architectures", "paper") == ARCHITECTURES
     every = study_arms("all", "light")
-    assert set(every) == {*ABLATION, "fusion: cross", "fusion: concat", *sensitivity_arms(), *LIGHT_ARCHITECTURES}
+    assert set(every) == {*ABLATION, *CONTROLS, "fusion: cross", "fusion: concat", *sensitivity_arms(), *LIGHT_ARCHITECTURES}
     assert set(study_arms("fusion", "paper")) == {"SQSNet", "fusion: residual", "fusion: concat"}  # its own is "cross"
     assert len({rooms._slug(name) for name in every}) == len(every)  # no two share a file
     assert SQS_PRESETS["paper"].recipe.schedule == "warm_restarts" and SQS_PRESETS["paper"].tta == "five"
@@ -141,14 +141,14 @@ def test_architectures_can_be_built(name):
         assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("arm", [*ABLATION.values(), Arm(fusion="concat"), Arm(learnable=True, settings={"tau": 0.5}),
+@pytest.mark.parametrize("arm", [*ABLATION.values(), *CONTROLS.values(), Arm(fusion="concat"), Arm(learnable=True, settings={"tau": 0.5}),
                                  Arm("test_efficientnet", sqs=False)], ids=str)
 def test_every_kind_of_arm_trains(faces, arm, monkeypatch):
     seen = []
     real = rooms.fit_model
     monkeypatch.setattr(rooms, "fit_model", lambda net, dls, *a, **k: (seen.append(type(dls.train) is QuadLoader), real(net, dls, *a, **k))[1])
     net, history, log = sqs_fit(protocol_parts(faces, TOY), TOY, arm)
-    assert seen == [arm.sqs] and (log is not None) == arm.sqs and len(history) == 1 and not net.training
+    assert seen == [arm.sqs or arm.pairs] and (log is not None) == arm.sqs and len(history) == 1 and not net.training
     assert getattr(net, "enhanced", None) is None and getattr(net, "quad_weights", None) is None
     if arm.learnable:
         assert log.tau[0] != 0.5 and log.tau[0] == pytest.approx(0.5, abs=0.1)
