@@ -11,6 +11,7 @@ import traceback
 import warnings
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -190,11 +191,8 @@ def search(folder, last=None):
             die()
         bands.append(args)
         return original(*args)
-    twins._tiles = counted
-    try:
+    with patch.object(twins, "_tiles", counted):
         return audit(doubles(), ("duplicate",), TwinSearch(block=64), folder=folder), len(bands)
-    finally:
-        twins._tiles = original
 
 
 def kill_search(folder, point):
@@ -260,13 +258,10 @@ def study(folder, last=None):
         value = np.random.default_rng([seed, len(protocol)]).normal(size=4) ** 3 / 7
         return pd.DataFrame({"subset": ["all", "all", "without_twins", "all"], "metric": ["accuracy", "nll", "accuracy", "ece"],
                              "value": [*value[:3], np.nan], "n": [9, 9, 8, 0], "protocol": protocol, "seed": seed})
-    original, studies._protocol_run = studies._protocol_run, run
-    try:
-        ds = images()
-        grouped = FERData(ds.df.assign(group=np.arange(len(ds))), ds.array(), ds.labels, ds.name)
+    ds = images()
+    grouped = FERData(ds.df.assign(group=np.arange(len(ds))), ds.array(), ds.labels, ds.name)
+    with patch.object(studies, "_protocol_run", run):
         return studies.protocol_study(grouped, range(2), out=folder), made
-    finally:
-        studies._protocol_run = original
 
 
 def kill_study(folder, point):
