@@ -125,6 +125,13 @@ class TeacherLogits:
         now = view_key(train, valid) if self.key else {}
         _compare({k: v for k, v in self.key.items() if k in now}, now, f"teacher {self.name}")
 
+    def mean(self) -> "TeacherLogits":  # one view that stands for all; fits any augmentation, seed and number of views
+        "The mean of the log-probabilities over views: a teacher that has looked several times."
+        tables = (torch.from_numpy(t.astype(np.float32)).log_softmax(-1).mean(0, keepdim=True).half().numpy()
+                  for t in (self.train, self.valid))
+        key = {k: v for k, v in self.key.items() if k not in ("augmentation", "seed", "views")}
+        return TeacherLogits(self.name, self.labels, *tables, key, self.train_speaks, self.valid_speaks)
+
 
 def view_key(
     train: ReplayLoader,   # training loader

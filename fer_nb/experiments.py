@@ -29,7 +29,7 @@ from .loaders import as_split, folds, leak_groups
 from .metrics import ece, fit_temperature
 from .models import HYFER, HyFER, save_hyfer, weights_digest
 from .pipeline import (Preset, Splits, TeacherSpec, ask_teacher, claim, fit_adversarial, fit_student, fit_teacher,
-                             make_splits, teacher_on)
+                             make_splits, teacher_on, train_teachers)
 from .robustness import tradeoff
 from .studies import kept_table, study_pool
 from .train import Recipe
@@ -39,11 +39,12 @@ from .twins import TwinSearch
 STUDY = Preset((TeacherSpec("efficientnet_lite0", 64, 3, 1e-3), TeacherSpec("efficientnet_lite1", 64, 3, 1e-3),
                 TeacherSpec("geometry", 48, 40, 3e-3, bs=256)), student="light", epochs=8, views=3, adv_epochs=1,
                adv_steps=2)
-SHIP = Preset((TeacherSpec("efficientnet_lite0", 96, 5, 7e-4), TeacherSpec("geometry", 48, 40, 3e-3, bs=256),
-               TeacherSpec("annotators")), student="light_rep_wide", epochs=80, views=12, alpha=0.3, T=2.0, targets=None,
-              adv_epochs=3, adv_steps=2,
-              recipe=Recipe(ema=0.999, decay_all=False), amp="bf16",
-              augment=Augment(brightness=0.1, contrast=0.2, erase=0.25))
+_FIRST = Preset((TeacherSpec("efficientnet_lite0", 96, 5, 7e-4), TeacherSpec("geometry", 48, 40, 3e-3, bs=256),
+                 TeacherSpec("annotators")), student="light_rep_wide", epochs=80, views=12, alpha=0.3, T=2.0, targets=None,
+                adv_epochs=3, adv_steps=2,
+                recipe=Recipe(ema=0.999, decay_all=False), amp="bf16",
+                augment=Augment(brightness=0.1, contrast=0.2, erase=0.25))
+SHIP = replace(_FIRST, student="light_res", epochs=150, alpha=0.5, answers="mean", earlier=_FIRST)
 
 # %% ../nbs/38_experiments.ipynb #cafc85c1
 def study_part(
@@ -269,13 +270,7 @@ def train_shipped(
         ds = resized(ds, preset.size)
         parts = _splits_blind_to_votes(ds, preset, seed)
         claim(work, {"settings": asdict(preset), "seed": seed, "data": ds.fingerprint()})
-        nets, kept, histories = [], [], []
-        for k, spec in enumerate(preset.teachers):
-            say(f"teacher {spec.name}")
-            net, history = fit_teacher(k, parts, preset, seed, work / f"teacher-{k}-{spec.name}.ckpt")
-            kept.append(ask_teacher(net, parts, preset, seed, work / f"logits-{k}-{spec.name}"))
-            nets.append(net)
-            histories.append(history)
+        nets, kept, histories = train_teachers(parts, preset, seed, work, say)
         say("student")
         student, history, eadd = fit_student(parts, preset, kept, seed, work / "student-1.ckpt", "HyFER, EADD")
         say("adversarial training")

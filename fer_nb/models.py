@@ -97,7 +97,7 @@ class InvertedResidual(nn.Module):
 
 # %% ../nbs/10_models.ipynb #b5ba9dca
 class RepConv(nn.Module):
-    "A 3×3, a 1×1 and the input, each with batch norm, summed; `fold` makes one 3×3 convolution of them."
+    "A 3×3, a 1×1 and the input, summed; `fold` makes one 3×3 convolution of them."
 
     def __init__(
         self,
@@ -105,11 +105,12 @@ class RepConv(nn.Module):
         out_chs: int,                          # channels out
         stride: int = 1,                       # 1 or 2
         act_layer: type[nn.Module] = nn.ReLU,  # activation
+        lean: bool = False,                    # no 1×1 branch, no batch norm for the input
     ):
         super().__init__()
         self.dense = ConvNormAct(in_chs, out_chs, 3, stride=stride, apply_act=False)
-        self.point = ConvNormAct(in_chs, out_chs, 1, stride=stride, apply_act=False)
-        self.same = nn.BatchNorm2d(in_chs) if stride == 1 and in_chs == out_chs else None
+        self.point = None if lean else ConvNormAct(in_chs, out_chs, 1, stride=stride, apply_act=False)
+        self.same = (nn.Identity() if lean else nn.BatchNorm2d(in_chs)) if stride == 1 and in_chs == out_chs else None
         self.act = act_layer()
 
     def forward(
@@ -117,20 +118,25 @@ class RepConv(nn.Module):
         x: torch.Tensor,  # (B, in_chs, H, W)
     ) -> torch.Tensor:    # (B, out_chs, H/stride, W/stride)
         "The activated sum of the branches."
-        y = self.dense(x) + self.point(x)
-        return self.act(y if self.same is None else y + self.same(x))
+        y = self.dense(x)
+        for branch in (self.point, self.same):
+            y = y if branch is None else y + branch(x)
+        return self.act(y)
 
     def folded(self) -> nn.Sequential:  # one convolution with bias, and the activation
         "The same function of `x`, in evaluation mode, as one 3×3 convolution."
         conv = fuse_conv_bn_eval(self.dense.conv, self.dense.bn)
-        point = fuse_conv_bn_eval(self.point.conv, self.point.bn)
         with torch.no_grad():
-            conv.weight += F.pad(point.weight, (1, 1, 1, 1))
-            conv.bias += point.bias
-            if self.same is not None:
+            if self.point is not None:
+                point = fuse_conv_bn_eval(self.point.conv, self.point.bn)
+                conv.weight += F.pad(point.weight, (1, 1, 1, 1))
+                conv.bias += point.bias
+            if isinstance(self.same, nn.BatchNorm2d):
                 scale = self.same.weight / (self.same.running_var + self.same.eps).sqrt()
                 conv.weight[:, :, 1, 1] += torch.diag(scale)
                 conv.bias += self.same.bias - self.same.running_mean * scale
+            elif self.same is not None:
+                conv.weight[:, :, 1, 1] += torch.eye(len(conv.weight), device=conv.weight.device)
         return nn.Sequential(conv, self.act)
 
 # %% ../nbs/10_models.ipynb #4e03b60e
@@ -195,6 +201,8 @@ class EPCBlock(nn.Module):
         self.layers = nn.Sequential(*[
             Block(dim, heads, mlp_ratio, qkv_bias=True, act_layer=act_layer, norm_layer=nn.LayerNorm)
             for _ in range(depth)])
+        for layer in self.layers:
+            layer.attn.fused_attn = False  # for tens of tokens PyTorch's fused kernel is slow on a CPU, above all backwards
         self.norm = nn.LayerNorm(dim)
         self.project = ConvNormAct(dim, chs, 1, act_layer=act_layer)
         self.fuse = ConvNormAct(2 * chs, chs, 1 if light else 3, act_layer=act_layer)
@@ -228,6 +236,7 @@ class HyFERConfig:
     light: bool                                        # depthwise/1×1 convolutions in the EPC block
     act: str                                           # "silu", "relu" or "hardswish"
     input_size: int                                    # the side it is meant for, in pixels
+    lean: bool = False                                 # lean `RepConv`s
 
 
 _ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "hardswish": nn.Hardswish}
@@ -240,6 +249,8 @@ HYFER = {
     "light_rep": HyFERConfig(32, ((32, 1, 0), (64, 2, 0), (64, 1, 0), (128, 2, 0)), 128, 2, 1, 256, True, "relu", 48),
     "light_rep_wide": HyFERConfig(32, ((48, 1, 0), (96, 2, 0), (96, 1, 0), (144, 2, 0)), 144, 2, 1, 288, True, "relu",
                                   48),
+    "light_res": HyFERConfig(32, ((48, 1, 0), (48, 1, 0), (96, 2, 0), (96, 1, 0), (96, 1, 0), (144, 2, 0)), 144, 2, 1, 288,
+                             True, "relu", 48, True),
 }
 
 # %% ../nbs/10_models.ipynb #5a3e19e3
@@ -310,7 +321,7 @@ class HyFER(MapClassifier):
         self.stem = ConvNormAct(in_chans, cfg.stem, 3, stride=2, act_layer=act)
         widths = [cfg.stem] + [b[0] for b in cfg.blocks]
         self.blocks = nn.Sequential(*[
-            InvertedResidual(i, o, stride, expand, act) if expand else RepConv(i, o, stride, act)
+            InvertedResidual(i, o, stride, expand, act) if expand else RepConv(i, o, stride, act, cfg.lean)
             for i, (o, stride, expand) in zip(widths, cfg.blocks)])
         self.epc = EPCBlock(widths[-1], cfg.dim, cfg.depth, patch=cfg.patch, light=cfg.light, act_layer=act)
         self.proj = nn.Sequential(ConvNormAct(widths[-1], cfg.proj, 1, act_layer=act), nn.Dropout2d(drop))

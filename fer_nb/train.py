@@ -119,6 +119,8 @@ class Progress(Callback):
         "One step of training."
         if self.training:
             self.bar.update()
+            if losses := self.recorder.losses:
+                losses[-1] = float(losses[-1])  # a tensor kept from each step would split the heap: memory without end
 
     def after_epoch(self) -> None:
         "Write the epoch down."

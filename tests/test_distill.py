@@ -16,7 +16,7 @@ from fer_nb.core import ConfigError, DataError, FERError
 from fer_nb.distill import (EADD, Geometry, StaleCacheError, TeacherLogits, distill_loss, eadd_distill, eadd_weights,
                             fit_geometry, geometry_features, geometry_logits, load_teacher_logits, logits_size,
                             teacher_logits, view_key)
-from fer_nb.loaders import dataloaders
+from fer_nb.loaders import ReplayLoader, dataloaders
 from fer_nb.models import HyFER
 from fer_nb.synth import make_faces
 
@@ -487,6 +487,18 @@ def test_a_cached_run_is_the_online_run(dls, tmp_path):
     cached, online = fit(dls, [EADD([load_teacher_logits(tmp_path)])], epochs=3), fit(dls, [EADD([Rounded()])], epochs=3)
     torch.testing.assert_close(flat(cached.model), flat(online.model), atol=1e-4, rtol=1e-3)
     assert kept.train.dtype == np.float16
+
+
+def test_the_mean_of_all_views_stands_for_any_view(dls):
+    kept = teacher_logits(small_net(1), dls.train, dls.valid)
+    said = kept.mean()
+    for table, one in ((kept.train, said.train), (kept.valid, said.valid)):
+        z = table.astype(np.float64)
+        log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+        np.testing.assert_allclose(one, log_p.mean(0, keepdims=True), atol=5e-3)
+    said.check(*(ReplayLoader(d.ds, 8, d.train, d.augment, 9, None) for d in (dls.train, dls.valid)))
+    with pytest.raises(StaleCacheError, match="training images"):
+        said.check(dls.valid, dls.valid)
 
 
 def test_a_teacher_keeps_the_modes_of_its_parts(dls):

@@ -386,6 +386,21 @@ def test_the_branches_of_a_dense_convolution(in_chs, out_chs, stride, branches):
     assert conv(torch.rand(2, in_chs, 9, 9)).shape == (2, out_chs, 9 if stride == 1 else 5, 9 if stride == 1 else 5)
 
 
+@pytest.mark.parametrize("in_chs, out_chs, stride, residual", [(4, 4, 1, True), (4, 4, 2, False), (4, 6, 1, False)])
+def test_a_lean_block_is_a_convolution_and_its_input(in_chs, out_chs, stride, residual):
+    conv, x = RepConv(in_chs, out_chs, stride, lean=True), torch.rand(2, in_chs, 9, 9)
+    for _ in range(3):
+        conv(torch.rand(4, in_chs, 9, 9))
+    y = conv.eval().dense(x)
+    torch.testing.assert_close(conv(x), torch.relu(y + x if residual else y))
+    torch.testing.assert_close(conv.folded()(x), conv(x), atol=1e-5, rtol=1e-5)
+
+
+def test_short_sequences_do_not_go_through_the_fused_kernel(monkeypatch):
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", None)
+    hyfer()(faces(4)).sum().backward()
+
+
 # ---- costs ----
 
 def test_counting_and_timing_leave_the_model_alone():
@@ -400,7 +415,7 @@ def test_published_variants_keep_their_size():
     sizes = {name: sum(p.numel() for p in HyFER(variant=name).parameters()) for name in ("paper",)}
     sizes |= {name: sum(p.numel() for p in HyFER(in_chans=1, variant=name).parameters()) for name in HYFER if name != "paper"}
     assert sizes == {"paper": 715_607, "light": 452_279, "light_wide": 734_599, "light_hires": 512_319,
-                     "light_rep": 523_047, "light_rep_wide": 758_327}
+                     "light_rep": 523_047, "light_rep_wide": 758_327, "light_res": 832_151}
 
 
 def test_the_variant_table_takes_accuracies_by_name():

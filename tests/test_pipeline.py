@@ -10,8 +10,9 @@ import fer_nb.pipeline as pipeline
 from fer_nb.audit import audit
 from fer_nb.core import ConfigError, DataError
 from fer_nb.data import FERData
-from fer_nb.models import load_hyfer
-from fer_nb.pipeline import PRESETS, make_splits, run
+from fer_nb.distill import Geometry
+from fer_nb.models import create_teacher, load_hyfer, weights_digest
+from fer_nb.pipeline import PRESETS, TeacherSpec, ask_teacher, fit_student, fit_teacher, make_splits, run
 from fer_nb.synth import make_faces
 from fer_nb.train import CheckpointError
 
@@ -78,6 +79,62 @@ def test_work_of_another_run_is_refused_before_anything_is_trained(tmp_path, mon
             begun(**other)
     with pytest.raises(KeyboardInterrupt):  # not refused
         begun(preset=replace(TINY, eval_n=10, eval_eps=(0,)))
+
+
+@pytest.fixture(scope="module")
+def born_again(tmp_path_factory):
+    """A student that an earlier one taught too."""
+    ds, out = make_faces(400, seed=0)[0], tmp_path_factory.mktemp("runs") / "again"
+    return run(ds, replace(TINY, answers="mean", student="light_rep", earlier=TINY), out, show=False)
+
+
+def test_the_earlier_student_teaches(finished, born_again):
+    results, history, weights = (pd.read_csv(born_again / f"{name}.csv") for name in ("results", "history", "teacher_weights"))
+    def clean(table, model):
+        return table[(table.model == model) & (table.attack == "none")].drop(columns="model").reset_index(drop=True)
+    before = pd.read_csv(finished[1] / "results.csv")
+    pd.testing.assert_frame_equal(clean(results, "teacher earlier HyFER"), clean(before, "HyFER, EADD"))
+    assert set(weights.teacher) == {"efficientnet_lite0", "resnet18", "earlier HyFER"}
+    assert "HyFER, earlier" in set(history.phase)
+
+
+def test_mean_answers_go_with_new_views(monkeypatch):
+    parts, shown = make_splits(make_faces(400, seed=0)[0], TINY), []
+    monkeypatch.setattr(pipeline, "fit_model", lambda model, dls, *a, **k: shown.append(dls.train.views))
+    for answers in ("view", "mean"):
+        preset = replace(TINY, answers=answers, views=3)
+        said = ask_teacher(resnet(parts), parts, preset)
+        assert said.train.shape[0] == (3 if answers == "view" else 1)
+        fit_student(parts, preset, [said])
+    assert shown == [3, None]
+
+
+def resnet(parts):
+    return create_teacher("resnet18", len(parts.train.labels), False, 32, parts.train.labels)
+
+
+def test_a_geometry_teacher_is_kept_and_not_fitted_again(tmp_path, monkeypatch):
+    parts, spec = make_splits(make_faces(400, seed=0)[0], TINY), TeacherSpec("geometry", epochs=2, lr=3e-3)
+    features = np.random.default_rng(0).normal(size=(len(parts.audit.ds), 6)).astype(np.float32)
+    known = Geometry(parts.audit.ds.df.id.tolist(), features, np.ones(len(features), bool))
+    monkeypatch.setattr(pipeline, "find_geometry", lambda ds: known)
+    preset, path = replace(TINY, teachers=(spec,)), tmp_path / "geometry.ckpt"
+    first, _ = fit_teacher(0, parts, preset, checkpoint=path)
+    monkeypatch.setattr(pipeline, "fit_geometry", None)
+    again, _ = fit_teacher(0, parts, preset, checkpoint=path)
+    assert weights_digest(again) == weights_digest(first) and not again.training
+    with pytest.raises(CheckpointError, match="geometry.ckpt: of another run: spec.epochs is 2 there and 3 here"):
+        fit_teacher(0, parts, replace(preset, teachers=(replace(spec, epochs=3),)), checkpoint=path)
+    with pytest.raises(CheckpointError, match="seed"):
+        fit_teacher(0, parts, preset, 1, checkpoint=path)
+
+
+@pytest.mark.parametrize("changed, said", [
+    ({"answers": "both"}, "'both'"), ({"earlier": replace(TINY, holdout=0.2)}, "holdout"),
+    ({"earlier": replace(TINY, teachers=TINY.teachers[:1], views=2)}, "differs in teachers, views;"), ({"earlier": replace(TINY, earlier=TINY)}, "one generation")])
+def test_presets_that_contradict_themselves(changed, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(TINY, **changed)
 
 
 def test_logs_of_adversarial_training_are_kept(finished):
@@ -159,7 +216,7 @@ def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(pipeline, "write_report", broken)
-    monkeypatch.setattr(pipeline, "_train_teachers", lambda parts, *a: ([], [], []))
+    monkeypatch.setattr(pipeline, "train_teachers", lambda parts, *a: ([], [], []))
     monkeypatch.setattr(pipeline, "_train_students", lambda *a: ({}, [], None, None))
     monkeypatch.setattr(pipeline, "_results", broken)
     with pytest.raises(OSError):

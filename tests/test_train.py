@@ -476,3 +476,10 @@ def test_a_setting_that_is_new_and_not_used_does_not_refuse_an_older_checkpoint(
     fit_model(net(), dls, 1, checkpoint=tmp_path / "old")
     with pytest.raises(CheckpointError, match="restart_epochs is 'absent' there and 5 here|schedule"):
         fit_model(net(), dls, 1, checkpoint=tmp_path / "old", recipe=Recipe("warm_restarts", restart_epochs=5))
+
+
+def test_no_tensor_of_a_step_is_kept(dls):
+    """fastai's recorder keeps one a step; small blocks that stay between large ones make a long fit's memory grow without end."""
+    seen = []
+    fit_model(net(), dls, 2, cbs=[On("after_fit", lambda learn: seen.extend(learn.recorder.losses), 1, training=False)])
+    assert len(seen) == 2 * len(dls.train) and not any(torch.is_tensor(loss) for loss in seen)
