@@ -326,7 +326,7 @@ def quantize(
     path: str | Path,            # a file of `to_onnx`
     out: str | Path,             # the int8 file to write
     ds: FERData,                 # training images; see `_calibration`
-    n: int = 1024,               # how many of them are used at most
+    n: int = 256,                # how many of them are used at most
     first: bool = False,         # quantise the first convolution too, the one that reads the pixels
     attention: bool = False,     # quantise attention too, and the layers that read a layer norm
     method: str = "minmax",      # ranges of activations: "minmax", "percentile" (ONNX Runtime's, 99.999 %) or "entropy"
