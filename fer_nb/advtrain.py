@@ -19,7 +19,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 
-from .attacks import _rows, deepfool, fgsm, pgd
+from .attacks import _check_eps, _check_setting, _rows, deepfool, fgsm, pgd
 from .core import ConfigError, ImageError, hash_uniform
 from .launch import gather
 
@@ -331,13 +331,14 @@ def _check_settings(
     w = cb.weights
     if not cb.attacks or len(w) != len(cb.attacks) or min(w) < 0 or sum(w) <= 0:
         raise ConfigError(f"weights are {w}; expected {len(cb.attacks)} numbers of at least 0, not all 0")
-    if not 0 <= cb.ratio <= 1:
+    for eps in _eps_values(cb.eps):
+        _check_eps(eps)
+    for name, low, whole in (("alpha", 0, False), ("warmup_epochs", 0, False), ("steps", 1, True), ("trades", 0, False),
+                             ("guard", 0, True), ("seed", 0, True), ("ratio", 0, False), ("collapse", 0, False)):
+        if not (name == "alpha" and cb.alpha is None):
+            _check_setting(name, getattr(cb, name), low, whole)
+    if cb.ratio > 1:
         raise ConfigError(f"ratio is {cb.ratio!r}; expected a share from 0 to 1")
-    for name, low in (("eps", 0), ("alpha", 0), ("warmup_epochs", 0), ("steps", 1), ("trades", 0), ("guard", 0)):
-        values = _eps_values(cb.eps) if name == "eps" else [getattr(cb, name)]
-        for value in values:
-            if not (value is None and name == "alpha") and not low <= value < float("inf"):
-                raise ConfigError(f"{name} is {value!r}; expected a finite number of at least {low}")
     if not 0 < cb.collapse < 1:
         raise ConfigError(f"collapse is {cb.collapse!r}; expected a share between 0 and 1")
     if callable(cb.eps) and cb.alpha is not None:

@@ -9,6 +9,7 @@ __all__ = ['fgsm', 'pgd', 'deepfool']
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -98,9 +99,19 @@ def _check_setting(
     whole: bool = False,    # must it be an integer?
 ) -> None:
     "Raise `ConfigError` unless `value` is a finite number of at least `low`."
-    good = isinstance(value, int) if whole else isinstance(value, (int, float)) and isfinite(value)
+    good = isinstance(value, Integral) if whole else isinstance(value, Real) and isfinite(value)
     if not good or isinstance(value, bool) or value < low:
         raise ConfigError(f"{name} is {value!r}; expected {'an integer' if whole else 'a number'} of at least {low}")
+
+
+def _check_eps(
+    eps: float,           # a budget
+    norm: str = "linf",   # of the attack
+) -> None:
+    "Raise `ConfigError` unless `eps` is a budget for pixels from 0 to 1."
+    _check_setting("eps", eps, 0)
+    if norm == "linf" and eps > 1:
+        raise ConfigError(f"eps is {eps!r}, but pixels lie in [0, 1]; {eps:g}/255 = {eps / 255:.4g}?")
 
 
 def _check_norm(
@@ -218,7 +229,7 @@ def fgsm(
 ) -> torch.Tensor:               # adversarial images, same shape, in [0, 1]
     "One signed gradient step (Eq. 7) within `eps` of `x`; raises `ImageError`, `LabelError` or `ConfigError`."
     _check_batch(model, x, y, also="soft")
-    _check_setting("eps", eps, 0)
+    _check_eps(eps)
     alpha = (1.25 if random_start else 1.0) * eps if alpha is None else alpha
     _check_setting("alpha", alpha, 0)
     with _attack_mode(x.device):
@@ -296,10 +307,10 @@ def pgd(
 ) -> torch.Tensor:               # adversarial images, same shape, in [0, 1]
     "Projected gradient ascent (Eq. 6) within `eps` of `x`; raises `ImageError`, `LabelError` or `ConfigError`."
     _check_batch(model, x, y, also="soft")
-    _check_setting("eps", eps, 0)
+    _check_norm(norm)
+    _check_eps(eps, norm)
     _check_setting("steps", steps, 1, whole=True)
     _check_setting("restarts", restarts, 1, whole=True)
-    _check_norm(norm)
     if restarts > 1 and not random_start:
         raise ConfigError(f"restarts={restarts} without random_start would repeat the same run")
     lengths = _step_lengths(alpha, eps, steps)

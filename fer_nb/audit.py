@@ -269,8 +269,10 @@ class Audit:
         splits: tuple[str, ...] = ("train",),        # see `clean`
         drop: tuple[str, ...] = DROPPED,             # see `clean`
     ) -> pd.DataFrame:                               # id, action ("drop" or a label), why
-        "What `clean` will do, one row an image. Raises `ConfigError` for an unknown kind or action."
+        "What `clean` will do, one row an image. Raises `ConfigError` for an unknown kind, action or split."
         _check_kinds(drop)
+        if isinstance(splits, str) or (unknown := set(splits) - set(SPLITS)):
+            raise ConfigError(f"splits={splits!r}; some of {', '.join(SPLITS)} expected, as a tuple")
         split = self.ds.df.set_index("id").split
         leaks = self.issues[(self.issues.kind == "leak") & ("leak" in drop)]
         leaked = self.groups[_positions(self.ds, leaks.id)]
@@ -335,6 +337,8 @@ def audit(
     folder: str | Path | None = None,          # the search for twins keeps its finished parts there, see `twins.find_twins`
 ) -> Audit:                                    # with .issues, .groups, .summary(), .table1(), .clean()
     "Audit a dataset. Raises `ConfigError` for an unknown kind, or for `label_error` without votes and without `probs`."
+    if not isinstance(ds, FERData):
+        raise ConfigError(f"a {type(ds).__name__} instead of images with their labels; a FERData expected")
     _check_kinds(kinds or ())
     witness = probs is not None or "vote_label" in ds.df
     if kinds is not None and "label_error" in kinds and not witness:

@@ -97,25 +97,26 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
                                          "and balanced before the split. labels: label-error search judged by FER+'s votes. "
                                          "distillation: no teacher to three, before and after cleaning and balancing. kfold: the "
                                          "whole way in each of five folds. variants: the light networks under one budget. "
+                                         "transfer: a trained network fitted to FER+'s labels, beside new weights. "
                                          "robust: trained networks under attack and corruption. "
                                          "harden: phase 2 from one network with several radii. "
                                          "sqs: SQSNet's tables. bridge: SQSNet as a teacher of HyFER, and SQS in its training. "
                                          "Finished runs lie in the folder; a study that was broken off goes on.")
-    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "robust", "harden", "sqs", "bridge"))
+    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "transfer", "robust", "harden", "sqs", "bridge"))
     study.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
     study.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv: the judge of labels; sqs, bridge: FER+'s "
                                                                    "majority labels instead of FER2013's")
     study.add_argument("--seeds", type=int, default=3, metavar="N", help="runs a row (default: %(default)s)")
     study.add_argument("--part", type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s; labels takes all)")
-    study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3)")
-    study.add_argument("--table", choices=("ablation", "controls", "fusion", "sensitivity", "architectures", "all"), default="ablation",
-                       help="sqs: which rows (default: %(default)s)")
+    study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3, transfer 12)")
+    study.add_argument("--table", choices=("comparison", "ablation", "controls", "fusion", "sensitivity", "architectures", "all"), default="ablation",
+                       help="sqs: which rows; comparison: SQSNet alone (default: %(default)s)")
     study.add_argument("--tta", choices=("none", "flip", "five"),
                        help="sqs, bridge: test-time views reported beside one view (default: five)")
     study.add_argument("--preset", choices=("light", "paper"), default="light", help="sqs, bridge: size and budget (default: %(default)s)")
     study.add_argument("--subjects", action="store_true", help="kfold: keep each person in one fold, as KDEF needs")
-    study.add_argument("--weights", type=Path, metavar="FILE", help="robust, harden: the accurate network, .safetensors (default: the shipped one)")
+    study.add_argument("--weights", type=Path, metavar="FILE", help="robust, harden, transfer: the accurate network, .safetensors (default: the shipped one)")
     study.add_argument("--robust", type=Path, nargs="+", metavar="FILE",
                        help="robust, harden: networks trained against attacks (robust, without --weights: the shipped one)")
     study.add_argument("--images", type=int, default=500, metavar="N", help="robust, harden: images attacked (default: %(default)s)")
@@ -212,12 +213,14 @@ def _study(
     keep_freed_memory()
     if args.what == "labels" and args.votes is None:
         raise ConfigError("study labels needs --votes fer2013new.csv, the judge")
+    if args.what == "transfer" and args.votes is None:
+        raise ConfigError("study transfer needs --votes fer2013new.csv, whose labels are the others")
     ds = read_any(args.data, args.votes)
     out = args.out or Path("runs") / f"{args.data.resolve().stem}-{args.what}"
     if args.what in ("robust", "harden"):
         return (_robust_study if args.what == "robust" else _harden)(ds, out, args)
     epochs = {} if args.epochs is None else {"epochs": args.epochs}
-    kinds = {"protocol": _data_study, "labels": _data_study, "sqs": _sqs_study, "bridge": _sqs_study}
+    kinds = {"protocol": _data_study, "labels": _data_study, "transfer": _transfer_study, "sqs": _sqs_study, "bridge": _sqs_study}
     table, shown = kinds.get(args.what, _teacher_study)(ds, out, epochs, args)
     file = out / (f"sqs-{args.table}.csv" if args.what == "sqs" else f"{args.what}.csv")
     if os.environ.get("RANK", "0") == "0":
@@ -269,6 +272,29 @@ def _teacher_study(
     runs = distillation_study(ds, preset, range(args.seeds), out / "runs", _say)
     split = next(s for s in ("valid", "test") if s in set(runs.split))
     return runs, f"{distillation_table(runs, split).to_string()}\n\n{distillation_gains(runs, split).round(3).to_string()}"
+
+
+def _begun(
+    weights: Path | None,  # a student's file; None: the shipped one
+) -> "HyFER":              # trained
+    "The network that a study goes on from."
+    from fer_nb.models import HyFER, load_hyfer
+    return HyFER.from_pretrained() if weights is None else load_hyfer(weights)
+
+
+def _transfer_study(
+    ds: FERData,                # the data
+    out: Path,                  # folder
+    epochs: dict[str, int],     # changes of the fit
+    args: argparse.Namespace,   # parsed arguments
+) -> tuple[pd.DataFrame, str]:  # results; what to show
+    "A trained network and FER+'s labels."
+    from dataclasses import replace
+
+    from fer_nb.experiments import TRANSFER, study_part, transfer_study, transfer_table
+    start, ds = _begun(args.weights), study_part(read_ferplus(args.votes, ds), args.part)
+    runs = transfer_study(ds, start, replace(TRANSFER, **epochs), range(args.seeds), out / "runs", _say)
+    return runs, transfer_table(runs, _reported(ds).df.split.iloc[0]).to_string()
 
 
 def _sqs_study(
@@ -328,8 +354,8 @@ def _harden(
 ) -> str:                      # what to say at the end
     "Phase 2 with several radii, and what each keeps under attack."
     from fer_nb.experiments import harden, price_table
-    from fer_nb.models import HyFER, load_hyfer
-    student = HyFER.from_pretrained() if args.weights is None else load_hyfer(args.weights)
+    from fer_nb.models import load_hyfer
+    student = _begun(args.weights)
     files = harden(student, ds, out, say=_say) | {path.stem: path for path in args.robust or ()}
     models = {"accurate": student} | {name: load_hyfer(path) for name, path in files.items()}
     table = price_table(models, _reported(ds), n=args.images, say=_say)
@@ -421,6 +447,20 @@ def _lines(
         yield s
 
 
+def _free(
+    path: Path,              # a file, absolute
+    root: Path,              # what it lies below, absolute
+    taken: dict[Path, Path], # name -> file, so far; this one is added
+) -> Path:                   # relative
+    "Its path below the root; where another root's file has the same, with as many folders in front as tell them apart."
+    inner, above = path.relative_to(root).parts, root.parts[1:]
+    for k in range(len(above) + 1):
+        name = Path(*above[len(above) - k:], *inner)
+        if taken.setdefault(name, path) == path:
+            break
+    return name
+
+
 def _pictures(
     seen: "Iterator[Seen]",  # from `Recogniser.seen`
     to: Path,                # a folder
@@ -430,11 +470,12 @@ def _pictures(
     from PIL import Image
 
     from fer_nb.predict import annotate
+    taken = {}
     for s in seen:
         if s.image is not None:
             path = Path(s.file)
             root = next((r for r in map(Path, roots) if r.is_dir() and r in path.parents), path.parent)
-            name = path.relative_to(root)
+            name = _free(path.resolve(), root.resolve(), taken)
             name = name.with_name(name.name + ("" if s.frame is None else f".{s.frame:06}") + ".jpg")
             with atomic_file(to / name) as aside:
                 Image.fromarray(annotate(s.image, s.faces)).save(aside, quality=90)
@@ -471,7 +512,7 @@ def _predict(
     if args.to or args.out == "annotated":
         print(f"{counts['faces']} faces; pictures: {counts['ok']} with a face, {counts['no_face']} without, {counts['error']} could not be "
               f"read, {counts['skipped']} other files: {to if args.out == 'annotated' else args.to}")
-    return 1 if counts["error"] else 0
+    return 0 if not counts["error"] else 1 if counts["ok"] + counts["no_face"] else 2
 
 
 def _team() -> AbstractContextManager[tuple[int, int]]:  # a `with` block: rank, number of processes
@@ -491,7 +532,7 @@ def main(
     try:
         with _team() as (rank, _):
             done = {"audit": _audit, "study": _study, "ship": _ship, "predict": _predict}.get(args.verb, _execute)(args)
-    except FERError as e:
+    except (FERError, OSError) as e:  # such as a folder where a file shall be written, or a full disk
         print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

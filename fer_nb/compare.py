@@ -56,6 +56,14 @@ def _share_interval(
     return low, high
 
 
+def _check_level(
+    level: float,  # coverage of an interval
+) -> None:
+    "Raise `ConfigError` unless it is a share."
+    if not 0 < level < 1:
+        raise ConfigError(f"level={level!r}; a share between 0 and 1 expected, such as 0.95")
+
+
 def mcnemar(
     right_a: Sequence[bool],  # is the first model right, image by image
     right_b: Sequence[bool],  # is the second, on the same images
@@ -63,6 +71,7 @@ def mcnemar(
     level: float = 0.95,      # of the interval
 ) -> Outcome:                 # difference of the accuracies
     "McNemar's test of two fixed models on the same images. Raises `ConfigError`."
+    _check_level(level)
     a, b = np.asarray(right_a), np.asarray(right_b)
     if a.dtype != bool or b.dtype != bool or a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ConfigError(f"{a.dtype} {a.shape} and {b.dtype} {b.shape}; right or wrong of the same images expected, "
@@ -86,6 +95,7 @@ def paired_t(
     level: float = 0.95,   # of the interval
 ) -> Outcome:              # mean difference
     "The paired t test, or the corrected one. Raises `ConfigError` for fewer than two pairs."
+    _check_level(level)
     d = np.subtract(*(np.asarray(v, float) for v in (a, b))) if len(a) == len(b) else np.empty(0)
     if len(d) < 2 or not np.isfinite(d).all() or rho < 0:
         raise ConfigError(f"{len(a)} and {len(b)} values, rho={rho}; two or more pairs of finite numbers and "
@@ -198,6 +208,8 @@ def compare(
     rows = []
     for name, rival in (b if isinstance(b, Mapping) else {"b": b}).items():
         if isinstance(a, pd.DataFrame) and isinstance(rival, pd.DataFrame):
+            if missing := {"metric", "value"} - (set(a) & set(rival)):
+                raise ConfigError(f"{name}: no column {', '.join(sorted(missing))}; a row a run and metric expected")
             found = _over_runs(a, rival, metric, rho)
         elif isinstance(a, np.ndarray) and isinstance(rival, np.ndarray):
             found = _over_images(a, rival, ds, metric, times, seed)

@@ -48,6 +48,8 @@ class FERData:
             if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
                 raise ImageError(f"images are {images.dtype} {images.shape}; uint8 (N, H, W) or (N, H, W, 3) expected")
         else:
+            if odd := [p for p in images if not isinstance(p, (str, os.PathLike, Crop))]:
+                raise ImageError(f"images hold a {type(odd[0]).__name__}; one uint8 array, or image files, expected")
             images = [p if isinstance(p, (Path, Crop)) else Path(p) for p in images]
         self.df, self.labels, self.name, self._images = df, tuple(labels), name, images
         self.dropped = pd.DataFrame(columns=["id", "split", "why"], dtype=str) if dropped is None \
@@ -85,12 +87,16 @@ class FERData:
         rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length N
     ) -> "FERData":                        # a smaller dataset with the same labels
         "The dataset of the given `rows`, in their order."
+        if np.ndim(rows) != 1:
+            raise DataError(f"rows={rows!r}; positions, or a boolean mask, expected")
         rows = np.asarray(rows if len(rows) else [], dtype=None if len(rows) else np.int64)
         if rows.dtype == bool and len(rows) != len(self):
             raise DataError(f"a mask of {len(rows)} values for {len(self)} images")
         if rows.dtype != bool and rows.dtype.kind not in "iu":
             raise DataError(f"rows are {rows.dtype}; positions or a boolean mask expected")
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if len(rows) and not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise DataError(f"rows from {rows.min()} to {rows.max()}; there are {len(self)} images")
         images = self._images[rows] if isinstance(self._images, np.ndarray) else [self._images[i] for i in rows]
         return FERData(self.df.iloc[rows], images, self.labels, self.name)
 
@@ -139,7 +145,11 @@ def _check_table(
     df: pd.DataFrame,       # the table of a dataset
     labels: Sequence[str],  # its label names
 ) -> None:
-    "Refuse a table without id, label, split, with repeated ids, or with labels or splits that do not exist."
+    "Refuse a table without id, label, split, with repeated ids, or with labels or splits that do not exist or come twice."
+    if isinstance(labels, (str, set, frozenset)) or not isinstance(labels, Iterable):
+        raise ConfigError(f"labels={labels!r}; names in their order expected, as a list or tuple")
+    if len(twice := [name for k, name in enumerate(labels) if name in list(labels)[:k]]):
+        raise LabelError(f"label {twice[0]!r} is named more than once")
     missing = [c for c in ("id", "label", "split") if c not in df]
     if missing:
         raise DataError(f"the table has no column {', '.join(missing)}")
@@ -181,12 +191,26 @@ def to_array(
     "Pixels of a picture: turned as its EXIF says, 16 bits brought to 8, transparency on white, all else through Pillow."
     from PIL import ImageOps
     im = ImageOps.exif_transpose(im)
+    if not all(im.size):
+        raise ImageError(f"a picture of {im.width} × {im.height} pixels")
+    if im.mode == "F" or im.mode == "I" and im.getextrema()[1] <= 255:
+        return _guessed(im)
     if im.mode.startswith("I;16") or im.mode == "I":
         return (np.asarray(im).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
     if im.has_transparency_data:
         grey, im = im.mode in ("LA", "La"), im.convert("RGBA")
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("L" if grey else "RGB")
     return np.asarray(im.convert("L" if im.mode in ("L", "1") else "RGB"))
+
+
+def _guessed(
+    im: Image.Image,  # of 32-bit numbers
+) -> np.ndarray:      # uint8 (H, W)
+    "Bytes from numbers that do not say what white is: 1 for floats. Raises `ImageError` for all others."
+    a, name = np.asarray(im), {"F": "floats", "I": "32-bit integers"}[im.mode]
+    if im.mode == "F" and np.isfinite(a).all() and 0 <= a.min() and a.max() <= 1:
+        return (a * 255).round().astype(np.uint8)
+    raise ImageError(f"{name} from {a.min():g} to {a.max():g}; floats from 0 to 1, or 8 or 16 bits, expected")
 
 
 def _opened(
@@ -517,6 +541,19 @@ def _fer2013_folder_split(
                     "read_folder reads folders of another layout")
 
 
+def _check_depth(
+    files: list[Path],       # image files
+    root: Path,              # the dataset's folder
+    labels: Sequence[str],   # names of classes
+) -> None:
+    "Raise `DataError` where a class folder holds folders, such as one a person: their names would be taken for classes."
+    for path in files:
+        *above, last = path.relative_to(root).parts[:-1] or [""]
+        if outer := [name for name in above if canonical_label(name) in labels]:
+            raise DataError(f"{path}: lies in {last!r} inside {outer[-1]!r}, which names a class itself; images right inside "
+                            "their class folders expected")
+
+
 def _from_files(
     files: list[Path],        # image files
     root: Path,               # ids are relative to it
@@ -526,6 +563,8 @@ def _from_files(
 ) -> tuple[FERData, list[tuple[int, ...]]]:  # with the class taken from each file's folder; shapes of the files
     "A dataset of files whose folder names their class; every file is decoded once, here."
     found = [canonical_label(p.parent.name) for p in files]
+    labels = labels if labels is None else tuple(map(canonical_label, labels))
+    _check_depth(files, root, labels or (*EMOTIONS, "contempt"))
     if labels is None:
         labels = tuple(e for e in EMOTIONS if e in found) + tuple(sorted(set(found) - set(EMOTIONS)))
     for p, label in zip(files, found):

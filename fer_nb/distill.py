@@ -41,6 +41,8 @@ def eadd_weights(
     tau = torch.as_tensor(tau, dtype=torch.float32)
     if acc.ndim != 2:
         raise ConfigError(f"acc has shape {tuple(acc.shape)}; (teachers, emotions) expected")
+    if not ((acc >= 0) & (acc <= 1)).all():
+        raise ConfigError(f"accuracies from {acc.min():g} to {acc.max():g}; shares from 0 to 1 expected")
     if (tau <= 0).any() or (tau.ndim and tau.shape != acc.shape[1:]):
         raise ConfigError(f"tau={tau.tolist()}; a positive number, or one for each of {acc.shape[1]} emotions")
     return F.softmax(acc / tau, dim=0)
@@ -65,6 +67,8 @@ def distill_loss(
     if z_s.shape != z_t.shape:
         raise ConfigError(f"student logits {tuple(z_s.shape)} and teacher logits {tuple(z_t.shape)} differ in shape")
     T = torch.as_tensor(T, dtype=z_s.dtype, device=z_s.device).expand(len(z_s))[:, None]
+    if not (T > 0).all():
+        raise ConfigError(f"T={T.min():g}; a positive temperature expected")
     return _kl_per_sample(z_s, z_t, T).mean()
 
 # %% ../nbs/11_distill.ipynb #b687452b
@@ -539,8 +543,11 @@ class EADD(Callback):
         momentum: float = 0.98,                                # of the running estimate
         over: str = "label",                                   # see `eadd_distill`
     ):
-        if not len(teachers):
-            raise ConfigError("EADD needs at least one teacher")
+        if isinstance(teachers, nn.Module) or not isinstance(teachers, Sequence) or not len(teachers):
+            raise ConfigError("EADD needs a list of at least one teacher")
+        if odd := [t for t in teachers if not hasattr(t, "labels")]:
+            raise ConfigError(f"a teacher is a {type(odd[0]).__name__} without .labels; a network of this package, or kept "
+                              "logits, expected")
         if isinstance(accuracy, str) and accuracy not in ("valid", "running"):
             raise ConfigError(f"accuracy={accuracy!r}; \"valid\", \"running\" or a table expected")
         if not 0 <= momentum <= 1:

@@ -9,11 +9,11 @@ __all__ = ['TTA', 'check_labels', 'ready', 'image_batches', 'tta_views', 'predic
 
 # %% ../nbs/31_evaluate.ipynb #7751cb1e
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -152,12 +152,24 @@ def _facts(
 def _splits(
     ds: FERData,  # the dataset
 ) -> list[str]:   # train, valid, test, as far as they occur
-    "The splits of `ds` in their usual order. Raises `DataError` if there is no image."
+    "The splits of `ds` in their usual order. Raises `DataError` if there is no image, `ConfigError` for no dataset."
+    if not isinstance(ds, FERData):
+        raise ConfigError(f"a {type(ds).__name__} instead of images with their labels; a FERData expected")
     if not len(ds):
         raise DataError(f"{ds.name or 'dataset'}: no images to evaluate")
     return [s for s in ("train", "valid", "test") if (ds.df.split == s).any()]
 
 # %% ../nbs/31_evaluate.ipynb #7c626851
+def _check_ids(
+    twins: Any,  # what was given as ids
+) -> None:
+    "Raise `ConfigError` unless it is None or a collection of strings; a mask or positions would match nothing, without a word."
+    if twins is None:
+        return
+    if isinstance(twins, (str, pd.DataFrame)) or not isinstance(twins, Iterable) or any(not isinstance(i, str) for i in twins):
+        raise ConfigError(f"twins is a {type(twins).__name__}; a collection of ids expected, such as the column `id` of the leaks")
+
+
 def evaluate(
     model: nn.Module | np.ndarray,             # classifier of x in [0, 1], with `.labels`; or logits (N, C)
     ds: FERData,                               # images of one or more splits
@@ -169,8 +181,7 @@ def evaluate(
     seed: int = 0,                             # of the resamples
 ) -> pd.DataFrame:                             # split, subset, tta, attack, eps, steps, metric, value, n, labels
     "All metrics of `model`, for each split of `ds`. Raises `LabelError`, `DataError` or `ConfigError`."
-    if isinstance(twins, str):
-        raise ConfigError(f"twins={twins!r}; a collection of ids expected, not one string")
+    _check_ids(twins)
     splits, y, tables = _splits(ds), ds.targets(), []
     z = _logits_of(model, ds, bs, device, tta)
     leaked = ds.df.id.isin([] if twins is None else list(twins)).to_numpy()

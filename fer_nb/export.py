@@ -127,14 +127,22 @@ class OnnxModel(nn.Module):
         x_ = np.ascontiguousarray(self.adapt(x).detach().float().cpu().numpy())
         return torch.from_numpy(self.session.run(["logits"], {"images": x_})[0]).to(x.device)
 
+    def __deepcopy__(
+        self,
+        memo: dict,      # of the copy
+    ) -> "OnnxModel":    # itself: it never changes, and a session cannot be copied
+        "What `copy.deepcopy` gives."
+        return self
+
 # %% ../nbs/41_export.ipynb #64bdcd2d
 def _bare(
     model: nn.Module,   # any classifier
 ) -> nn.Module:         # a copy on the CPU, in float32 and evaluation mode, folded where `fold` knows how
-    "The network to export."
+    "The network to export. Raises `ConfigError` for what is exported already."
+    if isinstance(model, OnnxModel):
+        raise ConfigError(f"{model.name}: an ONNX file already")
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    foldable = isinstance(model, HyFER) and any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    return fold(model) if foldable else model
+    return fold(model) if isinstance(model, HyFER) else model
 
 
 def _probe(
@@ -339,6 +347,8 @@ def quantize(
     if method not in methods:
         raise ConfigError(f"method={method!r}; {', '.join(methods)} expected")
     model, sample = OnnxModel(path), _calibration(ds, n)
+    if "int8" in model.metadata:
+        raise DataError(f"{path}: its numbers are 8-bit already; the file that it was made from expected")
     with _written(out) as aside, tempfile.TemporaryDirectory() as work:
         clean = Path(work) / "clean.onnx"
         _extra("onnxruntime.quantization.shape_inference").quant_pre_process(str(path), str(clean), skip_symbolic_shape=True)

@@ -29,6 +29,8 @@ def _checked(
         raise ConfigError(f"logits {z.shape}, targets {y.shape}, {len(labels) or 'C'} labels; (N, C), (N,), C expected")
     if (bad := ~np.isfinite(z).all(axis=1)).any():
         raise ConfigError(f"logits of image {int(bad.argmax())}: NaN or infinity")
+    if len(z) and z.min() >= 0 and ((z > 0) & (z < 1)).any() and np.allclose(z.sum(axis=1), 1, atol=1e-4):
+        raise ConfigError("these are probabilities; logits expected: before the softmax, or their logarithm")
     if len(y) and (y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= z.shape[1]):
         raise LabelError(f"targets are {y.dtype} from {y.min()} to {y.max()}; "
                          f"whole numbers from 0 to {z.shape[1] - 1} expected")

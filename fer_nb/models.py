@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 
 import timm
@@ -149,7 +150,7 @@ def fold(
         for name, child in list(parent.named_children()):
             if isinstance(child, RepConv):
                 setattr(parent, name, child.folded())
-            elif isinstance(child, ConvNormAct) and not isinstance(parent, RepConv):
+            elif isinstance(child, ConvNormAct) and isinstance(child.bn, nn.BatchNorm2d) and not isinstance(parent, RepConv):
                 child.conv, child.bn = fuse_conv_bn_eval(child.conv, child.bn), child.bn.act
     return model.requires_grad_(False)
 
@@ -263,10 +264,14 @@ class MapClassifier(nn.Module):
         labels: Sequence[str] | None = None,  # their names in order
     ) -> None:
         "Put a new classifier on top."
+        if not isinstance(num_classes, Integral) or num_classes < 0:
+            raise ConfigError(f"num_classes={num_classes!r}; a whole number from 0 on expected")
         if labels is None:
             labels = EMOTIONS if num_classes == len(EMOTIONS) else [f"class{k}" for k in range(num_classes)]
-        if len(labels) != num_classes:
-            raise ConfigError(f"{len(labels)} labels for {num_classes} classes")
+        if isinstance(labels, str) or len(labels) != num_classes:
+            raise ConfigError(f"{1 if isinstance(labels, str) else len(labels)} labels for {num_classes} classes")
+        if len(set(labels)) < num_classes:
+            raise ConfigError(f"labels {', '.join(labels)}: one is named more than once")
         self.num_classes, self.labels = num_classes, tuple(labels)
         self.fc = self._linear() if num_classes else nn.Identity()
 
@@ -308,7 +313,7 @@ class HyFER(MapClassifier):
         labels: Sequence[str] | None = None,  # label names in order; the seven emotions by default
     ):
         super().__init__()
-        if isinstance(variant, str) and variant not in HYFER:
+        if not isinstance(variant, HyFERConfig) and variant not in HYFER:
             raise ConfigError(f"no HyFER variant {variant!r}; there are {', '.join(HYFER)}")
         if in_chans not in (1, 3):
             raise ConfigError(f"in_chans={in_chans}; 1 or 3 expected")
@@ -431,9 +436,13 @@ def _write(
     header: dict[str, object], # what its constructor needs, and the record; JSON
 ) -> Path:                     # the file written
     "Write tensors and header aside, read them back, then rename. Raises `ConfigError` if another network comes back."
+    try:
+        said = json.dumps(header)
+    except TypeError as e:
+        raise ConfigError(f"{path}: the record must be what JSON can hold ({e})") from e
     with atomic_file(path) as aside:
         state = {k: v.contiguous() for k, v in model.state_dict().items()}
-        save_file(state, aside, {f"fer_nb.{_class_of(builder)}": json.dumps(header)})
+        save_file(state, aside, {f"fer_nb.{_class_of(builder)}": said})
         aside.chmod(0o644)
         try:
             with torch.random.fork_rng(devices=()):
@@ -661,6 +670,8 @@ def create_teacher(
         raise ConfigError(f"no teacher {name!r}; there are {', '.join(TEACHERS)}, and timm's models")
     if len(labels) != num_classes:
         raise ConfigError(f"{len(labels)} labels for {num_classes} classes")
+    if input_size is not None and (not isinstance(input_size, Integral) or input_size < 1):
+        raise ConfigError(f"input_size={input_size!r}; the side in pixels, a whole number, expected")
     size = input_size or size or timm.get_pretrained_cfg(timm_name).input_size[-1]
     if input_size is not None:
         _check_size(timm_name, size)
@@ -705,6 +716,8 @@ def teacher_table(
     import pandas as pd
     rows = []
     for name in names:
+        if name not in TEACHERS:
+            raise ConfigError(f"no teacher {name!r} in Table 3; there are {', '.join(TEACHERS)}")
         timm_name, size, *paper = TEACHERS[name]
         net = _meta_net(timm_name, size)
         n = sum(p.numel() for p in net.parameters())
@@ -1021,6 +1034,8 @@ def save_teacher(
     **record: object,                    # anything JSON can hold
 ) -> Path:                               # the file written
     "Write a teacher for `load_teacher`. Raises `ConfigError` for a network that could not be built again."
+    if not isinstance(teacher, (Teacher, GeometryTeacher)):
+        raise ConfigError(f"{path}: a {type(teacher).__name__} is no Teacher; save_hyfer and save_sqsnet write those two")
     header = {"name": teacher.name, "labels": teacher.labels, "record": record}
     if isinstance(teacher, GeometryTeacher):
         return _write(teacher, path, _build_geometry,

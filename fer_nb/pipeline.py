@@ -8,6 +8,7 @@ __all__ = ['PRESETS', 'TeacherSpec', 'Preset', 'Splits', 'make_splits', 'fit_tea
            'claim', 'run']
 
 # %% ../nbs/35_pipeline.ipynb #f49ccee1
+import copy
 import json
 import platform
 import shutil
@@ -72,13 +73,14 @@ class Preset:
     bs: int = 128                                  # its batch size
     views: int = 4                                 # augmented views of each image that teachers are asked about
     answers: str = "view"                          # the student sees these views; "mean": new ones, with the mean answer
-    earlier: "Preset | None" = None                # of a student that is trained first and then teaches too; for `run` and `train_shipped`
+    earlier: "Preset | None" = None                # of a student that is trained first and then teaches too, and so on back; for `run` and `train_shipped`
     alpha: float = 0.5                             # Eq. 1
     T: float = 3.0                                 # Eq. 3
     tau: float = 0.1                               # Eq. 5
     targets: str | int | None = "median"           # class balance; None: leave as it is
     recipe: Recipe = Recipe()                      # schedule, averaging, early stop of teachers and of phase 1
     amp: str | None = None                         # precision of the student, see `Recipe`
+    keep: str = "best"                             # the student's epoch in phase 1, by the selection part; "last": unselected
     holdout: float = 0.1                           # share of the training split used for selection
     augment: Augment = field(default_factory=lambda: Augment(brightness=0.1, contrast=0.2))  # of training batches
     adv_attack: tuple[str, ...] = ("fgsm", "pgd")  # phase 2: one is drawn per batch
@@ -97,8 +99,8 @@ class Preset:
             raise ConfigError(f"answers={self.answers!r}; 'view' or 'mean' expected")
         if self.earlier and (other := [k for k in _SHARED if getattr(self, k) != getattr(self.earlier, k)]):
             raise ConfigError(f"the earlier student differs in {', '.join(other)}; the same data, teachers and views expected")
-        if self.earlier and self.earlier.earlier:
-            raise ConfigError("the earlier student has an earlier student; one generation expected")
+        if self.keep not in ("best", "last") or (self.keep == "last" and self.recipe.patience is not None):
+            raise ConfigError(f"keep={self.keep!r}, patience={self.recipe.patience}; 'best', or 'last' without patience, expected")
 
 
 _SHARED = ("teachers", "clean", "size", "targets", "holdout", "near_twins", "views", "augment")
@@ -251,21 +253,33 @@ def train_teachers(
     say: Callable[[str], None],     # where progress goes
     show: bool = False,             # draw bars
 ) -> tuple[list[nn.Module | Annotators], list[TeacherLogits], list[pd.DataFrame]]:  # teachers, what they said, histories
-    "All teachers, the earlier student among them; what is in `work` already is taken from there."
-    teachers, kept, histories = [], [], []
+    "All teachers, earlier students among them; what is in `work` already is taken from there."
+    teachers, histories = {}, []
+
+    def asked(setting: Preset) -> list[TeacherLogits]:
+        "What the teachers so far say to a student with these settings."
+        return [ask_teacher(net, parts, setting, seed, work / f"logits-{name}", show) for name, net in teachers.items()]
+
     for k, spec in enumerate(preset.teachers):
         say(f"teacher {spec.name}" + f" at {spec.input_size} px" * (spec.input_size > 0))
-        net, history = fit_teacher(k, parts, preset, seed, work / f"teacher-{k}-{spec.name}.ckpt", show)
-        kept.append(ask_teacher(net, parts, preset, seed, work / f"logits-{k}-{spec.name}", show))
-        teachers.append(net)
+        name = f"{k}-{spec.name}"
+        teachers[name], history = fit_teacher(k, parts, preset, seed, work / f"teacher-{name}.ckpt", show)
         histories.append(history)
-    if preset.earlier is not None:
-        say("the earlier student")
-        first, history = _earlier_student(teachers, parts, preset, seed, work, show)
-        kept.append(ask_teacher(first, parts, preset, seed, work / "logits-earlier", show))
-        teachers.append(first)
+    for n, setting in enumerate(_generations(preset), 1):
+        say(f"earlier student {n}")
+        name = f"earlier-{n}"
+        teachers[name], history, _ = fit_student(parts, setting, asked(setting), seed, work / f"student-{name}.ckpt",
+                                                 f"HyFER, earlier {n}", show)
+        teachers[name].name = f"earlier HyFER {n}"
         histories.append(history)
-    return teachers, kept, histories
+    return list(teachers.values()), asked(preset), histories
+
+
+def _generations(
+    preset: Preset,   # settings
+) -> list[Preset]:    # of the students before, the first one first
+    "Who was trained before whom."
+    return [] if preset.earlier is None else [*_generations(preset.earlier), preset.earlier]
 
 # %% ../nbs/35_pipeline.ipynb #c73191e7
 def fit_student(
@@ -276,40 +290,31 @@ def fit_student(
     checkpoint: str | Path | None = None,  # see `fit_model`
     phase: str = "HyFER",              # name in the history
     show: bool = False,                # draw bars
+    start: HyFER | None = None,        # a network whose weights to begin with, which stays as it is; None: new ones
 ) -> tuple[HyFER, pd.DataFrame, EADD | None]:  # the student in eval mode; history; the callback with its weights
     "Phase 1: train the student, with teachers or without. Raises `StaleCacheError` for answers about other views."
     seed_everything(seed)
-    student = _student(parts, preset)
+    student = _student(parts, preset, start)
     eadd = EADD(list(kept), preset.alpha, preset.T, preset.tau) if kept else None
     dls = _loaders(parts, preset, seed, preset.bs, preset.views if preset.answers == "view" else None)
     history = fit_model(student, dls, preset.epochs, preset.lr, phase=phase, seed=seed, cbs=[eadd] if kept else [],
-                        show=show, recipe=replace(preset.recipe, amp=preset.amp), checkpoint=checkpoint)
+                        show=show, recipe=replace(preset.recipe, amp=preset.amp), checkpoint=checkpoint, keep=preset.keep)
     return student, history, eadd
 
 
-def _earlier_student(
-    teachers: list[nn.Module | Annotators],  # trained
-    parts: Splits,    # the data
-    preset: Preset,   # settings, with those of the earlier student
-    seed: int,        # of the run
-    work: Path,       # folder of checkpoints and kept logits
-    show: bool,       # draw bars
-) -> tuple[HyFER, pd.DataFrame]:  # the student in eval mode; history
-    "The student that will be a teacher: from the same teachers, with settings of its own."
-    names = [f"logits-{k}-{spec.name}" for k, spec in enumerate(preset.teachers)]
-    said = [ask_teacher(net, parts, preset.earlier, seed, work / name, show) for net, name in zip(teachers, names)]
-    student, history, _ = fit_student(parts, preset.earlier, said, seed, work / "student-earlier.ckpt", "HyFER, earlier", show)
-    student.name = "earlier HyFER"
-    return student, history
-
-
 def _student(
-    parts: Splits,   # the data
-    preset: Preset,  # settings
-) -> HyFER:          # untrained
+    parts: Splits,               # the data
+    preset: Preset,              # settings
+    start: HyFER | None = None,  # trained
+) -> HyFER:                      # to train: new, or a copy of `start`, with a new classifier where the labels are others
     "A student for these images."
-    in_chans = 3 if parts.train.array().ndim == 4 else 1
-    return HyFER(len(parts.train.labels), in_chans, preset.student, labels=parts.train.labels)
+    labels = parts.train.labels
+    if start is None:
+        return HyFER(len(labels), 3 if parts.train.array().ndim == 4 else 1, preset.student, labels=labels)
+    student = copy.deepcopy(start).requires_grad_(True)
+    if student.labels != labels:
+        student.reset_classifier(len(labels), labels)
+    return student
 
 
 def fit_adversarial(
@@ -323,8 +328,7 @@ def fit_adversarial(
 ) -> tuple[HyFER, pd.DataFrame, AdversarialTraining]:  # another network in eval mode; history; the callback with its logs
     "Phase 2: go on training under attack."
     adv = AdversarialTraining(preset.adv_attack, preset.adv_eps, steps=preset.adv_steps, ratio=preset.adv_ratio, seed=seed)
-    hardened = _student(parts, preset)
-    hardened.load_state_dict(student.state_dict())
+    hardened = _student(parts, preset, student)
     dls = _loaders(parts, preset, seed + 1, preset.bs, None)
     history = fit_model(hardened, dls, preset.adv_epochs, preset.adv_lr, phase=phase, seed=seed, cbs=[adv], show=show,
                         checkpoint=checkpoint)

@@ -242,7 +242,9 @@ class Recogniser:
         self,
         images: Iterable[Any],   # paths, Pillow images, arrays
     ) -> list[list[Face]]:       # the faces of each
-        "The faces of several pictures, which go through the network in one batch."
+        "The faces of several pictures, which go through the network in one batch. Raises `ConfigError` for one picture alone."
+        if isinstance(images, (str, Path)):
+            raise ConfigError(f"{images}: a list of pictures expected; of one picture, the recogniser itself says the faces")
         return self._recognise([as_image(im) for im in images])
 
     def _recognise(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
@@ -392,6 +394,16 @@ def _looked(
     return batch
 
 
+def _paced(
+    every: int,      # each how-manieth frame
+    smooth: float,   # time constant, seconds
+) -> "Tracks":       # of a film that begins
+    "Check how films are gone through. Raises `ConfigError`."
+    if not isinstance(every, int) or every < 1:
+        raise ConfigError(f"every is {every!r}; a whole number from 1 expected")
+    return Tracks(smooth)
+
+
 @patch
 def seen(
     self: Recogniser,
@@ -400,6 +412,7 @@ def seen(
     smooth: float = 0.0,     # of a film, see `frames`
 ) -> Iterator[Seen]:         # file by file; nothing is raised for one that cannot be read
     "What is in these files, one after the other, in bounded memory."
+    _paced(every, smooth)  # what makes no sense is refused before the first picture, not at the first film
     batch = []
     for path in _files([paths] if isinstance(paths, (str, Path)) else paths):
         film = path.suffix.lower() in VIDEO_ENDINGS
@@ -424,6 +437,8 @@ def folder(
     smooth: float = 0.0,     # of a film, see `frames`
 ) -> pd.DataFrame:           # one row a face; see above
     "The faces of a folder. Raises `DataError` where there is none; warns how many files could not be read."
+    if not isinstance(path, (str, Path)):
+        raise ConfigError(f"a {type(path).__name__} instead of a folder; `seen` takes several files and folders")
     if not Path(path).exists():
         raise DataError(f"{path}: no such file or folder")
     table = as_table(_lighter(self.seen(path, every, smooth)), self.network.labels)
@@ -545,9 +560,7 @@ def frames(
     seconds: float | None = None,   # stop after these
 ) -> Iterator[Seen]:                # frame by frame; at the end of a film that ends early one more, its status "error"
     "What is in the frames of a film or a camera. Raises `DataError` for one that cannot be opened."
-    if not isinstance(every, int) or every < 1:
-        raise ConfigError(f"every is {every!r}; a whole number from 1 expected")
-    tracks, film, name = Tracks(smooth), _Film(source, every, seconds), str(source)
+    tracks, film, name = _paced(every, smooth), _Film(source, every, seconds), str(source)
     with closing(iter(film)) as numbered:
         while batch := list(islice(numbered, 1 if isinstance(source, int) else self.batch)):
             for (k, at, image), faces in zip(batch, self._recognise([image for *_, image in batch])):

@@ -8,6 +8,7 @@ __all__ = ['spatial_similarity', 'refinement_map', 'refine_features', 'sqs_loss'
 
 # %% ../nbs/12_sqs.ipynb #331e1b68
 from itertools import chain
+from numbers import Real
 from types import MethodType
 
 import numpy as np
@@ -191,7 +192,9 @@ def attach_sqs(
     drop: float = 0.1,             # dropout before the enhanced classifier
     **start: float,                # first values of the learnable ones, see `QuadWeights`
 ) -> nn.Module:                    # the same model
-    "Give `model` what the callback `SQS` trains beside it."
+    "Give `model` what the callback `SQS` trains beside it. Raises `ConfigError` for first values of what is not learned."
+    if start and not learnable:
+        raise ConfigError(f"{', '.join(start)}: first values of what is learned, and learnable=False")
     like = next(model.parameters())
     if separate and getattr(model, "enhanced", None) is None:
         linear = nn.Linear(model.num_features, model.num_classes, device=like.device)
@@ -306,8 +309,11 @@ class SQS(Callback):
         self.lam, self.alpha, self.beta, self.gamma, self.tau, self.margin = lam, alpha, beta, gamma, tau, margin
         self.enhanced, self.kl, self.normalize, self.distinct = enhanced, kl, normalize, distinct
         self.mutual, self.purity, self.seed = mutual, purity, seed
-        if wrong := {k: v for k, v in self.config().items() if not 0 <= v < float("inf") or (k == "tau" and v == 0)}:
+        if wrong := {k: v for k, v in self.config().items()
+                     if not isinstance(v, Real) or not 0 <= v < float("inf") or (k == "tau" and v == 0)}:
             raise ConfigError(f"{wrong}; finite numbers of at least 0 expected, and tau above 0")
+        if purity > 1:
+            raise ConfigError(f"purity={purity}; a share from 0 to 1 expected")
 
     def config(self) -> dict[str, float | bool]:  # JSON
         "The settings, for the record of a run."
@@ -322,6 +328,11 @@ class SQS(Callback):
         if not all(callable(getattr(self.learn.model, name, None)) for name in ("forward_features", "forward_head")):
             raise ConfigError(f"a {type(self.learn.model).__name__} has no forward_features and forward_head; "
                               "SQS needs a feature map")
+        enhanced, classes = getattr(self.learn.model, "enhanced", None) or nn.Identity(), getattr(self.learn.model, "num_classes", None)
+        linear = [m for m in enhanced.modules() if isinstance(m, nn.Linear)]
+        if linear and classes not in (None, linear[-1].out_features):
+            raise ConfigError(f"the enhanced classifier has {linear[-1].out_features} classes, the network {classes}; "
+                              "detach_sqs and attach_sqs make a new one")
         if self.distinct and len(classes := getattr(self.dls, "vocab", range(3))) < 3:
             raise ConfigError(f"classes {list(classes)}; two negatives of distinct classes need 3, or distinct=False")
 

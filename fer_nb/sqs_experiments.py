@@ -150,13 +150,13 @@ def sensitivity_arms() -> dict[str, Arm]:  # "SQSNet" and one arm for each value
 
 
 def study_arms(
-    what: str,                         # "ablation", "controls", "fusion", "sensitivity", "architectures" or "all"
+    what: str,                         # "comparison", "ablation", "controls", "fusion", "sensitivity", "architectures" or "all"
     preset: str | SQSPreset = "light", # at 224 px and more the paper's architectures, else the light ones
 ) -> dict[str, Arm]:                   # a row each
     "The arms of a table by its name. Raises `ConfigError`."
     pair = _pair(_preset(preset))
     others = {name: arm for name, arm in FUSIONS.items() if arm.fusion != pair.fusion}
-    tables = {"ablation": ABLATION, "controls": CONTROLS, "fusion": others | {"SQSNet": Arm()}, "sensitivity": sensitivity_arms(),
+    tables = {"comparison": {"SQSNet": Arm()}, "ablation": ABLATION, "controls": CONTROLS, "fusion": others | {"SQSNet": Arm()}, "sensitivity": sensitivity_arms(),
               "architectures": ARCHITECTURES if pair.input_size >= 224 else LIGHT_ARCHITECTURES}
     if what == "all":
         return {name: arm for arms in tables.values() for name, arm in arms.items()}

@@ -10,9 +10,9 @@ import fer_nb.experiments as experiments
 from fer_nb.core import DataError
 from fer_nb.data import VOTE_COLUMNS, FERData
 from fer_nb.experiments import (SHIP, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
-                                kfold_table, train_shipped, variant_study)
-from fer_nb.models import HYFER, HyFER
-from fer_nb.pipeline import TeacherSpec, make_splits
+                                kfold_table, train_shipped, transfer_study, transfer_table, variant_study)
+from fer_nb.models import HYFER, HyFER, weights_digest
+from fer_nb.pipeline import Preset, TeacherSpec, make_splits
 from fer_nb.synth import make_faces
 from fer_nb.train import CheckpointError
 
@@ -127,11 +127,15 @@ def test_the_shipped_run_leaves_weights_that_load_and_a_card_that_says_how(faces
         train_shipped(faces, out, TINY)
 
 
-def test_annotators_are_a_teacher_by_name(faces, tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def asked(faces):
+    """The faces with what ten people said about each."""
     shown = np.array([VOTE_COLUMNS.index(f"vote_{e}") for e in faces.df.label])
-    votes = rng.multinomial(10, 0.3 * np.eye(10)[shown] + 0.07)
-    asked = FERData(faces.df.assign(**dict(zip(VOTE_COLUMNS, votes.T))), faces.array(), faces.labels, faces.name)
+    votes = np.random.default_rng(0).multinomial(10, 0.3 * np.eye(10)[shown] + 0.07)
+    return FERData(faces.df.assign(**dict(zip(VOTE_COLUMNS, votes.T))), faces.array(), faces.labels, faces.name)
+
+
+def test_annotators_are_a_teacher_by_name(faces, asked, tmp_path):
     preset = replace(TINY, teachers=(*TINY.teachers, TeacherSpec("annotators")))
     out = train_shipped(asked, tmp_path / "s", preset)
     results = pd.read_csv(out / "results.csv").query("metric == 'accuracy' and subset == 'all' and split == 'valid'")
@@ -151,6 +155,37 @@ def test_variants_share_everything_but_the_network(faces, tmp_path, monkeypatch)
     assert len({id(parts) for parts, *_ in fits}) == 1 and all(kept == () for _, _, kept, _ in fits)
 
 
+PEOPLE = replace(TINY, teachers=(TeacherSpec("annotators"),))
+
+
+def test_arms_of_a_transfer_share_everything_but_weights_and_votes(asked, tmp_path, monkeypatch):
+    fits, start = [], HyFER(8, 1, "light")
+    def fit(parts, preset, kept, seed, work, start):
+        fits.append((id(parts), preset, [k.name for k in kept], seed, start))
+        return [None]
+    monkeypatch.setattr(experiments, "fit_student", fit)
+    monkeypatch.setattr(experiments, "_rows", lambda *_: pd.DataFrame({"value": [1.0]}))
+    transfer_study(asked, start, PEOPLE, (0, 1), tmp_path)
+    assert [(names, seed, net) for _, _, names, seed, net in fits] == [
+        (names, seed, net) for seed in (0, 1) for net in (None, start) for names in ([], ["annotators"])]
+    assert len({(parts, preset) for parts, preset, *_ in fits}) == 1
+
+
+def test_a_transfer_goes_on_and_leaves_the_network_alone(asked, tmp_path, monkeypatch):
+    start = HyFER(8, 1, "light").requires_grad_(False)  # other labels than the images'
+    before, said = weights_digest(start), []
+    runs = transfer_study(asked, start, PEOPLE, (0,), tmp_path, said.append)
+    assert weights_digest(start) == before and start.num_classes == 8 and not any(p.requires_grad for p in start.parameters())
+    assert len(transfer_table(runs)) == len(said) == 4
+    assert runs[runs.metric == "accuracy"].groupby(["weights", "votes"]).value.nunique().sum() >= 4
+    monkeypatch.setattr(experiments, "fit_student", None)
+    pd.testing.assert_frame_equal(transfer_study(asked, start, PEOPLE, (0,), tmp_path), runs, check_dtype=False)
+    with pytest.raises(CheckpointError, match="start"):
+        transfer_study(asked, HyFER(8, 1, "light"), PEOPLE, (0,), tmp_path)
+    with pytest.raises(DataError, match="no column 'vote_"):
+        transfer_study(make_faces(40)[0], start, PEOPLE, (0,), tmp_path / "b")
+
+
 def test_budgets_name_networks_that_exist():
     for preset in (STUDY, SHIP):
         assert preset.student in HYFER and len(preset.teachers) >= 2
@@ -160,6 +195,11 @@ def test_the_card_in_the_package_tells_of_the_committed_settings():
     def told(value):
         return {k: told(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
+    def full(settings):
+        """Settings that came after the card was written are what they were before they could be set."""
+        settings = {"keep": Preset.keep} | settings
+        return settings | {"earlier": settings["earlier"] and full(settings["earlier"])}
+
     record = HyFER.from_pretrained().card["record"]
-    assert told(record["settings"]) == told(json.loads(json.dumps(asdict(SHIP))))
+    assert told(full(record["settings"])) == told(json.loads(json.dumps(asdict(SHIP))))
     assert record["command"] == "fer-nb ship --data fer2013.csv --votes fer2013new.csv" and record["seed"] == 0

@@ -14,7 +14,7 @@ from fer_nb.distill import Geometry
 from fer_nb.models import create_teacher, load_hyfer, weights_digest
 from fer_nb.pipeline import PRESETS, TeacherSpec, ask_teacher, fit_student, fit_teacher, make_splits, run
 from fer_nb.synth import make_faces
-from fer_nb.train import CheckpointError
+from fer_nb.train import CheckpointError, Recipe
 
 TINY = PRESETS["tiny"]
 
@@ -83,19 +83,44 @@ def test_work_of_another_run_is_refused_before_anything_is_trained(tmp_path, mon
 
 @pytest.fixture(scope="module")
 def born_again(tmp_path_factory):
-    """A student that an earlier one taught too."""
+    """A student that two earlier ones taught too."""
     ds, out = make_faces(400, seed=0)[0], tmp_path_factory.mktemp("runs") / "again"
-    return run(ds, replace(TINY, answers="mean", student="light_rep", earlier=TINY), out, show=False)
+    second = replace(TINY, answers="mean", student="light_rep", earlier=TINY)
+    return run(ds, replace(second, student="light_res", keep="last", earlier=second), out, show=False)
 
 
-def test_the_earlier_student_teaches(finished, born_again):
+def test_earlier_students_teach(finished, born_again):
     results, history, weights = (pd.read_csv(born_again / f"{name}.csv") for name in ("results", "history", "teacher_weights"))
     def clean(table, model):
         return table[(table.model == model) & (table.attack == "none")].drop(columns="model").reset_index(drop=True)
     before = pd.read_csv(finished[1] / "results.csv")
-    pd.testing.assert_frame_equal(clean(results, "teacher earlier HyFER"), clean(before, "HyFER, EADD"))
-    assert set(weights.teacher) == {"efficientnet_lite0", "resnet18", "earlier HyFER"}
-    assert "HyFER, earlier" in set(history.phase)
+    pd.testing.assert_frame_equal(clean(results, "teacher earlier HyFER 1"), clean(before, "HyFER, EADD"))
+    assert set(weights.teacher) == {"efficientnet_lite0", "resnet18", "earlier HyFER 1", "earlier HyFER 2"}
+    assert {"HyFER, earlier 1", "HyFER, earlier 2"} < set(history.phase)
+
+
+def test_each_earlier_student_hears_all_before_it(tmp_path, monkeypatch):
+    parts, heard = make_splits(make_faces(400, seed=0)[0], TINY), []
+    second = replace(TINY, answers="mean", earlier=TINY)
+
+    def fit(parts, preset, kept=(), *args):
+        heard.append((preset, [k.name for k in kept], {k.train.shape[0] for k in kept}))
+        return resnet(parts), pd.DataFrame(), None
+    monkeypatch.setattr(pipeline, "fit_teacher", lambda *a: (resnet(parts), pd.DataFrame()))
+    monkeypatch.setattr(pipeline, "fit_student", fit)
+    two = replace(second, views=2, earlier=replace(TINY, views=2))
+    teachers, kept, _ = pipeline.train_teachers(parts, replace(two, earlier=two), 0, tmp_path, lambda text: None)
+    names = ["resnet18", "resnet18", "earlier HyFER 1", "earlier HyFER 2"]
+    assert heard == [(two.earlier, names[:2], {2}), (two, names[:3], {1})]
+    assert [k.name for k in kept] == names and len(teachers) == 4
+
+
+def test_what_a_student_keeps_is_the_presets_to_say(monkeypatch):
+    parts, kept = make_splits(make_faces(400, seed=0)[0], TINY), []
+    monkeypatch.setattr(pipeline, "fit_model", lambda *a, **k: kept.append(k["keep"]))
+    for keep in ("best", "last"):
+        fit_student(parts, replace(TINY, keep=keep))
+    assert kept == ["best", "last"]
 
 
 def test_mean_answers_go_with_new_views(monkeypatch):
@@ -131,7 +156,8 @@ def test_a_geometry_teacher_is_kept_and_not_fitted_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("changed, said", [
     ({"answers": "both"}, "'both'"), ({"earlier": replace(TINY, holdout=0.2)}, "holdout"),
-    ({"earlier": replace(TINY, teachers=TINY.teachers[:1], views=2)}, "differs in teachers, views;"), ({"earlier": replace(TINY, earlier=TINY)}, "one generation")])
+    ({"earlier": replace(TINY, teachers=TINY.teachers[:1], views=2)}, "differs in teachers, views;"),
+    ({"keep": "first"}, "keep='first'"), ({"keep": "last", "recipe": Recipe(patience=2)}, "patience=2")])
 def test_presets_that_contradict_themselves(changed, said):
     with pytest.raises(ConfigError, match=said):
         replace(TINY, **changed)
