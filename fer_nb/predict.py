@@ -394,14 +394,15 @@ def _looked(
     return batch
 
 
-def _paced(
+def _check_pace(
     every: int,      # each how-manieth frame
     smooth: float,   # time constant, seconds
-) -> "Tracks":       # of a film that begins
-    "Check how films are gone through. Raises `ConfigError`."
+) -> None:
+    "Raise `ConfigError` for a way to go through films that makes no sense."
     if not isinstance(every, int) or every < 1:
         raise ConfigError(f"every is {every!r}; a whole number from 1 expected")
-    return Tracks(smooth)
+    if smooth < 0:
+        raise ConfigError(f"smooth is {smooth!r}; seconds, 0 or more, expected")
 
 
 @patch
@@ -412,7 +413,7 @@ def seen(
     smooth: float = 0.0,     # of a film, see `frames`
 ) -> Iterator[Seen]:         # file by file; nothing is raised for one that cannot be read
     "What is in these files, one after the other, in bounded memory."
-    _paced(every, smooth)  # what makes no sense is refused before the first picture, not at the first film
+    _check_pace(every, smooth)  # what makes no sense is refused before the first picture, not at the first film
     batch = []
     for path in _files([paths] if isinstance(paths, (str, Path)) else paths):
         film = path.suffix.lower() in VIDEO_ENDINGS
@@ -466,8 +467,7 @@ class Tracks:
         overlap: float = 0.3,    # of the boxes, intersection over union, that makes them one face
         patience: float = 1.0,   # seconds after which a face that is gone is forgotten
     ):
-        if smooth < 0:
-            raise ConfigError(f"smooth is {smooth!r}; seconds, 0 or more, expected")
+        _check_pace(1, smooth)
         self.smooth, self.overlap, self.patience = smooth, overlap, patience
         self.alive, self.next = {}, 0   # track -> (face, time); the number to give next
 
@@ -560,7 +560,8 @@ def frames(
     seconds: float | None = None,   # stop after these
 ) -> Iterator[Seen]:                # frame by frame; at the end of a film that ends early one more, its status "error"
     "What is in the frames of a film or a camera. Raises `DataError` for one that cannot be opened."
-    tracks, film, name = _paced(every, smooth), _Film(source, every, seconds), str(source)
+    _check_pace(every, smooth)
+    tracks, film, name = Tracks(smooth), _Film(source, every, seconds), str(source)
     with closing(iter(film)) as numbered:
         while batch := list(islice(numbered, 1 if isinstance(source, int) else self.batch)):
             for (k, at, image), faces in zip(batch, self._recognise([image for *_, image in batch])):
