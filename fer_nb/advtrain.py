@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -334,9 +335,11 @@ def _check_settings(
     for eps in _eps_values(cb.eps):
         _check_eps(eps)
     for name, low, whole in (("alpha", 0, False), ("warmup_epochs", 0, False), ("steps", 1, True), ("trades", 0, False),
-                             ("guard", 0, True), ("seed", 0, True), ("ratio", 0, False), ("collapse", 0, False)):
+                             ("guard", 0, True), ("ratio", 0, False), ("collapse", 0, False)):
         if not (name == "alpha" and cb.alpha is None):
             _check_setting(name, getattr(cb, name), low, whole)
+    if not isinstance(cb.seed, Integral):
+        raise ConfigError(f"seed is {cb.seed!r}; expected an integer")
     if cb.ratio > 1:
         raise ConfigError(f"ratio is {cb.ratio!r}; expected a share from 0 to 1")
     if not 0 < cb.collapse < 1:

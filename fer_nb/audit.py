@@ -271,7 +271,7 @@ class Audit:
     ) -> pd.DataFrame:                               # id, action ("drop" or a label), why
         "What `clean` will do, one row an image. Raises `ConfigError` for an unknown kind, action or split."
         _check_kinds(drop)
-        if isinstance(splits, str) or (unknown := set(splits) - set(SPLITS)):
+        if isinstance(splits, str) or set(splits) - set(SPLITS):
             raise ConfigError(f"splits={splits!r}; some of {', '.join(SPLITS)} expected, as a tuple")
         split = self.ds.df.set_index("id").split
         leaks = self.issues[(self.issues.kind == "leak") & ("leak" in drop)]

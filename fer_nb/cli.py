@@ -102,7 +102,8 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
                                          "harden: phase 2 from one network with several radii. "
                                          "sqs: SQSNet's tables. bridge: SQSNet as a teacher of HyFER, and SQS in its training. "
                                          "Finished runs lie in the folder; a study that was broken off goes on.")
-    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "transfer", "robust", "harden", "sqs", "bridge"))
+    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "transfer", "robust", "harden",
+                                          "sqs", "bridge"))
     study.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
     study.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv: the judge of labels; sqs, bridge: FER+'s "
                                                                    "majority labels instead of FER2013's")
@@ -110,8 +111,8 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
     study.add_argument("--part", type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s; labels takes all)")
     study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3, transfer 12)")
-    study.add_argument("--table", choices=("comparison", "ablation", "controls", "fusion", "sensitivity", "architectures", "all"), default="ablation",
-                       help="sqs: which rows; comparison: SQSNet alone (default: %(default)s)")
+    study.add_argument("--table", choices=("comparison", "ablation", "controls", "fusion", "sensitivity", "architectures", "all"),
+                       default="ablation", help="sqs: which rows; comparison: SQSNet alone (default: %(default)s)")
     study.add_argument("--tta", choices=("none", "flip", "five"),
                        help="sqs, bridge: test-time views reported beside one view (default: five)")
     study.add_argument("--preset", choices=("light", "paper"), default="light", help="sqs, bridge: size and budget (default: %(default)s)")

@@ -193,8 +193,10 @@ def to_array(
     im = ImageOps.exif_transpose(im)
     if not all(im.size):
         raise ImageError(f"a picture of {im.width} × {im.height} pixels")
-    if im.mode == "F" or im.mode == "I" and im.getextrema()[1] <= 255:
-        return _guessed(im)
+    if im.mode == "F":
+        return _from_floats(np.asarray(im), "a picture of floats")
+    if im.mode == "I" and (high := im.getextrema()[1]) <= 255:
+        raise ImageError(f"a picture of 32-bit integers up to {high}; 8 or 16 bits expected")
     if im.mode.startswith("I;16") or im.mode == "I":
         return (np.asarray(im).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
     if im.has_transparency_data:
@@ -203,14 +205,14 @@ def to_array(
     return np.asarray(im.convert("L" if im.mode in ("L", "1") else "RGB"))
 
 
-def _guessed(
-    im: Image.Image,  # of 32-bit numbers
-) -> np.ndarray:      # uint8 (H, W)
-    "Bytes from numbers that do not say what white is: 1 for floats. Raises `ImageError` for all others."
-    a, name = np.asarray(im), {"F": "floats", "I": "32-bit integers"}[im.mode]
-    if im.mode == "F" and np.isfinite(a).all() and 0 <= a.min() and a.max() <= 1:
-        return (a * 255).round().astype(np.uint8)
-    raise ImageError(f"{name} from {a.min():g} to {a.max():g}; floats from 0 to 1, or 8 or 16 bits, expected")
+def _from_floats(
+    a: np.ndarray,  # floats
+    what: str,      # they are, for the message
+) -> np.ndarray:    # uint8, same shape
+    "Bytes from numbers whose white is 1. Raises `ImageError` for all others: their white would have to be guessed."
+    if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1):
+        raise ImageError(f"{what} with values from {a.min():g} to {a.max():g}; floats from 0 to 1 expected")
+    return (a * 255).round().astype(np.uint8)
 
 
 def _opened(

@@ -9,7 +9,7 @@ __all__ = ['TTA', 'check_labels', 'ready', 'image_batches', 'tta_views', 'predic
 
 # %% ../nbs/31_evaluate.ipynb #7751cb1e
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -166,7 +166,7 @@ def _check_ids(
     "Raise `ConfigError` unless it is None or a collection of strings; a mask or positions would match nothing, without a word."
     if twins is None:
         return
-    if isinstance(twins, (str, pd.DataFrame)) or not isinstance(twins, Iterable) or any(not isinstance(i, str) for i in twins):
+    if isinstance(twins, (str, pd.DataFrame)) or not isinstance(twins, Collection) or not all(isinstance(i, str) for i in twins):
         raise ConfigError(f"twins is a {type(twins).__name__}; a collection of ids expected, such as the column `id` of the leaks")
 
 

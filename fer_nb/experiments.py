@@ -354,7 +354,7 @@ def transfer_study(
         raise DataError(f"{ds.name}: no column {min(missing)!r}, which the annotators' votes need")
     ds = resized(ds, preset.size)
     claim(Path(out), {"settings": asdict(preset), "data": ds.fingerprint(), "start": weights_digest(start)})
-    parts, tables = _splits_blind_to_votes(ds, preset, 0), []  # seed 0, as that of the shipped run
+    parts, tables = _splits_blind_to_votes(ds, preset, 0), []
     people = fit_teacher(0, parts, preset)[0]
     for seed in seeds:
         said = ask_teacher(people, parts, preset, seed)

@@ -268,8 +268,10 @@ class MapClassifier(nn.Module):
             raise ConfigError(f"num_classes={num_classes!r}; a whole number from 0 on expected")
         if labels is None:
             labels = EMOTIONS if num_classes == len(EMOTIONS) else [f"class{k}" for k in range(num_classes)]
-        if isinstance(labels, str) or len(labels) != num_classes:
-            raise ConfigError(f"{1 if isinstance(labels, str) else len(labels)} labels for {num_classes} classes")
+        if isinstance(labels, str):
+            raise ConfigError(f"labels={labels!r}; names in their order expected, as a list or tuple")
+        if len(labels) != num_classes:
+            raise ConfigError(f"{len(labels)} labels for {num_classes} classes")
         if len(set(labels)) < num_classes:
             raise ConfigError(f"labels {', '.join(labels)}: one is named more than once")
         self.num_classes, self.labels = num_classes, tuple(labels)

@@ -73,7 +73,7 @@ class Preset:
     bs: int = 128                                  # its batch size
     views: int = 4                                 # augmented views of each image that teachers are asked about
     answers: str = "view"                          # the student sees these views; "mean": new ones, with the mean answer
-    earlier: "Preset | None" = None                # of a student that is trained first and then teaches too, and so on back; for `run` and `train_shipped`
+    earlier: "Preset | None" = None                # of a student that is trained first and then teaches too; for `run` and `train_shipped`
     alpha: float = 0.5                             # Eq. 1
     T: float = 3.0                                 # Eq. 3
     tau: float = 0.1                               # Eq. 5
@@ -99,6 +99,8 @@ class Preset:
             raise ConfigError(f"answers={self.answers!r}; 'view' or 'mean' expected")
         if self.earlier and (other := [k for k in _SHARED if getattr(self, k) != getattr(self.earlier, k)]):
             raise ConfigError(f"the earlier student differs in {', '.join(other)}; the same data, teachers and views expected")
+        if self.earlier and self.earlier.earlier:
+            raise ConfigError("the earlier student has an earlier student; one generation expected")
         if self.keep not in ("best", "last") or (self.keep == "last" and self.recipe.patience is not None):
             raise ConfigError(f"keep={self.keep!r}, patience={self.recipe.patience}; 'best', or 'last' without patience, expected")
 
@@ -253,7 +255,7 @@ def train_teachers(
     say: Callable[[str], None],     # where progress goes
     show: bool = False,             # draw bars
 ) -> tuple[list[nn.Module | Annotators], list[TeacherLogits], list[pd.DataFrame]]:  # teachers, what they said, histories
-    "All teachers, earlier students among them; what is in `work` already is taken from there."
+    "All teachers, the earlier student among them; what is in `work` already is taken from there."
     teachers, histories = {}, []
 
     def asked(setting: Preset) -> list[TeacherLogits]:
@@ -265,21 +267,13 @@ def train_teachers(
         name = f"{k}-{spec.name}"
         teachers[name], history = fit_teacher(k, parts, preset, seed, work / f"teacher-{name}.ckpt", show)
         histories.append(history)
-    for n, setting in enumerate(_generations(preset), 1):
-        say(f"earlier student {n}")
-        name = f"earlier-{n}"
-        teachers[name], history, _ = fit_student(parts, setting, asked(setting), seed, work / f"student-{name}.ckpt",
-                                                 f"HyFER, earlier {n}", show)
-        teachers[name].name = f"earlier HyFER {n}"
+    if (first := preset.earlier) is not None:
+        say("the earlier student")
+        teachers["earlier"], history, _ = fit_student(parts, first, asked(first), seed, work / "student-earlier.ckpt",
+                                                      "HyFER, earlier", show)
+        teachers["earlier"].name = "earlier HyFER"
         histories.append(history)
     return list(teachers.values()), asked(preset), histories
-
-
-def _generations(
-    preset: Preset,   # settings
-) -> list[Preset]:    # of the students before, the first one first
-    "Who was trained before whom."
-    return [] if preset.earlier is None else [*_generations(preset.earlier), preset.earlier]
 
 # %% ../nbs/35_pipeline.ipynb #c73191e7
 def fit_student(

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
 from .core import ConfigError, DataError, FERError, ImageError
-from .data import read_image, to_array
+from .data import _from_floats, read_image, to_array
 from .faces import FaceFinder, FoundFace, box_overlap, face_square
 
 # %% ../nbs/40_predict.ipynb #3e9d0b4e
@@ -148,9 +148,7 @@ def _checked_array(
     if a.dtype == np.uint16:
         a = (a / 257).round().astype(np.uint8)
     elif np.issubdtype(a.dtype, np.floating):
-        if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1):
-            raise ImageError(f"{what} with values from {a.min():g} to {a.max():g}; floats from 0 to 1 expected")
-        a = (a * 255).round().astype(np.uint8)
+        a = _from_floats(a, what)
     elif a.dtype != np.uint8:
         raise ImageError(f"{what}; uint8 (0-255), uint16 (0-65535) or floats (0-1) expected")
     if a.ndim == 3 and a.shape[2] == 1:

@@ -328,10 +328,10 @@ class SQS(Callback):
         if not all(callable(getattr(self.learn.model, name, None)) for name in ("forward_features", "forward_head")):
             raise ConfigError(f"a {type(self.learn.model).__name__} has no forward_features and forward_head; "
                               "SQS needs a feature map")
-        enhanced, classes = getattr(self.learn.model, "enhanced", None) or nn.Identity(), getattr(self.learn.model, "num_classes", None)
-        linear = [m for m in enhanced.modules() if isinstance(m, nn.Linear)]
-        if linear and classes not in (None, linear[-1].out_features):
-            raise ConfigError(f"the enhanced classifier has {linear[-1].out_features} classes, the network {classes}; "
+        enhanced, count = (getattr(self.learn.model, name, None) for name in ("enhanced", "num_classes"))
+        linear = [m for m in (enhanced or nn.Identity()).modules() if isinstance(m, nn.Linear)]
+        if linear and count not in (None, linear[-1].out_features):
+            raise ConfigError(f"the enhanced classifier has {linear[-1].out_features} classes, the network {count}; "
                               "detach_sqs and attach_sqs make a new one")
         if self.distinct and len(classes := getattr(self.dls, "vocab", range(3))) < 3:
             raise ConfigError(f"classes {list(classes)}; two negatives of distinct classes need 3, or distinct=False")

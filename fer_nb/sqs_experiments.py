@@ -156,7 +156,8 @@ def study_arms(
     "The arms of a table by its name. Raises `ConfigError`."
     pair = _pair(_preset(preset))
     others = {name: arm for name, arm in FUSIONS.items() if arm.fusion != pair.fusion}
-    tables = {"comparison": {"SQSNet": Arm()}, "ablation": ABLATION, "controls": CONTROLS, "fusion": others | {"SQSNet": Arm()}, "sensitivity": sensitivity_arms(),
+    tables = {"comparison": {"SQSNet": Arm()}, "ablation": ABLATION, "controls": CONTROLS,
+              "fusion": others | {"SQSNet": Arm()}, "sensitivity": sensitivity_arms(),
               "architectures": ARCHITECTURES if pair.input_size >= 224 else LIGHT_ARCHITECTURES}
     if what == "all":
         return {name: arm for arms in tables.values() for name, arm in arms.items()}
