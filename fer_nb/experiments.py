@@ -75,11 +75,20 @@ def distillation_study(
     `ConfigError` without seeds, `CheckpointError` where another study lies in `out`."""
     if not len(seeds):
         raise ConfigError("no seeds; at least one expected")
+    _no_earlier(preset)
     ds, tables = resized(ds, preset.size), []
     claim(Path(out), {"settings": asdict(preset), "data": ds.fingerprint()})
     for arm, changes in _ARMS.items():
         tables += _arm(arm, ds, replace(preset, **changes), seeds, Path(out), say)
     return pd.concat(tables, ignore_index=True)
+
+
+def _no_earlier(
+    preset: Preset,  # of a study
+) -> None:
+    "Refuse an earlier student, which a study's students would not have."
+    if preset.earlier is not None:
+        raise ConfigError("preset.earlier is for train_shipped and run; a preset without it expected")
 
 
 def _arm(
@@ -176,6 +185,7 @@ def kfold_study(
     `DataError` where the folds cannot be made, `CheckpointError` where another study lies in `out`."""
     if protocol not in ("honest", "subject"):
         raise ConfigError(f"protocol={protocol!r}; \"honest\" or \"subject\" expected")
+    _no_earlier(preset)
     ds = resized(ds, preset.size)
     claim(Path(out), {"settings": asdict(preset), "data": ds.fingerprint(), "k": k, "seed": seed, "protocol": protocol})
     pool = FERData(ds.df.assign(split="train"), ds._images, ds.labels, ds.name)

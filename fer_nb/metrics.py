@@ -155,6 +155,8 @@ def resample_counts(
     "Stratified bootstrap resamples as counts, a block at a time. Raises `ConfigError`."
     if not isinstance(times, (int, np.integer)) or times < 1:
         raise ConfigError(f"{times!r} resamples; a positive number expected")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ConfigError(f"seed={seed!r}; a whole number of at least 0 expected")
     _, stratum, size = np.unique(strata, return_inverse=True, return_counts=True)
     order, n, rng = np.argsort(stratum, kind="stable"), len(stratum), np.random.default_rng(seed)
     first, high = (np.repeat(v, size) for v in (np.cumsum(size) - size, size))

@@ -33,10 +33,10 @@ from .core import ConfigError, DataError, seed_everything
 from .data import FERData, resized
 from .distill import (EADD, Annotators, TeacherLogits, annotator_logits, find_geometry, fit_annotators, fit_geometry,
                             geometry_logits, teacher_logits)
-from .evaluate import confusion, evaluate, predict_logits, robust_curve
+from .evaluate import confusion, evaluate, image_batches, predict_logits, robust_curve
 from .launch import one_folder
 from .loaders import dataloaders, holdout
-from .models import GeometryTeacher, HyFER, create_teacher, save_hyfer
+from .models import GeometryTeacher, HyFER, absorb_norms, create_teacher, save_hyfer
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
                           plot_weights)
 from .report import Section, write_report
@@ -184,6 +184,9 @@ def fit_teacher(
         return _geometry_teacher(spec, parts, own, checkpoint), pd.DataFrame()
     seed_everything(own)
     net = create_teacher(spec.name, len(parts.train.labels), spec.pretrained, spec.input_size, parts.train.labels)
+    if spec.pretrained and spec.name == "mobilenet_vggface2":
+        some = np.random.default_rng(own).choice(len(parts.train), min(256, len(parts.train)), replace=False)
+        absorb_norms(net, next(image_batches(parts.train.take(some), len(some), torch.device("cpu")))[1])
     dls = _loaders(parts, preset, own, spec.bs, None)
     return net, fit_model(net, dls, spec.epochs, spec.lr, phase=f"teacher {spec.name}", seed=seed, show=show,
                           recipe=preset.recipe, checkpoint=checkpoint)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SQS_PRESETS', 'PROTOCOLS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'TABLE4_VALUES', 'ARCHITECTURES', 'LIGHT_ARCHITECTURES',
-           'PAPER_SQS', 'PAPER_SQS_TABLE4', 'BRIDGE', 'BRIDGE_ARMS', 'SQSPreset', 'SQSParts', 'protocol_parts', 'Arm',
+           'PAPER_SQS', 'PAPER_SQS_TABLE4', 'BRIDGE', 'BRIDGE_ARMS', 'SQSPreset', 'SQSParts', 'sqs_parts', 'Arm',
            'sensitivity_arms', 'study_arms', 'sqs_fit', 'sqs_study', 'accuracy_table', 'sensitivity_table',
            'significance_table', 'metrics_table', 'confusion_of', 'bridge_study', 'bridge_table']
 
@@ -83,7 +83,7 @@ class SQSParts(Splits):
     everything: FERData | None = None  # all training images, where the network is fitted again on them
 
 
-def protocol_parts(
+def sqs_parts(
     ds: FERData,                         # as it came
     preset: str | SQSPreset = "paper",   # size, hold-out, twins
     protocol: str | None = None,         # a name in `PROTOCOLS`; None: by the splits there are
@@ -176,7 +176,7 @@ def _pair(
 
 # %% ../nbs/13_sqs_experiments.ipynb #964b97cb
 def sqs_fit(
-    parts: SQSParts,                   # from `protocol_parts`
+    parts: SQSParts,                   # from `sqs_parts`
     preset: str | SQSPreset = "paper", # settings
     arm: Arm = Arm(),                  # which row
     seed: int = 0,                     # weights, order, views, quads
@@ -243,7 +243,7 @@ def sqs_study(
     preset: str | SQSPreset = "light",        # settings
     seeds: Sequence[int] = range(5),          # one run a seed and arm
     out: str | Path = "runs/sqs",             # folder for finished runs, one a dataset and preset
-    protocol: str | None = None,              # see `protocol_parts`
+    protocol: str | None = None,              # see `sqs_parts`
     say: Callable[[str], None] = lambda text: None,  # told about each run
 ) -> pd.DataFrame:                            # dataset, arm, seed, split, subset, tta, metric, value, n
     """Runs for the tables. Raises `ConfigError` without seeds or arms, `CheckpointError` or `DataError` where another
@@ -252,7 +252,7 @@ def sqs_study(
     arms = study_arms(arms, preset) if isinstance(arms, str) else arms
     if not len(seeds) or not arms:
         raise ConfigError(f"{len(seeds)} seeds and {len(arms)} arms; at least one of each expected")
-    parts = protocol_parts(ds, preset, protocol)
+    parts = sqs_parts(ds, preset, protocol)
     claim(Path(out), {"settings": asdict(preset), "data": ds.fingerprint(), "protocol": protocol})
     say(f"{len(parts.train):,} training images, {len(parts.select):,} select, {len(parts.report):,} are reported")
     runs = [_kept_run(parts, preset, name, arm, seed, Path(out), say) for seed in seeds for name, arm in arms.items()]
@@ -446,7 +446,7 @@ def bridge_study(
     student: Preset = BRIDGE,            # of the students: variant, epochs, views, EADD's settings
     seeds: Sequence[int] = range(5),     # one student a seed and arm
     out: str | Path = "runs/bridge",     # folder for finished parts
-    protocol: str | None = None,         # see `protocol_parts`; nothing is fitted again on all images
+    protocol: str | None = None,         # see `sqs_parts`; nothing is fitted again on all images
     say: Callable[[str], None] = lambda text: None,  # told about each part
 ) -> pd.DataFrame:                       # dataset, arm, seed, split, subset, tta, metric, value, n
     """SQSNet as a teacher of HyFER, and SQS in HyFER's training. Raises `ConfigError` without seeds, `CheckpointError`
@@ -454,7 +454,7 @@ def bridge_study(
     preset, out, tables = _preset(preset), Path(out), []
     if not len(seeds):
         raise ConfigError("no seeds; at least one expected")
-    parts = replace(protocol_parts(ds, preset, protocol), everything=None)
+    parts = replace(sqs_parts(ds, preset, protocol), everything=None)
     claim(out, {"settings": {"teachers": asdict(preset), "students": asdict(student)}, "data": ds.fingerprint(),
                 "protocol": protocol})
     nets = {}

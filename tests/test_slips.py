@@ -1,10 +1,13 @@
 """Slips that people really make: a clear, typed error, and nothing silently wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 
 from fer_nb.advtrain import AdversarialTraining
@@ -16,9 +19,10 @@ from fer_nb.core import EMOTIONS, ConfigError, DataError, ImageError, LabelError
 from fer_nb.data import FERData, read_folder, read_image, to_array
 from fer_nb.distill import EADD, distill_loss, eadd_weights
 from fer_nb.evaluate import evaluate
+from fer_nb.experiments import SHIP, distillation_study, kfold_study
 from fer_nb.export import OnnxModel, quantize, to_onnx
-from fer_nb.metrics import ece, fit_temperature
-from fer_nb.models import HyFER, create_teacher, fold, save_hyfer, save_teacher, teacher_table
+from fer_nb.metrics import ece, fit_temperature, resample_counts
+from fer_nb.models import HYFER, HyFER, create_teacher, fold, save_hyfer, save_teacher, teacher_table
 from fer_nb.predict import Recogniser
 from fer_nb.sqs import SQS, attach_sqs
 from fer_nb.synth import make_faces
@@ -257,6 +261,35 @@ def test_tables_over_runs_have_a_metric_and_a_value():
     wide = pd.DataFrame({"seed": [0, 1, 2], "accuracy": [0.5, 0.6, 0.7]})
     with pytest.raises(ConfigError, match="no column metric, value"):
         compare(wide, wide)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5])
+def test_seeds_of_resamples_are_whole_numbers(seed):
+    with pytest.raises(ConfigError, match=f"seed={seed}"):
+        next(resample_counts(np.zeros(4), 2, seed))
+
+
+def test_networks_that_cannot_be_built_are_refused():
+    with pytest.raises(ConfigError, match="dim=130"):
+        HyFER(variant=replace(HYFER["light"], dim=130))
+    with pytest.raises(ConfigError, match="drop=2"):
+        HyFER(variant="light", drop=2)
+
+
+def test_weights_for_a_place_that_cannot_be_written_are_an_os_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+    monkeypatch.setattr("fer_nb.models.save_file", full)
+    with pytest.raises(OSError, match="w.safetensors: cannot be written"):
+        save_hyfer(HyFER(7, 1, "light"), tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_studies_refuse_an_earlier_student_that_they_would_not_train(tmp_path):
+    for study in (distillation_study, kfold_study):
+        with pytest.raises(ConfigError, match="preset.earlier"):
+            study(make_faces(50)[0], SHIP, out=tmp_path / "study")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- the command ----

@@ -15,7 +15,7 @@ from fer_nb.reconcile import read_paper
 from fer_nb.sqs import SQS, QuadLoader
 from fer_nb.sqs_experiments import (ABLATION, ARCHITECTURES, BRIDGE, BRIDGE_ARMS, CONTROLS, LIGHT_ARCHITECTURES, PAPER_SQS,
                                     PAPER_SQS_TABLE4, SQS_PRESETS, TABLE4_VALUES, Arm, SQSPreset, accuracy_table, bridge_study,
-                                    bridge_table, confusion_of, metrics_table, protocol_parts, sensitivity_arms,
+                                    bridge_table, confusion_of, metrics_table, sqs_parts, sensitivity_arms,
                                     sensitivity_table, significance_table, sqs_fit, sqs_study, study_arms)
 from fer_nb.synth import make_faces
 from fer_nb.train import CheckpointError, Recipe
@@ -48,7 +48,7 @@ def with_twins(ds):
                                              ("affectnet", ["train", "valid"])])
 def test_the_splits_say_which_protocol(faces, protocol, splits):
     ds = faces.where(split=splits)
-    parts, named = protocol_parts(ds, TOY), protocol_parts(ds, TOY, protocol)
+    parts, named = sqs_parts(ds, TOY), sqs_parts(ds, TOY, protocol)
     for a, b in ((parts.train, named.train), (parts.select, named.select), (parts.report, named.report)):
         assert a.df.id.tolist() == b.df.id.tolist()
     assert set(parts.report.df.split) == {"valid" if protocol == "affectnet" else "test"}
@@ -60,7 +60,7 @@ def test_the_splits_say_which_protocol(faces, protocol, splits):
 
 @pytest.mark.parametrize("protocol", ["rafdb", "ferplus", "affectnet"])
 def test_a_picture_that_is_reported_selects_nowhere(faces, protocol):
-    parts = protocol_parts(with_twins(faces), TOY, protocol)
+    parts = sqs_parts(with_twins(faces), TOY, protocol)
     shown = {x.tobytes() for x in parts.report.array()}
     assert not any(x.tobytes() in shown for x in parts.select.array())
     trained = {x.tobytes() for x in (parts.everything or parts.train).array()}
@@ -70,15 +70,15 @@ def test_a_picture_that_is_reported_selects_nowhere(faces, protocol):
 
 
 def test_more_seeds_have_the_same_images(faces):
-    one, two = (protocol_parts(faces, TOY, "affectnet") for _ in range(2))
+    one, two = (sqs_parts(faces, TOY, "affectnet") for _ in range(2))
     assert one.select.df.id.tolist() == two.select.df.id.tolist()
-    assert one.select.df.id.tolist() != protocol_parts(faces, TOY, "affectnet", seed=1).select.df.id.tolist()
+    assert one.select.df.id.tolist() != sqs_parts(faces, TOY, "affectnet", seed=1).select.df.id.tolist()
 
 
 def test_what_is_reported_changes_no_weight(faces):
     "Reported images with other pixels and other labels: the same network, to the bit."
     def fitted(ds):
-        return sqs_fit(protocol_parts(ds, TOY, "rafdb"), TOY, seed=1)[0].state_dict()
+        return sqs_fit(sqs_parts(ds, TOY, "rafdb"), TOY, seed=1)[0].state_dict()
 
     rng, images, df = np.random.default_rng(0), faces.array().copy(), faces.df.copy()
     test = (df.split == "test").to_numpy()
@@ -91,7 +91,7 @@ def test_what_is_reported_changes_no_weight(faces):
 @pytest.mark.parametrize("drop,protocol,says", [("valid", "ferplus", "'valid'"), ("test", "rafdb", "'test'"), ("train", None, "'train'")])
 def test_a_missing_split_is_named(faces, drop, protocol, says):
     with pytest.raises(DataError, match=says):
-        protocol_parts(faces.where(split=[s for s in ("train", "valid", "test") if s != drop]), TOY, protocol)
+        sqs_parts(faces.where(split=[s for s in ("train", "valid", "test") if s != drop]), TOY, protocol)
 
 
 # ---------------------------------------------------------------- arms
@@ -147,7 +147,7 @@ def test_every_kind_of_arm_trains(faces, arm, monkeypatch):
     seen = []
     real = rooms.fit_model
     monkeypatch.setattr(rooms, "fit_model", lambda net, dls, *a, **k: (seen.append(type(dls.train) is QuadLoader), real(net, dls, *a, **k))[1])
-    net, history, log = sqs_fit(protocol_parts(faces, TOY), TOY, arm)
+    net, history, log = sqs_fit(sqs_parts(faces, TOY), TOY, arm)
     assert seen == [arm.sqs or arm.pairs] and (log is not None) == arm.sqs and len(history) == 1 and not net.training
     assert getattr(net, "enhanced", None) is None and getattr(net, "quad_weights", None) is None
     if arm.learnable:
@@ -156,7 +156,7 @@ def test_every_kind_of_arm_trains(faces, arm, monkeypatch):
 
 def test_quads_need_a_feature_map(faces):
     with pytest.raises(ConfigError, match="forward_features"):
-        sqs_fit(protocol_parts(faces, TOY), TOY, Arm("resnet18"))
+        sqs_fit(sqs_parts(faces, TOY), TOY, Arm("resnet18"))
 
 
 def test_the_second_fit_has_all_images_and_the_chosen_length(faces, monkeypatch):
@@ -168,7 +168,7 @@ def test_the_second_fit_has_all_images_and_the_chosen_length(faces, monkeypatch)
         return history.assign(accuracy=[.1, .3, .2], valid_loss=1.0) if len(calls) == 1 else history
 
     monkeypatch.setattr(rooms, "fit_model", watched)
-    parts = protocol_parts(faces, TOY, "rafdb")
+    parts = sqs_parts(faces, TOY, "rafdb")
     sqs_fit(parts, replace(TOY, epochs=3, recipe=replace(TOY.recipe, patience=9)))
     (first, n1, keep1, _), (second, n2, keep2, _) = calls
     assert (n1, keep1, n2, keep2) == (3, "best", 2, "last")
