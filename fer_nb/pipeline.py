@@ -40,7 +40,7 @@ from .models import GeometryTeacher, HyFER, absorb_norms, create_teacher, save_h
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
                           plot_weights)
 from .report import Section, write_report
-from .train import CheckpointError, Recipe, _differences, fit_model, read_checkpoint, write_checkpoint
+from .train import CheckpointError, Mix, Recipe, _differences, fit_model, read_checkpoint, write_checkpoint
 from .twins import TwinSearch
 
 # %% ../nbs/35_pipeline.ipynb #a271eb68
@@ -54,8 +54,11 @@ class TeacherSpec:
     lr: float = 0.0          # peak learning rate; nothing to "annotators"
     pretrained: bool = True  # start from ImageNet weights
     bs: int = 64             # batch size
+    mix: float | None = None # α of MixUp while it is fitted (networks that see images); None: images as they are
 
     def __post_init__(self):
+        if self.mix is not None and (not self.mix > 0 or self.name in ("annotators", "geometry")):
+            raise ConfigError(f"teacher {self.name!r}: mix={self.mix}; a positive number, for a network that sees images, expected")
         if self.name != "annotators" and not (self.epochs >= 1 and self.lr > 0 and (self.input_size >= 1 or self.name == "geometry")):
             raise ConfigError(f"teacher {self.name!r}: input_size={self.input_size}, epochs={self.epochs}, lr={self.lr}; positive numbers expected")
 
@@ -97,6 +100,8 @@ class Preset:
     def __post_init__(self):
         if self.answers not in ("view", "mean"):
             raise ConfigError(f"answers={self.answers!r}; 'view' or 'mean' expected")
+        if [s.name for s in self.teachers].count("annotators") > 1:
+            raise ConfigError("teachers: annotators twice; once expected")
         if self.earlier and (other := [k for k in _SHARED if getattr(self, k) != getattr(self.earlier, k)]):
             raise ConfigError(f"the earlier student differs in {', '.join(other)}; the same data, teachers and views expected")
         if self.earlier and self.earlier.earlier:
@@ -177,19 +182,31 @@ def fit_teacher(
 ) -> tuple[nn.Module | Annotators, pd.DataFrame]:  # the teacher in eval mode; history (of a network that sees images)
     """Fine-tune a teacher on the training part, selected on the selection part. Raises `CheckpointError` for another
     run's checkpoint."""
-    spec, own = preset.teachers[k], seed + 100 + k
+    spec, own, called = preset.teachers[k], seed + 100 + k, _called(k, preset.teachers)
     if spec.name == "annotators":
         return fit_annotators(parts.train), pd.DataFrame()
     if spec.name == "geometry":
-        return _geometry_teacher(spec, parts, own, checkpoint), pd.DataFrame()
+        net = _geometry_teacher(spec, parts, own, checkpoint)
+        net.name = called
+        return net, pd.DataFrame()
     seed_everything(own)
     net = create_teacher(spec.name, len(parts.train.labels), spec.pretrained, spec.input_size, parts.train.labels)
+    net.name = called
     if spec.pretrained and spec.name == "mobilenet_vggface2":
         some = np.random.default_rng(own).choice(len(parts.train), min(256, len(parts.train)), replace=False)
         absorb_norms(net, next(image_batches(parts.train.take(some), len(some), torch.device("cpu")))[1])
     dls = _loaders(parts, preset, own, spec.bs, None)
-    return net, fit_model(net, dls, spec.epochs, spec.lr, phase=f"teacher {spec.name}", seed=seed, show=show,
-                          recipe=preset.recipe, checkpoint=checkpoint)
+    return net, fit_model(net, dls, spec.epochs, spec.lr, phase=f"teacher {called}", seed=seed, show=show,
+                          cbs=[Mix(spec.mix, cut=0)] if spec.mix else [], recipe=preset.recipe, checkpoint=checkpoint)
+
+
+def _called(
+    k: int,                             # which of them
+    specs: tuple[TeacherSpec, ...],     # all teachers of a run
+) -> str:                               # a name that no other has
+    "A teacher's name in tables: with its size, or else its place, where another is of the same kind."
+    kinds, sized = [s.name for s in specs], [f"{s.name} {s.input_size} px" for s in specs]
+    return next((names[k] for names in (kinds, sized) if names.count(names[k]) == 1), f"{kinds[k]} ({k + 1})")
 
 
 def _geometry_teacher(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import fer_nb.pipeline as pipeline
 from fer_nb.audit import audit
@@ -79,6 +80,33 @@ def test_work_of_another_run_is_refused_before_anything_is_trained(tmp_path, mon
             begun(**other)
     with pytest.raises(KeyboardInterrupt):  # not refused
         begun(preset=replace(TINY, eval_n=10, eval_eps=(0,)))
+
+
+def test_two_teachers_of_one_kind_both_teach_and_both_are_reported(tmp_path):
+    specs = [TeacherSpec("resnet18", size, 1, 1e-3, pretrained=False, bs=32) for size in (32, 40)]
+    out = run(make_faces(300, seed=0)[0], replace(TINY, teachers=tuple(specs)), tmp_path / "a", show=False)
+    names = {"resnet18 32 px", "resnet18 40 px"}
+    assert {f"teacher {n}" for n in names} <= set(pd.read_csv(out / "results.csv").model)
+    assert {f"teacher {n}" for n in names} <= set(pd.read_csv(out / "history.csv").phase)
+    assert set(pd.read_csv(out / "teacher_weights.csv").teacher) == names
+    assert [pipeline._called(k, (*specs, specs[0], TeacherSpec("geometry", epochs=1, lr=1e-3))) for k in range(4)] == [
+        "resnet18 (1)", "resnet18 40 px", "resnet18 (3)", "geometry"]
+    with pytest.raises(ConfigError, match="annotators twice"):
+        replace(TINY, teachers=(TeacherSpec("annotators"),) * 2)
+
+
+def test_a_teacher_can_be_fitted_to_mixed_images(tmp_path):
+    spec = TeacherSpec("resnet18", 32, 1, 1e-3, pretrained=False, bs=32)
+    parts = make_splits(make_faces(300, seed=0)[0], preset := replace(TINY, teachers=(spec,)))
+    weights = {}
+    for name, mix in (("as they are", None), ("mixed", 0.4), ("again", 0.4)):
+        net, history = fit_teacher(0, parts, replace(preset, teachers=(replace(spec, mix=mix),)))
+        weights[name] = net.net.fc.weight.detach().clone()
+        assert np.isfinite(history.train_loss).all()
+    assert torch.equal(weights["mixed"], weights["again"]) and not torch.equal(weights["mixed"], weights["as they are"])
+    for odd in ({"mix": 0.0}, {"mix": -1}, {"mix": 0.4, "name": "geometry"}):
+        with pytest.raises(ConfigError, match="mix="):
+            replace(spec, **odd)
 
 
 @pytest.fixture(scope="module")
