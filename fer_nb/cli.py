@@ -97,20 +97,21 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
                                          "and balanced before the split. labels: label-error search judged by FER+'s votes. "
                                          "distillation: no teacher to three, before and after cleaning and balancing. kfold: the "
                                          "whole way in each of five folds. variants: the light networks under one budget. "
+                                         "teachers: pretrained networks beside the same from new weights. "
                                          "transfer: a trained network fitted to FER+'s labels, beside new weights. "
                                          "robust: trained networks under attack and corruption. "
                                          "harden: phase 2 from one network with several radii. "
                                          "sqs: SQSNet's tables. bridge: SQSNet as a teacher of HyFER, and SQS in its training. "
                                          "Finished runs lie in the folder; a study that was broken off goes on.")
-    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "transfer", "robust", "harden",
-                                          "sqs", "bridge"))
+    study.add_argument("what", choices=("protocol", "labels", "distillation", "kfold", "variants", "teachers", "transfer",
+                                          "robust", "harden", "sqs", "bridge"))
     study.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
     study.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv: the judge of labels; sqs, bridge: FER+'s "
                                                                    "majority labels instead of FER2013's")
     study.add_argument("--seeds", type=int, default=3, metavar="N", help="runs a row (default: %(default)s)")
     study.add_argument("--part", type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s; labels takes all)")
-    study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3, transfer 12)")
+    study.add_argument("--epochs", type=int, metavar="N", help="of each fit (default: 8; labels 3, teachers 5, transfer 12)")
     study.add_argument("--table", choices=("comparison", "ablation", "controls", "fusion", "sensitivity", "architectures", "all"),
                        default="ablation", help="sqs: which rows; comparison: SQSNet alone (default: %(default)s)")
     study.add_argument("--tta", choices=("none", "flip", "five"),
@@ -260,8 +261,8 @@ def _teacher_study(
     "The studies of teachers, folds and variants."
     from dataclasses import replace
 
-    from fer_nb.experiments import (STUDY, distillation_gains, distillation_study, distillation_table, kfold_study, kfold_table,
-                                    study_part, variant_study)
+    from fer_nb.experiments import (STARTS, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
+                                    kfold_table, study_part, teacher_gains, teacher_study, variant_study)
     preset, ds = replace(STUDY, **epochs), study_part(ds, args.part)
     if args.what == "kfold":
         runs = kfold_study(ds.where(split="train"), preset, protocol="subject" if args.subjects else "honest", out=out / "runs", say=_say)
@@ -270,6 +271,10 @@ def _teacher_study(
         runs = variant_study(ds, preset=preset, seeds=range(args.seeds), out=out / "runs", say=_say)
         one = runs[(runs.metric == "accuracy") & (runs.subset == "all")]
         return runs, one.groupby(["variant", "split"], sort=False).value.agg(["mean", "std"]).round(4).to_string()
+    if args.what == "teachers":
+        budget = replace(STARTS, teachers=tuple(replace(spec, **epochs) for spec in STARTS.teachers))
+        runs = teacher_study(ds, budget, range(args.seeds), out / "runs", _say)
+        return runs, teacher_gains(runs, next(s for s in ("valid", "test") if s in set(runs.split))).to_string()
     runs = distillation_study(ds, preset, range(args.seeds), out / "runs", _say)
     split = next(s for s in ("valid", "test") if s in set(runs.split))
     return runs, f"{distillation_table(runs, split).to_string()}\n\n{distillation_gains(runs, split).round(3).to_string()}"

@@ -148,12 +148,13 @@ def test_a_study_leaves_its_table_and_goes_on_where_it_stopped(csv_of_faces, tmp
     assert main(["study", "labels", "--data", str(data)]) == 2 and "--votes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what, more", [("distillation", []), ("variants", []), ("kfold", []), ("kfold", ["--subjects"])])
+@pytest.mark.parametrize("what, more", [("distillation", []), ("variants", []), ("teachers", []), ("kfold", []),
+                                        ("kfold", ["--subjects"])])
 def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what, more):
     from fer_nb import experiments
     data, asked = csv_of_faces[0], {}
     row = {"split": "valid", "subset": "all", "value": 0.5, "n": 9, "seed": 0, "fold": 0, "arm": "after", "model": "HyFER",
-           "teachers": 0, "variant": "light"}
+           "teachers": 0, "variant": "light", "teacher": "resnet18", "start": "pretrained"}
     metrics = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
     runs = pd.DataFrame([{**row, "metric": m, "seed": k, "fold": k, "arm": a} for m in metrics for k in (0, 1) for a in ("before", "after")])
 
@@ -161,15 +162,16 @@ def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_face
         asked.update(kwargs, ds=ds, args=args)
         return runs
 
-    for name in ("distillation_study", "variant_study", "kfold_study"):
+    for name in ("distillation_study", "variant_study", "teacher_study", "kfold_study"):
         monkeypatch.setattr(experiments, name, study)
     out = tmp_path / "s"
     out.mkdir()
     assert main(["study", what, "--data", str(data), "--seeds", "2", "--epochs", "5", "--part", "1", "--out", str(out), *more]) == 0
     said = capsys.readouterr().out
-    assert "0.500 ± 0.000" in said if what == "kfold" else "50.00" in said or "0.5" in said
+    assert "0.500 ± 0.000" in said if what == "kfold" else "50.0" in said or "0.5" in said
     preset = asked.get("preset", asked["args"][0] if asked["args"] else None)
-    assert preset.epochs == 5 and len(pd.read_csv(out / f"{what}.csv")) == len(runs)
+    assert {s.epochs for s in preset.teachers} == {5} if what == "teachers" else preset.epochs == 5
+    assert len(pd.read_csv(out / f"{what}.csv")) == len(runs)
     if what == "kfold":
         assert set(asked["ds"].df.split) == {"train"} and asked["protocol"] == ("subject" if more else "honest")
 

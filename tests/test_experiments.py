@@ -10,7 +10,8 @@ import fer_nb.experiments as experiments
 from fer_nb.core import DataError
 from fer_nb.data import VOTE_COLUMNS, FERData
 from fer_nb.experiments import (SHIP, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
-                                kfold_table, train_shipped, transfer_study, transfer_table, variant_study)
+                                kfold_table, teacher_gains, teacher_study, train_shipped, transfer_study, transfer_table,
+                                variant_study)
 from fer_nb.models import HYFER, HyFER, weights_digest
 from fer_nb.pipeline import Preset, TeacherSpec, make_splits
 from fer_nb.synth import make_faces
@@ -153,6 +154,29 @@ def test_variants_share_everything_but_the_network(faces, tmp_path, monkeypatch)
     variant_study(faces, ("light", "light_rep"), TINY, (0, 1), tmp_path)
     assert [(p.student, s) for _, p, _, s in fits] == [("light", 0), ("light_rep", 0), ("light", 1), ("light_rep", 1)]
     assert len({id(parts) for parts, *_ in fits}) == 1 and all(kept == () for _, _, kept, _ in fits)
+
+
+def test_teachers_are_compared_on_the_same_images_and_finished_ones_are_not_fitted_again(faces, tmp_path, monkeypatch):
+    specs = tuple(TeacherSpec("resnet18", 32, 1, lr, pretrained=False, bs=32) for lr in (1e-3, 2e-3))
+    real, fits = experiments.fit_teacher, []
+
+    def watched(k, parts, preset, seed, checkpoint):
+        fits.append((k, seed, id(parts)))
+        return real(k, parts, preset, seed, checkpoint)
+    monkeypatch.setattr(experiments, "fit_teacher", watched)
+    preset = replace(TINY, teachers=specs)
+    runs = teacher_study(faces, preset, (0, 1), tmp_path)
+    assert [(k, s) for k, s, _ in fits] == [(0, 0), (1, 0), (0, 1), (1, 1)] and len({p for *_, p in fits}) == 1
+    again = teacher_study(faces, preset, (0, 1), tmp_path)
+    assert len(fits) == 4
+    pd.testing.assert_frame_equal(again, runs, check_dtype=False)
+    assert set(runs.start) == {"new weights"}
+    accuracy = runs[(runs.metric == "accuracy") & (runs.subset == "all") & (runs.split == "valid")].value
+    table = teacher_gains(runs)
+    assert table["accuracy", "mean"].item() == pytest.approx(100 * accuracy.mean(), abs=0.06)
+    assert table["accuracy", "std"].item() == pytest.approx(100 * accuracy.std(), abs=0.06)
+    with pytest.raises(CheckpointError, match="work of another run"):
+        teacher_study(faces, TINY, (0,), tmp_path)
 
 
 PEOPLE = replace(TINY, teachers=(TeacherSpec("annotators"),))
