@@ -217,11 +217,14 @@ def test_budgets_name_networks_that_exist():
 
 def test_the_card_in_the_package_tells_of_the_committed_settings():
     def told(value):
+        if isinstance(value, list):
+            return [told(v) for v in value]
         return {k: told(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
     def full(settings):
         """Settings that came after the card was written are what they were before they could be set."""
-        settings = {"keep": Preset.keep} | settings
+        teachers = [{"mix": TeacherSpec.mix, "taught": TeacherSpec.taught} | spec for spec in settings["teachers"]]
+        settings = {"keep": Preset.keep} | settings | {"teachers": teachers}
         return settings | {"earlier": settings["earlier"] and full(settings["earlier"])}
 
     record = HyFER.from_pretrained().card["record"]
