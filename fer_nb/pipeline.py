@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from matplotlib.figure import Figure
 from torch import nn
@@ -56,13 +55,10 @@ class TeacherSpec:
     pretrained: bool = True  # start from ImageNet weights
     bs: int = 64             # batch size
     mix: float | None = None # α of MixUp while it is fitted (networks that see images); None: images as they are
-    taught: bool = False     # by the annotators while it is fitted (networks that see images), as the student will be
 
     def __post_init__(self):
-        if self.mix is not None and not self.mix > 0:
-            raise ConfigError(f"teacher {self.name!r}: mix={self.mix}; a positive number expected")
-        if (self.mix or self.taught) and (self.name in ("annotators", "geometry") or self.mix and self.taught):
-            raise ConfigError(f"teacher {self.name!r}: mix={self.mix}, taught={self.taught}; one of them, for a network that sees images, expected")
+        if self.mix is not None and (not self.mix > 0 or self.name in ("annotators", "geometry")):
+            raise ConfigError(f"teacher {self.name!r}: mix={self.mix}; a positive number, for a network that sees images, expected")
         if self.name != "annotators" and not (self.epochs >= 1 and self.lr > 0 and (self.input_size >= 1 or self.name == "geometry")):
             raise ConfigError(f"teacher {self.name!r}: input_size={self.input_size}, epochs={self.epochs}, lr={self.lr}; positive numbers expected")
 
@@ -201,19 +197,7 @@ def fit_teacher(
         absorb_norms(net, next(image_batches(parts.train.take(some), len(some), torch.device("cpu")))[1])
     dls = _loaders(parts, preset, own, spec.bs, None)
     return net, fit_model(net, dls, spec.epochs, spec.lr, phase=f"teacher {called}", seed=seed, show=show,
-                          cbs=_regularisers(spec, parts, dls, preset), recipe=preset.recipe, checkpoint=checkpoint)
-
-
-def _regularisers(
-    spec: TeacherSpec,  # of a network that sees images
-    parts: Splits,      # the data
-    dls: DataLoaders,   # its loaders
-    preset: Preset,     # α, T and τ
-) -> list[Callback]:    # fresh ones, for one fit
-    "What keeps a teacher from learning its training images by heart."
-    if spec.taught:
-        return [EADD([annotator_logits(fit_annotators(parts.train), dls.train, dls.valid)], preset.alpha, preset.T, preset.tau)]
-    return [Mix(spec.mix, cut=0)] if spec.mix else []
+                          cbs=[Mix(spec.mix, cut=0)] if spec.mix else [], recipe=preset.recipe, checkpoint=checkpoint)
 
 
 def _called(

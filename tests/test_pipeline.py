@@ -10,7 +10,7 @@ import torch
 import fer_nb.pipeline as pipeline
 from fer_nb.audit import audit
 from fer_nb.core import ConfigError, DataError
-from fer_nb.data import VOTE_COLUMNS, FERData
+from fer_nb.data import FERData
 from fer_nb.distill import Geometry
 from fer_nb.models import create_teacher, load_hyfer, weights_digest
 from fer_nb.pipeline import PRESETS, TeacherSpec, ask_teacher, fit_student, fit_teacher, make_splits, run
@@ -104,25 +104,9 @@ def test_a_teacher_can_be_fitted_to_mixed_images(tmp_path):
         weights[name] = net.net.fc.weight.detach().clone()
         assert np.isfinite(history.train_loss).all()
     assert torch.equal(weights["mixed"], weights["again"]) and not torch.equal(weights["mixed"], weights["as they are"])
-    for odd in ({"mix": 0.0}, {"mix": -1}, {"mix": 0.4, "name": "geometry"}, {"mix": 0.4, "taught": True}, {"taught": True, "name": "annotators"}):
+    for odd in ({"mix": 0.0}, {"mix": -1}, {"mix": 0.4, "name": "geometry"}):
         with pytest.raises(ConfigError, match="mix="):
             replace(spec, **odd)
-
-
-def test_annotators_teach_a_teacher_as_they_will_the_student(monkeypatch):
-    faces = make_faces(300, seed=0)[0]
-    votes = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), len(faces))
-    asked = FERData(faces.df.assign(**dict(zip(VOTE_COLUMNS, votes.T))), faces.array(), faces.labels, faces.name)
-    spec = TeacherSpec("resnet18", 32, 1, 1e-3, pretrained=False, bs=32, taught=True)
-    preset, seen = replace(TINY, teachers=(spec,), alpha=0.3, T=2.0, clean=False, targets=None), []
-    parts, real = make_splits(asked, preset), pipeline.fit_model
-    monkeypatch.setattr(pipeline, "fit_model", lambda *a, cbs=(), **kw: seen.extend(cbs) or real(*a, cbs=cbs, **kw))
-    net, history = fit_teacher(0, parts, preset)
-    eadd, = seen
-    assert eadd.names == ["annotators"] and (eadd.alpha, eadd.T, eadd.tau) == (0.3, 2.0, preset.tau)
-    assert set(eadd.history.teacher) == {"annotators"} and np.isfinite(history.train_loss).all()
-    with pytest.raises(DataError, match="vote_"):                       # nobody to be taught by
-        fit_teacher(0, make_splits(faces, preset), preset)
 
 
 @pytest.fixture(scope="module")
