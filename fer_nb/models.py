@@ -780,7 +780,7 @@ def _sized(
 def create_teacher(
     name: str,                          # a name in `TEACHERS`, or any timm model
     num_classes: int = 7,               # number of emotions
-    pretrained: bool = True,            # start from ImageNet weights
+    pretrained: bool = True,            # start from published weights: ImageNet's, or VGGFace2's
     input_size: int | None = None,      # side it gets, in pixels; None: the one it was trained at
     labels: Sequence[str] = EMOTIONS,   # label names in order
 ) -> Teacher:                           # to fine-tune; takes images in [0, 1]
@@ -910,7 +910,7 @@ class FeatureMap(nn.Module):
         self,
         timm_name: str,            # a timm model
         size: int,                 # side of its input, in pixels
-        pretrained: bool = False,  # start from ImageNet weights
+        pretrained: bool = False,  # start from published weights: ImageNet's, or VGGFace2's
         **kwargs: object,          # for `timm.create_model`
     ):
         super().__init__()

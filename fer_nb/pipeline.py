@@ -52,7 +52,7 @@ class TeacherSpec:
     input_size: int = 0      # side it gets, in pixels; nothing to "geometry" and "annotators"
     epochs: int = 0          # passes over the training images; nothing to "annotators"
     lr: float = 0.0          # peak learning rate; nothing to "annotators"
-    pretrained: bool = True  # start from ImageNet weights
+    pretrained: bool = True  # start from published weights: ImageNet's, or VGGFace2's
     bs: int = 64             # batch size
     mix: float | None = None # α of MixUp while it is fitted (networks that see images); None: images as they are
 
