@@ -910,7 +910,7 @@ class FeatureMap(nn.Module):
         self,
         timm_name: str,            # a timm model
         size: int,                 # side of its input, in pixels
-        pretrained: bool = False,  # start from published weights: ImageNet's, or VGGFace2's
+        pretrained: bool = False,  # start from ImageNet weights
         **kwargs: object,          # for `timm.create_model`
     ):
         super().__init__()
