@@ -129,7 +129,11 @@ def parser() -> argparse.ArgumentParser:  # of the command's arguments
                             description="Teachers, EADD and adversarial training at length. Leaves weights with their cards, "
                                         "results.csv, history.csv and teacher_weights.csv; takes hours, and goes on where it was broken off.")
     ship.add_argument("--data", type=Path, required=True, metavar="PATH", help="FER2013's CSV or a folder")
-    ship.add_argument("--votes", type=Path, required=True, metavar="CSV", help="FER+'s fer2013new.csv, whose annotators are a teacher")
+    ship.add_argument("--votes", type=Path, metavar="CSV", help="FER+'s fer2013new.csv, whose annotators are a teacher of the preset shipped")
+    ship.add_argument("--preset", choices=("shipped", "faces"), default="shipped",
+                      help="shipped: the run behind the weights in the package; faces: a shorter one, from what VGGFace2 taught (default: %(default)s)")
+    ship.add_argument("--teacher", type=Path, action="append", default=[], metavar="FILE",
+                      help=".safetensors of a network trained on the same images, which teaches too; may be given again")
     ship.add_argument("--out", type=Path, default=Path("runs/shipped"), metavar="DIR", help="folder (default: %(default)s)")
     ship.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
     _predict_parser(verbs)
@@ -375,9 +379,21 @@ def _ship(
 ) -> str:                      # what to say at the end
     "The verb `ship`."
     keep_freed_memory()
-    from fer_nb.experiments import train_shipped
-    command = f"fer-nb ship --data {args.data.name} --votes {args.votes.name}"
-    return f"weights: {train_shipped(read_any(args.data, args.votes), args.out, command=command, overwrite=args.overwrite, say=_say)}"
+    from dataclasses import replace
+
+    from fer_nb.experiments import FACES, SHIP, train_shipped
+    from fer_nb.pipeline import TeacherSpec
+    if other := [path for path in args.teacher if path.suffix != ".safetensors"]:
+        raise ConfigError(f"--teacher {other[0]}: a .safetensors file expected")
+    preset, files = {"shipped": SHIP, "faces": FACES}[args.preset], tuple(TeacherSpec(str(path)) for path in args.teacher)
+    if args.votes is None and "annotators" in {spec.name for spec in preset.teachers}:
+        raise ConfigError(f"--preset {args.preset} asks FER+'s annotators: --votes fer2013new.csv expected")
+    if files and preset.earlier:
+        raise ConfigError(f"--teacher with --preset {args.preset}, whose earlier student would not have it; --preset faces expected")
+    command = " ".join([f"fer-nb ship --data {args.data.name}", *([f"--votes {args.votes.name}"] if args.votes else []),
+                        *([f"--preset {args.preset}"] if preset is not SHIP else []), *(f"--teacher {path.name}" for path in args.teacher)])
+    ds, preset = read_any(args.data, args.votes), replace(preset, teachers=(*preset.teachers, *files))
+    return f"weights: {train_shipped(ds, args.out, preset, command=command, overwrite=args.overwrite, say=_say)}"
 
 
 def _execute(

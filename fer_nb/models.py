@@ -6,9 +6,9 @@
 __all__ = ['HYFER', 'TEACHERS', 'default_cfgs', 'SQSNET', 'SQSNET_TABLE3', 'InputAdapter', 'InvertedResidual', 'RepConv', 'fold',
            'unfold_patches', 'fold_patches', 'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'shape_table',
            'count_macs', 'weights_digest', 'latency_ms', 'variant_table', 'save_hyfer', 'load_hyfer', 'Teacher',
-           'face_weights_file', 'read_tfjs', 'mobilenet_vggface2', 'absorb_norms', 'create_teacher', 'teacher_table',
-           'GeometryTeacher', 'FeatureMap', 'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table',
-           'save_sqsnet', 'load_sqsnet', 'save_teacher', 'load_teacher']
+           'face_weights_file', 'read_tfjs', 'mobilenet_vggface2', 'absorb_norms', 'start_from_faces', 'create_teacher',
+           'teacher_table', 'GeometryTeacher', 'FeatureMap', 'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet',
+           'sqsnet_table', 'save_sqsnet', 'load_sqsnet', 'save_teacher', 'load_teacher']
 
 # %% ../nbs/10_models.ipynb #7ff88f07
 import copy
@@ -235,18 +235,21 @@ class HyFERConfig:
     "Widths, strides and depths of one HyFER variant."
 
     stem: int                                          # channels of the stem
-    blocks: tuple[tuple[int, int, float], ...]         # (channels, stride, expansion); expansion 0: a `RepConv`
+    blocks: tuple[tuple[int, int, float], ...]         # (channels, stride, expansion); expansion 0: see `separable`
     dim: int                                           # width of the transformer
     depth: int                                         # its layers
     patch: int                                         # its patches' side
     proj: int                                          # channels of the last 1×1 convolution
     light: bool                                        # depthwise/1×1 convolutions in the EPC block
-    act: str                                           # "silu", "relu" or "hardswish"
+    act: str                                           # "silu", "relu", "relu6" or "hardswish"
     input_size: int                                    # the side it is meant for, in pixels
     lean: bool = False                                 # lean `RepConv`s
+    separable: bool = False                            # expansion 0 is a depthwise 3×3 and a 1×1 instead of a `RepConv`
+    stem_stride: int = 2                               # of the stem
+    neck: int = 0                                      # channels of a 1×1 convolution before the EPC block; 0: there is none
 
 
-_ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "hardswish": nn.Hardswish}
+_ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
 
 HYFER = {
     "paper": HyFERConfig(16, ((32, 2, 4), (64, 2, 4), (96, 2, 4)), 144, 2, 2, 384, False, "silu", 224),
@@ -258,6 +261,8 @@ HYFER = {
                                   48),
     "light_res": HyFERConfig(32, ((48, 1, 0), (48, 1, 0), (96, 2, 0), (96, 1, 0), (96, 1, 0), (144, 2, 0)), 144, 2, 1, 288,
                              True, "relu", 48, True),
+    "light_face": HyFERConfig(32, ((64, 1, 0), (128, 2, 0), (128, 1, 0), (256, 2, 0), (256, 1, 0), (512, 2, 0), (512, 1, 0)),
+                              128, 2, 1, 256, True, "relu6", 48, separable=True, stem_stride=1, neck=128),
 }
 
 # %% ../nbs/10_models.ipynb #5a3e19e3
@@ -333,13 +338,13 @@ class HyFER(MapClassifier):
         cfg, act = self.config, _ACTIVATIONS[self.config.act]
         self.in_chans, self.input_size, self.num_features = in_chans, cfg.input_size, cfg.proj
         self.adapt = InputAdapter(in_chans)
-        self.stem = ConvNormAct(in_chans, cfg.stem, 3, stride=2, act_layer=act)
+        self.stem = ConvNormAct(in_chans, cfg.stem, 3, stride=cfg.stem_stride, act_layer=act)
         widths = [cfg.stem] + [b[0] for b in cfg.blocks]
-        self.blocks = nn.Sequential(*[
-            InvertedResidual(i, o, stride, expand, act) if expand else RepConv(i, o, stride, act, cfg.lean)
-            for i, (o, stride, expand) in zip(widths, cfg.blocks)])
-        self.epc = EPCBlock(widths[-1], cfg.dim, cfg.depth, patch=cfg.patch, light=cfg.light, act_layer=act)
-        self.proj = nn.Sequential(ConvNormAct(widths[-1], cfg.proj, 1, act_layer=act), nn.Dropout2d(drop))
+        self.blocks = nn.Sequential(*[_block(i, o, stride, expand, act, cfg) for i, (o, stride, expand) in zip(widths, cfg.blocks)])
+        width = cfg.neck or widths[-1]
+        self.neck = ConvNormAct(widths[-1], width, 1, act_layer=act) if cfg.neck else nn.Identity()
+        self.epc = EPCBlock(width, cfg.dim, cfg.depth, patch=cfg.patch, light=cfg.light, act_layer=act)
+        self.proj = nn.Sequential(ConvNormAct(width, cfg.proj, 1, act_layer=act), nn.Dropout2d(drop))
         self.drop = nn.Dropout(drop)
         self.reset_classifier(num_classes, labels)
 
@@ -348,7 +353,24 @@ class HyFER(MapClassifier):
         x: torch.Tensor,  # (B, 1 or 3, H, W) in [0, 1], sides from 48 to 224
     ) -> torch.Tensor:    # (B, num_features, h, w)
         "The last feature map."
-        return self.proj(self.epc(self.blocks(self.stem(self.adapt(x)))))
+        return self.proj(self.epc(self.neck(self.blocks(self.stem(self.adapt(x))))))
+
+
+def _block(
+    in_chs: int,                 # channels in
+    out_chs: int,                # channels out
+    stride: int,                 # 1 or 2
+    expand: float,               # see `HyFERConfig.blocks`
+    act: type[nn.Module],        # activation
+    cfg: HyFERConfig,            # the variant
+) -> nn.Module:                  # one entry of `HyFERConfig.blocks`
+    "Inverted residual, dense convolution, or a depthwise and a 1×1 convolution."
+    if expand:
+        return InvertedResidual(in_chs, out_chs, stride, expand, act)
+    if not cfg.separable:
+        return RepConv(in_chs, out_chs, stride, act, cfg.lean)
+    return nn.Sequential(ConvNormAct(in_chs, in_chs, 3, stride=stride, groups=in_chs, act_layer=act),
+                         ConvNormAct(in_chs, out_chs, 1, act_layer=act))
 
 # %% ../nbs/10_models.ipynb #707b7dc2
 def shape_table(
@@ -358,9 +380,9 @@ def shape_table(
     "Shape and parameter count of each stage of `model` for a `size` × `size` image."
     import pandas as pd
     rows, training = [], model.training
-    kind = {InvertedResidual: "inverted residual", RepConv: "dense 3×3"}
+    kind = {InvertedResidual: "inverted residual", RepConv: "dense 3×3"} | ({nn.Sequential: "separable 3×3"} if model.config.separable else {})
     stages = [("stem", model.stem)] + [(f"{kind.get(type(b), 'block')} {k+1}", b) for k, b in enumerate(model.blocks)]
-    stages += [("EPC", model.epc), ("projection", model.proj)]
+    stages += [("neck", model.neck)] * bool(model.config.neck) + [("EPC", model.epc), ("projection", model.proj)]
     model.eval()
     with torch.no_grad():
         x = model.adapt(torch.zeros(1, model.in_chans, size, size, device=next(model.parameters()).device))
@@ -429,7 +451,7 @@ def variant_table(
         model = HyFER(in_chans=1, variant=name).eval()
         side = size = model.input_size
         quick = fold(model)
-        for stride in (2, *(b[1] for b in model.config.blocks)):
+        for stride in (model.config.stem_stride, *(b[1] for b in model.config.blocks)):
             side = -(-side // stride)
         row = {"variant": name, "px": size, "map": f"{side}×{side}",
                "parameters (M)": round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
@@ -729,6 +751,37 @@ def absorb_norms(
         for hook in hooks:
             hook.remove()
     return net
+
+# %% ../nbs/10_models.ipynb #6c49173d
+_ENLARGED = torch.tensor([[1.0, 0, 0], [3, 3, 1], [0, 1, 3]]) / 4
+
+
+@torch.no_grad()
+def start_from_faces(
+    student: HyFER,  # of the variant "light_face", or another whose stem and blocks are MobileNet's first
+) -> HyFER:          # the same, changed in place
+    """Give stem and blocks the weights of `mobilenet_vggface2`; all else stays as it is. Raises `ConfigError` for other
+    blocks, and what `face_weights_file` and `read_tfjs` raise."""
+    layers = [m for part in (student.stem, student.blocks) for m in part.modules() if isinstance(m, ConvNormAct)]
+    source = mobilenet_vggface2()
+    known = list(zip(*([m for m in source.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))))
+    shapes = [(tuple(c.weight.shape), c.stride) for c, _ in known[1:len(layers)]]
+    cfg = student.config
+    if (cfg.stem, cfg.stem_stride, cfg.act) != (32, 1, "relu6") or [(tuple(m.conv.weight.shape), m.conv.stride) for m in layers[1:]] != shapes:
+        raise ConfigError(f"a student with stem {cfg.stem}, stride {cfg.stem_stride}, {cfg.act} and blocks {cfg.blocks}; MobileNet's first "
+                          "blocks behind a stem of stride 1 expected, as in 'light_face'")
+    _load_keras_mobilenet(source, read_tfjs(face_weights_file()))
+    for layer, (conv, norm) in zip(layers, known):
+        layer.bn.load_state_dict(norm.state_dict())
+        if layer is not student.stem:
+            layer.conv.weight.copy_(conv.weight)
+    mean, std = (torch.tensor(source.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    kernel, ours = known[0][0].weight / std, student.adapt
+    shift = (kernel * (ours.mean - mean)).sum((1, 2, 3))  # the images are normalised otherwise
+    kernel = _ENLARGED @ (kernel * ours.std) @ _ENLARGED.T
+    student.stem.conv.weight.copy_(kernel if student.in_chans == 3 else kernel.sum(1, keepdim=True))
+    student.stem.bn.running_mean -= shift
+    return student
 
 # %% ../nbs/10_models.ipynb #f3f0e8d9
 def _packaged_weights(

@@ -29,14 +29,14 @@ from .advtrain import AdversarialTraining
 from .audit import Audit, audit
 from .augment import Augment
 from .balance import balance
-from .core import ConfigError, DataError, seed_everything
+from .core import ConfigError, DataError, LabelError, seed_everything
 from .data import FERData, resized
 from .distill import (EADD, Annotators, TeacherLogits, annotator_logits, find_geometry, fit_annotators, fit_geometry,
                             geometry_logits, teacher_logits)
 from .evaluate import confusion, evaluate, image_batches, predict_logits, robust_curve
 from .launch import one_folder
 from .loaders import dataloaders, holdout
-from .models import GeometryTeacher, HyFER, absorb_norms, create_teacher, save_hyfer
+from .models import HYFER, GeometryTeacher, HyFER, absorb_norms, create_teacher, load_teacher, save_hyfer, start_from_faces
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
                           plot_weights)
 from .report import Section, write_report
@@ -48,19 +48,33 @@ from .twins import TwinSearch
 class TeacherSpec:
     "How one teacher is made."
 
-    name: str                # a name in `models.TEACHERS`, a timm model, "geometry": landmarks and blendshapes, "annotators": votes
-    input_size: int = 0      # side it gets, in pixels; nothing to "geometry" and "annotators"
-    epochs: int = 0          # passes over the training images; nothing to "annotators"
-    lr: float = 0.0          # peak learning rate; nothing to "annotators"
+    name: str                # of `models.TEACHERS` or timm, "geometry", "annotators", or the .safetensors file of a trained network
+    input_size: int = 0      # side it gets, in pixels; nothing to "geometry", "annotators" and files
+    epochs: int = 0          # passes over the training images; nothing to "annotators" and files
+    lr: float = 0.0          # peak learning rate; nothing to "annotators" and files
     pretrained: bool = True  # start from published weights: ImageNet's, or VGGFace2's
     bs: int = 64             # batch size
     mix: float | None = None # α of MixUp while it is fitted (networks that see images); None: images as they are
 
     def __post_init__(self):
-        if self.mix is not None and (not self.mix > 0 or self.name in ("annotators", "geometry")):
+        if self.mix is not None and (not self.mix > 0 or self.trained or self.name in ("annotators", "geometry")):
             raise ConfigError(f"teacher {self.name!r}: mix={self.mix}; a positive number, for a network that sees images, expected")
-        if self.name != "annotators" and not (self.epochs >= 1 and self.lr > 0 and (self.input_size >= 1 or self.name == "geometry")):
+        if self.name != "annotators" and not self.trained and not (self.epochs >= 1 and self.lr > 0 and (self.input_size >= 1 or self.name == "geometry")):
             raise ConfigError(f"teacher {self.name!r}: input_size={self.input_size}, epochs={self.epochs}, lr={self.lr}; positive numbers expected")
+
+    @property
+    def trained(self) -> bool:  # nothing is left to fit
+        "Whether this is the file of a trained network."
+        return self.name.endswith(".safetensors")
+
+    def told(self) -> dict:  # for records
+        "The settings, a file without its folder."
+        return asdict(self) | {"name": Path(self.name).name if self.trained else self.name}
+
+    @property
+    def kind(self) -> str:  # what tables and files call it
+        "The name, of a file without folder and ending."
+        return Path(self.name).stem if self.trained else self.name
 
 
 @dataclass(frozen=True)
@@ -71,12 +85,13 @@ class Preset:
     clean: bool = True                             # drop what the audit says; False: train on the images as they came
     size: int = 48                                 # side of the student's images, in pixels
     student: str = "light"                         # HyFER variant
+    earlier: "Preset | None" = None                # of a student that is trained first and then teaches too; for `run` and `train_shipped`
+    start: str | None = None                       # the student's first weights: "vggface2" (see `start_from_faces`); None: new
     epochs: int = 8                                # student, phase 1 (and the student without teachers)
     lr: float = 3e-3                               # its peak learning rate
     bs: int = 128                                  # its batch size
     views: int = 4                                 # augmented views of each image that teachers are asked about
     answers: str = "view"                          # the student sees these views; "mean": new ones, with the mean answer
-    earlier: "Preset | None" = None                # of a student that is trained first and then teaches too; for `run` and `train_shipped`
     alpha: float = 0.5                             # Eq. 1
     T: float = 3.0                                 # Eq. 3
     tau: float = 0.1                               # Eq. 5
@@ -106,8 +121,17 @@ class Preset:
             raise ConfigError(f"the earlier student differs in {', '.join(other)}; the same data, teachers and views expected")
         if self.earlier and self.earlier.earlier:
             raise ConfigError("the earlier student has an earlier student; one generation expected")
+        if self.start not in (None, "vggface2"):
+            raise ConfigError(f"start={self.start!r}; 'vggface2' or None expected")
+        if self.start and not (self.student in HYFER and HYFER[self.student].separable):
+            raise ConfigError(f"start={self.start!r}, student={self.student!r}; a student of MobileNet's blocks expected, such as 'light_face'")
         if self.keep not in ("best", "last") or (self.keep == "last" and self.recipe.patience is not None):
             raise ConfigError(f"keep={self.keep!r}, patience={self.recipe.patience}; 'best', or 'last' without patience, expected")
+
+
+    def told(self) -> dict:  # for records
+        "The settings, files without their folders."
+        return asdict(self) | {"teachers": [spec.told() for spec in self.teachers], "earlier": self.earlier and self.earlier.told()}
 
 
 _SHARED = ("teachers", "clean", "size", "targets", "holdout", "near_twins", "views", "augment")
@@ -185,6 +209,8 @@ def fit_teacher(
     spec, own, called = preset.teachers[k], seed + 100 + k, _called(k, preset.teachers)
     if spec.name == "annotators":
         return fit_annotators(parts.train), pd.DataFrame()
+    if spec.trained:
+        return _trained_teacher(spec, parts, seed, called), pd.DataFrame()
     if spec.name == "geometry":
         net = _geometry_teacher(spec, parts, own, checkpoint)
         net.name = called
@@ -193,11 +219,20 @@ def fit_teacher(
     net = create_teacher(spec.name, len(parts.train.labels), spec.pretrained, spec.input_size, parts.train.labels)
     net.name = called
     if spec.pretrained and spec.name == "mobilenet_vggface2":
-        some = np.random.default_rng(own).choice(len(parts.train), min(256, len(parts.train)), replace=False)
-        absorb_norms(net, next(image_batches(parts.train.take(some), len(some), torch.device("cpu")))[1])
+        _settle_norms(net, parts.train, own)
     dls = _loaders(parts, preset, own, spec.bs, None)
     return net, fit_model(net, dls, spec.epochs, spec.lr, phase=f"teacher {called}", seed=seed, show=show,
                           cbs=[Mix(spec.mix, cut=0)] if spec.mix else [], recipe=preset.recipe, checkpoint=checkpoint)
+
+
+def _settle_norms(
+    net: nn.Module,  # with published weights, whose batch norms were folded; changed in place
+    ds: FERData,     # training images
+    seed: int,       # which of them it sees
+) -> nn.Module:      # the same network, which computes the same
+    "Give every batch norm, those of new layers too, mean and variance of what it sees of some of the images."
+    some = np.random.default_rng(seed).choice(len(ds), min(256, len(ds)), replace=False)
+    return absorb_norms(net, next(image_batches(ds.take(some), len(some), torch.device("cpu")))[1])
 
 
 def _called(
@@ -205,8 +240,33 @@ def _called(
     specs: tuple[TeacherSpec, ...],     # all teachers of a run
 ) -> str:                               # a name that no other has
     "A teacher's name in tables: with its size, or else its place, where another is of the same kind."
-    kinds, sized = [s.name for s in specs], [f"{s.name} {s.input_size} px" for s in specs]
+    kinds, sized = [s.kind for s in specs], [s.kind + f" {s.input_size} px" * (s.input_size > 0) for s in specs]
     return next((names[k] for names in (kinds, sized) if names.count(names[k]) == 1), f"{kinds[k]} ({k + 1})")
+
+
+def _trained_teacher(
+    spec: TeacherSpec,   # its file
+    parts: Splits,       # the data
+    seed: int,           # of the run
+    called: str,         # its name in tables
+) -> nn.Module:          # frozen, in eval mode
+    "A network as it is, which has to have the labels of the data and, where its record tells, to be trained on this training part."
+    net = load_teacher(spec.name, called)
+    if net.labels != parts.train.labels:
+        raise LabelError(f"{spec.name}: labels {', '.join(net.labels)}; {', '.join(parts.train.labels)} expected")
+    record = getattr(net, "record", None) or {}
+    told = record | (record["data"] if isinstance(record.get("data"), dict) else {})
+    ours = {"seed": seed, **_images(parts)}
+    if differ := [f"{k} {told[k]}, here {v}" for k, v in ours.items() if told.get(k, v) != v]:
+        raise DataError(f"{spec.name}: of a run with other images ({'; '.join(differ)}); it may know what is held out here")
+    return net
+
+
+def _images(
+    parts: Splits,              # the data
+) -> dict[str, str | int]:      # for the record of a network
+    "What a network was trained on."
+    return {"fingerprint": parts.audit.ds.fingerprint(), "trained on": int(parts.train.sources().nunique())}
 
 
 def _geometry_teacher(
@@ -277,14 +337,17 @@ def train_teachers(
 ) -> tuple[list[nn.Module | Annotators], list[TeacherLogits], list[pd.DataFrame]]:  # teachers, what they said, histories
     "All teachers, the earlier student among them; what is in `work` already is taken from there."
     teachers, histories = {}, []
+    for k, spec in enumerate(preset.teachers):
+        if spec.trained:  # what cannot be used is known before hours are spent
+            fit_teacher(k, parts, preset, seed)
 
     def asked(setting: Preset) -> list[TeacherLogits]:
         "What the teachers so far say to a student with these settings."
         return [ask_teacher(net, parts, setting, seed, work / f"logits-{name}", show) for name, net in teachers.items()]
 
     for k, spec in enumerate(preset.teachers):
-        say(f"teacher {spec.name}" + f" at {spec.input_size} px" * (spec.input_size > 0))
-        name = f"{k}-{spec.name}"
+        say(f"teacher {spec.kind}" + f" at {spec.input_size} px" * (spec.input_size > 0))
+        name = f"{k}-{spec.kind}"
         teachers[name], history = fit_teacher(k, parts, preset, seed, work / f"teacher-{name}.ckpt", show)
         histories.append(history)
     if (first := preset.earlier) is not None:
@@ -308,7 +371,7 @@ def fit_student(
 ) -> tuple[HyFER, pd.DataFrame, EADD | None]:  # the student in eval mode; history; the callback with its weights
     "Phase 1: train the student, with teachers or without. Raises `StaleCacheError` for answers about other views."
     seed_everything(seed)
-    student = _student(parts, preset, start)
+    student = _student(parts, preset, seed, start)
     eadd = EADD(list(kept), preset.alpha, preset.T, preset.tau) if kept else None
     dls = _loaders(parts, preset, seed, preset.bs, preset.views if preset.answers == "view" else None)
     history = fit_model(student, dls, preset.epochs, preset.lr, phase=phase, seed=seed, cbs=[eadd] if kept else [],
@@ -319,12 +382,14 @@ def fit_student(
 def _student(
     parts: Splits,               # the data
     preset: Preset,              # settings
+    seed: int,                   # of the images that settle batch norms
     start: HyFER | None = None,  # trained
 ) -> HyFER:                      # to train: new, or a copy of `start`, with a new classifier where the labels are others
     "A student for these images."
     labels = parts.train.labels
     if start is None:
-        return HyFER(len(labels), 3 if parts.train.array().ndim == 4 else 1, preset.student, labels=labels)
+        student = HyFER(len(labels), 3 if parts.train.array().ndim == 4 else 1, preset.student, labels=labels)
+        return _settle_norms(start_from_faces(student), parts.train, seed) if preset.start else student
     student = copy.deepcopy(start).requires_grad_(True)
     if student.labels != labels:
         student.reset_classifier(len(labels), labels)
@@ -342,7 +407,7 @@ def fit_adversarial(
 ) -> tuple[HyFER, pd.DataFrame, AdversarialTraining]:  # another network in eval mode; history; the callback with its logs
     "Phase 2: go on training under attack."
     adv = AdversarialTraining(preset.adv_attack, preset.adv_eps, steps=preset.adv_steps, ratio=preset.adv_ratio, seed=seed)
-    hardened = _student(parts, preset, student)
+    hardened = _student(parts, preset, seed, student)
     dls = _loaders(parts, preset, seed + 1, preset.bs, None)
     history = fit_model(hardened, dls, preset.adv_epochs, preset.adv_lr, phase=phase, seed=seed, cbs=[adv], show=show,
                         checkpoint=checkpoint)
@@ -554,7 +619,7 @@ def run(
         say("audit, cleaning, splits")
         ds = resized(ds, preset.size)
         parts = make_splits(ds, preset, seed)
-        claim(work, {"settings": asdict(preset), "seed": seed, "data": ds.fingerprint()})
+        claim(work, {"settings": preset.told(), "seed": seed, "data": ds.fingerprint()})
         teachers, kept, histories = train_teachers(parts, preset, seed, work, say, show)
         students, more, eadd, adv = _train_students(parts, preset, kept, seed, work, say, show)
         models = {f"teacher {t.name}": teacher_on(t, parts.report, parts) for t in teachers} | students
@@ -580,7 +645,7 @@ def _config(
     "All that is needed to run again."
     packages = ("fer-nb", "torch", "torchvision", "timm", "fastai", "numpy", "pandas", "scikit-learn")
     return {"preset": name, "seed": seed, "data": {"name": ds.name, "images": len(ds), "labels": list(ds.labels),
-            "fingerprint": ds.fingerprint()}, "settings": asdict(preset), "adversarial": adv.config(),
+            "fingerprint": ds.fingerprint()}, "settings": preset.told(), "adversarial": adv.config(),
             "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
             "threads": torch.get_num_threads(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
 
@@ -609,6 +674,6 @@ def _write(
     for file, name in (("student.safetensors", "HyFER, EADD + adversarial"), ("student_phase1.safetensors", "HyFER, EADD")):
         clean = results[(results.model == name) & (results.attack == "none") & (results.metric == "accuracy")]
         save_hyfer(students[name], folder / file, accuracy=clean[["split", "subset", "value", "n"]].to_dict("records"),
-                   fingerprint=config["data"]["fingerprint"], versions=config["versions"])
+                   seed=config["seed"], versions=config["versions"], **_images(parts))
     write_report(folder / "report.html", f"fer_nb: {config['data']['name'] or 'run'}, preset {config['preset']}, seed {config['seed']}",
                  _sections(ds, parts, students, results, cells, history, eadd, adv), settings=config)

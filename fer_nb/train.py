@@ -272,13 +272,16 @@ class EarlyStop(Callback):
 class Amp(MixedPrecision):
     "Mixed precision on CUDA (fp16, bf16) or on the CPU (bf16)."
 
-    inside = False
+    inside, lent = False, ()
 
     def before_fit(self) -> None:
         "Make autocast and scaler for the device of the batches."
         device, half = torch.device(self.dls.device).type, self.amp_mode == AMPMode.FP16
         self.autocast = torch.autocast(device, torch.float16 if half else torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=half), []
+        self.lent = [m for m in self.model.modules() if device == "cpu" and isinstance(m, nn.Conv2d) and m.groups > 1 and max(m.stride) > 1]
+        for conv in self.lent:
+            conv.forward = partial(_in_float32, conv)
 
     def before_batch(self) -> None:
         "Enter autocast."
@@ -299,6 +302,8 @@ class Amp(MixedPrecision):
         "Leave it after a fit that failed."
         self.after_batch()
         super().after_fit()
+        for conv in self.lent:
+            vars(conv).pop("forward", None)
 
     def state_dict(self) -> dict:  # plain values
         "The loss scale."
@@ -310,6 +315,15 @@ class Amp(MixedPrecision):
     ) -> None:
         "Put the loss scale back."
         self.learn.scaler.load_state_dict(state)
+
+
+def _in_float32(
+    conv: nn.Conv2d,   # on the CPU
+    x: torch.Tensor,   # its input, of any precision
+) -> torch.Tensor:     # float32
+    "A convolution outside autocast."
+    with torch.autocast("cpu", enabled=False):
+        return type(conv).forward(conv, x.float())
 
 
 def _amp_mode(

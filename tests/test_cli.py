@@ -12,7 +12,6 @@ from PIL import Image
 
 from fer_nb.cli import main
 from fer_nb.core import EMOTIONS, canonical_label
-from fer_nb.data import VOTE_COLUMNS
 
 PIXELS = " ".join(["7"] * 2304)
 HEADER = "emotion,pixels,Usage"
@@ -222,12 +221,38 @@ def test_harden_begins_with_the_network_it_is_given_and_attacks_them_all(csv_of_
     assert table.clean.between(0, 1).all() and (table.n == 14).all()
 
 
-def test_ship_says_where_the_weights_are(csv_of_faces, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def shipped(csv_of_faces, tmp_path, monkeypatch):
+    "`fer-nb ship`, told what it would train."
     from fer_nb import experiments
-    monkeypatch.setattr(experiments, "train_shipped", lambda ds, out, *, command, overwrite, say: out if len(ds) == 210 and set(VOTE_COLUMNS) <= set(ds.df) and command == "fer-nb ship --data fer2013.csv --votes fer2013new.csv" else None)
+    seen = {}
+    monkeypatch.setattr(experiments, "train_shipped", lambda ds, out, preset, **kw: seen.update(kw, preset=preset, ds=ds) or out)
     data, votes = map(str, csv_of_faces[:2])
-    assert main(["ship", "--data", data, "--votes", votes, "--out", str(tmp_path / "w")]) == 0
-    assert f"weights: {tmp_path / 'w'}" in capsys.readouterr().out
+    return seen, votes, lambda *more: main(["ship", "--data", data, "--out", str(tmp_path / "w"), *more])
+
+
+def test_ship_says_where_the_weights_are(shipped, tmp_path, capsys):
+    from fer_nb.data import VOTE_COLUMNS
+    from fer_nb.experiments import SHIP
+    seen, votes, ship = shipped
+    assert ship("--votes", votes) == 0 and f"weights: {tmp_path / 'w'}" in capsys.readouterr().out
+    assert (seen["preset"], seen["command"]) == (SHIP, "fer-nb ship --data fer2013.csv --votes fer2013new.csv")
+    assert len(seen["ds"]) == 210 and set(VOTE_COLUMNS) <= set(seen["ds"].df)
+
+
+def test_ship_by_the_shorter_way_with_teachers_of_ones_own(shipped):
+    from fer_nb.experiments import FACES
+    seen, _, ship = shipped
+    assert ship("--preset", "faces", "--teacher", "runs/a.safetensors", "--teacher", "b.safetensors") == 0
+    assert [spec.name for spec in seen["preset"].teachers] == [*(s.name for s in FACES.teachers), "runs/a.safetensors", "b.safetensors"]
+    assert seen["command"] == "fer-nb ship --data fer2013.csv --preset faces --teacher a.safetensors --teacher b.safetensors"
+
+
+@pytest.mark.parametrize("more, told", [((), "--votes fer2013new.csv expected"), (("--preset", "faces", "--teacher", "a.ckpt"), "--teacher a.ckpt: a .safetensors"),
+                                        (("--votes", "v.csv", "--teacher", "a.safetensors"), "--preset faces expected")])
+def test_ship_refuses_at_once_what_could_not_go_well(shipped, capsys, more, told):
+    seen, _, ship = shipped
+    assert ship(*more) == 2 and told in capsys.readouterr().err and not seen
 
 
 # ---- predict ----

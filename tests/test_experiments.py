@@ -9,7 +9,7 @@ import pytest
 import fer_nb.experiments as experiments
 from fer_nb.core import DataError
 from fer_nb.data import VOTE_COLUMNS, FERData
-from fer_nb.experiments import (SHIP, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
+from fer_nb.experiments import (FACES, SHIP, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
                                 kfold_table, teacher_gains, teacher_study, train_shipped, transfer_study, transfer_table,
                                 variant_study)
 from fer_nb.models import HYFER, HyFER, weights_digest
@@ -211,7 +211,7 @@ def test_a_transfer_goes_on_and_leaves_the_network_alone(asked, tmp_path, monkey
 
 
 def test_budgets_name_networks_that_exist():
-    for preset in (STUDY, SHIP):
+    for preset in (STUDY, SHIP, FACES):
         assert preset.student in HYFER and len(preset.teachers) >= 2
 
 

@@ -1,10 +1,12 @@
-"""The teacher that has seen faces: TensorFlow.js files, Keras's MobileNet against its arithmetic written out in NumPy,
+"""The teacher, and the student, that have seen faces: TensorFlow.js files, Keras's MobileNet against its arithmetic written out in NumPy,
 folded batch norms, and where the weights come from. The published weights are not needed: files of the same form are
 made here."""
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
@@ -12,8 +14,10 @@ from torch import nn
 
 from fer_nb import models
 from fer_nb.core import ConfigError, DataError, DownloadError, file_sha256
-from fer_nb.models import absorb_norms, create_teacher, face_weights_file, load_teacher, read_tfjs, save_teacher
-from fer_nb.pipeline import Preset, TeacherSpec, fit_teacher, make_splits
+from fer_nb.experiments import train_shipped
+from fer_nb.models import (HYFER, HyFER, absorb_norms, create_teacher, face_weights_file, load_teacher, read_tfjs, save_teacher,
+                           start_from_faces)
+from fer_nb.pipeline import Preset, TeacherSpec, fit_student, fit_teacher, make_splits
 from fer_nb.synth import make_faces
 
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)  # of MobileNet-V1 (Howard et al., 2017)
@@ -230,3 +234,91 @@ def test_a_run_trains_it(folder):
     preset = Preset((TeacherSpec("mobilenet_vggface2", 32, 1, 1e-4, bs=16),), targets=None, clean=False)
     net, history = fit_teacher(0, make_splits(faces, preset, 0), preset)
     assert net.name == "mobilenet_vggface2" and np.isfinite(history.train_loss).all() and not net.training
+
+
+# ---- a student that begins there ----
+
+def twice(x):
+    "Twice the side, bilinear, as images are enlarged: a pixel is ¾ of the nearer one and ¼ of the next. x (H, W, C)."
+    for axis in (0, 1):
+        x = np.moveaxis(x, axis, 0)
+        before, behind = np.concatenate([x[:1], x[:-1]]), np.concatenate([x[1:], x[-1:]])
+        x = np.moveaxis(np.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * behind], 1).reshape(-1, *x.shape[1:]), 0, axis)
+    return x
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_the_student_sees_what_mobilenet_sees_of_the_enlarged_picture(folder, keras, in_chans):
+    student = start_from_faces(HyFER(in_chans=in_chans, variant="light_face")).eval()
+    rgb = np.repeat(np.random.default_rng(0).integers(0, 256, (20, 20, 1)), 3, 2)
+    if in_chans == 3:
+        rgb = np.random.default_rng(1).integers(0, 256, (20, 20, 3))
+    x = torch.from_numpy(rgb).permute(2, 0, 1)[None, :in_chans].float() / 255
+    with torch.no_grad():
+        ours = student.blocks[0](student.stem(student.adapt(x)))[0].permute(1, 2, 0).numpy()
+
+    def norm(x, name):
+        return np.clip(x * keras.get(f"{name}_bn/batchnorm_1/mul", np.ones(1)).reshape(-1)
+                       + keras[f"{name}_bn/batchnorm_1/sub"].reshape(-1), 0, 6)
+    y = twice(rgb[..., ::-1].astype(np.float64)) - MEAN
+    y = norm(np.einsum("hwcij,ijco->hwo", same(y, 2), keras["conv1/convolution/merged_input"].astype(np.float64)), "conv1")
+    y = norm(np.einsum("hwcij,ijc->hwc", same(y, 1), keras["conv_dw_1/depthwise_kernel"][..., 0].astype(np.float64)), "conv_dw_1")
+    y = norm(y @ keras["conv_pw_1/convolution/merged_input"][0, 0].astype(np.float64), "conv_pw_1")
+    inside = slice(2, -2)                                               # beyond the edge one repeats pixels, the other adds none
+    assert y.shape == ours.shape == (20, 20, 64) and y[inside, inside].std() > 0.5
+    np.testing.assert_allclose(ours[inside, inside], y[inside, inside], rtol=1e-3, atol=2e-3)
+
+
+def test_all_its_blocks_are_mobilenets_and_nothing_else_is(folder, keras):
+    torch.manual_seed(0)
+    fresh = HyFER(in_chans=1, variant="light_face")
+    student = start_from_faces(copy.deepcopy(fresh))
+    for i, block in enumerate(student.blocks, 1):
+        np.testing.assert_array_equal(block[0].conv.weight.detach()[:, 0].permute(1, 2, 0), keras[f"conv_dw_{i}/depthwise_kernel"][..., 0])
+        np.testing.assert_array_equal(block[1].conv.weight.detach()[..., 0, 0].T, keras[f"conv_pw_{i}/convolution/merged_input"][0, 0])
+        np.testing.assert_array_equal(block[0].bn.bias.detach(), keras[f"conv_dw_{i}_bn/batchnorm_1/sub"].reshape(-1))
+    for part in ("neck", "epc", "proj", "fc"):
+        assert all(torch.equal(a, b) for a, b in zip(getattr(student, part).parameters(), getattr(fresh, part).parameters()))
+
+
+@pytest.mark.parametrize("variant", ["light", "light_res", *(replace(HYFER["light_face"], **other) for other in (
+    {"stem_stride": 2}, {"act": "silu"}, {"blocks": ((64, 1, 0), (128, 1, 0))}, {"stem": 24, "blocks": ()}))])
+def test_other_students_cannot_begin_there(variant):
+    with pytest.raises(ConfigError, match="MobileNet's first blocks"):
+        start_from_faces(HyFER(in_chans=1, variant=variant))
+
+
+def test_a_shorter_student_can(folder):
+    start_from_faces(HyFER(in_chans=1, variant=replace(HYFER["light_face"], blocks=HYFER["light_face"].blocks[:4])))
+
+
+def test_a_run_begins_with_these_weights(folder, monkeypatch):
+    faces = make_faces(200, defects=None, balance="uniform")[0]
+    preset = Preset((TeacherSpec("resnet18", 32, 1, 1e-3, False),), targets=None, clean=False, student="light_face",
+                    start="vggface2", epochs=1, bs=32)
+    parts, seen = make_splits(faces, preset, 0), []
+    monkeypatch.setattr("fer_nb.pipeline.fit_model", lambda net, *_, **__: seen.append(copy.deepcopy(net)))
+    fit_student(parts, preset)
+    fit_student(parts, replace(preset, start=None))
+    known, x = start_from_faces(HyFER(in_chans=1, variant="light_face")).eval(), torch.rand(2, 1, 48, 48)
+    with torch.no_grad():
+        features = [net.eval().blocks(net.stem(net.adapt(x))) for net in (*seen, known)]
+    torch.testing.assert_close(features[0], features[2], rtol=1e-3, atol=1e-3)
+    assert (features[1] - features[2]).abs().mean() > 0.1
+    assert all(m.running_mean.abs().sum() > 0 for m in seen[0].modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_a_long_run_trains_the_student_and_its_card_says_where_it_began(folder, tmp_path):
+    faces = make_faces(200, defects=None, balance="uniform")[0]
+    preset = Preset((TeacherSpec("resnet18", 32, 1, 1e-3, False),), targets=None, clean=False, student="light_face", views=1,
+                    start="vggface2", epochs=1, bs=32, amp="bf16", adv_epochs=1, adv_steps=1)
+    card = HyFER.from_pretrained(folder=train_shipped(faces, tmp_path / "s", preset)).card
+    assert card["parameters"] == 970_887 and "VGGFace2" in card["record"]["licence"]
+    assert np.isfinite(pd.read_csv(tmp_path / "s/history.csv").train_loss).all()
+
+
+@pytest.mark.parametrize("changed, told", [({"start": "imagenet"}, "start='imagenet'; 'vggface2' or None expected"),
+                                           ({"start": "vggface2", "student": "light"}, "student='light'; a student of MobileNet's")])
+def test_starts_that_cannot_be_are_refused_before_anything_is_fitted(changed, told):
+    with pytest.raises(ConfigError, match=told):
+        Preset((TeacherSpec("resnet18", 32, 1, 1e-3, False),), **changed)

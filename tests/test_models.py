@@ -415,7 +415,15 @@ def test_published_variants_keep_their_size():
     sizes = {name: sum(p.numel() for p in HyFER(variant=name).parameters()) for name in ("paper",)}
     sizes |= {name: sum(p.numel() for p in HyFER(in_chans=1, variant=name).parameters()) for name in HYFER if name != "paper"}
     assert sizes == {"paper": 715_607, "light": 452_279, "light_wide": 734_599, "light_hires": 512_319,
-                     "light_rep": 523_047, "light_rep_wide": 758_327, "light_res": 832_151}
+                     "light_rep": 523_047, "light_rep_wide": 758_327, "light_res": 832_151, "light_face": 970_887}
+
+
+@pytest.mark.parametrize("name", HYFER)
+def test_the_variant_table_knows_the_last_map(name):
+    model = HyFER(in_chans=1, variant=name).eval()
+    with torch.no_grad():
+        side = model.forward_features(torch.zeros(1, 1, model.input_size, model.input_size)).shape[-1]
+    assert variant_table([name], repeats=0)["map"].item() == f"{side}×{side}"
 
 
 def test_the_variant_table_takes_accuracies_by_name():

@@ -9,10 +9,10 @@ import torch
 
 import fer_nb.pipeline as pipeline
 from fer_nb.audit import audit
-from fer_nb.core import ConfigError, DataError
+from fer_nb.core import ConfigError, DataError, LabelError
 from fer_nb.data import FERData
 from fer_nb.distill import Geometry
-from fer_nb.models import create_teacher, load_hyfer, weights_digest
+from fer_nb.models import HyFER, create_teacher, load_hyfer, save_hyfer, weights_digest
 from fer_nb.pipeline import PRESETS, TeacherSpec, ask_teacher, fit_student, fit_teacher, make_splits, run
 from fer_nb.synth import make_faces
 from fer_nb.train import CheckpointError, Recipe
@@ -296,3 +296,59 @@ def test_inputs_that_cannot_be_used(tmp_path):
     with pytest.raises(DataError, match="class 'disgust' has"):
         run(rare, "tiny", tmp_path / "y", show=False)
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+# ---- trained networks as teachers ----
+
+def test_a_trained_network_teaches_as_it_is(finished, tmp_path):
+    ds, out = finished
+    preset = replace(TINY, answers="mean", keep="last", teachers=(TINY.teachers[1], TeacherSpec(str(out / "student_phase1.safetensors"))))
+    again = run(ds, preset, tmp_path / "b", show=False)
+    results = pd.concat([pd.read_csv(folder / "results.csv") for folder in (out, again)], keys=["old", "new"]).reset_index(level=0)
+    clean = results[(results.attack == "none") & (results.tta == "none") & (results.subset == "all")]
+    old = clean[(clean.level_0 == "old") & (clean.model == "HyFER, EADD")]
+    new = clean[(clean.level_0 == "new") & (clean.model == "teacher student_phase1")]
+    keys = ["split", "metric"]
+    pd.testing.assert_series_equal(new.set_index(keys).value, old.set_index(keys).value)
+    assert set(pd.read_csv(again / "teacher_weights.csv").teacher) == {"resnet18", "student_phase1"}
+
+
+@pytest.mark.parametrize("record, told", [({"seed": 1}, "seed 1, here 0"), ({"fingerprint": "f00"}, "fingerprint f00, here"),
+                                          ({"trained on": 7}, "trained on 7, here"), ({"data": {"trained on": 7}}, "trained on 7, here")])
+def test_a_network_that_may_know_the_held_out_images_is_refused(finished, tmp_path, record, told):
+    parts = make_splits(finished[0], TINY)
+    path = save_hyfer(HyFER(in_chans=1, variant="light"), tmp_path / "other.safetensors", **record)
+    preset = replace(TINY, teachers=(TeacherSpec(str(path)),))
+    with pytest.raises(DataError, match=f"other.safetensors: .*{told}"):
+        fit_teacher(0, parts, preset, 0)
+
+
+def test_what_a_record_does_not_tell_is_not_held_against_a_network(finished, tmp_path):
+    path = save_hyfer(HyFER(in_chans=1, variant="light"), tmp_path / "own.safetensors", data="my_faces")
+    net, _ = fit_teacher(0, make_splits(finished[0], TINY), replace(TINY, teachers=(TeacherSpec(str(path)),)))
+    assert (net.name, net.training) == ("own", False)
+
+
+def test_a_refused_network_stops_a_run_before_any_teacher_is_fitted(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "fit_model", lambda *_, **__: pytest.fail("a teacher was fitted"))
+    preset = replace(TINY, teachers=(*TINY.teachers, TeacherSpec(str(tmp_path / "gone.safetensors"))))
+    with pytest.raises(DataError, match="gone.safetensors"):
+        run(finished[0], preset, tmp_path / "b", show=False)
+
+
+def test_a_file_is_told_of_without_its_folder(finished):
+    preset = replace(TINY, teachers=(TINY.teachers[1], TeacherSpec("elsewhere/old.safetensors")))
+    assert [spec["name"] for spec in preset.told()["teachers"]] == ["resnet18", "old.safetensors"]
+
+
+def test_a_network_of_other_labels_is_refused(finished, tmp_path):
+    path = save_hyfer(HyFER(2, 1, "light", labels=("sad", "happy")), tmp_path / "other.safetensors")
+    with pytest.raises(LabelError, match="labels sad, happy; angry"):
+        fit_teacher(0, make_splits(finished[0], TINY), replace(TINY, teachers=(TeacherSpec(str(path)),)))
+
+
+def test_files_of_one_name_are_told_apart():
+    specs = tuple(TeacherSpec(f"{folder}/student.safetensors") for folder in "ab")
+    assert [pipeline._called(k, specs) for k in range(2)] == ["student (1)", "student (2)"]
+    both = TeacherSpec("resnet18.safetensors"), TINY.teachers[1]
+    assert [pipeline._called(k, both) for k in range(2)] == ["resnet18", "resnet18 32 px"]

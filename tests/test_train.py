@@ -16,6 +16,7 @@ from fastai.data.load import DataLoader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from timm.layers import create_conv2d
 from torch import nn
 
 from fer_nb.core import ConfigError, FERError, seed_everything
@@ -192,6 +193,41 @@ def test_autocast_is_left_after_a_cancelled_batch(dls):
                     On("after_batch", lambda _: seen.append(torch.is_autocast_enabled("cpu"))))
     learn.fit(1, 1e-3)
     assert seen and not any(seen)
+
+
+def depthwise(**kwargs):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, 1, 1, groups=8), create_conv2d(8, 8, 3, stride=2, depthwise=True, **kwargs),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
+
+
+@pytest.mark.parametrize("padding", ["", "same"])
+def test_strided_depthwise_convolutions_stay_in_float32_on_the_cpu(dls, padding):
+    model, seen = depthwise(padding=padding), {}
+    before = model[:3](torch.zeros(1, 1, 48, 48)).shape
+    for k in (1, 2):
+        model[k].register_forward_hook(lambda m, args, y, k=k: seen.update({k: (y.dtype, y.shape[2:])}))
+    fit_model(model, dls, 1, recipe=Recipe(amp="bf16", ema=0.9))
+    assert seen[1][0] == torch.bfloat16 and seen[2] == (torch.float32, before[2:]) and "forward" not in vars(model[2])
+
+
+@pytest.mark.parametrize("event", ["after_pred", "after_batch"])
+def test_convolutions_are_themselves_again_after_a_failure(dls, event):
+    model = depthwise()
+    with pytest.raises(RuntimeError, match="gone"):
+        learner(dls, model, Amp("bf16"), On(event, throw(RuntimeError("gone")))).fit(1, 1e-3)
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_a_failure_before_anything_was_lent_is_the_one_that_is_told(dls):
+    class First(Callback):
+        order = -100
+
+        def before_fit(self):
+            raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        learner(dls, depthwise(), Amp("bf16"), First()).fit(1, 1e-3)
 
 
 def test_an_epoch_cut_short_is_not_counted(dls):
