@@ -19,7 +19,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from numbers import Integral
 from pathlib import Path
@@ -410,9 +410,11 @@ def count_macs(
 def weights_digest(
     model: nn.Module,  # any network
 ) -> str:              # 16 hexadecimal digits
-    "A digest of a network's tensors (also those that are not saved, such as a mean), settings and input size."
-    settings = [getattr(model, k, None) for k in ("input_size", "config")]
-    h = hashlib.sha256(f"{type(model).__name__} {settings}".encode())
+    "A digest of a network's tensors (also those that are not saved, such as a mean), input size, and settings that are not the default."
+    config = getattr(model, "config", None)
+    if is_dataclass(config):
+        config = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    h = hashlib.sha256(f"{type(model).__name__} {getattr(model, 'input_size', None)} {config}".encode())
     for name, v in (model.state_dict() | dict(model.named_buffers())).items():
         h.update(f"{name} {v.dtype} {tuple(v.shape)}".encode())
         h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,6 +1,8 @@
 """The exported models: every variant at every size, files that load or say why not, and teachers that stay frozen."""
 import copy
 import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,7 +15,7 @@ from torch import nn
 from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, FERError, ImageError, LabelError
 from fer_nb.models import (HYFER, TEACHERS, GeometryTeacher, HyFER, HyFERConfig, InputAdapter, InvertedResidual, RepConv,
                            Teacher, count_macs, create_teacher, fold, latency_ms, load_hyfer, load_teacher, save_hyfer,
-                           save_teacher, shape_table, teacher_table, variant_table)
+                           save_teacher, shape_table, teacher_table, variant_table, weights_digest)
 
 TINY = HyFERConfig(stem=8, blocks=((8, 2, 2), (16, 2, 2)), dim=16, depth=1, patch=2, proj=24, light=True, act="relu",
                    input_size=48)
@@ -441,6 +443,29 @@ def test_without_a_classifier_the_features_come_out(variant):
         model.reset_classifier(0)
         assert torch.equal(model(faces()), pooled)
     assert isinstance(model.get_classifier(), nn.Identity) and (model.num_classes, model.labels) == (0, ())
+
+
+# ---- digests ----
+
+def test_a_digest_tells_settings_apart_but_for_those_at_their_default():
+    net = HyFER(in_chans=1, variant="light")
+
+    @dataclass(frozen=True)
+    class More(HyFERConfig):
+        later: int = 0
+
+    def told(config):
+        other = copy.copy(net)
+        other.config = config
+        return weights_digest(other)
+    same = told(net.config)
+    assert told(More(**asdict(net.config))) == same
+    assert len({same, told(replace(net.config, stem_stride=1)), told(More(**asdict(net.config), later=1))}) == 3
+
+
+def test_the_committed_attacks_are_about_the_shipped_weights():
+    about = json.loads((Path(__file__).parents[1] / "results/fer2013-robust/about.json").read_text())["weights"]
+    assert about == {"accurate": weights_digest(HyFER.from_pretrained()), "robust": weights_digest(HyFER.from_pretrained("hyfer_robust"))}
 
 
 # ---- weights by name ----
