@@ -1,6 +1,6 @@
-"""The teacher, and the student, that have seen faces: TensorFlow.js files, Keras's MobileNet against its arithmetic written out in NumPy,
-folded batch norms, and where the weights come from. The published weights are not needed: files of the same form are
-made here."""
+"""The teacher, and the student, that have seen faces: TensorFlow.js files, Keras's MobileNet against its arithmetic
+written out in NumPy, folded batch norms, and where the weights come from. The published weights are not needed: files of
+the same form are made here."""
 import copy
 import json
 from dataclasses import replace
@@ -281,6 +281,19 @@ def test_all_its_blocks_are_mobilenets_and_nothing_else_is(folder, keras):
         assert all(torch.equal(a, b) for a, b in zip(getattr(student, part).parameters(), getattr(fresh, part).parameters()))
 
 
+def test_a_strided_block_is_mobilenets_one_pixel_further_up_and_left(folder, keras):
+    block = start_from_faces(HyFER(in_chans=1, variant="light_face")).eval().blocks[1]
+    x = np.random.default_rng(0).uniform(0, 2, (12, 12, 64))
+    with torch.no_grad():
+        ours = block[0](torch.from_numpy(x).permute(2, 0, 1)[None].float())[0].permute(1, 2, 0).numpy()
+    moved = np.zeros_like(x)
+    moved[1:, 1:] = x[:-1, :-1]
+    z = np.einsum("hwcij,ijc->hwc", same(moved, 2), keras["conv_dw_2/depthwise_kernel"][..., 0].astype(np.float64))
+    z = z * keras["conv_dw_2_bn/batchnorm_1/mul"].reshape(-1) + keras["conv_dw_2_bn/batchnorm_1/sub"].reshape(-1)
+    np.testing.assert_allclose(ours[:-1, :-1], np.clip(z, 0, 6)[:-1, :-1], rtol=1e-3, atol=2e-3)  # the last pixels moved out
+    assert z[:-1, :-1].std() > 0.1
+
+
 @pytest.mark.parametrize("variant", ["light", "light_res", *(replace(HYFER["light_face"], **other) for other in (
     {"stem_stride": 2}, {"act": "silu"}, {"blocks": ((64, 1, 0), (128, 1, 0))}, {"stem": 24, "blocks": ()}))])
 def test_other_students_cannot_begin_there(variant):
@@ -288,8 +301,9 @@ def test_other_students_cannot_begin_there(variant):
         start_from_faces(HyFER(in_chans=1, variant=variant))
 
 
-def test_a_shorter_student_can(folder):
-    start_from_faces(HyFER(in_chans=1, variant=replace(HYFER["light_face"], blocks=HYFER["light_face"].blocks[:4])))
+def test_a_shorter_student_can(folder, keras):
+    student = start_from_faces(HyFER(in_chans=1, variant=replace(HYFER["light_face"], blocks=HYFER["light_face"].blocks[:4])))
+    np.testing.assert_array_equal(student.blocks[3][1].conv.weight.detach()[..., 0, 0].T, keras["conv_pw_4/convolution/merged_input"][0, 0])
 
 
 def test_a_run_begins_with_these_weights(folder, monkeypatch):
