@@ -13,20 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from common import HERE, arguments, report, take_turns  # noqa: E402
+from common import HERE, arguments, photograph, report, take_turns  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage.data import astronaut  # noqa: E402
 
 from fer_nb.faces import FaceFinder, FaceRefiner, face_square  # noqa: E402
+from fer_nb.models import HyFER, weights_digest  # noqa: E402
 from fer_nb.predict import Recogniser, as_image, read_network  # noqa: E402
 
 SHARES = (.05, .0625, .09, .125, .18, .25, .35)       # side of the face's box in longer sides of the picture
 SMALLEST = (.25, .125, .0625)                 # settings of the finder
-
-
-def photograph() -> np.ndarray:  # uint8 (480, 640, 3)
-    "NASA's portrait of Eileen Collins, from scikit-image, as a 640-pixel photo."
-    return np.asarray(Image.fromarray(astronaut()).resize((640, 640), Image.Resampling.LANCZOS).crop((0, 20, 640, 500)))
 
 
 def cpu(
@@ -112,7 +108,8 @@ def main() -> None:
     table = found(faces())
     print(table.to_string(index=False))
     settings = {"photo": "astronaut, 640 × 480, JPEG quality 90", "seconds": "CPU seconds of one core, a photo or face",
-                "repeats": args.repeats, "network": recognise.network.name, "found": table.to_dict("records")}
+                "repeats": args.repeats, "network": recognise.network.name, "weights": weights_digest(HyFER.from_pretrained()),
+                "found": table.to_dict("records")}
     report(times, {"find, faces from 1/8 of the side": "landmarker, framed"}, settings, args.out, rate=1)
 
 

@@ -159,7 +159,7 @@ def _predict_parser(
                          help="look for faces; --no-crop: each picture is one face (default: --crop)")
     predict.add_argument("--smallest", type=float, default=0.125, metavar="SHARE",
                          help="smallest face to look for, in longer sides of the picture; half of it takes about four times as long "
-                              "(default: %(default)s)")
+                              "(default: %(default)s; where nothing is found, half of it is tried)")
     predict.add_argument("--every", type=int, default=1, metavar="N", help="of a film, each Nth frame (default: %(default)s)")
     predict.add_argument("--smooth", type=float, default=0.0, metavar="SECONDS",
                          help="of a film, time constant of the smoothing (default: %(default)s, none)")
@@ -439,12 +439,14 @@ def _output(
 ) -> Iterator[TextIO]: # to write to, line by line
     "Where the lines go. Raises `DataError` for a file that is there."
     if to is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
         yield sys.stdout
         return
     if to.exists() and not overwrite:
         raise DataError(f"{to}: exists already; choose another --to or pass --overwrite")
     to.parent.mkdir(parents=True, exist_ok=True)
-    with open(to, "w", encoding="utf-8", newline="") as f:
+    with open(to, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:  # names of files may be no text
         yield f
 
 
@@ -497,7 +499,7 @@ def _pictures(
         if s.image is not None:
             path = Path(s.file)
             root = next((r for r in map(Path, roots) if r.is_dir() and r in path.parents), path.parent)
-            name = _free(path.resolve(), root.resolve(), taken)
+            name = _free(path.parent.resolve() / path.name, root.resolve(), taken)  # a link is named for itself
             name = name.with_name(name.name + ("" if s.frame is None else f".{s.frame:06}") + ".jpg")
             with atomic_file(to / name) as aside:
                 Image.fromarray(annotate(s.image, s.faces)).save(aside, quality=90)
@@ -534,7 +536,9 @@ def _predict(
     if args.to or args.out == "annotated":
         print(f"{counts['faces']} faces; pictures: {counts['ok']} with a face, {counts['no_face']} without, {counts['error']} could not be "
               f"read, {counts['skipped']} other files: {to if args.out == 'annotated' else args.to}")
-    return 0 if not counts["error"] else 1 if counts["ok"] + counts["no_face"] else 2
+    if not counts["ok"] + counts["no_face"] + counts["error"]:
+        print(f"fer-nb: {', '.join(map(str, args.paths))}: no picture or film that can be read", file=sys.stderr)
+    return 2 if not counts["ok"] + counts["no_face"] else int(counts["error"] > 0)
 
 
 def _team() -> AbstractContextManager[tuple[int, int]]:  # a `with` block: rank, number of processes

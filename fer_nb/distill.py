@@ -79,8 +79,8 @@ def _among_speakers(
     "Weights renormalised over the teachers that speak."
     if speaks is None or speaks.all():
         return weights
-    weights = weights * speaks
-    return weights / weights.sum(0).clamp_min(1e-12)
+    known = weights.double().log().masked_fill(~speaks, -torch.inf)  # a weight may be far below 1e-12
+    return known.softmax(0).nan_to_num(0.0).to(weights.dtype)
 
 
 def eadd_distill(
@@ -289,6 +289,8 @@ def _open_cache(
     folder.mkdir(parents=True, exist_ok=True)
     if (path := folder / "key.json").is_file():
         _compare(_read_key(path), key, str(folder))
+    elif any(folder.glob("*.npy")):
+        raise StaleCacheError(f"{folder}: logits without key.json, which says what they are of; an empty folder expected")
     else:
         with atomic_file(path) as aside:
             aside.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from .launch import divided, one_folder
 from .loaders import as_split, folds, leak_groups
 from .metrics import ece, fit_temperature
 from .models import HYFER, HyFER, save_hyfer, weights_digest
-from .pipeline import (Preset, Splits, TeacherSpec, ask_teacher, claim, fit_adversarial, fit_student, fit_teacher,
+from .pipeline import (Preset, Splits, TeacherSpec, ask_teacher, calibration, claim, fit_adversarial, fit_student, fit_teacher,
                              make_splits, teacher_on, train_teachers)
 from .robustness import tradeoff
 from .studies import kept_table, study_pool
@@ -445,14 +445,14 @@ def harden(
     "Adversarial training of one student with several radii. Raises `CheckpointError` where the work of another run lies in `out`."
     ds = resized(ds, preset.size)
     claim(Path(out), {"settings": asdict(preset), "seed": seed, "data": ds.fingerprint(), "student": weights_digest(student)})
-    parts, files = make_splits(ds, preset, seed), {}
+    parts, files = _splits_blind_to_votes(ds, preset, seed), {}
     for e in eps:
         name = f"eps{255 * e:g}"
         files[name] = Path(out) / f"{name}.safetensors"
         if not files[name].exists():
             say(f"phase 2 with {255 * e:g}/255")
             hardened, _, adv = fit_adversarial(student, parts, replace(preset, adv_eps=e), seed, Path(out) / f"{name}.ckpt")
-            save_hyfer(hardened, files[name], adversarial=adv.config())
+            save_hyfer(hardened, files[name], adversarial=adv.config(), **calibration(hardened, parts.select))
     return files
 
 # %% ../nbs/38_experiments.ipynb #70ec60b1

@@ -803,7 +803,7 @@ class FaceFinder:
 
     def __init__(
         self,
-        smallest: float = 0.125,         # face to look for, in longer sides of the picture; half of it: four times the tiles
+        smallest: float = 0.125,         # face to look for, in longer sides of the picture (half of it where nothing is found); half of it: four times the tiles
         confidence: float = 0.6,         # of the detector, 0 to 1; in tiles halfway from there to 1
         turn: bool = True,               # where nothing is found, look at the picture turned by 90, 180 and 270 degrees
         path: str | Path | None = None,  # the landmarker's file, if you know where it is
@@ -825,7 +825,8 @@ class FaceFinder:
         "Look for faces. An array that is not a picture raises `ImageError`."
         im = Image.fromarray(_check_image(image)).convert("RGB")
         detect = _detector(self._file, self.confidence)
-        levels = round(float(np.log2(np.clip(.25 / self.smallest, 1, max(1, max(im.size) / 64)))))
+        most = max(1, max(im.size) / 64)
+        levels = round(float(np.log2(np.clip(.25 / self.smallest, 1, most))))
         found = [face for level in range(levels + 1) for face in self._level(detect, im, level)]
         small, k = _shrunk(im, 1)
         if not found:
@@ -834,6 +835,8 @@ class FaceFinder:
         for quarters in (1, 3, 2) if self.turn else ():
             found = found or [_turned_back(f, quarters, im.height, im.width)
                               for f in _seen(detect, np.rot90(small, quarters), scale=k)]
+        if not found and 2**(levels + 1) <= most:
+            found = self._level(detect, im, levels + 1)
         return _distinct([_upright(detect, im, f) if abs(f.roll) > 20 else f for f in found])
 
     def _level(self, detect: Any, im: Image.Image, level: int) -> list[FoundFace]:

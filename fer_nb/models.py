@@ -57,6 +57,10 @@ class InputAdapter(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
+    def normalisation(self) -> dict[str, list[float]]:  # mean and std, per channel or for all
+        "What is subtracted, and what is divided by."
+        return {k: [round(v, 6) for v in getattr(self, k).flatten().tolist()] for k in ("mean", "std")}
+
     def forward(
         self,
         x: torch.Tensor,  # (B, 1 or 3, H, W) in [0, 1]
@@ -540,7 +544,8 @@ def save_hyfer(
 ) -> Path:               # the file written
     """Write weights, configuration, labels and `record` into one safetensors file. Raises `ConfigError` for a network
     that could not be read back."""
-    header = {"config": asdict(model.config), "in_chans": model.in_chans, "drop": model.drop.p, "labels": model.labels}
+    header = {"config": asdict(model.config), "in_chans": model.in_chans, "drop": model.drop.p, "labels": model.labels,
+              "normalisation": model.adapt.normalisation()}
     return _write(model, path, _build_hyfer, header | {"record": record})
 
 
@@ -549,7 +554,10 @@ def _build_hyfer(
 ) -> HyFER:        # without its weights
     "The network that a header describes."
     cfg = header["config"] | {"blocks": tuple(tuple(b) for b in header["config"]["blocks"])}
-    return HyFER(len(header["labels"]), header["in_chans"], HyFERConfig(**cfg), header["drop"], header["labels"])
+    net = HyFER(len(header["labels"]), header["in_chans"], HyFERConfig(**cfg), header["drop"], header["labels"])
+    if (told := header.get("normalisation", net.adapt.normalisation())) != net.adapt.normalisation():
+        raise ValueError(f"normalised by {told}; this version normalises by {net.adapt.normalisation()}")
+    return net
 
 
 def load_hyfer(
@@ -569,7 +577,7 @@ def save(
     "Write `<name>.safetensors` and its card `<name>.json` for `from_pretrained`."
     path = save_hyfer(self, Path(folder) / f"{name}.safetensors", **record)
     card = {"name": name, "sha256": file_sha256(path), "labels": self.labels, "in_chans": self.in_chans,
-            "input_size": self.input_size, "parameters": sum(p.numel() for p in self.parameters()), "record": record}
+            "input_size": self.input_size, "normalisation": self.adapt.normalisation(), "parameters": sum(p.numel() for p in self.parameters()), "record": record}
     with atomic_file(path.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return path.with_suffix(".json")
@@ -1247,4 +1255,6 @@ def load_teacher(
     "A trained model as a teacher. Raises `DataError` for a file that is not one."
     teacher = _read(path, _build_teacher, _build_geometry, _build_hyfer, _build_sqsnet)
     teacher.name = name or getattr(teacher, "name", Path(path).stem)
+    if isinstance(teacher, HyFER):
+        teacher.adapt.size = teacher.input_size  # whatever the student's is
     return teacher.requires_grad_(False)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TeacherSpec', 'Preset', 'Splits', 'make_splits', 'fit_teacher', 'ask_teacher', 'teacher_on',
            'train_teachers', 'fit_student', 'fit_adversarial', 'confusion_matrix', 'summary_table', 'robust_table',
-           'claim', 'run']
+           'claim', 'run', 'calibration']
 
 # %% ../nbs/35_pipeline.ipynb #f49ccee1
 import copy
@@ -36,6 +36,7 @@ from .distill import (EADD, Annotators, TeacherLogits, annotator_logits, find_ge
 from .evaluate import confusion, evaluate, image_batches, predict_logits, robust_curve
 from .launch import one_folder
 from .loaders import dataloaders, holdout
+from .metrics import fit_temperature
 from .models import HYFER, GeometryTeacher, HyFER, absorb_norms, create_teacher, load_teacher, save_hyfer, start_from_faces
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
                           plot_weights)
@@ -388,7 +389,8 @@ def _student(
     "A student for these images."
     labels = parts.train.labels
     if start is None:
-        student = HyFER(len(labels), 3 if parts.train.array().ndim == 4 else 1, preset.student, labels=labels)
+        variant = replace(HYFER[preset.student], input_size=preset.size) if preset.student in HYFER else preset.student
+        student = HyFER(len(labels), 3 if parts.train.array().ndim == 4 else 1, variant, labels=labels)
         return _settle_norms(start_from_faces(student), parts.train, seed) if preset.start else student
     student = copy.deepcopy(start).requires_grad_(True)
     if student.labels != labels:
@@ -650,6 +652,17 @@ def _config(
             "threads": torch.get_num_threads(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
 
 
+def calibration(
+    model: nn.Module,    # trained
+    ds: FERData,         # images that are not reported
+) -> dict[str, float]:   # for its record: "temperature"; empty where these images cannot tell one
+    "By what to divide the logits so that probabilities are shares of right answers (Guo et al., 2017)."
+    try:
+        return {"temperature": round(fit_temperature(predict_logits(model, ds), ds.targets()), 4)}
+    except ConfigError:  # a network at chance, or one without a mistake
+        return {}
+
+
 def _write(
     folder: Path,                    # the run folder in the making
     ds: FERData,                     # as it came
@@ -674,6 +687,6 @@ def _write(
     for file, name in (("student.safetensors", "HyFER, EADD + adversarial"), ("student_phase1.safetensors", "HyFER, EADD")):
         clean = results[(results.model == name) & (results.attack == "none") & (results.metric == "accuracy")]
         save_hyfer(students[name], folder / file, accuracy=clean[["split", "subset", "value", "n"]].to_dict("records"),
-                   seed=config["seed"], versions=config["versions"], **_images(parts))
+                   seed=config["seed"], versions=config["versions"], **_images(parts), **calibration(students[name], parts.select))
     write_report(folder / "report.html", f"fer_nb: {config['data']['name'] or 'run'}, preset {config['preset']}, seed {config['seed']}",
                  _sections(ds, parts, students, results, cells, history, eadd, adv), settings=config)

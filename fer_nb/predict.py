@@ -53,14 +53,17 @@ class Network:
         "Probabilities of a batch. Raises `DataError` for logits that cannot be used."
         if not len(pictures):
             return np.empty((0, len(self.labels)), np.float32)
-        mode = "L" if self.in_chans == 1 else "RGB"
-        x = np.stack([np.asarray(Image.fromarray(p).convert(mode), np.float32) for p in pictures]) / 255
-        z = self.logits(np.ascontiguousarray(x[:, None] if self.in_chans == 1 else x.transpose(0, 3, 1, 2)))
+        z = np.concatenate([self._logits(pictures[k:k + 64]) for k in range(0, len(pictures), 64)])
         if z.shape != (len(pictures), len(self.labels)) or not np.isfinite(z).all():
             raise DataError(f"{self.name}: logits of shape {z.shape}{'' if np.isfinite(z).all() else ', not all finite'}; "
                             f"{len(self.labels)} finite numbers a picture expected, for {', '.join(self.labels)}")
         e = np.exp((z - z.max(1, keepdims=True)) / self.temperature)
         return e / e.sum(1, keepdims=True)
+
+    def _logits(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        mode = "L" if self.in_chans == 1 else "RGB"
+        x = np.stack([np.asarray(Image.fromarray(p).convert(mode), np.float32) for p in pictures]) / 255
+        return self.logits(np.ascontiguousarray(x[:, None] if self.in_chans == 1 else x.transpose(0, 3, 1, 2)))
 
 # %% ../nbs/40_predict.ipynb #5e1c4a4c
 def _torch_network(
@@ -169,8 +172,11 @@ def _read(
 ) -> tuple[np.ndarray, str]:   # uint8 (H, W) or (H, W, 3), and what is worth saying about it
     "Decode a file. Raises `ImageError` naming it."
     pixels = read_image(path)
-    with Image.open(path) as im:
-        return pixels, _extra_frames(im)
+    try:
+        with Image.open(path) as im:
+            return pixels, _extra_frames(im)
+    except Exception as e:  # the first frame is whole; for damage behind it Pillow's readers raise errors of every kind
+        return pixels, f"damaged after the first frame, which is used ({type(e).__name__}: {e})"
 
 
 def as_image(
@@ -281,12 +287,22 @@ def annotate(
         x, y, w, h = face.box
         draw.rectangle([x, y, x + w, y + h], outline=(80, 255, 120), width=max(1, unit // 8))
         text = f"{face.emotion} {face.probs[face.emotion]:.0%}"
-        top = y - 1.3 * unit if y > 1.3 * unit else y + h
-        draw.rectangle([x, top, x + draw.textlength(text, font) + 4, top + 1.3 * unit], fill=(0, 0, 0, 170))
-        draw.text((x + 2, top), text, (80, 255, 120), font)
+        wide, high = draw.textlength(text, font) + 4, 1.3 * unit
+        left, top = _inside(im, (x, y - high if y > high else y + h), (wide, high))
+        draw.rectangle([left, top, left + wide, top + high], fill=(0, 0, 0, 170))
+        draw.text((left + 2, top), text, (80, 255, 120), font)
         if bars:
-            _draw_bars(draw, face, unit, font, im.width)
+            _draw_bars(draw, face, unit, font, im)
     return np.asarray(im)
+
+
+def _inside(
+    im: Image.Image,             # a picture
+    at: tuple[float, float],     # left and top of something to draw, pixels
+    size: tuple[float, float],   # its width and height
+) -> tuple[float, float]:        # left and top, moved as far as needed
+    "Keep what is drawn in the picture, its left and upper edge at least."
+    return tuple(max(0, min(a, whole - n)) for a, n, whole in zip(at, size, im.size))
 
 
 def _draw_bars(
@@ -294,13 +310,14 @@ def _draw_bars(
     face: Face,                       # whose
     unit: int,                        # text height, pixels
     font: ImageFont.FreeTypeFont,     # of that height
-    width: int,                       # of the picture
+    im: Image.Image,                  # the picture
 ) -> None:
-    "One bar a label, to the right of the box, or to its left where the picture ends."
+    "One bar a label, to the right of the box, to its left where the picture ends, or over the face where it ends there too."
     x, y, w, _ = face.box
     name = max(draw.textlength(k, font) for k in face.probs) + 6
-    left = x + w + 3 if x + w + 3 + name + 4 * unit < width else x - name - 4 * unit - 3
-    draw.rectangle([left, y, left + name + 4 * unit, y + 1.2 * unit * len(face.probs)], fill=(0, 0, 0, 140))
+    wide, high = name + 4 * unit, 1.2 * unit * len(face.probs)
+    left, y = _inside(im, (x + w + 3 if x + w + 3 + wide < im.width else x - wide - 3, y), (wide, high))
+    draw.rectangle([left, y, left + wide, y + high], fill=(0, 0, 0, 140))
     for k, (label, p) in enumerate(face.probs.items()):
         draw.text((left + 2, y + 1.2 * unit * k), label, (255, 255, 255), font)
         draw.rectangle([left + name, y + 1.2 * unit * k + 2, left + name + 4 * unit * p, y + 1.2 * unit * (k + 1) - 2],
@@ -308,7 +325,7 @@ def _draw_bars(
 
 # %% ../nbs/40_predict.ipynb #809b9914
 COLUMNS = ("file", "frame", "time", "track", "face", "x", "y", "width", "height", "score", "roll", "emotion")
-VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv", ".mts", ".ogv"}
 
 
 @dataclass(eq=False)
@@ -349,15 +366,17 @@ def as_table(
 # %% ../nbs/40_predict.ipynb #c2860912
 def _files(
     paths: Iterable[str | Path],  # files and folders
-) -> Iterator[Path]:              # files, sorted within their folder
+) -> Iterator[Path | Seen]:       # files, sorted within their folder; a folder that cannot be searched as an error
     "Every file that is meant; a path that does not exist is handed on, to be reported."
     for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
-        for folder, below, names in os.walk(path):
+        closed = []
+        for folder, below, names in os.walk(path, onerror=closed.append):
             below[:] = sorted(b for b in below if not b.startswith("."))
             yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (Seen(e.filename, "error", note=f"a folder that cannot be searched ({e.strerror})") for e in closed)
 
 
 def _is_picture(
@@ -369,10 +388,11 @@ def _is_picture(
 
 def _load(
     path: Path,   # a file that is no film
+    named: bool,  # somebody named it, so that it is tried whatever its ending; else it was found in a folder
 ) -> Seen:        # with its pixels, or with the reason why not
     "Decode one file."
-    if not _is_picture(path) and path.exists():
-        return Seen(str(path), "skipped", note=f"neither a picture nor a film ({path.suffix or 'no ending'})")
+    if not named and not _is_picture(path) and path.exists():
+        return Seen(str(path), "skipped", note=f"no picture or film that can be read ({path.suffix or 'no ending'})")
     try:
         pixels, note = _read(path)
     except FERError as e:
@@ -385,10 +405,15 @@ def _looked(
     self: Recogniser,
     batch: list[Seen],   # loaded
 ) -> list[Seen]:         # the same, with their faces
-    "Recognise the faces of those that could be read."
+    "Recognise the faces of those that could be read; one that is too much for memory or the face finder is an error."
     good = [s for s in batch if s.image is not None]
-    for s, faces in zip(good, self._recognise([s.image for s in good])):
-        s.faces, s.status = faces, "ok" if faces else "no_face"
+    try:
+        for s, faces in zip(good, self._recognise([s.image for s in good])):
+            s.faces, s.status = faces, "ok" if faces else "no_face"
+    except (MemoryError, RuntimeError) as e:
+        if len(good) > 1:
+            return [self._looked([s])[0] for s in batch]
+        good[0].status, good[0].note = "error", f"{type(e).__name__}: {e}"
     return batch
 
 
@@ -411,15 +436,30 @@ def seen(
     smooth: float = 0.0,     # of a film, see `frames`
 ) -> Iterator[Seen]:         # file by file; nothing is raised for one that cannot be read
     "What is in these files, one after the other, in bounded memory."
-    _check_pace(every, smooth)  # what makes no sense is refused before the first picture, not at the first film
+    _check_pace(every, smooth)  # what makes no sense is refused at once, not at the first film
+    return self._one_by_one([Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)], every, smooth)
+
+
+_AT_ONCE = 50_000_000  # pixels of the pictures that are held together
+
+
+@patch
+def _one_by_one(
+    self: Recogniser,
+    paths: list[Path],   # files and folders
+    every: int,          # see `seen`
+    smooth: float,       # see `seen`
+) -> Iterator[Seen]:     # see `seen`
+    "Pictures in batches, films frame by frame."
     batch = []
-    for path in _files([paths] if isinstance(paths, (str, Path)) else paths):
-        film = path.suffix.lower() in VIDEO_ENDINGS
-        if batch and (film or len(batch) == self.batch):
+    for path in _files(paths):
+        film = isinstance(path, Path) and path.suffix.lower() in VIDEO_ENDINGS
+        held = sum(s.image.shape[0] * s.image.shape[1] for s in batch if s.image is not None)
+        if batch and (film or len(batch) == self.batch or held >= _AT_ONCE):
             yield from self._looked(batch)
             batch = []
         if not film:
-            batch.append(_load(path))
+            batch.append(_load(path, path in paths) if isinstance(path, Path) else path)
             continue
         try:
             yield from self.frames(path, every, smooth)
@@ -463,11 +503,12 @@ class Tracks:
         self,
         smooth: float = 0.0,     # time constant, seconds; 0: none
         overlap: float = 0.3,    # of the boxes, intersection over union, that makes them one face
-        patience: float = 1.0,   # seconds after which a face that is gone is forgotten
+        patience: float = 1.0,   # seconds after which a face that is gone is forgotten; one of the last frame never is
     ):
         _check_pace(1, smooth)
         self.smooth, self.overlap, self.patience = smooth, overlap, patience
         self.alive, self.next = {}, 0   # track -> (face, time); the number to give next
+        self.last = -np.inf             # time of the last frame
 
     def __call__(
         self,
@@ -475,7 +516,8 @@ class Tracks:
         time: float,             # seconds, not before the last one
     ) -> list[Face]:             # the same, with their tracks and the smoothed probabilities
         "Continue the tracks by one frame."
-        self.alive = {k: (f, t) for k, (f, t) in self.alive.items() if time - t <= self.patience}
+        self.alive = {k: (f, t) for k, (f, t) in self.alive.items() if time - t <= self.patience or t == self.last}
+        self.last = time
         pairs = sorted(((box_overlap(f.box, old.box), i, k) for i, f in enumerate(faces)
                         for k, (old, _) in self.alive.items()), reverse=True)
         given: dict[int, int] = {}
@@ -530,9 +572,12 @@ class _Film:
     def __iter__(self) -> Iterator[tuple[int, float, np.ndarray]]:  # number, seconds, RGB
         capture, k, start = _opened(self.source), 0, time.monotonic()
         fps, expected = capture.get(5) or 25.0, int(capture.get(7))  # cv2.CAP_PROP_FPS, CAP_PROP_FRAME_COUNT
+        live, at, longest = isinstance(self.source, int), -1 / fps, 1 / fps
         try:
             while capture.grab():
-                at = time.monotonic() - start if isinstance(self.source, int) else k / fps
+                stamp = time.monotonic() - start if live else capture.get(0) / 1000  # CAP_PROP_POS_MSEC: rates may vary
+                before, at = at, stamp if live or stamp > at else at + 1 / fps
+                longest = max(longest, at - before)
                 if self.seconds is not None and at >= self.seconds:
                     return
                 if k % self.every == 0:
@@ -545,7 +590,8 @@ class _Film:
             capture.release()
         if not k:
             raise DataError(f"{self.source}: no frame can be read")
-        if isinstance(self.source, int) or k < expected - max(1, expected // 50):
+        length = expected / fps  # as the header estimates it
+        if live or length - at > max(2.5 * longest, min(1, 0.02 * length)):
             self.end = f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainingError', 'CheckpointError', 'KeepBest', 'Progress', 'FiniteLoss', 'UnitImages', 'EMA', 'EarlyStop', 'Amp',
            'Recipe', 'write_checkpoint', 'read_checkpoint', 'Checkpoint', 'ResumableLearner', 'Distributed',
-           'fit_model', 'Mix']
+           'Smoothing', 'fit_model', 'Mix']
 
 # %% ../nbs/32_train.ipynb #a38f07c7
 import copy
@@ -701,6 +701,26 @@ def _joint_norms(
         for parent, name, child in own:
             setattr(parent, name, child)
 
+# %% ../nbs/32_train.ipynb #c0791bfe
+class Smoothing(Callback):
+    "Label smoothing of a cross-entropy while it is trained on, and only then."
+
+    def __init__(
+        self,
+        loss: CrossEntropyLossFlat,  # the learner's
+        smoothing: float,            # in [0, 1)
+    ):
+        self.loss, self.smoothing = loss.func, smoothing
+
+    def before_train(self) -> None:
+        "Smooth."
+        self.loss.label_smoothing = self.smoothing
+
+    def before_validate(self) -> None:
+        "Measure."
+        self.loss.label_smoothing = 0.0
+
+
 # %% ../nbs/32_train.ipynb #a18f85ef
 def fit_model(
     model: nn.Module,                       # takes images in [0, 1]; changed in place
@@ -718,8 +738,8 @@ def fit_model(
     resume: bool = True,                    # go on from `checkpoint` where it is there; False: start again
     keep: str = "best",                     # the epoch whose weights are left: "best", or "last" where nothing may select
 ) -> pd.DataFrame:                          # history: phase, epoch, train_loss, valid_loss, accuracy
-    """Fit `model`, leaving it in eval mode with the weights of its best epoch. Raises `TrainingError` for a loss that
-    is not a number, `CheckpointError` for a checkpoint that is damaged, of another run, or cannot be written,
+    """Fit `model`, leaving it in eval mode with the weights of its best or last epoch (with `Recipe.ema` the average's).
+    Raises `TrainingError` for a loss that is not a number, `CheckpointError` for a checkpoint that is damaged, of another run, or cannot be written,
     `LabelError` for a model of other labels than the data's, `ImageError` for images outside [0, 1]."""
     if hasattr(model, "labels") and isinstance(dls.train, ReplayLoader):
         check_labels(model, dls.train.ds)
@@ -731,19 +751,22 @@ def fit_model(
     seed_everything(seed + 1_000_003 * rank)
     model.to(dls.device, memory_format=torch.channels_last)
     progress, groups, wds = Progress(phase, show and rank == 0), *_groups(model, wd, recipe.decay_all)
-    own = [*([KeepBest()] if keep == "best" else []), progress, FiniteLoss(), UnitImages(), *recipe.callbacks(dls.device)]
+    loss = CrossEntropyLossFlat()
+    own = [*([KeepBest()] if keep == "best" else []), progress, FiniteLoss(), UnitImages(), Smoothing(loss, smoothing),
+           *recipe.callbacks(dls.device)]
     if checkpoint is not None or world > 1:
         settings = {"epochs": epochs, "lr": lr, "wd": wd, "smoothing": smoothing, "phase": phase, "seed": seed}
         described = _describe(model, dls, cbs, settings | {"recipe": asdict(recipe)})
         _same_everywhere(described)
         own += ([Checkpoint(checkpoint, described, resume)] if checkpoint is not None else []) + ([Distributed()] if world > 1 else [])
     optimiser = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, fused=True)
-    learn = ResumableLearner(dls, model, CrossEntropyLossFlat(label_smoothing=smoothing), optimiser, metrics=accuracy,
-                             splitter=lambda _: groups, cbs=[*own, *cbs])
+    learn = ResumableLearner(dls, model, loss, optimiser, metrics=accuracy, splitter=lambda _: groups, cbs=[*own, *cbs])
     learn.remove_cb(ProgressCallback)
     try:
         with learn.no_logging(), _joint_norms(model, dls.device):
             learn.fit(epochs, lr, wds, cbs=ParamScheduler(recipe.schedules(lr, epochs)))
+        if keep == "last" and recipe.ema is not None:
+            model.load_state_dict(learn.ema.average.module.state_dict())
     finally:
         model.eval()
     return progress.history()

@@ -322,6 +322,55 @@ def test_predict_refuses_what_it_cannot_start_with(trip, capsys, tmp_path):
         assert end.value.code == 2
 
 
+def test_predict_leaves_an_older_result_alone_where_a_setting_makes_no_sense(trip, capsys, tmp_path):
+    (old := tmp_path / "old.csv").write_text("precious\n")
+    assert predict(trip, capsys, trip / "photos", "--to", old, "--overwrite", "--every", "0")[0] == 2
+    assert old.read_text() == "precious\n"
+    assert predict(trip, capsys, trip / "photos", "--to", tmp_path / "new.csv", "--smooth", "-1")[0] == 2
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_predict_says_so_where_there_is_nothing_to_read(trip, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("x")
+    for folder in ("empty", "texts"):
+        status, _, err = predict(trip, capsys, tmp_path / folder)
+        assert status == 2 and f"{tmp_path / folder}: no picture or film that can be read" in err
+    assert predict(trip, capsys, tmp_path / "texts/a.txt")[0] == 2
+    bare = tmp_path / "IMG_0001"
+    bare.write_bytes((trip / "photos/a.jpg").read_bytes())
+    assert predict(trip, capsys, bare)[0] == 0
+
+
+def test_predict_draws_links_under_their_own_names(trip, capsys, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("one.jpg", "two.jpg"):
+        (tmp_path / "in" / name).symlink_to(trip / "photos/a.jpg")
+    assert predict(trip, capsys, tmp_path / "in", "--out", "annotated", "--to", tmp_path / "drawn")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["one.jpg.jpg", "two.jpg.jpg"]
+    assert predict(trip, capsys, tmp_path / "in/one.jpg", "--out", "annotated", "--to", tmp_path / "alone")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names that are no text")
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_predict_writes_names_that_are_no_text(trip, capsys, tmp_path, kind):
+    import os
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"M\xfcnchen.jpg")
+    try:
+        (tmp_path / "in" / name).write_bytes((trip / "photos/a.jpg").read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert predict(trip, capsys, tmp_path / "in", "--out", kind, "--to", tmp_path / f"t.{kind}")[0] == 0
+    text = (tmp_path / f"t.{kind}").read_text(encoding="utf-8")
+    assert "M\\udcfcnchen.jpg" in text
+    assert kind == "csv" or json.loads(text)["file"] == str(tmp_path / "in" / name)
+    command = [str(Path(sys.executable).with_name("fer-nb")), "predict", str(tmp_path / "in"), "--weights", str(trip / "toy.safetensors")]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0 and b"M\\udcfcnchen.jpg" in done.stdout
+
+
 def test_predict_interrupted_keeps_what_was_done(trip, capsys, tmp_path, monkeypatch):
     from fer_nb.predict import Recogniser
     whole = Recogniser.seen

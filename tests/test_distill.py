@@ -215,6 +215,20 @@ def test_silence_changes_no_gradient_of_others():
     assert torch.equal(first, second) and torch.equal(first[3], torch.zeros(7)) and first[:3].abs().sum(1).min() > 0
 
 
+@pytest.mark.parametrize("tau", [0.1, 0.02, 0.005])
+def test_who_speaks_alone_is_heard_however_little_it_is_trusted(tau):
+    "e^(-0.4 / 0.005) is about 1e-35: less than any ε that would keep a division from failing."
+    torch.manual_seed(0)
+    z_s, z_t, y = torch.randn(3, 7), torch.randn(2, 3, 7), torch.tensor([0, 3, 6])
+    weights = eadd_weights(torch.tensor([[0.9] * 7, [0.5] * 7]), tau)
+    speaks = torch.tensor([[False, True, False], [True, True, False]])
+    found = eadd_distill(z_s, z_t, y, weights, torch.full((7,), 2.0), speaks=speaks)
+    alone = [distill_loss(z_s[i:i + 1], z_t[k, i:i + 1], 2.0) for i, k in ((0, 1), (1, 0), (1, 1))]
+    w = np.exp((np.array([0.9, 0.5]) - 0.9) / tau)
+    expected = (alone[0] + (w / w.sum() * np.array([float(alone[1]), float(alone[2])])).sum()) / 3   # the third hears nobody
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_one_sample_alone_with_a_silent_partner_is_hinton():
     z_s, z_t, y = torch.randn(5, 7), torch.randn(2, 5, 7), torch.arange(5)
     speaks = torch.tensor([[True] * 5, [False] * 5])
@@ -415,6 +429,15 @@ def test_stale_logits_say_what_differs(dls, tmp_path, what):
     for said in (kept, load_teacher_logits(tmp_path)):
         with pytest.raises(StaleCacheError):
             fit(other, [EADD([said])])
+
+
+def test_logits_without_their_key_are_refused(dls, tmp_path):
+    teacher_logits(small_net(7), dls.train, dls.valid, folder=tmp_path)
+    (tmp_path / "key.json").unlink()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(StaleCacheError, match="without key.json"):
+        teacher_logits(small_net(8), dls.train, dls.valid, folder=tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_other_weights_and_another_name_are_stale(dls, tmp_path):

@@ -1,17 +1,20 @@
 """The studies of the first paper's tables: resumable, paired, and without a leak."""
 import json
 from dataclasses import asdict, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import fer_nb.experiments as experiments
-from fer_nb.core import DataError
-from fer_nb.data import VOTE_COLUMNS, FERData
+from fer_nb.core import EMOTIONS, DataError
+from fer_nb.data import VOTE_COLUMNS, FERData, read_kdef
 from fer_nb.experiments import (FACES, SHIP, STUDY, distillation_gains, distillation_study, distillation_table, kfold_study,
                                 kfold_table, teacher_gains, teacher_study, train_shipped, transfer_study, transfer_table,
                                 variant_study)
+from fer_nb.loaders import as_split
 from fer_nb.models import HYFER, HyFER, weights_digest
 from fer_nb.pipeline import Preset, TeacherSpec, make_splits
 from fer_nb.synth import make_faces
@@ -111,6 +114,33 @@ def test_folds_of_people_keep_a_subject_on_one_side(tmp_path, monkeypatch):
     for one in sides:
         train, test = (set(one.df.subject[one.df.split == s]) for s in ("train", "test"))
         assert test and not train & test
+
+
+@pytest.fixture(scope="module")
+def kdef(tmp_path_factory):
+    "KDEF's tree with drawn faces: 12 people in two series, seven expressions from two sides, colour, no splits."
+    root, people = tmp_path_factory.mktemp("kdef"), [f"{sex}{k:02}" for sex in "FM" for k in range(1, 7)]
+    drawn = make_faces(700, seed=3, defects=None, balance="uniform")[0]
+    codes = dict(zip(("AF", "AN", "DI", "HA", "NE", "SA", "SU"), ("fear", "angry", "disgust", "happy", "neutral", "sad", "surprise")))
+    left = {e: iter(drawn.where(label=e).array()) for e in EMOTIONS}
+    for person, series, (code, label), angle in product(people, "AB", codes.items(), ("S", "HL")):
+        path = root / f"KDEF/{series}{person}/{series}{person}{code}{angle}.JPG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(next(left[label])).convert("RGB").resize((140, 190)).save(path, quality=92)
+    return read_kdef(root, "all")
+
+
+def test_kdef_goes_the_same_way(kdef, tmp_path):
+    assert len(kdef) == 336 and kdef.df.subject.nunique() == 12 and set(kdef.df.split) == {"train"}
+    small = replace(TINY, teachers=TINY.teachers[:1], clean=False)
+    runs = kfold_study(kdef, small, 3, protocol="subject", out=tmp_path / "k")
+    tested = runs[(runs.metric == "accuracy") & (runs.model == "HyFER, EADD") & (runs.subset == "all")]
+    assert tested.n.sum() == 336 and len(tested) == 3
+    assert kfold_table(runs).shape[0] == 3
+    apart = kdef.df.subject.isin(["F01", "M01"]).to_numpy()
+    whole = as_split(kdef, (np.flatnonzero(~apart), np.flatnonzero(apart)))
+    both = distillation_study(whole, small, (0,), tmp_path / "d")
+    assert set(both.arm) == {"before", "after"} and both[(both.model == "HyFER") & (both.metric == "accuracy")].n.max() == 56
 
 
 def test_the_shipped_run_leaves_weights_that_load_and_a_card_that_says_how(faces, tmp_path):

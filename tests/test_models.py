@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -552,6 +553,24 @@ def test_a_trained_teacher_comes_back_frozen(tmp_path, resnet):
     assert torch.equal(out(back, faces()), out(resnet, faces())) and back.record == {"epochs": 3}
     assert (back.name, back.labels, back.input_size, back.training) == ("resnet18", EMOTIONS, 64, False)
     assert not any(p.requires_grad for p in back.parameters()) and load_teacher(path, "mine").name == "mine"
+
+
+@pytest.mark.parametrize("size", [32, 48, 80])
+def test_a_student_that_teaches_keeps_its_own_input_size(tmp_path, size):
+    net = HyFER(in_chans=1, variant="light").eval()
+    teacher, x = load_teacher(save_hyfer(net, tmp_path / "t.safetensors")), torch.rand(2, 1, size, size)
+    with torch.no_grad():
+        own = F.interpolate(x, size=(48, 48), mode="bilinear", align_corners=False, antialias=True) if size != 48 else x
+        torch.testing.assert_close(teacher(x), net(own))
+
+
+def test_another_normalisation_is_refused_and_the_card_tells_it(tmp_path, monkeypatch):
+    net = HyFER(in_chans=1, variant="light")
+    card = json.loads(net.save(tmp_path, "a").read_text())
+    assert card["normalisation"] == {"mean": [0.5], "std": [0.25]}
+    monkeypatch.setattr(InputAdapter, "normalisation", lambda self: {"mean": [0.6], "std": [0.25]})  # a later version's
+    with pytest.raises(DataError, match=r"a.safetensors: .*normalised by .*0\.5.*this version .*0\.6"):
+        load_hyfer(tmp_path / "a.safetensors")
 
 
 def test_a_student_can_teach(tmp_path):

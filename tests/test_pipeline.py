@@ -9,7 +9,7 @@ import torch
 
 import fer_nb.pipeline as pipeline
 from fer_nb.audit import audit
-from fer_nb.core import ConfigError, DataError, LabelError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError
 from fer_nb.data import FERData
 from fer_nb.distill import Geometry
 from fer_nb.models import HyFER, create_teacher, load_hyfer, save_hyfer, weights_digest
@@ -32,6 +32,41 @@ def test_same_seed_same_results(finished, tmp_path):
     again = run(ds, "tiny", tmp_path / "b", show=False)
     assert (out / "results.csv").read_bytes() == (again / "results.csv").read_bytes()
     assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
+
+
+def test_the_students_of_a_run_carry_the_temperature_of_their_selection_part(finished):
+    ds, out = finished
+    select = make_splits(ds, TINY).select
+    for name in ("student", "student_phase1"):
+        net = load_hyfer(out / f"{name}.safetensors")
+        assert net.record.get("temperature") == pipeline.calibration(net, select).get("temperature")
+
+
+def test_a_temperature_is_that_of_the_logits_or_absent():
+    class Said(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale, self.labels = torch.nn.Parameter(torch.tensor(scale)), EMOTIONS
+
+        def forward(self, x):
+            z = torch.zeros(len(x), 7)
+            z[torch.arange(len(x)), (x.mean((1, 2, 3)) * 1e4).long() % 7] = 3.0
+            return self.scale * z
+    faces = make_faces(200, defects=None)[0]
+    said = pipeline.predict_logits(Said(1.0), faces)
+    right = FERData(faces.df.assign(label=[faces.labels[k] for k in said.argmax(1)]), faces.array(), faces.labels)
+    mixed = FERData(right.df.assign(label=[faces.labels[(k + (i % 4 == 0)) % 7] for i, k in enumerate(said.argmax(1))]), faces.array(), faces.labels)
+    one, five = (pipeline.calibration(Said(s), mixed)["temperature"] for s in (1.0, 5.0))
+    assert five == pytest.approx(5 * one, rel=1e-3) and one == pytest.approx(3 / np.log(0.75 / (0.25 / 6)), rel=0.1)
+    assert pipeline.calibration(Said(1.0), right) == {} == pipeline.calibration(Said(-1.0), mixed)
+
+
+def test_a_run_at_another_size_says_so(tmp_path):
+    from fer_nb.predict import Recogniser
+    out = run(make_faces(300, seed=0)[0], replace(TINY, size=40, teachers=(replace(TINY.teachers[0], input_size=32),)), tmp_path / "a", show=False)
+    assert load_hyfer(out / "student.safetensors").input_size == 40
+    recogniser = Recogniser(out, crop=False)
+    assert recogniser.network.size == 40 and recogniser(np.zeros((90, 70), np.uint8))[0].crop.shape[:2] == (40, 40)
 
 
 def test_a_run_that_is_broken_off_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):

@@ -255,6 +255,84 @@ def test_a_folder_of_everything(toy, portrait, tmp_path):
     assert list(toy.seen([tmp_path / "gone"]))[0].status == "error"
 
 
+def test_damage_behind_the_first_page_costs_that_page_only(toy, portrait, tmp_path):
+    im = Image.fromarray(PHOTO)
+    im.save(tmp_path / "a.tiff", save_all=True, append_images=[im])
+    content = (tmp_path / "a.tiff").read_bytes()
+    at = int.from_bytes(content[4:8], "little")                       # the first directory: tags, and where the next one is
+    end = at + 2 + 12 * int.from_bytes(content[at:at + 2], "little")
+    (tmp_path / "a.tiff").write_bytes(content[:end] + (len(content) + 900).to_bytes(4, "little") + content[end + 4:])
+    (tmp_path / "b.png").write_bytes(portrait.read_bytes())
+    table = toy.folder(tmp_path)
+    assert table.status.tolist() == ["ok", "ok"]
+    assert "damaged after the first frame" in table.note[0] and not table.note[1]
+    with pytest.warns(UserWarning, match="a.tiff: damaged after the first frame"):
+        assert len(toy(tmp_path / "a.tiff")) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("no graph")])
+def test_one_picture_that_is_too_much_costs_itself_alone(toy, monkeypatch, tmp_path, error):
+    for k in range(6):
+        Image.fromarray(np.full((48, 48), 40 * k, np.uint8)).save(tmp_path / f"{k}.png")
+    toy.crop, found = False, toy._found
+
+    def fails(image):
+        if image[0, 0] == 80:
+            raise error
+        return found(image)
+    monkeypatch.setattr(toy, "_found", fails)
+    with pytest.warns(UserWarning, match="1 files could not be read"):
+        table = toy.folder(tmp_path)
+    assert table.status.tolist() == ["ok", "ok", "error", "ok", "ok", "ok"]
+    assert table.note[2] == f"{type(error).__name__}: {error}" and table.emotion.tolist()[4:] == ["bright"] * 2
+
+
+def test_large_pictures_are_held_in_smaller_batches(toy, monkeypatch, tmp_path):
+    for k in range(5):
+        Image.new("L", (300, 200)).save(tmp_path / f"{k}.png")
+    asked, recognise = [], toy._recognise
+    monkeypatch.setattr("fer_nb.predict._AT_ONCE", 100_000)
+    monkeypatch.setattr(toy, "_recognise", lambda images: asked.append(len(images)) or recognise(images))
+    assert len(list(toy.seen(tmp_path))) == 5 and asked == [2, 2, 1]
+
+
+def test_very_many_faces_go_through_the_network_in_parts():
+    seen = []
+    spy = Network(("dark", "bright"), 48, 1, 1.0, lambda x: seen.append(len(x)) or brightness(x), "spy")
+    pictures = [np.full((48, 48), k, np.uint8) for k in range(150)]
+    together = spy(pictures)
+    assert seen == [64, 64, 22]
+    np.testing.assert_allclose(together, np.concatenate([spy([p]) for p in pictures]), rtol=1e-6)
+
+
+def test_a_file_that_somebody_names_is_tried_whatever_its_ending(toy, portrait, tmp_path):
+    (tmp_path / "IMG_0001").write_bytes(portrait.read_bytes())
+    (tmp_path / "notes.txt").write_text("x")
+    assert [s.status for s in toy.seen([tmp_path / "IMG_0001", tmp_path / "notes.txt"])] == ["ok", "error"]
+    assert [s.status for s in toy.seen(tmp_path)] == ["skipped", "skipped"]
+
+
+def test_a_folder_that_cannot_be_searched_is_an_error(toy, portrait, monkeypatch, tmp_path):
+    import os
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").write_bytes(portrait.read_bytes())
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    shut = list(toy.seen(tmp_path))[-1]
+    assert (shut.file, shut.status) == (str(tmp_path / "closed"), "error") and "Permission denied" in shut.note
+
+
+def test_settings_that_make_no_sense_are_refused_before_anything_is_opened(toy, tmp_path):
+    for wrong in ({"every": 0}, {"every": 1.5}, {"smooth": -1}):
+        with pytest.raises(ConfigError):
+            toy.seen(tmp_path, **wrong)                               # not at the first picture
+
+
 def test_ten_thousand_files_in_bounded_memory(toy, monkeypatch, tmp_path):
     "Nothing but the rows outlives its batch."
     import gc
@@ -360,13 +438,65 @@ def test_smoothing_does_not_depend_on_the_frame_rate(toy):
     assert sum(Tracks(.4)([face], 0.)[0].probs.values()) == pytest.approx(1)
 
 
+def test_a_face_keeps_its_number_where_frames_are_further_apart_than_a_second(toy, tmp_path):
+    table = toy.video(film(tmp_path / "film.avi", frames=60, fps=12, step=0), every=15, smooth=1)
+    assert table.time.tolist() == [0, 1.25, 2.5, 3.75] and set(table.track) == {0}
+    (face,) = toy(PHOTO)
+    tracks = Tracks()
+    assert [t[0].track if t else None for t in (tracks(f, at) for at, f in ((0, [face]), (2, [face]), (4, []), (6, [face])))] == [0, 0, None, 1]
+
+
+class Camcorder:
+    "A film as OpenCV hands it out, its frames at the given times."
+
+    def __init__(self, stamps, fps, counted):
+        self.stamps, self.facts, self.k = stamps, {5: fps, 7: counted}, -1
+
+    def get(self, what):
+        return self.facts[what] if what in self.facts else 1000 * self.stamps[self.k]
+
+    def grab(self):
+        self.k += 1
+        return self.k < len(self.stamps)
+
+    def retrieve(self):
+        return True, PHOTO
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize("stamps, fps, counted, times, early", [
+    ([0, .1, .5, .6, 2.], 2.5, 5, [0, .1, .5, .6, 2.], False),        # a telephone's variable rate
+    ([0, .1, .2, .3], 1000., 400, [0, .1, .2, .3], False),            # a browser's recording, its count an estimate
+    ([0, 0, 0, 0], 10., 4, [0, .1, .2, .3], False),                   # no times at all
+    (list(np.arange(300) / 30), 30., 18_000, None, True),
+    (list(np.arange(17_900) / 30), 30., 18_000, None, True),          # three seconds of ten minutes are missing
+])
+def test_times_are_those_of_the_film(monkeypatch, stamps, fps, counted, times, early):
+    from fer_nb import predict
+    monkeypatch.setattr(predict, "_opened", lambda source: Camcorder(stamps, fps, counted))
+    film = predict._Film("film.mp4", every=1 if times else 1000)
+    at = [a for _, a, _ in film]
+    if times:
+        assert at == pytest.approx(times)
+    assert bool(film.end) == early
+    assert not early or film.end == f"ended at frame {len(stamps)} of 18000"
+
+
 # ---- pictures of the result, and the widget ----
 
 def test_annotate_wherever_the_face_is(toy):
     (face,) = toy(PHOTO)
-    for box in ([0, 0, 40, 40], [330, 330, 60, 60], [-20, -20, 500, 500]):
+    for box in ([0, 0, 40, 40], [330, 330, 60, 60], [0, 0, 360, 360], [-20, -20, 500, 500]):
         face.box = np.array(box, float)
-        assert annotate(PHOTO[..., 0], [face]).shape == PHOTO.shape
+        named, drawn = annotate(PHOTO[..., 0], [face], bars=False), annotate(PHOTO[..., 0], [face])
+        assert named.shape == drawn.shape == PHOTO.shape
+        green = named[..., 1].astype(int) - named[..., 0] > 60            # the picture itself is grey
+        x, y, w, h = np.clip(box, 0, 359)
+        green[[min(y, 359), min(y + h, 359)]] = green[:, [min(x, 359), min(x + w, 359)]] = False  # the frame
+        assert green.sum() > 30                                       # the name can be read
+        assert (named != drawn).any(2).sum() > 1000                   # and so can the bars
 
 
 def test_the_widget_plays_stops_and_says_what_is_wrong(toy, tmp_path):

@@ -497,6 +497,32 @@ def test_the_last_epoch_is_kept_though_another_was_better(dls):
     assert not last[-1].weight.any() and best[-1].weight.any()
 
 
+def test_the_average_is_what_the_last_epoch_leaves(dls, tmp_path):
+    "The network that comes back is the one that was validated, also from a checkpoint of a finished fit."
+    for where in (None, tmp_path / "a", tmp_path / "a"):
+        dls.train.epoch, model = 0, net()
+        history = fit_model(model, dls, 2, lr=0.05, keep="last", recipe=Recipe(ema=0.99), checkpoint=where)
+        with torch.no_grad():
+            measured = nn.functional.cross_entropy(torch.cat([model(x) for x, _ in dls.valid]), dls.valid.y).item()
+        assert measured == pytest.approx(history.valid_loss.iloc[-1], rel=1e-4)
+    dls.train.epoch, raw = 0, net()
+    fit_model(raw, dls, 2, lr=0.05, keep="last")
+    assert not torch.allclose(raw[-1].weight, model[-1].weight, atol=1e-3)
+
+
+@pytest.mark.parametrize("cbs", [[], [Mix(0.4)]])
+def test_the_validation_loss_is_plain_and_the_training_loss_smoothed(dls, cbs):
+    losses = []
+    for smoothing in (0.0, 0.3):
+        dls.train.epoch, still = 0, net()
+        history = fit_model(still, dls, 1, lr=0, wd=0, smoothing=smoothing, keep="last", cbs=cbs)
+        with torch.no_grad():
+            plain = nn.functional.cross_entropy(torch.cat([still(x) for x, _ in dls.valid]), dls.valid.y).item()
+        assert history.valid_loss[0] == pytest.approx(plain, rel=1e-4)
+        losses.append(history.train_loss[0])
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
 @pytest.mark.parametrize("setting", [dict(restart_epochs=3), dict(schedule="warm_restarts", restart_epochs=0),
                                      dict(schedule="warm_restarts", warmup=0.2)])
 def test_restarts_that_make_no_sense(setting):
