@@ -15,7 +15,7 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from common import HERE, arguments, photograph, report, take_turns  # noqa: E402
 from PIL import Image  # noqa: E402
-from skimage.data import astronaut  # noqa: E402
+from skimage.data import astronaut, coffee  # noqa: E402
 
 from fer_nb.faces import FaceFinder, FaceRefiner, face_square  # noqa: E402
 from fer_nb.models import HyFER, weights_digest  # noqa: E402
@@ -85,6 +85,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     torch.set_num_threads(1)
     photo, recognise, portrait = photograph(), Recogniser(), Recogniser(finder=FaceFinder(smallest=.25))
+    table = np.asarray(Image.fromarray(coffee()).resize((640, 427)))  # a cup on a table
+    assert not recognise.finder(table)
     crops = [face_square(photo, face) for face in recognise.finder(photo)]
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp, "photo.jpg")
@@ -92,6 +94,7 @@ def main() -> None:
         work = {"decode": cpu(lambda: as_image(path)),
                 "find, faces from 1/4 of the side": cpu(lambda: portrait.finder(photo)),
                 "find, faces from 1/8 of the side": cpu(lambda: recognise.finder(photo)),
+                "find, a photo without a face": cpu(lambda: recognise.finder(table)),
                 "landmarker, framed": cpu(lambda: FaceRefiner()(photo), 3),
                 "landmarker, as it is": cpu(lambda: FaceRefiner(pad=0)(photo), 3),
                 "crop": cpu(lambda f=recognise.finder(photo)[0]: face_square(photo, f)),
@@ -105,11 +108,11 @@ def main() -> None:
             work |= {"ONNX, one face": cpu(lambda: network(crops)), "ONNX, a face of 32": lambda: cpu(lambda: network(crops * 32), 2)() / 32}
         times = take_turns(work, args.repeats)
         times["import"] = [imported() for _ in range(args.repeats)]
-    table = found(faces())
-    print(table.to_string(index=False))
+    shares = found(faces())
+    print(shares.to_string(index=False))
     settings = {"photo": "astronaut, 640 × 480, JPEG quality 90", "seconds": "CPU seconds of one core, a photo or face",
                 "repeats": args.repeats, "network": recognise.network.name, "weights": weights_digest(HyFER.from_pretrained()),
-                "found": table.to_dict("records")}
+                "found": shares.to_dict("records")}
     report(times, {"find, faces from 1/8 of the side": "landmarker, framed"}, settings, args.out, rate=1)
 
 

@@ -159,7 +159,7 @@ def _predict_parser(
                          help="look for faces; --no-crop: each picture is one face (default: --crop)")
     predict.add_argument("--smallest", type=float, default=0.125, metavar="SHARE",
                          help="smallest face to look for, in longer sides of the picture; half of it takes about four times as long "
-                              "(default: %(default)s; where nothing is found, half of it is tried)")
+                              "(default: %(default)s; where nothing is found, one step further is tried)")
     predict.add_argument("--every", type=int, default=1, metavar="N", help="of a film, each Nth frame (default: %(default)s)")
     predict.add_argument("--smooth", type=float, default=0.0, metavar="SECONDS",
                          help="of a film, time constant of the smoothing (default: %(default)s, none)")
@@ -429,7 +429,7 @@ def _json(
         face.update({k: None if math.isnan(face[k]) else round(face[k], 3) for k in ("score", "roll")},
                     probs={e: round(p, 4) for e, p in face["probs"].items()})
     return json.dumps({"file": seen.file, "frame": seen.frame, "time": seen.time, "status": seen.status, "note": seen.note,
-                       "faces": faces}, ensure_ascii=False, allow_nan=False)
+                       "faces": faces}, allow_nan=False)
 
 
 @contextmanager

@@ -246,7 +246,7 @@ class Recogniser:
         self,
         images: Iterable[Any],   # paths, Pillow images, arrays
     ) -> list[list[Face]]:       # the faces of each
-        "The faces of several pictures, which go through the network in one batch. Raises `ConfigError` for one picture alone."
+        "The faces of several pictures, which go through the network together, 64 at a time. Raises `ConfigError` for one picture alone."
         if isinstance(images, (str, Path)):
             raise ConfigError(f"{images}: a list of pictures expected; of one picture, the recogniser itself says the faces")
         return self._recognise([as_image(im) for im in images])
@@ -333,7 +333,7 @@ class Seen:
     "One picture or frame, and what was found."
 
     file: str                     # where it came from
-    status: str                   # ok, no_face, error, or skipped for a file that is neither picture nor film
+    status: str                   # ok, no_face, error, or skipped for a file of a folder that is neither picture nor film
     faces: list[Face] = field(default_factory=list)  # in it
     note: str = ""                # the reason, or what else is worth saying
     image: np.ndarray | None = None   # its pixels
@@ -400,6 +400,9 @@ def _load(
     return Seen(str(path), "ok", note=note, image=pixels)
 
 
+_TOO_MUCH = MemoryError, RuntimeError  # of one picture or film
+
+
 @patch
 def _looked(
     self: Recogniser,
@@ -410,10 +413,12 @@ def _looked(
     try:
         for s, faces in zip(good, self._recognise([s.image for s in good])):
             s.faces, s.status = faces, "ok" if faces else "no_face"
-    except (MemoryError, RuntimeError) as e:
-        if len(good) > 1:
-            return [self._looked([s])[0] for s in batch]
-        good[0].status, good[0].note = "error", f"{type(e).__name__}: {e}"
+        return batch
+    except _TOO_MUCH as e:
+        note = f"{type(e).__name__}: {e}"
+    if len(good) > 1:
+        return [self._looked([s])[0] for s in batch]
+    good[0].status, good[0].note, good[0].image = "error", note, None
     return batch
 
 
@@ -451,7 +456,7 @@ def _one_by_one(
     smooth: float,       # see `seen`
 ) -> Iterator[Seen]:     # see `seen`
     "Pictures in batches, films frame by frame."
-    batch = []
+    batch, named = [], set(paths)
     for path in _files(paths):
         film = isinstance(path, Path) and path.suffix.lower() in VIDEO_ENDINGS
         held = sum(s.image.shape[0] * s.image.shape[1] for s in batch if s.image is not None)
@@ -459,12 +464,14 @@ def _one_by_one(
             yield from self._looked(batch)
             batch = []
         if not film:
-            batch.append(_load(path, path in paths) if isinstance(path, Path) else path)
+            batch.append(_load(path, path in named) if isinstance(path, Path) else path)
             continue
         try:
             yield from self.frames(path, every, smooth)
         except FERError as e:
             yield Seen(str(path), "error", note=str(e).removeprefix(f"{path}: "))
+        except _TOO_MUCH as e:
+            yield Seen(str(path), "error", note=f"{type(e).__name__}: {e}")
     yield from self._looked(batch)
 
 
@@ -572,12 +579,11 @@ class _Film:
     def __iter__(self) -> Iterator[tuple[int, float, np.ndarray]]:  # number, seconds, RGB
         capture, k, start = _opened(self.source), 0, time.monotonic()
         fps, expected = capture.get(5) or 25.0, int(capture.get(7))  # cv2.CAP_PROP_FPS, CAP_PROP_FRAME_COUNT
-        live, at, longest = isinstance(self.source, int), -1 / fps, 1 / fps
+        live, at = isinstance(self.source, int), -1 / fps
         try:
             while capture.grab():
                 stamp = time.monotonic() - start if live else capture.get(0) / 1000  # CAP_PROP_POS_MSEC: rates may vary
-                before, at = at, stamp if live or stamp > at else at + 1 / fps
-                longest = max(longest, at - before)
+                at = stamp if live or stamp > at else at + 1 / fps
                 if self.seconds is not None and at >= self.seconds:
                     return
                 if k % self.every == 0:
@@ -590,8 +596,9 @@ class _Film:
             capture.release()
         if not k:
             raise DataError(f"{self.source}: no frame can be read")
-        length = expected / fps  # as the header estimates it
-        if live or length - at > max(2.5 * longest, min(1, 0.02 * length)):
+        frames, seconds = expected - k, expected / fps - at  # missing, if the header is right; either may be an estimate
+        step = max(at / max(k - 1, 1), 1 / fps)
+        if live or (frames > max(1, expected // 50) and seconds > max(2.5 * step, 0.02 * expected / fps)):
             self.end = f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
 
 

@@ -569,6 +569,8 @@ def test_another_normalisation_is_refused_and_the_card_tells_it(tmp_path, monkey
     card = json.loads(net.save(tmp_path, "a").read_text())
     assert card["normalisation"] == {"mean": [0.5], "std": [0.25]}
     monkeypatch.setattr(InputAdapter, "normalisation", lambda self: {"mean": [0.6], "std": [0.25]})  # a later version's
+    with pytest.raises(DataError, match="normalised by .*0\\.5"):
+        HyFER.from_pretrained()                                       # whose file is older than the header's entry
     with pytest.raises(DataError, match=r"a.safetensors: .*normalised by .*0\.5.*this version .*0\.6"):
         load_hyfer(tmp_path / "a.safetensors")
 

@@ -34,12 +34,12 @@ def test_same_seed_same_results(finished, tmp_path):
     assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
 
 
-def test_the_students_of_a_run_carry_the_temperature_of_their_selection_part(finished):
-    ds, out = finished
-    select = make_splits(ds, TINY).select
-    for name in ("student", "student_phase1"):
-        net = load_hyfer(out / f"{name}.safetensors")
-        assert net.record.get("temperature") == pipeline.calibration(net, select).get("temperature")
+def test_the_students_of_a_run_carry_the_temperature_of_their_selection_part(tmp_path, monkeypatch):
+    ds, asked = make_faces(300, seed=0)[0], []
+    monkeypatch.setattr(pipeline, "fit_temperature", lambda z, y: asked.append(len(y)) or 1.25)
+    out = run(ds, with_teacher(), tmp_path / "a", show=False)
+    assert [load_hyfer(out / f"{name}.safetensors").record["temperature"] for name in ("student", "student_phase1")] == [1.25, 1.25]
+    assert asked == [len(make_splits(ds, TINY).select)] * 2
 
 
 def test_a_temperature_is_that_of_the_logits_or_absent():

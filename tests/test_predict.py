@@ -285,6 +285,20 @@ def test_one_picture_that_is_too_much_costs_itself_alone(toy, monkeypatch, tmp_p
         table = toy.folder(tmp_path)
     assert table.status.tolist() == ["ok", "ok", "error", "ok", "ok", "ok"]
     assert table.note[2] == f"{type(error).__name__}: {error}" and table.emotion.tolist()[4:] == ["bright"] * 2
+    assert [s.image is None for s in toy.seen(tmp_path)] == [False, False, True, False, False, False]   # nothing to draw
+
+
+def test_a_film_that_is_too_much_costs_itself_alone(toy, portrait, monkeypatch, tmp_path):
+    film(tmp_path / "a.avi")
+    (tmp_path / "b.png").write_bytes(portrait.read_bytes())
+    recognise = toy._recognise
+
+    def fails(images):
+        if len(images[0]) == 180:
+            raise MemoryError("too much")
+        return recognise(images)
+    monkeypatch.setattr(toy, "_recognise", fails)
+    assert [(s.status, s.note) for s in toy.seen(tmp_path)] == [("error", "MemoryError: too much"), ("ok", "")]
 
 
 def test_large_pictures_are_held_in_smaller_batches(toy, monkeypatch, tmp_path):
@@ -467,11 +481,12 @@ class Camcorder:
 
 
 @pytest.mark.parametrize("stamps, fps, counted, times, early", [
-    ([0, .1, .5, .6, 2.], 2.5, 5, [0, .1, .5, .6, 2.], False),        # a telephone's variable rate
+    ([0, .1, .5, .6, 1.9], 2.5, 5, [0, .1, .5, .6, 1.9], False),        # a telephone's variable rate
     ([0, .1, .2, .3], 1000., 400, [0, .1, .2, .3], False),            # a browser's recording, its count an estimate
     ([0, 0, 0, 0], 10., 4, [0, .1, .2, .3], False),                   # no times at all
     (list(np.arange(300) / 30), 30., 18_000, None, True),
-    (list(np.arange(17_900) / 30), 30., 18_000, None, True),          # three seconds of ten minutes are missing
+    (list(np.arange(17_000) / 30), 30., 18_000, None, True),          # half a minute of ten is missing
+    (list(np.arange(17_900) / 30), 30., 18_000, None, False),         # three seconds: its sound may be that much longer
 ])
 def test_times_are_those_of_the_film(monkeypatch, stamps, fps, counted, times, early):
     from fer_nb import predict
