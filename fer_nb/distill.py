@@ -79,8 +79,8 @@ def _among_speakers(
     "Weights renormalised over the teachers that speak."
     if speaks is None or speaks.all():
         return weights
-    known = weights.double().log().masked_fill(~speaks, -torch.inf)  # a weight may be far below 1e-12
-    return known.softmax(0).nan_to_num(0.0).to(weights.dtype)
+    heard = weights.double() * speaks  # may be tiny where a teacher that is hardly trusted speaks alone
+    return (heard / heard.sum(0)).nan_to_num(0.0).to(weights.dtype)
 
 
 def eadd_distill(

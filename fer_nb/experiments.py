@@ -24,12 +24,12 @@ from .augment import Augment
 from .compare import holm, paired_t
 from .core import ConfigError, DataError
 from .data import VOTE_COLUMNS, FERData, resized
-from .evaluate import evaluate, predict_logits, robust_curve
+from .evaluate import calibration, evaluate, predict_logits, robust_curve
 from .launch import divided, one_folder
 from .loaders import as_split, folds, leak_groups
-from .metrics import ece, fit_temperature
+from .metrics import ece
 from .models import HYFER, HyFER, save_hyfer, weights_digest
-from .pipeline import (Preset, Splits, TeacherSpec, ask_teacher, calibration, claim, fit_adversarial, fit_student, fit_teacher,
+from .pipeline import (Preset, Splits, TeacherSpec, ask_teacher, claim, fit_adversarial, fit_student, fit_teacher,
                              make_splits, teacher_on, train_teachers)
 from .robustness import tradeoff
 from .studies import kept_table, study_pool
@@ -381,9 +381,9 @@ def _record(
 ) -> dict[str, object]:   # for the card
     "What a reader must know about the weights."
     ds, z = parts.audit.ds, predict_logits(model, parts.report)
-    temperature = fit_temperature(predict_logits(model, parts.select), parts.select.targets())
+    temperature = calibration(model, parts.select).get("temperature", 1.0)
     y, shown = parts.report.targets(), table[~table.metric.str.startswith("roc_auc:")]
-    return {"command": command, "seed": seed, "settings": preset.told(), "temperature": round(temperature, 4),
+    return {"command": command, "seed": seed, "settings": preset.told(), "temperature": temperature,
             "ece": {"as it is": round(ece(z, y), 4), "with temperature": round(ece(z / temperature, y), 4)},
             "data": {"name": ds.name, "fingerprint": ds.fingerprint(), "trained on": int(parts.train.sources().nunique()), "selected on": len(parts.select),
                      "reported on": len(parts.report), "reported with a twin in training as it came": len(parts.twins)},

@@ -803,7 +803,7 @@ class FaceFinder:
 
     def __init__(
         self,
-        smallest: float = 0.125,         # face to look for, in longer sides of the picture and one step further where nothing is found; half of it: four times the tiles
+        smallest: float = 0.125,         # face to look for, in longer sides of the picture (one step further where nothing is found); half of it: four times the tiles
         confidence: float = 0.6,         # of the detector, 0 to 1; in tiles halfway from there to 1
         turn: bool = True,               # where nothing is found, look at the picture turned by 90, 180 and 270 degrees
         path: str | Path | None = None,  # the landmarker's file, if you know where it is

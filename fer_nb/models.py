@@ -577,7 +577,8 @@ def save(
     "Write `<name>.safetensors` and its card `<name>.json` for `from_pretrained`."
     path = save_hyfer(self, Path(folder) / f"{name}.safetensors", **record)
     card = {"name": name, "sha256": file_sha256(path), "labels": self.labels, "in_chans": self.in_chans,
-            "input_size": self.input_size, "normalisation": self.adapt.normalisation(), "parameters": sum(p.numel() for p in self.parameters()), "record": record}
+            "input_size": self.input_size, "normalisation": self.adapt.normalisation(),
+            "parameters": sum(p.numel() for p in self.parameters()), "record": record}
     with atomic_file(path.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return path.with_suffix(".json")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TeacherSpec', 'Preset', 'Splits', 'make_splits', 'fit_teacher', 'ask_teacher', 'teacher_on',
            'train_teachers', 'fit_student', 'fit_adversarial', 'confusion_matrix', 'summary_table', 'robust_table',
-           'claim', 'run', 'calibration']
+           'claim', 'run']
 
 # %% ../nbs/35_pipeline.ipynb #f49ccee1
 import copy
@@ -33,10 +33,9 @@ from .core import ConfigError, DataError, LabelError, seed_everything
 from .data import FERData, resized
 from .distill import (EADD, Annotators, TeacherLogits, annotator_logits, find_geometry, fit_annotators, fit_geometry,
                             geometry_logits, teacher_logits)
-from .evaluate import confusion, evaluate, image_batches, predict_logits, robust_curve
+from .evaluate import calibration, confusion, evaluate, image_batches, predict_logits, robust_curve
 from .launch import one_folder
 from .loaders import dataloaders, holdout
-from .metrics import fit_temperature
 from .models import HYFER, GeometryTeacher, HyFER, absorb_norms, create_teacher, load_teacher, save_hyfer, start_from_faces
 from .plots import (gradcam_panel, plot_confusion, plot_counts, plot_history, plot_robust, plot_twins,
                           plot_weights)
@@ -650,17 +649,6 @@ def _config(
             "fingerprint": ds.fingerprint()}, "settings": preset.told(), "adversarial": adv.config(),
             "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
             "threads": torch.get_num_threads(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
-
-
-def calibration(
-    model: nn.Module,    # trained
-    ds: FERData,         # images that are not reported
-) -> dict[str, float]:   # for its record: "temperature"; empty where these images cannot tell one
-    "By what to divide the logits so that probabilities are shares of right answers (Guo et al., 2017)."
-    try:
-        return {"temperature": round(fit_temperature(predict_logits(model, ds), ds.targets()), 4)}
-    except ConfigError:  # a network at chance, or one without a mistake
-        return {}
 
 
 def _write(

@@ -456,15 +456,15 @@ def _one_by_one(
     smooth: float,       # see `seen`
 ) -> Iterator[Seen]:     # see `seen`
     "Pictures in batches, films frame by frame."
-    batch, named = [], set(paths)
+    batch, held, named = [], 0, set(paths)
     for path in _files(paths):
         film = isinstance(path, Path) and path.suffix.lower() in VIDEO_ENDINGS
-        held = sum(s.image.shape[0] * s.image.shape[1] for s in batch if s.image is not None)
         if batch and (film or len(batch) == self.batch or held >= _AT_ONCE):
             yield from self._looked(batch)
-            batch = []
+            batch, held = [], 0
         if not film:
             batch.append(_load(path, path in named) if isinstance(path, Path) else path)
+            held += 0 if batch[-1].image is None else batch[-1].image.shape[0] * batch[-1].image.shape[1]
             continue
         try:
             yield from self.frames(path, every, smooth)

@@ -739,8 +739,8 @@ def fit_model(
     keep: str = "best",                     # the epoch whose weights are left: "best", or "last" where nothing may select
 ) -> pd.DataFrame:                          # history: phase, epoch, train_loss, valid_loss, accuracy
     """Fit `model`, leaving it in eval mode with the weights of its best or last epoch (with `Recipe.ema` the average's).
-    Raises `TrainingError` for a loss that is not a number, `CheckpointError` for a checkpoint that is damaged, of another run, or cannot be written,
-    `LabelError` for a model of other labels than the data's, `ImageError` for images outside [0, 1]."""
+    Raises `TrainingError` for a loss that is not a number, `CheckpointError` for a checkpoint that is damaged, of another
+    run, or cannot be written, `LabelError` for a model of other labels than the data's, `ImageError` for images outside [0, 1]."""
     if hasattr(model, "labels") and isinstance(dls.train, ReplayLoader):
         check_labels(model, dls.train.ds)
     if epochs < 1:

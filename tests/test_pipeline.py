@@ -36,7 +36,7 @@ def test_same_seed_same_results(finished, tmp_path):
 
 def test_the_students_of_a_run_carry_the_temperature_of_their_selection_part(tmp_path, monkeypatch):
     ds, asked = make_faces(300, seed=0)[0], []
-    monkeypatch.setattr(pipeline, "fit_temperature", lambda z, y: asked.append(len(y)) or 1.25)
+    monkeypatch.setattr("fer_nb.evaluate.fit_temperature", lambda z, y: asked.append(len(y)) or 1.25)
     out = run(ds, with_teacher(), tmp_path / "a", show=False)
     assert [load_hyfer(out / f"{name}.safetensors").record["temperature"] for name in ("student", "student_phase1")] == [1.25, 1.25]
     assert asked == [len(make_splits(ds, TINY).select)] * 2
