@@ -1,4 +1,4 @@
-"""How the time and the memory of the search for twins grow with the number of images; one process each.
+"""How the time and the memory of the search for duplicates grow with the number of images; one process each.
 
 CPU seconds are fitted, which other programs on the machine disturb least."""
 import json
@@ -15,7 +15,7 @@ from common import arguments, fer2013, machine
 from PIL import Image
 
 from fer_nb.data import FERData
-from fer_nb.twins import find_twins
+from fer_nb.duplicates import find_duplicates
 
 PROJECTIONS = {"AffectNet-7/8 (414,798 + 5,500 images)": 414_798 + 5_500}
 
@@ -58,11 +58,11 @@ def one_size(
         ds = as_files(blends(n), Path(folder), 224) if files else blends(n)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         start, cpu = time.perf_counter(), time.process_time()
-        twins = find_twins(ds)
+        duplicates = find_duplicates(ds)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"images": n, "from": "224-px JPEG files" if files else "array", "seconds": round(seconds, 2),
-            "cpu_seconds": round(cpu, 2), "peak_mb": round(peak), "before_mb": round(before), "pairs": len(twins)}
+            "cpu_seconds": round(cpu, 2), "peak_mb": round(peak), "before_mb": round(before), "pairs": len(duplicates)}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The search for twins beside imagededup and cleanvision, on the same files: images a second, and what each finds."""
+"""The search for duplicates beside imagededup and cleanvision, on the same files: images a second, and what each finds."""
 import importlib
 import itertools
 import json
@@ -18,7 +18,7 @@ from PIL import Image
 from fer_nb.data import FERData
 from fer_nb.models import create_teacher
 from fer_nb.synth import make_faces
-from fer_nb.twins import find_twins
+from fer_nb.duplicates import find_duplicates
 
 PEERS = {"imagededup": "0.3.3.post2", "cleanvision": "0.3.7"}
 ADVICE = "pip install imagededup==0.3.3.post2 cleanvision==0.3.7, best in an environment of its own that also sees fer_nb"
@@ -48,11 +48,11 @@ def ours(
     ds: FERData,   # files
 ) -> tuple[Pairs, float]:  # every pair, not each copy with its first only; seconds spent earlier
     "fer_nb: default settings; what holds for a picture holds for its identical copies."
-    twins = find_twins(ds)
-    exact = twins[twins.how == "exact"]
+    duplicates = find_duplicates(ds)
+    exact = duplicates[duplicates.how == "exact"]
     copies = {i: [i, *group] for i, group in exact.groupby("i").j}
     pairs = within(copies.values())
-    for i, j in twins.loc[twins.how != "exact", ["i", "j"]].to_numpy().tolist():
+    for i, j in duplicates.loc[duplicates.how != "exact", ["i", "j"]].to_numpy().tolist():
         pairs |= {(min(p), max(p)) for p in itertools.product(copies.get(i, [i]), copies.get(j, [j]))}
     return pairs, 0.
 

@@ -1,10 +1,10 @@
-"""The search for twins beside the bare matrix products that a search over all pairs cannot do without."""
+"""The search for duplicates beside the bare matrix products that a search over all pairs cannot do without."""
 import torch
 import torch.nn.functional as F
 from common import arguments, fer2013, report, take_turns
 
 from fer_nb.data import FERData
-from fer_nb.twins import BLANK_STD, TwinSearch, find_twins, grey_thumbs, similar_pairs, unit_vectors, whitened
+from fer_nb.duplicates import BLANK_STD, DuplicateSearch, find_duplicates, grey_thumbs, similar_pairs, unit_vectors, whitened
 
 
 def coarse_vectors(
@@ -44,7 +44,7 @@ def in_tiles(
 def main() -> None:
     "Run the benchmark."
     options = arguments("duplicates", __doc__, 0, 3).parse_args()
-    ds, search = fer2013(options.images), TwinSearch()
+    ds, search = fer2013(options.images), DuplicateSearch()
     coarse, turned = coarse_vectors(ds)
     vectors, mirrored = whitened(coarse, turned)
     found = {}
@@ -59,18 +59,18 @@ def main() -> None:
         for queries in (vectors, mirrored):
             similar_pairs(queries, vectors, search.candidate, search.block)
 
-    def twins() -> None:
-        found["pairs"] = find_twins(ds, search)
+    def duplicates() -> None:
+        found["pairs"] = find_duplicates(ds, search)
 
     def exact() -> None:
-        find_twins(ds, None)
+        find_duplicates(ds, None)
 
     half, half_mirrored = vectors.bfloat16(), mirrored.bfloat16()
     times = take_turns({
         "bare products, 144 numbers, bands of rows": rows, "bare products, 144 numbers, tiles": lambda: tiles(coarse, turned),
         "bare products, 64 numbers, tiles": lambda: tiles(vectors, mirrored),
         "bare products, 64 numbers, tiles, bfloat16": lambda: tiles(half, half_mirrored),
-        "proposals (similar_pairs)": proposals, "find_twins": twins, "find_twins, exact only": exact}, options.repeats)
+        "proposals (similar_pairs)": proposals, "find_duplicates": duplicates, "find_duplicates, exact only": exact}, options.repeats)
     settings = {"data": ds.name, "images": len(ds), "distinct": len(vectors), "block": search.block,
                 "repeats": options.repeats, "pairs": found["pairs"].how.value_counts().sort_index().to_dict()}
     base = "bare products, 144 numbers, tiles"

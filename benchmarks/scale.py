@@ -26,7 +26,7 @@ from fer_nb.data import FERData, read_fer2013
 from fer_nb.distill import EADD, teacher_logits
 from fer_nb.loaders import dataloaders, folds
 from fer_nb.metrics import bootstrap_scores, scores
-from fer_nb.twins import find_twins
+from fer_nb.duplicates import find_duplicates
 
 IMAGES = [2_000, 4_000, 8_000, 16_000, 32_000]
 
@@ -61,12 +61,12 @@ def logits_and_targets(
 
 def exact(n: int) -> Callable:
     ds = blends(n)
-    return lambda: find_twins(ds, None)
+    return lambda: find_duplicates(ds, None)
 
 
 def near(n: int) -> Callable:
     ds = blends(n)
-    return lambda: find_twins(ds)
+    return lambda: find_duplicates(ds)
 
 
 def csv(n: int) -> Callable:
@@ -124,7 +124,7 @@ def teachers(n: int) -> Callable:
 
 
 TASKS = {  # what is timed: how it is made ready, what grows, sizes
-    "exact twins": (exact, "images", IMAGES), "near twins": (near, "images", IMAGES[:4]), "FER2013's CSV": (csv, "images", IMAGES),
+    "exact duplicates": (exact, "images", IMAGES), "near duplicates": (near, "images", IMAGES[:4]), "FER2013's CSV": (csv, "images", IMAGES),
     "JPEG files": (files, "images", [500, 1_000, 2_000, 4_000]), "one epoch of a loader": (epoch, "images", IMAGES),
     "kept logits, one view": (kept_logits, "images", IMAGES), "metrics": (metrics, "images", [10_000, 40_000, 160_000, 640_000]),
     "bootstrap, 50 resamples": (bootstrap, "images", [4_000, 8_000, 16_000, 32_000]), "folds": (split, "images", IMAGES),

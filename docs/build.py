@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SHELVES = ("Start", "Tutorials", "Data", "Models", "Training", "Robustness", "Analysis", "Use", "Explanations")
 EXPLANATIONS = ("08_model_card", "09_scale", "10_fer2013", "11_paper_dmc", "12_paper_sqsnet")  # pages without a question to step through
-DECADES = {"0": "Data", "1": "Models", "2": "Robustness", "3": "Analysis", "4": "Use", "5": "Start"}
+DECADES = {"0": "Data", "1": "Data", "2": "Models", "3": "Training", "4": "Training", "5": "Use", "6": "Start"}
 DERIVED = ("nbs/*.ipynb", "nbs/**/*.ipynb", "fer_nb/*.py", "fer_nb/**/*.py", "nbs/sidebar.yml", "nbs/nbdev.yml",
            "README.md", "docs/readme_files/*")
 

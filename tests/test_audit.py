@@ -1,4 +1,4 @@
-"""The exported audit: what twins mean; what cleaning keeps; golden numbers."""
+"""The exported audit: what duplicates mean; what cleaning keeps; golden numbers."""
 import warnings
 
 import numpy as np
@@ -11,14 +11,14 @@ import fer_nb.audit
 from fer_nb.audit import KINDS, audit, error_ratio
 from fer_nb.core import EMOTIONS, FERError
 from fer_nb.data import FERData
-from fer_nb.twins import BLANK_STD, TwinSearch
-from test_twins import dataset, noise, noisy, smooth
+from fer_nb.duplicates import BLANK_STD, DuplicateSearch
+from test_duplicates import dataset, noise, noisy, smooth
 
 RANK = {"train": 0, "valid": 1, "test": 2}
 
 
 def drawn(which, labels=None, splits=None, seed=0):
-    "A dataset whose image k is picture `which[k]`: equal numbers are exact twins."
+    "A dataset whose image k is picture `which[k]`: equal numbers are exact duplicates."
     which = np.asarray(which)
     return dataset(noise(max(which, default=0) + 1, seed)[which], labels or "happy", splits or "train")
 
@@ -27,18 +27,18 @@ def issue(report, kind):
     return report.issues[report.issues.kind == kind]
 
 
-# ---- exact twins ----
+# ---- exact duplicates ----
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=16), st.booleans())
 def test_planted_copies_are_found_and_nothing_else(which, near_too):
-    report = audit(drawn(which), search=TwinSearch() if near_too else None)
+    report = audit(drawn(which), search=DuplicateSearch() if near_too else None)
     which = np.array(which)
     same = report.groups[:, None] == report.groups[None]
     assert (same == (which[:, None] == which[None])).all()
-    assert set(report.twins.how) <= {"exact"} and (report.twins.score == 1).all()
-    assert (report.twins.i < report.twins.j).all()
-    assert len(report.twins) == len(which) - len(set(which))
+    assert set(report.duplicates.how) <= {"exact"} and (report.duplicates.score == 1).all()
+    assert (report.duplicates.i < report.duplicates.j).all()
+    assert len(report.duplicates) == len(which) - len(set(which))
     assert sorted(issue(report, "duplicate").id) == [f"im{k:03}" for k in range(len(which)) if which[k] in which[:k]]
 
 
@@ -78,7 +78,7 @@ def test_the_triplet():
     assert actions.id.is_unique and set(actions.action) == {"drop"}
 
 
-def test_a_twin_of_another_kind_does_not_hide_a_leak():
+def test_a_duplicate_of_another_kind_does_not_hide_a_leak():
     report = audit(drawn([0, 0, 0], "sad", ["test", "train", "valid"]), search=None)
     assert set(issue(report, "leak").id) == {"im000", "im002"} and len(issue(report, "duplicate")) == 0
 
@@ -98,9 +98,9 @@ def test_the_order_of_the_images_changes_nothing_but_their_names(which, random):
     assert set(one.clean().where(split="test").df.id) == set(two.clean().where(split="test").df.id)
 
 
-# ---- near twins ----
+# ---- near duplicates ----
 
-def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_twins():
+def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_duplicates():
     base = smooth(3, seed=8)
     near = noisy(base[0])
     ds = dataset(np.stack([base[0], base[1], near, base[0], near]), ["sad", "sad", "fear", "sad", "sad"],
@@ -114,7 +114,7 @@ def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_twins():
 
 def test_an_identical_copy_is_a_better_partner_than_a_near_one(monkeypatch):
     found = pd.DataFrame({"i": [1, 0], "j": [2, 1], "score": 1.0, "how": ["exact", "near"]})
-    monkeypatch.setattr(fer_nb.audit, "find_twins", lambda ds, search, folder: found)
+    monkeypatch.setattr(fer_nb.audit, "find_duplicates", lambda ds, search, folder: found)
     duplicates = issue(audit(drawn([0, 1, 2])), "duplicate").set_index("id")
     assert duplicates.how["im002"] == "exact" and duplicates.partner["im002"] == "im001"
 
@@ -124,7 +124,7 @@ def test_an_identical_copy_is_a_better_partner_than_a_near_one(monkeypatch):
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["sad", "happy"]), st.sampled_from(list(RANK))),
                 min_size=1, max_size=14), st.booleans())
-def test_cleaning_leaves_no_twin_of_an_evaluation_image_and_touches_no_evaluation_image(rows, near):
+def test_cleaning_leaves_no_duplicate_of_an_evaluation_image_and_touches_no_evaluation_image(rows, near):
     which, labels, splits = (list(c) for c in zip(*rows))
     images = smooth(6)[which]
     if near:
@@ -180,7 +180,7 @@ def test_only_blanks_can_be_asked_for():
 
 @pytest.mark.parametrize("level", [0, 255, "all levels", "faint noise"])
 @pytest.mark.parametrize("faces", [0, 6])
-def test_blank_images_are_reported_and_are_nobodys_near_twin(level, faces):
+def test_blank_images_are_reported_and_are_nobodys_near_duplicate(level, faces):
     rng = np.random.default_rng(0)
     blanks = {0: np.zeros((5, 48, 48)), 255: np.full((5, 48, 48), 255),
               "all levels": np.ones((5, 48, 48)) * np.arange(0, 250, 50)[:, None, None],
@@ -189,7 +189,7 @@ def test_blank_images_are_reported_and_are_nobodys_near_twin(level, faces):
     blank = issue(report, "no_face")
     assert sorted(blank.id) == [f"im{k:03}" for k in range(faces, faces + 5)]
     assert (blank.partner == "").all() and blank.score.between(0.9, 1).all()
-    assert set(report.twins.how) <= {"exact"}
+    assert set(report.duplicates.how) <= {"exact"}
     assert len(report.clean()) == faces
 
 
@@ -202,12 +202,12 @@ def test_the_border_of_blankness_is_the_public_constant():
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-@pytest.mark.parametrize("search", [TwinSearch(), None])
+@pytest.mark.parametrize("search", [DuplicateSearch(), None])
 def test_tiny_datasets(n, search):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = audit(dataset(noise(n)), search=search)
-        assert len(report.issues) == len(report.twins) == 0 and len(report.groups) == n
+        assert len(report.issues) == len(report.duplicates) == 0 and len(report.groups) == n
         assert report.summary().to_numpy().sum() == 0 and len(report.clean()) == n
         assert report.table1()[["duplicated", "multilabel"]].to_numpy().sum() == 0
         assert list(report.issues.columns) == ["id", "kind", "score", "partner", "how", "suggested"]
@@ -225,7 +225,7 @@ def test_one_picture_in_many_sizes_kinds_and_files_is_one_group(tmp_path):
         warnings.simplefilter("error")
         report = audit(FERData(df, [tmp_path / name for name in variants]))
     assert len(set(report.groups[:5])) == 1 and report.groups[5] != report.groups[0]
-    exact = report.twins[report.twins.how == "exact"]
+    exact = report.duplicates[report.duplicates.how == "exact"]
     assert list(zip(exact.i, exact.j)) == [(0, 4)]                    # PNG and BMP hold the same pixels
     assert report.clean().df.id.tolist() == ["a.png", "f.png"]
 
@@ -264,7 +264,7 @@ def real(fer2013_npz):
 @pytest.mark.realdata
 def test_golden_numbers_of_identical_pictures(real):
     sizes = np.bincount(real.groups)
-    assert (sizes > 1).sum() == 1274 and (sizes[sizes > 1] - 1).sum() == len(real.twins) == 1532
+    assert (sizes > 1).sum() == 1274 and (sizes[sizes > 1] - 1).sum() == len(real.duplicates) == 1532
     labels = real.ds.df.label.groupby(real.groups).nunique()
     assert (labels > 1).sum() == 50
     leak = issue(real, "leak").merge(real.ds.df, on="id")

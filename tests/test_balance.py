@@ -11,7 +11,7 @@ from fer_nb.balance import (PAPER_TARGETS, ClassAugment, balance, minority_class
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError
 from fer_nb.data import FER2013_COUNTS, FERData
 from fer_nb.distill import teacher_logits
-from fer_nb.loaders import ReplayLoader, as_split, dataloaders, folds, leak_groups, official_split, straddling
+from fer_nb.loaders import ReplayLoader, as_split, dataloaders, folds, leak_groups, official_split, leakage_table
 
 STILL = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
 COUNTS = st.dictionaries(st.sampled_from(EMOTIONS), st.integers(0, 9), min_size=1).filter(lambda c: any(c.values()))
@@ -191,7 +191,7 @@ def test_no_source_straddles_folds(happy, sad, seed):
 
 @st.composite
 def tied(draw):
-    "Images of two classes with twin groups and subjects, some of them missing, all in one split or in official ones."
+    "Images of two classes with duplicate groups and subjects, some of them missing, all in one split or in official ones."
     n = draw(st.integers(12, 30))
     def column(top):
         return draw(st.lists(st.one_of(st.none(), st.integers(0, top).map("v{}".format)), min_size=n, max_size=n))
@@ -207,7 +207,7 @@ def test_split_first_nothing_straddles_and_nothing_but_training_is_copied(ds, se
         parts = folds(ds, 3, seed)
     except DataError:
         return                                                        # tied too tightly: said, not leaked
-    assert (straddling(ds, parts).straddling.dropna() == 0).all()
+    assert (leakage_table(ds, parts).leakage_table.dropna() == 0).all()
     for fold in parts:
         part = as_split(ds, fold)
         with pytest.raises(DataError, match="only training images"):

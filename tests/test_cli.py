@@ -150,7 +150,7 @@ def test_a_study_leaves_its_table_and_goes_on_where_it_stopped(csv_of_faces, tmp
 @pytest.mark.parametrize("what, more", [("distillation", []), ("variants", []), ("teachers", []), ("kfold", []),
                                         ("kfold", ["--subjects"])])
 def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what, more):
-    from fer_nb import experiments
+    from fer_nb import hyfer_studies
     data, asked = csv_of_faces[0], {}
     row = {"split": "valid", "subset": "all", "value": 0.5, "n": 9, "seed": 0, "fold": 0, "arm": "after", "model": "HyFER",
            "teachers": 0, "variant": "light", "teacher": "resnet18", "start": "pretrained"}
@@ -162,7 +162,7 @@ def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_face
         return runs
 
     for name in ("distillation_study", "variant_study", "teacher_study", "kfold_study"):
-        monkeypatch.setattr(experiments, name, study)
+        monkeypatch.setattr(hyfer_studies, name, study)
     out = tmp_path / "s"
     out.mkdir()
     assert main(["study", what, "--data", str(data), "--seeds", "2", "--epochs", "5", "--part", "1", "--out", str(out), *more]) == 0
@@ -177,18 +177,18 @@ def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_face
 
 @pytest.mark.parametrize("what", ["sqs", "bridge"])
 def test_the_studies_of_sqsnet_are_asked_for_what_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what):
-    from fer_nb import sqs_experiments
+    from fer_nb import sqs_studies
     asked, shown = {}, pd.DataFrame({"accuracy": [0.625]})
     for name in ("sqs_study", "bridge_study"):
-        monkeypatch.setattr(sqs_experiments, name, lambda ds, *args, **kw: asked.update(kw, args=args, n=len(ds), ds=ds) or shown)
+        monkeypatch.setattr(sqs_studies, name, lambda ds, *args, **kw: asked.update(kw, args=args, n=len(ds), ds=ds) or shown)
     for name in ("accuracy_table", "metrics_table", "bridge_table"):
-        monkeypatch.setattr(sqs_experiments, name, lambda runs: runs)
+        monkeypatch.setattr(sqs_studies, name, lambda runs: runs)
     (tmp_path / "s").mkdir()
     assert main(["study", what, "--data", str(csv_of_faces[0]), "--part", "1", "--epochs", "2", "--seeds", "2", "--table", "fusion",
                  "--tta", "flip", "--out", str(tmp_path / "s")]) == 0
     file = {"sqs": "sqs-fusion.csv", "bridge": "bridge.csv"}[what]
     assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / file)) == 1
-    presets = [a for a in asked["args"] if isinstance(a, sqs_experiments.SQSPreset)]
+    presets = [a for a in asked["args"] if isinstance(a, sqs_studies.SQSPreset)]
     assert (presets[0].epochs, presets[0].tta) == (2, "flip") and asked["n"] == 210 and (what == "bridge" or "fusion" in asked["args"])
     assert main(["study", what, "--data", str(csv_of_faces[0]), "--votes", str(csv_of_faces[1]), "--part", "1", "--out", str(tmp_path / "s")]) == 0
     assert asked["ds"].name == "ferplus" and "contempt" in asked["ds"].labels
@@ -209,31 +209,31 @@ def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tm
 
 
 def test_harden_begins_with_the_network_it_is_given_and_attacks_them_all(csv_of_faces, tmp_path, capsys, monkeypatch):
-    from fer_nb import experiments
+    from fer_nb import hyfer_studies
     from fer_nb.models import HyFER, save_hyfer
     begun = []
     a, b, more = (save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors") for name in ("a", "eps1", "more"))
-    monkeypatch.setattr(experiments, "harden", lambda student, ds, out, say: begun.append(student.config) or {"eps1": b})
+    monkeypatch.setattr(hyfer_studies, "harden", lambda student, ds, out, say: begun.append(student.config) or {"eps1": b})
     harden = ["study", "harden", "--data", str(csv_of_faces[0]), "--images", "14", "--out", str(tmp_path)]
     assert main([*harden, "--weights", str(a), "--robust", str(more)]) == 0 and "tradeoff.csv" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "tradeoff.csv")
-    assert begun == [experiments.HYFER["light"]] and list(table.model.unique()) == ["accurate", "eps1", "more"] and len(table) == 9
+    assert begun == [hyfer_studies.HYFER["light"]] and list(table.model.unique()) == ["accurate", "eps1", "more"] and len(table) == 9
     assert table.clean.between(0, 1).all() and (table.n == 14).all()
 
 
 @pytest.fixture
 def shipped(csv_of_faces, tmp_path, monkeypatch):
     "`fer-nb ship`, told what it would train."
-    from fer_nb import experiments
+    from fer_nb import hyfer_studies
     seen = {}
-    monkeypatch.setattr(experiments, "train_shipped", lambda ds, out, preset, **kw: seen.update(kw, preset=preset, ds=ds) or out)
+    monkeypatch.setattr(hyfer_studies, "train_shipped", lambda ds, out, preset, **kw: seen.update(kw, preset=preset, ds=ds) or out)
     data, votes = map(str, csv_of_faces[:2])
     return seen, votes, lambda *more: main(["ship", "--data", data, "--out", str(tmp_path / "w"), *more])
 
 
 def test_ship_says_where_the_weights_are(shipped, tmp_path, capsys):
     from fer_nb.data import VOTE_COLUMNS
-    from fer_nb.experiments import SHIP
+    from fer_nb.hyfer_studies import SHIP
     seen, votes, ship = shipped
     assert ship("--votes", votes) == 0 and f"weights: {tmp_path / 'w'}" in capsys.readouterr().out
     assert (seen["preset"], seen["command"]) == (SHIP, "fer-nb ship --data fer2013.csv --votes fer2013new.csv")
@@ -241,7 +241,7 @@ def test_ship_says_where_the_weights_are(shipped, tmp_path, capsys):
 
 
 def test_ship_by_the_shorter_way_with_teachers_of_ones_own(shipped):
-    from fer_nb.experiments import FACES
+    from fer_nb.hyfer_studies import FACES
     seen, _, ship = shipped
     assert ship("--preset", "faces", "--teacher", "runs/a.safetensors", "--teacher", "b.safetensors") == 0
     assert [spec.name for spec in seen["preset"].teachers] == [*(s.name for s in FACES.teachers), "runs/a.safetensors", "b.safetensors"]

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from fer_nb import faces, studies, twins
+from fer_nb import faces, studies, duplicates
 from fer_nb.audit import audit
 from fer_nb.core import atomic_file, atomic_folder
 from fer_nb.data import FERData
@@ -29,7 +29,7 @@ from fer_nb.faces import FaceRefiner
 from fer_nb.loaders import dataloaders, folds
 from fer_nb.review import ReviewSession, read_decisions
 from fer_nb.synth import make_faces
-from fer_nb.twins import TwinSearch
+from fer_nb.duplicates import DuplicateSearch
 
 
 def die():
@@ -174,25 +174,25 @@ def test_workers_end_with_the_process_that_started_them(corpses):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-# ---------------------------------------------------------------- twins
+# ---------------------------------------------------------------- duplicates
 
 @cache
 def doubles():
-    "Some 240 different pictures, so four bands of comparisons each way, and twins among them."
+    "Some 240 different pictures, so four bands of comparisons each way, and duplicates among them."
     return make_faces(250, seed=0, size=32)[0]
 
 
 def search(folder, last=None):
-    "All twins, and how many bands were compared."
-    bands, original = [], twins._tiles
+    "All duplicates, and how many bands were compared."
+    bands, original = [], duplicates._tiles
 
     def counted(*args):
         if len(bands) == last:
             die()
         bands.append(args)
         return original(*args)
-    with patch.object(twins, "_tiles", counted):
-        return audit(doubles(), ("duplicate",), TwinSearch(block=64), folder=folder), len(bands)
+    with patch.object(duplicates, "_tiles", counted):
+        return audit(doubles(), ("duplicate",), DuplicateSearch(block=64), folder=folder), len(bands)
 
 
 def kill_search(folder, point):
@@ -202,12 +202,12 @@ def kill_search(folder, point):
 
 
 @pytest.mark.parametrize("point", ["within a band", "while a band is written"])
-def test_kept_twins(corpses, point):
+def test_kept_duplicates(corpses, point):
     """Five of eight bands were finished: three are compared again, and the audit is the undisturbed one."""
     report, compared = search(corpses / point)
     fresh, every = search(None)
-    assert (compared, every) == (3, 8) and len(report.twins) > 0
-    assert report.twins.equals(fresh.twins) and report.issues.equals(fresh.issues)
+    assert (compared, every) == (3, 8) and len(report.duplicates) > 0
+    assert report.duplicates.equals(fresh.duplicates) and report.issues.equals(fresh.issues)
     assert search(corpses / point)[1] == 0
 
 
@@ -256,7 +256,7 @@ def study(folder, last=None):
             die()
         made.append((protocol, seed))
         value = np.random.default_rng([seed, len(protocol)]).normal(size=4) ** 3 / 7
-        return pd.DataFrame({"subset": ["all", "all", "without_twins", "all"], "metric": ["accuracy", "nll", "accuracy", "ece"],
+        return pd.DataFrame({"subset": ["all", "all", "without_duplicates", "all"], "metric": ["accuracy", "nll", "accuracy", "ece"],
                              "value": [*value[:3], np.nan], "n": [9, 9, 8, 0], "protocol": protocol, "seed": seed})
     ds = images()
     grouped = FERData(ds.df.assign(group=np.arange(len(ds))), ds.array(), ds.labels, ds.name)

@@ -47,7 +47,7 @@ def same(a, b):
 
 CALLS = {
     "logits": lambda m, ds: predict_logits(m, ds, tta="flip"),
-    "evaluate": lambda m, ds: evaluate(m, ds, twins=["i3"]),
+    "evaluate": lambda m, ds: evaluate(m, ds, duplicates=["i3"]),
     "confusion": confusion,
     "by_group": lambda m, ds: by_group(m, ds, "split", times=5),
     "fgsm": lambda m, ds: robust_curve(m, ds, "fgsm", eps=(0, 0.1)),
@@ -131,37 +131,37 @@ def test_every_split_has_its_rows_and_columns():
     assert list(robust_curve(net(), ds, "fgsm", eps=(0,))) == [*COLUMNS, "norm", "restarts"]
 
 
-def test_all_images_may_be_twins():
+def test_all_images_may_be_duplicates():
     ds = faces(splits=("test",))
-    table = evaluate(net(), ds, twins=ds.df.id).query("subset == 'without_twins'")
+    table = evaluate(net(), ds, duplicates=ds.df.id).query("subset == 'without_duplicates'")
     assert table.value.isna().all() and (table.n == 0).all()
-    none = evaluate(net(), ds, twins=())
-    assert none[none.metric == "twins_in_training"].value.item() == 0
-    assert none.query("subset == 'without_twins'").n.iloc[0] == len(ds)
+    none = evaluate(net(), ds, duplicates=())
+    assert none[none.metric == "duplicates_in_training"].value.item() == 0
+    assert none.query("subset == 'without_duplicates'").n.iloc[0] == len(ds)
 
 
-def test_twins_that_nobody_looked_for_are_not_known():
+def test_duplicates_that_nobody_looked_for_are_not_known():
     ds = faces(splits=("test",))
     unknown = evaluate(net(), ds)
-    assert np.isnan(unknown[unknown.metric == "twins_in_training"].value.item()) and set(unknown.subset) == {"all"}
+    assert np.isnan(unknown[unknown.metric == "duplicates_in_training"].value.item()) and set(unknown.subset) == {"all"}
 
 
 def test_intervals_are_two_more_columns_and_change_nothing_else():
     ds, model = faces(120), net()
-    plain, wide = evaluate(model, ds, twins=["i3"]), evaluate(model, ds, twins=["i3"], intervals=50)
+    plain, wide = evaluate(model, ds, duplicates=["i3"]), evaluate(model, ds, duplicates=["i3"], intervals=50)
     pd.testing.assert_frame_equal(plain, wide[list(plain)])
     assert list(wide) == [*COLUMNS, "low", "high"]
     known = wide[wide.metric == "accuracy"]
     assert (known.low <= known.value).all() and (known.value <= known.high).all()
-    pd.testing.assert_frame_equal(wide, evaluate(model, ds, twins=["i3"], intervals=50))
-    assert not wide.low.equals(evaluate(model, ds, twins=["i3"], intervals=50, seed=1).low)
-    empty = evaluate(model, ds, twins=ds.df.id, intervals=50).query("subset == 'without_twins'")
+    pd.testing.assert_frame_equal(wide, evaluate(model, ds, duplicates=["i3"], intervals=50))
+    assert not wide.low.equals(evaluate(model, ds, duplicates=["i3"], intervals=50, seed=1).low)
+    empty = evaluate(model, ds, duplicates=ds.df.id, intervals=50).query("subset == 'without_duplicates'")
     assert empty.low.isna().all() and empty.high.isna().all()
 
 
 def test_logits_are_evaluated_like_their_model():
     ds, model = faces(), net()
-    pd.testing.assert_frame_equal(evaluate(model, ds, twins=["i3"]), evaluate(predict_logits(model, ds), ds, twins=["i3"]))
+    pd.testing.assert_frame_equal(evaluate(model, ds, duplicates=["i3"]), evaluate(predict_logits(model, ds), ds, duplicates=["i3"]))
     with pytest.raises(ConfigError, match=r"\(5, 7\)"):
         evaluate(np.zeros((5, 7)), ds)
 
@@ -308,7 +308,7 @@ def test_shared_labels_go_by_name(order, k, seed):
 
 def test_cross_dataset_with_the_same_labels_is_evaluate():
     ds, model = faces(), net()
-    table = cross_dataset(model, ds, twins=["i3"], tta="flip")
+    table = cross_dataset(model, ds, duplicates=["i3"], tta="flip")
     same = evaluate(model, ds, "flip", ["i3"])
     pd.testing.assert_frame_equal(table[table.metric != "dropped_images"].reset_index(drop=True), same)
     assert (table[table.metric == "dropped_images"].value == 0).all()

@@ -13,7 +13,7 @@ from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError
 from fer_nb.data import FERData
 from fer_nb.evaluate import predict_logits
 from fer_nb.export import ExportError, OnnxModel, efficiency, parity, peak_memory, quantize, to_exported, to_onnx
-from fer_nb.models import (GeometryTeacher, HyFER, HyFERConfig, SQSNet, SQSNetConfig, create_teacher, fold, load_hyfer,
+from fer_nb.models import (GeometryTeacher, HyFER, HyFERConfig, SQSNet, SQSNetConfig, create_teacher, fuse, load_hyfer,
                            save_hyfer)
 from fer_nb.synth import make_faces
 
@@ -70,7 +70,7 @@ def small(exported, faces: FERData):
 # ---------------------------------------------------------------- float
 
 @pytest.mark.parametrize("make", [
-    lambda: hyfer(REP, 3), lambda: hyfer(IR), lambda: fold(hyfer(IR)),
+    lambda: hyfer(REP, 3), lambda: hyfer(IR), lambda: fuse(hyfer(IR)),
     lambda: hyfer(REP, 1, num_classes=3, labels=["x", "y", "z"]),
     lambda: create_teacher("mobilenetv3_small_050", pretrained=False, input_size=32).eval(),
     lambda: shaken(SQSNet(7, PAIR)),
@@ -368,7 +368,7 @@ def test_costs_of_networks_and_files(model, exported, small) -> None:
     table = efficiency({"net": model, "file": exported}, {"net": .6}, batches=[1, 2], threads=[1], repeats=2)
     assert len(table) == 4 and (table.latency_ms > 0).all() and (table.cpu_ms > 0).all()
     net, file = (table[table.model == m] for m in ("net", "file"))
-    assert (net.params == sum(p.numel() for p in fold(model).parameters())).all() and file.params.isna().all()
+    assert (net.params == sum(p.numel() for p in fuse(model).parameters())).all() and file.params.isna().all()
     assert (net.accuracy == .6).all() and file.accuracy.isna().all()
     if sys.platform == "linux":
         assert table.peak_mb.between(1, 500).all()

@@ -14,7 +14,7 @@ from torch import nn
 
 from fer_nb import models
 from fer_nb.core import ConfigError, DataError, DownloadError, file_sha256
-from fer_nb.experiments import train_shipped
+from fer_nb.hyfer_studies import train_shipped
 from fer_nb.models import (HYFER, HyFER, absorb_norms, create_teacher, face_weights_file, load_teacher, read_tfjs, save_teacher,
                            start_from_faces)
 from fer_nb.pipeline import Preset, TeacherSpec, fit_student, fit_teacher, make_splits
@@ -212,7 +212,7 @@ def test_a_constant_channel_keeps_its_function():
 def test_a_run_starts_from_what_the_face_network_knows(folder, monkeypatch):
     faces = make_faces(200, defects=None, balance="uniform")[0]
     spec = TeacherSpec("mobilenet_vggface2", 32, 1, 1e-4, bs=16)
-    parts = make_splits(faces, preset := Preset((spec,), targets=None, clean=False), 0)
+    splits = make_splits(faces, preset := Preset((spec,), targets=None, clean=False), 0)
     seen = {}
 
     def peek(net, dls, *_, **__):
@@ -223,7 +223,7 @@ def test_a_run_starts_from_what_the_face_network_knows(folder, monkeypatch):
         raise StopIteration
     monkeypatch.setattr("fer_nb.pipeline.fit_model", peek)
     with pytest.raises(StopIteration):
-        fit_teacher(0, parts, preset)
+        fit_teacher(0, splits, preset)
     norms = [m for m in seen["net"].modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(m.running_mean.abs().sum() > 0 for m in norms)           # the norms know the images
     assert seen["apart"] < 1                                            # so training starts where the weights are
@@ -310,10 +310,10 @@ def test_a_run_begins_with_these_weights(folder, monkeypatch):
     faces = make_faces(200, defects=None, balance="uniform")[0]
     preset = Preset((TeacherSpec("resnet18", 32, 1, 1e-3, False),), targets=None, clean=False, student="light_face",
                     start="vggface2", epochs=1, bs=32)
-    parts, seen = make_splits(faces, preset, 0), []
+    splits, seen = make_splits(faces, preset, 0), []
     monkeypatch.setattr("fer_nb.pipeline.fit_model", lambda net, *_, **__: seen.append(copy.deepcopy(net)))
-    fit_student(parts, preset)
-    fit_student(parts, replace(preset, start=None))
+    fit_student(splits, preset)
+    fit_student(splits, replace(preset, start=None))
     known, x = start_from_faces(HyFER(in_chans=1, variant="light_face")).eval(), torch.rand(2, 1, 48, 48)
     with torch.no_grad():
         features = [net.eval().blocks(net.stem(net.adapt(x))) for net in (*seen, known)]

@@ -222,7 +222,7 @@ PLANTED = {
 
 def found(gate: Callable, data: dict) -> list[str]:
     "What a gate says about a notebook."
-    toy = gates.notebook(data, "01_data.ipynb")
+    toy = gates.notebook(data, "04_data.ipynb")
     return list(gate(toy, ROOMS) if gate is gates.floors else gate(toy))
 
 
@@ -284,9 +284,9 @@ def toy_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f).parent.mkdir(parents=True, exist_ok=True)
         (root / f).write_bytes((ROOT / f).read_bytes())
     index = [prose("# fer_nb", "", "> Toy."), code("print('hi')"),
-             prose("See [data](01_data.ipynb) and [the house](../docs/design.md).", '::: {.content-visible when-format="html"}', "Only there.", ":::")]
+             prose("See [data](04_data.ipynb) and [the house](../docs/design.md).", '::: {.content-visible when-format="html"}', "Only there.", ":::")]
     index[1]["outputs"] = [stream("hi\n"), {"output_type": "display_data", "metadata": {}, "data": {"image/png": "AAAA", "text/plain": "<Figure>"}}]
-    for name, data in (("01_data", GOOD), ("index", {**GOOD, "cells": [dict(c, id=f"i{k}") for k, c in enumerate(index)]})):
+    for name, data in (("04_data", GOOD), ("index", {**GOOD, "cells": [dict(c, id=f"i{k}") for k, c in enumerate(index)]})):
         (root / f"nbs/{name}.ipynb").write_text(json.dumps(data), encoding="utf-8")
     build.write_derived(root)
     return root
@@ -299,14 +299,14 @@ def test_derived_project_is_in_sync(toy_project: Path) -> None:
 def test_readme_of_the_toy(toy_project: Path) -> None:
     page = (toy_project / "README.md").read_text()
     for part in ("# fer_nb", "```python\nprint('hi')\n```", "```text\nhi\n```", "![](docs/readme_files/i1-1.png)",
-                 "[data](nbs/01_data.ipynb)", "[the house](docs/design.md)"):
+                 "[data](nbs/04_data.ipynb)", "[the house](docs/design.md)"):
         assert part in page
     assert "Only there" not in page and (toy_project / "docs/readme_files/i1-1.png").exists()
 
 
 def test_drift_is_found(toy_project: Path) -> None:
     changes = {"fer_nb/data.py": "x = 1\n", "README.md": "Edited by hand.\n", "nbs/sidebar.yml": "website:\n",
-               "nbs/01_data.ipynb": " "}
+               "nbs/04_data.ipynb": " "}
     for path, more in changes.items():
         with (toy_project / path).open("a", encoding="utf-8") as f:
             f.write(more)

@@ -21,13 +21,13 @@ from fer_nb.core import ConfigError, DataError, FERError
 from fer_nb.data import resized
 from fer_nb.distill import EADD, teacher_logits
 from fer_nb.evaluate import evaluate
-from fer_nb.launch import RankError, alone, divided, gather, one_folder, place, team, total
+from fer_nb.launch import RankError, single_process, map_ranks, gather, rank0_folder, rank_world, process_group, all_reduce
 from fer_nb.loaders import as_split, dataloaders, folds
 from fer_nb.models import HyFER, HyFERConfig
 from fer_nb.sqs import SQS
 from fer_nb.synth import make_faces
 from fer_nb.train import Distributed, Recipe, fit_model
-from fer_nb.twins import TwinSearch, find_twins
+from fer_nb.duplicates import DuplicateSearch, find_duplicates
 
 TINY = HyFERConfig(8, ((12, 2, 2), (16, 2, 2)), 16, 1, 1, 32, True, "relu", 24)
 BS, EPOCHS = 33, 2  # 33 does not divide by two, nor does the validation set
@@ -102,9 +102,9 @@ def fits():
 def data_work():
     "An audit with bands and blocks of its own size, and two folds."
     ds, _ = make_faces(300, seed=3)
-    report = audit(ds, search=TwinSearch(block=64))
+    report = audit(ds, search=DuplicateSearch(block=64))
     features = np.random.default_rng(0).normal(size=(len(ds), 3))
-    proposed = find_twins(ds, TwinSearch(block=50, trust_features=True, feature=0.9999), features)
+    proposed = find_duplicates(ds, DuplicateSearch(block=50, trust_features=True, feature=0.9999), features)
 
     def fold(part):
         model = hyfer()
@@ -112,8 +112,8 @@ def data_work():
         fit_model(model, dls, 1)
         return evaluate(model, as_split(FACES, part).where(split="test"))
 
-    return {"issues": report.issues, "twins": report.twins, "proposed": proposed, "groups": report.groups,
-            "folds": divided(folds(FACES, 3), fold)}
+    return {"issues": report.issues, "duplicates": report.duplicates, "proposed": proposed, "groups": report.groups,
+            "folds": map_ranks(folds(FACES, 3), fold)}
 
 
 def interrupted(folder):
@@ -135,7 +135,7 @@ def interrupted(folder):
 
 def refused(folder):
     "What processes that do different things are told."
-    rank, said = place()[0], []
+    rank, said = rank_world()[0], []
 
     def caught(f):
         try:
@@ -144,20 +144,20 @@ def refused(folder):
             said.append((type(e).__name__, str(e)))
     caught(lambda: fit_model(net(), loaders(BS + rank), 1))
     caught(lambda: fit_model(net(), loaders(1), 1))
-    caught(lambda: divided([0] * (2 + rank), str))
+    caught(lambda: map_ranks([0] * (2 + rank), str))
     (folder / "bad.ckpt").write_bytes(b"nothing")
     caught(lambda: fit_model(net(), loaders(), 1, checkpoint=folder / "bad.ckpt"))
-    caught(lambda: divided([1, 0], lambda n: 1 / n if n else open(folder / "missing")))
+    caught(lambda: map_ranks([1, 0], lambda n: 1 / n if n else open(folder / "missing")))
     return said
 
 
 def two_processes(folder):
     "All of it; then process 1 ends without a word."
     torch.save({"fits": fits(), "data": data_work(), "interrupted": interrupted(folder), "refused": refused(folder)},
-               folder / f"of-two-{place()[0]}.pt")
-    with one_folder(folder / "run") as run:
-        (run / "results.csv").write_text(str(place()[0]))
-    if place()[0]:
+               folder / f"of-two-{rank_world()[0]}.pt")
+    with rank0_folder(folder / "run") as run:
+        (run / "results.csv").write_text(str(rank_world()[0]))
+    if rank_world()[0]:
         os._exit(0)
     with pytest.raises(RankError) as left:
         gather("here")
@@ -253,10 +253,10 @@ def test_kept_logits_are_those_of_one_process(of_one, of_two):
 
 def test_audit_and_folds_are_those_of_one_process(of_one, of_two):
     one = of_one["data"]
-    assert len(one["issues"]) > 10 and {"near", "mirror"} <= set(one["twins"].how) and "feature" in set(one["proposed"].how)
+    assert len(one["issues"]) > 10 and {"near", "mirror"} <= set(one["duplicates"].how) and "feature" in set(one["proposed"].how)
     for results in of_two:
         found = results["data"]
-        for name in ("issues", "twins", "proposed"):
+        for name in ("issues", "duplicates", "proposed"):
             pd.testing.assert_frame_equal(one[name], found[name], check_exact=True)
         assert np.array_equal(one["groups"], found["groups"])
         for a, b in zip(one["folds"], found["folds"], strict=True):
@@ -266,15 +266,15 @@ def test_audit_and_folds_are_those_of_one_process(of_one, of_two):
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_any_number_of_shards_gives_the_same_audit(monkeypatch, shards):
     ds, _ = make_faces(300, seed=4)
-    whole = audit(ds, search=TwinSearch(block=40)).issues
+    whole = audit(ds, search=DuplicateSearch(block=40)).issues
 
     def sharded(parts, make):
         done = {k: make(parts[k]) for rank in reversed(range(shards)) for k in range(rank, len(parts), shards)}
         return [done[k] for k in range(len(parts))]
 
-    for room in ("fer_nb.twins", "fer_nb.audit"):
+    for room in ("fer_nb.duplicates", "fer_nb.audit"):
         monkeypatch.setattr(f"{room}.divided", sharded)
-    pd.testing.assert_frame_equal(audit(ds, search=TwinSearch(block=40)).issues, whole, check_exact=True)
+    pd.testing.assert_frame_equal(audit(ds, search=DuplicateSearch(block=40)).issues, whole, check_exact=True)
 
 
 def test_a_fit_that_was_broken_off_goes_on_bit_for_bit(of_two):
@@ -327,22 +327,22 @@ def test_environments_that_contradict_themselves(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(ConfigError, match=f"RANK={rank}, WORLD_SIZE={world};"):
-        place()
+        rank_world()
 
 
 def test_without_a_team_nothing_waits(pretended):
-    for work in (lambda: gather(1), lambda: total(torch.ones(1)), lambda: divided([1, 2], str)):
+    for work in (lambda: gather(1), lambda: all_reduce(torch.ones(1)), lambda: map_ranks([1, 2], str)):
         with pytest.raises(ConfigError, match="has joined no team"):
             work()
-    with alone():
-        assert gather(1) == [1] and divided([1, 2], str) == ["1", "2"] and place() == (0, 1)
-    assert place() == (1, 2)
+    with single_process():
+        assert gather(1) == [1] and map_ranks([1, 2], str) == ["1", "2"] and rank_world() == (0, 1)
+    assert rank_world() == (1, 2)
 
 
 def test_alone_ends_with_an_error_too(pretended):
-    with pytest.raises(DataError), alone():
+    with pytest.raises(DataError), single_process():
         raise DataError("gone")
-    assert place() == (1, 2) and os.environ["WORLD_SIZE"] == "2"
+    assert rank_world() == (1, 2) and os.environ["WORLD_SIZE"] == "2"
 
 
 def test_norms_are_joint_on_cuda_only_and_only_within(pretended):
@@ -369,5 +369,5 @@ FACES = resized(make_faces(400, seed=0, defects=None)[0], 24)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with team(timeout=120):
+    with process_group(timeout=120):
         two_processes(Path(sys.argv[1]))

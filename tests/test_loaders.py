@@ -15,7 +15,7 @@ from fer_nb.balance import balance
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData
 from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, fold_table, folds, holdout, leak_groups,
-                            official_split, straddling)
+                            official_split, leakage_table)
 from fer_nb.synth import make_faces
 
 MISSING = [None, np.nan, pd.NA, pd.NaT, ""]
@@ -133,10 +133,10 @@ def test_groups_never_straddle_folds(k, rows, seed):
         assert set(label[test]) == set(label[train]) == set(label)
 
 
-def test_twins_copies_and_subjects_stay_together_through_the_whole_chain():
+def test_duplicates_copies_and_subjects_stay_together_through_the_whole_chain():
     faces = make_faces(210, seed=1, balance="uniform", defects={"exact": .06, "mirror": .04, "multilabel": .03})[0]
     train = faces.where(split="train")
-    ds = balance(audit(train).clean(splits=()), "max")                # nothing dropped: every twin is still there
+    ds = balance(audit(train).clean(splits=()), "max")                # nothing dropped: every duplicate is still there
     found = leak_groups(ds)
     for column in ("group", "source", "subject"):
         assert (pd.Series(found).groupby(ds.df[column].to_numpy()).nunique() == 1).all(), column
@@ -197,11 +197,11 @@ def test_folds_are_those_of_the_images_whatever_their_order(random, seed, protoc
         assert set(a) == {order[k] for k in b}
 
 
-def test_subject_folds_keep_twins_given_by_hand_together_too():
+def test_subject_folds_keep_duplicates_given_by_hand_together_too():
     ds = dataset(40, ["happy"] * 40, subject=[f"s{k // 2}" for k in range(40)])
-    twins = np.arange(40)
-    twins[[0, 39]] = 99
-    for train, test in folds(ds, 4, groups=twins, protocol="subject"):
+    duplicates = np.arange(40)
+    duplicates[[0, 39]] = 99
+    for train, test in folds(ds, 4, groups=duplicates, protocol="subject"):
         assert not set(ds.df.subject.iloc[train]) & set(ds.df.subject.iloc[test])
         assert not {0, 1, 38, 39} & set(test) or {0, 1, 38, 39} <= set(test)
 
@@ -258,24 +258,24 @@ def test_straddling_agrees_with_counting_by_hand(rows):
     ds = dataset(len(rows), **{c: [None if v is None else f"im{v}" for v in values]
                                for c, values in zip(("source", "group", "subject"), columns)})
     train, test = (np.flatnonzero(np.array(side) == s) for s in (True, False))
-    table = straddling(ds, [(train, test)]).set_index("what")
+    table = leakage_table(ds, [(train, test)]).set_index("what")
     ds.df["source"] = [i if pd.isna(v) else v for i, v in zip(ds.df.id, ds.df.source)]
     for what in ("id", "source", "group", "subject"):
         values = ds.df[what].astype(object)
         both = {v for v in values.iloc[train] if not pd.isna(v)} & set(values.iloc[test])
-        assert table.straddling[what] == len(both) and table.test_images[what] == values.iloc[test].isin(both).sum()
-    assert table.straddling["picture"] == 0
+        assert table.leakage_table[what] == len(both) and table.test_images[what] == values.iloc[test].isin(both).sum()
+    assert table.leakage_table["picture"] == 0
 
 
 def test_what_is_not_recorded_is_not_zero():
-    table = straddling(dataset(4), [([0, 1], [2, 3]), ([2, 3], [0, 1])])
-    unknown = table.set_index("what").straddling.isna()
+    table = leakage_table(dataset(4), [([0, 1], [2, 3]), ([2, 3], [0, 1])])
+    unknown = table.set_index("what").leakage_table.isna()
     assert unknown[["source", "group", "subject"]].all() and not unknown[["id", "picture"]].any()
-    assert table.fold.tolist() == 5 * [0] + 5 * [1] and straddling(dataset(4), []).empty
+    assert table.fold.tolist() == 5 * [0] + 5 * [1] and leakage_table(dataset(4), []).empty
 
 
 @pytest.mark.parametrize("fold", [([0], [4]), ([-1], [2]), ([True, False, False, False], [1]), ([0.5], [2])])
-@pytest.mark.parametrize("call", [lambda ds, f: straddling(ds, [f]), lambda ds, f: fold_table(ds, [f]), as_split])
+@pytest.mark.parametrize("call", [lambda ds, f: leakage_table(ds, [f]), lambda ds, f: fold_table(ds, [f]), as_split])
 def test_positions_that_are_not_there_are_refused(call, fold):
     with pytest.raises(DataError, match="4 images"):
         call(dataset(4), fold)
@@ -292,10 +292,10 @@ def test_the_fold_table_counts_every_class_of_both_sides():
 
 # ---- official splits ----
 
-def official(twins=True):
+def official(duplicates=True):
     ds = dataset(12, split=["train"] * 6 + ["valid"] * 3 + ["test"] * 3)
     images = ds.array().copy()
-    if twins:
+    if duplicates:
         images[7], images[11] = images[2], images[8]                  # valid shows a training image, test a valid one
     return FERData(ds.df, images, name="official")
 
@@ -315,11 +315,11 @@ def test_a_split_that_is_not_there_is_named(sides):
         official_split(official(), **sides)
 
 
-def test_the_clean_test_leaves_out_twins_of_what_was_trained_on_and_only_those():
+def test_the_clean_test_leaves_out_duplicates_of_what_was_trained_on_and_only_those():
     ds = official()
     assert clean_test(ds).df.id.tolist() == ["im6", "im8", "im9", "im10", "im11"]
     assert clean_test(ds, reference=["train", "valid"]).df.id.tolist() == ["im9", "im10"]
-    assert len(clean_test(official(twins=False))) == 6
+    assert len(clean_test(official(duplicates=False))) == 6
     assert clean_test(ds, np.r_[:11, 0]).df.id.tolist() == ["im6", "im7", "im8", "im9", "im10"]
     with pytest.raises(DataError, match="3 groups for 12"):
         clean_test(ds, np.arange(3))
@@ -327,8 +327,8 @@ def test_the_clean_test_leaves_out_twins_of_what_was_trained_on_and_only_those()
         clean_test(ds, np.zeros(12))
 
 
-def test_a_subject_on_both_sides_is_no_twin():
-    ds = official(twins=False)
+def test_a_subject_on_both_sides_is_no_duplicate():
+    ds = official(duplicates=False)
     assert len(clean_test(FERData(ds.df.assign(subject="one"), ds.array()))) == 6
 
 
@@ -346,13 +346,13 @@ def test_clean_test_has_no_group_of_training(rows):
 
 
 @pytest.mark.realdata
-def test_fer2013_has_280_public_test_images_with_a_byte_identical_twin_in_training(fer2013_npz):
+def test_fer2013_has_280_public_test_images_with_a_byte_identical_duplicate_in_training(fer2013_npz):
     pixels, emotion, usage = fer2013_npz
     split = np.where(np.asarray(usage) == "Training", "train", "valid")
     df = pd.DataFrame({"id": [f"row{k}" for k in range(len(pixels))], "label": np.array(EMOTIONS)[emotion], "split": split})
     ds = FERData(df, pixels)
     clean = clean_test(ds)
-    table = straddling(ds, official_split(ds, test="valid")).set_index("what")
+    table = leakage_table(ds, official_split(ds, test="valid")).set_index("what")
     assert (split == "valid").sum() - len(clean) == table.test_images["picture"]
     shown = pixels[split == "valid"]
     train = {im.tobytes() for im in pixels[split == "train"]}

@@ -15,7 +15,7 @@ from torch import nn
 
 from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, FERError, ImageError, LabelError
 from fer_nb.models import (HYFER, TEACHERS, GeometryTeacher, HyFER, HyFERConfig, InputAdapter, InvertedResidual, RepConv,
-                           Teacher, count_macs, create_teacher, fold, latency_ms, load_hyfer, load_teacher, save_hyfer,
+                           Teacher, count_macs, create_teacher, fuse, latency_ms, load_hyfer, load_teacher, save_hyfer,
                            save_teacher, shape_table, teacher_table, variant_table, weights_digest)
 
 TINY = HyFERConfig(stem=8, blocks=((8, 2, 2), (16, 2, 2)), dim=16, depth=1, patch=2, proj=24, light=True, act="relu",
@@ -95,11 +95,11 @@ def test_memory_format_does_not_matter(variant):
 
 def test_a_deep_copy_is_equal_and_independent(variant):
     model = hyfer(variant)
-    twin = copy.deepcopy(model)
-    assert torch.equal(out(model, faces()), out(twin, faces())) and twin.labels == model.labels
+    duplicate = copy.deepcopy(model)
+    assert torch.equal(out(model, faces()), out(duplicate, faces())) and duplicate.labels == model.labels
     with torch.no_grad():
-        next(twin.parameters()).zero_()
-    assert not torch.equal(out(model, faces()), out(twin, faces()))
+        next(duplicate.parameters()).zero_()
+    assert not torch.equal(out(model, faces()), out(duplicate, faces()))
 
 
 def test_the_same_seed_builds_the_same_model(variant):
@@ -375,7 +375,7 @@ def test_a_folded_variant_computes_the_same(variant):
     for k in range(3):
         model(faces(4, seed=k))                                       # batch statistics that are not the initial ones
     before = copy.deepcopy(model.state_dict())
-    quick = fold(model)
+    quick = fuse(model)
     torch.testing.assert_close(out(quick, faces()), out(model, faces()), atol=1e-4, rtol=1e-4)
     assert not [m for m in quick.modules() if isinstance(m, (nn.BatchNorm2d, RepConv))]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is left alone"

@@ -17,7 +17,7 @@ What other files test already:
 | teacher in training mode | EADD | test_distill: test_a_teacher_keeps_the_modes_of_its_parts |
 | an image, or the source of a copy, on both sides | loaders, folds | test_loaders: test_an_image_or_a_copys_source_on_both_sides_is_refused |
 | random folds that leak | folds | test_loaders: test_the_papers_folds_warn_of_what_leaks_and_of_nothing_else |
-| test images among training images, nobody looked | results say NaN | test_evaluate: test_twins_that_nobody_looked_for_are_not_known |
+| test images among training images, nobody looked | results say NaN | test_evaluate: test_duplicates_that_nobody_looked_for_are_not_known |
 | calibration on other images than training images | export | test_export: test_calibration_sees_training_images_alone |
 | loss that is no number | training | test_train: test_nan_names_epoch_and_batch_and_spares_the_checkpoint |
 | teachers' logits that are no numbers | kept logits | test_distill: test_logits_that_are_not_finite_name_the_image |
@@ -189,8 +189,8 @@ def test_test_pictures_under_other_names_are_found():
     for train, held in folds(both, 3):
         pictures = [{both.image(i).tobytes() for i in side} for side in (train, held)]
         assert not pictures[0] & pictures[1]
-    result = evaluate(net(), test, twins=set(test.df.id))
-    assert result[result.metric == "twins_in_training"].value.tolist() == [len(test)]
+    result = evaluate(net(), test, duplicates=set(test.df.id))
+    assert result[result.metric == "duplicates_in_training"].value.tolist() == [len(test)]
 
 
 # ---------------------------------------------------------------- classes without images

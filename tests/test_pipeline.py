@@ -132,10 +132,10 @@ def test_two_teachers_of_one_kind_both_teach_and_both_are_reported(tmp_path):
 
 def test_a_teacher_can_be_fitted_to_mixed_images(tmp_path):
     spec = TeacherSpec("resnet18", 32, 1, 1e-3, pretrained=False, bs=32)
-    parts = make_splits(make_faces(300, seed=0)[0], preset := replace(TINY, teachers=(spec,)))
+    splits = make_splits(make_faces(300, seed=0)[0], preset := replace(TINY, teachers=(spec,)))
     weights = {}
     for name, mix in (("as they are", None), ("mixed", 0.4), ("again", 0.4)):
-        net, history = fit_teacher(0, parts, replace(preset, teachers=(replace(spec, mix=mix),)))
+        net, history = fit_teacher(0, splits, replace(preset, teachers=(replace(spec, mix=mix),)))
         weights[name] = net.net.fc.weight.detach().clone()
         assert np.isfinite(history.train_loss).all()
     assert torch.equal(weights["mixed"], weights["again"]) and not torch.equal(weights["mixed"], weights["as they are"])
@@ -162,56 +162,56 @@ def test_the_earlier_student_teaches(finished, born_again):
 
 
 def test_each_student_is_answered_in_its_own_way(tmp_path, monkeypatch):
-    parts, heard = make_splits(make_faces(400, seed=0)[0], TINY), []
+    splits, heard = make_splits(make_faces(400, seed=0)[0], TINY), []
 
-    def fit(parts, preset, kept=(), *args):
+    def fit(splits, preset, kept=(), *args):
         heard.append((preset, [k.name for k in kept], {k.train.shape[0] for k in kept}))
-        return resnet(parts), pd.DataFrame(), None
-    monkeypatch.setattr(pipeline, "fit_teacher", lambda *a: (resnet(parts), pd.DataFrame()))
+        return resnet(splits), pd.DataFrame(), None
+    monkeypatch.setattr(pipeline, "fit_teacher", lambda *a: (resnet(splits), pd.DataFrame()))
     monkeypatch.setattr(pipeline, "fit_student", fit)
     first = replace(TINY, views=2)
-    teachers, kept, _ = pipeline.train_teachers(parts, replace(first, answers="mean", earlier=first), 0, tmp_path, lambda text: None)
+    teachers, kept, _ = pipeline.train_teachers(splits, replace(first, answers="mean", earlier=first), 0, tmp_path, lambda text: None)
     assert heard == [(first, ["resnet18", "resnet18"], {2})]
     assert [(k.name, k.train.shape[0]) for k in kept] == [("resnet18", 1), ("resnet18", 1), ("earlier HyFER", 1)] and len(teachers) == 3
 
 
 def test_what_a_student_keeps_is_the_presets_to_say(monkeypatch):
-    parts, kept = make_splits(make_faces(400, seed=0)[0], TINY), []
+    splits, kept = make_splits(make_faces(400, seed=0)[0], TINY), []
     monkeypatch.setattr(pipeline, "fit_model", lambda *a, **k: kept.append(k["keep"]))
     for keep in ("best", "last"):
-        fit_student(parts, replace(TINY, keep=keep))
+        fit_student(splits, replace(TINY, keep=keep))
     assert kept == ["best", "last"]
 
 
 def test_mean_answers_go_with_new_views(monkeypatch):
-    parts, shown = make_splits(make_faces(400, seed=0)[0], TINY), []
+    splits, shown = make_splits(make_faces(400, seed=0)[0], TINY), []
     monkeypatch.setattr(pipeline, "fit_model", lambda model, dls, *a, **k: shown.append(dls.train.views))
     for answers in ("view", "mean"):
         preset = replace(TINY, answers=answers, views=3)
-        said = ask_teacher(resnet(parts), parts, preset)
+        said = ask_teacher(resnet(splits), splits, preset)
         assert said.train.shape[0] == (3 if answers == "view" else 1)
-        fit_student(parts, preset, [said])
+        fit_student(splits, preset, [said])
     assert shown == [3, None]
 
 
-def resnet(parts):
-    return create_teacher("resnet18", len(parts.train.labels), False, 32, parts.train.labels)
+def resnet(splits):
+    return create_teacher("resnet18", len(splits.train.labels), False, 32, splits.train.labels)
 
 
 def test_a_geometry_teacher_is_kept_and_not_fitted_again(tmp_path, monkeypatch):
-    parts, spec = make_splits(make_faces(400, seed=0)[0], TINY), TeacherSpec("geometry", epochs=2, lr=3e-3)
-    features = np.random.default_rng(0).normal(size=(len(parts.audit.ds), 6)).astype(np.float32)
-    known = Geometry(parts.audit.ds.df.id.tolist(), features, np.ones(len(features), bool))
+    splits, spec = make_splits(make_faces(400, seed=0)[0], TINY), TeacherSpec("geometry", epochs=2, lr=3e-3)
+    features = np.random.default_rng(0).normal(size=(len(splits.audit.ds), 6)).astype(np.float32)
+    known = Geometry(splits.audit.ds.df.id.tolist(), features, np.ones(len(features), bool))
     monkeypatch.setattr(pipeline, "find_geometry", lambda ds: known)
     preset, path = replace(TINY, teachers=(spec,)), tmp_path / "geometry.ckpt"
-    first, _ = fit_teacher(0, parts, preset, checkpoint=path)
+    first, _ = fit_teacher(0, splits, preset, checkpoint=path)
     monkeypatch.setattr(pipeline, "fit_geometry", None)
-    again, _ = fit_teacher(0, parts, preset, checkpoint=path)
+    again, _ = fit_teacher(0, splits, preset, checkpoint=path)
     assert weights_digest(again) == weights_digest(first) and not again.training
     with pytest.raises(CheckpointError, match="geometry.ckpt: of another run: spec.epochs is 2 there and 3 here"):
-        fit_teacher(0, parts, replace(preset, teachers=(replace(spec, epochs=3),)), checkpoint=path)
+        fit_teacher(0, splits, replace(preset, teachers=(replace(spec, epochs=3),)), checkpoint=path)
     with pytest.raises(CheckpointError, match="seed"):
-        fit_teacher(0, parts, preset, 1, checkpoint=path)
+        fit_teacher(0, splits, preset, 1, checkpoint=path)
 
 
 @pytest.mark.parametrize("changed, said", [
@@ -268,33 +268,33 @@ def test_report_stands_alone(finished):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("near", [False, True])
 def test_nothing_leaks(seed, near):
-    """Training, selection and reported images share no picture, no source, no twin group."""
+    """Training, selection and reported images share no picture, no source, no duplicate group."""
     defects = {"leak": 0.05, "exact": 0.05, "multilabel": 0.03, "shift": 0.02}
     ds = make_faces(700, seed=seed, defects=defects, balance="uniform")[0]
-    parts = make_splits(ds, replace(TINY, near_twins=near), seed)
-    assert set(parts.train.df.split) == {"train"}
-    assert not set(parts.train.df.source) & set(parts.select.df.id)
-    assert not set(parts.train.df.group) & set(parts.select.df.group)
-    originals = parts.train.take((parts.train.df.id == parts.train.df.source).to_numpy())
-    everything = FERData(pd.concat([originals.df.assign(split="train"), parts.select.df.assign(split="valid"),
-                                    parts.report.df.assign(split="test")]),
-                         np.concatenate([originals.array(), parts.select.array(), parts.report.array()]), ds.labels)
+    splits = make_splits(ds, replace(TINY, near_duplicates=near), seed)
+    assert set(splits.train.df.split) == {"train"}
+    assert not set(splits.train.df.source) & set(splits.valid.df.id)
+    assert not set(splits.train.df.group) & set(splits.valid.df.group)
+    originals = splits.train.take((splits.train.df.id == splits.train.df.source).to_numpy())
+    everything = FERData(pd.concat([originals.df.assign(split="train"), splits.valid.df.assign(split="valid"),
+                                    splits.test.df.assign(split="test")]),
+                         np.concatenate([originals.array(), splits.valid.array(), splits.test.array()]), ds.labels)
     assert not (audit(everything, ("leak",), None).issues.kind == "leak").any()
-    assert parts.report.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
+    assert splits.test.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
 
 
 def test_a_split_that_is_made_keeps_a_person_on_one_side():
     ds = make_faces(300, seed=0, splits=(1, 0, 0), defects=None, balance="uniform")[0]
     ds = FERData(ds.df.assign(subject=[f"s{k % 40}" for k in range(len(ds))]), ds.array(), ds.labels)
-    parts = make_splits(ds, TINY)
-    people = [set(part.df.subject) for part in (parts.train, parts.select, parts.report)]
+    splits = make_splits(ds, TINY)
+    people = [set(part.df.subject) for part in (splits.train, splits.valid, splits.test)]
     assert all(people) and not people[0] & people[2] and not people[1] & people[2] and not people[0] & people[1]
 
 
 def test_balance_happens_after_the_holdout():
-    parts = make_splits(make_faces(400, seed=0)[0], replace(TINY, targets="max"))
-    assert "source" not in parts.select.df or (parts.select.df.source == parts.select.df.id).all()
-    assert parts.train.counts()["train"].nunique() == 1
+    splits = make_splits(make_faces(400, seed=0)[0], replace(TINY, targets="max"))
+    assert "source" not in splits.valid.df or (splits.valid.df.source == splits.valid.df.id).all()
+    assert splits.train.counts()["train"].nunique() == 1
 
 
 def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):
@@ -302,7 +302,7 @@ def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(pipeline, "write_report", broken)
-    monkeypatch.setattr(pipeline, "train_teachers", lambda parts, *a: ([], [], []))
+    monkeypatch.setattr(pipeline, "train_teachers", lambda splits, *a: ([], [], []))
     monkeypatch.setattr(pipeline, "_train_students", lambda *a: ({}, [], None, None))
     monkeypatch.setattr(pipeline, "_results", broken)
     with pytest.raises(OSError):
@@ -351,11 +351,11 @@ def test_a_trained_network_teaches_as_it_is(finished, tmp_path):
 @pytest.mark.parametrize("record, told", [({"seed": 1}, "seed 1, here 0"), ({"fingerprint": "f00"}, "fingerprint f00, here"),
                                           ({"trained on": 7}, "trained on 7, here"), ({"data": {"trained on": 7}}, "trained on 7, here")])
 def test_a_network_that_may_know_the_held_out_images_is_refused(finished, tmp_path, record, told):
-    parts = make_splits(finished[0], TINY)
+    splits = make_splits(finished[0], TINY)
     path = save_hyfer(HyFER(in_chans=1, variant="light"), tmp_path / "other.safetensors", **record)
     preset = replace(TINY, teachers=(TeacherSpec(str(path)),))
     with pytest.raises(DataError, match=f"other.safetensors: .*{told}"):
-        fit_teacher(0, parts, preset, 0)
+        fit_teacher(0, splits, preset, 0)
 
 
 def test_what_a_record_does_not_tell_is_not_held_against_a_network(finished, tmp_path):

@@ -15,7 +15,7 @@ from fer_nb.metrics import ece, reliability
 from fer_nb.models import HyFER, HyFERConfig, Teacher
 from fer_nb.plots import (EMOTION_COLORS, EMOTION_MARKERS, CamLayer, cam_layer, caption, errors, gradcam_grid, gradcam_panel,
                           pareto_front, plot_confusion, plot_corruptions, plot_counts, plot_embedding, plot_errors, plot_history,
-                          plot_issues, plot_pareto, plot_reliability, plot_robust, plot_tradeoff, plot_twins, plot_weights)
+                          plot_issues, plot_pareto, plot_reliability, plot_robust, plot_tradeoff, plot_duplicates, plot_weights)
 from fer_nb.synth import make_faces
 
 
@@ -134,14 +134,14 @@ def test_weights_into_given_axes():
     assert [len(ax.lines) for ax in drawn] == [2, 2, 0]
 
 
-def test_twins_are_the_pairs_of_the_table(ds, report):
-    axes = plot_twins(ds, report.twins, n=5)
+def test_duplicates_are_the_pairs_of_the_table(ds, report):
+    axes = plot_duplicates(ds, report.duplicates, n=5)
     images = [ax.images[0].get_array() for ax in axes if ax.images]
     assert len(images) == 10
     for a, b, ax in zip(images[::2], images[1::2], axes[::2]):
         if ax.get_title().startswith("exact"):
             np.testing.assert_array_equal(a, b)
-    assert any(ax.get_title().startswith("≠") for ax in plot_twins(ds, report.twins, n=99))
+    assert any(ax.get_title().startswith("≠") for ax in plot_duplicates(ds, report.duplicates, n=99))
 
 
 class TestGradCAM:

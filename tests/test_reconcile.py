@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 from fer_nb.audit import PAPER_TABLE1  # noqa: E402
 from fer_nb.cli import parser  # noqa: E402
 from fer_nb.core import DataError  # noqa: E402
-from fer_nb.experiments import PAPER_TABLE4  # noqa: E402
+from fer_nb.hyfer_studies import PAPER_TABLE4  # noqa: E402
 from fer_nb.models import SQSNET_TABLE3, TEACHERS, teacher_table  # noqa: E402
 from fer_nb.reconcile import (PAPER_COLUMNS, as_printed, beside, footnotes, largest_f1, largest_sd, over_runs, p_range,  # noqa: E402
                               read_paper, read_result)

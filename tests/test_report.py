@@ -71,7 +71,7 @@ def test_the_picture_is_the_figure_and_the_figure_is_left_alone(tmp_path):
     pd.DataFrame({"a": []}),
     pd.DataFrame({"a": [True, False], "b": [None, "x"], "c": pd.array([1, None], dtype="Int64")}),
     pd.DataFrame({"a": [np.inf, -np.inf, np.nan]}),
-    pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("test", "all"), ("test", "without_twins")])),
+    pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("test", "all"), ("test", "without_duplicates")])),
     pd.DataFrame([[1, 2]], columns=["a", "a"]),
     pd.DataFrame({"a": [1., 2.]}, index=pd.MultiIndex.from_tuples([("x", 1), ("y", 2)], names=["s", "k"])),
     pd.DataFrame({"a": pd.Categorical(["happy", "sad"]), "when": pd.to_datetime(["2026-01-01", None])}),

@@ -50,7 +50,7 @@ def test_items_are_the_issues_and_what_the_rules_touch(report):
     touched = report.actions()
     assert dict(items[items.rule != "keep"][["id", "rule"]].to_numpy()) == dict(touched[["id", "action"]].to_numpy())
     by_id = items.set_index("id")
-    assert by_id.kind["im5"] == "leak" and by_id.rule["im5"] == "drop"       # its twin in the test split has the issue
+    assert by_id.kind["im5"] == "leak" and by_id.rule["im5"] == "drop"       # its duplicate in the test split has the issue
     assert by_id.rule["im6"] == "keep" and (items.group != items.group.shift()).sum() == items.group.nunique()
     assert (report.ds.df.label.to_numpy()[items.row] == items.label).all()
 
@@ -187,9 +187,9 @@ def test_bad_settings(tmp_path, report, change, error, said):
 
 
 def test_label_that_is_an_action(tmp_path):
-    twins = audit(pictures([0, 0], ["drop", "sad"], names=("drop", "sad")), search=None)
+    duplicates = audit(pictures([0, 0], ["drop", "sad"], names=("drop", "sad")), search=None)
     with pytest.raises(LabelError, match="'drop'"):
-        ReviewSession(twins, tmp_path / "log", "anna")
+        ReviewSession(duplicates, tmp_path / "log", "anna")
 
 
 def test_other_dataset_is_refused_unless_told(tmp_path, report):
@@ -380,7 +380,7 @@ def test_strangers_names_are_text(tmp_path):
     nasty = '"><script>alert(1)</script><img src=x onerror=alert(1)>&amp;'
     ds = pictures([0, 0], [nasty, "sad"], ids=[nasty, "../../<b>"], names=(nasty, "sad"))
     report = audit(ds, search=None)
-    report = Audit(ds, report.issues.assign(how=nasty), report.groups, report.twins)
+    report = Audit(ds, report.issues.assign(how=nasty), report.groups, report.duplicates)
     screen = Reviewer(report, tmp_path / "<i>.jsonl", reviewer="<u>anna</u>")
     screen.press("u")
     for text in (screen.picture.value, screen.count.value, screen.said.value):
@@ -425,8 +425,8 @@ def test_disk_full_is_said(tmp_path, report):
 
 def test_each_label_has_a_button_and_nine_have_a_key(tmp_path):
     names = tuple(f"e{k}" for k in range(12))
-    twins = audit(pictures([0, 0], ["e0", "e1"], names=names), search=None)
-    screen = Reviewer(twins, tmp_path / "log")
+    duplicates = audit(pictures([0, 0], ["e0", "e1"], names=names), search=None)
+    screen = Reviewer(duplicates, tmp_path / "log")
     assert [c for k, (c, _) in commands(screen.session).items() if k.isdigit()] == list(names[:9])
     assert {b.description.split(" ")[0] for b in screen.buttons.values()} >= set(names)
     screen.buttons["label 12"].click()

@@ -19,10 +19,10 @@ from fer_nb.core import EMOTIONS, ConfigError, DataError, ImageError, LabelError
 from fer_nb.data import FERData, read_folder, read_image, to_array
 from fer_nb.distill import EADD, distill_loss, eadd_weights
 from fer_nb.evaluate import evaluate
-from fer_nb.experiments import SHIP, distillation_study, kfold_study
+from fer_nb.hyfer_studies import SHIP, distillation_study, kfold_study
 from fer_nb.export import OnnxModel, quantize, to_onnx
 from fer_nb.metrics import ece, fit_temperature, resample_counts
-from fer_nb.models import HYFER, HyFER, create_teacher, fold, save_hyfer, save_teacher, teacher_table
+from fer_nb.models import HYFER, HyFER, create_teacher, fuse, save_hyfer, save_teacher, teacher_table
 from fer_nb.predict import Recogniser
 from fer_nb.sqs import SQS, attach_sqs
 from fer_nb.synth import make_faces
@@ -55,10 +55,10 @@ def test_cleaning_a_split_that_is_none_is_refused(splits):
         found.clean(splits=splits)
 
 
-@pytest.mark.parametrize("twins", [np.array([True, False]), [3, 4], pd.DataFrame({"id": ["a"]}), "a", 3])
-def test_twins_that_would_match_nothing_are_refused(twins, faces):
+@pytest.mark.parametrize("duplicates", [np.array([True, False]), [3, 4], pd.DataFrame({"id": ["a"]}), "a", 3])
+def test_duplicates_that_would_match_nothing_are_refused(duplicates, faces):
     with pytest.raises(ConfigError, match="a collection of ids expected"):
-        evaluate(np.zeros((len(faces), 7)), faces, twins=twins)
+        evaluate(np.zeros((len(faces), 7)), faces, duplicates=duplicates)
 
 
 @pytest.mark.parametrize("not_data", [(make_faces, None), np.zeros((3, 48, 48), np.uint8)])
@@ -206,9 +206,9 @@ def test_sqs_refuses_two_heads_of_different_classes(faces):
 def test_folding_twice_is_folding_once(net):
     x = torch.rand(2, 1, 48, 48)
     for model in (net, HyFER(7, 1, "light_res").eval()):
-        once = fold(model)
-        assert torch.equal(fold(once)(x), once(x))
-    assert len(Recogniser(fold(net), crop=False).many([np.zeros((48, 48), np.uint8)])) == 1
+        once = fuse(model)
+        assert torch.equal(fuse(once)(x), once(x))
+    assert len(Recogniser(fuse(net), crop=False).many([np.zeros((48, 48), np.uint8)])) == 1
 
 
 def test_models_refuse_what_they_cannot_be(tmp_path, net):

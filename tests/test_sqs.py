@@ -316,7 +316,7 @@ def test_soft_labels(dls):
 
 def test_beside_distillation_attacks_and_precision(dls):
     teacher = hyfer()
-    teacher.name = "twin"
+    teacher.name = "duplicate"
     model = attach_sqs(hyfer())
     cbs = [EADD([teacher]), AdversarialTraining("fgsm", ratio=0.5), SQS()]
     history = fit_model(model, dls, 2, cbs=cbs, recipe=Recipe(schedule="cosine", ema=0.9, clip=1.0, amp="bf16"))

@@ -15,7 +15,7 @@ from fer_nb.audit import audit  # noqa: E402
 from fer_nb.core import EMOTIONS, ConfigError, DataError  # noqa: E402
 from fer_nb.data import FERData  # noqa: E402
 from fer_nb.loaders import leak_groups  # noqa: E402
-from fer_nb.studies import (PROTOCOLS, Fit, compromised, doubt_rankings, inflation, label_error_study,  # noqa: E402
+from fer_nb.studies import (PROTOCOLS, Fit, leaked_ids, doubt_rankings, inflation, label_error_study,  # noqa: E402
                             protocol_parts, protocol_study, ranking_scores, study_pool)
 from fer_nb.synth import make_faces  # noqa: E402
 
@@ -31,7 +31,7 @@ def faces():
 def test_a_protocol_does_what_its_name_says(faces, protocol, seed):
     train, test = protocol_parts(faces, protocol, seed)
     assert not set(train.df.id) & set(test.df.id)
-    shared = compromised(train, test)
+    shared = leaked_ids(train, test)
     if protocol == "honest":
         together = pd.Series(leak_groups(faces), faces.df.id)
         assert not shared and not set(together[train.df.source]) & set(together[test.df.id])
@@ -51,7 +51,7 @@ def test_compromised_names_duplicates_and_copies(faces):
     train, test = protocol_parts(faces, "balance_then_split")
     picture = dict(zip(faces.df.id, faces.df.group))
     seen = {picture[s] for s in train.df.source}
-    assert compromised(train, test) == {i for i, s in zip(test.df.id, test.df.source) if picture[s] in seen}
+    assert leaked_ids(train, test) == {i for i, s in zip(test.df.id, test.df.source) if picture[s] in seen}
 
 
 def test_the_pool_takes_training_pictures_and_takes_them_whole(faces):

@@ -1,0 +1,94 @@
+"""Old words and the field's words for them; and the one move of committed tables and sidecars from the old to the new.
+
+    python docs/rename.py          # columns, values, keys and names of files under results/, benchmarks/ and fer_nb/weights/
+
+The numbers in the tables stay as they are, digit by digit. `store.read_table` accepts the old words, with a note.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NOTEBOOKS = {  # reading order is import order
+    "43_launch": "02_launch", "01_data": "04_data", "02_synth": "05_synth", "03_faces": "06_faces", "09_augment": "07_augment",
+    "08_twins": "08_duplicates", "04_audit": "09_audit", "05_balance": "10_balance", "06_loaders": "11_loaders",
+    "07_review": "12_review", "10_models": "20_models", "30_metrics": "21_metrics", "37_compare": "22_compare",
+    "20_attacks": "23_attacks", "31_evaluate": "24_evaluate", "33_plots": "25_plots", "22_robustness": "26_robustness",
+    "32_train": "30_train", "11_distill": "32_distill", "12_sqs": "33_sqs", "21_advtrain": "34_advtrain",
+    "34_report": "40_report", "35_pipeline": "41_pipeline", "36_studies": "43_studies", "38_experiments": "44_hyfer_studies",
+    "13_sqs_experiments": "45_sqs_studies", "39_reconcile": "46_reconcile", "40_predict": "50_predict", "41_export": "51_export",
+    "42_explore": "52_explore", "50_cli": "60_cli"}
+
+MODULES = {"twins": "duplicates", "experiments": "hyfer_studies", "sqs_experiments": "sqs_studies"}
+
+NAMES = {  # public names of code
+    "find_twins": "find_duplicates", "TwinSearch": "DuplicateSearch", "plot_twins": "plot_duplicates", "near_twins": "near_duplicates",
+    "place": "rank_world", "team": "process_group", "total": "all_reduce", "divided": "map_ranks", "one_folder": "rank0_folder",
+    "alone": "single_process", "ready": "eval_mode", "straddling": "leakage_table", "compromised": "leaked_ids",
+    "UnitImages": "CheckInputRange", "FiniteLoss": "StopOnNaN", "harden": "radius_sweep", "price_table": "tradeoff_table",
+    "fold": "fuse", "Seen": "Result", "Tracks": "FaceTracker", "select": "valid", "report": "test", "parts": "splits"}
+
+TABLES = {  # columns, values and keys of tables and sidecars
+    "without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training", "near_twins": "near_duplicates",
+    "reported with a twin in training as it came": "reported with a duplicate in training as it came",
+    "accuracy without twins": "accuracy without duplicates", "twins": "duplicates"}
+
+FILES = {"results/fer2013-twins": "results/fer2013-duplicates"}
+
+
+def moved(
+    text: str,  # a cell of a table, a key or a value
+) -> str:       # the same, or the field's word for it
+    "One word."
+    return TABLES.get(text, text)
+
+
+def tree(
+    value: object,  # of a JSON file
+) -> object:        # the same with new words
+    "Keys and words of a JSON file, at every depth."
+    if isinstance(value, dict):
+        return {moved(k): tree(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [tree(v) for v in value]
+    return moved(value) if isinstance(value, str) else value
+
+
+def table(
+    text: str,  # a CSV
+) -> str:       # the same with new words; every other character stays
+    "Columns and cells of a table."
+    rows = list(csv.reader(io.StringIO(text)))
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([moved(c) for c in row] for row in rows)
+    return out.getvalue()
+
+
+def main() -> None:
+    "Move what is committed."
+    for old, new in FILES.items():
+        if (ROOT / old).exists():
+            (ROOT / old).rename(ROOT / new)
+    for path in sorted(p for folder in ("results", "benchmarks", "fer_nb/weights") for p in (ROOT / folder).rglob("*")):
+        if path.suffix not in (".csv", ".json"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        if not re.search("|".join(map(re.escape, TABLES)), text):
+            continue
+        if path.suffix == ".csv":
+            new = table(text)
+        else:
+            indent = len(m[1]) if (m := re.search(r"\n( +)", text)) else None
+            new = json.dumps(tree(json.loads(text)), indent=indent, ensure_ascii=ascii(text) == text) + ("\n" if text.endswith("\n") else "")
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

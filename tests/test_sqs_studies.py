@@ -1,0 +1,331 @@
+"""SQSNet's tables and the bridge: protocols without a look at the report, resumable studies, tables that are the runs' figures."""
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import fer_nb.sqs_studies as rooms
+from fer_nb.core import ConfigError, DataError
+from fer_nb.data import FERData
+from fer_nb.models import HyFERConfig, SQSNet, SQSNetConfig, create_teacher
+from fer_nb.reconcile import read_paper
+from fer_nb.sqs import SQS, QuadLoader
+from fer_nb.sqs_studies import (ABLATION, ARCHITECTURES, BRIDGE, BRIDGE_ARMS, CONTROLS, LIGHT_ARCHITECTURES, PAPER_SQS,
+                                    PAPER_SQS_TABLE4, SQS_PRESETS, TABLE4_VALUES, Arm, SQSPreset, accuracy_table, bridge_study,
+                                    bridge_table, confusion_of, metrics_table, sqs_parts, sensitivity_arms,
+                                    sensitivity_table, significance_table, sqs_fit, sqs_study, study_arms)
+from fer_nb.synth import make_faces
+from fer_nb.train import CheckpointError, Recipe
+
+PAPERS = Path(__file__).resolve().parents[1] / "results/papers"
+PAIR = SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 32, 48, "residual", 2, {"output_stride": 8},
+                    {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 3})
+TOY = SQSPreset(PAIR, False, epochs=1, bs=16, lr=3e-3, recipe=Recipe("warm_restarts", restart_epochs=2), near_duplicates=False)
+SMALL = HyFERConfig(stem=8, blocks=((16, 2, 2), (24, 2, 2)), dim=32, depth=1, patch=1, proj=64, light=True, act="relu", input_size=48)
+STUDENT = replace(BRIDGE, student=SMALL, epochs=1, bs=16, views=1)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return make_faces(240, seed=0, size=48, splits=(.6, .2, .2), defects=None, balance="uniform")[0]
+
+
+def with_duplicates(ds):
+    "The first picture of each split is put into each other split too, as the last one there."
+    images, df = ds.array().copy(), ds.df
+    for source, target, at in (("train", "test", -1), ("valid", "test", -2), ("train", "valid", -1)):
+        a, b = np.flatnonzero(df.split == source)[0], np.flatnonzero(df.split == target)[at]
+        images[b] = images[a]
+    return FERData(df, images, ds.labels, ds.name)
+
+
+# ---------------------------------------------------------------- protocols
+
+@pytest.mark.parametrize("protocol,splits", [("rafdb", ["train", "test"]), ("ferplus", ["train", "valid", "test"]),
+                                             ("affectnet", ["train", "valid"])])
+def test_the_splits_say_which_protocol(faces, protocol, splits):
+    ds = faces.where(split=splits)
+    splits, named = sqs_parts(ds, TOY), sqs_parts(ds, TOY, protocol)
+    for a, b in ((splits.train, named.train), (splits.valid, named.select), (splits.test, named.report)):
+        assert a.df.id.tolist() == b.df.id.tolist()
+    assert set(splits.test.df.split) == {"valid" if protocol == "affectnet" else "test"}
+    assert (set(splits.valid.df.split) == {"valid"}) == (protocol == "ferplus")
+    assert set(splits.train.df.split) == {"train"} and (splits.everything is not None) == (protocol == "rafdb")
+    if protocol == "rafdb":
+        assert set(splits.everything.df.id) == set(splits.train.df.id) | set(splits.valid.df.id)
+
+
+@pytest.mark.parametrize("protocol", ["rafdb", "ferplus", "affectnet"])
+def test_a_picture_that_is_reported_selects_nowhere(faces, protocol):
+    splits = sqs_parts(with_duplicates(faces), TOY, protocol)
+    shown = {x.tobytes() for x in splits.test.array()}
+    assert not any(x.tobytes() in shown for x in splits.valid.array())
+    trained = {x.tobytes() for x in (splits.everything or splits.train).array()}
+    pictures = dict(zip(splits.test.df.id, splits.test.array()))
+    known = {i for i, x in pictures.items() if x.tobytes() in trained}
+    assert known <= splits.duplicates and splits.duplicates
+
+
+def test_more_seeds_have_the_same_images(faces):
+    one, two = (sqs_parts(faces, TOY, "affectnet") for _ in range(2))
+    assert one.select.df.id.tolist() == two.select.df.id.tolist()
+    assert one.select.df.id.tolist() != sqs_parts(faces, TOY, "affectnet", seed=1).select.df.id.tolist()
+
+
+def test_what_is_reported_changes_no_weight(faces):
+    "Reported images with other pixels and other labels: the same network, to the bit."
+    def fitted(ds):
+        return sqs_fit(sqs_parts(ds, TOY, "rafdb"), TOY, seed=1)[0].state_dict()
+
+    rng, images, df = np.random.default_rng(0), faces.array().copy(), faces.df.copy()
+    test = (df.split == "test").to_numpy()
+    images[test] = rng.integers(0, 256, images[test].shape, dtype=np.uint8)
+    df.loc[test, "label"] = rng.permutation(df.label[test].to_numpy())
+    a, b = fitted(faces), fitted(FERData(df, images, faces.labels, faces.name))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("drop,protocol,says", [("valid", "ferplus", "'valid'"), ("test", "rafdb", "'test'"), ("train", None, "'train'")])
+def test_a_missing_split_is_named(faces, drop, protocol, says):
+    with pytest.raises(DataError, match=says):
+        sqs_parts(faces.where(split=[s for s in ("train", "valid", "test") if s != drop]), TOY, protocol)
+
+
+# ---------------------------------------------------------------- arms
+
+def printed(name):
+    return read_paper(PAPERS / f"sqsnet-{name}.csv")
+
+
+def test_the_papers_figures_are_those_of_the_results_folder():
+    for number in (1, 2, 7):
+        wide = printed(f"table{number}").pivot(index="row", columns="column", values="value")
+        wide = wide.T.rename(columns=lambda c: c) if number == 7 else wide
+        for row, values in PAPER_SQS[number].items():
+            found = wide.rename(index=lambda c: c.removesuffix(" (%)"), columns=lambda c: c.removesuffix(" (%)")).loc[row, ["RAF-DB", "FERPlus", "AffectNet"]]
+            assert found.astype(float).tolist() == pytest.approx(list(values), nan_ok=True), row
+        assert len(PAPER_SQS[number]) == len(wide)
+
+
+def test_every_value_of_table_4_is_tried_once():
+    t4 = printed("table4")
+    names = dict(zip(t4.row.unique(), ("tau", "alpha", "beta", "gamma", "margin", "lam")))
+    tested = t4[t4.column == "values tested"].groupby("row").value.agg(tuple)
+    assert {names[row]: values for row, values in tested.items()} == TABLE4_VALUES
+    wide = t4[t4.column != "values tested"].pivot(index="row", columns="column", values="value")
+    columns = ["optimal", "lowest accuracy (%)", "highest accuracy (%)", "standard deviation (%)"]
+    assert {names[row]: tuple(wide.loc[row, columns]) for row in wide.index} == PAPER_SQS_TABLE4
+    arms = sensitivity_arms()
+    settings = [tuple(SQS(**arm.settings).config().items()) for arm in arms.values()]
+    assert len(set(settings)) == len(arms) == 22
+
+
+def test_the_rows_of_the_tables():
+    assert set(ARCHITECTURES) == set(PAPER_SQS[2]) and set(ABLATION) == set(PAPER_SQS[7])
+    assert study_arms("architectures", "light") == LIGHT_ARCHITECTURES and study_arms("architectures", "paper") == ARCHITECTURES
+    every = study_arms("all", "light")
+    assert set(every) == {*ABLATION, *CONTROLS, "fusion: cross", "fusion: concat", *sensitivity_arms(), *LIGHT_ARCHITECTURES}
+    assert set(study_arms("fusion", "paper")) == {"SQSNet", "fusion: residual", "fusion: concat"}  # its own is "cross"
+    assert len({rooms._slug(name) for name in every}) == len(every)  # no two share a file
+    assert SQS_PRESETS["paper"].recipe.schedule == "warm_restarts" and SQS_PRESETS["paper"].tta == "five"
+
+
+@pytest.mark.parametrize("name", ["EfficientNetB7", "Resnext50", "SeResnext50&ViT", "SeResnext50&Swin T"])
+def test_architectures_can_be_built(name):
+    arm = ARCHITECTURES[name]
+    with torch.device("meta"):
+        net = create_teacher(arm.network, 7, False, 224) if isinstance(arm.network, str) else SQSNet(7, arm.network)
+        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("arm", [*ABLATION.values(), *CONTROLS.values(), Arm(fusion="concat"), Arm(learnable=True, settings={"tau": 0.5}),
+                                 Arm("test_efficientnet", sqs=False)], ids=str)
+def test_every_kind_of_arm_trains(faces, arm, monkeypatch):
+    seen = []
+    real = rooms.fit_model
+    monkeypatch.setattr(rooms, "fit_model", lambda net, dls, *a, **k: (seen.append(type(dls.train) is QuadLoader), real(net, dls, *a, **k))[1])
+    net, history, log = sqs_fit(sqs_parts(faces, TOY), TOY, arm)
+    assert seen == [arm.sqs or arm.pairs] and (log is not None) == arm.sqs and len(history) == 1 and not net.training
+    assert getattr(net, "enhanced", None) is None and getattr(net, "quad_weights", None) is None
+    if arm.learnable:
+        assert log.tau[0] != 0.5 and log.tau[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_quads_need_a_feature_map(faces):
+    with pytest.raises(ConfigError, match="forward_features"):
+        sqs_fit(sqs_parts(faces, TOY), TOY, Arm("resnet18"))
+
+
+def test_the_second_fit_has_all_images_and_the_chosen_length(faces, monkeypatch):
+    calls, real = [], rooms.fit_model
+
+    def watched(net, dls, epochs, *args, **kwargs):
+        calls.append((set(dls.train.ds.df.id), epochs, kwargs["keep"], args[6] if len(args) > 6 else None))
+        history = real(net, dls, epochs, *args, **kwargs)
+        return history.assign(accuracy=[.1, .3, .2], valid_loss=1.0) if len(calls) == 1 else history
+
+    monkeypatch.setattr(rooms, "fit_model", watched)
+    splits = sqs_parts(faces, TOY, "rafdb")
+    sqs_fit(splits, replace(TOY, epochs=3, recipe=replace(TOY.recipe, patience=9)))
+    (first, n1, keep1, _), (second, n2, keep2, _) = calls
+    assert (n1, keep1, n2, keep2) == (3, "best", 2, "last")
+    assert first == set(splits.train.df.id) and second == set(splits.everything.df.id)
+
+
+# ---------------------------------------------------------------- studies
+
+def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
+    arms = {"SQSNet": Arm(), "w/o SQS": Arm(sqs=False)}
+    whole = sqs_study(faces, arms, TOY, (0, 1), tmp_path / "whole")
+    real, calls = rooms.sqs_fit, []
+
+    def broken(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(rooms, "sqs_fit", broken)
+    with pytest.raises(KeyboardInterrupt):
+        sqs_study(faces, arms, TOY, (0, 1), tmp_path / "broken")
+    monkeypatch.setattr(rooms, "sqs_fit", real)
+    said = []
+    again = sqs_study(faces, arms, TOY, (0, 1), tmp_path / "broken", say=said.append)
+    assert said[1:] == ["SQSNet, seed 1", "w/o SQS, seed 1"]
+    pd.testing.assert_frame_equal(again, whole, check_exact=False, rtol=1e-6)
+    assert not list((tmp_path / "broken").glob("**/*.ckpt")) or {p.name for p in (tmp_path / "broken").glob("**/*.ckpt")} == {"run.ckpt"}
+
+
+def test_another_study_in_the_folder_is_refused(faces, tmp_path):
+    sqs_study(faces, {"SQSNet": Arm()}, TOY, (0,), tmp_path)
+    with pytest.raises(CheckpointError, match="settings.wd"):
+        sqs_study(faces, {"SQSNet": Arm()}, replace(TOY, wd=0.5), (0,), tmp_path)
+    with pytest.raises(CheckpointError, match="protocol"):
+        sqs_study(faces, {"SQSNet": Arm()}, TOY, (0,), tmp_path, protocol="affectnet")
+    with pytest.raises(CheckpointError, match="data"):
+        sqs_study(faces.take(np.arange(230)), {"SQSNet": Arm()}, TOY, (0,), tmp_path)
+    with pytest.raises(DataError, match="setting is"):
+        sqs_study(faces, {"SQSNet": Arm(fusion="concat")}, TOY, (0,), tmp_path)
+
+
+@pytest.mark.parametrize("call,says", [(lambda ds: sqs_study(ds, "ablation", TOY, (), "never"), "0 seeds"),
+                                       (lambda ds: sqs_study(ds, {}, TOY, (0,), "never"), "0 arms"),
+                                       (lambda ds: sqs_study(ds, "table 9", TOY, (0,), "never"), "'table 9'"),
+                                       (lambda ds: sqs_study(ds, preset="huge", out="never"), "'huge'"),
+                                       (lambda ds: sqs_study(ds, preset=SQSPreset("huge"), out="never"), "variant 'huge'"),
+                                       (lambda ds: sqs_study(ds, preset=TOY, protocol="cv", out="never"), "'cv'"),
+                                       (lambda ds: bridge_study(ds, TOY, STUDENT, (), "never"), "no seeds")])
+def test_bad_input_is_named(faces, call, says):
+    with pytest.raises(ConfigError, match=says):
+        call(faces)
+    assert not Path("never").exists()
+
+
+# ---------------------------------------------------------------- tables
+
+def made_up(values, select=None):
+    "Runs from (dataset, arm, seed) -> accuracy."
+    rows = [{"dataset": d, "arm": a, "seed": s, "split": "test", "subset": "all", "tta": "none", "metric": "accuracy", "value": v, "n": 50}
+            for (d, a, s), v in values.items()]
+    rows += [{"dataset": d, "arm": a, "seed": s, "split": "select", "subset": "all", "tta": "none", "metric": "accuracy", "value": v, "n": 9}
+             for (d, a, s), v in (select or {}).items()]
+    return pd.DataFrame(rows)
+
+
+def test_accuracies_of_several_datasets_stand_beside_the_papers():
+    runs = made_up({("RAF-DB", "SQSNet", 0): .8, ("RAF-DB", "SQSNet", 1): .9, ("FERPlus", "SQSNet", 0): .7, ("RAF-DB", "mine", 0): .5})
+    table = accuracy_table(runs, 7)
+    assert table.loc["SQSNet"].tolist() == ["85.00 ± 7.07", "70.00", 91.90, 91.11, 67.15]
+    assert table.loc["mine", "RAF-DB"] == "50.00" and np.isnan(table.loc["mine", "paper: RAF-DB"])
+    assert list(accuracy_table(runs, 1).index) == [*PAPER_SQS[1], "mine"]
+    with pytest.raises(ConfigError, match="table=3"):
+        accuracy_table(runs, 3)
+    with pytest.raises(DataError, match="tta='five'"):
+        accuracy_table(runs, tta="five")
+
+
+def test_a_value_is_chosen_by_what_selects_not_by_what_is_reported():
+    names = ["SQSNet", *(f"tau = {v}" for v in (0.1, 0.5, 2.0))]
+    reported = {("RAF-DB", name, 0): v for name, v in zip(names, (.70, .74, .72, .71))}
+    select = {("RAF-DB", name, 0): v for name, v in zip(names, (.6, .5, .4, .65))}
+    row = sensitivity_table(made_up(reported, select)).loc["tau"]
+    assert row["values"] == "0.1, 0.5, 1.0, 2.0" and row.chosen == 2.0
+    assert row[["lowest (%)", "highest (%)"]].tolist() == pytest.approx([70, 74])
+    assert row.sd == pytest.approx(np.std([70, 74, 72, 71], ddof=1)) and row["paper: sd"] == 0.68
+    with pytest.raises(DataError, match="2 datasets"):
+        sensitivity_table(made_up(reported | {("FERPlus", "SQSNet", 0): .5}, select))
+
+
+def test_differences_are_paired_by_seed():
+    rng = np.random.default_rng(0)
+    lucky = rng.normal(0, .1, 5)
+    runs = made_up({("RAF-DB", a, s): .5 + lucky[s] + .02 * (a == "SQSNet") + rng.normal(0, 1e-4) for a in ("SQSNet", "w/o SQS", "w/o CNN")
+                    for s in range(5)})
+    table = significance_table(runs.sample(frac=1, random_state=0)).set_index("rival")
+    assert table.difference.tolist() == pytest.approx([2, 2], abs=.05) and (table.p_holm < .001).all() and (table.seeds == 5).all()
+    assert (table.p_holm >= table.p).all()
+    with pytest.raises(ConfigError, match="'mine' and a rival"):
+        significance_table(runs, "mine")
+
+
+def test_tables_are_the_figures_of_the_runs(faces, tmp_path):
+    runs = sqs_study(faces, {"SQSNet": Arm()}, TOY, (0, 1), tmp_path)
+    assert set(runs.tta) == {"none", "five"} and set(runs.dataset) == {faces.name}
+    one = runs[(runs.tta == "five") & (runs.split == "test") & (runs.subset == "all")]
+    row = metrics_table(runs, "five").loc[(faces.name, "SQSNet")]
+    for metric, name in {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted-F1", "balanced_accuracy": "Balanced Acc"}.items():
+        v = 100 * one[one.metric == metric].value
+        assert row[name] == f"{v.mean():.2f} ± {v.std():.2f}"
+    each = 100 * one[one.metric.str.startswith("f1:")].groupby("metric").value.mean()
+    assert row["Per-Class F1 Range"] == f"{each.min():.1f}–{each.max():.1f}" and len(each) == 7
+    cells = confusion_of(runs, faces.name, tta="five")
+    assert list(cells.index) == list(cells.columns) == list(faces.labels)
+    counts = faces.where(split="test").df.label.value_counts()
+    assert (cells.sum(axis=1) == 2 * counts.reindex(cells.index)).all()
+    assert np.trace(cells) / cells.to_numpy().sum() == pytest.approx(one[one.metric == "accuracy"].value.mean())
+    epochs = pd.read_csv(tmp_path / "sqsnet-0.epochs.csv")
+    selected = runs[(runs.split == "select") & (runs.seed == 0)].value.item()
+    assert selected == pytest.approx(epochs.accuracy.max())
+    with pytest.raises(DataError, match="'w/o CNN'"):
+        confusion_of(runs, faces.name, "w/o CNN")
+
+
+# ---------------------------------------------------------------- the bridge
+
+def test_the_bridge_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
+    whole = bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "whole")
+    real, n = rooms._bridge_student, []
+
+    def broken(*args, **kwargs):
+        n.append(1)
+        if len(n) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(rooms, "_bridge_student", broken)
+    with pytest.raises(KeyboardInterrupt):
+        bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "broken")
+    monkeypatch.setattr(rooms, "_bridge_student", real)
+    said = []
+    again = bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "broken", say=said.append)
+    assert said == [f"{arm}, seed 0" for arm in list(BRIDGE_ARMS)[3:]]
+    pd.testing.assert_frame_equal(again, whole, check_exact=False, rtol=1e-6)
+    assert set(whole.arm) == {*BRIDGE_ARMS, "teacher SQSNet", "teacher w/o SQS"}
+    assert list(bridge_table(whole).columns) == ["accuracy (%)"]  # one seed: nothing to pair
+    with pytest.raises(CheckpointError, match="epochs"):
+        bridge_study(faces, TOY, replace(STUDENT, epochs=2), (0,), tmp_path / "whole")
+
+
+def test_what_the_bridge_says_is_paired_and_corrected():
+    rng = np.random.default_rng(1)
+    lucky = rng.normal(0, .1, 5)
+    gain = dict(zip(BRIDGE_ARMS, (0, .01, .02, .03, 0)))
+    runs = made_up({("FERPlus", a, s): .5 + lucky[s] + g + rng.normal(0, 1e-4) for a, g in gain.items() for s in range(5)}
+                   | {("FERPlus", "teacher SQSNet", 0): .8})
+    table = bridge_table(runs)
+    assert table.difference.drop(["HyFER", "teacher SQSNet"]).tolist() == pytest.approx([1, 2, 3, 0], abs=.05)
+    assert np.isnan(table.loc["HyFER", "p"]) and table.loc["teacher SQSNet", "accuracy (%)"] == "80.00"
+    assert (table.p_holm.dropna() >= table.p.dropna()).all() and table.loc["taught by SQSNet", "p_holm"] < .001
