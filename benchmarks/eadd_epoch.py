@@ -75,7 +75,7 @@ def main() -> None:
     dls, ends = loaders(ds, options.bs), {}
     kept = teacher_logits(teacher, dls.train, dls.valid)
     contestants = {name: partial(epoch, ds, options, teachers, ends, name) for name, teachers in (
-        ("plain epoch", []), ("EADD, kept logits", [kept]), ("EADD, teacher asked on every batch", [teacher]))}
+        ("plain epoch", []), ("EADD, cached logits", [kept]), ("EADD, teacher asked on every batch", [teacher]))}
     contestants[f"keeping the logits of {VIEWS} views, once"] = partial(keep, teacher, ds, options.bs)
     times = take_turns(contestants, options.repeats)
     plain, cached, online = list(contestants)[:3]
@@ -89,7 +89,7 @@ def main() -> None:
     settings = {"data": ds.name, "images": len(ds), "batch size": options.bs, "student": f"HyFER {options.student}, grey, 48 px",
                 "teacher": f"{options.teacher}, {options.side} px", "views": VIEWS, "repeats": options.repeats,
                 "bytes kept": kept.train.nbytes + kept.valid.nbytes,
-                "kept logits off by, relative to the largest": float(f"{off:.2g}"),
+                "cached logits off by, relative to the largest": float(f"{off:.2g}"),
                 "largest difference of a weight after the epoch": float(f"{apart:.2g}")}
     report(times, {name: plain for name in contestants if name != plain}, settings, options.out)
 

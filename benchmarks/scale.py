@@ -126,10 +126,10 @@ def teachers(n: int) -> Callable:
 TASKS = {  # what is timed: how it is made ready, what grows, sizes
     "exact duplicates": (exact, "images", IMAGES), "near duplicates": (near, "images", IMAGES[:4]), "FER2013's CSV": (csv, "images", IMAGES),
     "JPEG files": (files, "images", [500, 1_000, 2_000, 4_000]), "one epoch of a loader": (epoch, "images", IMAGES),
-    "kept logits, one view": (kept_logits, "images", IMAGES), "metrics": (metrics, "images", [10_000, 40_000, 160_000, 640_000]),
+    "cached logits, one view": (kept_logits, "images", IMAGES), "metrics": (metrics, "images", [10_000, 40_000, 160_000, 640_000]),
     "bootstrap, 50 resamples": (bootstrap, "images", [4_000, 8_000, 16_000, 32_000]), "folds": (split, "images", IMAGES),
     "metrics of 32,000 images": (lambda c: metrics(32_000, c), "classes", [7, 14, 28, 56]),
-    "kept logits of 4,000 images": (lambda v: kept_logits(4_000, v), "views", [1, 2, 4, 8]),
+    "cached logits of 4,000 images": (lambda v: kept_logits(4_000, v), "views", [1, 2, 4, 8]),
     "EADD, 96 steps of 128": (teachers, "teachers", [1, 2, 4, 8]), "folds of 8,000 images": (lambda k: split(8_000, k), "folds", [2, 5, 10, 20]),
 }
 

@@ -35,25 +35,27 @@ DERIVED = ("nbs/*.ipynb", "nbs/**/*.ipynb", "fer_nb/*.py", "fer_nb/**/*.py", "nb
 
 @dataclass(frozen=True)
 class Room:
-    "One row of the table of floors in docs/design.md."
+    "One row of the table of rooms in docs/design.md."
 
-    floor: int             # imports go to strictly lower floors
     notebook: str          # such as `00_core`
     module: str            # such as `core`
     shelf: str             # the section of the sidebar
-    also: tuple[str, ...]  # modules it may import although they are not on a lower floor
+
+    @property
+    def number(self) -> int:  # imports go to lower numbers
+        "The number of its notebook."
+        return int(self.notebook[:2])
 
 
 def rooms(
     root: Path = ROOT,  # the project
 ) -> list[Room]:        # in the order of the table
-    "Read the table of floors of docs/design.md."
+    "Read the table of rooms of docs/design.md."
     rows = [[c.strip() for c in line.strip().strip("|").split("|")]
             for line in (root / "docs/design.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    found = [Room(int(r[0]), r[1].strip("`"), r[2].strip("`"), r[3], tuple(re.findall(r"`(\w+)`", r[5])))
-             for r in rows if len(r) == 6 and r[0].isdigit()]
+    found = [Room(r[0].strip("`"), r[1].strip("`"), r[2]) for r in rows if len(r) == 4 and re.match(r"`\d\d_", r[0])]
     if not found:
-        raise SystemExit("docs/design.md: no table of floors (six columns, the first a number)")
+        raise SystemExit("docs/design.md: no table of rooms (four columns, the first a notebook)")
     return found
 
 
@@ -115,7 +117,7 @@ def python(
 def sidebar(
     root: Path = ROOT,  # the project
 ) -> str:               # the text of nbs/sidebar.yml
-    "Sort the notebooks on their shelves: the table of floors decides, else the first digit of the number."
+    "Sort the notebooks on their shelves: the table of rooms decides, else the first digit of the number."
     shelf_of = {r.notebook: r.shelf for r in rooms(root)}
     shelves: dict[str, list[str]] = {s: [] for s in SHELVES}
     for nb in notebooks(root):

@@ -36,9 +36,13 @@ NAMES = {  # public names of code
 TABLES = {  # columns, values and keys of tables and sidecars
     "without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training", "near_twins": "near_duplicates",
     "reported with a twin in training as it came": "reported with a duplicate in training as it came",
-    "accuracy without twins": "accuracy without duplicates", "twins": "duplicates"}
+    "accuracy without twins": "accuracy without duplicates", "twins": "duplicates", "kept logits, one view": "cached logits, one view",
+    "kept logits of 4,000 images": "cached logits of 4,000 images", "EADD, kept logits": "EADD, cached logits",
+    "kept logits off by, relative to the largest": "cached logits off by, relative to the largest"}
 
-FILES = {"results/fer2013-twins": "results/fer2013-duplicates"}
+KEYS = {"earlier": "born_again", "answers": "cached_views"}  # of settings, in cards and config.json
+VALUES = {("answers", "view"): "each"}                       # of one setting
+
 
 
 def moved(
@@ -53,7 +57,7 @@ def tree(
 ) -> object:        # the same with new words
     "Keys and words of a JSON file, at every depth."
     if isinstance(value, dict):
-        return {moved(k): tree(v) for k, v in value.items()}
+        return {KEYS.get(k, moved(k)): VALUES.get((k, v), tree(v)) if isinstance(v, str) else tree(v) for k, v in value.items()}
     if isinstance(value, list):
         return [tree(v) for v in value]
     return moved(value) if isinstance(value, str) else value
@@ -71,14 +75,11 @@ def table(
 
 def main() -> None:
     "Move what is committed."
-    for old, new in FILES.items():
-        if (ROOT / old).exists():
-            (ROOT / old).rename(ROOT / new)
     for path in sorted(p for folder in ("results", "benchmarks", "fer_nb/weights") for p in (ROOT / folder).rglob("*")):
         if path.suffix not in (".csv", ".json"):
             continue
         text = path.read_text(encoding="utf-8")
-        if not re.search("|".join(map(re.escape, TABLES)), text):
+        if not re.search("|".join(map(re.escape, [*TABLES, *KEYS])), text):
             continue
         if path.suffix == ".csv":
             new = table(text)

@@ -252,22 +252,22 @@ def imported(
                 yield from [node.module] if node.module else [a.name for a in node.names]
 
 
-def floors(
+def order(
     nb: Notebook,               # to look at
-    rooms: Iterable,            # the rows of the table of floors
+    rooms: Iterable,            # the rows of the table of rooms
 ) -> Iterator[str]:             # problems
-    "Imports go to lower floors only, and never to the notebook's own module: that would be a second copy of each class."
+    "Imports go to lower numbers only, and never to the notebook's own module: that would be a second copy of each class."
     by_module = {r.module: r for r in rooms}
     here = by_module.get(nb.module or "")
     if nb.numbered and nb.module and (here is None or here.notebook != nb.path.stem):
-        yield f"{nb.path.stem} is not in the table of floors of docs/design.md"
+        yield f"{nb.path.stem} is not in the table of rooms of docs/design.md"
     for c in nb.cells:
         for name in sorted(set(imported(c.tree()) if c.kind == "code" else [])):
             there = by_module.get(name.split(".")[0])
             if nb.module and name == nb.module:
                 yield f"cell {c.n}: imports its own module"
-            elif here and there and there.floor >= here.floor and name not in here.also:
-                yield f"cell {c.n}: {here.module} (floor {here.floor}) imports {name} (floor {there.floor})"
+            elif here and there and there.number >= here.number:
+                yield f"cell {c.n}: {here.notebook} imports {there.notebook}"
 
 
 def named_filter(

@@ -40,7 +40,7 @@ def test_notebook(nb: gates.Notebook, gate: Callable) -> None:
 
 
 def test_imports_flow_down(nb: gates.Notebook) -> None:
-    refuse(gates.floors(nb, ROOMS), f"nbs/{nb.path}")
+    refuse(gates.order(nb, ROOMS), f"nbs/{nb.path}")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -50,15 +50,15 @@ def test_module(name: str, gate: Callable) -> None:
 
 
 def test_every_room_is_built() -> None:
-    refuse((f"nbs/{r.notebook}.ipynb is in the table of floors but not there" for r in ROOMS
+    refuse((f"nbs/{r.notebook}.ipynb is in the table of rooms but not there" for r in ROOMS
             if not (ROOT / f"nbs/{r.notebook}.ipynb").exists()), "docs/design.md")
 
 
-def test_table_of_floors() -> None:
-    assert len({r.notebook for r in ROOMS}) == len({r.module for r in ROOMS}) == len(ROOMS)
+def test_table_of_rooms() -> None:
+    assert len({r.number for r in ROOMS}) == len({r.module for r in ROOMS}) == len(ROOMS)
+    assert [r.number for r in ROOMS] == sorted(r.number for r in ROOMS)
     for r in ROOMS:
         assert r.notebook.split("_", 1)[1] == r.module and r.shelf in build.SHELVES, r
-        assert set(r.also) <= {o.module for o in ROOMS if o.floor == r.floor}, f"{r.module}: exceptions stay on the same floor"
 
 
 def test_left_out_cells_stay_few() -> None:
@@ -212,21 +212,21 @@ PLANTED = {
     "work on import": (gates.pure_cells, put(5, source="#| export\nprint('hello')")),
     "star in a cell": (gates.pure_cells, put(2, source="#| export\nfrom fastai.vision.all import *")),
     "path in a cell": (gates.sources, put(6, source="read('/" + "root/data.csv')")),
-    "own module": (gates.floors, put(6, source="from fer_nb.data import twice")),
-    "upward": (gates.floors, put(2, source="#| export\nfrom fer_nb.audit import audit")),
-    "sideways": (gates.floors, put(6, source="import fer_nb.attacks as a")),
-    "in a function": (gates.floors, put(5, source="#| export\ndef f():\n    from fer_nb import train")),
-    "not in the table": (gates.floors, put(0, source="#| default_exp attic")),
+    "own module": (gates.order, put(6, source="from fer_nb.data import twice")),
+    "upward": (gates.order, put(2, source="#| export\nfrom fer_nb.audit import audit")),
+    "sideways": (gates.order, put(6, source="import fer_nb.attacks as a")),
+    "in a function": (gates.order, put(5, source="#| export\ndef f():\n    from fer_nb import train")),
+    "not in the table": (gates.order, put(0, source="#| default_exp attic")),
 }
 
 
 def found(gate: Callable, data: dict) -> list[str]:
     "What a gate says about a notebook."
     toy = gates.notebook(data, "04_data.ipynb")
-    return list(gate(toy, ROOMS) if gate is gates.floors else gate(toy))
+    return list(gate(toy, ROOMS) if gate is gates.order else gate(toy))
 
 
-@pytest.mark.parametrize("gate", [*gates.EVERY_NOTEBOOK, gates.floors], ids=lambda g: g.__name__)
+@pytest.mark.parametrize("gate", [*gates.EVERY_NOTEBOOK, gates.order], ids=lambda g: g.__name__)
 def test_good_notebook_passes(gate: Callable) -> None:
     assert found(gate, GOOD) == []
 
@@ -240,7 +240,7 @@ def test_planted_fault_is_found(fault: str) -> None:
 
 
 def test_every_gate_has_a_planted_fault() -> None:
-    assert {g for g, _ in PLANTED.values()} == {*gates.EVERY_NOTEBOOK, gates.floors}
+    assert {g for g, _ in PLANTED.values()} == {*gates.EVERY_NOTEBOOK, gates.order}
 
 
 def test_good_module_passes() -> None:
