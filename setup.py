@@ -42,7 +42,7 @@ setup(
         "Framework :: Jupyter",
     ],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["weights/*"]},
+    package_data={cfg["lib_path"]: ["weights/*", "assets/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=requirements("requirements"),
     extras_require=extras,

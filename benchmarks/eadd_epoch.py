@@ -13,7 +13,8 @@ from stopwatch import Stopwatch
 from torch import nn
 
 from fer_nb.data import FERData
-from fer_nb.distill import EADD, TeacherLogits, teacher_logits
+from fer_nb.distill import EADD
+from fer_nb.teachers import CachedLogits, teacher_logits
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, Teacher, create_teacher
 
@@ -32,7 +33,7 @@ def loaders(
 def epoch(
     ds: FERData,                           # images
     options: object,                       # student, batch size
-    teachers: list[nn.Module | TeacherLogits],  # for EADD; none: a plain epoch
+    teachers: list[nn.Module | CachedLogits],  # for EADD; none: a plain epoch
     ends: dict[str, list],                 # gets the trained weights
     name: str,                             # under this name
 ) -> float:                                # seconds

@@ -13,7 +13,7 @@ from common import HERE, fer2013, machine
 from fer_nb.export import efficiency, quantize, to_onnx
 from fer_nb.models import HYFER, HyFER, create_teacher, load_hyfer
 
-TEACHERS = {"efficientnet_lite0": 96, "efficientnet_lite1": 96, "efficientnet_lite2": 80, "mobilenet_vggface2": 128}  # px that a small budget allows
+TEACHERS = {"efficientnet_lite0": 96, "efficientnet_lite1": 96, "efficientnet_lite2": 80}  # px that a small budget allows
 MOBILE = ("tf_efficientnet_lite0", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small",
           "mobilevit_xxs", "mobilevit_s")
 

@@ -19,7 +19,7 @@ from skimage.data import astronaut, coffee  # noqa: E402
 
 from fer_nb.faces import FaceFinder, FaceRefiner, face_square  # noqa: E402
 from fer_nb.models import HyFER, weights_digest  # noqa: E402
-from fer_nb.predict import Recogniser, as_image, read_network  # noqa: E402
+from fer_nb.predict import Network, Recogniser, as_image  # noqa: E402
 
 SHARES = (.05, .0625, .09, .125, .18, .25, .35)       # side of the face's box in longer sides of the picture
 SMALLEST = (.25, .125, .0625)                 # settings of the finder
@@ -102,9 +102,9 @@ def main() -> None:
                 "network, a face of 32": lambda: cpu(lambda: recognise.network(crops * 32), 2)() / 32,
                 "photo file to emotions, from 1/4": cpu(lambda: portrait(path)),
                 "photo file to emotions, from 1/8": cpu(lambda: recognise(path)),
-                "photo file to emotions, from 1/8, 16 together": lambda: cpu(lambda: recognise.many([path] * 16), 1)() / 16}
+                "photo file to emotions, from 1/8, 16 together": lambda: cpu(lambda: recognise.batch([path] * 16), 1)() / 16}
         if onnx := os.environ.get("FER_NB_ONNX"):
-            network = read_network(onnx)
+            network = Network.read(onnx)
             work |= {"ONNX, one face": cpu(lambda: network(crops)), "ONNX, a face of 32": lambda: cpu(lambda: network(crops * 32), 2)() / 32}
         times = take_turns(work, args.repeats)
         times["import"] = [imported() for _ in range(args.repeats)]

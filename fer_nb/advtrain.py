@@ -7,10 +7,8 @@ __all__ = ['ramp', 'AdversarialTraining']
 
 # %% ../nbs/34_advtrain.ipynb #b0f08d65
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -18,26 +16,12 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from torch import nn
+from fastcore.basics import patch
 
-from .attacks import _check_eps, _check_setting, _rows, deepfool, fgsm, pgd
-from .core import ConfigError, ImageError, hash_uniform
+from .attacks import check_eps, deepfool, fgsm, pgd
+from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
+from .evaluate import eval_mode
 from .launch import gather
-
-# %% ../nbs/34_advtrain.ipynb #4c9fa7d6
-@contextmanager
-def _evaluating(
-    model: nn.Module,  # any model, with its parts in any mode
-) -> Iterator[None]:
-    "Evaluation mode for the duration of a `with` block; each part then returns to the mode it had."
-    training = [m for m in model.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
 
 # %% ../nbs/34_advtrain.ipynb #9b3d0283
 def _batch_generator(
@@ -48,17 +32,6 @@ def _batch_generator(
     "A CPU generator that depends on the three numbers alone."
     return torch.Generator().manual_seed(int(hash_uniform(seed, [epoch], [batch])[0] * 2**53))
 
-
-def _draw_rows(
-    n: int,                       # images in the batch
-    ratio: float,                 # share of rows, rounded to the nearest number of rows
-    generator: torch.Generator,
-) -> torch.Tensor:                # bool (n,), True for the rows to attack
-    "A random choice of rows."
-    mask = torch.zeros(n, dtype=torch.bool)
-    mask[torch.randperm(n, generator=generator)[:int(ratio * n + 0.5)]] = True
-    return mask
-
 # %% ../nbs/34_advtrain.ipynb #46e02e56
 def ramp(
     epochs: float,         # epochs done, with a fraction
@@ -67,50 +40,17 @@ def ramp(
     "A linear ramp from 0 to 1 over `warmup_epochs`, then 1."
     return min(1.0, epochs / warmup_epochs) if warmup_epochs > 0 else 1.0
 
-# %% ../nbs/34_advtrain.ipynb #e10a7724
-def _make_attack(
-    attack: str | Callable,  # "fgsm", "pgd", "deepfool" or a function
-    eps: float,              # budget now
-    alpha: float | None,     # step length now
-    steps: int,              # of PGD and DeepFool
-    random_start: bool,      # of FGSM and PGD
-    generator: torch.Generator,
-) -> Callable:               # (model, x, y) -> adversarial images
-    "The attack with its settings filled in."
-    ball = dict(eps=eps, alpha=alpha, random_start=random_start, generator=generator)
-    if attack == "fgsm":
-        return partial(fgsm, **ball)
-    if attack == "pgd":
-        return partial(pgd, steps=steps, **ball)
-    if attack == "deepfool":
-        return partial(deepfool, steps=steps)
-    return partial(attack, eps=eps, generator=generator)
-
-
-def _check_result(
-    adv: torch.Tensor,  # what an attack returned
-    x: torch.Tensor,    # what it was given (B, C, H, W)
-    name: str,          # of the attack
-) -> torch.Tensor:      # adv, detached
-    "Raise `ImageError` unless `adv` has the shape of `x` and lies in [0, 1]."
-    if not isinstance(adv, torch.Tensor) or adv.shape != x.shape:
-        got = tuple(adv.shape) if isinstance(adv, torch.Tensor) else type(adv).__name__
-        raise ImageError(f"attack {name!r} returned {got}; expected {tuple(x.shape)}")
-    if not ((adv >= 0) & (adv <= 1)).all():
-        raise ImageError(f"attack {name!r} returned values outside [0, 1] or NaN")
-    return adv.detach()
-
 # %% ../nbs/34_advtrain.ipynb #03f7a770
 def _disagreement(
     clean: torch.Tensor,  # logits of the clean images (B, K)
     adv: torch.Tensor,    # logits of the same images, attacked (B, K)
 ) -> torch.Tensor:        # scalar, mean over the images
-    "KL divergence from the clean answers to the attacked ones."
+    "KL divergence from the clean predictions to the attacked ones, the term of TRADES."
     return F.kl_div(adv.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
 
 # %% ../nbs/34_advtrain.ipynb #40f31d18
 def _collapsed(
-    past_fgsm: list[float],  # accuracies under FGSM at the end of the epochs that were kept
+    past_fgsm: list[float],  # accuracies under FGSM at the end of the epochs that were not rolled back
     past_pgd: list[float],   # the same under PGD
     fgsm: float,             # now
     pgd: float,              # now
@@ -120,6 +60,11 @@ def _collapsed(
     return bool(past_pgd) and pgd < share * max(past_pgd) and fgsm >= past_fgsm[-1]
 
 # %% ../nbs/34_advtrain.ipynb #018dd828
+_KINDS = ("fgsm", "pgd", "deepfool")
+_COLUMNS = ["epoch", "attack", "eps", "steps", "images", "loss", "accuracy"]
+_GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note"]
+
+
 class AdversarialTraining(Callback):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
     order, run_valid = MixedPrecision.order - 1, False
@@ -127,7 +72,7 @@ class AdversarialTraining(Callback):
     def __init__(
         self,
         attack: str | Callable | tuple = "fgsm",  # "fgsm", "pgd", "deepfool", a function, or a tuple to mix
-        eps: float | Callable[[float], float] = 4/255,  # L-infinity budget of FGSM and PGD, or a schedule of it
+        eps: float | Callable[[float], float] = 4/255,  # L-infinity budget of FGSM and PGD, or its schedule
         alpha: float | None = None,        # step length at the full eps; the default of the attack if None
         steps: int = 7,                    # of PGD and DeepFool; FGSM takes one
         ratio: float = 0.5,                # share of the batch that is attacked, 0 to 1
@@ -136,7 +81,7 @@ class AdversarialTraining(Callback):
         weights: tuple | None = None,      # of a mixture, one number per attack; equal if None
         seed: int = 0,                     # of the rows, the mixture and the random starts
         trades: float = 0.0,               # β of TRADES; 0: attacked images replace clean ones
-        guard: int | None = None,          # steps of the PGD that looks for a collapse; 0: none; None: 10 with "fgsm"
+        guard: int | None = None,          # PGD steps that detect a collapse; 0: off; None: 10 with "fgsm"
         collapse: float = 0.5,             # robust accuracy below this share of its best is a collapse
     ):
         self.attacks = tuple(attack) if isinstance(attack, (tuple, list)) else (attack,)
@@ -145,165 +90,125 @@ class AdversarialTraining(Callback):
         self.random_start, self.warmup_epochs, self.seed = random_start, warmup_epochs, seed
         self.trades, self.collapse = trades, collapse
         self.guard = (10 if "fgsm" in self.attacks else 0) if guard is None else guard
-        _check_settings(self)
+        self._check()
 
     @property
-    def kinds(self) -> tuple:  # names of the attacks
-        "The names of the attacks, in the order given."
-        return tuple(_name(a) for a in self.attacks)
+    def kinds(self) -> tuple[str, ...]:  # in the order given
+        "The names of the attacks, as they are logged."
+        return tuple(a if isinstance(a, str) else getattr(a, "__name__", type(a).__name__)
+                     for a in self.attacks)
 
-    def config(self) -> dict:  # plain values only, ready for JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
+    def config(self) -> dict:  # plain values, ready for JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
         "The settings, for the record of a run."
-        keys = ("alpha", "steps", "ratio", "random_start", "warmup_epochs", "seed", "trades", "guard", "collapse")
-        eps = _eps_values(self.eps)
-        return {"kind": list(self.kinds), "weights": list(self.weights), "eps": eps if callable(self.eps) else eps[0],
+        keys = ("alpha", "steps", "ratio", "random_start", "warmup_epochs", "seed", "trades", "guard",
+                "collapse")
+        eps = self._budgets() if callable(self.eps) else self.eps
+        return {"kind": list(self.kinds), "weights": list(self.weights), "eps": eps,
                 **{k: getattr(self, k) for k in keys}}
 
-    def before_fit(self):
-        "Drop what a fit that crashed may have left. fastai calls this before `validate` and `get_preds` too."
-        self.learn.clean_xb, self.learn.adv_mask, self.new_fit = None, None, True
-        self.adv_rows, self.adv_pred = None, None
-
-    def before_train(self):
-        "Start the sums of this epoch, and the logs if this is the first epoch of a fit."
-        if self.new_fit:
-            self.learn.adv_log, self.learn.guard_log = pd.DataFrame(columns=_COLUMNS), pd.DataFrame(columns=_GUARD)
-            self.watched, self.new_fit = None, False
-        self.sums = {}
-        self.good = copy.deepcopy([part.state_dict() for part in self._parts()]) if self.guard else None
-
-    def before_batch(self):
-        "Attack some rows of the batch, against the student as it is now."
-        self.learn.clean_xb = self.xb
-        x, y = _images_and_labels(self.xb, self.yb)
-        if self.guard and self.watched is None:
-            self.watched = tuple(torch.cat(parts) for parts in zip(*gather((x.cpu(), y.cpu()))))
-        g, (start, size) = _batch_generator(self.seed, self.epoch, self.iter), _place(self.dl, len(x))
-        rows = _draw_rows(size, self.ratio, g)
-        mine = rows[start:start + len(x)]
-        self.learn.adv_mask, self.weight = mine.to(x.device), int(mine.sum()) * size / max(1, int(rows.sum()) * len(x))
-        which = int(torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), 1, generator=g))
-        torch.rand(int(rows[:start].sum()), *x.shape[1:], dtype=x.dtype, generator=g)  # the random starts of other processes
-        self._set_budget()
-        self.now = self.kinds[which]
-        if not self.adv_mask.any():
-            return
-        rows = self.adv_mask.nonzero().flatten()
-        adv = self._craft(_rows(x, rows), y[rows], self.attacks[which], g)
-        if self.trades:
-            self.adv_rows = adv
-        else:
-            self.learn.xb = (x.index_copy(0, rows, adv),)
-
-    def _set_budget(self):
-        "The budget and the step length of this batch."
-        share = ramp(self.epoch + (self.iter + 1) / self.n_iter, self.warmup_epochs)
-        self.eps_now = share * (self.eps(self.learn.pct_train) if callable(self.eps) else self.eps)
-        self.alpha_now = None if self.alpha is None else self.alpha * share
-
-    def _craft(self, x, y, attack, g):
-        "The attacked version of `x`; TRADES climbs away from the model's own clean answer."
-        craft = _make_attack(attack, self.eps_now, self.alpha_now, self.steps, self.random_start, g)
-        with _evaluating(self.model):
-            if self.trades and attack in ("fgsm", "pgd"):
-                with torch.no_grad():
-                    y = self.model(x).float().softmax(1)
-            return _check_result(craft(self.model, x, y), x, self.now)
-
-    def after_pred(self):
-        "Add up loss and hits of the rows, from the predictions that training makes anyway."
-        z, y, mask = _first(self.pred), self.yb[0].as_subclass(torch.Tensor), self.adv_mask
-        if self.adv_rows is None:
-            parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
-        else:
-            self.adv_pred = _first(self.model(self.adv_rows))
-            parts = (self.now, self.adv_pred, y[mask]), ("clean", z, y)
-        for kind, z, y in parts:
-            z = z.detach().float()
-            loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()
-            self.sums[kind] = self.sums.get(kind, 0) + torch.stack([loss.new_tensor(len(y)), loss, hits]).double()
-
-    def before_backward(self):
-        "TRADES: the attacked rows shall agree with the clean ones, whatever else the loss has become by now."
-        if self.adv_pred is not None:
-            clean, adv = _first(self.pred)[self.adv_mask], self.adv_pred
-            self.learn.loss_grad = self.loss_grad + self.trades * self.weight * _disagreement(clean.float(), adv.float())
-            self.learn.loss = self.learn.loss_grad.detach().clone()
-
-    def after_batch(self):
-        "Let go of the batch, also of a cancelled one."
-        self.learn.clean_xb, self.learn.adv_mask = None, None
-        self.adv_rows, self.adv_pred = None, None
-
-    def after_train(self):
-        "Write the sums of the epoch into `learn.adv_log`, and let the guard look."
-        every = gather({kind: sums.cpu() for kind, sums in self.sums.items()})
-        sums = {kind: sum(one[kind] for one in every if kind in one) for kind in {k: None for one in every for k in one}}
-        rows = [_log_row(self, kind, *values.tolist()) for kind, values in sums.items() if values[0] > 0]
-        self.learn.adv_log = _appended(self.adv_log, rows)
-        if self.guard and self.watched is not None:
-            self._look()
-
-    def _parts(self) -> list:  # each with state_dict and load_state_dict
-        "What a roll-back puts back: model, optimiser, and callbacks that `follows_weights` marks, such as an average."
-        return [self.model, self.opt, *(cb for cb in self.learn.cbs if getattr(type(cb), "follows_weights", False))]
-
-    def _look(self):
-        "Measure the watched batch; after a collapse go back to the weights at the start of the epoch."
-        fast, slow = np.mean(gather(self._probe()), axis=0).tolist()
-        past = self.guard_log[~self.guard_log.rolled_back.astype(bool)]
-        bad = _collapsed(past.fgsm.tolist(), past.pgd.tolist(), fast, slow, self.collapse)
-        if bad:
-            for part, state in zip(self._parts(), self.good):
-                part.load_state_dict(state)
-        shallow = "withstands a single step only: a smaller eps or more steps" if slow < self.collapse * fast else ""
-        note = f"collapsed: back to the weights of epoch {past.epoch.iloc[-1]}" if bad else shallow
-        row = [self.epoch, max(_eps_values(self.eps)), self.guard, len(self.watched[0]), fast, slow, bad, note]
-        self.learn.guard_log, self.good = _appended(self.guard_log, [row]), None
-
-    def _probe(self) -> tuple[float, float]:  # accuracies under FGSM and PGD
-        "The accuracy of the watched batch under a single step, as in training, and under many."
-        x, y = (t.to(self.dls.device) for t in self.watched)
-        ball = dict(eps=max(_eps_values(self.eps)), generator=_batch_generator(self.seed, 0, 0))
-        with _evaluating(self.model):
-            found = (fgsm(self.model, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
-                     pgd(self.model, x, y, steps=self.guard, **ball))
-            with torch.no_grad():
-                return tuple((_first(self.model(a)).argmax(1) == y).float().mean().item() for a in found)
-
-    def state_dict(self) -> dict[str, object]:  # plain values and the watched batch
-        "The logs so far, for a checkpoint."
-        if self.new_fit:
-            return {"log": None}
-        return {"log": self.learn.adv_log.to_dict("list"), "guard": self.learn.guard_log.to_dict("list"),
-                "watched": self.watched}
-
-    def load_state_dict(
-        self,
-        state: dict[str, object],  # from `state_dict`
-    ) -> None:
-        "Go on with the logs of an interrupted fit."
-        if state["log"] is not None:
-            self.learn.adv_log, self.new_fit = pd.DataFrame(state["log"], columns=_COLUMNS), False
-            self.learn.guard_log, self.watched = pd.DataFrame(state["guard"], columns=_GUARD), state["watched"]
-
-
-_COLUMNS = ["epoch", "attack", "eps", "steps", "images", "loss", "accuracy"]
-_GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note"]
+    def _budgets(self) -> list[float]:  # five numbers
+        "The budget at the start, after each quarter, and at the end of a training."
+        return [self.eps(q / 4) if callable(self.eps) else self.eps for q in range(5)]
 
 # %% ../nbs/34_advtrain.ipynb #30e23188
+@patch
+def _check(self: AdversarialTraining) -> None:
+    "Raise `ConfigError` for settings that make no sense."
+    for a in self.attacks:
+        if not callable(a):
+            one_of("attack", a, _KINDS)
+    for eps in self._budgets():
+        check_eps(eps)
+    for name, least, whole in (("warmup_epochs", 0, False), ("trades", 0, False), ("steps", 1, True),
+                               ("guard", 0, True), ("seed", -2**63, True), ("alpha", 0, False)):
+        if name != "alpha" or self.alpha is not None:
+            at_least(name, getattr(self, name), least, whole=whole)
+    at_least("ratio", self.ratio, 0, most=1)
+    share("collapse", self.collapse, "()")
+    w, wrong = self.weights, []
+    if not self.attacks or len(w) != len(self.attacks) or min(w) < 0 or sum(w) <= 0:
+        wrong.append(f"weights={w}; expected {len(self.attacks)} numbers of at least 0, not all 0")
+    if callable(self.eps) and self.alpha is not None:
+        wrong.append(f"alpha={self.alpha!r}, but eps is a schedule; leave alpha None to follow it")
+    if self.trades and not self.random_start and {"fgsm", "pgd"} & set(self.kinds):
+        wrong.append("trades needs random_start: at the clean image the divergence has no gradient")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+# %% ../nbs/34_advtrain.ipynb #11b74dfc
+@patch
+def before_batch(self: AdversarialTraining) -> None:
+    "Before the forward pass of a training batch: attack some of its images, for the student as it is now."
+    self.learn.clean_xb = self.xb
+    if len(self.xb) != 1 or not self.yb:
+        raise ConfigError(f"the batch has {len(self.xb)} inputs and {len(self.yb)} targets; expected 1 and 1")
+    x, y = (part[0].as_subclass(torch.Tensor) for part in (self.xb, self.yb))
+    if self.guard and self.watched is None:
+        self.watched = tuple(torch.cat(parts) for parts in zip(*gather((x.cpu(), y.cpu()))))
+    attack, generator = self._draw(x)
+    rows = self.adv_mask.nonzero().flatten()
+    if not len(rows):
+        return
+    adv = self._craft(x[rows], y[rows], attack, generator)
+    if self.trades:
+        self.adv_rows = adv
+    else:
+        self.learn.xb = (x.index_copy(0, rows, adv),)
+
+
+@patch
+def _draw(
+    self: AdversarialTraining,
+    x: torch.Tensor,  # images of this process (B, C, H, W)
+) -> tuple[str | Callable, torch.Generator]:  # the attack, and the randomness of its starts
+    "Draw the rows and the attack of this batch, alike in all processes that share it, and set its budget."
+    g = _batch_generator(self.seed, self.epoch, self.iter)
+    start, size = self.dl.batch_part if getattr(self.dl, "rank_world", (0, 1))[1] > 1 else (0, len(x))
+    rows = torch.zeros(size, dtype=torch.bool)
+    rows[torch.randperm(size, generator=g)[:int(self.ratio * size + 0.5)]] = True
+    mine = rows[start:start + len(x)]
+    self.learn.adv_mask = mine.to(x.device)
+    self.weight = int(mine.sum()) * size / max(1, int(rows.sum()) * len(x))
+    which = int(torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), 1, generator=g))
+    earlier = int(rows[:start].sum())  # whose random starts are those of other processes
+    torch.rand(earlier, *x.shape[1:], dtype=x.dtype, generator=g)
+    grown = ramp(self.epoch + (self.iter + 1) / self.n_iter, self.warmup_epochs)
+    self.eps_now = grown * (self.eps(self.learn.pct_train) if callable(self.eps) else self.eps)
+    self.alpha_now = None if self.alpha is None else self.alpha * grown
+    self.now = self.kinds[which]
+    return self.attacks[which], g
+
+# %% ../nbs/34_advtrain.ipynb #34aa0011
+@patch
+def _craft(
+    self: AdversarialTraining,
+    x: torch.Tensor,             # rows to attack (b, C, H, W)
+    y: torch.Tensor,             # their class numbers (b,)
+    attack: str | Callable,      # one of `attacks`
+    generator: torch.Generator,  # randomness of the starts
+) -> torch.Tensor:               # (b, C, H, W) in [0, 1]
+    "The attacked version of `x`; with TRADES, FGSM and PGD climb away from the model's own clean prediction."
+    ball = dict(eps=self.eps_now, alpha=self.alpha_now, random_start=self.random_start, generator=generator)
+    known = {"fgsm": partial(fgsm, **ball), "pgd": partial(pgd, steps=self.steps, **ball),
+             "deepfool": partial(deepfool, steps=self.steps)}
+    call = known[attack] if attack in _KINDS else partial(attack, eps=self.eps_now, generator=generator)
+    with eval_mode(self.model):
+        if self.trades and attack in ("fgsm", "pgd"):
+            with torch.no_grad():
+                y = self.model(x).float().softmax(1)
+        adv = call(self.model, x, y)
+    if not isinstance(adv, torch.Tensor) or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
+        found = tuple(getattr(adv, "shape", ())) or type(adv).__name__
+        raise ImageError(f"attack {self.now!r} returned {found}, or values outside [0, 1]; expected "
+                         f"{tuple(x.shape)} with values in [0, 1]")
+    return adv.detach()
+
+# %% ../nbs/34_advtrain.ipynb #34aa0005
 def _first(
     pred: torch.Tensor | tuple,  # what a model returned
 ) -> torch.Tensor:               # logits (B, K)
     "The logits, as a plain tensor, also of a model that returns more than them."
     return (pred if isinstance(pred, torch.Tensor) else pred[0]).as_subclass(torch.Tensor)
-
-
-def _eps_values(
-    eps: float | Callable[[float], float],  # a budget or a schedule
-) -> list[float]:                           # five numbers
-    "The budget at the start, after each quarter, and at the end of a training."
-    return [eps(q / 4) if callable(eps) else eps for q in range(5)]
 
 
 def _appended(
@@ -315,67 +220,121 @@ def _appended(
     return pd.concat([log, new], ignore_index=True) if len(log) else new
 
 
-def _name(
-    attack: str | Callable,  # a kind, or a function
-) -> str:                    # its name
-    "The name under which an attack is logged."
-    return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+@patch
+def after_pred(self: AdversarialTraining) -> None:
+    "After the forward pass: add up loss and hits of attacked and clean rows, for TRADES predict the former."
+    z, y, mask = _first(self.pred), self.yb[0].as_subclass(torch.Tensor), self.adv_mask
+    if self.adv_rows is None:
+        parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
+    else:
+        self.adv_pred = _first(self.model(self.adv_rows))
+        parts = (self.now, self.adv_pred, y[mask]), ("clean", z, y)
+    for kind, z, y in parts:
+        z = z.detach().float()
+        loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()
+        self.sums[kind] = self.sums.get(kind, 0) + torch.stack([loss.new_tensor(len(y)), loss, hits]).double()
 
 
-def _check_settings(
-    cb: AdversarialTraining,
+@patch
+def before_backward(self: AdversarialTraining) -> None:
+    "Before the backward pass: add the term of TRADES to the loss, whatever other callbacks have made of it."
+    if self.adv_pred is not None:
+        clean, adv = _first(self.pred)[self.adv_mask].float(), self.adv_pred.float()
+        self.learn.loss_grad = self.loss_grad + self.trades * self.weight * _disagreement(clean, adv)
+        self.learn.loss = self.learn.loss_grad.detach().clone()
+
+# %% ../nbs/34_advtrain.ipynb #34aa0007
+@patch
+def before_fit(self: AdversarialTraining) -> None:
+    "At the start of `fit`, `validate` and `get_preds`: remove what a fit that crashed may have left."
+    self.learn.clean_xb, self.learn.adv_mask, self.new_fit = None, None, True
+    self.adv_rows, self.adv_pred = None, None
+
+
+@patch
+def before_train(self: AdversarialTraining) -> None:
+    "Before an epoch: begin its sums, save what the guard may go back to; before the first, begin the logs."
+    if self.new_fit:
+        self.learn.adv_log = pd.DataFrame(columns=_COLUMNS)
+        self.learn.guard_log = pd.DataFrame(columns=_GUARD)
+        self.watched, self.new_fit = None, False
+    self.sums = {}
+    self.good = copy.deepcopy([part.state_dict() for part in self._parts()]) if self.guard else None
+
+
+@patch
+def after_batch(self: AdversarialTraining) -> None:
+    "After a batch, also a cancelled one: free its tensors."
+    self.learn.clean_xb, self.learn.adv_mask = None, None
+    self.adv_rows, self.adv_pred = None, None
+
+
+@patch
+def after_train(self: AdversarialTraining) -> None:
+    "After the training part of an epoch: write its sums into `learn.adv_log`, and let the guard measure."
+    every = gather({kind: sums.cpu() for kind, sums in self.sums.items()})
+    rows = []
+    for kind in {kind: None for one in every for kind in one}:
+        n, loss, hits = sum(one[kind] for one in every if kind in one).tolist()
+        eps = {"clean": 0.0, "deepfool": float("nan")}.get(kind, self.eps_now)
+        steps = {"clean": 0, "fgsm": 1}.get(kind, self.steps)
+        if n > 0:
+            rows.append([self.epoch, kind, eps, steps, int(n), loss / n, hits / n])
+    self.learn.adv_log = _appended(self.adv_log, rows)
+    if self.guard and self.watched is not None:
+        self._look()
+
+# %% ../nbs/34_advtrain.ipynb #34aa0009
+@patch
+def _parts(self: AdversarialTraining) -> list:  # each with state_dict and load_state_dict
+    "What a roll-back restores."
+    followers = [cb for cb in self.learn.cbs if getattr(type(cb), "follows_weights", False)]
+    return [self.model, self.opt, *followers]
+
+
+@patch
+def _probe(self: AdversarialTraining) -> tuple[float, float]:  # accuracies under FGSM and PGD
+    "The accuracy of the watched batch under a single step, as in training, and under many."
+    x, y = (t.to(self.dls.device) for t in self.watched)
+    ball = dict(eps=max(self._budgets()), generator=_batch_generator(self.seed, 0, 0))
+    with eval_mode(self.model):
+        found = (fgsm(self.model, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
+                 pgd(self.model, x, y, steps=self.guard, **ball))
+        with torch.no_grad():
+            return tuple((_first(self.model(a)).argmax(1) == y).float().mean().item() for a in found)
+
+
+@patch
+def _look(self: AdversarialTraining) -> None:
+    "Measure the watched batch; after a collapse go back to the weights at the start of the epoch."
+    fast, slow = np.mean(gather(self._probe()), axis=0).tolist()
+    past = self.guard_log[~self.guard_log.rolled_back.astype(bool)]
+    bad = _collapsed(past.fgsm.tolist(), past.pgd.tolist(), fast, slow, self.collapse)
+    if bad:
+        for part, state in zip(self._parts(), self.good):
+            part.load_state_dict(state)
+    note = f"collapsed: back to the weights of epoch {past.epoch.iloc[-1]}" if bad else ""
+    if not bad and slow < self.collapse * fast:
+        note = "withstands a single step only: a smaller eps or more steps"
+    row = [self.epoch, max(self._budgets()), self.guard, len(self.watched[0]), fast, slow, bad, note]
+    self.learn.guard_log, self.good = _appended(self.guard_log, [row]), None
+
+
+@patch
+def state_dict(self: AdversarialTraining) -> dict[str, object]:  # plain values and the watched batch
+    "The logs so far, for a checkpoint."
+    if self.new_fit:
+        return {"log": None}
+    return {"log": self.learn.adv_log.to_dict("list"), "guard": self.learn.guard_log.to_dict("list"),
+            "watched": self.watched}
+
+
+@patch
+def load_state_dict(
+    self: AdversarialTraining,
+    state: dict[str, object],  # from `state_dict`
 ) -> None:
-    "Raise `ConfigError` for settings that make no sense."
-    for a in cb.attacks:
-        if not callable(a) and a not in ("fgsm", "pgd", "deepfool"):
-            raise ConfigError(f"attack is {a!r}; expected 'fgsm', 'pgd', 'deepfool', a function or a tuple of these")
-    w = cb.weights
-    if not cb.attacks or len(w) != len(cb.attacks) or min(w) < 0 or sum(w) <= 0:
-        raise ConfigError(f"weights are {w}; expected {len(cb.attacks)} numbers of at least 0, not all 0")
-    for eps in _eps_values(cb.eps):
-        _check_eps(eps)
-    for name, low, whole in (("alpha", 0, False), ("warmup_epochs", 0, False), ("steps", 1, True), ("trades", 0, False),
-                             ("guard", 0, True), ("ratio", 0, False), ("collapse", 0, False)):
-        if not (name == "alpha" and cb.alpha is None):
-            _check_setting(name, getattr(cb, name), low, whole)
-    if not isinstance(cb.seed, Integral):
-        raise ConfigError(f"seed is {cb.seed!r}; expected an integer")
-    if cb.ratio > 1:
-        raise ConfigError(f"ratio is {cb.ratio!r}; expected a share from 0 to 1")
-    if not 0 < cb.collapse < 1:
-        raise ConfigError(f"collapse is {cb.collapse!r}; expected a share between 0 and 1")
-    if callable(cb.eps) and cb.alpha is not None:
-        raise ConfigError(f"alpha is {cb.alpha!r}, but eps is a schedule; leave alpha None so that it follows eps")
-    if cb.trades and not cb.random_start and {"fgsm", "pgd"} & set(cb.kinds):
-        raise ConfigError("TRADES needs random_start: at the clean image the divergence has no gradient")
-
-# %% ../nbs/34_advtrain.ipynb #11b74dfc
-def _place(
-    dl: object,  # the loader of the batch
-    n: int,      # images that this process has of it
-) -> tuple[int, int]:  # where they begin in the batch, and the size of that
-    "The part of a batch, where several processes share it (see `launch`)."
-    return dl.place if getattr(dl, "team", (0, 1))[1] > 1 else (0, n)
-
-
-def _images_and_labels(
-    xb: tuple,  # inputs of the batch
-    yb: tuple,  # targets of the batch
-) -> tuple[torch.Tensor, torch.Tensor]:  # images (B, C, H, W), class numbers (B,)
-    "The one image tensor and the class numbers of a batch, as plain tensors."
-    if len(xb) != 1 or not yb:
-        raise ConfigError(f"the batch has {len(xb)} inputs and {len(yb)} targets; expected 1 input and 1 target")
-    return xb[0].as_subclass(torch.Tensor), yb[0].as_subclass(torch.Tensor)
-
-
-def _log_row(
-    cb: AdversarialTraining,
-    kind: str,       # "clean" or the name of an attack
-    n: float,        # number of images
-    loss: float,     # sum of their losses
-    hits: float,     # number of correct ones
-) -> list:           # in the order of the columns
-    "One row of the log: `eps` is that of the last batch; DeepFool has none."
-    eps = {"clean": 0.0, "deepfool": float("nan")}.get(kind, cb.eps_now)
-    steps = {"clean": 0, "fgsm": 1}.get(kind, cb.steps)
-    return [cb.epoch, kind, eps, steps, int(n), loss / n, hits / n]
+    "Go on with the logs of an interrupted fit."
+    if state["log"] is not None:
+        self.learn.adv_log, self.new_fit = pd.DataFrame(state["log"], columns=_COLUMNS), False
+        self.learn.guard_log, self.watched = pd.DataFrame(state["guard"], columns=_GUARD), state["watched"]

@@ -6,18 +6,16 @@
 __all__ = ['affine', 'hash_normal', 'gaussian_blur', 'Augment']
 
 # %% ../nbs/07_augment.ipynb #57fb62d9
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from scipy.special import ndtri
 
-from fastcore.basics import patch
-
 from .config import Augment
-from .core import ConfigError, hash_uniform
+from .core import hash_uniform
 
 # %% ../nbs/07_augment.ipynb #323dcce1
 def affine(
@@ -72,7 +70,7 @@ def gaussian_blur(
     return x.view(B, C, H, W)
 
 # %% ../nbs/07_augment.ipynb #bb63a010
-_all_ = ["Augment"]  # declared in `config`; here it learns to draw
+_all_ = ["Augment"]  # declared in `config`
 
 
 @patch
@@ -83,7 +81,7 @@ def __call__(
     view: int | np.ndarray = 0,  # which of the image's views, one or one an image (B,)
     seed: int = 0,     # another seed, other views
 ) -> torch.Tensor:     # (B, C, H, W) in [0, 1]
-    "View number `view` of each image."
+    "View number `view` of each image: geometry, then blur, contrast, brightness, noise, erasing."
     u = hash_uniform(seed, np.reshape(view, (-1, 1)), np.asarray(ids)[:, None], np.arange(14))
     u = torch.from_numpy(u).to(x.device, torch.float32)
     both = 2 * u - 1
@@ -93,7 +91,7 @@ def __call__(
     x = self._photometric(x, u, both, ids, view, seed)
     return self._erase(x, u).clamp_(0, 1)
 
-
+# %% ../nbs/07_augment.ipynb #5b117032
 @patch
 def _photometric(
     self: Augment,
@@ -101,8 +99,8 @@ def _photometric(
     u: torch.Tensor,     # uniform numbers in [0, 1), (B, 14)
     both: torch.Tensor,  # the same in [-1, 1)
     ids: np.ndarray,     # integer key of each image (B,)
-    view: int | np.ndarray,  # which view
-    seed: int,           # seed
+    view: int | np.ndarray,  # which view of each
+    seed: int,           # of the noise
 ) -> torch.Tensor:       # (B, C, H, W)
     "Blur, contrast about the mean, brightness, noise."
     if self.blur:
@@ -125,7 +123,7 @@ def _erase(
     x: torch.Tensor,  # images (B, C, H, W)
     u: torch.Tensor,  # uniform numbers in [0, 1), (B, 14)
 ) -> torch.Tensor:    # (B, C, H, W)
-    "Hide a square patch behind mid grey."
+    "Cover a square patch of some images with mid grey."
     if not self.erase:
         return x
     H, W = x.shape[-2:]

@@ -13,26 +13,26 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, t as student_t
 
-from .core import ConfigError
+from .core import ConfigError, need_columns, one_of, share
 from .data import FERData
 from .metrics import bootstrap_scores, percentile_interval, scores
 
 # %% ../nbs/22_compare.ipynb #e83bb97d
 def holm(
-    p: Sequence[float],  # p values of one family; NaN is kept and not counted
+    p: Sequence[float],  # p values of one family; NaN stays NaN and is not counted
 ) -> np.ndarray:         # adjusted p values, in the same order
     "Holm's step-down correction. Raises `ConfigError` for what is not a probability."
     p = np.asarray(p, float)
-    if p.ndim != 1 or ((p < 0) | (p > 1)).any():
-        raise ConfigError(f"p values {p.tolist()}; a list of numbers from 0 to 1 expected")
     known = np.flatnonzero(~np.isnan(p))
+    for value in p[known]:
+        share("p", value)
     order, adjusted = known[np.argsort(p[known], kind="stable")], np.full(len(p), np.nan)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return adjusted
 
 # %% ../nbs/22_compare.ipynb #45295e7e
 class Outcome(NamedTuple):
-    "What one test says."
+    "The result of one test."
 
     test: str          # its name
     over: str          # what was paired: images, seeds, folds
@@ -40,28 +40,7 @@ class Outcome(NamedTuple):
     difference: float  # of the metric, first minus second
     low: float         # of the interval
     high: float        # of the interval
-    p: float           # two-sided; NaN where the test says nothing
-
-
-def _share_interval(
-    k: int,        # successes
-    n: int,        # trials
-    tie: float,    # how much the observed outcome counts: 1 exact (Clopper-Pearson), 0.5 mid-p
-    level: float,  # coverage
-) -> tuple[float, float]:  # low, high
-    "The shares at which `k` of `n` is just not too extreme."
-    tail = (1 - level) / 2
-    low = brentq(lambda q: binom.sf(k, n, q) + tie * binom.pmf(k, n, q) - tail, 0, 1) if k else 0.0
-    high = brentq(lambda q: binom.cdf(k - 1, n, q) + tie * binom.pmf(k, n, q) - tail, 0, 1) if k < n else 1.0
-    return low, high
-
-
-def _check_level(
-    level: float,  # coverage of an interval
-) -> None:
-    "Raise `ConfigError` unless it is a share."
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level!r}; a share between 0 and 1 expected, such as 0.95")
+    p: float           # two-sided; NaN where the test is undefined
 
 
 def mcnemar(
@@ -71,39 +50,43 @@ def mcnemar(
     level: float = 0.95,      # of the interval
 ) -> Outcome:                 # difference of the accuracies
     "McNemar's test of two fixed models on the same images. Raises `ConfigError`."
-    _check_level(level)
+    share("level", level, "()")
     a, b = np.asarray(right_a), np.asarray(right_b)
     if a.dtype != bool or b.dtype != bool or a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ConfigError(f"{a.dtype} {a.shape} and {b.dtype} {b.shape}; right or wrong of the same images expected, "
-                          "as bool (N,)")
-    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
-    differ, name = only_a + only_b, "McNemar mid-p" if mid_p else "McNemar exact"
+        raise ConfigError(f"{a.dtype} {a.shape} and {b.dtype} {b.shape}; right or wrong of the same images "
+                          "expected, as bool (N,)")
+    k, other, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    differ, name = k + other, "McNemar mid-p" if mid_p else "McNemar exact"
     if not differ:
         return Outcome(name, "images", n, 0.0, np.nan, np.nan, 1.0)
-    p = binomtest(only_a, differ).pvalue
+    exact = binomtest(k, differ)
+    p, (low, high) = exact.pvalue, exact.proportion_ci(level)
     if mid_p:
-        p -= binom.pmf(only_a, differ, 0.5) * (0.5 if only_a == only_b else 1)
-    low, high = ((2 * q - 1) * differ / n for q in _share_interval(only_a, differ, 0.5 if mid_p else 1.0, level))
-    return Outcome(name, "images", n, (only_a - only_b) / n, low, high, float(p))
+        p -= binom.pmf(k, differ, 0.5) * (0.5 if k == other else 1)
+        cdf, pmf, tail = binom.cdf, binom.pmf, (1 - level) / 2  # the observed outcome counts by half
+        low = brentq(lambda q: binom.sf(k, differ, q) + pmf(k, differ, q) / 2 - tail, 0, 1) if k else 0.0
+        high = brentq(lambda q: cdf(k - 1, differ, q) + pmf(k, differ, q) / 2 - tail, 0, 1) if other else 1.0
+    low, high = ((2 * q - 1) * differ / n for q in (low, high))
+    return Outcome(name, "images", n, (k - other) / n, low, high, float(p))
 
 # %% ../nbs/22_compare.ipynb #f7b26eb6
 def paired_t(
     a: Sequence[float],    # the metric of the first model, run by run
     b: Sequence[float],    # of the second, in the same runs
-    rho: float = 0.0,      # test images for each training image, for folds (Nadeau and Bengio); 0: Student's test
+    rho: float = 0.0,      # test images per training image, for folds (Nadeau and Bengio); 0: Student's test
     over: str = "seeds",   # what the runs are, for the table
     level: float = 0.95,   # of the interval
 ) -> Outcome:              # mean difference
     "The paired t test, or the corrected one. Raises `ConfigError` for fewer than two pairs."
-    _check_level(level)
+    share("level", level, "()")
     d = np.subtract(*(np.asarray(v, float) for v in (a, b))) if len(a) == len(b) else np.empty(0)
     if len(d) < 2 or not np.isfinite(d).all() or rho < 0:
         raise ConfigError(f"{len(a)} and {len(b)} values, rho={rho}; two or more pairs of finite numbers and "
                           "rho >= 0 expected")
-    mean, scale = d.mean(), np.sqrt((1 / len(d) + rho) * d.var(ddof=1))
-    half = student_t.ppf((1 + level) / 2, len(d) - 1) * scale
-    p = 2 * student_t.sf(abs(mean) / scale, len(d) - 1) if scale else 1.0 if mean == 0 else np.nan
-    return Outcome("corrected t" if rho else "paired t", over, len(d), mean, mean - half, mean + half, float(p))
+    n, mean, scale = len(d), d.mean(), np.sqrt((1 / len(d) + rho) * d.var(ddof=1))
+    half = student_t.ppf((1 + level) / 2, n - 1) * scale
+    p = 2 * student_t.sf(abs(mean) / scale, n - 1) if scale else 1.0 if mean == 0 else np.nan
+    return Outcome("corrected t" if rho else "paired t", over, n, mean, mean - half, mean + half, float(p))
 
 # %% ../nbs/22_compare.ipynb #dc1ce6f2
 def paired_bootstrap(
@@ -116,10 +99,10 @@ def paired_bootstrap(
     seed: int = 0,              # of the draws
     level: float = 0.95,        # of the interval
 ) -> Outcome:                   # difference of the metric
-    "Stratified paired bootstrap of two fixed models on the same images. Raises `ConfigError` or `LabelError`."
+    """Stratified paired bootstrap of two fixed models on the same images. Raises `ConfigError` or
+    `LabelError`."""
     a, b = scores(z_a, y, labels), scores(z_b, y, labels)
-    if metric not in set(a.metric):
-        raise ConfigError(f"metric {metric!r}; one of {', '.join(a.metric)} expected")
+    one_of("metric", metric, a.metric)
     k = int((a.metric == metric).argmax())
     d = bootstrap_scores(z_a, y, times, seed)[:, k] - bootstrap_scores(z_b, y, times, seed)[:, k]
     beyond = 1 + min((d <= 0).sum(), (d >= 0).sum())
@@ -128,56 +111,52 @@ def paired_bootstrap(
     return Outcome("paired bootstrap", "images", int(a.n[k]), difference, *percentile_interval(d, level), p)
 
 # %% ../nbs/22_compare.ipynb #c29f9bfc
-def _run_values(
-    table: pd.DataFrame,  # tidy results with metric, value
-    runs: list[str],      # columns that name a run
-    metric: str,          # which metric
-) -> pd.DataFrame:        # value, and n where it is known, by run
-    "The metric of each run, or a `ConfigError` where a run has none or several."
-    one = table[table.metric == metric].set_index(runs)
-    if one.empty or one.index.has_duplicates or one.value.isna().any():
-        raise ConfigError(f"{len(one)} rows of {metric!r} for {one.index.nunique()} runs ({', '.join(runs)}), "
-                          f"{one.value.isna().sum()} of them NaN; one number a run expected (choose split and subset first)")
-    return one
-
-
-def _over_runs(
-    a: pd.DataFrame,   # results of one model
-    b: pd.DataFrame,   # of the other
-    metric: str,       # which metric
-    rho: float | None, # see `compare`
-) -> list[Outcome]:    # Student's test; over folds the corrected one too
-    "The tests over seeds or folds."
-    runs = [c for c in ("seed", "repeat", "fold") if c in a and c in b]
-    if not runs:
-        raise ConfigError("no column seed, repeat or fold in both tables: single results cannot be paired; "
-                          "compare predictions")
-    one, two = _run_values(a, runs, metric), _run_values(b, runs, metric)
-    if len(alone := one.index.symmetric_difference(two.index)):
-        raise ConfigError(f"{', '.join(runs)} {alone.tolist()}: in one table only; the same runs of both expected")
-    two, over = two.reindex(one.index), "folds" if "fold" in runs else "seeds"
-    if "n" in one and "n" in two and (other := (one.n != two.n)).any():
-        raise ConfigError(f"{', '.join(runs)} {one.index[other].tolist()}: not the same number of test images in both")
-    rho = 1 / (a.fold.nunique() - 1) if rho is None and over == "folds" and a.fold.nunique() > 1 else rho
+def _compare_runs(
+    a: pd.DataFrame,    # results of one model
+    b: pd.DataFrame,    # of the other
+    runs: list[str],    # the columns that name a run
+    metric: str,        # which metric
+    rho: float | None,  # see `compare`
+) -> list[Outcome]:     # Student's test; over folds the corrected one too
+    "The tests over seeds or folds. Raises `ConfigError` unless each run has one number in both tables."
+    one, two = (table[table.metric == metric].set_index(runs) for table in (a, b))
+    alone = one.index.symmetric_difference(two.index).tolist()
+    wrong = [f"{alone} in one table only"] * bool(alone)
+    for t in (one, two):
+        if t.empty or t.index.has_duplicates or t.value.isna().any():
+            wrong.append(f"{len(t)} rows of {metric!r} for {t.index.nunique()} runs, {t.value.isna().sum()} "
+                         "of them NaN (choose split and subset first)")
+    if not wrong:
+        two = two.reindex(one.index)
+        other = one.index[one.n != two.n].tolist() if "n" in one and "n" in two else []
+        wrong += [f"{other} not with the same number of test images in both"] * bool(other)
+    if wrong:
+        raise ConfigError(f"{', '.join(runs)}: {'; '.join(wrong)}; one number of each run expected in both")
+    over = "folds" if "fold" in runs else "seeds"
+    if rho is None and over == "folds" and a.fold.nunique() > 1:
+        rho = 1 / (a.fold.nunique() - 1)
     return [paired_t(one.value, two.value, r, over) for r in ([0.0, rho] if rho else [0.0])]
 
-
+# %% ../nbs/22_compare.ipynb #22aa0002
 def _as_logits(
     x: np.ndarray,   # logits (N, C), or predictions (N,) as positions
     ds: FERData,     # the images
     metric: str,     # which metric
 ) -> np.ndarray:     # logits (N, C)
-    "Logits; of predictions such as name the same class, for metrics that ask for no more."
+    "Logits; of predictions, logits that name the same class, for metrics that need no probabilities."
     if x.ndim != 1:
         return x
+    wrong = []
     if metric.split(":")[0] in ("roc_auc", "loss", "brier", "ece"):
-        raise ConfigError(f"metric {metric!r} needs logits (N, C), not predicted classes")
+        wrong.append(f"metric {metric!r} needs logits (N, C)")
     if x.dtype.kind not in "iu" or x.shape != (len(ds),) or x.min() < 0 or x.max() >= len(ds.labels):
-        raise ConfigError(f"predictions are {x.dtype} {x.shape}; positions of labels, ({len(ds)},), expected")
+        wrong.append(f"positions of labels, ({len(ds)},), expected")
+    if wrong:
+        raise ConfigError(f"predicted classes {x.dtype} {x.shape}: {'; '.join(wrong)}")
     return np.eye(len(ds.labels))[x]
 
 
-def _over_images(
+def _compare_images(
     a: np.ndarray,      # logits or predictions of one model
     b: np.ndarray,      # of the other
     ds: FERData,        # the images
@@ -186,36 +165,39 @@ def _over_images(
     seed: int,          # of the resamples
 ) -> list[Outcome]:     # the bootstrap, and for accuracy McNemar's tests
     "The tests over images."
-    if ds is None or not len(ds) or ds.df.split.nunique() != 1:
-        raise ConfigError(f"logits or predictions come with the images of one split, ds.where(split='test'), not {ds}")
     a, b, y = _as_logits(a, ds, metric), _as_logits(b, ds, metric), ds.targets()
     found = [paired_bootstrap(a, b, y, ds.labels, metric, times, seed)]
     if metric == "accuracy":
         found += [mcnemar(a.argmax(1) == y, b.argmax(1) == y, mid) for mid in (False, True)]
     return found
 
-
+# %% ../nbs/22_compare.ipynb #22aa0004
 def compare(
-    a: pd.DataFrame | np.ndarray,  # results over runs (seed or fold, metric, value), logits (N, C) or predictions (N,)
+    a: pd.DataFrame | np.ndarray,  # results over runs (seed or fold, metric, value), logits, or predictions
     b: pd.DataFrame | np.ndarray | Mapping[str, pd.DataFrame | np.ndarray],  # its rival, or several by name
     ds: FERData | None = None,     # the images of one split, for logits and predictions
     metric: str = "accuracy",      # one of `metrics.scores`
-    rho: float | None = None,      # test images for each training image; None: 1 / (folds - 1), and 0 for seeds
+    rho: float | None = None,      # test images per training image; None: 1 / (folds - 1), and 0 for seeds
     times: int = 2000,             # bootstrap resamples
     seed: int = 0,                 # of the resamples
 ) -> pd.DataFrame:                 # rival, metric, test, over, n, difference (a - b), low, high, p, p_holm
-    "Every test that these results allow, with 95 % intervals. Raises `ConfigError` where nothing can be paired."
+    """Every test that these results allow, with 95 % intervals. Raises `ConfigError` where none can be
+    paired, `DataError` for a table without metric or value."""
     rows = []
     for name, rival in (b if isinstance(b, Mapping) else {"b": b}).items():
-        if isinstance(a, pd.DataFrame) and isinstance(rival, pd.DataFrame):
-            if missing := {"metric", "value"} - (set(a) & set(rival)):
-                raise ConfigError(f"{name}: no column {', '.join(sorted(missing))}; a row a run and metric expected")
-            found = _over_runs(a, rival, metric, rho)
-        elif isinstance(a, np.ndarray) and isinstance(rival, np.ndarray):
-            found = _over_images(a, rival, ds, metric, times, seed)
+        tables, arrays = (isinstance(a, k) and isinstance(rival, k) for k in (pd.DataFrame, np.ndarray))
+        runs = [c for c in ("seed", "repeat", "fold") if tables and c in a and c in rival]
+        if runs:
+            for table, where in ((a, "the first table"), (rival, f"the table of {name}")):
+                need_columns(table, ("metric", "value"), where)
+            found = _compare_runs(a, rival, runs, metric, rho)
+        elif arrays and ds and ds.df.split.nunique() == 1:
+            found = _compare_images(a, rival, ds, metric, times, seed)
         else:
-            raise ConfigError(f"{type(a).__name__} and {type(rival).__name__} ({name}) cannot be paired: two tables over "
-                              "runs, or two arrays over the same images expected. A number from a paper can be quoted, not tested")
+            kinds = f"{type(a).__name__} and {type(rival).__name__} of {ds or 'no images'}"
+            raise ConfigError(f"{name}: {kinds} cannot be paired; two tables over runs (seed, repeat or fold "
+                              "in both), or two arrays over the images of one split expected. Numbers from "
+                              "a paper and single results can be quoted, not tested")
         rows += [{"rival": name, "metric": metric, **outcome._asdict()} for outcome in found]
     table = pd.DataFrame(rows, columns=["rival", "metric", *Outcome._fields])
     return table.assign(p_holm=table.groupby("test").p.transform(lambda p: holm(p.to_numpy())))

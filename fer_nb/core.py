@@ -12,11 +12,12 @@ import hashlib
 import os
 import random
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,6 @@ LABEL_ORDERS = {
     "rafdb": ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"),
     "affectnet": ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt"),
 }
-
-# %% ../nbs/00_core.ipynb #79178b84
-_ALIASES = {"anger": "angry", "disgusted": "disgust", "disgusting": "disgust", "fearful": "fear", "afraid": "fear",
-            "scared": "fear", "happiness": "happy", "happily": "happy", "joy": "happy", "sadness": "sad",
-            "surprised": "surprise", "surprising": "surprise", "calm": "neutral"}
 
 # %% ../nbs/00_core.ipynb #83c2a99c
 class FERError(Exception):
@@ -53,7 +49,7 @@ class LabelError(FERError):
     "A label is unknown, out of range or inconsistent."
 
 
-class ConfigError(FERError):
+class ConfigError(FERError, ValueError):
     "A setting has a value that makes no sense."
 
 
@@ -61,25 +57,41 @@ class DownloadError(FERError):
     "A file that is fetched on demand could not be fetched or has the wrong checksum."
 
 # %% ../nbs/00_core.ipynb #57b4c534
+_ALIASES = {"anger": "angry", "disgusted": "disgust", "disgusting": "disgust", "fearful": "fear",
+            "afraid": "fear", "scared": "fear", "happiness": "happy", "happily": "happy", "joy": "happy",
+            "sadness": "sad", "surprised": "surprise", "surprising": "surprise", "calm": "neutral"}
+
+
 def canonical_label(
-    name: str,  # an emotion as somebody wrote it: "Anger", "happiness", "sad"
-) -> str:       # the canonical name; an unknown name comes back in lower case, for datasets with labels of their own
-    "The canonical spelling of an emotion's `name`."
+    name: str,  # an emotion in any spelling: "Anger", "happiness", "sad"
+) -> str:       # the canonical name; of an unknown one its lower case, for datasets with labels of their own
+    "The canonical spelling of an emotion's `name`. Raises `LabelError` for anything but text."
     if not isinstance(name, str) or not name.strip():
         raise LabelError(f"label {name!r} is not a name")
     key = name.strip().lower()
     return _ALIASES.get(key, key)
 
 # %% ../nbs/00_core.ipynb #c0de0002
+def _expect(
+    fits: bool,      # whether the value is fine
+    name: str,       # of the argument, for the message
+    value: object,   # what was given
+    what: str,       # what was expected
+) -> None:
+    "The one form of message. Raises `ConfigError` unless the value fits."
+    if not fits:
+        raise ConfigError(f"{name}={value!r}; {what} expected")
+
+
 def one_of(
-    name: str,                    # of the argument, for the message
+    name: str,                    # of the argument
     value: object,                # what was given
     allowed: Iterable[object],    # what may be given
 ) -> None:
     "Raise `ConfigError` unless `value` is one of `allowed`."
     if value not in (allowed := list(allowed)):
-        *most, last = [repr(a) for a in allowed]
-        raise ConfigError(f"{name}={value!r}; {', '.join(most)}{' or ' * bool(most)}{last} expected")
+        *most, last = map(repr, allowed)
+        _expect(False, name, value, f"{', '.join(most)}{' or ' * bool(most)}{last}")
 
 
 def at_least(
@@ -87,10 +99,14 @@ def at_least(
     value: float,          # what was given
     least: float,          # the smallest value that is fine
     unit: str = "",        # stands behind `least` in the message: "epochs", "pixels"
+    whole: bool = False,   # whether it has to be an integer (`True` is none)
+    most: float = float("inf"),  # the largest
 ) -> None:
-    "Raise `ConfigError` unless `value` is a number of at least `least`."
-    if not (isinstance(value, Real) and value >= least):
-        raise ConfigError(f"{name}={value!r}; at least {least}{' ' * bool(unit)}{unit} expected")
+    "Raise `ConfigError` unless `value` is a finite number of at least `least` and at most `most`."
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    bounds = f"at least {least}" + (f" and at most {most}" if most < float("inf") else "")
+    _expect(number and least <= value <= most and value < float("inf"), name, value,
+            f"{'a whole number of ' * whole}{bounds}{' ' * bool(unit)}{unit}")
 
 
 def positive(
@@ -98,8 +114,8 @@ def positive(
     value: float | None,   # what was given; None passes
 ) -> None:
     "Raise `ConfigError` unless `value` is None or a finite number above 0."
-    if value is not None and not (isinstance(value, Real) and 0 < value < float("inf")):
-        raise ConfigError(f"{name}={value!r}; a positive number expected")
+    fits = value is None or isinstance(value, Real) and 0 < value < float("inf")
+    _expect(fits, name, value, "a positive number")
 
 
 def share(
@@ -109,11 +125,11 @@ def share(
 ) -> None:
     "Raise `ConfigError` unless `value` is None or a number between 0 and 1."
     low, high = ("above 0", "from 0")[ends[0] == "["], ("below 1", "to 1")[ends[1] == "]"]
-    fine = value is None or isinstance(value, Real) and (0 <= value <= 1) and (value > 0 or ends[0] == "[") and (value < 1 or ends[1] == "]")
-    if not fine:
-        raise ConfigError(f"{name}={value!r}; a number {low} {high} expected")
+    excluded = {0: ends[0] == "(", 1: ends[1] == ")"}
+    _expect(value is None or isinstance(value, Real) and 0 <= value <= 1 and not excluded.get(value),
+            name, value, f"a number {low} {high}")
 
-
+# %% ../nbs/00_core.ipynb #c0de0004
 def need_columns(
     table: object,             # a pandas table
     columns: Iterable[str],    # that it has to have
@@ -127,7 +143,7 @@ def need_columns(
 # %% ../nbs/00_core.ipynb #2191bfab
 def _mix64(
     h: np.ndarray,  # uint64
-) -> np.ndarray:    # uint64, every input bit has touched every output bit
+) -> np.ndarray:    # uint64, in which every bit depends on every bit of `h`
     "The splitmix64 finaliser."
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -150,15 +166,14 @@ def hash_uniform(
 def seed_everything(
     seed: int,  # any non-negative integer
 ) -> None:
-    "Seed Python, NumPy and, where it is loaded, PyTorch."
-    import sys
+    "Seed Python, NumPy and, where it is imported already, PyTorch."
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #2d3679f3
-def keep_freed_memory() -> bool:  # whether the allocator understood (glibc does)
+def keep_freed_memory() -> bool:  # whether the C library supports it (glibc does)
     "Ask the C library to reuse large freed blocks instead of returning them to the kernel."
     import ctypes
     try:
@@ -166,54 +181,45 @@ def keep_freed_memory() -> bool:  # whether the allocator understood (glibc does
     except (OSError, AttributeError, TypeError):
         return False
     mmap_threshold, trim_threshold, top_pad = -3, -1, -2
-    return all([mallopt(mmap_threshold, 1 << 30), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 1 << 28)])
+    settings = {mmap_threshold: 1 << 30, trim_threshold: 2**31 - 1, top_pad: 1 << 28}
+    return all([mallopt(name, value) for name, value in settings.items()])
 
 # %% ../nbs/00_core.ipynb #ec2dc4a1
-def _swap_in(
-    aside: Path,  # the complete new folder
-    path: Path,   # its place; what is there now is removed, or put back if the swap fails
-) -> None:
-    "Rename `aside` to `path`."
-    if not path.exists():
-        os.replace(aside, path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.replace(path, old / "old")
-    try:
-        os.replace(aside, path)
-    except BaseException:
-        os.replace(old / "old", path)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
 @contextmanager
 def atomic_folder(
     path: str | Path,         # where the folder shall appear
     overwrite: bool = False,  # replace a folder that is already there
 ) -> Iterator[Path]:          # the folder to write into, on the same disk
-    "Write a folder aside and rename it to `path` when the block ends without an error."
+    """Write a folder aside and rename it to `path` when the block ends without an error. Raises `DataError`
+    where it exists already, before any work, or appears meanwhile."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise DataError(f"{path}: exists already; pass overwrite=True or choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = aside / "new", aside / "old"
+    new.mkdir()
     try:
-        yield aside
-        aside.chmod(0o755)
-        if path.exists() and not overwrite:
-            raise DataError(f"{path}: appeared while it was being written; it was left as it is")
-        _swap_in(aside, path)
+        yield new
+        new.chmod(0o755)
+        if path.exists():
+            if not overwrite:
+                raise DataError(f"{path}: appeared while it was being written; it was left as it is")
+            os.replace(path, old)
+        os.replace(new, path)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not path.exists():  # the last rename failed
+            os.replace(old, path)
         raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #ff2e2729
 @contextmanager
 def atomic_file(
-    path: str | Path,  # where the file shall appear; one that is there is replaced
-) -> Iterator[Path]:   # the file to write, on the same disk
+    path: str | Path,        # where the file shall appear
+    overwrite: bool = True,  # replace a file that is there; False: the one that is there first stays
+) -> Iterator[Path]:         # the file to write, on the same disk
     "Write a file aside and rename it to `path` when the block ends without an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,42 +228,51 @@ def atomic_file(
         yield aside
         with open(aside, "rb+") as f:
             os.fsync(f.fileno())
-        os.replace(aside, path)
+        try:
+            (os.replace if overwrite else os.link)(aside, path)
+        except OSError as e:
+            if overwrite:
+                raise
+            if not isinstance(e, FileExistsError):  # a disk without hard links
+                os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #438cca54
 def cache_dir() -> Path:  # `$FER_NB_CACHE`, else the user's cache folder
     "The folder that holds fetched files."
-    base = os.environ.get("FER_NB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fer_nb"
-    return Path(base)
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("FER_NB_CACHE") or user / "fer_nb")
 
 
 def file_sha256(
     path: str | Path,  # a file
 ) -> str:              # its SHA-256 in hexadecimal
     "SHA-256 of the file at `path`."
+    h = hashlib.sha256()
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
-            else hashlib.sha256(f.read()).hexdigest()
+        while part := f.read(1 << 20):
+            h.update(part)
+    return h.hexdigest()
 
 
 def fetch(
     url: str,                      # where the file is
     sha256: str,                   # its SHA-256; a file that differs is refused
-    folder: str | Path | None = None,  # where to keep it, `cache_dir()` by default
+    folder: str | Path | None = None,  # where to store it, `cache_dir()` by default
 ) -> Path:                         # the file on this disk
-    "The file at `url`, downloaded once with pooch, checked against `sha256` and kept in the cache."
+    """The file at `url`, downloaded once with pooch, checked against `sha256` and stored in the cache. Raises
+    `DownloadError`."""
     import pooch
     pooch.get_logger().setLevel("WARNING")
     folder = Path(folder or cache_dir())
     name = url.rsplit("/", 1)[-1]
     try:
         return Path(pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=folder))
-    except ValueError as e:
-        if "hash" not in str(e).lower():
-            raise DownloadError(f"{url}: could not be fetched ({e})") from e
-        raise DownloadError(f"{url}: the file that came does not have the SHA-256 {sha256}") from e
     except Exception as e:
-        raise DownloadError(f"{url}: could not be fetched ({type(e).__name__}). Without a network, put the file "
-                            f"there yourself: {folder / name} (SHA-256 {sha256})") from e
+        wrong = f"the file that came does not have the SHA-256 {sha256}"
+        if not isinstance(e, ValueError) or "hash" not in str(e).lower():
+            reason = e if isinstance(e, ValueError) else type(e).__name__
+            wrong = (f"could not be fetched ({reason}). Without a network, put the file there yourself: "
+                     f"{folder / name} (SHA-256 {sha256})")
+        raise DownloadError(f"{url}: {wrong}") from e

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'FER2013_COUNTS', 'VOTE_COLUMNS', 'FERPLUS_COUNTS', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES',
-           'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'FERData', 'Crop', 'to_array', 'read_image', 'read_images',
-           'check_counts', 'read_fer2013', 'read_votes', 'vote_targets', 'read_ferplus', 'soft_labels', 'add_votes',
-           'read_kdef', 'read_rafdb', 'read_affectnet', 'resized', 'read_folder', 'show_faces']
+           'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'READERS', 'FERData', 'need_dataset', 'to_array', 'Crop', 'read_image',
+           'read_images', 'read_fer2013', 'vote_targets', 'read_ferplus', 'add_votes', 'read_kdef', 'read_rafdb',
+           'read_affectnet', 'read_folder', 'read', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -15,43 +15,44 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice, product
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from PIL import Image
 
-from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, ImageError, LabelError, atomic_file, cache_dir,
-                         canonical_label)
+from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, ImageError, LabelError, cache_dir,
+                         canonical_label, need_columns, one_of)
+from .store import Store, StoreError, digest
 
 # %% ../nbs/04_data.ipynb #07f5745e
+SPLITS = ("train", "valid", "test")
+
+
 class FERData:
     "Images and the table that describes them: `df` (id, label, split, ...), `labels` (names in order)."
 
     def __init__(
         self,
-        df: pd.DataFrame,                          # one row an image: id, label, split, and any other columns
-        images: np.ndarray | Sequence,             # uint8 (N, H, W) or (N, H, W, 3), or N image files or `Crop`s
-        labels: Sequence[str] = EMOTIONS,          # the label names, in the order that `targets` counts them
-        name: str = "",                            # shown in reports
-        dropped: pd.DataFrame | None = None,       # what a reader left out: id, split, why; parts have none
+        df: pd.DataFrame,                     # one row an image: id, label, split, and any other columns
+        images: np.ndarray | Sequence,        # uint8 (N, H, W) or (N, H, W, 3), or N image files or `Crop`s
+        labels: Sequence[str] = EMOTIONS,     # the label names, in the order that `targets` counts them
+        name: str = "",                       # shown in reports
+        dropped: pd.DataFrame | None = None,  # what a reader left out: id, split, why; parts have none
     ):
-        df = df.reset_index(drop=True)
-        _check_table(df, labels)
-        if len(df) != len(images):
-            raise DataError(f"{name or 'dataset'}: {len(df)} rows but {len(images)} images")
-        if isinstance(images, np.ndarray):
-            if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-                raise ImageError(f"images are {images.dtype} {images.shape}; uint8 (N, H, W) or (N, H, W, 3) expected")
-        else:
-            if odd := [p for p in images if not isinstance(p, (str, os.PathLike, Crop))]:
-                raise ImageError(f"images hold a {type(odd[0]).__name__}; one uint8 array, or image files, expected")
-            images = [p if isinstance(p, (Path, Crop)) else Path(p) for p in images]
-        self.df, self.labels, self.name, self._images = df, tuple(labels), name, images
+        self.df, self.labels, self.name = df.reset_index(drop=True), tuple(labels), name
+        self._images = images if isinstance(images, np.ndarray) else [
+            p if isinstance(p, Path) or not isinstance(p, (str, os.PathLike)) else Path(p) for p in images]
+        self._check(labels)
         self.dropped = pd.DataFrame(columns=["id", "split", "why"], dtype=str) if dropped is None \
             else dropped.reset_index(drop=True)
 
@@ -64,154 +65,154 @@ class FERData:
         splits = ", ".join(f"{n} {s}" for s, n in self.df.split.value_counts(sort=False).items())
         return f"FERData({self.name}: {splits or 'empty'}; {len(self.labels)} labels)"
 
-    def image(
-        self,
-        i: int,        # position in the table
-    ) -> np.ndarray:   # uint8, grey (H, W) or colour (H, W, 3)
-        "Image number `i`."
-        return self._images[i] if isinstance(self._images, np.ndarray) else read_image(self._images[i])
-
-    def array(self) -> np.ndarray:  # uint8 (N, H, W) or (N, H, W, 3)
-        "All images as one array; decoded once. Sizes must agree."
-        if not isinstance(self._images, np.ndarray):
-            self._images = _stack(read_images(self._images), self._images)
-        return self._images
-
-    def targets(self) -> np.ndarray:  # int64 (N,), positions in `labels`
-        "The labels as positions in `labels`."
-        order = {name: k for k, name in enumerate(self.labels)}
-        return self.df.label.map(order).to_numpy(np.int64, copy=True)
-
-    def take(
-        self,
-        rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length N
-    ) -> "FERData":                        # a smaller dataset with the same labels
-        "The dataset of the given `rows`, in their order."
-        if np.ndim(rows) != 1:
-            raise DataError(f"rows={rows!r}; positions, or a boolean mask, expected")
-        rows = np.asarray(rows if len(rows) else [], dtype=None if len(rows) else np.int64)
-        if rows.dtype == bool and len(rows) != len(self):
-            raise DataError(f"a mask of {len(rows)} values for {len(self)} images")
-        if rows.dtype != bool and rows.dtype.kind not in "iu":
-            raise DataError(f"rows are {rows.dtype}; positions or a boolean mask expected")
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        if len(rows) and not -len(self) <= rows.min() <= rows.max() < len(self):
-            raise DataError(f"rows from {rows.min()} to {rows.max()}; there are {len(self)} images")
-        images = self._images[rows] if isinstance(self._images, np.ndarray) else [self._images[i] for i in rows]
-        return FERData(self.df.iloc[rows], images, self.labels, self.name)
-
-    def replace(
-        self,
-        **parts: Any,    # df, images, labels, name: what shall be another
-    ) -> "FERData":      # the same otherwise
-        "The dataset with another table, other images, labels or another name."
-        now = {"df": self.df, "images": self._images, "labels": self.labels, "name": self.name}
-        return FERData(**now | parts)
-
-    def assign(
-        self,
-        **columns: Any,  # column=values, one an image or one for all
-    ) -> "FERData":      # the same images
-        "The dataset with new or changed columns: `ds.assign(split=\"train\")`."
-        return self.replace(df=self.df.assign(**columns))
-
-    def where(
-        self,
-        **conditions: Any,  # column=value, or column=list of values; all must hold
-    ) -> "FERData":         # the rows for which they do
-        "The dataset of the rows that meet all `conditions`: `ds.where(split=\"train\")`."
-        keep = np.ones(len(self), dtype=bool)
-        for column, value in conditions.items():
-            if column not in self.df:
-                raise DataError(f"no column {column!r}; there are {', '.join(self.df.columns)}")
-            values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-            keep &= self.df[column].isin(values).to_numpy()
-        return self.take(keep)
-
-    def counts(self) -> pd.DataFrame:  # label × split, with a total
-        "How many images each label has in each split."
-        table = pd.crosstab(self.df.label, self.df.split).reindex(self.labels, fill_value=0)
-        table = table[[s for s in ("train", "valid", "test") if s in table] + sorted(set(table) - set(SPLITS))]
-        table.columns.name = None
-        return table.assign(all=table.sum(axis=1))
-
-    def sources(self) -> pd.Series:  # id of the original of each image (N,)
-        "The column `source` that copies carry; an image without one is its own."
-        if "source" not in self.df:
-            return self.df.id
-        source = self.df.source.astype(object).fillna("")
-        return source.where(source != "", self.df.id).astype(self.df.id.dtype)
-
-    def fingerprint(self) -> str:  # 16 hexadecimal digits
-        "A digest of pixels, ids, labels and splits: two datasets with the same one are the same."
-        h = hashlib.sha256("\0".join(self.labels).encode())
-        h.update("\n".join(self.df.id + "\t" + self.df.label + "\t" + self.df.split).encode())
-        for i in range(len(self)):
-            image = np.ascontiguousarray(self.image(i))
-            h.update(str(image.shape).encode())
-            h.update(image)
-        return h.hexdigest()[:16]
+# %% ../nbs/04_data.ipynb #c0de0011
+def need_dataset(
+    value: object,  # what somebody passed as a dataset
+) -> None:
+    "Raise `ConfigError` unless `value` is a `FERData`."
+    if not hasattr(value, "df") or not hasattr(value, "labels"):
+        raise ConfigError(f"{type(value).__name__} given; a FERData expected, such as read(path) returns")
 
 # %% ../nbs/04_data.ipynb #1301d16c
-SPLITS = ("train", "valid", "test")
+@patch
+def _check(self: FERData, labels: Sequence[str]) -> None:
+    "Refuse a table, labels or images that contradict each other: one error lists one fault of each kind."
+    df, images, name = self.df, self._images, self.name or "the dataset"
+    need_columns(df, ("id", "label", "split"), name)
+    faults = [(ConfigError, f"labels={labels!r}; names in their order expected, as a list or tuple")
+              ] * isinstance(labels, (str, set, frozenset))
+    faults += [(LabelError, f"label {label!r} is named more than once")
+              for label, n in Counter(self.labels).items() if n > 1]
+    faults += [(DataError, f"id {i!r} is not a string") for i in df.id if not isinstance(i, str)][:1]
+    faults += [(DataError, f"id {i!r} occurs more than once") for i in df.id[df.id.duplicated()][:1]]
+    for column, allowed in (("label", self.labels), ("split", SPLITS)):
+        bad = df[~df[column].isin(allowed)][:1]
+        faults += [(LabelError, f"id {i!r}: {column} {value!r} is not one of {', '.join(map(str, allowed))}")
+                   for i, value in zip(bad.id, bad[column])]
+    if len(df) != len(images):
+        faults.append((DataError, f"{name}: {len(df)} rows but {len(images)} images"))
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 3 and (images.ndim, images.shape[-1]) != (4, 3):
+            faults.append((ImageError, f"images are {images.dtype} {images.shape}; uint8 (N, H, W) or "
+                                       "(N, H, W, 3) expected"))
+    elif odd := [p for p in images if not isinstance(p, (Path, Crop))]:
+        faults.append((ImageError, f"images hold a {type(odd[0]).__name__}; one uint8 array, or image files, "
+                                   "expected"))
+    if faults:
+        raise faults[0][0]("; ".join(text for _, text in faults))
+
+# %% ../nbs/04_data.ipynb #45c918f8
+@patch
+def image(
+    self: FERData,
+    i: int,        # position in the table
+) -> np.ndarray:   # uint8, grey (H, W) or colour (H, W, 3)
+    "Image number `i`, read from its file if it is one."
+    return self._images[i] if isinstance(self._images, np.ndarray) else read_image(self._images[i])
 
 
-def _check_table(
-    df: pd.DataFrame,       # the table of a dataset
-    labels: Sequence[str],  # its label names
-) -> None:
-    "Refuse a table without id, label, split, with repeated ids, or with labels or splits that do not exist or come twice."
-    if isinstance(labels, (str, set, frozenset)) or not isinstance(labels, Iterable):
-        raise ConfigError(f"labels={labels!r}; names in their order expected, as a list or tuple")
-    if len(twice := [name for k, name in enumerate(labels) if name in list(labels)[:k]]):
-        raise LabelError(f"label {twice[0]!r} is named more than once")
-    missing = [c for c in ("id", "label", "split") if c not in df]
-    if missing:
-        raise DataError(f"the table has no column {', '.join(missing)}")
-    if len(odd := [i for i in df.id if not isinstance(i, str)]):
-        raise DataError(f"id {odd[0]!r} is not a string")
-    if (twice := df.id[df.id.duplicated()]).size:
-        raise DataError(f"id {twice.iloc[0]!r} occurs more than once")
-    for column, allowed in (("label", labels), ("split", SPLITS)):
-        if (bad := ~df[column].isin(allowed)).any():
-            raise LabelError(f"id {df.id[bad].iloc[0]!r}: {column} {df[column][bad].iloc[0]!r} is not one of "
-                             + ", ".join(allowed))
+@patch
+def array(self: FERData) -> np.ndarray:  # uint8 (N, H, W) or (N, H, W, 3)
+    "All images as one array; files are decoded once. Raises `ImageError` where sizes differ."
+    if not isinstance(self._images, np.ndarray):
+        self._images = _stack(read_images(self._images), self._images)
+    return self._images
+
+
+@patch
+def fingerprint(self: FERData) -> str:  # 16 hexadecimal digits
+    "A digest of pixels, ids, labels and splits: two datasets with the same one are the same."
+    h = hashlib.sha256("\0".join(self.labels).encode())
+    h.update("\n".join(self.df.id + "\t" + self.df.label + "\t" + self.df.split).encode())
+    for i in range(len(self)):
+        image = np.ascontiguousarray(self.image(i))
+        h.update(str(image.shape).encode())
+        h.update(image)
+    return h.hexdigest()[:16]
+
+# %% ../nbs/04_data.ipynb #afe613e2
+@patch
+def targets(self: FERData) -> np.ndarray:  # int64 (N,), positions in `labels`
+    "The labels as positions in `labels`."
+    order = {name: k for k, name in enumerate(self.labels)}
+    return self.df.label.map(order).to_numpy(np.int64, copy=True)
+
+
+@patch
+def counts(self: FERData) -> pd.DataFrame:  # label × split, with a total in the column `all`
+    "How many images each label has in each split."
+    table = pd.crosstab(self.df.label, self.df.split).reindex(self.labels, fill_value=0)
+    table = table[[s for s in SPLITS if s in table]]
+    table.columns.name = None
+    return table.assign(all=table.sum(axis=1))
+
+
+@patch
+def sources(self: FERData) -> pd.Series:  # id of the original of each image (N,)
+    "The column `source` that copies carry; an image without one is its own."
+    if "source" not in self.df:
+        return self.df.id
+    source = self.df.source.astype(object).fillna("")
+    return source.where(source != "", self.df.id).astype(self.df.id.dtype)
+
+# %% ../nbs/04_data.ipynb #293d20a6
+@patch
+def take(
+    self: FERData,
+    rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length N
+) -> FERData:                          # a smaller dataset with the same labels
+    "The dataset of the given `rows`, in their order. Raises `IndexError` for rows that do not exist."
+    rows = np.asarray(rows)
+    rows = np.arange(len(self))[rows if rows.size else rows.astype(np.int64)]  # an empty list comes as floats
+    images = self._images[rows] if isinstance(self._images, np.ndarray) else [self._images[i] for i in rows]
+    return self.replace(df=self.df.iloc[rows], images=images)
+
+
+@patch
+def where(
+    self: FERData,
+    **conditions: Any,  # column=value, or column=list of values; all must hold
+) -> FERData:           # the rows for which they do
+    "The dataset of the rows that meet all `conditions`: `ds.where(split=\"train\")`."
+    mask = np.ones(len(self), dtype=bool)
+    for column, value in conditions.items():
+        values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+        mask &= self.df[column].isin(values).to_numpy()
+    return self.take(mask)
+
+
+@patch
+def replace(
+    self: FERData,
+    **parts: Any,    # df, images, labels, name, dropped: what shall be another
+) -> FERData:        # the same otherwise; what a reader left out (`dropped`) does not come along
+    "The dataset with another table, other images, labels or another name."
+    now = {"df": self.df, "images": self._images, "labels": self.labels, "name": self.name}
+    return FERData(**now | parts)
+
+
+@patch
+def assign(
+    self: FERData,
+    **columns: Any,  # column=values, one an image or one for all
+) -> FERData:        # the same images
+    "The dataset with new or changed columns: `ds.assign(split=\"train\")`."
+    return self.replace(df=self.df.assign(**columns))
 
 # %% ../nbs/04_data.ipynb #032c863c
-@dataclass(frozen=True, slots=True)
-class Crop:
-    "A box of an image file; what of it lies outside the picture is cut off."
-
-    path: Path                      # the image file
-    box: tuple[int, int, int, int]  # x, y of the top left corner, width, height, in pixels
-
-    def cut(
-        self,
-        image: np.ndarray,  # the whole picture (H, W[, 3])
-    ) -> np.ndarray:        # the box of it
-        "The box of `image`. Raises `ImageError` where they do not meet."
-        x, y, w, h = self.box
-        part = image[max(0, y):max(0, y + h), max(0, x):max(0, x + w)]
-        if not part.size:
-            raise ImageError(f"{self.path}: box {self.box} lies outside its {image.shape[1]} × {image.shape[0]} pixels")
-        return part
-
-    def __str__(self) -> str:
-        return f"{self.path} at {self.box}"
-
-
 def to_array(
-    im: Image.Image,  # a picture that Pillow has opened or made; of an animation, its current frame
+    im: Image.Image,  # an image that Pillow has opened or made; of an animation, its current frame
 ) -> np.ndarray:      # uint8, grey (H, W) or RGB (H, W, 3)
-    "Pixels of a picture: turned as its EXIF says, 16 bits brought to 8, transparency on white, all else through Pillow."
+    "Pixels of a Pillow image: EXIF orientation applied, 16 bits brought to 8, transparency on white."
     from PIL import ImageOps
     im = ImageOps.exif_transpose(im)
-    if not all(im.size):
-        raise ImageError(f"a picture of {im.width} × {im.height} pixels")
+    empty = not all(im.size)
+    if empty or im.mode == "I" and im.getextrema()[1] <= 255:
+        what = f"{im.width} × {im.height} pixels" if empty else \
+            f"32-bit integers up to {im.getextrema()[1]}; 8 or 16 bits expected"
+        raise ImageError(f"an image of {what}")
     if im.mode == "F":
-        return _from_floats(np.asarray(im), "a picture of floats")
-    if im.mode == "I" and (high := im.getextrema()[1]) <= 255:
-        raise ImageError(f"a picture of 32-bit integers up to {high}; 8 or 16 bits expected")
+        return _from_floats(np.asarray(im), "an image of floats")
     if im.mode.startswith("I;16") or im.mode == "I":
         return (np.asarray(im).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
     if im.has_transparency_data:
@@ -224,42 +225,63 @@ def _from_floats(
     a: np.ndarray,  # floats
     what: str,      # they are, for the message
 ) -> np.ndarray:    # uint8, same shape
-    "Bytes from numbers whose white is 1. Raises `ImageError` for all others: their white would have to be guessed."
+    "Bytes from floats in [0, 1]. Raises `ImageError` for others: their white would have to be guessed."
     if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1):
         raise ImageError(f"{what} with values from {a.min():g} to {a.max():g}; floats from 0 to 1 expected")
     return (a * 255).round().astype(np.uint8)
 
+# %% ../nbs/04_data.ipynb #d66b9a59
+@dataclass(frozen=True, slots=True)
+class Crop:
+    "A box of an image file; what of it lies outside the image is cut off."
 
-def _opened(
-    path: str | Path,  # an image file
-) -> Image.Image:      # not decoded yet
-    "Open a picture that is not too large to be decoded, and that no other program has to run (as EPS would)."
+    path: Path                      # the image file
+    box: tuple[int, int, int, int]  # x, y of the top left corner, width, height, in pixels
+
+    def cut(
+        self,
+        image: np.ndarray,  # the whole image (H, W[, 3])
+    ) -> np.ndarray:        # the box of it
+        "The box of `image`. Raises `ImageError` where they do not meet."
+        x, y, w, h = self.box
+        part = image[max(0, y):max(0, y + h), max(0, x):max(0, x + w)]
+        if not part.size:
+            size = f"{image.shape[1]} × {image.shape[0]}"
+            raise ImageError(f"{self.path}: box {self.box} lies outside its {size} pixels")
+        return part
+
+    def __str__(self) -> str:
+        return f"{self.path} at {self.box}"
+
+# %% ../nbs/04_data.ipynb #bb9b49fb
+def _opened(path: str | Path) -> Image.Image:
+    "Open an image file: not a decompression bomb, and not EPS, for which Pillow would run Ghostscript."
     Image.init()
     im = Image.open(path, formats=sorted(set(Image.OPEN) - {"EPS"}))
-    if Image.MAX_IMAGE_PIXELS and im.width * im.height > Image.MAX_IMAGE_PIXELS:
+    if (most := Image.MAX_IMAGE_PIXELS) and im.width * im.height > most:
         im.close()
-        raise Image.DecompressionBombError(f"{im.width} × {im.height} pixels, at most {Image.MAX_IMAGE_PIXELS:,}")
+        raise Image.DecompressionBombError(f"{im.width} × {im.height} pixels, at most {most:,}")
     return im
 
 
 def read_image(
-    path: str | Path | Crop,  # an image file that Pillow reads, or a box in one
-) -> np.ndarray:              # uint8, grey (H, W) or RGB (H, W, 3)
-    "Decode one image file. Raises `ImageError` naming the file; one of more than Pillow's `MAX_IMAGE_PIXELS` is not read."
+    path: str | Path | Crop | Image.Image,  # an image file, a box in one, or what Pillow has opened or made
+) -> np.ndarray:                            # uint8, grey (H, W) or RGB (H, W, 3)
+    "Decode one image; files of at most Pillow's `MAX_IMAGE_PIXELS`. Raises `ImageError` naming the file."
     if isinstance(path, Crop):
         return path.cut(read_image(path.path))
+    lent = isinstance(path, Image.Image)
     try:
-        with _opened(path) as im:
+        with nullcontext(path) if lent else _opened(path) as im:
             return to_array(im)
-    except FileNotFoundError as e:
-        raise ImageError(f"{path}: no such file") from e
     except Exception as e:  # Pillow's readers meet damage with errors of every kind
-        raise ImageError(f"{path}: cannot be decoded as an image ({e})") from e
+        why = "no such file" if isinstance(e, FileNotFoundError) else f"cannot be decoded as an image ({e})"
+        raise ImageError(f"{'the Pillow image' if lent else path}: {why}") from e
 
 
 def read_images(
     paths: Sequence[str | Path | Crop],  # image files
-) -> list[np.ndarray]:            # decoded images, in the same order
+) -> list[np.ndarray]:                   # decoded images, in the same order
     "Decode image files in parallel. Raises one `ImageError` that names every file that failed."
     def attempt(path: Path) -> np.ndarray | ImageError:
         try:
@@ -269,17 +291,17 @@ def read_images(
 
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(attempt, paths))
-    failures = [str(e) for e in images if isinstance(e, ImageError)]
-    if failures:
-        more = f"\n  ... and {len(failures) - 20} more" if len(failures) > 20 else ""
-        raise ImageError(f"{len(failures)} of {len(paths)} images cannot be used:\n  " + "\n  ".join(failures[:20]) + more)
+    if failures := [str(e) for e in images if isinstance(e, ImageError)]:
+        more = [f"... and {len(failures) - 20} more"] if len(failures) > 20 else []
+        head = f"{len(failures)} of {len(paths)} images cannot be used:"
+        raise ImageError("\n  ".join([head, *failures[:20], *more]))
     return images
 
-
+# %% ../nbs/04_data.ipynb #7c493bb5
 def _stack(
     images: list[np.ndarray],  # decoded images
     paths: Sequence[Path],     # where they came from, for the message
-    side: int = 0,             # of the pictures, where there are none
+    side: int = 0,             # of the array where there are no images
 ) -> np.ndarray:               # uint8 (N, H, W) or (N, H, W, 3)
     "One array of all `images`; grey ones are replicated to RGB where both occur."
     if not images:
@@ -288,8 +310,8 @@ def _stack(
         images = [im if im.ndim == 3 else np.repeat(im[..., None], 3, -1) for im in images]
     odd = next((k for k, im in enumerate(images) if im.shape != images[0].shape), None)
     if odd is not None:
-        raise ImageError(f"{paths[odd]}: size {images[odd].shape[:2]} differs from {images[0].shape[:2]} of {paths[0]}; "
-                         "one array needs images of one size")
+        raise ImageError(f"{paths[odd]}: size {images[odd].shape[:2]} differs from {images[0].shape[:2]} of "
+                         f"{paths[0]}; one array needs images of one size")
     return np.stack(images)
 
 # %% ../nbs/04_data.ipynb #8e5a6ffc
@@ -300,70 +322,101 @@ FER2013_COUNTS = {
 }
 
 
+@patch
 def check_counts(
-    ds: FERData,                             # what was read
-    published: dict[str, Sequence[int]],     # split -> counts in the order of `ds.labels`
+    self: FERData,
+    published: dict[str, Sequence[int]],     # split -> counts in the order of `labels`
     strict: bool = False,                    # raise instead of warn
     expected: Sequence[str] | None = None,   # splits that must be there; None: all published ones
+    subset_ok: bool = False,                 # unless `strict`, no warning if no split has half of its images
 ) -> pd.DataFrame:                           # split, label, read, published, difference: the rows that differ
-    "Compare `ds` with the published class counts; `.attrs[\"absent\"]` of the result lists the splits that it lacks."
-    counts = ds.counts()
-    if unknown := set(expected or ()) - set(published):
-        raise ConfigError(f"expected split {min(unknown)!r} is not one of {', '.join(published)}")
-    absent = [s for s in published if s not in counts and (expected is None or s in expected)]
+    "Compare with the published counts; `.attrs[\"absent\"]` of the result lists the splits that are missing."
+    counts = self.counts()
+    absent = [s for s in (published if expected is None else expected) if s not in counts]
     rows = [(split, label, int(counts[split][label]), n)
-            for split, row in published.items() if split in counts for label, n in zip(ds.labels, row)]
+            for split, row in published.items() if split in counts for label, n in zip(self.labels, row)]
     table = pd.DataFrame(rows, columns=["split", "label", "read", "published"])
-    table = table.assign(difference=table.read - table.published).query("difference != 0").reset_index(drop=True)
+    table["difference"] = table.read - table.published
+    table = table[table.difference != 0].reset_index(drop=True)
     table.attrs["absent"] = absent
-    said = [f"{ds.name}: no {split} images; {sum(published[split])} were published" for split in absent]
+    problems = [f"{self.name}: no {split} images; {sum(published[split])} were published" for split in absent]
     if len(table):
-        said.append(f"{ds.name}: counts differ from the published ones:\n{table.to_string(index=False)}")
-    if said and strict:
-        raise DataError("\n".join(said))
-    if said:
-        warnings.warn("\n".join(said), stacklevel=3)
+        problems.append(f"{self.name}: counts differ from the published ones:\n"
+                        + table.to_string(index=False))
+    whole = any(2 * counts[s].sum() >= sum(row) for s, row in published.items() if s in counts)
+    if problems and (strict or whole or not subset_ok):
+        _warn_or_raise("\n".join(problems), strict, level=4)
     return table
 
 
-def _is_whole(
-    ds: FERData,                          # what was read
-    published: dict[str, Sequence[int]],  # split -> counts
-) -> bool:                                # has one of its splits at least half of the published images
-    "Tell a dataset from a selection of it, which need not have the published counts."
-    return any(2 * (ds.df.split == split).sum() >= sum(row) for split, row in published.items())
-
-
-def _say(
+def _warn_or_raise(
     text: str,                           # what is wrong
     fatal: bool,                         # raise it
     error: type[Exception] = DataError,  # as this
+    level: int = 3,                      # of the stack: where the warning points; 3: the caller of the reader
 ) -> None:
     "Raise, or warn at the line that called the reader."
     if fatal:
         raise error(text)
-    warnings.warn(text, stacklevel=3)
+    warnings.warn(text, stacklevel=level)
+
+# %% ../nbs/04_data.ipynb #8bf1303c
+def _expect(
+    holds: bool,                         # what was read is as it should be
+    at: str | Path,                      # file and row, or an image file
+    found: str,                          # what stands there
+    expected: str,                       # what is expected there
+    error: type[Exception] = DataError,  # what to raise
+) -> None:
+    "Refuse a row, a field or a file's name in one form: the place, what stands there, what is expected."
+    if not holds:
+        raise error(f"{at}: {found}; {expected} expected")
 
 # %% ../nbs/04_data.ipynb #9d96634f
 def _rows(
-    path: Path,     # a table without quoted line breaks
-    sep: str = ",", # between its fields
+    path: Path,                     # a table without quoted line breaks
+    sep: str = ",",                 # between its fields; " ": one or more
+    widths: Sequence[int] = (),     # how many fields a row may have; (): any number
 ) -> Iterator[tuple[str, list[str]]]:  # "file, row n" and the fields
-    "The rows of a text table, blank lines left out; `DataError` where it is none."
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    "The rows of a text table without blank lines. Raises `DataError` for what is none, and for other widths."
     csv.field_size_limit(1 << 24)
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
-        reader = csv.reader(f, delimiter=sep)
-        try:
+    at = str(path)
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
+            reader, at = csv.reader(f, delimiter=sep), f"{path}, row 1"
             for fields in reader:
+                fields = [x.strip() for x in fields if x or sep != " "]
                 if any(fields):
-                    yield f"{path}, row {reader.line_num}", [x.strip() for x in fields]
-        except csv.Error as e:
-            raise DataError(f"{path}, row {reader.line_num}: not a table ({e})") from e
+                    _expect(not widths or len(fields) in widths, at, f"{len(fields)} fields",
+                            " or ".join(map(str, widths)))
+                    yield at, fields
+                at = f"{path}, row {reader.line_num + 1}"
+    except (OSError, csv.Error) as e:
+        raise DataError(f"{at}: not a table ({e})") from e
 
 
-def _whole(
+def _table(
+    path: Path,              # a CSV
+    columns: Sequence[str],  # to read
+    exact: bool = True,      # rows must be as long as the header; False: long enough for `columns`
+    header: bool = True,     # False: a file that does not begin with a header has `columns` alone
+) -> Iterator[tuple[str, list[str]]]:  # "file, row n" and the fields of `columns`, in that order
+    "Columns of a CSV by name. Raises `DataError` for missing columns, odd rows, and a header without rows."
+    rows, found = _rows(path), 0
+    at, names = next(rows, ("", []))
+    if not header and columns[0].lower() not in map(str.lower, names):
+        rows, names = chain([(at, names)] if names else [], rows), list(columns)
+    way_on = f"the header is {', '.join(names)}" if names else "the file is empty"
+    need_columns(names, columns, str(path), way_on)
+    places = [names.index(c) for c in columns]
+    for found, (at, fields) in enumerate(rows, 1):
+        _expect(len(fields) == len(names) if exact else len(fields) > max(places), at,
+                f"{len(fields)} fields", f"{len(names)}")
+        yield at, [fields[k] for k in places]
+    _expect(found or not header, path, "no rows below the header", "at least one")
+
+# %% ../nbs/04_data.ipynb #b5a22af2
+def _whole_number(
     text: str | float,                   # a field
     low: int,                            # smallest value
     high: int,                           # largest
@@ -373,24 +426,34 @@ def _whole(
 ) -> int:                                # its value
     "A whole number from `low` to `high`; \"3\", \"3.0\" and 3.0 are all 3."
     try:
-        if low <= float(text) <= high and float(text) == int(float(text)):
-            return int(float(text))
+        value = float(text)
     except ValueError:
-        pass
-    raise error(f"{at}: {what} {text!r} is not one of {low}-{high}")
+        value = np.nan
+    whole = low <= value <= high and value == int(value)
+    _expect(whole, at, f"{what} {text!r}", f"a whole number in {low}-{high}", error)
+    return int(value)
 
 
-def _inside(
-    name: str,  # a path in a list
-    at: str,    # file and row
-) -> str:       # the same, if it stays inside
-    "Refuse a path that leads out of the dataset's folder."
+def _named(
+    text: str,                           # a field
+    names: dict[str, str],               # what may stand there -> what it means
+    at: str,                             # file and row, for the message
+    what: str,                           # the field's name
+    error: type[Exception] = DataError,  # what to raise
+) -> str:                                # the meaning
+    "The meaning of a field that holds one of a few words."
+    _expect(text in names, at, f"{what} {text!r}", f"one of {', '.join(names)}", error)
+    return names[text]
+
+
+def _inside(name: str, at: str) -> str:
+    "The path `name` of a list; one that leads out of the dataset's folder is refused."
     path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
-        raise DataError(f"{at}: {name!r} is not a path inside the dataset's folder")
+    out = not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]
+    _expect(not out, at, repr(name), "a path inside the dataset's folder")
     return name
 
-
+# %% ../nbs/04_data.ipynb #dfebf873
 def _some(
     names: Iterable,  # of files or rows
     most: int = 10,   # how many to show
@@ -400,55 +463,54 @@ def _some(
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _matched(
-    labelled: dict[str, str],  # id -> file and row of its label
-    files: dict[str, Path],    # id -> image
-    source: Path,              # where the labels stand
-) -> None:
-    "Refuse images without a label and labels without an image."
-    if bare := [str(files[i]) for i in files if i not in labelled]:
-        raise DataError(f"{source}: {len(bare)} images have no label there: {_some(bare)}")
-    if lost := [f"{at} ({i})" for i, at in labelled.items() if i not in files]:
-        raise DataError(f"{len(lost)} labels have no image: {_some(lost)}")
-
-
 def _by_id(
     pairs: Iterable[tuple[str, Any]],  # id, and file or row
 ) -> dict[str, Any]:                   # the same
     "A dictionary of `pairs`; `DataError` where an id comes twice."
     found: dict[str, Any] = {}
     for i, value in pairs:
-        if i in found:
-            raise DataError(f"{value}: {i} is there already: {found[i]}")
+        _expect(i not in found, value, f"{i} is there already: {found.get(i)}", "each id once")
         found[i] = value
     return found
+
+
+def _matched(
+    labelled: Iterable[tuple[str, str]],  # id, and file and row of its label
+    files: dict[str, Path],               # id -> image
+    source: Path,                         # where the labels stand
+) -> None:
+    "Refuse ids that are labelled twice, images without a label, and labels without an image."
+    labelled = _by_id(labelled)
+    bare = [str(files[i]) for i in files if i not in labelled]
+    lost = [f"{at} ({i})" for i, at in labelled.items() if i not in files]
+    if bare or lost:
+        raise DataError(f"{source}: {len(bare)} images have no label there: {_some(bare)}" if bare else
+                        f"{len(lost)} labels have no image: {_some(lost)}")
+
+
+def _list_images(
+    root: Path,      # a folder of folders
+) -> list[Path]:     # image files below it, sorted; what is hidden is left out
+    "Image files below `root`, or `DataError` where there is none."
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS
+                   and not any(part.startswith(".") for part in p.relative_to(root).parts))
+    found = "no image files in it" if root.is_dir() else "a file" if root.exists() else \
+        "no such file or folder"
+    _expect(files, root, found, f"a folder with images ({', '.join(sorted(_IMAGE_ENDINGS))})")
+    return files
+
+
+_IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 # %% ../nbs/04_data.ipynb #87b30a8a
 _USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
 
 
-def _check_pixels(
-    text: str,       # the `pixels` field of one row
-    where: str,      # file and row, for the message
-    side: int = 48,  # expected image side
-) -> np.ndarray:     # uint8 (side²,)
-    "Parse one row's pixels slowly, saying exactly what is wrong."
-    words = text.split()
-    if len(words) != side * side:
-        raise DataError(f"{where}: {len(words)} pixels, {side * side} expected")
-    for word in words:
-        if not re.fullmatch("-?[0-9]+", word):
-            raise DataError(f"{where}: pixel {word!r} is not a whole number")
-        if len(word) > 9 or not 0 <= int(word) <= 255:
-            raise DataError(f"{where}: pixel {word[:40]} is outside 0-255")
-    return np.array(words, dtype=np.uint8)
-
-
 def _parse_pixels(
-    texts: list[str],  # `pixels` fields
-    where: Callable[[int], str],  # k -> file and row, for the message
-) -> np.ndarray:       # uint8 (len(texts), 48, 48)
-    "Parse many rows at once; on any doubt, row by row."
+    texts: list[str],   # `pixels` fields of 48 × 48 numbers
+    places: list[str],  # file and row of each, for the message
+) -> np.ndarray:        # uint8 (N, 48, 48)
+    "Parse many rows at once; where that fails, look for the value to name."
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         try:
@@ -458,172 +520,76 @@ def _parse_pixels(
             regular = False
     if regular and flat.size == 2304 * len(texts) and flat.min() >= 0 and flat.max() <= 255:
         return flat.astype(np.uint8).reshape(-1, 48, 48)
-    return np.stack([_check_pixels(t, where(k)) for k, t in enumerate(texts)]).reshape(-1, 48, 48)
-
-# %% ../nbs/04_data.ipynb #548db102
-def _csv_column(
-    header: list[str],  # the first line, split
-    name: str,          # the column asked for
-    path: Path,         # for the message
-) -> int:               # its position
-    "Position of column `name`; spaces around header names do not matter."
-    names = [h.strip().lstrip("\ufeff") for h in header]
-    if name not in names:
-        raise DataError(f"{path}: no column {name!r}; the header is {', '.join(names)}")
-    return names.index(name)
+    for text, at in zip(texts, places):
+        words = text.split()
+        _expect(len(words) == 2304, at, f"{len(words)} pixels", "2304")
+        odd = next((w for w in words if not re.fullmatch("-?[0-9]{1,9}", w) or not 0 <= int(w) <= 255), None)
+        _expect(odd is None, at, f"pixel {str(odd)[:40]!r}", "a whole number in 0-255")
+    return np.array([t.split() for t in texts], dtype=np.uint8).reshape(-1, 48, 48)
 
 
-def _read_fer2013_rows(
-    path: Path,           # fer2013.csv
-    block: int = 1024,    # rows parsed at once
-) -> tuple[np.ndarray, list[str], list[str], list[str]]:  # pixels, label names, splits, "file, row n"
-    "All rows of the CSV, checked."
-    images, labels, splits, places, texts = [], [], [], [], []
-
-    def parse() -> None:
-        first = len(places) - len(texts)
-        images.append(_parse_pixels(texts, lambda k: places[first + k]))
-        texts.clear()
-
-    rows = _rows(path)
-    header = next(rows, ("", None))[1]
-    if header is None:
-        raise DataError(f"{path}: the file is empty")
-    ei, pi, ui = (_csv_column(header, c, path) for c in ("emotion", "pixels", "Usage"))
-    for at, fields in rows:
-        if len(fields) <= max(ei, pi, ui):
-            raise DataError(f"{at}: {len(fields)} fields, {len(header)} expected")
-        places.append(at)
-        labels.append(_fer2013_label(fields[ei], at))
-        splits.append(_fer2013_split(fields[ui], at))
-        texts.append(fields[pi])
-        if len(texts) == block:
-            parse()
-    if not places:
-        raise DataError(f"{path}: no rows below the header")
-    if texts:
-        parse()
-    return np.concatenate(images), labels, splits, places
-
-
-def _fer2013_label(
-    text: str,   # the `emotion` field
-    at: str,     # file and row
-) -> str:        # its name
-    "Name of a label id 0-6."
-    if text not in {"0", "1", "2", "3", "4", "5", "6"}:
-        raise LabelError(f"{at}: emotion {text!r} is not one of 0-6")
-    return EMOTIONS[int(text)]
-
-
-def _fer2013_split(
-    text: str,   # the `Usage` field
-    at: str,     # file and row
-) -> str:        # train, valid or test
-    "Split of a Usage value."
-    if text not in _USAGE:
-        raise DataError(f"{at}: Usage {text!r} is not one of {', '.join(_USAGE)}")
-    return _USAGE[text]
+def _fer2013_csv(path: Path) -> FERData:
+    "All rows of the CSV, checked, a thousand at a time; ids are `row` and the line of the file."
+    emotions = {str(k): name for k, name in enumerate(EMOTIONS)}
+    images, table, rows = [], [], _table(path, ("emotion", "pixels", "Usage"), exact=False)
+    while block := list(islice(rows, 1024)):
+        table += [(f"row{at.rpartition(' ')[2]}", _named(emotion, emotions, at, "emotion", LabelError),
+                   _named(usage, _USAGE, at, "Usage")) for at, (emotion, _, usage) in block]
+        images.append(_parse_pixels([pixels for _, (_, pixels, _) in block], [at for at, _ in block]))
+    df = pd.DataFrame(table, columns=["id", "label", "split"])
+    return FERData(df, np.concatenate(images), EMOTIONS, "fer2013")
 
 # %% ../nbs/04_data.ipynb #3f6243e9
-_IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-
-
-def _list_images(
-    root: Path,          # a folder of folders
-) -> list[Path]:         # image files below it, sorted
-    "Image files below `root`, or `DataError` where there is none."
-    if not root.exists():
-        raise DataError(f"{root}: no such file or folder")
-    if not root.is_dir():
-        raise DataError(f"{root}: is a file, a folder expected")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS
-                   and not any(part.startswith(".") for part in p.relative_to(root).parts))
-    if not files:
-        raise DataError(f"{root}: no image files ({', '.join(sorted(_IMAGE_ENDINGS))}) in it")
-    return files
-
-
-def _fer2013_folder_split(
-    path: Path,   # an image of the mirror
-    root: Path,   # the mirror's folder
-) -> str:         # train, valid or test
-    "Split of one image of the mirror, by its folder and the prefix of its name."
-    for usage, split in _USAGE.items():
-        if path.name.startswith(usage):
-            return split
-    if path.relative_to(root).parts[0].lower() == "train":
-        return "train"
-    raise DataError(f"{path}: neither PublicTest_ nor PrivateTest_ in the name, so its split is unknown; "
-                    "read_folder reads folders of another layout")
-
-
-def _check_depth(
-    files: list[Path],       # image files
-    root: Path,              # the dataset's folder
-    labels: Sequence[str],   # names of classes
-) -> None:
-    "Raise `DataError` where a class folder holds folders, such as one a person: their names would be taken for classes."
-    for path in files:
-        *above, last = path.relative_to(root).parts[:-1] or [""]
-        if outer := [name for name in above if canonical_label(name) in labels]:
-            raise DataError(f"{path}: lies in {last!r} inside {outer[-1]!r}, which names a class itself; images right inside "
-                            "their class folders expected")
-
-
 def _from_files(
-    files: list[Path],        # image files
-    root: Path,               # ids are relative to it
-    splits: list[str],        # split of each
+    files: list[Path],             # image files
+    root: Path,                    # ids are relative to it
+    splits: list[str],             # split of each
     labels: Sequence[str] | None,  # label names; None: those found, emotions first
-    name: str,                # the dataset's name
-) -> tuple[FERData, list[tuple[int, ...]]]:  # with the class taken from each file's folder; shapes of the files
+    name: str,                     # the dataset's name
+) -> tuple[FERData, list[tuple[int, ...]]]:  # labelled by folder; the shape of each file's image
     "A dataset of files whose folder names their class; every file is decoded once, here."
     found = [canonical_label(p.parent.name) for p in files]
     labels = labels if labels is None else tuple(map(canonical_label, labels))
-    _check_depth(files, root, labels or (*EMOTIONS, "contempt"))
+    for p in files:  # folders in class folders, such as one a person: their names would be taken for classes
+        *above, last = p.relative_to(root).parts[:-1] or [""]
+        if outer := [part for part in above if canonical_label(part) in (labels or (*EMOTIONS, "contempt"))]:
+            raise DataError(f"{p}: lies in {last!r} inside {outer[-1]!r}, which names a class itself; "
+                            "images right inside their class folders expected")
     if labels is None:
         labels = tuple(e for e in EMOTIONS if e in found) + tuple(sorted(set(found) - set(EMOTIONS)))
     for p, label in zip(files, found):
-        if label not in labels:
-            raise LabelError(f"{p}: folder {p.parent.name!r} is not one of {', '.join(labels)}")
-    df = pd.DataFrame({"id": [p.relative_to(root).as_posix() for p in files], "label": found, "split": splits})
-    images = read_images(files)
+        _expect(label in labels, p, f"folder {p.parent.name!r}", f"one of {', '.join(labels)}", LabelError)
+    ids, images = [p.relative_to(root).as_posix() for p in files], read_images(files)
     same = len({im.shape[:2] for im in images}) == 1
+    df = pd.DataFrame({"id": ids, "label": found, "split": splits})
     return FERData(df, _stack(images, files) if same else files, labels, name), [im.shape for im in images]
 
 # %% ../nbs/04_data.ipynb #67f7ed7a
 def read_fer2013(
     path: str | Path,      # fer2013.csv or icml_face_data.csv, or the folder that holds train/ and test/
-    strict: bool = False,  # raise, not warn, where counts, splits or picture sizes are not the published ones
+    strict: bool = False,  # raise, not warn, where counts, splits or image sizes are not the published ones
     splits: Sequence[str] | None = None,  # splits that the file must hold; None: train, valid and test
 ) -> FERData:              # grey 48 × 48; Training, PublicTest, PrivateTest are train, valid, test
     "Read FER2013 from its CSV or its class folders, checking every row. Raises the `FERError` that fits."
+    def split_of(p: Path) -> str:
+        if found := [split for usage, split in _USAGE.items() if p.name.startswith(usage)]:
+            return found[0]
+        _expect(p.relative_to(path).parts[0].lower() == "train", p, "neither PublicTest_ nor PrivateTest_ in "
+                "the name, so its split is unknown", "one of them (read_folder reads other layouts)")
+        return "train"
+
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
         files = _list_images(path)
-        ds, shapes = _from_files(files, path, [_fer2013_folder_split(p, path) for p in files], EMOTIONS, "fer2013")
-        if text := _odd_sizes(shapes):
-            _say(f"{path}: {text}", strict, ImageError)
+        ds, shapes = _from_files(files, path, [split_of(p) for p in files], EMOTIONS, "fer2013")
+        if odd := Counter(shape for shape in shapes if shape != (48, 48)):
+            sizes = ", ".join(f"{' × '.join(map(str, shape))} ({k})" for shape, k in odd.most_common(5))
+            text = f"{odd.total()} of {len(shapes)} images are not 48 × 48 grey as FER2013's are: {sizes}"
+            _warn_or_raise(f"{path}: {text}", strict, ImageError)
     else:
-        pixels, labels, usage, places = _read_fer2013_rows(path)
-        ids = [f"row{at.rpartition(' ')[2]}" for at in places]
-        df = pd.DataFrame({"id": ids, "label": labels, "split": usage})
-        ds = FERData(df, pixels, EMOTIONS, "fer2013")
-    if strict or _is_whole(ds, FER2013_COUNTS):
-        check_counts(ds, FER2013_COUNTS, strict, splits)
+        ds = _fer2013_csv(path)
+    ds.check_counts(FER2013_COUNTS, strict, splits, subset_ok=True)
     return ds
-
-
-def _odd_sizes(
-    shapes: list[tuple[int, ...]],  # of the pictures of the mirror
-) -> str:                           # "" where all are 48 × 48 grey
-    "Say how many pictures are not as FER2013's are."
-    odd = Counter(shape for shape in shapes if shape != (48, 48))
-    sizes = ", ".join(f"{' × '.join(map(str, shape))} ({k})" for shape, k in odd.most_common(5))
-    return f"{odd.total()} of {len(shapes)} pictures are not 48 × 48 grey as FER2013's are: {sizes}" if odd else ""
 
 # %% ../nbs/04_data.ipynb #055d0d00
 VOTE_COLUMNS = tuple(f"vote_{name}" for name in (*LABEL_ORDERS["ferplus"], "unknown", "no_face"))
@@ -637,33 +603,20 @@ _FERPLUS_HEADER = ("neutral", "happiness", "surprise", "sadness", "anger", "disg
                    "unknown", "NF")
 
 
-def read_votes(
+def _read_votes(
     path: str | Path,  # fer2013new.csv
-) -> pd.DataFrame:     # split, image_name ("" where there is no face), `VOTE_COLUMNS`; a row a picture, in file order
+) -> pd.DataFrame:     # a row an image, in file order: split, image_name ("": no face), `VOTE_COLUMNS`
     "Read FER+'s vote counts, all rows. Raises `DataError` naming the row."
-    rows = _rows(Path(path))
-    header = next(rows, ("", None))[1]
-    if header is None:
-        raise DataError(f"{path}: the file is empty")
-    usage, name, *votes = (_csv_column(header, c, path) for c in ("Usage", "Image name", *_FERPLUS_HEADER))
-    found = []
-    for at, fields in rows:
-        if len(fields) != len(header):
-            raise DataError(f"{at}: {len(fields)} fields, {len(header)} expected")
-        found.append((_fer2013_split(fields[usage], at), fields[name], *_votes([fields[k] for k in votes], at)))
-    if not found:
-        raise DataError(f"{path}: no rows below the header")
+    rows = _table(Path(path), ("Usage", "Image name", *_FERPLUS_HEADER))
+    found = [(_named(usage, _USAGE, at, "Usage"), name, *_votes(votes, at))
+             for at, (usage, name, *votes) in rows]
     return pd.DataFrame(found, columns=["split", "image_name", *VOTE_COLUMNS])
 
 
-def _votes(
-    fields: list[str],  # ten counts
-    at: str,            # file and row
-) -> list[int]:         # the same as numbers
-    "Ten counts of at most ten votes."
-    votes = [_whole(x, 0, 10, at, "votes") for x in fields]
-    if sum(votes) > 10:
-        raise DataError(f"{at}: {sum(votes)} votes; ten taggers voted")
+def _votes(fields: list[str], at: str) -> list[int]:
+    "Ten counts of at most ten votes, as numbers."
+    votes = [_whole_number(x, 0, 10, at, "votes") for x in fields]
+    _expect(sum(votes) <= 10, at, f"{sum(votes)} votes", "at most ten, one a tagger,")
     return votes
 
 # %% ../nbs/04_data.ipynb #05ab3b3f
@@ -675,19 +628,18 @@ def vote_targets(
     mode: str = "majority",  # one of `FERPLUS_MODES`
 ) -> np.ndarray:             # float (N, 8): shares of the eight emotions; a row of zeros is refused
     "Apply one of FER+'s rules to every row of `votes`."
-    if mode not in FERPLUS_MODES:
-        raise ConfigError(f"mode {mode!r} is not one of {', '.join(FERPLUS_MODES)}")
+    one_of("mode", mode, FERPLUS_MODES)
     votes = np.where(np.asarray(votes) > 1, votes, 0)
     total = votes.sum(1, keepdims=True)
     if mode == "majority":
-        kept = np.where(2 * votes > total, votes, 0)
+        counted = np.where(2 * votes > total, votes, 0)
     elif mode == "multi_target":
-        kept = np.where((10 * votes >= 3 * total) & (votes > 0), votes, 0)
+        counted = np.where((10 * votes >= 3 * total) & (votes > 0), votes, 0)
     else:
-        kept = _largest(votes, total)
-    refused = (2 * kept.sum(1) <= total[:, 0]) | ((kept > 0).sum(1) > 3) | (kept.argmax(1) >= 8)
-    kept = np.where(refused[:, None], 0, kept[:, :8])
-    return kept / np.maximum(kept.sum(1, keepdims=True), 1)
+        counted = _largest(votes, total)
+    refused = (2 * counted.sum(1) <= total[:, 0]) | ((counted > 0).sum(1) > 3) | (counted.argmax(1) >= 8)
+    counted = np.where(refused[:, None], 0, counted[:, :8])
+    return counted / np.maximum(counted.sum(1, keepdims=True), 1)
 
 
 def _largest(
@@ -695,21 +647,21 @@ def _largest(
     total: np.ndarray,  # (N, 1) their sums
 ) -> np.ndarray:        # (N, 10), the counts that the rule `probability` takes
     "Take the largest counts, ties together, until 3/4 of the votes, three counts, or one that is no emotion."
-    kept, left = np.zeros_like(votes), votes.copy()
+    taken, left = np.zeros_like(votes), votes.copy()
     for _ in range(3):
-        going = (4 * kept.sum(1, keepdims=True) < 3 * total) & ((kept > 0).sum(1, keepdims=True) < 3)
+        going = (4 * taken.sum(1, keepdims=True) < 3 * total) & ((taken > 0).sum(1, keepdims=True) < 3)
         tied = going & (left == left.max(1, keepdims=True)) & (left > 0)
         ended = tied[:, 8:].any(1)
         tied[:, 8:] = False
-        kept += np.where(tied, left, 0)
+        taken += np.where(tied, left, 0)
         left[tied] = 0
         left[ended] = 0
-    return kept
+    return taken
 
 # %% ../nbs/04_data.ipynb #c6b8701d
 def read_ferplus(
-    new_csv: str | Path,                  # fer2013new.csv, or the folder of FER2013Train, FER2013Valid, FER2013Test
-    fer2013: str | Path | FERData | None = None,  # fer2013.csv, or what `read_fer2013` made of it; not with a folder
+    new_csv: str | Path,                  # fer2013new.csv, or the folder with FER2013Train, FER2013Valid, ...
+    fer2013: str | Path | FERData | None = None,  # fer2013.csv, or `read_fer2013` of it; not with a folder
     mode: str = "majority",               # one of `FERPLUS_MODES`; for the training split
     num_classes: int = 8,                 # 8, or 7: without contempt
     strict: bool = False,                 # raise, not warn, where counts differ from the published ones
@@ -717,23 +669,25 @@ def read_ferplus(
 ) -> FERData:                             # with `VOTE_COLUMNS`, rule, image_name, and fer2013_label if joined
     "Read FER2013 with FER+'s labels, joined row by row. Raises `DataError` naming file and row."
     path = Path(new_csv)
-    _check_classes(num_classes, 7, 8)
-    if mode not in FERPLUS_MODES:
-        raise ConfigError(f"mode {mode!r} is not one of {', '.join(FERPLUS_MODES)}")
-    if path.is_dir() and fer2013 is not None:
-        raise ConfigError(f"{path} holds the pictures already; fer2013 is for joining them with fer2013new.csv")
-    df, images = _read_ferplus_folder(path) if path.is_dir() else _join_votes(path, fer2013, splits)
+    one_of("num_classes", num_classes, (7, 8))
+    one_of("mode", mode, FERPLUS_MODES)
+    if path.is_dir() and fer2013 is not None or path.is_file() and fer2013 is None:
+        why = "holds the images already; fer2013 is for joining them with fer2013new.csv" if path.is_dir() \
+            else "holds votes only; pass fer2013.csv, which holds the images, as well"
+        raise ConfigError(f"{path}: {why}")
+    df, images = _ferplus_folder(path) if path.is_dir() else _ferplus_rows(path, fer2013, splits)
     df["rule"] = np.where(df.split == "train", mode, "majority")
-    target = _by_rule(df[list(VOTE_COLUMNS)].to_numpy(), df["rule"])
+    votes = df[list(VOTE_COLUMNS)].to_numpy()
+    target = _by_rule(votes, df["rule"])
     df.insert(1, "label", np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)])
-    why = _why_dropped(df, target, num_classes)
-    keep = why == ""
-    images = images[keep] if isinstance(images, np.ndarray) else [images[k] for k in np.flatnonzero(keep)]
-    dropped = df[["id", "split"]].assign(why=why)[~keep]
-    ds = FERData(df[keep], images, LABEL_ORDERS["ferplus"][:num_classes], "ferplus", dropped)
+    why = {"blank_name": df.image_name == "", "no_face": ~target.any(1) & (2 * votes[:, 9] > votes.sum(1)),
+           "unknown": ~target.any(1), "contempt": (df.label == "contempt") & (num_classes == 7)}
+    why = np.select(list(why.values()), list(why), "")
+    ds = FERData(df, images, LABEL_ORDERS["ferplus"], "ferplus").take(why == "")
+    ds = ds.replace(labels=ds.labels[:num_classes], dropped=df[["id", "split"]].assign(why=why)[why != ""])
     published = {s: c[:num_classes] for s, c in FERPLUS_COUNTS.items() if s != "train" or mode == "majority"}
-    if strict or _is_whole(ds, published):
-        check_counts(ds, published, strict, splits and [s for s in splits if s in published or s not in SPLITS])
+    expected = splits and [s for s in splits if s in published or s not in SPLITS]
+    ds.check_counts(published, strict, expected, subset_ok=True)
     return ds
 
 
@@ -748,105 +702,75 @@ def _by_rule(
         shares[rows] = votes[rows, :8] if rule == "votes" else vote_targets(votes[rows], rule)
     return shares
 
-
-def _why_dropped(
-    df: pd.DataFrame,    # label, image_name and votes of all rows
-    target: np.ndarray,  # (N, 8), zeros where refused
-    num_classes: int,    # 7 or 8
-) -> np.ndarray:         # (N,) of str, "" where the row is kept
-    "The reason for leaving out each row."
-    votes = df[list(VOTE_COLUMNS)].to_numpy()
-    cases = {"blank_name": df.image_name == "", "no_face": ~target.any(1) & (2 * votes[:, 9] > votes.sum(1)),
-             "unknown": ~target.any(1), "contempt": (df.label == "contempt") & (num_classes == 7)}
-    return np.select(list(cases.values()), list(cases), "")
-
-
-def _check_classes(
-    num_classes: int,  # asked for
-    *known: int,       # possible
-) -> None:
-    "Refuse a number of classes that the dataset does not come in."
-    if num_classes not in known:
-        raise ConfigError(f"num_classes is {num_classes!r}; {' or '.join(map(str, known))} expected")
-
-
-def _join_votes(
+# %% ../nbs/04_data.ipynb #3018a3a5
+def _ferplus_rows(
     path: Path,                            # fer2013new.csv
     fer2013: str | Path | FERData | None,  # FER2013
     splits: Sequence[str] | None,          # that must be there
 ) -> tuple[pd.DataFrame, Any]:             # the joined table, and its images
     "Votes beside FER2013's rows."
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if fer2013 is None:
-        raise DataError(f"{path}: holds votes only; pass fer2013.csv, which holds the pictures, as well")
+    votes = _read_votes(path)
     ds = fer2013 if isinstance(fer2013, FERData) else read_fer2013(fer2013, splits=splits)
-    votes = _same_rows(ds, path, ds.name if isinstance(fer2013, FERData) else str(fer2013))
+    _same_rows(votes, ds, path, ds.name if ds is fer2013 else str(fer2013))
     return pd.concat([ds.df[["id"]], votes, ds.df["label"].rename("fer2013_label")], axis=1), ds._images
 
 
 def _same_rows(
-    ds: FERData,  # FER2013 in file order
-    path: Path,   # fer2013new.csv
-    name: str,    # of `ds`, for the message
-) -> pd.DataFrame: # the votes
-    "The votes at `path`, if their rows are those of `ds`."
-    votes = read_votes(path)
+    votes: pd.DataFrame,  # from `_read_votes`
+    ds: FERData,          # FER2013 in file order
+    path: Path,           # fer2013new.csv, for the message
+    name: str,            # of `ds`, for the message
+) -> None:
+    "Refuse votes whose rows are not those of `ds`."
     number = ds.df.id.str.extract(r"^row(\d+)$")[0].astype(float)
     if not (number.diff().iloc[1:] > 0).all() or number.isna().any():
-        raise DataError(f"{name} is not in the order of fer2013.csv, and {path} can only be joined by row")
-    if len(votes) != len(ds):
-        raise DataError(f"{path} has {len(votes)} rows and {name} {len(ds)}; they are joined by row, so both must "
-                        "be whole")
-    if (other := np.flatnonzero(votes.split != ds.df.split)).size:
+        why = f"{name} is not in the order of fer2013.csv, and {path} can only be joined by row"
+    elif len(votes) != len(ds):
+        why = f"{path} has {len(votes)} rows and {name} {len(ds)}; joined by row, both must be whole"
+    elif (other := np.flatnonzero(votes.split != ds.df.split)).size:
         k = other[0]
-        raise DataError(f"{path}, row {k + 2}: {votes.split[k]}, but {ds.df.id[k]} of {name} is {ds.df.split[k]}; "
-                        "the rows are not the same ones")
-    return votes
+        why = (f"{path}, row {k + 2}: {votes.split[k]}, but {ds.df.id[k]} of {name} is {ds.df.split[k]}; "
+               "the rows are not the same ones")
+    else:
+        return
+    raise DataError(why)
 
-
-def _read_ferplus_folder(
-    root: Path,  # holds FER2013Train, ...
+# %% ../nbs/04_data.ipynb #ab122df6
+def _ferplus_folder(
+    root: Path,  # holds FER2013Train, ..., or a folder data/ that does
 ) -> tuple[pd.DataFrame, list[Path]]:  # the table, and the image files
-    "The layout of FER+'s script; boxes must be the whole picture."
+    "The layout of FER+'s script; boxes must be the whole image."
     root = root / "data" if (root / "data").is_dir() else root
     found, images = [], []
     for folder, split in (("FER2013Train", "train"), ("FER2013Valid", "valid"), ("FER2013Test", "test")):
-        if (home := root / folder).is_dir():
-            rows = [_label_row(at, fields) for at, fields in _rows(home / "label.csv")]
-            files = {p.relative_to(home).as_posix(): p for p in _list_images(home)}
-            _matched(_by_id((name, at) for at, name, _ in rows), files, home / "label.csv")
-            found += [(f"{folder}/{name}", split, name, *votes) for _, name, votes in rows]
-            images += [files[name] for _, name, _ in rows]
-    if not found:
-        raise DataError(f"{root}: neither fer2013new.csv nor a folder with FER2013Train, FER2013Valid or FER2013Test")
+        if not (home := root / folder).is_dir():
+            continue
+        rows = []
+        for at, (name, *fields) in _rows(home / "label.csv", widths=(11, 12)):
+            _expect(len(fields) == 10 or re.sub(r"\s", "", fields[0]) == "(0,0,48,48)", at,
+                    f"box {fields[0]!r}", "the whole image, (0, 0, 48, 48),")
+            rows.append((_inside(name, at), at, _votes(fields[-10:], at)))
+        files = {p.relative_to(home).as_posix(): p for p in _list_images(home)}
+        _matched(((name, at) for name, at, _ in rows), files, home / "label.csv")
+        found += [(f"{folder}/{name}", split, name, *votes) for name, _, votes in rows]
+        images += [files[name] for name, _, _ in rows]
+    _expect(found, root, "neither fer2013new.csv nor a folder with FER2013Train, FER2013Valid or FER2013Test",
+            "one of them")
     return pd.DataFrame(found, columns=["id", "split", "image_name", *VOTE_COLUMNS]), images
 
-
-def _label_row(
-    at: str,            # file and row
-    fields: list[str],  # name, perhaps a box, ten counts
-) -> tuple[str, str, list[int]]:  # at, name, votes
-    "One row of label.csv."
-    if len(fields) == 12 and re.sub(r"\s", "", fields[1]) != "(0,0,48,48)":
-        raise DataError(f"{at}: box {fields[1]!r} is not the whole picture, (0, 0, 48, 48)")
-    if len(fields) not in (11, 12):
-        raise DataError(f"{at}: {len(fields)} fields; name, ten counts and perhaps a box expected")
-    return at, _inside(fields[0], at), _votes(fields[-10:], at)
-
 # %% ../nbs/04_data.ipynb #ee546066
+@patch
 def soft_labels(
-    ds: FERData,              # with `VOTE_COLUMNS`
-    mode: str | None = None,  # one of `FERPLUS_MODES`; "votes": plain shares; None: the rule of each row, else "votes"
-) -> np.ndarray:              # float (N, C), rows sum to 1; NaN where the rule refuses or `ds.labels` got no vote
-    "Shares of the votes, in the order of `ds.labels`. Raises `DataError` without votes, `LabelError` for other labels."
-    if missing := [c for c in VOTE_COLUMNS if c not in ds.df]:
-        raise DataError(f"{ds.name}: no column {missing[0]!r}; read_ferplus and add_votes make them")
-    if unknown := set(ds.labels) - set(LABEL_ORDERS["ferplus"]):
+    self: FERData,
+    mode: str | None = None,  # of `FERPLUS_MODES`; "votes": plain shares; None: each row's rule, else "votes"
+) -> np.ndarray:              # float (N, C), rows sum to 1; NaN where the rule refuses or no label got a vote
+    "Shares of the votes, in the order of `labels`. Raises `DataError` without `VOTE_COLUMNS`."
+    need_columns(self.df, VOTE_COLUMNS, self.name, "read_ferplus and add_votes make them")
+    if unknown := set(self.labels) - set(LABEL_ORDERS["ferplus"]):
         raise LabelError(f"FER+ has no votes for {min(unknown)!r}")
-    rules = ds.df["rule"] if mode is None and "rule" in ds.df else np.full(len(ds), mode or "votes")
-    columns = [LABEL_ORDERS["ferplus"].index(name) for name in ds.labels]
-    shares = _by_rule(ds.df[list(VOTE_COLUMNS)].to_numpy(), rules)[:, columns]
+    rules = self.df["rule"] if mode is None and "rule" in self.df else np.full(len(self), mode or "votes")
+    columns = [LABEL_ORDERS["ferplus"].index(name) for name in self.labels]
+    shares = _by_rule(self.df[list(VOTE_COLUMNS)].to_numpy(), rules)[:, columns]
     total = shares.sum(1, keepdims=True)
     return np.divide(shares, total, out=np.full_like(shares, np.nan), where=total > 0)
 
@@ -854,13 +778,14 @@ def soft_labels(
 def add_votes(
     ds: FERData,          # all of what `read_fer2013` read from a CSV, in its order
     new_csv: str | Path,  # fer2013new.csv
-) -> FERData:             # the same with `VOTE_COLUMNS`, image_name and `vote_label`; its labels are as they were
-    "Put FER+'s votes beside FER2013's labels, row by row."
-    votes = _same_rows(ds, Path(new_csv), ds.name)
+) -> FERData:             # the same labels, with `VOTE_COLUMNS`, image_name and `vote_label` beside them
+    "Put FER+'s votes beside FER2013's labels, row by row. Raises `DataError` where the rows differ."
+    votes = _read_votes(new_csv)
+    _same_rows(votes, ds, Path(new_csv), ds.name)
     target = vote_targets(votes[list(VOTE_COLUMNS)].to_numpy())
     label = np.where(target.any(1), np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)], "")
     df = pd.concat([ds.df, votes.drop(columns="split")], axis=1).assign(vote_label=label)
-    return FERData(df, ds._images, ds.labels, ds.name, ds.dropped)
+    return ds.replace(df=df, dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #ff76ed7c
 KDEF_COUNTS = {"train": (140,) * 7}  # per angle: 70 people × 2 series, of each emotion
@@ -877,44 +802,33 @@ def read_kdef(
     angles: str | Sequence[str] = ("S",),  # of `KDEF_ANGLES`, or "all"
     broken: str = "drop",                  # "drop", "keep" or "raise": blank, undecodable, or of odd size
     strict: bool = False,                  # raise, not warn, for foreign file names and unpublished counts
-) -> FERData:                              # image files; series, sex, angle, subject ("F01": both series), broken
-    "Read KDEF, both series. Raises `DataError`, and `ImageError` for broken pictures with `broken=\"raise\"`."
-    root, angles = Path(folder), _check_angles(angles)
-    if broken not in ("drop", "keep", "raise"):
-        raise ConfigError(f"broken is {broken!r}; drop, keep or raise expected")
+) -> FERData:                              # image files; series, sex, angle, subject ("F01": in both), broken
+    "Read KDEF, both series. Raises `DataError`, and `ImageError` for broken images with `broken=\"raise\"`."
+    wanted = KDEF_ANGLES if angles == "all" else (angles,) if isinstance(angles, str) else tuple(angles)
+    for angle in wanted or [angles]:
+        one_of("angles", angle, (*KDEF_ANGLES, "all"))
+    one_of("broken", broken, ("drop", "keep", "raise"))
+    root = Path(folder)
     files, dropped = _kdef_names(_list_images(root), root)
     if (odd := dropped[dropped.why != "akdef"]).size:
-        _say(f"{root}: {len(odd)} files are not named as KDEF's are and were left out: "
-             + _some(odd.id + " (" + odd.why + ")"), strict)
-    files = {i: p for i, p in files.items() if i[6:] in angles}
-    if not files:
-        raise DataError(f"{root}: no KDEF picture (AF01ANS.JPG) of the angles {', '.join(angles)}")
+        _warn_or_raise(f"{root}: {len(odd)} files are not named as KDEF's are and were left out: "
+                       + _some(odd.id + " (" + odd.why + ")"), strict)
+    files = {i: p for i, p in files.items() if i[6:] in wanted}
+    _expect(files, root, f"no KDEF image of the angles {', '.join(wanted)}", "names such as AF01ANS.JPG")
     df = pd.DataFrame([(i, _KDEF_EMOTIONS[i[4:6]], "train", i[0], i[1], i[6:], i[1:4]) for i in files],
                       columns=["id", "label", "split", "series", "sex", "angle", "subject"])
     df["broken"] = _broken(list(files.values()))
     if (bad := df[df.broken != ""]).size:
-        text = f"{root}: {len(bad)} broken pictures: " + _some(bad.id + " (" + bad.broken + ")")
-        _say(text, broken == "raise", ImageError)
+        text = f"{root}: {len(bad)} broken images: " + _some(bad.id + " (" + bad.broken + ")")
+        _warn_or_raise(text, broken == "raise", ImageError)
     ds = FERData(df, list(files.values()), EMOTIONS, "kdef")
-    published = {s: [n * len(angles) for n in row] for s, row in KDEF_COUNTS.items()}
-    if strict or _is_whole(ds, published):
-        check_counts(ds, published, strict)
-    keep = (df.broken == "").to_numpy() | (broken == "keep")
-    dropped = pd.concat([dropped, df.loc[~keep, ["id", "split", "broken"]].rename(columns={"broken": "why"})])
-    part = ds.take(keep)
-    return FERData(part.df, part._images, EMOTIONS, "kdef", dropped)
+    published = {s: [n * len(set(wanted)) for n in row] for s, row in KDEF_COUNTS.items()}
+    ds.check_counts(published, strict, subset_ok=True)
+    usable = (df.broken == "").to_numpy() | (broken == "keep")
+    why = df.loc[~usable, ["id", "split", "broken"]].rename(columns={"broken": "why"})
+    return ds.take(usable).replace(dropped=pd.concat([dropped, why]))
 
-
-def _check_angles(
-    angles: str | Sequence[str],  # as passed
-) -> tuple[str, ...]:             # of `KDEF_ANGLES`
-    "The angles asked for."
-    asked = KDEF_ANGLES if angles == "all" else (angles,) if isinstance(angles, str) else tuple(angles)
-    if not asked or set(asked) - set(KDEF_ANGLES):
-        raise ConfigError(f"angles {angles!r}: one or more of {', '.join(KDEF_ANGLES)}, or 'all', expected")
-    return tuple(a for a in KDEF_ANGLES if a in asked)
-
-
+# %% ../nbs/04_data.ipynb #745e19ec
 def _kdef_names(
     paths: list[Path],  # image files
     root: Path,         # ids of what is left out are relative to it
@@ -939,7 +853,7 @@ def _kdef_names(
 def _broken(
     paths: list[Path],  # image files
 ) -> list[str]:         # what is wrong with each, "" where nothing is
-    "Find pictures that do not decode, are blank, or differ in size from most."
+    "Find images that do not decode, are blank, or differ in size from most."
     def look(path: Path) -> tuple[tuple[int, int], float] | str:
         try:
             with _opened(path) as im:
@@ -968,67 +882,50 @@ _RAFDB_NAME = re.compile(r"((train|test)_\d+)(_aligned)?\.\w+")
 
 def read_rafdb(
     folder: str | Path,      # RAF-DB or its folder basic/, or the mirror or its folder DATASET/
-    aligned: bool = True,    # the aligned pictures; False: the originals (official layout only)
+    aligned: bool = True,    # the aligned images; False: the originals (official layout only)
     strict: bool = False,    # raise, not warn, where counts differ from the published ones
 ) -> FERData:                # image files; train and test; RAF-DB's gender, race, age codes where given
     "Read RAF-DB's basic emotions. Raises `DataError` or `LabelError` where names, lists and files disagree."
     root = Path(folder)
     base = next((d for d in (root, root / "basic") if (d / "EmoLabel").is_dir()), None)
-    mirror = next((d for d in (root / "DATASET", root) if (d / "train").is_dir() or (d / "test").is_dir()), None)
-    if base is None and mirror is None:
-        raise DataError(f"{root}: neither EmoLabel/list_patition_label.txt nor DATASET/train in it")
-    if base is None and not aligned:
-        raise ConfigError(f"{root}: the mirror has aligned pictures only")
+    mirror = next((d for d in (root / "DATASET", root) for s in ("train", "test") if (d / s).is_dir()), None)
+    _expect(base or mirror, root, "neither EmoLabel/list_patition_label.txt nor DATASET/train in it",
+            "one of them")
+    _expect(base or aligned, root, "the mirror has aligned images only", "aligned=True", ConfigError)
     labels, files = _rafdb_official(base, aligned) if base is not None else _rafdb_mirror(mirror, root)
     df = pd.DataFrame([(i, labels[i], i.partition("_")[0]) for i in files], columns=["id", "label", "split"])
-    if base is not None and (base / "Annotation/manual").is_dir():
-        codes = [_rafdb_codes(base / f"Annotation/manual/{i}_manu_attri.txt") for i in files]
+    if base is not None and (manual := base / "Annotation/manual").is_dir():
+        codes = [_rafdb_codes(manual / f"{i}_manu_attri.txt") for i in files]
         df[["gender", "race", "age"]] = np.array(codes)
     ds = FERData(df, list(files.values()), LABEL_ORDERS["rafdb"], "rafdb")
-    if strict or _is_whole(ds, RAFDB_COUNTS):
-        check_counts(ds, RAFDB_COUNTS, strict)
+    ds.check_counts(RAFDB_COUNTS, strict, subset_ok=True)
     return ds
 
 
-def _rafdb_label(
-    text: str,  # an id, 1-7
-    at: str,    # file and row
-) -> str:       # its name
-    "Name of a label id."
-    return LABEL_ORDERS["rafdb"][_whole(text, 1, 7, at, "label", LabelError) - 1]
+def _rafdb_id(name: str, at: str) -> str:
+    "The id in an image's name, such as train_00001; its first word is the split."
+    match = _RAFDB_NAME.fullmatch(name)
+    _expect(match is not None, at, repr(name), "a name like train_00001.jpg or test_0001_aligned.jpg")
+    return match[1]
 
 
-def _rafdb_id(
-    name: str,  # of a picture
-    at: str,    # where it stands
-) -> str:       # train_00001
-    "The id in a picture's name; its first word is the split."
-    if not (m := _RAFDB_NAME.fullmatch(name)):
-        raise DataError(f"{at}: {name!r} is not named as RAF-DB's pictures are: train_00001.jpg, test_0001_aligned.jpg")
-    return m[1]
+def _rafdb_label(text: str, at: str) -> str:
+    "Name of a label's id, 1 to 7."
+    return LABEL_ORDERS["rafdb"][_whole_number(text, 1, 7, at, "label", LabelError) - 1]
 
-
-def _rafdb_files(
-    paths: list[Path],  # images
-) -> dict[str, Path]:   # id -> image
-    "Images by id."
-    return _by_id((_rafdb_id(p.name, str(p.parent)), p) for p in paths)
-
-
+# %% ../nbs/04_data.ipynb #130c76d2
 def _rafdb_official(
     base: Path,     # the folder basic/
-    aligned: bool,  # which pictures
+    aligned: bool,  # which images
 ) -> tuple[dict[str, str], dict[str, Path]]:  # id -> label, id -> image
-    "The list and the pictures beside it."
+    "The list and the images beside it."
     source, rows, labels = base / "EmoLabel/list_patition_label.txt", [], {}
-    for at, words in _rows(source, " "):
-        fields = [w for w in words if w]
-        if len(fields) != 2:
-            raise DataError(f"{at}: {len(fields)} fields; a name and a label expected")
-        rows.append((_rafdb_id(fields[0], at), at))
-        labels[rows[-1][0]] = _rafdb_label(fields[1], at)
-    files = _rafdb_files(_list_images(base / "Image" / ("aligned" if aligned else "original")))
-    _matched(_by_id(rows), files, source)
+    for at, (name, label) in _rows(source, " ", widths=(2,)):
+        rows.append((_rafdb_id(name, at), at))
+        labels[rows[-1][0]] = _rafdb_label(label, at)
+    paths = _list_images(base / "Image" / ("aligned" if aligned else "original"))
+    files = _by_id((_rafdb_id(p.name, str(p.parent)), p) for p in paths)
+    _matched(rows, files, source)
     return labels, {i: files[i] for i in labels}
 
 
@@ -1038,51 +935,31 @@ def _rafdb_mirror(
 ) -> tuple[dict[str, str], dict[str, Path]]:  # id -> label, id -> image
     "The class folders, checked against the CSVs that are there."
     paths = [p for s in ("train", "test") if (base / s).is_dir() for p in _list_images(base / s)]
-    files, labels = _rafdb_files(paths), {}
+    files, labels = _by_id((_rafdb_id(p.name, str(p.parent)), p) for p in paths), {}
     for i, p in files.items():
         split, number = p.relative_to(base).parts[:2]
-        if not i.startswith(f"{split}_"):
-            raise DataError(f"{p}: a {i.partition('_')[0]} picture in {split}/; this copy was altered")
+        _expect(i.startswith(f"{split}_"), p, f"in {split}/, so this copy was altered",
+                f"a folder in {i.partition('_')[0]}/")
         labels[i] = _rafdb_label(number, str(p))
-    for folder in dict.fromkeys((base, root)):
-        for split in ("train", "test"):
-            if (source := folder / f"{split}_labels.csv").is_file():
-                _rafdb_csv(source, labels, {i: p for i, p in files.items() if i.startswith(split)})
+    for folder, split in product(dict.fromkeys((base, root)), ("train", "test")):
+        source, rows = folder / f"{split}_labels.csv", []
+        if not source.is_file():
+            continue
+        for at, (name, number) in _table(source, ("image", "label")):
+            i, label = _rafdb_id(name, at), _rafdb_label(number, at)
+            _expect(labels.get(i, label) == label, at, f"label {label} of {i}",
+                    f"{labels.get(i)}, whose folder it lies in,", LabelError)
+            rows.append((i, at))
+        _matched(rows, {i: p for i, p in files.items() if i.startswith(split)}, source)
     return labels, files
 
 
-def _rafdb_csv(
-    source: Path,             # train_labels.csv or test_labels.csv
-    labels: dict[str, str],   # id -> label by folder
-    files: dict[str, Path],   # id -> image of the split
-) -> None:
-    "Refuse a CSV that lists other images, or other labels, than the folders hold."
-    rows = _rows(source)
-    header = next(rows, ("", []))[1]
-    image, label = _csv_column(header, "image", source), _csv_column(header, "label", source)
-    listed = {}
-    for at, fields in rows:
-        if len(fields) != len(header):
-            raise DataError(f"{at}: {len(fields)} fields, {len(header)} expected")
-        i, name = _rafdb_id(fields[image], at), _rafdb_label(fields[label], at)
-        if i in files and labels[i] != name:
-            raise LabelError(f"{at}: {i} is {name}, but it lies in the folder of {labels[i]}")
-        if i in listed:
-            raise DataError(f"{at}: {i} is there already: {listed[i]}")
-        listed[i] = at
-    _matched(listed, files, source)
-
-
-def _rafdb_codes(
-    path: Path,            # train_00001_manu_attri.txt
-) -> tuple[int, int, int]: # gender, race, age
-    "The codes on lines 6 to 8, below five landmarks."
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; every picture has one, or none has")
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    if len(lines) < 8:
-        raise DataError(f"{path}: {len(lines)} lines; five landmarks, gender, race and age expected")
-    return tuple(_whole(text, 0, 9, f"{path}, row {row}", what)
+def _rafdb_codes(path: Path) -> tuple[int, int, int]:
+    "Codes of gender, race and age on lines 6 to 8, below five landmarks."
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    found = f"{len(lines)} lines" if lines else "no such file, while other images have one"
+    _expect(len(lines) >= 8, path, found, "five landmarks, gender, race and age")
+    return tuple(_whole_number(text, 0, 9, f"{path}, row {row}", what)
                  for row, text, what in zip((6, 7, 8), lines[5:8], ("gender", "race", "age")))
 
 # %% ../nbs/04_data.ipynb #29b04180
@@ -1091,187 +968,174 @@ AFFECTNET_COUNTS = {
     "valid": (500,) * 8,
 }
 _AFFECTNET_IDS = (*LABEL_ORDERS["affectnet"], "none", "uncertain", "no_face")
-_AFFECTNET_COLUMNS = ("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks",
-                      "expression", "valence", "arousal")
-_AFFECTNET_LISTS = {  # of layout A: file -> folder of lists, folder of images, split
-    "training.csv": ("Manually_Annotated_file_lists", "Manually_Annotated_Images", "train"),
-    "validation.csv": ("Manually_Annotated_file_lists", "Manually_Annotated_Images", "valid"),
-    "automatically_annotated.csv": ("Automatically_Annotated_file_lists", "Automatically_Annotated_Images", "train"),
-}
 
 
 def read_affectnet(
     folder: str | Path,                # the folder of either layout
     num_classes: int = 8,              # 8, or 7: without contempt
-    crop: bool = True,                 # layout A: cut the face's box out; False: whole pictures
-    automatic: bool = False,           # layout A: the automatically annotated pictures as well, in train
-    cache: bool | str | Path = True,   # keep an index, so that the next reading is fast; a folder: keep it there
+    crop: bool = True,                 # layout A: cut the face's box out; False: whole images
+    automatic: bool = False,           # layout A: the automatically annotated images as well, in train
+    cache: bool | str | Path = True,   # cache the index for the next reading; a folder: there
     strict: bool = False,              # raise, not warn, where counts differ from the published ones
-) -> FERData:                          # image files; columns valence, arousal; layout A: annotated, box_x, box_y, ...
+) -> FERData:                          # image files; valence, arousal; layout A: annotated, box_x, box_y, ...
     "Read AffectNet. Raises `DataError` or `LabelError` naming file and row."
+    one_of("num_classes", num_classes, (7, 8))
     root = Path(folder)
-    _check_classes(num_classes, 7, 8)
-    df = _affectnet_index(root, automatic, cache)
+    df = _affectnet_index(root, automatic, cache_dir() if cache is True else Path(cache) if cache else None)
     df.insert(1, "label", np.array(_AFFECTNET_IDS)[df.expression])
     why = np.where(df.expression >= num_classes, df.label, "")
     dropped = df[["id", "split"]].assign(why=why)[why != ""]
     df = df[why == ""].reset_index(drop=True)
     images = [root / p for p in df.path]
     if crop and "box_w" in df:
-        images = _face_boxes(df, images)
+        bad = df.id[(df.box_w <= 0) | (df.box_h <= 0)]
+        _expect(not bad.size, "affectnet", f"{len(bad)} faces have no box: {_some(bad)}",
+                "a box for each, or crop=False, which reads whole images,")
+        boxes = df[["box_x", "box_y", "box_w", "box_h"]].to_numpy().tolist()
+        images = [Crop(p, tuple(box)) for p, box in zip(images, boxes)]
     labels = LABEL_ORDERS["affectnet"][:num_classes]
     ds = FERData(df.drop(columns=["path", "expression"]), images, labels, "affectnet", dropped)
-    published = {s: row[:num_classes] for s, row in AFFECTNET_COUNTS.items()}
-    if not automatic and (strict or _is_whole(ds, published)):
-        check_counts(ds, published, strict)
+    if not automatic:
+        published = {s: row[:num_classes] for s, row in AFFECTNET_COUNTS.items()}
+        ds.check_counts(published, strict, subset_ok=True)
     return ds
 
 
-def _face_boxes(
-    df: pd.DataFrame,    # id, box_x, box_y, box_w, box_h
-    images: list[Path],  # whole pictures
-) -> list[Crop]:         # their faces
-    "A `Crop` for each row; `DataError` where a box is empty."
-    if (bad := df.id[(df.box_w <= 0) | (df.box_h <= 0)]).size:
-        raise DataError(f"affectnet: {len(bad)} faces have no box: {_some(bad)}; crop=False reads whole pictures")
-    return [Crop(p, tuple(box)) for p, box in zip(images, df[["box_x", "box_y", "box_w", "box_h"]].to_numpy().tolist())]
+def _affect(text: str | float, at: str, what: str) -> float:
+    "Valence or arousal in [-1, 1]; NaN where it is -2, which stands for none."
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.inf
+    value = np.nan if value == -2 else value
+    _expect(not abs(value) > 1, at, f"{what} {text!r}", "a value in [-1, 1], or -2,")
+    return value
 
 # %% ../nbs/04_data.ipynb #77c4244a
-def _affectnet_lists(
-    root: Path,       # AffectNet's folder
-    automatic: bool,  # the automatic list as well
-) -> dict[str, Path]: # name -> list
-    "The CSV lists of layout A that are there."
-    names = [n for n in _AFFECTNET_LISTS if automatic or n != "automatically_annotated.csv"]
-    found = {n: next((d / n for d in (root / _AFFECTNET_LISTS[n][0], root) if (d / n).is_file()), None) for n in names}
-    return {n: p for n, p in found.items() if p is not None}
+_AFFECTNET_COLUMNS = ("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height",
+                      "facial_landmarks", "expression", "valence", "arousal")
+_AFFECTNET_LISTS = {  # file: its folder, without _file_lists, and its split; the images are in ..._Images
+    "training.csv": ("Manually_Annotated", "train"),
+    "validation.csv": ("Manually_Annotated", "valid"),
+    "automatically_annotated.csv": ("Automatically_Annotated", "train"),
+}
 
 
-def _nested(
-    root: Path,  # AffectNet's folder
-    name: str,   # Manually_Annotated_Images
-) -> Path:       # where it really is
-    "The folder of images; some archives unpack one level deeper."
-    places = [root / name / name, root / name.removesuffix("_Images") / name, root / name]
-    if (found := next((d for d in places if d.is_dir()), None)) is None:
-        raise DataError(f"{root / name}: no such folder")
+def _nested(root: Path, above: str) -> Path:
+    "AffectNet's folder Manually_Annotated_Images; some archives unpack one level deeper."
+    name = f"{above}_Images"
+    places = [root / name / name, root / above / name, root / name]
+    found = next((d for d in places if d.is_dir()), None)
+    _expect(found, root / name, "no such folder", "the images")
     return found
 
 
 def _index_lists(
     root: Path,              # AffectNet's folder
     lists: dict[str, Path],  # name -> list
-) -> pd.DataFrame:           # one row a picture, all expressions
+) -> pd.DataFrame:           # one row an image, all expressions
     "Index of layout A."
-    rows, files = [], {}
+    def box_of(fields: list[str]) -> tuple[int, ...]:  # all -1: no numbers, or larger than any image
+        try:
+            box = tuple(round(float(text)) for text in fields)
+        except (ValueError, OverflowError):
+            return (-1,) * 4
+        return box if max(map(abs, box)) < 2**31 else (-1,) * 4
+
+    rows, places, files, lost = [], [], {}, []
     for name, path in lists.items():
-        _, folder, split = _AFFECTNET_LISTS[name]
-        place = _nested(root, folder)
-        if place not in files:
-            inside = list(_listing(place))
-            files[place] = set(inside), {p.lower(): p for p in inside}
-        by = "automatic" if name.startswith("auto") else "manual"
-        rows += [(split, by, at, place, *row) for at, row in _list_rows(path)]
-    if not rows:
-        raise DataError(f"{', '.join(map(str, lists.values()))}: no rows")
-    _by_id((f"{r[0]}/{r[4]}", r[2]) for r in rows)
-    found = [files[r[3]][1].get(r[4].lower()) if r[4] not in files[r[3]][0] else r[4] for r in rows]
-    if lost := [f"{r[2]} ({r[4]})" for r, p in zip(rows, found) if p is None]:
-        raise DataError(f"{len(lost)} rows have no image: {_some(lost)}")
-    columns = ["id", "split", "annotated", "path", "box_x", "box_y", "box_w", "box_h",
-               "expression", "valence", "arousal"]
-    return pd.DataFrame([(f"{r[0]}/{r[4]}", r[0], r[1], (r[3] / p).relative_to(root).as_posix(), *r[5:])
-                         for r, p in zip(rows, found)], columns=columns)
-
-
-def _list_rows(
-    path: Path,  # training.csv, validation.csv
-) -> Iterator[tuple[str, tuple]]:  # file and row; path, box, expression, valence, arousal
-    "The rows of a list of layout A; its header may be missing."
-    columns, names = list(range(9)), list(_AFFECTNET_COLUMNS)
-    for k, (at, fields) in enumerate(_rows(path)):
-        if k == 0 and names[0].lower() in [f.lower() for f in fields]:
-            columns, names = [_csv_column(fields, c, path) for c in names], fields
-            continue
-        if len(fields) != len(names):
-            raise DataError(f"{at}: {len(fields)} fields, {len(names)} expected")
-        name, *box, _, expression, valence, arousal = (fields[c] for c in columns)
-        yield at, (_inside(name, at), *_box(box), _whole(expression, 0, 10, at, "expression", LabelError),
-                   _affect(valence, at, "valence"), _affect(arousal, at, "arousal"))
-
-
-def _box(
-    fields: list[str],           # x, y, width, height
-) -> tuple[int, int, int, int]:  # all -1 where one of them is no number: pictures without a face have no box
-    "A box in whole pixels, none where it is larger than any picture."
-    try:
-        box = tuple(round(float(text)) for text in fields)
-    except (ValueError, OverflowError):
-        return (-1,) * 4
-    return box if max(map(abs, box)) < 2**31 else (-1,) * 4
-
-
-def _affect(
-    text: str | float,  # valence or arousal
-    at: str,            # file and row
-    what: str,          # which
-) -> float:             # in [-1, 1], NaN where it is -2
-    "A value in [-1, 1]; -2 stands for none."
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.inf
-    if value == -2 or np.isnan(value):
-        return np.nan
-    if not -1 <= value <= 1:
-        raise DataError(f"{at}: {what} {text!r} is neither in [-1, 1] nor -2")
-    return value
+        above, split = _AFFECTNET_LISTS[name]
+        home, by = _nested(root, above), "manual" if above.startswith("Manual") else "automatic"
+        if home not in files:
+            inside = list(_listing(home))
+            files[home] = {f.lower(): f for f in inside} | {f: f for f in inside}
+        for at, (file, *box, _, exp, valence, arousal) in _table(path, _AFFECTNET_COLUMNS, header=False):
+            found = files[home].get(_inside(file, at)) or files[home].get(file.lower())
+            lost += [] if found else [f"{at} ({file})"]
+            rows.append((f"{split}/{file}", split, by, (home / (found or file)).relative_to(root).as_posix(),
+                         *box_of(box), _whole_number(exp, 0, 10, at, "expression", LabelError),
+                         _affect(valence, at, "valence"), _affect(arousal, at, "arousal")))
+            places.append(at)
+    _by_id((row[0], at) for row, at in zip(rows, places))
+    if lost or not rows:
+        raise DataError(f"{len(lost)} rows have no image: {_some(lost)}" if lost else
+                        f"{', '.join(map(str, lists.values()))}: no rows")
+    return pd.DataFrame(rows, columns=["id", "split", "annotated", "path", "box_x", "box_y", "box_w", "box_h",
+                                       "expression", "valence", "arousal"])
 
 # %% ../nbs/04_data.ipynb #a6b4e098
-def _index_arrays(
-    root: Path,   # holds train_set and val_set
-) -> pd.DataFrame: # one row a picture, all expressions
-    "Index of layout B."
+def _index_arrays(root: Path) -> pd.DataFrame:
+    "Index of layout B, train_set and val_set: one row an image, all expressions."
     rows = []
     for folder, split in (("train_set", "train"), ("val_set", "valid")):
         if not (root / folder).is_dir():
             continue
         notes = root / folder / "annotations"
         files = _by_id((p.stem, p) for p in _list_images(root / folder / "images"))
-        labelled = _list_names(notes, "_exp.npy")
-        _matched({i: f"{notes}/{i}_exp.npy" for i in labelled}, files, notes)
+        labels = [n for n in os.listdir(notes) if n.endswith("_exp.npy")] if notes.is_dir() else []
+        _matched(((n.removesuffix("_exp.npy"), f"{notes}/{n}") for n in labels), files, notes)
         for i in sorted(files, key=lambda i: (len(i), i)):
             exp, val, aro = (notes / f"{i}_{what}.npy" for what in ("exp", "val", "aro"))
             rows.append((f"{split}/{i}", split, files[i].relative_to(root).as_posix(),
-                         _whole(_scalar(exp), 0, 10, str(exp), "expression", LabelError),
-                         _affect(_scalar(val), str(val), "valence"), _affect(_scalar(aro), str(aro), "arousal")))
+                         _whole_number(_scalar(exp), 0, 10, str(exp), "expression", LabelError),
+                         _affect(_scalar(val), str(val), "valence"),
+                         _affect(_scalar(aro), str(aro), "arousal")))
     return pd.DataFrame(rows, columns=["id", "split", "path", "expression", "valence", "arousal"])
 
 
-def _list_names(
-    folder: Path,  # may be absent
-    ending: str,   # of the names to list
-) -> list[str]:    # those names, without the ending
-    "The files of a folder with a certain ending."
-    return [n.removesuffix(ending) for n in os.listdir(folder) if n.endswith(ending)] if folder.is_dir() else []
-
-
-def _scalar(
-    path: Path,       # a .npy file of one number, as number or as text
-) -> str | float:     # the number
-    "What a .npy file of layout B holds; pickled objects are refused."
+def _scalar(path: Path) -> str | float:
+    "The number that a .npy file of layout B holds, maybe as text; pickled objects are refused."
     try:
         value = np.load(path, allow_pickle=False).item()
         value = value.decode() if isinstance(value, bytes) else value
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file") from e
+        return value if isinstance(value, str) else float(value)
     except Exception as e:  # NumPy's reader meets damage with errors of every kind
-        raise DataError(f"{path}: not one number in NumPy's format ({e})") from e
-    if not isinstance(value, (str, int, float)):
-        raise DataError(f"{path}: {value!r} is not one number")
-    return value
+        missing = isinstance(e, FileNotFoundError)
+        raise DataError(f"{path}: {'no such file' if missing else f'not one number of NumPy ({e})'}") from e
 
 # %% ../nbs/04_data.ipynb #5b3c4781
+def _affectnet_index(
+    root: Path,           # AffectNet's folder
+    automatic: bool,      # layout A: the automatic list as well
+    folder: Path | None,  # of the cache; None: not cached
+) -> pd.DataFrame:        # one row an image, all expressions
+    "The index of either layout, from the cache if its files are still the same."
+    homes = {n: above for n, (above, _) in _AFFECTNET_LISTS.items() if automatic or above[0] == "M"}
+    lists = {n: d / n for n, above in homes.items() for d in (root, root / f"{above}_file_lists")
+             if (d / n).is_file()}
+    sets = [root / s for s in ("train_set", "val_set") if (root / s).is_dir()]
+    lacks = "neither Manually_Annotated_file_lists/training.csv nor train_set/annotations in it" \
+        if not lists and not sets else "no automatically_annotated.csv in it, which automatic=True asks for" \
+        if automatic and "automatically_annotated.csv" not in lists else ""
+    if lacks:
+        raise DataError(f"{root}: {lacks if root.is_dir() else 'no such folder'}")
+
+    @lru_cache
+    def make() -> dict[str, np.ndarray]:
+        df = _index_lists(root, lists) if lists else _index_arrays(root)
+        return {c: df[c].to_numpy() if df[c].dtype.kind in "if" else
+                np.array([text.encode("utf-8", "surrogateescape") for text in df[c]]) for c in df}
+
+    def state_of_files() -> str:
+        folders = {_nested(root, homes[n]) for n in lists} or \
+            {d / what for d in sets for what in ("annotations", "images") if (d / what).is_dir()}
+        stats = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in lists.values()]
+        names = ([str(d), *_listing(d, stat=d.name == "annotations")] for d in sorted(folders))
+        return digest(*stats, *names)
+
+    identity = {"index": 2, "root": str(root.resolve()), "automatic": automatic}  # 2: the form of the columns
+    store = Store(folder, identity, stale="remake", damaged="remake")
+    try:
+        columns = store.array(f"affectnet-{digest(identity)}", make, files=folder and state_of_files())
+    except StoreError as e:
+        text = f"{folder}: the index could not be cached ({e}); the next reading takes as long"
+        warnings.warn(text, stacklevel=3)
+        columns = make()
+    text = {c: [x.decode("utf-8", "surrogateescape") for x in a.tolist()]
+            for c, a in columns.items() if a.dtype.kind == "S"}
+    return pd.DataFrame(columns | text)
+
+
 def _listing(
     folder: Path,         # to look through
     stat: bool = False,   # size and time of each file as well
@@ -1287,82 +1151,61 @@ def _listing(
         else:
             yield prefix + e.name
 
-
-def _digest(
-    listed: Iterable[Path],  # files and folders whose sizes and times count
-    named: Iterable[Path],   # folders whose file names count
-) -> str:                    # hexadecimal
-    "A digest that changes when one of the files does."
-    h = hashlib.sha256(b"affectnet index 1")
-    for path, stat in [*((p, True) for p in listed), *((p, False) for p in named)]:
-        h.update(f"\0{path}\n".encode())
-        lines = _listing(path, stat) if path.is_dir() else [f"{path.stat().st_size}\t{path.stat().st_mtime_ns}"]
-        h.update("\n".join(lines).encode("utf-8", "surrogateescape"))
-    return h.hexdigest()
+# %% ../nbs/04_data.ipynb #a464082b
+_SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid",
+                "validation": "valid", "test": "test", "testing": "test"}
 
 
-def _affectnet_index(
-    root: Path,                 # AffectNet's folder
-    automatic: bool,            # layout A: the automatic list as well
-    cache: bool | str | Path,   # as passed to the reader
-) -> pd.DataFrame:              # one row a picture, all expressions
-    "The index of either layout, from the cache if it is still true."
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    lists = _affectnet_lists(root, automatic)
-    sets = [root / s for s in ("train_set", "val_set") if (root / s).is_dir()]
-    if automatic and "automatically_annotated.csv" not in lists:
-        raise DataError(f"{root}: no automatically_annotated.csv in it, which automatic=True asks for")
-    if lists:
-        listed, named = list(lists.values()), sorted({_nested(root, _AFFECTNET_LISTS[n][1]) for n in lists})
-    elif sets:
-        listed = [d / "annotations" for d in sets if (d / "annotations").is_dir()]
-        named = [d / "images" for d in sets if (d / "images").is_dir()]
-    else:
-        raise DataError(f"{root}: neither Manually_Annotated_file_lists/training.csv nor train_set/annotations in it")
-    build = (lambda: _index_lists(root, lists)) if lists else (lambda: _index_arrays(root))
-    if cache is False:
-        return build()
-    key = hashlib.sha256(f"{root.resolve()}\0{automatic}".encode()).hexdigest()[:16]
-    folder = cache_dir() if cache is True else Path(cache)
-    return _cached(folder / f"affectnet-{key}.npz", _digest(listed, named), build)
+def read_folder(
+    root: str | Path,                     # folder of class folders, or of split folders of class folders
+    labels: Sequence[str] | None = None,  # names in order; None: those found, the seven emotions first
+) -> FERData:                             # split is "train" where the folders do not name one
+    "Read a folder of class folders, with or without split folders above them. Raises `DataError`."
+    def split_of(path: Path) -> str:  # "" where no folder above the class folder is a split
+        *above, name = path.relative_to(root).parts[:-1] or [""]
+        found = {_SPLIT_NAMES[part.lower()] for part in above if part.lower() in _SPLIT_NAMES}
+        outside = name == "" or name.lower() in _SPLIT_NAMES
+        if outside or len(found) > 1:
+            several = f"in folders of the splits {' and '.join(sorted(found))}"
+            raise DataError(f"{path}: lies {'outside any class folder' if outside else several}")
+        return found.pop() if found else ""
+
+    root = Path(root)
+    files = _list_images(root)
+    splits = [split_of(p) for p in files]
+    bare = [str(p) for p, split in zip(files, splits) if not split]
+    _expect(len(bare) in (0, len(files)), root, f"{len(bare)} images lie in none of the split folders that "
+            f"others lie in: {_some(bare)}", f"all of them in {', '.join(_SPLIT_NAMES)}, or none,")
+    return _from_files(files, root, [split or "train" for split in splits], labels, root.name)[0]
+
+# %% ../nbs/04_data.ipynb #0b452780
+READERS = {  # name: (signs of a folder as glob patterns, the reader); the first that fits
+    "fer2013": (("t*/*/Training_*", "t*/*/P*Test_*"), read_fer2013),
+    "kdef": ([f"{above}[AB][FM][0-9][0-9]*.[jJ][pP]*" for above in ("", "*/", "*/*/")], read_kdef),
+    "rafdb": ([f"{above}{sign}" for sign in ("EmoLabel/list_patition_label.txt", "train_labels.csv")
+               for above in ("", "*/")], read_rafdb),
+    "affectnet": ([f"{above}{sign}" for sign in ("train_set/annotations", "Manually_Annotated_file_lists")
+                   for above in ("", "*/")], read_affectnet),
+    "folder": (("*",), read_folder),
+}
 
 
-def _cached(
-    path: Path,                         # the kept index
-    digest: str,                        # of what it must have been made from
-    build: Callable[[], pd.DataFrame],  # makes it
-) -> pd.DataFrame:                      # read or made
-    "The table at `path`, made anew where it is absent, stale or damaged."
-    try:
-        if path.exists():
-            with np.load(path, allow_pickle=False) as kept:
-                if _unpack(kept["digest"]) == [digest]:
-                    return pd.DataFrame({c: _unpack(kept[c]) for c in kept if c != "digest"})
-    except Exception as e:  # readers meet damage with errors of every kind
-        warnings.warn(f"{path}: the index is damaged ({type(e).__name__}) and is made anew", stacklevel=4)
-    df = build()
-    try:
-        columns = {c: df[c].to_numpy() if df[c].dtype.kind in "if" else _pack(df[c]) for c in df}
-        with atomic_file(path) as aside:
-            np.savez(aside, digest=_pack([digest]), **columns)
-    except OSError as e:
-        warnings.warn(f"{path}: the index could not be kept ({e}); the next reading takes as long", stacklevel=4)
-    return df
-
-
-def _pack(
-    column: Iterable[str],  # text
-) -> np.ndarray:            # its bytes, joined by zeros
-    "Text as an array that needs no pickle."
-    return np.frombuffer("\0".join(column).encode("utf-8", "surrogateescape"), np.uint8)
-
-
-def _unpack(
-    kept: np.ndarray,  # a column of the index
-) -> np.ndarray | list[str]:  # the column
-    "A column as it was."
-    return kept.tobytes().decode("utf-8", "surrogateescape").split("\0") if kept.dtype == np.uint8 else kept
+def read(
+    path: str | Path,                 # a CSV file or a folder
+    votes: str | Path | None = None,  # FER+'s fer2013new.csv, joined to FER2013's CSV
+) -> FERData:                         # what the matching reader gives
+    "Read a dataset, choosing the reader by what is there. Raises `DataError`, and what that reader raises."
+    path = Path(path)
+    table = path.is_file() and path.suffix.lower() == ".csv"
+    if not table and (votes is not None or not path.is_dir()):
+        why = "votes can be joined to FER2013's CSV only, row by row" if path.is_dir() else \
+            "a .csv file or a folder expected" if path.exists() else "no such file or folder"
+        raise DataError(f"{path}: {why}")
+    if table:
+        ds = read_fer2013(path)
+        return ds if votes is None else add_votes(ds, votes)
+    fits = (reader for signs, reader in READERS.values() if any(next(path.glob(s), None) for s in signs))
+    return next(fits, read_folder)(path)
 
 # %% ../nbs/04_data.ipynb #c5a65642
 def resized(
@@ -1374,40 +1217,7 @@ def resized(
         return ds
     images = [np.asarray(Image.fromarray(ds.image(i)).resize((side, side), Image.Resampling.BILINEAR))
               for i in range(len(ds))]
-    return FERData(ds.df, _stack(images, ds.df.id, side), ds.labels, ds.name, ds.dropped)
-
-# %% ../nbs/04_data.ipynb #a464082b
-_SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
-                "test": "test", "testing": "test"}
-
-
-def read_folder(
-    root: str | Path,                     # folder of class folders, or of split folders of class folders
-    labels: Sequence[str] | None = None,  # names in order; None: those found, the seven emotions first
-) -> FERData:                             # split is "train" where the folders do not say
-    "Read a folder whose sub-folders are classes, with or without split folders above them. Raises `DataError`."
-    root = Path(root)
-    files = _list_images(root)
-    splits = [_folder_split(p, root) for p in files]
-    if any(splits) and not all(splits):
-        bare = [str(p) for p, split in zip(files, splits) if not split]
-        raise DataError(f"{root}: {len(bare)} images lie in none of the split folders ({', '.join(_SPLIT_NAMES)}) "
-                        f"that others lie in: {_some(bare)}")
-    return _from_files(files, root, [split or "train" for split in splits], labels, root.name)[0]
-
-
-def _folder_split(
-    path: Path,  # an image
-    root: Path,  # the dataset's folder
-) -> str:        # "" where no folder above the class folder is a split
-    "Split of one image by the folders that it lies in."
-    *above, name = path.relative_to(root).parts[:-1] or [""]
-    if name == "" or name.lower() in _SPLIT_NAMES:
-        raise DataError(f"{path}: lies outside any class folder")
-    found = {_SPLIT_NAMES[part.lower()] for part in above if part.lower() in _SPLIT_NAMES}
-    if len(found) > 1:
-        raise DataError(f"{path}: lies in folders of the splits {' and '.join(sorted(found))}")
-    return found.pop() if found else ""
+    return ds.replace(images=_stack(images, ds.df.id, side), dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #3263b2aa
 def show_faces(

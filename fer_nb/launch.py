@@ -20,31 +20,32 @@ import torch.distributed as dist
 from .core import ConfigError, FERError, atomic_folder
 
 # %% ../nbs/02_launch.ipynb #15dbbf10
-_T = TypeVar("_T")  # whatever a caller has
+_T = TypeVar("_T")  # any value
 
 
 class RankError(FERError):
-    "Another process of the team failed, has ended, or is somewhere else."
+    "Another process of the group failed, has ended, or did not reach the same call."
 
 
-def rank_world() -> tuple[int, int]:  # rank, number of processes; (0, 1) without a launcher
+def rank_world() -> tuple[int, int]:  # rank, world size; (0, 1) without a launcher
     "Which process this is, of how many. Raises `ConfigError` for an environment that contradicts itself."
-    said = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
-    if not all(text.isdecimal() for text in said.values()) or not int(said["RANK"]) < int(said["WORLD_SIZE"]):
-        raise ConfigError(f"RANK={said['RANK']}, WORLD_SIZE={said['WORLD_SIZE']}; a process from 0 to WORLD_SIZE - 1 expected, as torchrun sets them")
-    return int(said["RANK"]), int(said["WORLD_SIZE"])
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise ConfigError(f"RANK={rank}, WORLD_SIZE={world}; a rank from 0 to WORLD_SIZE - 1 expected, "
+                          "as torchrun sets them")
+    return int(rank), int(world)
 
 # %% ../nbs/02_launch.ipynb #0504e931
 @contextmanager
 def single_process() -> Iterator[None]:  # a `with` block
-    "For the time of the block this process is the only one, for us and for fastai."
-    kept = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    "Within the block, this process has rank 0 in a world of size 1, for fer_nb and for fastai."
+    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     if rank_world()[1] > 1:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
     try:
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in before.items():
             os.environ.pop(name, None)
             os.environ |= {} if value is None else {name: value}
 
@@ -56,22 +57,27 @@ _groups: dict[str, dist.ProcessGroup] = {}  # "patient": for waits of hours
 def process_group(
     timeout: float = 600,         # seconds that a process may wait within a fit
     patience: float = 7 * 86400,  # seconds that it may wait for the others' parts of divided work
-) -> Iterator[tuple[int, int]]:   # rank, number of processes
-    """Join the processes that a launcher started; nothing happens where there is one, or within another `team`. Raises
-    `ConfigError` where the environment contradicts itself or the processes that were joined already."""
+) -> Iterator[tuple[int, int]]:   # rank, world size
+    """Join the processes that a launcher started; without one, or within another `process_group`, nothing
+    happens. Raises `ConfigError` where the environment contradicts itself or the process group that there is
+    already."""
     rank, world = rank_world()
-    if dist.is_initialized() and world > 1 and (rank, world) != (dist.get_rank(), dist.get_world_size()):
-        raise ConfigError(f"RANK={rank}, WORLD_SIZE={world}, but the process group has this process as "
-                          f"{dist.get_rank()} of {dist.get_world_size()}")
-    if world == 1 or dist.is_initialized():
+    if world == 1:
         yield rank, world
         return
-    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ConfigError(f"WORLD_SIZE={world}, but no {' and no '.join(missing)}; start the processes with torchrun")
+    wrong = " and ".join(f"no {name}" for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
+    if joined := dist.is_initialized():
+        r, n = dist.get_rank(), dist.get_world_size()
+        wrong = "" if (r, n) == (rank, world) else f"the process group has this process as {r} of {n}"
+    if wrong:
+        raise ConfigError(f"RANK={rank}, WORLD_SIZE={world}, but {wrong}; start the processes with torchrun")
+    if joined:
+        yield rank, world
+        return
     if cuda := torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     try:
-        with _waiting("joining the team"):
+        with _waiting("joining the process group"):
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
             _groups["patient"] = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
         yield rank, world
@@ -83,12 +89,13 @@ def process_group(
 
 @contextmanager
 def _waiting(
-    what: str,  # for
+    what: str,  # it waits for, for the message
 ) -> Iterator[None]:
-    "PyTorch's errors between processes as ours."
+    "Turn PyTorch's errors between processes into `RankError`. Raises `ConfigError` without a process group."
     rank, world = rank_world()
-    if not dist.is_initialized() and what != "joining the team":
-        raise ConfigError(f"WORLD_SIZE={world}, but this process has joined no team: `with launch.team():` around the work")
+    if not dist.is_initialized() and what != "joining the process group":
+        raise ConfigError(f"WORLD_SIZE={world}, but this process is in no process group: "
+                          "`with launch.process_group():` around the work")
     try:
         yield
     except RuntimeError as e:
@@ -99,7 +106,8 @@ def _waiting(
 def gather(
     value: _T,  # anything that can be pickled
 ) -> list[_T]:  # one of each process, in the order of their ranks
-    "What every process has. Raises `RankError` where one does not come."
+    """The values of all ranks, in every process. Raises `RankError` if a process has ended or does not call
+    it."""
     if (world := rank_world()[1]) == 1:
         return [value]
     every = [None] * world
@@ -111,7 +119,7 @@ def gather(
 def all_reduce(
     x: torch.Tensor,   # of the same shape in every process
 ) -> torch.Tensor:     # the sum over the processes, the same bits in each
-    "Add up. Raises `RankError` where a process does not come."
+    "Sum over all ranks. Raises `RankError` if a process has ended or does not call it."
     if rank_world()[1] == 1:
         return x
     with _waiting("adding up"):
@@ -121,10 +129,10 @@ def all_reduce(
 # %% ../nbs/02_launch.ipynb #fec510d9
 def map_ranks(
     parts: Sequence[_T],            # the same in every process
-    make: Callable[[_T], object],   # makes one part, alone
-) -> list:                         # what came of each part, the same in every process
-    """Make each part once, in whichever process. Raises what `make` raised, `RankError` in the other processes, and
-    `ConfigError` where they do not have the same number of parts."""
+    make: Callable[[_T], object],   # computes one part, in a world of size 1
+) -> list:                         # the result of each part, the same in every process
+    """Map `make` over the parts, divided over the ranks. Raises what `make` raised; `RankError` in the other
+    processes, and in all where they do not have the same number of parts."""
     rank, world = rank_world()
     mine, error = {}, None
     try:
@@ -135,14 +143,15 @@ def map_ranks(
         if world == 1:
             raise
         error = e
-    said = gather((len(parts), mine, error and f"{type(error).__name__}: {error}"))
-    if error:
-        raise error
-    if len({n for n, *_ in said}) > 1:
-        raise ConfigError(f"divided work of {', '.join(str(n) for n, *_ in said)} parts in processes 0, 1, ...; the same number expected")
-    if failed := [f"process {r} of {world}: {text}" for r, (*_, text) in enumerate(said) if text]:
-        raise RankError(f"a part of divided work failed in {'; '.join(failed)}")
-    done = {k: result for _, results, _ in said for k, result in results.items()}
+    found = gather((len(parts), mine, error and f"{type(error).__name__}: {error}"))
+    wrong = [f"a part of divided work failed in process {r} of {world}: {text}"
+             for r, (*_, text) in enumerate(found) if text]
+    if len({n for n, *_ in found}) > 1:
+        wrong.append(f"divided work of {', '.join(str(n) for n, *_ in found)} parts in processes 0, 1, ...; "
+                     "the same number expected")
+    if wrong:
+        raise error or RankError("; ".join(wrong))
+    done = {k: result for _, results, _ in found for k, result in results.items()}
     return [done[k] for k in range(len(parts))]
 
 # %% ../nbs/02_launch.ipynb #0c79e18e
@@ -151,8 +160,8 @@ def rank0_folder(
     path: str | Path,         # where the folder shall appear
     overwrite: bool = False,  # replace a folder that is already there
 ) -> Iterator[Path]:          # the folder to write into
-    """`core.atomic_folder` for a team: the folder of process 0 appears, those of the others are thrown away. Raises
-    `DataError` where it is there already, and `RankError` in the others where process 0 fails."""
+    """`core.atomic_folder` for a process group: the folder of rank 0 appears, those of the others are
+    deleted. Raises `DataError` where it exists already, and `RankError` in the others where rank 0 fails."""
     with TemporaryDirectory() if rank_world()[0] else atomic_folder(path, overwrite) as folder:
         yield Path(folder)
     gather("written")

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from .core import DataError
+from .core import DataError, need_columns
+from .store import StoreError, read_table
 
 # %% ../nbs/46_reconcile.ipynb #3e3c642c
 PAPER_COLUMNS = ["table", "row", "column", "value", "plus_minus", "footnote"]
@@ -24,27 +25,29 @@ _NOT_GIVEN = ("", "N/A", "–")
 
 def read_paper(
     path: str | Path,  # a file of `results/papers/`
-) -> pd.DataFrame:     # table, row, column, printed (text), value and plus_minus (NaN where not given), footnote
-    "A paper's table as facts. Raises `DataError` for a file that is missing, without the columns, or with a value that is no number."
+) -> pd.DataFrame:     # table, row, column, printed (text), value, plus_minus (NaN: not given), footnote
+    """A paper's table as facts. Raises `DataError` for a file that is missing or without the columns, and for
+    a value that is no number."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: no table of a paper ({e})") from e
-    if list(table.columns) != PAPER_COLUMNS:
-        raise DataError(f"{path}: columns {', '.join(table.columns)}; {', '.join(PAPER_COLUMNS)} expected")
-    printed = table.value + (" ± " + table.plus_minus).where(table.plus_minus != "", "")
+    need_columns(table, PAPER_COLUMNS, str(path), f"{', '.join(PAPER_COLUMNS)} expected")
+    table = table[PAPER_COLUMNS]
+    printed, faults = table.value + (" ± " + table.plus_minus).where(table.plus_minus != "", ""), []
     for name in ("value", "plus_minus"):
-        number = pd.to_numeric(table[name].where(~table[name].isin(_NOT_GIVEN)), errors="coerce")
-        if len(wrong := np.flatnonzero(number.isna() & ~table[name].isin(_NOT_GIVEN))):
-            raise DataError(f"{path}, line {wrong[0] + 2}: {name} {table[name].iloc[wrong[0]]!r}; a number or {' '.join(_NOT_GIVEN[1:])} expected")
-        table[name] = number.astype(float)
-    return table.assign(printed=printed)[["table", "row", "column", "printed", "value", "plus_minus", "footnote"]]
+        given = ~table[name].isin(_NOT_GIVEN)
+        number = pd.to_numeric(table[name].where(given), errors="coerce")
+        faults += [f"line {k + 2}: {name} {table[name][k]!r}" for k in np.flatnonzero(number.isna() & given)]
+        table = table.assign(**{name: number.astype(float)})
+    if faults:
+        raise DataError(f"{path}, {'; '.join(faults)}; a number or N/A expected")
+    table.insert(3, "printed", printed)
+    return table
 
 # %% ../nbs/46_reconcile.ipynb #7be8c2f7
-def _notes(
-    paper: pd.DataFrame,  # from `read_paper`
-) -> dict[str, str]:      # text -> letter
-    "The different footnotes in order of appearance."
+def _notes(paper: pd.DataFrame) -> dict[str, str]:
+    "The letter of each different footnote, in order of appearance."
     texts = dict.fromkeys(t for cell in paper.footnote for t in cell.split(" | ") if t)
     return {text: chr(ord("a") + k) for k, text in enumerate(texts)}
 
@@ -56,20 +59,22 @@ def as_printed(
     letters = _notes(paper)
     marks = [" ".join(sorted(letters[t] for t in cell.split(" | ") if t)) for cell in paper.footnote]
     text = [f"{printed} [{mark}]" if mark else printed for printed, mark in zip(paper.printed, marks)]
-    cells = paper.assign(text=text).groupby(["row", "column"], sort=False).text.agg(", ".join).unstack("column")
-    return cells.reindex(paper.row.unique())[list(paper.column.unique())].rename_axis(index=None, columns=None)
+    cells = paper.assign(text=text).groupby(["row", "column"], sort=False).text.agg(", ".join)
+    wide = cells.unstack("column").reindex(index=paper.row.unique(), columns=paper.column.unique())
+    return wide.rename_axis(index=None, columns=None)
 
 
 def footnotes(
     paper: pd.DataFrame,  # from `read_paper`
 ) -> pd.DataFrame:        # a row a footnote: its letter and text
     "The footnotes that `as_printed` has letters for."
-    return pd.DataFrame([(f"[{letter}]", text) for text, letter in _notes(paper).items()], columns=["", "footnote"]).set_index("")
+    letters = [f"[{letter}]" for letter in _notes(paper).values()]
+    return pd.DataFrame({"footnote": list(_notes(paper))}, pd.Index(letters, name=""), dtype=object)
 
 # %% ../nbs/46_reconcile.ipynb #46780503
 @dataclass(frozen=True)
 class Result:
-    "A result file, or the word that there is none yet."
+    "A result file, or the note that there is none yet."
 
     path: Path                  # where it is, or would be
     command: str                # that makes it
@@ -92,12 +97,14 @@ def read_result(
     path = Path(path)
     if not path.is_file():
         return Result(path, command, None)
+    table, cause = pd.DataFrame(), f"{path}: no rows"
     try:
-        table = pd.read_csv(path)
-    except ValueError as e:
-        raise DataError(f"{path}: no table ({e}); made by {command}") from e
-    if table.empty or not set(columns) <= set(table):
-        raise DataError(f"{path}: {len(table)} rows of {', '.join(table)}; {', '.join(columns)} expected, made by {command}")
+        table = read_table(path)
+    except StoreError as e:
+        cause = e
+    if table.empty:
+        raise DataError(f"{cause}; made by {command}")
+    need_columns(table, columns, str(path), f"made by {command}")
     return Result(path, command, table)
 
 # %% ../nbs/46_reconcile.ipynb #3dcdc846
@@ -105,19 +112,12 @@ def over_runs(
     runs: pd.DataFrame,   # tidy results, a row a run and metric, with a column `value`
     by: Sequence[str],    # the columns that tell things apart, all but the seed or fold
     scale: float = 1.0,   # 100 for per cent
-) -> pd.DataFrame:        # `by`, value (mean), plus_minus (standard deviation with n - 1; NaN for one run), runs
+) -> pd.DataFrame:        # `by`, value (mean), plus_minus (sample standard deviation; NaN for one run), runs
     "Mean and standard deviation over runs."
     groups = (scale * runs.set_index(list(by)).value).groupby(level=list(by), sort=False)
-    return pd.DataFrame({"value": groups.mean(), "plus_minus": groups.std(), "runs": groups.size()}).reset_index()
+    return groups.agg(value="mean", plus_minus="std", runs="size").reset_index()
 
 # %% ../nbs/46_reconcile.ipynb #b11f6edf
-def _decimals(
-    printed: str,  # such as "0.352 ± 0.008" or "4953"
-) -> int:          # digits after the point
-    "How many decimals a printed value has."
-    return len(printed.split(" ")[0].partition(".")[2])
-
-
 def _text_for(
     fact: object,                    # a row of the paper's table
     texts: str | Mapping[str, str],  # one text, or texts by column, by row, and "" for the rest
@@ -131,7 +131,7 @@ def _line(
     why: str | Mapping[str, str],  # reasons
 ) -> tuple[str, str, str, str]:    # paper, here, difference, remark
     "One measured figure beside the printed one."
-    d = _decimals(fact.printed)
+    d = len(fact.printed.split(" ")[0].partition(".")[2])  # decimals
     here = f"{fact.here:.{d}f}" + ("" if np.isnan(fact.spread) else f" ± {fact.spread:.{d}f}")
     apart = fact.here - fact.value
     if np.isnan(apart):
@@ -139,36 +139,41 @@ def _line(
     difference = "0" if abs(apart) < 10.0 ** -d / 2 else f"{apart:+.{d}f}"
     if abs(apart) < 10.0 ** -d * (1 - 1e-9):
         return fact.printed, here, difference, "agrees"
-    if not (reason := _text_for(fact, why)):
-        raise DataError(f"{fact.row}, {fact.column}: {here} here, {fact.printed} in the paper, and no reason given")
-    return fact.printed, here, difference, reason
+    return fact.printed, here, difference, _text_for(fact, why)
 
 
 def beside(
     paper: pd.DataFrame,                # rows of `read_paper`
-    here: pd.DataFrame | None,          # row, column, value, and plus_minus where there is one; None: nothing measured
-    why: str | Mapping[str, str] = "",  # reason of a difference: for all, or by column, by row, and "" for the rest
+    here: pd.DataFrame | None,          # row, column, value, maybe plus_minus; None: nothing measured
+    why: str | Mapping[str, str] = "",  # reason of a difference: one, or by column, row, and "" for the rest
     call: str | Mapping[str, str] = "", # what would measure the figures that are missing, in the same way
 ) -> pd.DataFrame:                      # index (row, figure); paper, here, difference, remark
-    """The paper's figures and ours. Raises `DataError` for a difference without a reason, for figures that are missing without a
-    call, and for measured ones that the paper's table has no place for."""
-    empty = pd.DataFrame(columns=["row", "column", "value"])
-    ours = (empty if here is None else here).reindex(columns=["row", "column", "value", "plus_minus"]).dropna(subset="value")
-    ours = ours.rename(columns={"value": "here", "plus_minus": "spread"})
-    if len(lost := ours.merge(paper[["row", "column"]], "left", indicator=True).query("_merge == 'left_only'")):
-        raise DataError(f"{lost.row.iloc[0]}, {lost.column.iloc[0]}: no such figure in the paper's table")
-    facts, lines = paper.drop_duplicates(["row", "column"]).merge(ours.astype({"row": object, "column": object}), "left"), []
+    """The paper's figures and ours. Raises `DataError` for a difference without a reason, for figures that
+    are missing without a call, and for measured ones that the paper's table does not have."""
+    names = {"row": "row", "column": "column", "value": "here", "plus_minus": "spread"}
+    measured = (pd.DataFrame() if here is None else here).reindex(columns=list(names)).rename(columns=names)
+    measured = measured.dropna(subset="here").astype({"row": object, "column": object})
+    lost = measured.merge(paper[["row", "column"]], "left", indicator=True).query("_merge == 'left_only'")
+    faults = [f"{fact.row}, {fact.column}: no such figure in the paper's table" for fact in lost.itertuples()]
+    facts, lines = paper.drop_duplicates(["row", "column"]).merge(measured, "left"), []
     facts = facts.astype({"here": float, "spread": float})
     for row, group in facts.groupby("row", sort=False):
-        lines += [(row, fact.column, *_line(fact, why)) for fact in group[group.here.notna()].itertuples()]
+        for fact in group[group.here.notna()].itertuples():
+            lines.append((row, fact.column, *_line(fact, why)))
+            if not lines[-1][-1]:
+                faults.append("{0}, {1}: {3} here, {2} in the paper, and no reason given".format(*lines[-1]))
         missing = group[group.here.isna()]
-        for how, some in missing.groupby(np.array([_text_for(fact, call) for fact in missing.itertuples()], object), sort=False):
+        calls = np.array([_text_for(fact, call) for fact in missing.itertuples()], object)
+        for how, some in missing.groupby(calls, sort=False):
             if not how:
-                raise DataError(f"{row}, {some.column.iloc[0]}: not measured, and no call given that would")
+                faults.append(f"{row}, {', '.join(some.column)}: not measured, and no call given that would")
             names = "everything" if len(some) == len(group) > 1 else ", ".join(some.column)
             printed = some.printed.iloc[0] if len(some) == 1 else "as printed"
             lines.append((row, names, printed, "not measured here", "", f"call: {how}"))
-    return pd.DataFrame(lines, columns=["row", "figure", "paper", "here", "difference", "remark"]).set_index(["row", "figure"])
+    if faults:
+        raise DataError("\n".join(faults))
+    columns = ["row", "figure", "paper", "here", "difference", "remark"]
+    return pd.DataFrame(lines, columns=columns).set_index(["row", "figure"])
 
 # %% ../nbs/46_reconcile.ipynb #a08069f2
 def largest_sd(
@@ -194,7 +199,7 @@ def p_range(
     sd_b: float,        # of the second
     k: int,             # runs in each
 ) -> tuple[float, float]:  # smallest and largest two-sided p
-    "What a paired t-test can give, however the runs are paired, from nothing but means and standard deviations."
+    "What a paired t-test can give, however the runs are paired, from means and standard deviations alone."
     sd = np.array([abs(sd_a - sd_b), sd_a + sd_b])
     with np.errstate(divide="ignore"):
         low, high = 2 * student_t.sf(np.abs(difference) * np.sqrt(k) / sd, k - 1)

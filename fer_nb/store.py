@@ -10,13 +10,14 @@ __all__ = ['OLD_WORDS', 'StoreError', 'digest', 'plain', 'differences', 'write_t
 import hashlib
 import io
 import json
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .core import DataError, atomic_file
 
@@ -26,51 +27,81 @@ class StoreError(DataError):
 
 
 def digest(
-    *values: object,  # arrays, bytes, and anything that JSON can hold or `repr` tells apart
+    *values: object,  # arrays, tables, bytes, and anything that JSON can hold or `repr` tells apart
 ) -> str:             # 16 hexadecimal digits
     "A short SHA-256 of `values`, in their order; an array counts with its type and shape."
     h = hashlib.sha256()
     for v in values:
-        if isinstance(v, (bytes, bytearray, memoryview)):
-            h.update(v)
-            continue
         if isinstance(v, (np.ndarray, pd.Series)):
             a = np.asarray(v)
             h.update(f"{a.dtype} {a.shape}".encode())
             v = a.tolist() if a.dtype == object or a.dtype.kind in "UT" else np.ascontiguousarray(a).tobytes()
-        h.update(v if isinstance(v, bytes) else json.dumps(v, default=repr, sort_keys=True).encode())
+        raw = isinstance(v, (bytes, bytearray, memoryview))
+        h.update(v if raw else json.dumps(v, default=_leaf, sort_keys=True).encode())
     return h.hexdigest()[:16]
 
 
+def _leaf(
+    value: object,   # that JSON cannot hold
+) -> object:         # what stands for it in an identity
+    "Arrays and tables as their digest, since their `repr` leaves out values; NumPy's numbers as Python's."
+    if isinstance(value, pd.DataFrame):
+        return digest(*(part for column in value.items() for part in column))
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        return digest(array) if array.ndim else array.item()
+    return repr(value)
+
+
 def plain(
-    identity: Mapping[str, object],  # anything; tuples become lists, what JSON cannot hold becomes its `repr`
+    identity: Mapping[str, object],  # anything; tuples become lists, other objects their digest or `repr`
 ) -> dict:                           # as it comes back from a file
     "An identity as it is written and compared."
-    return json.loads(json.dumps(dict(identity), default=repr))
+    return json.loads(json.dumps(dict(identity), default=_leaf))
 
 # %% ../nbs/03_store.ipynb #5e0a0008
-def _flat(
-    value: object,  # nested dicts and lists
-    at: str = "",   # the path so far
-) -> dict:          # "a.b.0" -> value
+def _leaves(
+    value: object,    # nested dicts and lists
+    at: tuple = (),   # the keys that lead to it
+) -> dict:            # keys -> leaf; an empty dict or list within is a leaf too
     "Every leaf under its path."
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
+    if not isinstance(value, (dict, list)) or at and not value:
         return {at: value}
-    return {k: v for key, item in items for k, v in _flat(item, f"{at}.{key}".lstrip(".")).items()}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {keys: leaf for key, item in items for keys, leaf in _leaves(item, (*at, key)).items()}
 
 
 def differences(
     there: dict,    # the identity of what is stored
     here: dict,     # the identity that is expected
 ) -> list[str]:     # "settings.epochs is 8 there and 12 here", one for each leaf that differs
-    "Where two identities differ; None is the same as absent."
-    there, here = _flat(there), _flat(here)
-    return [f"{key} is {there.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
-            for key in there | here if there.get(key) != here.get(key)]
+    "Where two identities differ; None is the same as absent, NaN as NaN, and True is not 1."
+    def same(a: object, b: object) -> bool:
+        return a == b and isinstance(a, bool) == isinstance(b, bool) or a != a and b != b
+
+    there, here = _leaves(there), _leaves(here)
+    return [f"{'.'.join(map(str, keys))} is {there.get(keys, 'absent')!r} there and "
+            f"{here.get(keys, 'absent')!r} here"
+            for keys in there | here if not same(there.get(keys), here.get(keys))]
 
 # %% ../nbs/03_store.ipynb #5e0a0011
 OLD_WORDS = {"without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training"}
+
+
+@contextmanager
+def _writing(
+    path: str | Path,         # see `core.atomic_file`
+    overwrite: bool = True,   # the same
+) -> Iterator[Path]:          # the file to write
+    "`core.atomic_file`, whose errors are `StoreError`."
+    try:
+        with atomic_file(path, overwrite) as aside:
+            yield aside
+    except OSError as e:
+        left = "the one before it is intact" if Path(path).is_file() else "there is no earlier one"
+        raise StoreError(f"{path}: could not be written ({e.strerror or e}); {left}") from e
 
 
 def write_table(
@@ -78,28 +109,36 @@ def write_table(
     path: str | Path,                               # a CSV
     identity: Mapping[str, object] | None = None,   # written in its first line; None: a plain CSV
 ) -> None:
-    "Write a CSV whole or not at all."
-    head = "" if identity is None else f"# {json.dumps(plain(identity))}\n"
-    with atomic_file(path) as aside:
-        aside.write_text(head + table.to_csv(index=False), encoding="utf-8", newline="")
+    "Write a CSV whole or not at all. Raises `StoreError` where it cannot be written."
+    text = table.to_csv(index=False)
+    head = {} if identity is None else {"digest": digest(text), "identity": plain(identity)}
+    with _writing(path) as aside:
+        aside.write_text(f"# {json.dumps(head)}\n{text}" if head else text, encoding="utf-8", newline="")
 
 
 def read_table(
     path: str | Path,  # a CSV from `write_table`, or any other
 ) -> pd.DataFrame:     # the table; its identity, or None, in `.attrs["identity"]`
-    "Read a table. Words of versions before 0.1 are replaced, with a warning. Raises `StoreError` for a file that is no table."
+    """Read a table. Words of versions before 0.1 are replaced, with a warning. Raises `StoreError` for a file
+    that is no table, or is not as it was written."""
+    table, cause, wrong = None, None, "cut short or changed; it does not have the digest it states"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        head, _, rest = text.partition("\n") if text.startswith("# ") else ("", "", text)
-        table = pd.read_csv(io.StringIO(rest), keep_default_na=False, na_values=[""])
-        identity = json.loads(head[2:]) if head else None
-    except (OSError, ValueError) as e:
-        raise StoreError(f"{path}: not a table ({e})") from e
-    old = {w for c in ("subset", "metric") if c in table for w in OLD_WORDS if table[c].eq(w).any()}
-    if old:
-        warnings.warn(f"{path}: {', '.join(f'{w} is now {OLD_WORDS[w]}' for w in sorted(old))}", stacklevel=2)
-        table[["subset", "metric"]] = table[["subset", "metric"]].replace(OLD_WORDS)
-    table.attrs["identity"] = identity
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        head, _, rest = text.partition("\n") if text.startswith("# {") else ("# {}", "", text)
+        head = json.loads(head[2:])
+        if not head or head.get("digest") == digest(rest):
+            ends = "\n" if head else None
+            table = pd.DataFrame() if rest == "\n" else pd.read_csv(
+                io.StringIO(rest), keep_default_na=False, na_values=[""], lineterminator=ends)
+    except (OSError, ValueError, RecursionError) as e:
+        cause = wrong = e
+    if table is None:
+        raise StoreError(f"{path}: not a table ({wrong})") from cause
+    places = [c for c in ("subset", "metric") if c in table]
+    if old := sorted(w for w in OLD_WORDS if table[places].eq(w).any(axis=None)):
+        warnings.warn(f"{path}: {', '.join(f'{w} is now {OLD_WORDS[w]}' for w in old)}", stacklevel=2)
+        table[places] = table[places].replace(OLD_WORDS)
+    table.attrs["identity"] = head.get("identity")
     return table
 
 # %% ../nbs/03_store.ipynb #5e0a0012
@@ -107,34 +146,31 @@ _MAGIC = b"fer_nb checkpoint 1\n"
 
 
 def _check_plain(
-    value: object,  # to be stored
-    where: str,     # its name
+    value: object,                       # to be stored: one, or lists and dicts of them
+    where: str,                          # its name
+    fits: Callable[[object], bool],      # what a single value has to be
+    expected: str,                       # the same in words
 ) -> None:
-    "Refuse anything but tensors, numbers, text, and lists and dicts of them."
-    import torch
+    "Refuse what could not be read again without running code."
     if isinstance(value, (dict, list, tuple)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_plain(item, f"{where}.{key}")
-    elif type(value) not in (torch.Tensor, torch.nn.Parameter, int, float, str, bool, type(None)):
-        raise StoreError(f"{where} is a {type(value).__name__}; a state holds tensors and plain values")
+            _check_plain(item, f"{where}.{key}", fits, expected)
+    elif not fits(value):
+        raise StoreError(f"{where} is a {getattr(value, 'dtype', type(value).__name__)}; {expected}")
 
 
 def write_state(
     state: dict,        # tensors, numbers, text, and lists and dicts of them
     path: str | Path,   # the file; an older one stays until the new one is complete
 ) -> None:
-    "Write a state whole or not at all. Raises `StoreError` where the disk is full, or for other values."
+    "Write a state whole or not at all. Raises `StoreError` where it cannot be written, or for other values."
     import torch
-    path = Path(path)
-    _check_plain(state, "state")
+    types = (torch.Tensor, torch.nn.Parameter, int, float, str, bool, type(None))
+    _check_plain(state, "state", lambda v: type(v) in types, "a state holds tensors and plain values")
     torch.save(state, buffer := io.BytesIO())
-    try:
-        with atomic_file(path) as aside, open(aside, "wb") as f:
-            for part in (_MAGIC, hashlib.sha256(buffer.getbuffer()).digest(), buffer.getbuffer()):
-                f.write(part)
-    except OSError as e:
-        left = "the state before it is intact" if path.is_file() else "there is no earlier one"
-        raise StoreError(f"{path}: could not be written ({e.strerror or e}); {left}") from e
+    with _writing(path) as aside, open(aside, "wb") as f:
+        for part in (_MAGIC, hashlib.sha256(buffer.getbuffer()).digest(), buffer.getbuffer()):
+            f.write(part)
 
 
 def read_state(
@@ -142,19 +178,21 @@ def read_state(
 ) -> dict:              # the state, on the CPU
     "Read a state. Raises `StoreError` for a file that is missing, damaged, or something else."
     import torch
+    cause, start = None, len(_MAGIC)
     try:
         data = Path(path).read_bytes()
+        payload = memoryview(data)[start + 32:]
+        if not data.startswith(_MAGIC):
+            wrong = f"not a checkpoint; it does not begin with {_MAGIC.decode().strip()!r}"
+        elif hashlib.sha256(payload).digest() != data[start:start + 32]:
+            wrong = f"cut short or damaged; its {len(payload):,} bytes do not have the SHA-256 it states"
+        else:
+            return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except OSError as e:
-        raise StoreError(f"{path}: could not be read ({e.strerror or e})") from e
-    if not data.startswith(_MAGIC):
-        raise StoreError(f"{path}: not a checkpoint; it does not begin with {_MAGIC.decode().strip()!r}")
-    stated, payload = data[len(_MAGIC):len(_MAGIC) + 32], memoryview(data)[len(_MAGIC) + 32:]
-    if hashlib.sha256(payload).digest() != stated:
-        raise StoreError(f"{path}: cut short or damaged; its {len(payload):,} bytes do not have the SHA-256 it states")
-    try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        cause, wrong = e, f"could not be read ({e.strerror or e})"
     except Exception as e:  # PyTorch raises whatever a foreign file's bytes lead to
-        raise StoreError(f"{path}: holds something else than tensors and plain values") from e
+        cause, wrong = e, "holds something else than tensors and plain values"
+    raise StoreError(f"{path}: {wrong}") from cause
 
 # %% ../nbs/03_store.ipynb #5e0a0017
 class Store:
@@ -164,36 +202,23 @@ class Store:
         self,
         folder: str | Path | None,                     # where; None: nothing is stored
         identity: Mapping[str, object] | None = None,  # what everything in it depends on
-        stale: str = "refuse",                         # a file of another identity: "refuse" it, or "remake" it
-        damaged: str = "refuse",                       # a file that cannot be read: the same
+        stale: str = "refuse",      # a file of another identity: "refuse" it, or "remake" it
+        damaged: str = "refuse",    # a file that cannot be read: the same
     ):
         self.folder = None if folder is None else Path(folder)
         self.identity, self.stale, self.damaged = plain(identity or {}), stale, damaged
         if self.folder is not None and stale == "refuse":
             self._claim()
 
-    def _claim(self) -> None:
-        "Write down whose folder it is. Raises `StoreError` where it is another's."
-        path = self.folder / "identity.json"
-        if not path.exists():
-            with atomic_file(path) as aside:
-                aside.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            differ = differences(found, self.identity)
-        except (OSError, ValueError, AttributeError) as e:
-            raise StoreError(f"{path}: does not say what the folder holds ({e}); delete the folder to begin again") from e
-        if differ:
-            raise StoreError(f"{self.folder}: results of something else: {'; '.join(differ[:3])}"
-                             f"{f' (and {len(differ) - 3} more)' if len(differ) > 3 else ''}; "
-                             "choose another folder, or delete this one to begin again")
-
     def path(
         self,
-        name: str,      # of a file
+        name: str,      # of a file; with slashes, it lies in a folder within
     ) -> Path | None:   # its place; None where nothing is stored
-        "Where a file lies; for what writes its own files, such as a training."
+        """Where a file lies; for what writes its own files, such as a training. Raises `StoreError` for a
+        name that leads out of the folder or that no disk takes."""
+        leads_out = Path(name).is_absolute() or ".." in Path(name).parts
+        if leads_out or not name.isprintable() or any(len(part.encode()) > 200 for part in Path(name).parts):
+            raise StoreError(f"{self.folder}: {name!r} is no name for a file within")
         return None if self.folder is None else self.folder / name
 
     def part(
@@ -201,85 +226,134 @@ class Store:
         name: str,         # of a folder within
         **more: object,    # what its files depend on as well
     ) -> "Store":          # with both identities
-        "A store within this one."
+        "A store within this one. Raises `StoreError` where the folder is another's."
         return Store(self.path(name), self.identity | plain(more), self.stale, self.damaged)
 
-    def table(
-        self,
-        name: str,                         # of the file, without ending
-        make: Callable[[], pd.DataFrame],  # called where it is not there yet
-        **more: object,                    # what it depends on, beside the store's identity
-    ) -> pd.DataFrame:                     # as it was made
-        "A table made once. Raises `StoreError`."
-        def write(table: pd.DataFrame, path: Path, identity: dict) -> None:
-            write_table(table, path, identity)
+# %% ../nbs/03_store.ipynb #5e0a0021
+@patch
+def _differ(
+    self: Store,
+    its: dict,       # the identity that was found
+    identity: dict,  # the one that is expected
+) -> str:            # "" where they are the same
+    "The first three differences, for a message."
+    differ = differences(its, identity)
+    return "; ".join(differ[:3]) + f" (and {len(differ) - 3} more)" * (len(differ) > 3)
 
-        def read(path: Path) -> tuple[pd.DataFrame, dict]:
-            table = read_table(path)
-            return table, table.attrs.pop("identity")
 
-        return self._once(f"{name}.csv", make, write, read, more)
+@patch
+def _claim(self: Store) -> None:
+    "Write down whose folder it is. Raises `StoreError` where it is another's."
+    path, cause = self.folder / "identity.json", None
+    if not path.exists():
+        with _writing(path, overwrite=False) as aside:
+            aside.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not (differ := self._differ(found, self.identity)):
+            return
+        wrong = (f"{self.folder}: results of something else: {differ}; "
+                 "choose another folder, or delete this one to begin again")
+    except (OSError, ValueError, RecursionError) as e:
+        cause = e
+        wrong = f"{path}: does not say what the folder holds ({e}); delete the folder to begin again"
+    raise StoreError(wrong) from cause
 
-    def array(
-        self,
-        name: str,                                                  # of the file, without ending
-        make: Callable[[], np.ndarray | dict[str, np.ndarray]],     # called where it is not there yet
-        **more: object,                                             # what it depends on, beside the store's identity
-    ) -> np.ndarray | dict[str, np.ndarray]:                        # as it was made
-        "An array, or several by name, made once. Raises `StoreError`."
-        def write(made: np.ndarray | dict[str, np.ndarray], path: Path, identity: dict) -> None:
-            arrays = {f"of {k}": v for k, v in made.items()} if isinstance(made, dict) else {"array": made}
-            with atomic_file(path) as aside:
-                np.savez(aside, identity=json.dumps(identity), **arrays)
+# %% ../nbs/03_store.ipynb #5e0a0024
+@patch
+def _find(
+    self: Store,
+    path: Path,          # a file that is there
+    read: Callable,      # path -> (result, identity)
+    identity: dict,      # what it has to be of
+) -> tuple:              # (result,); () where it has to be made again
+    "Read a stored file. Raises `StoreError` for one that is damaged or of something else, unless remade."
+    cause = None
+    try:
+        found, its = read(path)
+        if not (differ := self._differ(its, identity)):
+            return (found,)
+        rule = self.stale
+        wrong = f"of something else: {differ}; choose another folder, or delete the file"
+    except Exception as e:  # readers meet damage with errors of every kind
+        cause, rule, wrong = e, self.damaged, f"cannot be read ({e}); delete it, and it is made again"
+    if rule == "refuse":
+        raise StoreError(f"{path}: {wrong}") from cause
+    if cause is not None:
+        warnings.warn(f"{path}: cannot be read ({type(cause).__name__}) and is made again", stacklevel=4)
+    return ()
 
-        def read(path: Path) -> tuple[np.ndarray | dict[str, np.ndarray], dict]:
-            with np.load(path, allow_pickle=False) as f:
-                identity = json.loads(str(f["identity"]))
-                found = {k.removeprefix("of "): f[k] for k in f if k.startswith("of ")}
-                return (found or f["array"]), identity
 
-        return self._once(f"{name}.npz", make, write, read, more)
+@patch
+def _once(
+    self: Store,
+    file: str,                # its name
+    make: Callable,           # makes it
+    write: Callable,          # (made, path, identity): writes it
+    read: Callable,           # path -> (made, identity)
+    more: dict,               # what it depends on, beside the store's identity
+) -> object:                  # what is stored, or what was made and is stored now
+    "Read it if it is there and belongs here, else make and write it."
+    path, identity = self.path(file), self.identity | plain(more)
+    if path is not None and path.exists() and (found := self._find(path, read, identity)):
+        return found[0]
+    made = make()
+    if path is not None:
+        write(made, path, identity)
+    return made
 
-    def state(
-        self,
-        name: str,                  # of the file, without ending
-        make: Callable[[], dict],   # called where it is not there yet; see `write_state`
-        **more: object,             # what it depends on, beside the store's identity
-    ) -> dict:                      # as it was made
-        "Tensors and plain values made once. Raises `StoreError`."
-        def write(made: dict, path: Path, identity: dict) -> None:
-            write_state({"identity": json.dumps(identity), "state": made}, path)
+# %% ../nbs/03_store.ipynb #5e0a0023
+@patch
+def table(
+    self: Store,
+    name: str,                         # of the file, without ending
+    make: Callable[[], pd.DataFrame],  # called where it is not there yet
+    **more: object,                    # what it depends on, beside the store's identity
+) -> pd.DataFrame:                     # as it was made
+    "A table made once. Raises `StoreError`."
+    def read(path: Path) -> tuple[pd.DataFrame, dict]:
+        table = read_table(path)
+        return table, table.attrs.pop("identity") or {}  # a plain CSV is of something else, not damaged
 
-        def read(path: Path) -> tuple[dict, dict]:
-            found = read_state(path)
-            return found["state"], json.loads(found["identity"])
+    return self._once(f"{name}.csv", make, write_table, read, more)
 
-        return self._once(f"{name}.ckpt", make, write, read, more)
 
-    def _once(
-        self,
-        file: str,                # its name
-        make: Callable,           # makes it
-        write: Callable,          # (made, path, identity): writes it
-        read: Callable,           # path -> (made, identity)
-        more: dict,               # beside the store's identity
-    ) -> object:                  # what is stored, or what was made and is stored now
-        "Read it if it is there and belongs here, else make and write it."
-        path, identity = self.path(file), self.identity | plain(more)
-        if path is not None and path.exists():
-            try:
-                found, theirs = read(path)
-            except Exception as e:  # readers meet damage with errors of every kind
-                if self.damaged == "refuse":
-                    raise StoreError(f"{path}: cannot be read ({e}); delete it, and it is made again") from e
-                warnings.warn(f"{path}: cannot be read ({type(e).__name__}) and is made again", stacklevel=3)
-                theirs = None
-            differ = [] if theirs is None else differences(theirs, identity)
-            if differ and self.stale == "refuse":
-                raise StoreError(f"{path}: of something else: {'; '.join(differ[:3])}; choose another folder, or delete the file")
-            if theirs is not None and not differ:
-                return found
-        made = make()
-        if path is not None:
-            write(made, path, identity)
-        return made
+@patch
+def array(
+    self: Store,
+    name: str,                                                # of the file, without ending
+    make: Callable[[], np.ndarray | dict[str, np.ndarray]],   # called where it is not there yet
+    **more: object,                                # what it depends on, beside the store's identity
+) -> np.ndarray | dict[str, np.ndarray]:           # as it was made
+    "An array, or several by name, made once. Raises `StoreError`, also for arrays of Python objects."
+    def write(made: np.ndarray | dict[str, np.ndarray], path: Path, identity: dict) -> None:
+        arrays = {f"of {k}": v for k, v in made.items()} if isinstance(made, dict) else {"array": made}
+        _check_plain({name: made}, "array", lambda v: not np.asarray(v).dtype.hasobject,
+                     "numbers, truth values or fixed-width text expected")
+        with _writing(path) as aside:
+            np.savez(aside, identity=json.dumps(identity), **arrays)
+
+    def read(path: Path) -> tuple[np.ndarray | dict[str, np.ndarray], dict]:
+        with np.load(path, allow_pickle=False) as f:
+            identity = json.loads(str(f["identity"]))
+            return f["array"] if "array" in f else {k[3:]: f[k] for k in f if k != "identity"}, identity
+
+    return self._once(f"{name}.npz", make, write, read, more)
+
+
+@patch
+def state(
+    self: Store,
+    name: str,                  # of the file, without ending
+    make: Callable[[], dict],   # called where it is not there yet; see `write_state`
+    **more: object,             # what it depends on, beside the store's identity
+) -> dict:                      # as it was made
+    "Tensors and plain values made once. Raises `StoreError`."
+    def write(made: dict, path: Path, identity: dict) -> None:
+        write_state({"identity": json.dumps(identity), "state": made}, path)
+
+    def read(path: Path) -> tuple[dict, dict]:
+        found = read_state(path)
+        return found["state"], json.loads(found["identity"])
+
+    return self._once(f"{name}.ckpt", make, write, read, more)

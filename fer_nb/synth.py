@@ -7,21 +7,22 @@ __all__ = ['AUS', 'PROTOTYPES', 'DEFECTS', 'au_table', 'sample_aus', 'render_fac
 
 # %% ../nbs/05_synth.ipynb #a2bb96e4
 import io
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from PIL import Image
 
-from .core import EMOTIONS, ConfigError, LabelError, hash_uniform
+from .core import EMOTIONS, ConfigError, LabelError, at_least, hash_uniform, one_of, share
 from .data import FER2013_COUNTS, SPLITS, FERData
 
 # %% ../nbs/05_synth.ipynb #240d5ab9
-AUS = {1: "inner brow raiser", 2: "outer brow raiser", 4: "brow lowerer", 5: "upper lid raiser", 6: "cheek raiser",
-       7: "lid tightener", 9: "nose wrinkler", 10: "upper lip raiser", 12: "lip corner puller",
-       15: "lip corner depressor", 17: "chin raiser", 20: "lip stretcher", 23: "lip tightener", 25: "lips part",
-       26: "jaw drop", 43: "eyes closed"}
+AUS = {1: "inner brow raiser", 2: "outer brow raiser", 4: "brow lowerer", 5: "upper lid raiser",
+       6: "cheek raiser", 7: "lid tightener", 9: "nose wrinkler", 10: "upper lip raiser",
+       12: "lip corner puller", 15: "lip corner depressor", 17: "chin raiser", 20: "lip stretcher",
+       23: "lip tightener", 25: "lips part", 26: "jaw drop", 43: "eyes closed"}
 
 PROTOTYPES = {
     "angry": ({4: 1, 5: .5, 7: .7, 17: .3, 23: 1}, {4: 1, 5: .5, 7: .7, 10: .4, 23: .5, 25: 1, 26: .25}),
@@ -38,13 +39,14 @@ PROTOTYPES = {
 def au_table() -> pd.DataFrame:  # 14 rows (emotion, variant 1 or 2) × 16 units, strengths 0 to 1
     "The prototypes as a table: strength of each action unit in each variant of each emotion."
     rows = {(e, k + 1): variant for e, variants in PROTOTYPES.items() for k, variant in enumerate(variants)}
-    table = pd.DataFrame([[float(variant.get(unit, 0)) for unit in AUS] for variant in rows.values()], columns=list(AUS))
+    strengths = [[float(variant.get(unit, 0)) for unit in AUS] for variant in rows.values()]
+    table = pd.DataFrame(strengths, columns=list(AUS))
     table.index = pd.MultiIndex.from_tuples(rows, names=["emotion", "variant"])
     return table.rename(columns="AU{}".format)
 
 # %% ../nbs/05_synth.ipynb #20722263
-_STREAMS = ("label", "split", "subject", "aus", "identity", "shot", "noise", "wrong", "variant", "empty", "blank",
-            "order", "guess")
+_STREAMS = ("label", "split", "subject", "aus", "identity", "shot", "noise", "wrong", "variant", "empty",
+            "blank", "order", "guess")
 
 
 def _uniform(
@@ -120,56 +122,74 @@ def _ridge(
     "A soft line: a wrinkle, a fold, a highlight."
     return np.clip(1 - np.abs(d) / width, 0, 1)
 
-
-def _paint(
-    canvas: np.ndarray,         # float (N, H, W), changed in place
-    mask: np.ndarray,           # coverage 0 to 1, broadcastable
-    tone: float | np.ndarray,   # grey 0 to 1, broadcastable
-) -> None:
-    "Lay `tone` over `canvas` where `mask` says."
-    canvas += mask * (tone - canvas)
-
 # %% ../nbs/05_synth.ipynb #e4f166a9
-def _scene(
-    aus: np.ndarray,      # (N, 16) strengths
-    subject: np.ndarray,  # (N,) subject numbers
-    index: np.ndarray,    # (N,) image numbers
-    seed: int,            # any integer
-    size: int,            # side of the images in pixels
-) -> SimpleNamespace:     # parameters, coordinates, and the canvas `c` with the background on it
-    "Draw all parameters and set up coordinates for one batch."
-    f = SimpleNamespace(**_draw(_IDENTITY, subject, seed, "identity"), **_draw(_SHOT, index, seed, "shot"))
-    for k, name in enumerate(AUS):
-        setattr(f, f"au{name}", np.asarray(aus)[:, k, None, None].astype(np.float32))
-    f.px, side = 2 / size, (np.arange(size, dtype=np.float32) + .5) * 2 / size - 1
-    i, j, cos, sin = side[None, None, :], side[None, :, None], np.cos(f.roll), np.sin(f.roll)
-    f.c = f.bg + f.bg_x * i + f.bg_y * j + f.wave * np.sin(f.wave_k * (i * np.cos(f.wave_dir) + j * np.sin(f.wave_dir)))
-    left, down = (i - f.tx) * f.zoom, (j - f.ty) * f.zoom
-    f.u, f.v = cos * left + sin * down, cos * down - sin * left
-    below = np.clip(f.v, 0, 1.4)
-    f.hu, f.hv = f.u / (f.width * (1 - f.jaw * below * below)), f.v / (f.height * (1 + .10 * f.au26 * (f.v > 0)))
-    f.r = np.sqrt(f.hu * f.hu + f.hv * f.hv)
-    middle = 1 - np.clip(f.r, 0, 1)**2
-    f.x, f.y = f.u - f.yaw * middle, f.v - f.pitch * middle
-    f.ax = np.abs(f.x)
-    return f
+class _Scene(SimpleNamespace):
+    "A batch of faces being drawn: parameters (N, 1, 1), coordinates and the canvas `c`, float (N, H, W)."
+
+    @classmethod
+    def start(
+        cls,
+        aus: np.ndarray,      # (N, 16) strengths
+        subject: np.ndarray,  # (N,) subject numbers
+        index: np.ndarray,    # (N,) image numbers
+        seed: int,            # any integer
+        size: int,            # side of the images in pixels
+    ) -> "_Scene":            # with the background on the canvas
+        "Draw all parameters and set up coordinates for one batch."
+        f = cls(**_draw(_IDENTITY, subject, seed, "identity"), **_draw(_SHOT, index, seed, "shot"))
+        for k, name in enumerate(AUS):
+            setattr(f, f"au{name}", np.asarray(aus)[:, k, None, None].astype(np.float32))
+        f.px, side = 2 / size, (np.arange(size, dtype=np.float32) + .5) * 2 / size - 1
+        i, j, cos, sin = side[None, None, :], side[None, :, None], np.cos(f.roll), np.sin(f.roll)
+        along = i * np.cos(f.wave_dir) + j * np.sin(f.wave_dir)
+        f.c = f.bg + f.bg_x * i + f.bg_y * j + f.wave * np.sin(f.wave_k * along)
+        left, down = (i - f.tx) * f.zoom, (j - f.ty) * f.zoom
+        f.u, f.v = cos * left + sin * down, cos * down - sin * left
+        below = np.clip(f.v, 0, 1.4)
+        f.hu = f.u / (f.width * (1 - f.jaw * below * below))
+        f.hv = f.v / (f.height * (1 + .10 * f.au26 * (f.v > 0)))
+        f.r = np.sqrt(f.hu * f.hu + f.hv * f.hv)
+        middle = 1 - np.clip(f.r, 0, 1)**2
+        f.x, f.y = f.u - f.yaw * middle, f.v - f.pitch * middle
+        f.ax = np.abs(f.x)
+        return f
+
+    def paint(
+        self,
+        mask: np.ndarray,          # coverage 0 to 1, broadcastable
+        tone: float | np.ndarray,  # grey 0 to 1, broadcastable
+    ) -> None:
+        "Lay `tone` over the canvas where `mask` says."
+        self.c += mask * (tone - self.c)
+
+    def band(
+        self,
+        top: float,     # where the band begins, as a fraction of the height
+        bottom: float,  # where it ends
+    ) -> "_Scene":      # the same scene, arrays are views of those rows
+        "The rows from `top` to `bottom`; what is painted there is painted here."
+        rows = slice(int(top * self.c.shape[1]), int(np.ceil(bottom * self.c.shape[1])))
+        tall = {k for k, v in vars(self).items() if np.ndim(v) == 3 and v.shape[1] > 1}
+        return _Scene(**{k: v[:, rows] if k in tall else v for k, v in vars(self).items()})
 
 # %% ../nbs/05_synth.ipynb #631c21c2
-def _head(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_head(f: _Scene) -> None:  # paints the scene `f`
     "Back hair, neck, ears and the shaded head."
     au, px = np.abs(f.u), 1.1 * f.px
     back = np.sqrt((f.u / (f.width + .14))**2 + ((f.v + .06) / (f.height + .08))**2)
     length = _cover(f.v - np.where(f.long > .62, 1.3, -.25), .3) * (f.bald < .92)
-    _paint(f.c, length * _cover((back - 1) * .8, px), .8 * f.hair)
-    _paint(f.c, _cover(np.maximum(au - .42, .5 - f.v), 2 * px), .62 * f.skin)
+    f.paint(length * _cover((back - 1) * .8, px), .8 * f.hair)
+    f.paint(_cover(np.maximum(au - .42, .5 - f.v), 2 * px), .62 * f.skin)
     ear = np.sqrt(((au - f.width) / .09)**2 + ((f.v + .02) / .19)**2)
-    _paint(f.c, _cover((ear - 1) * .09, px) * (f.long < .62), .8 * f.skin)
+    f.paint(_cover((ear - 1) * .09, px) * (f.long < .62), .8 * f.skin)
     ball = np.sqrt(np.clip(1 - .85 * f.r * f.r, .02, 1))
     f.face = _cover((f.r - 1) * .8, 1.2 * px)
-    _paint(f.c, f.face, f.skin * (.62 + .42 * ball + f.key * (f.light_x * f.hu + f.light_y * f.hv)))
+    f.paint(f.face, f.skin * (.62 + .42 * ball + f.key * (f.light_x * f.hu + f.light_y * f.hv)))
 
 # %% ../nbs/05_synth.ipynb #ce01b66b
-def _cheeks(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_cheeks(f: _Scene) -> None:  # paints the scene `f`
     "Folds and bulges of the lower face."
     ax, y, px = f.ax, f.y, f.px
     strength = .22 * np.maximum(np.maximum(f.au9, f.au10), .85 * f.au12) + .08 * f.age
@@ -185,7 +205,8 @@ def _cheeks(f: SimpleNamespace) -> None:  # paints the scene `f`
     f.c *= 1 - .08 * _ridge(y - chin, .03 + .6 * px) * _cover(ax - .13, .08)
 
 
-def _forehead(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_forehead(f: _Scene) -> None:  # paints the scene `f`
     "Lines of the forehead, between the brows and on the bridge of the nose."
     ax, y, px, up = f.ax, f.y, f.px, .5 * (f.au1 + f.au2)
     for height in (-.55, -.65):
@@ -197,38 +218,42 @@ def _forehead(f: SimpleNamespace) -> None:  # paints the scene `f`
         f.c *= 1 - .32 * f.au9 * _ridge(y - height - .5 * ax, .015 + .5 * px) * _cover(ax - .11, .06)
 
 # %% ../nbs/05_synth.ipynb #05fb5976
-def _beard(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_beard(f: _Scene) -> None:  # paints the scene `f`
     "Beard and moustache of the subjects who have one."
     edge = .16 + .62 * np.clip(.5 - f.ax, 0, .34)
-    _paint(f.c, .5 * f.face * _cover(edge - f.y, .26) * (f.beard > .78), .1 + .75 * f.hair)
+    f.paint(.5 * f.face * _cover(edge - f.y, .26) * (f.beard > .78), .1 + .75 * f.hair)
     middle = f.mouth_y - .115 - .05 * f.au10 - .07 * f.au12 + .9 * f.ax * f.ax
     half = .045 * np.clip(1 - (f.ax / .29)**2, -1, 1)
-    _paint(f.c, .8 * _cover(np.abs(f.y - middle) - half, .04) * (f.moustache > .84), .7 * f.hair)
+    f.paint(.8 * _cover(np.abs(f.y - middle) - half, .04) * (f.moustache > .84), .7 * f.hair)
 
 # %% ../nbs/05_synth.ipynb #307cfab6
-def _eyes(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_eyes(f: _Scene) -> None:  # paints the scene `f`
     "Sockets, eyeballs, irises, lids and creases."
     x, y, px = f.ax - f.eye_x, f.y, f.px
     t, width = x / f.eye_w, _cover(np.abs(x) - f.eye_w, px)
     dome = 1 - t * t
     up = f.eye_h * np.clip(1.1 + .80 * f.au5 - .30 * f.au7 - .62 * f.au43 - .12 * f.au6 - .25 * f.au9, .06, 2)
-    low = f.eye_h * np.clip(.75 + .30 * f.au5 * (1 - f.au7) - .45 * f.au7 - .95 * f.au6 - .35 * f.au9, -.35, 2)
+    low = .75 + .30 * f.au5 * (1 - f.au7) - .45 * f.au7 - .95 * f.au6 - .35 * f.au9
+    low = f.eye_h * np.clip(low, -.35, 2)
     slant = f.eye_h * (.35 * f.au1 * f.au4 * (1 - .6 * f.au5) - .30 * f.au4 * (1 - f.au1)) * t
     upper, lower = f.eye_y - up * dome + slant, f.eye_y + np.maximum(low, .012 - up) * dome + .5 * slant
     ball = _cover(np.maximum(upper - y, y - lower), px) * width
     f.c *= 1 - .22 * np.clip(1 - (x / .22)**2 - ((y - f.eye_y + .02) / .15)**2, 0, 1)
-    _paint(f.c, ball, .62 + .34 * f.skin)
+    f.paint(ball, .62 + .34 * f.skin)
     gx, gy = np.sign(f.x) * x - f.gaze_x, y - f.eye_y
     iris = np.sqrt(gx * gx + (gy + .012 - f.gaze_y - .03 * f.au43)**2)
-    _paint(f.c, ball * _cover(iris - .082, px), f.iris)
-    _paint(f.c, ball * _cover(iris - .035, px), .02)
-    _paint(f.c, .9 * ball * _cover(np.sqrt((gx - .03)**2 + (gy + .045)**2) - .016, px), 1.0)
-    _paint(f.c, .85 * _cover(np.abs(y - upper + .008) - .014, px) * _cover(np.abs(x) - f.eye_w - .02, px), .10)
-    _paint(f.c, .38 * _cover(np.abs(y - lower - .004) - .006, px) * width, .25 * f.skin)
+    f.paint(ball * _cover(iris - .082, px), f.iris)
+    f.paint(ball * _cover(iris - .035, px), .02)
+    f.paint(.9 * ball * _cover(np.sqrt((gx - .03)**2 + (gy + .045)**2) - .016, px), 1.0)
+    f.paint(.85 * _cover(np.abs(y - upper + .008) - .014, px) * _cover(np.abs(x) - f.eye_w - .02, px), .10)
+    f.paint(.38 * _cover(np.abs(y - lower - .004) - .006, px) * width, .25 * f.skin)
     f.c *= 1 - .22 * (1 - .5 * f.au4) * _ridge(y - upper + .055 - .02 * f.au5, .015 + .5 * px) * width
 
 # %% ../nbs/05_synth.ipynb #027d6823
-def _brows(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_brows(f: _Scene) -> None:  # paints the scene `f`
     "The brows, the strongest sign of anger, sadness and surprise."
     inner = f.brow_y - .17 * f.au1 + .13 * f.au4 * (1 - .65 * f.au1) + .04 * f.au9
     middle = (f.brow_y - f.brow_arch - .08 * f.au1 * (1 - .6 * f.au4) - .13 * f.au2
@@ -241,25 +266,30 @@ def _brows(f: SimpleNamespace) -> None:  # paints the scene `f`
     shadow = _cover(np.maximum(np.abs(f.y - curve - .07) - .035, along), .10)
     f.c *= 1 - .30 * f.au4 * (1 - f.au1).clip(0) * shadow
     stroke = _cover(np.maximum(np.abs(f.y - curve) - .62 * f.brow_t * (1 - .6 * t), along), 1.3 * f.px)
-    _paint(f.c, .92 * stroke, np.minimum(f.hair, .5 * f.skin) * f.brow_tone)
+    f.paint(.92 * stroke, np.minimum(f.hair, .5 * f.skin) * f.brow_tone)
 
 # %% ../nbs/05_synth.ipynb #08d09307
-def _nose(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_nose(f: _Scene) -> None:  # paints the scene `f`
     "The nose; AU 9 and 10 shorten and widen it."
     x, y = f.x - .35 * f.yaw, f.y - .2 * f.pitch
     ax, tip = np.abs(x), f.nose_y - .05 * f.au9 - .02 * f.au10
     w = f.nose_w * (1 + .18 * f.au9 + .08 * f.au10 + .1 * f.au12)
-    flank = _ridge(ax - .055 - .35 * w * np.clip(y + .1, 0, .5), .05) * _cover(np.maximum(-.15 - y, y - tip), .15)
+    flank = _ridge(ax - .055 - .35 * w * np.clip(y + .1, 0, .5), .05)
+    flank = flank * _cover(np.maximum(-.15 - y, y - tip), .15)
     f.c *= 1 - .10 * flank * (1 + .8 * np.sign(x) * f.light_x)
     f.c *= 1 + .10 * _ridge(ax, .06) * _cover(np.maximum(-.2 - y, y - tip + .04), .12)
     wing = np.sqrt(((ax - .75 * w) / .06)**2 + ((y - tip + .02) / .075)**2)
     f.c *= 1 - .20 * _ridge(wing - 1, .45) * (ax > .7 * w)
     hole = np.sqrt(((ax - .45 * w) / .042)**2 + ((y - tip - .015) / (.024 + .008 * f.au9))**2)
-    _paint(f.c, .75 * _cover((hole - 1) * .025, f.px), .18 * f.skin)
+    f.paint(.75 * _cover((hole - 1) * .025, f.px), .18 * f.skin)
     f.c *= 1 - .16 * _ridge(y - tip - .045 + .2 * ax * ax, .03) * _cover(ax - .5 * w, .06)
 
 # %% ../nbs/05_synth.ipynb #5b90b674
-def _mouth_shape(f: SimpleNamespace) -> SimpleNamespace:  # half width, opening, curves, lip thickness
+@patch
+def mouth_shape(
+    f: _Scene,         # the scene
+) -> SimpleNamespace:  # half width, opening, curves, lip thickness; in half image widths
     "The curves of the mouth for the action units of the scene."
     w = f.mouth_w * (1 + .32 * f.au12 + .30 * f.au20 - .42 * f.au26 * (1 - f.au12) * (1 - f.au20)
                      - .12 * f.au23 * (1 - f.au25) - .08 * f.au17)
@@ -277,44 +307,50 @@ def _mouth_shape(f: SimpleNamespace) -> SimpleNamespace:  # half width, opening,
                            lower=rest + (gap - up) * dome, thick_low=1.15 * thick * (1 + .25 * f.au17))
 
 
-def _mouth(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_mouth(f: _Scene) -> None:  # paints the scene `f`
     "Lips, cavity, teeth, tongue and the shadows around them."
-    m, y, px = _mouth_shape(f), f.y, f.px
+    m, y, px = f.mouth_shape(), f.y, f.px
     inside, is_open = _cover(f.ax - m.w, 1.5 * px), np.clip(14 * m.gap, 0, 1)
-    lips = _cover(np.maximum(m.upper - m.thick_up * m.taper - y, y - m.lower - m.thick_low * m.taper), px) * inside
+    lips = np.maximum(m.upper - m.thick_up * m.taper - y, y - m.lower - m.thick_low * m.taper)
+    lips = _cover(lips, px) * inside
     tone, gloss = f.skin * f.lip_tone, _cover(np.abs(y - m.lower - .45 * m.thick_low * m.taper) - .012, .05)
-    _paint(f.c, .85 * lips, tone)
-    _paint(f.c, .3 * lips * gloss, 1.25 * tone)
+    f.paint(.85 * lips, tone)
+    f.paint(.3 * lips * gloss, 1.25 * tone)
     cavity = _cover(np.maximum(m.upper - y, y - m.lower), px) * inside
     seam = _cover(np.abs(y - .5 * (m.upper + m.lower)) - .010, px) * inside * (1 - np.clip(12 * m.gap, 0, 1))
-    _paint(f.c, np.maximum(.85 * seam, cavity * is_open), .07)
-    row = np.minimum(.12 * (1 - np.minimum(1.1 * f.au26, .9) * (1 - f.au20) * (1 - f.au12)), .95 * m.gap) * f.teeth
-    _paint(f.c, .95 * is_open * cavity * _cover(y - m.upper - row, px) * _cover(np.abs(m.t) - .86, .15), .92)
+    f.paint(np.maximum(.85 * seam, cavity * is_open), .07)
+    row = .12 * (1 - np.minimum(1.1 * f.au26, .9) * (1 - f.au20) * (1 - f.au12))
+    row = np.minimum(row, .95 * m.gap) * f.teeth
+    f.paint(.95 * is_open * cavity * _cover(y - m.upper - row, px) * _cover(np.abs(m.t) - .86, .15), .92)
     both = np.clip(f.au20 + f.au10 - .3, 0, 1) * np.clip(8 * m.gap - .4, 0, 1)
-    _paint(f.c, .85 * both * cavity * _cover(m.lower - .045 - y, px) * _cover(np.abs(m.t) - .75, .15), .82)
+    f.paint(.85 * both * cavity * _cover(m.lower - .045 - y, px) * _cover(np.abs(m.t) - .75, .15), .82)
     tongue = .6 * (1 - both) * np.clip(8 * m.gap - 1, 0, 1)
-    _paint(f.c, tongue * cavity * _cover(m.lower - .10 * m.taper - y, .06), .38)
+    f.paint(tongue * cavity * _cover(m.lower - .10 * m.taper - y, .06), .38)
     dimple = _ridge(np.sqrt((f.ax - m.w)**2 + (y - m.corner)**2), .07)
     f.c *= 1 - (.25 + .25 * np.maximum(f.au12, f.au15)) * dimple
     f.c *= 1 - .16 * _ridge(y - m.lower - m.thick_low - .05, .035) * _cover(f.ax - .55 * m.w, .1)
 
 # %% ../nbs/05_synth.ipynb #ba772c02
-def _crown(f: SimpleNamespace) -> None:  # paints the scene `f`
+@patch
+def draw_crown(f: _Scene) -> None:  # paints the scene `f`
     "Hair above the hairline, and the glasses of those who wear them."
     u, v, px = f.u, f.v, f.px
     top = np.sqrt((u / (f.width + .05))**2 + ((v + .03) / (f.height + .06))**2)
     line = f.hairline + f.widow * u * u + .84 * np.clip(np.abs(u) - .42, 0, 1) + f.fringe * u
     strand = .05 * np.sin(55 * u / (v + 2.2) + 4 * np.sin(5 * v + f.wave_dir))
-    _paint(f.c, _cover((top - 1) * .8, 1.2 * px) * _cover(v - line, 2 * px) * (f.bald < .92),
-           f.hair * (1 + strand) + .4 * strand - .12 * v - .1 + .3 * f.key * f.light_x * u)
+    f.paint(_cover((top - 1) * .8, 1.2 * px) * _cover(v - line, 2 * px) * (f.bald < .92),
+            f.hair * (1 + strand) + .4 * strand - .12 * v - .1 + .3 * f.key * f.light_x * u)
     lens = np.sqrt(((f.ax - f.eye_x) / .20)**2 + ((f.y - f.eye_y - .01) / .155)**2)
     bar = np.minimum(np.maximum(np.abs(f.y - f.eye_y + .02) - .012, f.ax - f.eye_x + .19),
-                     np.maximum(np.abs(f.y - f.eye_y + .04) - .012, np.maximum(f.eye_x + .2 - f.ax, f.ax - f.width)))
-    _paint(f.c, .85 * _cover(np.minimum(.17 * np.abs(lens - 1) - .014, bar), px) * (f.glasses > .91), .12)
+                     np.maximum(np.abs(f.y - f.eye_y + .04) - .012,
+                                np.maximum(f.eye_x + .2 - f.ax, f.ax - f.width)))
+    f.paint(.85 * _cover(np.minimum(.17 * np.abs(lens - 1) - .014, bar), px) * (f.glasses > .91), .12)
 
 # %% ../nbs/05_synth.ipynb #db52feee
-def _camera(
-    f: SimpleNamespace,  # the scene
+@patch
+def develop(
+    f: _Scene,           # the scene
     index: np.ndarray,   # (N,) image numbers
     seed: int,           # any integer
 ) -> np.ndarray:         # uint8 (N, H, W)
@@ -331,18 +367,9 @@ def _camera(
     return np.clip((c + f.noise * grain) * 255 + .5, 0, 255).astype(np.uint8)
 
 
-_PARTS = ((_cheeks, .3, 1), (_forehead, 0, .65), (_beard, .3, 1), (_eyes, .1, .7), (_brows, .05, .6),
-          (_nose, .2, .85), (_mouth, .45, 1), (_crown, 0, .7))
-
-
-def _band(
-    f: SimpleNamespace,  # the scene
-    top: float,          # where the band begins, as a fraction of the height
-    bottom: float,       # where it ends
-) -> SimpleNamespace:    # the same scene, arrays are views of those rows
-    "The rows that a part can touch in any pose; the others need no work."
-    rows = slice(int(top * f.c.shape[1]), int(np.ceil(bottom * f.c.shape[1])))
-    return SimpleNamespace(**{k: v[:, rows] if np.ndim(v) == 3 and v.shape[1] > 1 else v for k, v in vars(f).items()})
+_PARTS = ((_Scene.draw_cheeks, .3, 1), (_Scene.draw_forehead, 0, .65), (_Scene.draw_beard, .3, 1),
+          (_Scene.draw_eyes, .1, .7), (_Scene.draw_brows, .05, .6), (_Scene.draw_nose, .2, .85),
+          (_Scene.draw_mouth, .45, 1), (_Scene.draw_crown, 0, .7))
 
 
 def render_faces(
@@ -352,17 +379,17 @@ def render_faces(
     seed: int = 0,           # any integer
     size: int = 48,          # side in pixels, 32 to 128
 ) -> np.ndarray:             # uint8 (N, size, size)
-    "Draw faces; vectorised over batches of 32."
-    if not 32 <= size <= 128:
-        raise ConfigError(f"size={size}: a side from 32 to 128 pixels expected")
-    subject, index, out = np.asarray(subject), np.asarray(index), np.empty((len(aus), size, size), dtype=np.uint8)
+    "Draw faces; vectorised over batches of 32. Raises `ConfigError` for another size."
+    at_least("size", size, 32, "pixels", whole=True, most=128)
+    subject, index = np.asarray(subject), np.asarray(index)
+    out = np.empty((len(aus), size, size), dtype=np.uint8)
     for k in range(0, len(aus), 32):
         part = slice(k, k + 32)
-        scene = _scene(aus[part], subject[part], index[part], seed, size)
-        _head(scene)
+        scene = _Scene.start(aus[part], subject[part], index[part], seed, size)
+        scene.draw_head()
         for draw, top, bottom in _PARTS:
-            draw(_band(scene, top, bottom))
-        out[part] = _camera(scene, index[part], seed)
+            draw(scene.band(top, bottom))
+        out[part] = scene.develop(index[part], seed)
     return out
 
 # %% ../nbs/05_synth.ipynb #9d581712
@@ -421,7 +448,8 @@ def _alter(
         box = (cut * u[2], cut * u[3], size - cut * (1 - u[2]), size - cut * (1 - u[3]))
         return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
     if how == "brightness":
-        return np.clip(image * (1 + sign * (.08 + .10 * u[1])) + sign * (5 + 15 * u[2]), 0, 255).astype(np.uint8)
+        changed = image * (1 + sign * (.08 + .10 * u[1])) + sign * (5 + 15 * u[2])
+        return np.clip(changed, 0, 255).astype(np.uint8)
     if how == "jpeg":
         Image.fromarray(image).save(file := io.BytesIO(), "JPEG", quality=int(40 + 21 * u[1]))
         return np.asarray(Image.open(file))
@@ -433,11 +461,11 @@ _EMPTY = ("texture", "scenery", "text", "blobs")
 
 def _no_face(
     kind: str,  # one of `_EMPTY`, or "blank"
-    k: int,     # number of the picture
+    k: int,     # number of the image
     seed: int,  # any integer
     size: int,  # side in pixels
 ) -> np.ndarray:  # uint8 (size, size)
-    "A picture that shows no face."
+    "An image that shows no face."
     if kind == "blank":
         greys = np.argsort(_uniform(seed, "blank", np.arange(256)))
         return np.full((size, size), greys[k % 256], dtype=np.uint8)
@@ -460,22 +488,21 @@ def _no_face(
     return np.clip((c + .06 * grain) * 255, 0, 255).astype(np.uint8)
 
 # %% ../nbs/05_synth.ipynb #fe443288
-DEFECTS = {"exact": .02, "shift": .006, "recrop": .006, "brightness": .006, "jpeg": .006, "mirror": .006, "leak": .012,
-           "multilabel": .008, "wrong_label": .03, "no_face": .008, "blank": .004}
+DEFECTS = {"exact": .02, "shift": .006, "recrop": .006, "brightness": .006, "jpeg": .006, "mirror": .006,
+           "leak": .012, "multilabel": .008, "wrong_label": .03, "no_face": .008, "blank": .004}
 
 
 def _shares(
-    balance: str | Mapping[str, float],  # "fer2013", "uniform", or emotion -> share
-) -> list[float]:                        # one a class, in the order of `EMOTIONS`
-    "Class shares that `balance` asks for."
-    if balance == "fer2013":
-        return np.sum(list(FER2013_COUNTS.values()), axis=0).tolist()
-    if balance == "uniform":
-        return [1.0] * len(EMOTIONS)
-    known = isinstance(balance, Mapping) and set(balance) <= set(EMOTIONS)
-    if not known or min(balance.values(), default=0) < 0 or sum(balance.values()) <= 0:
-        raise ConfigError(f"balance={balance!r}: 'fer2013', 'uniform' or a dict emotion -> share expected")
-    return [float(balance.get(e, 0)) for e in EMOTIONS]
+    name: str,             # of the argument, for the message
+    given: object,         # name -> share
+    names: Sequence[str],  # that may be given
+    expected: str,         # what the argument should be, for the message
+) -> list[float]:          # one a name, in the order of `names`; a name that is not given has 0
+    "Shares of any scale, not negative and not all 0."
+    known = isinstance(given, Mapping) and set(given) <= set(names)
+    if not known or min(given.values(), default=0) < 0 or sum(given.values()) <= 0:
+        raise ConfigError(f"{name}={given!r}: {expected} expected")
+    return [float(given.get(n, 0)) for n in names]
 
 
 def _amounts(
@@ -485,12 +512,8 @@ def _amounts(
     "How many rows of each kind to plant."
     defects = defects or {}
     for kind, fraction in defects.items():
-        if kind not in DEFECTS:
-            raise ConfigError(f"defect {kind!r} is not one of {', '.join(DEFECTS)}")
-        if not 0 <= fraction <= .5:
-            raise ConfigError(f"defects[{kind!r}]={fraction}: a fraction from 0 to 0.5 expected")
-    if sum(defects.values()) > .5 + 1e-9:
-        raise ConfigError(f"the fractions in defects sum to {sum(defects.values()):.3g}; at most 0.5 expected")
+        one_of("defect", kind, DEFECTS)
+        share(f"defects[{kind!r}]", fraction)
     return {kind: int(n * defects.get(kind, 0) + 1e-9) for kind in DEFECTS}
 
 # %% ../nbs/05_synth.ipynb #99764cae
@@ -506,15 +529,15 @@ def _other(
 
 def _plant(
     faces: pd.DataFrame,       # clean faces: label, split, subject, intensity
-    images: np.ndarray,        # their pictures, uint8 (N, H, W)
+    images: np.ndarray,        # uint8 (N, H, W)
     amounts: dict[str, int],   # kind -> rows
     seed: int,                 # any integer
     labels: Sequence[str],     # emotions in use
     splits: Sequence[str],     # splits in use
-) -> tuple[pd.DataFrame, np.ndarray]:  # faces and planted rows with kind, source (row or -1), detail; all pictures
-    "Plant defects in `faces` and append the copies and the pictures without a face."
+) -> tuple[pd.DataFrame, np.ndarray]:  # all rows with kind, source (row or -1) and detail; all images
+    "Plant defects in `faces` and append the copies and the images without a face."
     n, size = len(faces), images.shape[1]
-    rows, pictures = faces.assign(kind="", source=-1, detail="").to_dict("records"), list(images)
+    rows, drawn = faces.assign(kind="", source=-1, detail="").to_dict("records"), list(images)
     wrong, *sources = np.split(np.argsort(_uniform(seed, "wrong", np.arange(n))),
                                np.arange(amounts["wrong_label"], n))
     for i in wrong:
@@ -528,41 +551,48 @@ def _plant(
         row |= dict(split=_other(splits, row["split"], u[5])) if kind == "leak" else {}
         row |= dict(label=_other(labels, row["label"], u[5])) if kind == "multilabel" else {}
         rows.append(row)
-        pictures.append(_alter(images[i], how, u))
+        drawn.append(_alter(images[i], how, u))
     for k, kind in enumerate(["no_face"] * amounts["no_face"] + ["blank"] * amounts["blank"]):
         u = _uniform(seed, "guess", k, np.arange(2))
         how = _EMPTY[k % len(_EMPTY)] if kind == "no_face" else kind
-        rows.append(dict(label=labels[int(len(labels) * u[0])], split=rows[int(n * u[1])]["split"], subject="",
-                         intensity=0.0, kind="no_face", source=-1, detail=how))
-        pictures.append(_no_face(how, k, seed, size))
-    return pd.DataFrame(rows), np.stack(pictures)
+        rows.append(dict(label=labels[int(len(labels) * u[0])], split=rows[int(n * u[1])]["split"],
+                         subject="", intensity=0.0, kind="no_face", source=-1, detail=how))
+        drawn.append(_no_face(how, k, seed, size))
+    return pd.DataFrame(rows), np.stack(drawn)
 
 # %% ../nbs/05_synth.ipynb #ed3442b2
 def make_faces(
     n: int,                                          # rows, at least 7
     seed: int = 0,                                   # any integer; the same seed gives the same bytes
-    defects: Mapping[str, float] | None = DEFECTS,   # kind -> fraction of `n`, at most 0.5 in all; None: a clean set
+    defects: Mapping[str, float] | None = DEFECTS,   # kind -> share of `n`, in all at most 0.5; None: clean
     size: int = 48,                                  # side of the images in pixels, 32 to 128
     splits: Sequence[float] = (.8, .1, .1),          # shares of train, valid, test
     balance: str | Mapping[str, float] = "fer2013",  # class shares: "fer2013", "uniform", or emotion -> share
 ) -> tuple[FERData, pd.DataFrame]:                   # the dataset; the truth (id, kind, partner, detail)
     "A dataset of procedural faces with planted, recorded defects. Bad settings raise `ConfigError`."
-    if n < 7:
-        raise ConfigError(f"n={n}: at least 7 images, one for each emotion, expected")
-    if len(splits) != 3 or min(splits) < 0 or sum(splits) <= 0:
-        raise ConfigError(f"splits={splits!r}: three shares for train, valid and test expected")
-    amounts, shares = _amounts(n, defects), _shares(balance)
-    labels, parts = ([name for name, share in zip(names, given) if share > 0]
-                     for names, given in ((EMOTIONS, shares), (SPLITS, splits)))
-    if amounts["leak"] and len(parts) < 2:
-        raise ConfigError(f"splits={splits!r}: leaks need two splits; set defects['leak'] to 0 or give another share")
+    at_least("n", n, 7, "images, one for each emotion,")
+    amounts, wanted = _amounts(n, defects), balance
+    if isinstance(balance, str) and balance in ("fer2013", "uniform"):
+        counts = np.sum(list(FER2013_COUNTS.values()), axis=0).tolist()
+        wanted = dict(zip(EMOTIONS, counts)) if balance == "fer2013" else dict.fromkeys(EMOTIONS, 1)
+    shares = _shares("balance", wanted, EMOTIONS, "'fer2013', 'uniform' or a dict emotion -> share")
+    parts = dict(zip(SPLITS, splits)) if len(splits) == len(SPLITS) else splits
+    parts = _shares("splits", parts, SPLITS, "three shares for train, valid and test")
+    labels, used = ([n for n, p in zip(*given) if p] for given in ((EMOTIONS, shares), (SPLITS, parts)))
+    faults = []
+    if (total := sum((defects or {}).values())) > .5 + 1e-9:
+        faults.append(f"the fractions in defects sum to {total:.3g}; at most 0.5 expected")
+    if amounts["leak"] and len(used) < 2:
+        faults.append(f"splits={splits!r}: leaks need two splits; set defects['leak'] to 0")
     if amounts["wrong_label"] + amounts["multilabel"] and len(labels) < 2:
-        raise ConfigError(f"balance={balance!r}: wrong labels need two emotions")
-    plan = _plan(n - sum(amounts.values()) + amounts["wrong_label"], seed, shares, splits)
+        faults.append(f"balance={balance!r}: wrong labels need two emotions")
+    if faults:
+        raise ConfigError("; ".join(faults))
+    plan = _plan(n - sum(amounts.values()) + amounts["wrong_label"], seed, shares, parts)
     aus, intensity = sample_aus(plan.label, range(len(plan)), seed)
     images = render_faces(aus, plan.subject, range(len(plan)), seed, size)
     plan = plan.assign(subject=plan.subject.map("s{:05d}".format), intensity=intensity.round(4))
-    df, images = _plant(plan, images, amounts, seed, labels, parts)
+    df, images = _plant(plan, images, amounts, seed, labels, used)
     order = np.argsort(_uniform(seed, "order", np.arange(n))) if sum(amounts.values()) else np.arange(n)
     df, images = df.iloc[order].assign(id=[f"face{k:06d}" for k in range(n)]), images[order]
     truth = df.assign(partner=df.source.map(df.id).fillna(""))[df.kind != ""]

@@ -55,6 +55,38 @@ def threads() -> None:
 
 
 @pytest.fixture(scope="session")
+def faces() -> object:
+    "Two hundred drawn faces without defects, in three splits; a test that changes them works on its own."
+    from fer_nb.synth import make_faces
+    return make_faces(200, seed=0, defects=None)[0]
+
+
+@pytest.fixture()
+def dls(faces: object) -> object:
+    "Fresh batches of 32 of the shared faces: the training split; validation and test together."
+    from fer_nb.loaders import dataloaders
+    return dataloaders(faces.where(split="train"), faces.where(split=["valid", "test"]), bs=32)
+
+
+@pytest.fixture()
+def view_dls() -> object:
+    "Batches of 160 faces with two views of each image, as cached logits need them."
+    from fer_nb.loaders import dataloaders
+    from fer_nb.synth import make_faces
+    faces = make_faces(160, seed=0, defects=None)[0]
+    return dataloaders(faces.where(split="train"), faces.where(split=["valid", "test"]), bs=32, views=2)
+
+
+@pytest.fixture(scope="session")
+def net() -> object:
+    "The light student with new weights, in eval mode; a test that trains works on a copy."
+    import torch
+    from fer_nb.models import HyFER
+    torch.manual_seed(0)
+    return HyFER(7, 1, "light").eval()
+
+
+@pytest.fixture(scope="session")
 def fer2013_npz() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Real FER2013 as (pixels uint8 (N, 48, 48), emotion 0..6, usage), or a skip that says where it was sought."
     folders = [Path(os.environ["FER_NB_DATA"])] if os.environ.get("FER_NB_DATA") else [ROOT.parent / "shared/fer2013"]

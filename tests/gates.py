@@ -415,7 +415,7 @@ EVERY_NOTEBOOK = (ids, naming, title, directives, skips, asserts, size, outputs,
 
 # ---------------------------------------------------------------- the house as a whole
 
-CHECKERS = ("one_of", "positive", "share", "at_least", "need_columns")  # of `core`: each raises for its caller
+CHECKERS = ("one_of", "positive", "share", "at_least", "need_columns", "need_dataset", "_expect")  # each raises for its caller
 MAX_WIDTH = 110            # characters of an exported line
 HOUSE = {                  # figure: the largest value that is fine
     "raises per 100 lines": 2.0, "private share (%)": 40, "public definitions": 366, "private used once": 100,
@@ -478,7 +478,7 @@ def house(
                     found["checked"].append(f"{nb.path} {c.id}")
             found["upward imports"] += [f"{nb.path}: {m}" for m in sorted(set(imported(c.tree()))) if number.get(m, 0) > number[nb.module]]
         for c, node in exported(nb):
-            patched = any(ast.unparse(d) == "patch" for d in getattr(node, "decorator_list", ()))
+            patched = any(re.match(r"patch\b", ast.unparse(d)) for d in getattr(node, "decorator_list", ()))
             if not isinstance(node, (*FUNCTIONS, ast.ClassDef)) or patched:
                 continue
             at = f"{nb.module}.{node.name}"

@@ -278,8 +278,8 @@ def test_schedule_of_eps():
     assert np.allclose(json.loads(json.dumps(cb.config()))["eps"], [0, 0.025, 0.05, 0.075, 0.1])
 
 
-class Told(AdversarialTraining):
-    "Believes that the epochs of `bad` end in a collapse."
+class MadeUp(AdversarialTraining):
+    "Measures a collapse at the end of the epochs of `bad`."
     bad = (2,)
 
     def _probe(self):
@@ -294,7 +294,7 @@ def test_roll_back_of_weights_and_optimiser(opt):
         state = learn.opt.state_dict()["state"]
         moments = [v for s in (state.values() if isinstance(state, dict) else state) for v in s.values()]
         ends.append((weights(learn), torch.cat([v.double().flatten() for v in moments if isinstance(v, torch.Tensor)])))
-    learn = learner(Told(trades=1.0, ratio=1.0))
+    learn = learner(MadeUp(trades=1.0, ratio=1.0))
     learn.opt_func = opt
     learn.fit(4, 1e-2, cbs=Spy("after_train", look))
     assert all(torch.equal(a, b) for a, b in zip(ends[1], ends[2]))
@@ -305,7 +305,7 @@ def test_roll_back_of_weights_and_optimiser(opt):
 
 
 def test_a_collapse_with_nothing_to_go_back_to_is_said():
-    class Early(Told):
+    class Early(MadeUp):
         bad = (0, 1)
     learn = learner(Early(ratio=1.0))
     learn.fit(3, 1e-2)
@@ -319,7 +319,7 @@ def test_roll_back_of_the_average():
 
     def look(learn):
         ends.append((ema.step, torch.cat([v.double().flatten() for v in ema.average.module.state_dict().values()])))
-    learn = learner(Told(ratio=1.0), ema)
+    learn = learner(MadeUp(ratio=1.0), ema)
     learn.fit(4, 1e-2, cbs=Spy("after_train", look))
     assert ends[1][0] == ends[2][0] < ends[3][0]
     assert torch.equal(ends[1][1], ends[2][1]) and not torch.equal(ends[2][1], ends[3][1])
@@ -333,7 +333,7 @@ def test_guard_looks_at_the_largest_budget_of_a_schedule():
 
 
 def test_roll_backs_in_a_row_go_to_the_same_epoch():
-    cb = Told()
+    cb = MadeUp()
     cb.bad = (0, 2, 3)
     learn = learner(cb)
     learn.fit(4)

@@ -323,14 +323,14 @@ def test_deepfool_is_as_short_as_torchattacks(toy, torchattacks):
 
 def test_step_rule(toy):
     model, x, y = toy
-    asked = []
+    calls = []
 
     def rule(t):
-        asked.append(t)
+        calls.append(t)
         return 0.01
     same = dict(steps=4, generator=gen())
     assert torch.equal(pgd(model, x, y, 0.04, rule, **same), pgd(model, x, y, 0.04, 0.01, 4, generator=gen()))
-    assert asked == [0, 1, 2, 3]
+    assert calls == [0, 1, 2, 3]
     still = pgd(model, x, y, 0.04, lambda t: 0.0, steps=3, random_start=False)
     assert torch.equal(still, x)
 
@@ -346,12 +346,56 @@ def test_soft_labels(toy):
     kl = lambda q: (p * (p.log() - model(q).log_softmax(1))).sum(1).mean()  # noqa: E731
     noise = (x + 0.03 * torch.randn(x.shape, generator=gen()).sign()).clamp(0, 1)
     assert kl(adv) > 3 * kl(noise)
-    for bad, why in [(p[:5], "5 rows"), (2 * p, "not a distribution"), (p - 1, "not a distribution"),
+    for bad, why in [(p[:5], r"\(5, 4\)"), (2 * p, "not a distribution"), (p - 1, "not a distribution"),
                      (p * float("nan"), "not a distribution"), (F.pad(p, (0, 1)), "5 classes; the model has 4")]:
         with pytest.raises(LabelError, match=why):
             pgd(model, x, bad)
     with pytest.raises(LabelError, match="float32"):
         deepfool(model, x, p)
+
+
+GOLDEN = {  # sums of |change| and change squared, and one pixel's change, before the attacks were rewritten for 0.1
+    "fgsm": (536.329, 16.7636, 0.0313726), "fgsm-rs": (462.556, 13.302, 0.0313726), "pgd": (513.183, 15.832, 0.0313726),
+    "pgd-l2": (301.021, 9.92836, 0.00492167), "pgd-rule": (314.001, 7.82218, 0.0244405),
+    "deepfool": (380.89, 21.9208, 0.0189808), "deepfool-linf": (889.99, 49.4411, 0.0591145)}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_same_seed_gives_the_images_that_it_always_gave(name):
+    torch.manual_seed(1)
+    model, x = net(), blobs(40, 1000)[0]
+    for p in model.parameters():
+        p.data.mul_(3)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    y[::5] = (y[::5] + 1) % 4
+    torch.manual_seed(0)
+    change = (ATTACKS[name](model, x, y) - x).double()
+    found = change.abs().sum().item(), change.square().sum().item(), change[7, 1, 5, 6].item()
+    assert found == pytest.approx(GOLDEN[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_is_the_plain_loop_to_the_bit(toy, norm):
+    model, x, y = toy
+    eps, g = {"linf": 0.03, "l2": 0.4}[norm], gen(2)
+
+    def inside(adv):
+        d = adv - x
+        length = d.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)
+        return (x + (d.clamp(-eps, eps) if norm == "linf" else d * (eps / length).clamp_max(1))).clamp(0, 1)
+    if norm == "linf":
+        d = torch.rand(x.shape, generator=g) * (2 * eps) - eps
+    else:
+        d = torch.randn(x.shape, generator=g)
+        d = d / d.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * eps * torch.rand(len(x), 1, 1, 1, generator=g) ** (1 / 432)
+    adv = inside(x + d)
+    for _ in range(5):
+        adv = adv.detach().requires_grad_()
+        grad = torch.autograd.grad(F.cross_entropy(model(adv), y, reduction="none").sum(), adv)[0]
+        step = grad.sign() if norm == "linf" else grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)
+        adv = inside(adv.detach() + 2.5 * eps / 5 * step)
+    assert torch.equal(pgd(model, x, y, eps, steps=5, norm=norm, generator=gen(2)), adv)
 
 
 class Odd(nn.Module):
@@ -364,9 +408,9 @@ class Odd(nn.Module):
 
 
 BAD_OUTPUT = {"tuple": (lambda z: (z, z), "tuple"),
-              "softmax": (lambda z: z.softmax(1), "probabilities, logits expected"),
+              "softmax": (lambda z: z.softmax(1), "probabilities .remove its softmax"),
               "one column": (lambda z: z[:, :1], "K >= 2"), "NaN": (lambda z: z * float("nan"), "NaN"),
-              "detached": (lambda z: z.detach(), "no gradient"), "short": (lambda z: z[1:], "expected logits")}
+              "detached": (lambda z: z.detach(), "no gradient"), "short": (lambda z: z[1:], r"\(39, 4\) for 40 images")}
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "deepfool"])

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from fer_nb.audit import (DROPPED, KINDS, PAPER_TABLE1, QualityLimits, audit, beside_paper, label_quality,
-                          picture_quality)
+                          image_quality)
 from fer_nb.core import EMOTIONS, ConfigError, DataError
 from fer_nb.data import VOTE_COLUMNS, FERData, add_votes
 from fer_nb.synth import make_faces
 
 
 def voted(votes, labels, majority):
-    "A dataset of noise pictures with the given votes: one dict an image."
+    "A dataset of noise images with the given votes: one dict an image."
     rng = np.random.default_rng(0)
     df = pd.DataFrame([{c: float(v.get(c.removeprefix("vote_"), 0)) for c in VOTE_COLUMNS} for v in votes])
     df = df.assign(id=[f"im{k}" for k in range(len(votes))], label=labels, split="train", vote_label=majority)
@@ -36,7 +36,7 @@ def test_votes_name_the_wrong_labels_and_the_faceless():
 
 def test_a_majority_without_votes_is_refused():
     ds = FERData(VOTED.df.drop(columns="vote_sad"), VOTED.array())
-    with pytest.raises(DataError, match="without 'vote_sad'"):
+    with pytest.raises(DataError, match="no column 'vote_sad'"):
         audit(ds, ("label_error",))
 
 
@@ -129,7 +129,7 @@ def test_quality_of_many_sizes_and_files(tmp_path):
     for name, pixels in images.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     df = pd.DataFrame({"id": list(images), "label": "sad", "split": "train"})
-    quality = picture_quality(FERData(df, [tmp_path / f"{n}.png" for n in images])).set_index("id")
+    quality = image_quality(FERData(df, [tmp_path / f"{n}.png" for n in images])).set_index("id")
     assert quality.side.to_dict() == {"a": 96, "b": 24, "c": 96}
     assert quality.sharpness["a"] == pytest.approx(quality.sharpness["c"], rel=0.02)
     found = audit(FERData(df, [tmp_path / f"{n}.png" for n in images]), ("low_quality",)).issues

@@ -13,7 +13,7 @@ STILL = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
 STRONG = Augment(vflip=0.3, rotate=30, brightness=0.2, contrast=0.4, noise=0.1, erase=0.5, blur=1.5)
 
 
-def pictures(n=6, c=1, h=16, w=16, seed=0):
+def images(n=6, c=1, h=16, w=16, seed=0):
     return torch.rand(n, c, h, w, generator=torch.Generator().manual_seed(seed))
 
 
@@ -27,7 +27,7 @@ def still(n):
 @settings(max_examples=30, deadline=None)
 def test_whole_pixel_shifts_agree_with_padding(dx, dy, shape):
     h, w = shape
-    x = pictures(2, 3, h, w)
+    x = images(2, 3, h, w)
     moved = affine(x, **{**still(2), "shift": torch.tensor([[dx / w, dy / h]] * 2)})
     padded = np.pad(x.numpy(), [(0, 0), (0, 0), (5, 5), (5, 5)], mode="edge")
     expected = padded[:, :, 5 - dy:5 - dy + h, 5 - dx:5 - dx + w]
@@ -37,7 +37,7 @@ def test_whole_pixel_shifts_agree_with_padding(dx, dy, shape):
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, -1])
 @pytest.mark.parametrize("mirror", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
 def test_quarter_turns_and_mirrors_agree_with_numpy(turns, mirror):
-    x = pictures(2)
+    x = images(2)
     change = {"angle": torch.full((2,), 90.0 * turns), "mirror": torch.tensor([mirror] * 2, dtype=torch.float)}
     ours = affine(x, **{**still(2), **change})
     mirrored = x.flip([d for d, m in zip((3, 2), mirror) if m < 0])   # mirrored first, then turned
@@ -72,7 +72,7 @@ def test_edges_are_repeated_not_blackened():
 @given(st.lists(st.integers(-2**40, 2**40), min_size=1, max_size=6), st.integers(0, 1000),
        st.integers(-2**31, 2**31), st.sampled_from([1, 3]))
 def test_a_view_depends_on_image_key_view_and_seed_alone(ids, view, seed, c):
-    x = pictures(len(ids), c)
+    x = images(len(ids), c)
     ids = np.array(ids)
     batch = STRONG(x, ids, view, seed)
     for k in range(len(ids)):
@@ -83,20 +83,20 @@ def test_a_view_depends_on_image_key_view_and_seed_alone(ids, view, seed, c):
 
 def test_the_generators_of_torch_and_numpy_are_left_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    STRONG(pictures(), np.arange(6))
+    STRONG(images(), np.arange(6))
     assert (torch.get_rng_state() == before[0]).all() and (np.random.get_state()[1] == before[1]).all()
 
 
 def test_the_given_batch_is_not_changed():
     for augment in (STRONG, STILL, Augment(brightness=1)):
-        x = pictures()
+        x = images()
         augment(x, np.arange(6))
-        assert (x == pictures()).all()
+        assert (x == images()).all()
 
 
 @pytest.mark.parametrize("ids", [list(range(6)), torch.arange(6), np.arange(6, dtype=np.int32)])
 def test_keys_may_be_lists_or_tensors(ids):
-    assert (STRONG(pictures(), ids) == STRONG(pictures(), np.arange(6))).all()
+    assert (STRONG(images(), ids) == STRONG(images(), np.arange(6))).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, 3, 48, 48), (3, 1, 20, 33), (2, 3, 1, 1)])
@@ -108,7 +108,7 @@ def test_shapes_types_and_range_are_kept(shape, augment):
 
 
 def test_channels_move_together():
-    grey = pictures(8, 1)
+    grey = images(8, 1)
     geometric = dataclasses.replace(STRONG, noise=0)
     y = geometric(grey.expand(-1, 3, -1, -1), np.arange(8))
     torch.testing.assert_close(y[:, 0], y[:, 2])
@@ -127,7 +127,7 @@ def test_flips_come_in_their_shares_and_independently():
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_certain_flips_are_certain(p):
-    x = pictures(300, 1, 8, 8)
+    x = images(300, 1, 8, 8)
     y = dataclasses.replace(STILL, hflip=p)(x, np.arange(300))
     torch.testing.assert_close(y, x.flip(3) if p else x, atol=1e-5, rtol=0)
 
@@ -140,7 +140,7 @@ def test_brightness_shifts_a_flat_image_evenly_within_its_range():
 
 
 def test_contrast_keeps_the_mean_and_scales_the_spread():
-    x = 0.5 + 0.1 * (pictures(2000, 1, 4, 4) - 0.5)
+    x = 0.5 + 0.1 * (images(2000, 1, 4, 4) - 0.5)
     y = dataclasses.replace(STILL, contrast=0.4)(x, np.arange(2000))
     torch.testing.assert_close(y.mean((1, 2, 3)), x.mean((1, 2, 3)), atol=1e-4, rtol=0)
     ratio = y.flatten(1).std(1) / x.flatten(1).std(1)
@@ -189,14 +189,14 @@ def test_blur_keeps_flat_images_and_the_mean_and_lowers_the_spread():
     flat = torch.full((5, 3, 9, 9), 0.3)
     sigma = torch.tensor([0, 0.3, 0.7, 1, 3.0])
     torch.testing.assert_close(gaussian_blur(flat, sigma, 9), flat)
-    x = pictures(1).expand(5, -1, -1, -1)
+    x = images(1).expand(5, -1, -1, -1)
     y = gaussian_blur(x, sigma, 9)
     spread = y.flatten(1).std(1)
     assert (spread.diff() < 0).all() and torch.equal(y[0], x[0]) and (y.mean((1, 2, 3)) - x.mean()).abs().max() < 0.05
 
 
 def test_one_call_can_ask_for_several_views():
-    x, ids, views = pictures(4), np.array([3, 3, 9, 3]), np.array([0, 5, 5, 0])
+    x, ids, views = images(4), np.array([3, 3, 9, 3]), np.array([0, 5, 5, 0])
     together = STRONG(x, ids, views, 2)
     for k in range(4):
         torch.testing.assert_close(together[k:k + 1], STRONG(x[k:k + 1], ids[k:k + 1], int(views[k]), 2), atol=1e-6, rtol=0)
@@ -214,7 +214,7 @@ def test_erased_patches_are_grey_squares_of_the_given_size_in_the_given_share():
 
 
 def test_the_views_of_one_image_differ_and_a_zero_change_is_no_change():
-    x = pictures(1)
+    x = images(1)
     views = torch.cat([Augment()(x, np.array([5]), v) for v in range(20)])
     assert len({v.numpy().tobytes() for v in views}) == 20
     unchanged = torch.cat([STILL(x, np.array([5]), v) for v in range(20)])

@@ -6,12 +6,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from fer_nb.augment import Augment
-from fer_nb.balance import (PAPER_TARGETS, ClassAugment, balance, minority_classes, on_the_fly, read_balanced,
-                            target_counts, write_balanced)
+from fer_nb.balance import PAPER_TARGETS, ClassAugment, balance, minority_classes, target_counts
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError
 from fer_nb.data import FER2013_COUNTS, FERData
-from fer_nb.distill import teacher_logits
-from fer_nb.loaders import ReplayLoader, as_split, dataloaders, folds, leak_groups, official_split, leakage_table
+from fer_nb.loaders import ReplayLoader, as_split, dataloaders, folds, leak_groups, leakage_table, official_split
+from fer_nb.teachers import teacher_logits
 
 STILL = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
 COUNTS = st.dictionaries(st.sampled_from(EMOTIONS), st.integers(0, 9), min_size=1).filter(lambda c: any(c.values()))
@@ -136,7 +135,7 @@ def test_minorities_are_rarer_than_the_median_of_what_there_is(counts):
 
 def test_colour_and_texture_are_for_minorities_alone():
     flat = FERData(of({"happy": 5, "sad": 4, "disgust": 2}, shape=(8, 8)).df, np.full((11, 8, 8), 100, np.uint8))
-    even = balance(flat, 9)                                           # geometry leaves a flat picture as it is
+    even = balance(flat, 9)                                           # geometry leaves a flat image as it is
     copies = (even.df.id != even.df.source).to_numpy()
     changed = (even.array() != 100).any((1, 2))
     minor = (even.df.label == "disgust").to_numpy()
@@ -207,7 +206,7 @@ def test_split_first_nothing_straddles_and_nothing_but_training_is_copied(ds, se
         parts = folds(ds, 3, seed)
     except DataError:
         return                                                        # tied too tightly: said, not leaked
-    assert (leakage_table(ds, parts).leakage_table.dropna() == 0).all()
+    assert (leakage_table(ds, parts).leaked.dropna() == 0).all()
     for fold in parts:
         part = as_split(ds, fold)
         with pytest.raises(DataError, match="only training images"):
@@ -249,11 +248,11 @@ def test_official_evaluation_images_are_never_balanced():
 @settings(max_examples=10, deadline=None)
 @given(COUNTS, st.integers(1, 9), st.integers(10, 14))
 def test_balancing_in_two_steps_makes_the_copies_of_one(counts, first, second):
-    def pictures(ds):
+    def pixels(ds):
         return dict(zip(ds.df.id, (im.tobytes() for im in ds.array())))
     ds = of(counts, shape=(4, 4))
     minority = minority_classes(counts)
-    assert pictures(balance(balance(ds, first), second)) == pictures(balance(ds, second, minority=minority))
+    assert pixels(balance(balance(ds, first), second)) == pixels(balance(ds, second, minority=minority))
 
 
 def test_a_copy_whose_original_is_gone_can_still_be_copied():
@@ -277,28 +276,28 @@ def test_balancing_twice_never_loses_the_first_source(second):
     assert groups.nunique() == len(ds)
 
 
-# ---- on the fly ----
+# ---- repeats within an epoch ----
 
-def test_an_epoch_shows_each_class_at_its_target_and_every_repeat_differs():
+def test_the_repeats_of_an_epoch_differ_and_can_be_replayed():
     ds = of({"happy": 12, "sad": 5, "disgust": 1}, shape=(8, 8))
-    rows, augment = on_the_fly(ds, "max")
+    rows = np.r_[np.arange(18), np.full(6, 17)]                       # the one image of disgust seven times
+    augment = ClassAugment(Augment(), Augment(brightness=0.1), tuple(np.flatnonzero(rows == 17)))
     loader = ReplayLoader(ds, 6, True, augment, seed=2, rows=rows)
-    seen = [(rows[loader.ids].copy(), x, y) for x, y in loader]
-    source, x, y = np.concatenate([s for s, _, _ in seen]), torch.cat([x for _, x, _ in seen]), torch.cat([y for *_, y in seen])
-    assert np.bincount(y, minlength=7).tolist() == [0, 12, 0, 12, 12, 0, 0] and loader.epoch == 1
-    assert (ds.targets()[source] == y.numpy()).all()
-    assert len({im.numpy().tobytes() for im in x[source == 17]}) == 12
-    again = torch.cat([x for x, _ in loader])
-    assert not torch.equal(x, again)                                  # new views in the next epoch
+    batches = [(rows[loader.ids], x, y) for x, y in loader]
+    source, x, y = np.concatenate([s for s, _, _ in batches]), *(torch.cat([b[k] for b in batches]) for k in (1, 2))
+    assert (np.bincount(source) == [1] * 17 + [7]).all() and (ds.targets()[source] == y.numpy()).all()
+    assert len({im.numpy().tobytes() for im in x[source == 17]}) == 7
+    assert not torch.equal(x, torch.cat([x for x, _ in loader]))      # new views in the next epoch
     loader.epoch = 0
     assert torch.equal(x, torch.cat([x for x, _ in loader]))          # and the old ones on request
     assert len(loader.new()) == 3                                     # predictions are for the 18 images, once each
 
 
-def test_a_teacher_is_asked_about_what_the_student_sees():
+def test_cached_logits_are_those_of_the_images_that_the_student_sees():
     ds = of({"happy": 6, "sad": 2}, shape=(8, 8))
-    rows, augment = on_the_fly(ds, "max", minority_augment=Augment(brightness=0.4, noise=0.1))
-    dls = dataloaders(ds, FERData(ds.df.assign(id="v" + ds.df.id), ds.array()), 4, augment, views=2, device="cpu", rows=rows)
+    rows = np.r_[np.arange(8), 6, 7, 6, 7]
+    augment = ClassAugment(Augment(), Augment(brightness=0.4, noise=0.1), tuple(np.flatnonzero(rows > 5)))
+    dls = dataloaders(ds, ds.assign(id="v" + ds.df.id), 4, augment, views=2, device="cpu", rows=rows)
 
     class Mean(torch.nn.Module):
         labels = ds.labels
@@ -306,108 +305,12 @@ def test_a_teacher_is_asked_about_what_the_student_sees():
         def forward(self, x):
             return x.mean((1, 2, 3))[:, None].expand(-1, 7)
 
-    kept = teacher_logits(Mean(), dls.train, dls.valid)
-    assert kept.train.shape == (2, 12, 7) and kept.valid.shape == (2, 8, 7)
+    cached = teacher_logits(Mean(), dls.train, dls.valid)
+    assert cached.train.shape == (2, 12, 7) and cached.valid.shape == (2, 8, 7)
     for _ in range(2):
         for x, _ in dls.train:
-            told = kept.train[dls.train.view][dls.train.ids][:, 0]
-            np.testing.assert_allclose(x.mean((1, 2, 3)), told, atol=1e-3)
-
-
-@given(COUNTS, st.one_of(st.sampled_from(["max", "median"]), st.integers(1, 12)))
-@settings(max_examples=15, deadline=None)
-def test_on_the_fly_and_stored_have_the_same_sources_and_roles(counts, targets):
-    ds = of(counts, shape=(2, 2))
-    even, (rows, augment) = balance(ds, targets), on_the_fly(ds, targets)
-    assert ds.df.id.iloc[rows].tolist() == even.df.source.tolist()
-    assert list(augment.minor) == np.flatnonzero(even.df.role == "minority").tolist()
-
-
-def test_on_the_fly_refuses_evaluation_images_and_classes():
-    ds = dataset(["happy", "sad"])
-    with pytest.raises(DataError, match="valid"):
-        on_the_fly(FERData(ds.df.assign(split=["train", "valid"]), ds.array()))
-    with pytest.raises(ConfigError, match="'bored'"):
-        on_the_fly(ds, minority=["bored"])
-
-
-# ---- on disk ----
-
-@pytest.mark.parametrize("layout", ["npz", "folders"])
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3)])
-def test_what_is_read_is_what_was_written(tmp_path, layout, shape):
-    ds = dataset(["happy"] * 4 + ["sad"] * 2, shape=shape, subject=["", "a,b", None, "0012", '"q"', "NA"], group=[3, 3, 1, 0, 2, 9],
-                 score=[0.1, 1 / 3, np.nan, 1e-300, 2.0, -0.0], votes=pd.array([1, None, 3, 4, 5, 6], dtype="Int64"),
-                 kept=[True, False] * 3)
-    even = balance(ds, "max")
-    folder = write_balanced(even, tmp_path / "deep/even", layout)
-    back = read_balanced(folder)
-    pd.testing.assert_frame_equal(back.df, even.df)
-    assert (back.array() == even.array()).all() and back.labels == even.labels and back.name == even.name
-    assert back.fingerprint() == even.fingerprint() and [p.name for p in folder.parent.iterdir()] == ["even"]
-    assert balance(back, 9).fingerprint() == balance(even, 9).fingerprint()
-
-
-@pytest.mark.parametrize("values", [pd.date_range("2020-01-01", periods=2), [1, "1"], [(1, 2), (3, 4)], [True, None]])
-def test_a_column_that_would_not_come_back_is_refused_when_it_is_written(tmp_path, values):
-    ds = dataset(["happy", "sad"], taken=pd.Series(values, dtype=None if hasattr(values, "dtype") else object))
-    with pytest.raises(DataError, match="column 'taken'"):
-        write_balanced(ds, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_column_called_file_is_not_lost_among_the_names_of_the_pictures(tmp_path):
-    ds = dataset(["happy", "sad"], file=["a.png", "b.png"])
-    assert read_balanced(write_balanced(ds, tmp_path / "npz")).df.file.tolist() == ["a.png", "b.png"]
-    with pytest.raises(DataError, match="column 'file'"):
-        write_balanced(ds, tmp_path / "folders", "folders")
-
-
-@pytest.mark.parametrize("layout", ["npz", "folders"])
-def test_a_failed_write_leaves_what_was_there(tmp_path, layout, monkeypatch):
-    first = balance(of({"happy": 3, "sad": 1}))
-    write_balanced(first, tmp_path / "even", layout)
-    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_balanced(balance(of({"happy": 5, "sad": 1})), tmp_path / "even", layout, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["even"]
-    assert read_balanced(tmp_path / "even").fingerprint() == first.fingerprint()
-
-
-@pytest.mark.parametrize("file", ["manifest.csv", "dataset.json", "images.npz"])
-@pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
-def test_a_damaged_folder_is_refused_by_name(tmp_path, file, damage):
-    folder = write_balanced(balance(of({"happy": 9, "sad": 1}, shape=(9, 9))), tmp_path / "even")
-    content = (folder / file).read_bytes()
-    (folder / file).unlink()
-    if damage != "gone":
-        (folder / file).write_bytes(content[:len(content) // 2] if damage == "cut" else b"")
-    with pytest.raises(FERError, match="even"):
-        read_balanced(folder)
-
-
-@pytest.mark.parametrize("old,new", [("sad", "happy"), ("im9#copy1", "im9#copy9"), ("im9,minority", "im8,minority")])
-def test_an_edited_manifest_is_noticed(tmp_path, old, new):
-    folder = write_balanced(balance(of({"happy": 9, "sad": 1})), tmp_path / "even")
-    text = (folder / "manifest.csv").read_text()
-    assert old in text
-    (folder / "manifest.csv").write_text(text.replace(old, new, 1))
-    with pytest.raises(DataError, match="changed after"):
-        read_balanced(folder)
-
-
-def test_a_missing_picture_is_named(tmp_path):
-    folder = write_balanced(balance(of({"happy": 2, "sad": 1})), tmp_path / "even", "folders")
-    next(folder.rglob("*.png")).unlink()
-    with pytest.raises(ImageError, match="no such file"):
-        read_balanced(folder)
-
-
-def test_a_label_that_would_leave_the_folder_is_refused(tmp_path):
-    ds = FERData(pd.DataFrame({"id": ["a"], "label": ["../sad"], "split": ["train"]}), np.zeros((1, 4, 4), np.uint8), ["../sad"])
-    with pytest.raises(ConfigError, match="no name for a folder"):
-        write_balanced(ds, tmp_path / "x", "folders")
-    assert read_balanced(write_balanced(ds, tmp_path / "x")).labels == ("../sad",)
+            logits = cached.train[dls.train.view][dls.train.ids][:, 0]
+            np.testing.assert_allclose(x.mean((1, 2, 3)), logits, atol=1e-3)
 
 
 # ---- refusals ----

@@ -87,8 +87,8 @@ def chance():
 def broken_fit(make, faces, ending, phase, kind):
     "A fit that ends like this; the learner, and everything that it must not have kept."
     model, cbs, loss = hyfer(), make(), CrossEntropyLossFlat(label_smoothing=0.1)
-    teachers = [t for cb in cbs if isinstance(cb, EADD) for t in cb.teachers]
-    said = [copy.deepcopy(t.state_dict()) for t in teachers]
+    teachers = [t.network for cb in cbs if isinstance(cb, EADD) for t in cb.teachers]
+    states = [copy.deepcopy(t.state_dict()) for t in teachers]
     seed_everything(0)
     learn = kind(dataloaders(*faces, bs=16, device="cpu"), model, loss, cbs=[*cbs, plain := Plain(), Ending(phase, ENDINGS[ending])])
     learn.remove_cb(ProgressCallback)
@@ -100,7 +100,7 @@ def broken_fit(make, faces, ending, phase, kind):
             assert ENDINGS[ending] is RuntimeError
     assert learn.model is model and learn.loss_func is loss and vars(loss) == state
     assert all(a == b for a, b in plain.losses)
-    for teacher, before in zip(teachers, said):
+    for teacher, before in zip(teachers, states):
         assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items()) and not any(modes(teacher))
         assert all(p.grad is None for p in teacher.parameters())
     rest = {"modes": modes(model), "hooks": hooks(model), "taken": [p.requires_grad for p in model.parameters()],

@@ -135,7 +135,8 @@ def test_a_study_leaves_its_table_and_goes_on_where_it_stopped(csv_of_faces, tmp
     study = ["study", "labels", "--data", str(data), "--votes", str(votes), "--epochs", "1", "--out", str(tmp_path / "s")]
     with pytest.MonkeyPatch.context() as patch:
         from fer_nb import studies
-        patch.setattr(studies, "LABEL_FIT", studies.Fit(epochs=1, bs=32))
+        from fer_nb.config import Fit
+        patch.setattr(studies, "LABEL_FIT", Fit(epochs=1, bs=32))
         assert main(study) == 0 and "fold 3 of 3" in capsys.readouterr().out
         assert main(study) == 0 and "of 3" not in capsys.readouterr().out
     assert {"confident learning", "self-confidence", "loss in training"} < set(pd.read_csv(tmp_path / "s/labels.csv").ranking)
@@ -147,64 +148,69 @@ def test_a_study_leaves_its_table_and_goes_on_where_it_stopped(csv_of_faces, tmp
     assert main(["study", "labels", "--data", str(data)]) == 2 and "--votes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what, more", [("distillation", []), ("variants", []), ("teachers", []), ("kfold", []),
-                                        ("kfold", ["--subjects"])])
-def test_the_studies_of_teachers_are_asked_for_what_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what, more):
-    from fer_nb import hyfer_studies
-    data, asked = csv_of_faces[0], {}
-    row = {"split": "valid", "subset": "all", "value": 0.5, "n": 9, "seed": 0, "fold": 0, "arm": "after", "model": "HyFER",
-           "teachers": 0, "variant": "light", "teacher": "resnet18", "start": "pretrained"}
+def fake(monkeypatch, what, result):
+    "The registered study `what` with a run that gives `result` and leaves its arguments in the dictionary that is returned."
+    from dataclasses import replace
+
+    from fer_nb import hyfer_studies, sqs_studies, studies  # noqa: F401, they register
+    from fer_nb.experiment import STUDIES
+    asked = {}
+    monkeypatch.setitem(STUDIES, what, replace(STUDIES[what], run=lambda **arguments: asked.update(arguments) or result))
+    return asked
+
+
+@pytest.mark.parametrize("what, more", [("distillation", []), ("variants", []), ("kfold", []), ("kfold", ["--subjects"]),
+                                        ("variants", ["--set", "student.lr=0.5", "--config", "CONFIG"])])
+def test_the_studies_of_teachers_are_called_as_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what, more):
+    row = {"split": "valid", "subset": "all", "value": 0.5, "n": 9, "model": "HyFER", "teachers": 0, "variant": "light"}
     metrics = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
     runs = pd.DataFrame([{**row, "metric": m, "seed": k, "fold": k, "arm": a} for m in metrics for k in (0, 1) for a in ("before", "after")])
-
-    def study(ds, *args, **kwargs):
-        asked.update(kwargs, ds=ds, args=args)
-        return runs
-
-    for name in ("distillation_study", "variant_study", "teacher_study", "kfold_study"):
-        monkeypatch.setattr(hyfer_studies, name, study)
+    if what == "variants":
+        runs = runs.assign(variant=runs.arm)
+    asked = fake(monkeypatch, what, runs)
     out = tmp_path / "s"
-    out.mkdir()
-    assert main(["study", what, "--data", str(data), "--seeds", "2", "--epochs", "5", "--part", "1", "--out", str(out), *more]) == 0
-    said = capsys.readouterr().out
-    assert "0.500 ± 0.000" in said if what == "kfold" else "50.0" in said or "0.5" in said
-    preset = asked.get("preset", asked["args"][0] if asked["args"] else None)
-    assert {s.epochs for s in preset.teachers} == {5} if what == "teachers" else preset.epochs == 5
-    assert len(pd.read_csv(out / f"{what}.csv")) == len(runs)
+    (config := tmp_path / "c.json").write_text('{"student": {"network": "light_rep"}}')
+    more = [str(config) if m == "CONFIG" else m for m in more]
+    assert main(["study", what, "--data", str(csv_of_faces[0]), "--seeds", "2", "--epochs", "5", "--part", "1", "--out", str(out), *more]) == 0
+    printed = capsys.readouterr().out
+    assert "0.500 ± 0.000" in printed if what == "kfold" else "50.0" in printed or "0.5" in printed
+    fit = asked["preset"].student
+    assert (fit.epochs, fit.lr, fit.network) == ((5, 0.5, "light_rep") if "--set" in more else (5, 3e-3, "light"))
+    assert len(pd.read_csv(out / f"{what}.csv")) == len(runs) and asked["out"] == out / "runs"
     if what == "kfold":
-        assert set(asked["ds"].df.split) == {"train"} and asked["protocol"] == ("subject" if more else "honest")
+        assert set(asked["ds"].df.split) == {"train"} and asked["protocol"] == ("subject" if "--subjects" in more else "honest")
+    else:
+        assert list(asked["seeds"]) == [0, 1]
 
 
 @pytest.mark.parametrize("what", ["sqs", "bridge"])
-def test_the_studies_of_sqsnet_are_asked_for_what_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what):
+def test_the_studies_of_sqsnet_are_called_as_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what):
     from fer_nb import sqs_studies
-    asked, shown = {}, pd.DataFrame({"accuracy": [0.625]})
-    for name in ("sqs_study", "bridge_study"):
-        monkeypatch.setattr(sqs_studies, name, lambda ds, *args, **kw: asked.update(kw, args=args, n=len(ds), ds=ds) or shown)
+    asked = fake(monkeypatch, what, shown := pd.DataFrame({"accuracy": [0.625]}))
     for name in ("accuracy_table", "metrics_table", "bridge_table"):
         monkeypatch.setattr(sqs_studies, name, lambda runs: runs)
-    (tmp_path / "s").mkdir()
-    assert main(["study", what, "--data", str(csv_of_faces[0]), "--part", "1", "--epochs", "2", "--seeds", "2", "--table", "fusion",
-                 "--tta", "flip", "--out", str(tmp_path / "s")]) == 0
+    study = ["study", what, "--data", str(csv_of_faces[0]), "--part", "1", "--out", str(tmp_path / "s")]
+    assert main([*study, "--epochs", "2", "--seeds", "2", "--table", "fusion", "--tta", "flip"]) == 0
     file = {"sqs": "sqs-fusion.csv", "bridge": "bridge.csv"}[what]
-    assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / file)) == 1
-    presets = [a for a in asked["args"] if isinstance(a, sqs_studies.SQSPreset)]
-    assert (presets[0].epochs, presets[0].tta) == (2, "flip") and asked["n"] == 210 and (what == "bridge" or "fusion" in asked["args"])
-    assert main(["study", what, "--data", str(csv_of_faces[0]), "--votes", str(csv_of_faces[1]), "--part", "1", "--out", str(tmp_path / "s")]) == 0
+    assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / file)) == len(shown)
+    preset = asked["preset"]
+    assert (preset.student.epochs, preset.evaluation.tta, preset.student.network) == (2, "flip", "light_64") and len(asked["ds"]) == 210
+    assert what == "bridge" or asked["arms"] == "fusion"
+    assert main([*study, "--votes", str(csv_of_faces[1]), "--preset", "paper"]) == 0
     assert asked["ds"].name == "ferplus" and "contempt" in asked["ds"].labels
+    assert (asked["preset"].student.epochs, asked["preset"].evaluation.tta) == (50, "five")
 
 
 def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tmp_path, capsys, monkeypatch):
-    from fer_nb import robustness
     from fer_nb.models import HyFER, save_hyfer
-    asked = {}
-    monkeypatch.setattr(robustness, "robust_study", lambda models, ds, out, **kw: asked.update(kw, models=list(models), split=set(ds.df.split))
-                        or {"paper_epsilon": pd.DataFrame({"model": ["accurate"]})})
+    asked = fake(monkeypatch, "robust", {"paper_epsilon": pd.DataFrame({"model": ["accurate"]})})
     files = [save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors") for name in ("a", "b", "c")]
-    study = ["study", "robust", "--data", str(csv_of_faces[0]), "--images", "5", "--strong", "0", "--weights", str(files[0])]
+    study = ["study", "robust", "--data", str(csv_of_faces[0]), "--images", "5", "--strong", "0", "--out", str(tmp_path / "r"), "--weights", str(files[0])]
     for others, names in ([], []), (files[1:2], ["robust"]), (files[1:], ["b", "c"]):
         assert main([*study, *(["--robust", *map(str, others)] if others else [])]) == 0
-        assert asked["models"] == ["accurate", *names] and asked["n"] == 5 and asked["strong"] == 0 and len(asked["split"]) == 1
+        assert list(asked["models"]) == ["accurate", *names] and asked["n"] == 5 and asked["strong"] == 0
+        assert set(asked["ds"].df.split) == {"valid"} and asked["out"] == tmp_path / "r"
+    assert f"tables: {tmp_path / 'r'}" in capsys.readouterr().out and not (tmp_path / "r").exists()
     assert main([*study, "--robust", str(files[1]), str(files[1])]) == 2 and "differ" in capsys.readouterr().err
 
 
@@ -213,7 +219,7 @@ def test_harden_begins_with_the_network_it_is_given_and_attacks_them_all(csv_of_
     from fer_nb.models import HyFER, save_hyfer
     begun = []
     a, b, more = (save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors") for name in ("a", "eps1", "more"))
-    monkeypatch.setattr(hyfer_studies, "harden", lambda student, ds, out, say: begun.append(student.config) or {"eps1": b})
+    monkeypatch.setattr(hyfer_studies, "radius_sweep", lambda student, ds, out, say: begun.append(student.config) or {"eps1": b})
     harden = ["study", "harden", "--data", str(csv_of_faces[0]), "--images", "14", "--out", str(tmp_path)]
     assert main([*harden, "--weights", str(a), "--robust", str(more)]) == 0 and "tradeoff.csv" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "tradeoff.csv")
@@ -221,9 +227,26 @@ def test_harden_begins_with_the_network_it_is_given_and_attacks_them_all(csv_of_
     assert table.clean.between(0, 1).all() and (table.n == 14).all()
 
 
+def test_every_study_is_known_and_its_options_have_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["study", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    for words in ("protocol", "labels", "distillation", "kfold", "variants", "transfer", "robust", "harden", "sqs", "bridge",
+                  "labels: label-error search", "--table", "sqs: rows", "--subjects", "kfold: keep each person"):
+        assert words in text, words
+    assert "teachers" not in text.split("positional")[0].split("{")[1].split("}")[0].split(",")
+
+
+def test_what_needs_votes_says_so(csv_of_faces, capsys):
+    for what, why in (("labels", "the judge"), ("transfer", "whose labels are the others")):
+        assert main(["study", what, "--data", str(csv_of_faces[0])]) == 2
+        assert f"study {what} needs --votes fer2013new.csv, {why}" in capsys.readouterr().err
+
+
 @pytest.fixture
 def shipped(csv_of_faces, tmp_path, monkeypatch):
-    "`fer-nb ship`, told what it would train."
+    "`fer-nb ship`, which says what it would train."
     from fer_nb import hyfer_studies
     seen = {}
     monkeypatch.setattr(hyfer_studies, "train_shipped", lambda ds, out, preset, **kw: seen.update(kw, preset=preset, ds=ds) or out)
@@ -240,19 +263,59 @@ def test_ship_says_where_the_weights_are(shipped, tmp_path, capsys):
     assert len(seen["ds"]) == 210 and set(VOTE_COLUMNS) <= set(seen["ds"].df)
 
 
-def test_ship_by_the_shorter_way_with_teachers_of_ones_own(shipped):
-    from fer_nb.hyfer_studies import FACES
-    seen, _, ship = shipped
-    assert ship("--preset", "faces", "--teacher", "runs/a.safetensors", "--teacher", "b.safetensors") == 0
-    assert [spec.name for spec in seen["preset"].teachers] == [*(s.name for s in FACES.teachers), "runs/a.safetensors", "b.safetensors"]
-    assert seen["command"] == "fer-nb ship --data fer2013.csv --preset faces --teacher a.safetensors --teacher b.safetensors"
+def test_ship_with_settings_and_teachers_of_ones_own(shipped):
+    from fer_nb.hyfer_studies import SHIP
+    seen, votes, ship = shipped
+    assert ship("--votes", votes, "--set", "born_again=null", "--set", "student.epochs=3", "--teacher", "runs/a.safetensors",
+                "--teacher", "b.safetensors") == 0
+    assert [fit.network for fit in seen["preset"].teachers] == [*(fit.network for fit in SHIP.teachers), "runs/a.safetensors", "b.safetensors"]
+    assert seen["preset"].student.epochs == 3 and seen["preset"].born_again is None
+    assert seen["command"] == ("fer-nb ship --data fer2013.csv --votes fer2013new.csv --set born_again=null --set student.epochs=3 "
+                               "--teacher a.safetensors --teacher b.safetensors")
 
 
-@pytest.mark.parametrize("more, told", [((), "--votes fer2013new.csv expected"), (("--preset", "faces", "--teacher", "a.ckpt"), "--teacher a.ckpt: a .safetensors"),
-                                        (("--votes", "v.csv", "--teacher", "a.safetensors"), "--preset faces expected")])
-def test_ship_refuses_at_once_what_could_not_go_well(shipped, capsys, more, told):
+@pytest.mark.parametrize("more, says", [((), "--votes fer2013new.csv expected"), (("--teacher", "a.ckpt"), "--teacher a.ckpt: a .safetensors"),
+                                        (("--votes", "v.csv", "--teacher", "a.safetensors"), "--set born_again=null expected"),
+                                        (("--set", "student.epoch=3"), "student.epochs"), (("--config", "nowhere.json"), "nowhere.json")])
+def test_ship_refuses_at_once_what_could_not_go_well(shipped, capsys, more, says):
     seen, _, ship = shipped
-    assert ship(*more) == 2 and told in capsys.readouterr().err and not seen
+    assert ship(*more) == 2 and says in capsys.readouterr().err and not seen
+
+
+# ---- settings ----
+
+def test_run_takes_a_file_and_changes_by_name(csv_of_faces, tmp_path, capsys, monkeypatch):
+    from fer_nb import pipeline
+    from fer_nb.config import PRESETS, to_dict
+    seen = []
+    monkeypatch.setattr(pipeline, "run", lambda ds, preset, out, *rest: seen.append((preset, out)))
+    run = ["run", "--data", str(csv_of_faces[0]), "--preset", "tiny"]
+    monkeypatch.chdir(tmp_path)
+    assert main(run) == 0 and seen[-1] == ("tiny", Path("runs/fer2013-tiny-seed0"))
+    (config := tmp_path / "mine.json").write_text(json.dumps({"settings": to_dict(PRESETS["demo"]), "seed": 3}))
+    assert main([*run, "--config", str(config), "--set", "student.epochs=2", "--set", "adversarial.steps=1"]) == 0
+    preset, out = seen[-1]
+    assert (preset.student.epochs, preset.adversarial.steps, preset.student.bs) == (2, 1, 32) and out == Path("runs/fer2013-mine-seed0")
+    assert preset.teachers == PRESETS["demo"].teachers
+
+
+@pytest.mark.parametrize("more, words", [(["--set", "student.epoch=2"], ["student.epoch", "student.epochs"]), (["--set", "student.epochs=many"], ["student.epochs"]),
+                                         (["--set", "student.epochs"], ["="]), (["--set", "adversarial.eps=-1"], ["eps"]),
+                                         (["--config", "gone.json"], ["gone.json"])])
+def test_settings_that_make_no_sense_are_refused_before_pytorch_is_loaded(tmp_path, csv_of_faces, more, words):
+    code = ("import sys; from fer_nb.cli import main; status = main(sys.argv[1:]); "
+            "print('torch' in sys.modules); sys.exit(status)")
+    done = subprocess.run([sys.executable, "-c", code, "run", "--data", str(csv_of_faces[0]), *more], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.strip() == "False" and not list(tmp_path.glob("runs"))
+    assert all(w in done.stderr for w in words) and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("argv", [["study", "kfold", "--data", "nowhere.csv"], ["run", "--data", "nowhere.csv"], ["ship", "--data", "nowhere.csv"],
+                                  ["demo", "--preset", "huge"], ["audit", "--data", "nowhere.csv"]])
+def test_most_refusals_do_without_pytorch(tmp_path, argv):
+    code = "import sys; from fer_nb.cli import main; status = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(status)"
+    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (2, "False"), done.stderr
 
 
 # ---- predict ----
@@ -304,7 +367,7 @@ def test_predict_into_a_file_and_a_folder(trip, capsys, tmp_path):
     status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "new/faces.csv")
     assert status == 1 and "2 faces" in out and len(pd.read_csv(tmp_path / "new/faces.csv")) == 5
     status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "new/faces.csv")
-    assert status == 2 and "exists already" in err
+    assert status == 2 and "File exists" in err
     status, out, err = predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn")
     assert sorted(p.relative_to(tmp_path / "drawn").as_posix() for p in (tmp_path / "drawn").rglob("*.jpg")) == [
         "a.jpg.jpg", "more/ä b.jpg.jpg", "wall.png.jpg"]
@@ -336,7 +399,7 @@ def test_predict_says_so_where_there_is_nothing_to_read(trip, capsys, tmp_path):
     (tmp_path / "texts/a.txt").write_text("x")
     for folder in ("empty", "texts"):
         status, _, err = predict(trip, capsys, tmp_path / folder)
-        assert status == 2 and f"{tmp_path / folder}: no picture or film that can be read" in err
+        assert status == 2 and f"{tmp_path / folder}: no image or video that can be read" in err
     assert predict(trip, capsys, tmp_path / "texts/a.txt")[0] == 2
     bare = tmp_path / "IMG_0001"
     bare.write_bytes((trip / "photos/a.jpg").read_bytes())
@@ -373,14 +436,14 @@ def test_predict_writes_names_that_are_no_text(trip, capsys, tmp_path, kind):
 
 def test_predict_interrupted_keeps_what_was_done(trip, capsys, tmp_path, monkeypatch):
     from fer_nb.predict import Recogniser
-    whole = Recogniser.seen
+    whole = Recogniser.results
 
     def until(self, *args):
         for k, s in enumerate(whole(self, *args)):
             if k == 3:
                 raise KeyboardInterrupt
             yield s
-    monkeypatch.setattr(Recogniser, "seen", until)
+    monkeypatch.setattr(Recogniser, "results", until)
     status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "x.csv")
     assert status == 130 and "what was done stays" in err and len(pd.read_csv(tmp_path / "x.csv")) == 3
 

@@ -65,11 +65,11 @@ def test_mid_p_keeps_the_level_better_than_exact():
 @given(st.integers(2, 12), st.integers(0, 10**6))
 def test_paired_t_is_scipys(n, seed):
     a, b = np.random.default_rng(seed).normal(size=(2, n))
-    theirs, ours = stats.ttest_rel(a, b), paired_t(a, b)
-    assert ours.p == pytest.approx(theirs.pvalue) and ours.n == n
-    assert [ours.low, ours.high] == pytest.approx([*theirs.confidence_interval()])
+    expected, found = stats.ttest_rel(a, b), paired_t(a, b)
+    assert found.p == pytest.approx(expected.pvalue) and found.n == n
+    assert [found.low, found.high] == pytest.approx([*expected.confidence_interval()])
     corrected = paired_t(a, b, rho=1 / n)
-    assert corrected.p >= ours.p and corrected.test == "corrected t"
+    assert corrected.p >= found.p and corrected.test == "corrected t"
     d, t = a - b, (a - b).mean() / np.sqrt((1 / n + 1 / n) * (a - b).var(ddof=1))
     assert corrected.p == pytest.approx(2 * stats.t.sf(abs(t), n - 1)) and corrected.difference == pytest.approx(d.mean())
 
@@ -123,10 +123,10 @@ def test_folds_get_the_corrected_test_with_their_own_ratio():
     (runs([.7, .8]), 0.7221, "from a paper"), (0.7, 0.71, "from a paper"), (runs([.7, .8]), {"paper": 0.7221}, "paper"),
     (runs([.7, .8]), np.zeros((5, 7)), "two tables over runs"),
     (runs([.7, .8]), runs([.7, .8], "epoch"), "single results"),
-    (runs([.7, .8]), runs([.7, .8, .9]), r"fold \[2\]: in one table only"),
+    (runs([.7, .8]), runs([.7, .8, .9]), r"fold: \[2\] in one table only"),
     (runs([.7, np.nan]), runs([.7, .8]), "1 of them NaN"),
     (pd.concat([runs([.7, .8])] * 2), runs([.7, .8]), "4 rows of 'accuracy' for 2 runs"),
-    (runs([.7, .8]).assign(n=100), runs([.7, .8]).assign(n=[100, 90]), r"fold \[1\]: not the same number"),
+    (runs([.7, .8]).assign(n=100), runs([.7, .8]).assign(n=[100, 90]), r"fold: \[1\] not with the same number"),
     (runs([.7]), runs([.6]), "two or more pairs"),
 ])
 def test_runs_that_cannot_be_paired_are_refused(a, b, match):
@@ -139,7 +139,7 @@ def test_images_that_cannot_be_paired_are_refused():
     z = logits(ds, 1, 0)
     for call, match in [
         (lambda: compare(z, z), "images of one split"), (lambda: compare(z, z, both), "images of one split"),
-        (lambda: compare(z, z[:5], ds), r"\(5, 7\)"), (lambda: compare(z, z, ds, "kappa"), "metric 'kappa'"),
+        (lambda: compare(z, z[:5], ds), r"\(5, 7\)"), (lambda: compare(z, z, ds, "kappa"), "metric='kappa'"),
         (lambda: compare(z.argmax(1), z.argmax(1), ds, "ece"), "needs logits"),
         (lambda: compare(z.argmax(1) + 3, z.argmax(1), ds), "positions of labels"),
         (lambda: compare(z.argmax(1)[:5], z.argmax(1), ds), r"\(5,\)"),

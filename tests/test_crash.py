@@ -1,5 +1,7 @@
 """Killed for good, by SIGKILL in another process, and gone on with: nothing is lost, nothing finished is done again.
 
+Which of these tests concern which room is listed in tests/README.md.
+
 Training is in test_resume.py; here are teachers' logits, faces, folds, studies, decisions, and whatever is written aside.
 """
 import os
@@ -23,12 +25,12 @@ from fer_nb import faces, studies, duplicates
 from fer_nb.audit import audit
 from fer_nb.core import atomic_file, atomic_folder
 from fer_nb.data import FERData
-from fer_nb.distill import load_teacher_logits, teacher_logits
 from fer_nb.evaluate import fold_logits
 from fer_nb.faces import FaceRefiner
 from fer_nb.loaders import dataloaders, folds
 from fer_nb.review import ReviewSession, read_decisions
 from fer_nb.synth import make_faces
+from fer_nb.teachers import teacher_logits
 from fer_nb.duplicates import DuplicateSearch
 
 
@@ -104,7 +106,7 @@ def kill_teacher(folder, point):
     if point == "while a view is written":
         die_at_call(os, "fsync", 4, half)      # the key, then the views
     if point == "before it is renamed":
-        die_at_call(os, "replace", 4)
+        die_at_call(os, "replace", 3)
     ask(folder, {"between views": 4, "within a view": 5}.get(point))
 
 
@@ -114,20 +116,20 @@ def whole():
 
 
 @pytest.mark.parametrize("point", LOGITS)
-def test_kept_logits(corpses, whole, point):
+def test_cached_logits(corpses, whole, point):
     """Equal to those of an undisturbed teacher; the views that were finished are not asked about again."""
     folder = corpses / point
-    finished = len(list(folder.glob("[!.]*.npy")))
+    finished = len(list(folder.glob("[!.]*.npz")))
     assert finished == 2
     again, asked = ask(folder)
     assert np.array_equal(again.train, whole[0].train) and np.array_equal(again.valid, whole[0].valid)
     assert whole[1] == VIEWS * BATCHES and asked == whole[1] - BATCHES
-    assert np.array_equal(load_teacher_logits(folder).train, whole[0].train) and ask(folder)[1] == 0
+    assert ask(folder)[1] == 0
 
 
 # ---------------------------------------------------------------- faces
 
-class Search(faces._Search):
+class Search(FaceRefiner):
     "Finds nothing, at once; dies at a picture."
     last = None
     looked = []
@@ -143,20 +145,18 @@ class Search(faces._Search):
 def find(folder, last=None, workers=1):
     "What is found, and how many pictures were looked at."
     Search.last, Search.looked = last, []
-    faces.FaceRefiner._search = lambda self: Search("none", .25, 96, .5, 2)
-    return FaceRefiner().find(images(), workers, folder), len(Search.looked)
+    return Search().find(images(), workers, folder), len(Search.looked)
 
 
 def kill_finder(folder, point):
     if point == "while faces are written":
-        die_at_call(os, "fsync", 3, half)
+        die_at_call(os, "fsync", 4, half)  # after the identity and two chunks
     find(folder, 150 if point == "between faces" else None)
 
 
 @pytest.mark.parametrize("point", ["between faces", "while faces are written"])
-def test_kept_faces(corpses, monkeypatch, point):
+def test_kept_faces(corpses, point):
     """Two chunks of 64 were finished; only the other pictures are looked at again, and the result is the undisturbed one."""
-    monkeypatch.setattr(FaceRefiner, "_search", None)
     fresh, _ = find(False)
     (table, points, shapes), looked = find(corpses / point)
     assert looked == len(images()) - 128
@@ -236,7 +236,7 @@ def cross(folder, last=None):
 
 def kill_folds(folder, point):
     if point == "while a fold is written":
-        die_at_call(os, "fsync", 3, half)
+        die_at_call(os, "fsync", 4, half)  # the first is the identity of the folder
     cross(folder, 2 if point == "within a fold" else None)
 
 
@@ -251,22 +251,22 @@ def study(folder, last=None):
     "A study of six runs with results of every kind of number, and which runs were made."
     made = []
 
-    def run(ds, protocol, seed, fit, targets):
+    def run(protocol, seed):
         if len(made) == last:
             die()
         made.append((protocol, seed))
         value = np.random.default_rng([seed, len(protocol)]).normal(size=4) ** 3 / 7
         return pd.DataFrame({"subset": ["all", "all", "without_duplicates", "all"], "metric": ["accuracy", "nll", "accuracy", "ece"],
-                             "value": [*value[:3], np.nan], "n": [9, 9, 8, 0], "protocol": protocol, "seed": seed})
-    ds = images()
+                             "value": [*value[:3], np.nan], "n": [9, 9, 8, 0]})
+    ds, grid = images(), studies.grid
     grouped = FERData(ds.df.assign(group=np.arange(len(ds))), ds.array(), ds.labels, ds.name)
-    with patch.object(studies, "_protocol_run", run):
+    with patch.object(studies, "grid", lambda _, *rest, **more: grid(run, *rest, **more)):
         return studies.protocol_study(grouped, range(2), out=folder), made
 
 
 def kill_study(folder, point):
     if point == "while a run is written":
-        die_at_call(os, "fsync", 4, half)
+        die_at_call(os, "fsync", 5, half)  # the first is the identity of the folder
     study(folder, 3 if point == "within a run" else None)
 
 
@@ -371,7 +371,9 @@ SLOW = """
 import os, signal, sys, time
 from pathlib import Path
 
-class Slow:
+from fer_nb.faces import FaceRefiner
+
+class Slow(FaceRefiner):
     "A search whose processes say who they are, and take their time."
     def record(self, image):
         Path(os.environ["WORKERS"], str(os.getpid())).touch()
@@ -380,9 +382,8 @@ class Slow:
 
 if __name__ == "__main__":  # two workers at work, and nobody they work for
     import slow
-    from fer_nb.faces import _search_all
     Path(os.environ["WORKERS"]).mkdir()
-    for k, _ in enumerate(_search_all(slow.Slow(), ([(b"%d" % k, None)] for k in range(400)), 2)):
+    for k, _ in enumerate(slow.Slow()._search(([(b"%d" % k, None)] for k in range(400)), 2)):
         if len(os.listdir(os.environ["WORKERS"])) == 2 and k > 4:
             os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fer_nb import data
 from fer_nb.core import EMOTIONS, DataError, FERError, ImageError, LabelError
-from fer_nb.data import (FER2013_COUNTS, FERData, check_counts, read_fer2013, read_folder, read_image, read_images,
+from fer_nb.data import (FER2013_COUNTS, FERData, read_fer2013, read_folder, read_image, read_images,
                          show_faces)
 
 USAGES = {"train": "Training", "valid": "PublicTest", "test": "PrivateTest"}
@@ -92,8 +92,8 @@ BAD_ROWS = {
     "above the range": (f"3,{with_pixel('256')},Training", DataError, ["256", "0-255"]),
     "below the range": (f"3,{with_pixel('-1', 0)},Training", DataError, ["-1", "0-255"]),
     "far above the range": (f"3,{with_pixel('1' + '0' * 30)},Training", DataError, ["1" + "0" * 30, "0-255"]),
-    "label above": (f"7,{ROW},Training", LabelError, ["'7'", "0-6"]),
-    "label below": (f"-1,{ROW},Training", LabelError, ["'-1'", "0-6"]),
+    "label above": (f"7,{ROW},Training", LabelError, ["'7'", "0, 1, 2, 3, 4, 5, 6"]),
+    "label below": (f"-1,{ROW},Training", LabelError, ["'-1'", "0, 1, 2, 3, 4, 5, 6"]),
     "label with a fraction": (f"3.0,{ROW},Training", LabelError, ["'3.0'"]),
     "label by name": (f"happy,{ROW},Training", LabelError, ["'happy'"]),
     "no label": (f",{ROW},Training", LabelError, ["''"]),
@@ -119,7 +119,7 @@ def test_the_row_number_is_the_line_of_the_file_in_later_blocks_too(tmp_path, ba
     good = f"0,{ROW},Training"
     rows = [good] * 2060
     rows[bad - 2] = f"0,{with_pixel('999')},Training"
-    refused(DataError, f"row {bad}: pixel 999", read=read_fer2013, path=csv_of(tmp_path / "fer2013.csv", *rows))
+    refused(DataError, f"row {bad}: pixel '999'", read=read_fer2013, path=csv_of(tmp_path / "fer2013.csv", *rows))
 
 
 def test_two_wrong_rows_do_not_cancel_out(tmp_path):
@@ -147,7 +147,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, content, needle):
 
 @pytest.mark.parametrize("read", [read_fer2013, read_folder])
 def test_what_is_not_there_is_refused(tmp_path, read):
-    refused(DataError, "no such", read=read, path=tmp_path / "missing")
+    refused(DataError, "o such file", read=read, path=tmp_path / "missing")
 
 
 @pytest.mark.parametrize("read", [read_fer2013, read_folder])
@@ -159,7 +159,7 @@ def test_a_folder_without_images_is_refused(tmp_path, read):
 
 
 def test_a_file_is_no_folder(tmp_path):
-    refused(DataError, "is a file", read=read_folder, path=csv_of(tmp_path / "x.csv"))
+    refused(DataError, "x.csv: a file;", read=read_folder, path=csv_of(tmp_path / "x.csv"))
 
 
 # ---- counts ----
@@ -177,34 +177,34 @@ def test_differences_warn_where_the_caller_is_and_equal_counts_say_nothing():
     own = {s: tuple(ds.counts()[s][list(EMOTIONS)]) for s in ("train", "valid", "test")}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(check_counts(ds, own)) == 0 and len(check_counts(ds, own, strict=True)) == 0
+        assert len(ds.check_counts(own)) == 0 and len(ds.check_counts(own, strict=True)) == 0
     own["test"] = (own["test"][0] + 2, *own["test"][1:])
     with pytest.warns(UserWarning, match="random: counts differ"):
-        table = check_counts(ds, own)
+        table = ds.check_counts(own)
     assert table.to_dict("records") == [{"split": "test", "label": "angry", "read": own["test"][0] - 2,
                                          "published": own["test"][0], "difference": -2}]
 
 
 @pytest.mark.realdata
-def test_the_real_data_differ_from_the_published_counts_by_two_at_most_and_that_is_said(fer2013_npz):
+def test_the_real_data_differ_from_the_published_counts_by_two_at_most_and_that_is_reported(fer2013_npz):
     pixels, emotion, usage = fer2013_npz
     split = {"Training": "train", "PublicTest": "valid"}
     df = pd.DataFrame({"id": np.arange(len(pixels)).astype(str), "label": np.array(EMOTIONS)[emotion],
                        "split": [split[u] for u in usage]})
     with pytest.warns(UserWarning, match="counts differ"):
-        table = check_counts(FERData(df, pixels), FER2013_COUNTS)
+        table = FERData(df, pixels).check_counts(FER2013_COUNTS)
     assert 0 < len(table) < 14 and table.difference.abs().max() <= 2 and table.difference.sum() == 0
 
 
 @pytest.mark.realdata
-def test_real_pictures_survive_the_csv(tmp_path, fer2013_npz):
+def test_real_images_survive_the_csv(tmp_path, fer2013_npz):
     pixels, emotion, usage = (part[::20] for part in fer2013_npz)
     rows = [f"{e},{' '.join(map(str, p.ravel()))},{u}" for p, e, u in zip(pixels, emotion, usage)]
     back = read_fer2013(csv_of(tmp_path / "fer2013.csv", *rows))
     assert (back.array() == pixels).all() and (back.targets() == emotion).all()
 
 
-def test_a_split_that_the_csv_lacks_is_said(tmp_path, monkeypatch):
+def test_a_split_that_the_csv_lacks_is_named(tmp_path, monkeypatch):
     ds = random_data(30)
     monkeypatch.setattr(data, "FER2013_COUNTS", {s: ds.counts()[s].tolist() for s in USAGES})
     path = as_csv(tmp_path / "a.csv", ds.where(split=["train", "valid"]))
@@ -347,7 +347,7 @@ def test_splits_are_found_at_any_depth(tmp_path, above):
     ("dev/happy/x.png", "none of the split folders"), ("happy/x.png", "none of the split folders"),
     ("test/x.png", "outside any class folder"), ("x.png", "outside any class folder"),
     ("test/train/happy/x.png", "test and train")])
-def test_a_picture_of_unknown_split_is_refused(tmp_path, name, needle):
+def test_an_image_of_unknown_split_is_refused(tmp_path, name, needle):
     save(tmp_path / "train/happy/a.png", PICTURE)
     odd = save(tmp_path / name, PICTURE)
     refused(DataError, odd, needle, read=read_folder, path=tmp_path)
@@ -477,7 +477,7 @@ def test_any_change_changes_the_fingerprint(change):
     assert CHANGES[change](ds).fingerprint() != ds.fingerprint()
 
 
-def test_the_fingerprint_ignores_where_the_pixels_are_kept(tmp_path):
+def test_the_fingerprint_ignores_where_the_pixels_are(tmp_path):
     ds = random_data(6)
     paths = [save(tmp_path / f"{k}.png", ds.image(k)) for k in range(6)]
     files = FERData(ds.df, paths)
@@ -496,7 +496,7 @@ def test_missing_files_are_named_when_they_are_looked_at(tmp_path):
 
 TABLES = {
     "no split": (lambda df: df.drop(columns="split"), DataError, "split"),
-    "no id or label": (lambda df: df[["split"]], DataError, "id, label"),
+    "no id or label": (lambda df: df[["split"]], DataError, "'id', 'label'"),
     "label nan": (lambda df: df.assign(label=["sad", np.nan, "sad"]), LabelError, "'im1'"),
     "label id": (lambda df: df.assign(label=[0, 1, 2]), LabelError, "'im0'"),
     "split Training": (lambda df: df.assign(split="Training"), LabelError, "'Training'"),

@@ -21,12 +21,12 @@ def dataset(images, labels="happy", splits="train"):
 
 
 def noise(n, seed=0, shape=(48, 48)):
-    "Pictures that have nothing to do with each other."
+    "Images that have nothing to do with each other."
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
 def smooth(n, seed=0, side=48):
-    "Pictures of a few broad patches, as photographs are, that have nothing to do with each other."
+    "Images of a few broad patches, as photographs are, that have nothing to do with each other."
     x = torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
     x = torch.nn.functional.interpolate(x, size=(side, side), mode="bicubic", align_corners=False).clamp(0, 1)
     return (x[:, 0] * 215 + 20).round().byte().numpy()
@@ -54,7 +54,7 @@ def pairs(duplicates):
 
 
 def as_files(images, folder):
-    "The same pictures as a dataset of PNG files."
+    "The same images as a dataset of PNG files."
     paths = [folder / f"{k}.png" for k in range(len(images))]
     for path, image in zip(paths, images):
         Image.fromarray(image).save(path)
@@ -91,7 +91,7 @@ def test_whitened_vectors_have_length_one_and_know_mirrors(n):
     torch.testing.assert_close(m @ m.T, twice @ twice.T, atol=1e-4, rtol=0)
 
 
-def test_whitening_survives_pictures_without_content_and_empty_sets():
+def test_whitening_survives_images_without_content_and_empty_sets():
     v, m = whitened(torch.zeros(5, 144), torch.zeros(5, 144))
     assert not v.any() and not m.any()
     assert whitened(torch.zeros(0, 144), torch.zeros(0, 144))[0].shape == (0, 64)
@@ -129,9 +129,9 @@ def test_a_magnified_copy_is_aligned_in_either_direction():
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("changed_first", [False, True])
 def test_changed_copies_are_found_and_nothing_else(change, changed_first):
-    pictures = smooth(30, seed=3)
-    copies = np.stack([CHANGES[change](im) for im in pictures[:8]])
-    ds = dataset(np.concatenate([pictures, copies] if not changed_first else [copies, pictures]))
+    images = smooth(30, seed=3)
+    copies = np.stack([CHANGES[change](im) for im in images[:8]])
+    ds = dataset(np.concatenate([images, copies] if not changed_first else [copies, images]))
     duplicates = find_duplicates(ds)
     expected = [(k, 30 + k) for k in range(8)] if not changed_first else [(k, 8 + k) for k in range(8)]
     assert list(zip(duplicates.i, duplicates.j)) == expected
@@ -145,16 +145,16 @@ def test_mirrors_are_left_alone_on_request():
 
 
 def test_the_block_size_does_not_change_the_result():
-    pictures = smooth(12, seed=5)
-    moved = np.stack([shifted(p) for p in pictures[:4]])
-    ds = dataset(np.concatenate([pictures, pictures[::2], pictures[:4, :, ::-1], moved]))
+    images = smooth(12, seed=5)
+    moved = np.stack([shifted(p) for p in images[:4]])
+    ds = dataset(np.concatenate([images, images[::2], images[:4, :, ::-1], moved]))
     whole = find_duplicates(ds)
     assert set(whole.how) == {"exact", "near", "mirror"}
     for block in (1, 3, 7, 20, 21):
         pd.testing.assert_frame_equal(whole, find_duplicates(ds, DuplicateSearch(block=block)), atol=1e-5)
 
 
-def test_of_identical_pictures_each_is_paired_with_the_first_only():
+def test_of_identical_images_each_is_paired_with_the_first_only():
     which = np.array([0, 1, 0, 0, 2, 1, 0])
     for search in (DuplicateSearch(), None):
         duplicates = find_duplicates(dataset(smooth(3)[which]), search)
@@ -199,17 +199,17 @@ def test_settings_that_make_no_sense_are_refused(bad):
 
 @pytest.mark.parametrize("shape", [(48, 48, 3), (64, 50), (20, 20), (112, 112, 3)])
 def test_colour_and_other_sizes(shape):
-    pictures = np.stack([np.asarray(Image.fromarray(im).resize(shape[1::-1])) for im in smooth(8, seed=2)])
+    images = np.stack([np.asarray(Image.fromarray(im).resize(shape[1::-1])) for im in smooth(8, seed=2)])
     if len(shape) == 3:
-        pictures = np.stack([pictures, pictures // 2 + 60, 255 - pictures // 3], -1)
-    ds = dataset(np.concatenate([pictures, pictures[:2], pictures[2:4, :, ::-1]]))
+        images = np.stack([images, images // 2 + 60, 255 - images // 3], -1)
+    ds = dataset(np.concatenate([images, images[:2], images[2:4, :, ::-1]]))
     duplicates = find_duplicates(ds)
     expected = [(0, 8, "exact"), (1, 9, "exact"), (2, 10, "mirror"), (3, 11, "mirror")]
     assert list(zip(duplicates.i, duplicates.j, duplicates.how)) == expected
     assert grey_thumbs(ds).shape == (12, 48, 48) and grey_thumbs(ds).dtype == torch.uint8
 
 
-def test_same_bytes_in_another_shape_are_another_picture(tmp_path):
+def test_same_bytes_in_another_shape_are_another_image(tmp_path):
     pixels = np.arange(0, 240, 2, dtype=np.uint8)
     for name, shape in (("a.png", (10, 12)), ("b.png", (12, 10))):
         Image.fromarray(pixels.reshape(shape)).save(tmp_path / name)
@@ -218,9 +218,9 @@ def test_same_bytes_in_another_shape_are_another_picture(tmp_path):
 
 
 def test_files_give_what_the_same_arrays_give(tmp_path):
-    pictures = smooth(70, seed=9, side=60)
-    pictures = np.concatenate([pictures, pictures[:3], np.stack([im[:, ::-1] for im in pictures[3:6]])])
-    files, arrays = as_files(pictures, tmp_path), dataset(pictures)
+    images = smooth(70, seed=9, side=60)
+    images = np.concatenate([images, images[:3], np.stack([im[:, ::-1] for im in images[3:6]])])
+    files, arrays = as_files(images, tmp_path), dataset(images)
     assert torch.equal(grey_thumbs(files), grey_thumbs(arrays))
     assert len(find_duplicates(arrays)) == 6
     pd.testing.assert_frame_equal(find_duplicates(files), find_duplicates(arrays))
@@ -249,18 +249,18 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 
 
 def test_every_original_is_shown_in_order():
-    pictures, seen = smooth(5, side=50), []
-    grey_thumbs(dataset(pictures), each=seen.append)
-    assert np.array_equal(np.stack(seen), pictures)
+    images, seen = smooth(5, side=50), []
+    grey_thumbs(dataset(images), each=seen.append)
+    assert np.array_equal(np.stack(seen), images)
 
 
 @pytest.mark.parametrize("view", [lambda x: x[:, :, ::-1], lambda x: np.broadcast_to(x[:1], x.shape), lambda x: x[::2]])
 def test_views_of_arrays_are_as_good_as_arrays(view):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures = view(smooth(6))
-        assert np.array_equal(grey_thumbs(dataset(pictures)).numpy(), pictures)
-        pd.testing.assert_frame_equal(find_duplicates(dataset(pictures)), find_duplicates(dataset(pictures.copy())))
+        images = view(smooth(6))
+        assert np.array_equal(grey_thumbs(dataset(images)).numpy(), images)
+        pd.testing.assert_frame_equal(find_duplicates(dataset(images)), find_duplicates(dataset(images.copy())))
 
 
 def test_no_cosine_is_above_one():
@@ -270,12 +270,12 @@ def test_no_cosine_is_above_one():
 # ---- features ----
 
 def with_features():
-    "Pictures 0-9; 10 is a moved copy of 0; the features of 1 and 2, and of 0 and 10, are the same."
-    pictures = np.concatenate([smooth(10), shifted(smooth(10)[0])[None]])
+    "Images 0-9; 10 is a moved copy of 0; the features of 1 and 2, and of 0 and 10, are the same."
+    images = np.concatenate([smooth(10), shifted(smooth(10)[0])[None]])
     features = np.eye(11)
     features[2] = 5 * features[1]
     features[10] = features[0]
-    return dataset(pictures), features
+    return dataset(images), features
 
 
 def test_features_propose_and_alignment_decides():
@@ -296,8 +296,8 @@ def test_features_alone_decide_on_request_and_pixels_keep_their_word():
 
 def test_features_find_mirrors_and_leave_blanks_and_copies_alone():
     blank = np.full((1, 48, 48), 7, np.uint8)
-    pictures = np.concatenate([smooth(4), smooth(4)[:1, :, ::-1], blank, blank + 1, smooth(4)[:1]])
-    ds, features = dataset(pictures), np.ones((8, 2))
+    images = np.concatenate([smooth(4), smooth(4)[:1, :, ::-1], blank, blank + 1, smooth(4)[:1]])
+    ds, features = dataset(images), np.ones((8, 2))
     assert pairs(find_duplicates(ds, DuplicateSearch(candidate=2), features)) == [(0, 4, "feature"), (0, 7, "exact")]
     trusted = find_duplicates(ds, DuplicateSearch(candidate=2, trust_features=True), features)
     trusted = trusted[trusted.how == "feature"]

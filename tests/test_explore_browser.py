@@ -1,4 +1,4 @@
-"""The explorer driven in a real browser, by Voila and JupyterLab; `--screenshot FILE` makes the picture of the docs."""
+"""The explorer driven in a real browser, by Voila and JupyterLab; `--screenshot FILE` makes the screenshot of the docs."""
 from __future__ import annotations
 
 import re
@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_voila(folder: Path) -> None:
-    "Filters, order, pages, the open picture with all its parts, and the jump to a partner and back."
+    "Filters, order, pages, the open image with all its parts, and the jump to a partner and back."
     with served(folder, "voila") as url, browser() as page:
         broken = []
         page.on("pageerror", lambda e: broken.append(str(e)))
@@ -77,7 +77,7 @@ def test_voila(folder: Path) -> None:
 
         screen.frame.get_by_role("button", name="next").click()
         wait_for(lambda: screen.counts()[2] == 2)
-        wrong = screen.choose("answer", "wrong")
+        wrong = screen.choose("result", "wrong")
         wait_for(lambda: screen.counts()[0] == wrong)
         assert screen.counts()[2] == 1                                        # back on the first page
         wait_for(lambda: all("✗" in t for t in screen.cards.all_inner_texts()))
@@ -89,7 +89,7 @@ def test_voila(folder: Path) -> None:
         screen.frame.get_by_label("largest first").click()
         wait_for(lambda: sure() == sorted(sure()) and sure()[0] < sure()[-1])
 
-        screen.choose("answer", "all")
+        screen.choose("result", "all")
         leaks = screen.choose("finding", "leak")
         wait_for(lambda: screen.counts()[0] == leaks)
         screen.cards.first.click()
@@ -114,13 +114,13 @@ def test_voila(folder: Path) -> None:
 
 
 def test_lab(folder: Path) -> None:
-    "In JupyterLab, too, a click opens a picture; it does not leave the notebook's cell."
+    "In JupyterLab, too, a click opens an image; it does not leave the notebook's cell."
     with served(folder, "lab") as url, browser() as page:
         screen = Screen(page, url)
         screen.cards.nth(3).click()
         screen.details.get_by_alt_text("Grad-CAM").wait_for()
         screen.details.locator(".fer-nb-near .fer-nb-card").first.wait_for()
-        wrong = screen.choose("answer", "wrong")
+        wrong = screen.choose("result", "wrong")
         wait_for(lambda: screen.counts()[0] == wrong)
         assert page.locator(".jp-Notebook .jp-CodeCell").count() == 1
 
@@ -136,7 +136,7 @@ def screenshot(
         with served(folder, "voila") as url, browser() as page:
             screen = Screen(page, url)
             screen.choose("finding", "any")
-            screen.choose("answer", "wrong")
+            screen.choose("result", "wrong")
             screen.choose("sort by", "loss")
             page.wait_for_timeout(500)
             screen.cards.first.click()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import gates
+import index
 import pytest
 
 build, ROOT = gates.build, gates.ROOT
@@ -75,6 +76,39 @@ def test_flags_are_the_same_everywhere() -> None:
 @pytest.mark.parametrize("path", [f for f in build.files(ROOT) if f.suffix in TEXT], ids=str)
 def test_no_place_is_named(path: Path) -> None:
     refuse(gates.places((ROOT / path).read_text(encoding="utf-8")), path)
+
+
+# ---------------------------------------------------------------- the house as a whole
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, float]:
+    "What `python tests/gates.py` prints."
+    return gates.measure(gates.house())
+
+
+@pytest.mark.parametrize("figure", gates.RATIOS)
+def test_house(figures: dict[str, float], figure: str) -> None:
+    assert figures[figure] <= gates.HOUSE[figure], f"python tests/gates.py {figure!r} lists them"
+
+
+def test_the_index_of_tests_is_current() -> None:
+    assert (ROOT / "tests/README.md").read_text(encoding="utf-8") == index.page(), "run: python tests/index.py"
+
+
+def test_the_measures_of_the_house_count(tmp_path: Path) -> None:
+    cell = ["#| export", "def twice(x):", "    positive('x', x)", "    return _one(x)", "def never_seen(): raise ValueError('no')",
+            "def _one(x): return 2 * x" + " " * 90 + "# wide", "@patch(cls_method=True)", "def method(cls: Pair): return cls"]
+    later = {**GOOD, "cells": [dict(c, id=f"l{k}") for k, c in enumerate([
+        code("#| default_exp audit"), code("#| export", *["x = 1"] * 61, "from fer_nb.review import look")])]}
+    toy = {**GOOD, "cells": [*GOOD["cells"][:5], dict(code(*cell), id="c5"), *GOOD["cells"][6:]]}
+    (tmp_path / "nbs").mkdir()
+    for name, data in (("04_data", toy), ("09_audit", later), ("12_review", {**GOOD, "cells": [dict(code("#| default_exp review"), id="r")]})):
+        (tmp_path / f"nbs/{name}.ipynb").write_text(json.dumps(data), encoding="utf-8")
+    found = gates.house(tmp_path)
+    assert found["public"] == ["data.twice", "data.never_seen"] and found["private"] == ["data._one"] == found["private used once"]
+    assert found["public never shown"] == ["data.never_seen"] and len(found["raises"]) == len(found["checked"]) == 1
+    assert len(found["lines over 110 characters"]) == 1 and len(found["cells over 60 lines"]) == 1
+    assert found["upward imports"] == ["09_audit.ipynb: review"]
 
 
 # ---------------------------------------------------------------- what is derived

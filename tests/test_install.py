@@ -157,6 +157,7 @@ def test_the_wheel_holds_what_it_should(installed: Callable[..., str]) -> None:
     tops = {f.split("/")[0] for f in files if not f.startswith("..")}
     assert tops == {"fer_nb", f"fer_nb-{version}.dist-info"} and any(f.endswith("LICENSE") for f in files)
     assert {f"fer_nb/{n}.py" for n in MODULES} <= set(files)
+    assert {f"fer_nb/assets/{p.name}" for p in (ROOT / "fer_nb/assets").iterdir()} <= set(files)
     assert {canonicalize_name(Requirement(r).name) for r in requires if "extra" not in r} == {n for n, _ in asked(CFG["requirements"])}
 
 

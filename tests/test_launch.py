@@ -5,6 +5,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,15 @@ from fer_nb.audit import audit
 from fer_nb.augment import Augment
 from fer_nb.core import ConfigError, DataError, FERError
 from fer_nb.data import resized
-from fer_nb.distill import EADD, teacher_logits
+from fer_nb.distill import EADD
 from fer_nb.evaluate import evaluate
 from fer_nb.launch import RankError, single_process, map_ranks, gather, rank0_folder, rank_world, process_group, all_reduce
 from fer_nb.loaders import as_split, dataloaders, folds
 from fer_nb.models import HyFER, HyFERConfig
 from fer_nb.sqs import SQS
 from fer_nb.synth import make_faces
-from fer_nb.train import Distributed, Recipe, fit_model
+from fer_nb.teachers import teacher_logits
+from fer_nb.train import Distributed, fit_model
 from fer_nb.duplicates import DuplicateSearch, find_duplicates
 
 TINY = HyFERConfig(8, ((12, 2, 2), (16, 2, 2)), 16, 1, 1, 32, True, "relu", 24)
@@ -83,19 +85,19 @@ def fits():
     dls = loaders()
     kept = [teacher_logits(net(seed), dls.train, dls.valid, f"teacher {seed}") for seed in (5, 6)]
     attack = partial(AdversarialTraining, ("fgsm", "pgd"), 8 / 255, steps=2, guard=3, seed=4)
-    kinds = {"plain": (net, [], Recipe(clip=0.5, ema=0.9, decay_all=False)), "eadd": (net, [EADD(kept, tau=0.05)], Recipe()),
-             "running": (net, [EADD(kept, accuracy="running", momentum=0.5)], Recipe()),
-             "adversarial": (net, [attack()], Recipe()), "trades": (net, [attack(trades=2.0)], Recipe()),
-             "batch norm": (hyfer, [], Recipe(ema=0.9)), "sqs": (hyfer, [SQS()], Recipe())}
+    kinds = {"plain": (net, [], dict(clip=0.5, ema=0.9, decay_all=False)), "eadd": (net, [EADD(kept, tau=0.05)], dict()),
+             "running": (net, [EADD(kept, accuracy="running", momentum=0.5)], dict()),
+             "adversarial": (net, [attack()], dict()), "trades": (net, [attack(trades=2.0)], dict()),
+             "batch norm": (hyfer, [], dict(ema=0.9)), "sqs": (hyfer, [SQS()], dict())}
     done = {"kept": [k.train for k in kept] + [k.valid for k in kept]}
-    for name, (make, cbs, recipe) in kinds.items():
+    for name, (make, cbs, changes) in kinds.items():
         dls, model, seen = loaders(), make(), Seen()
-        history = fit_model(model, dls, EPOCHS, 5e-3, cbs=[*cbs, seen], recipe=recipe)
+        history = fit_model(model, dls, EPOCHS, lr=5e-3, cbs=[*cbs, seen], **changes)
         logs = [getattr(cb, "history", None) for cb in cbs if isinstance(cb, EADD)]
         logs += [log for cb in cbs if isinstance(cb, AdversarialTraining) for log in (cb.learn.adv_log, cb.learn.guard_log)]
         logs += [cb.learn.sqs_log for cb in cbs if isinstance(cb, SQS)]
         done[name] = {"model": model.state_dict(), "history": history, "logs": logs, "seen": seen.seen,
-                      "loader": (dls.train.epoch, dls.train.team, dls.valid.team)}
+                      "loader": (dls.train.epoch, dls.train.rank_world, dls.valid.rank_world)}
     return done
 
 
@@ -124,7 +126,7 @@ def interrupted(folder):
         for name, at in (("whole", ()), ("broken", (1, 2)), ("broken", ())):
             model, dls = net(dropout=0.3), loaders()
             try:
-                history = fit_model(model, dls, 3, 5e-3, cbs=[Broken(*at)], seed=2, checkpoint=folder / f"{name}.ckpt")
+                history = fit_model(model, dls, 3, lr=5e-3, cbs=[Broken(*at)], seed=2, checkpoint=folder / f"{name}.ckpt")
             except KeyboardInterrupt:
                 continue
             written.append((name, model.state_dict(), history, torch.rand(3)))
@@ -134,7 +136,7 @@ def interrupted(folder):
 
 
 def refused(folder):
-    "What processes that do different things are told."
+    "The errors of processes that do different things."
     rank, said = rank_world()[0], []
 
     def caught(f):
@@ -166,11 +168,11 @@ def two_processes(folder):
 
 LATE = """
 import sys, time, torch
-from fer_nb.launch import RankError, team, total
-with team(timeout=2) as (rank, _):
+from fer_nb.launch import RankError, all_reduce, process_group
+with process_group(timeout=2) as (rank, _):
     time.sleep(300 * rank)
     try:
-        total(torch.ones(2))
+        all_reduce(torch.ones(2))
     except RankError as e:
         print(e, flush=True)
         raise
@@ -188,7 +190,7 @@ def launched(script, *args):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("team")
+    return tmp_path_factory.mktemp("ranks")
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +249,7 @@ def test_batch_norm_is_near(of_one, of_two):
     assert torch.corrcoef(torch.stack(means))[0, 1] > 0.98
 
 
-def test_kept_logits_are_those_of_one_process(of_one, of_two):
+def test_cached_logits_are_those_of_one_process(of_one, of_two):
     assert all(np.array_equal(a, b) for results in of_two for a, b in zip(of_one["fits"]["kept"], results["fits"]["kept"], strict=True))
 
 
@@ -273,7 +275,7 @@ def test_any_number_of_shards_gives_the_same_audit(monkeypatch, shards):
         return [done[k] for k in range(len(parts))]
 
     for room in ("fer_nb.duplicates", "fer_nb.audit"):
-        monkeypatch.setattr(f"{room}.divided", sharded)
+        monkeypatch.setattr(f"{room}.map_ranks", sharded)
     pd.testing.assert_frame_equal(audit(ds, search=DuplicateSearch(block=40)).issues, whole, check_exact=True)
 
 
@@ -290,9 +292,9 @@ def test_processes_that_differ_are_told(of_two):
     zero, one = (results["refused"] for results in of_two)
     for said in (zero, one):
         assert said[0][0] == "ConfigError" and "data.bs.0 is 33 there and 34 here" in said[0][1]
-        assert said[1][0] == "ConfigError" and "bs=1 for 2 processes; at least one image for each expected" in said[1][1]
-        assert said[2][0] == "ConfigError" and "2, 3 parts" in said[2][1]
-    assert zero[3][0] == "CheckpointError" and one[3][0] == "RankError" and "CheckpointError" in one[3][1]
+        assert said[1][0] == "ConfigError" and "bs=1; at least 2 images, one for each process, expected" in said[1][1]
+        assert said[2][0] == "RankError" and "2, 3 parts" in said[2][1]
+    assert zero[3][0] == "StoreError" and one[3][0] == "RankError" and "StoreError" in one[3][1]
     assert zero[4][0] == "RankError" and "process 1 of 2: FileNotFoundError" in zero[4][1]
     assert one[4][0] == "FileNotFoundError"
 
@@ -330,32 +332,36 @@ def test_environments_that_contradict_themselves(monkeypatch, rank, world):
         rank_world()
 
 
-def test_without_a_team_nothing_waits(pretended):
+def test_without_a_process_group_nothing_waits(pretended):
     for work in (lambda: gather(1), lambda: all_reduce(torch.ones(1)), lambda: map_ranks([1, 2], str)):
-        with pytest.raises(ConfigError, match="has joined no team"):
+        with pytest.raises(ConfigError, match="is in no process group"):
             work()
     with single_process():
         assert gather(1) == [1] and map_ranks([1, 2], str) == ["1", "2"] and rank_world() == (0, 1)
     assert rank_world() == (1, 2)
 
 
-def test_alone_ends_with_an_error_too(pretended):
+def test_single_process_ends_with_an_error_too(pretended):
     with pytest.raises(DataError), single_process():
         raise DataError("gone")
     assert rank_world() == (1, 2) and os.environ["WORLD_SIZE"] == "2"
 
 
 def test_norms_are_joint_on_cuda_only_and_only_within(pretended):
-    model = hyfer()
-    kinds, names = [type(m) for m in model.modules()], list(model.state_dict())
-    with train._joint_norms(model, "cpu"):
-        assert [type(m) for m in model.modules()] == kinds
-    with pytest.raises(DataError), train._joint_norms(model, "cuda"):
-        inside = [type(m) for m in model.modules()]
-        assert inside.count(nn.SyncBatchNorm) == sum(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds) > 0
-        assert list(model.state_dict()) == names
-        raise DataError("gone")
-    assert [type(m) for m in model.modules()] == kinds
+    def joining(device):
+        callback = Distributed()
+        callback.learn = SimpleNamespace(model=hyfer(), dls=SimpleNamespace(device=device, __iter__=None))
+        callback.join_norms()
+        return callback, [type(m) for m in callback.model.modules()]
+
+    kinds, names = [type(m) for m in hyfer().modules()], list(hyfer().state_dict())
+    assert joining("cpu")[1] == kinds
+    callback, inside = joining("cuda")
+    assert inside.count(nn.SyncBatchNorm) == sum(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds) > 0
+    assert list(callback.model.state_dict()) == names
+    callback.learn.dls = []
+    callback.after_fit()
+    assert [type(m) for m in callback.model.modules()] == kinds
 
 
 def test_one_process_needs_no_callback():

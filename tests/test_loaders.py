@@ -12,10 +12,11 @@ from torch import nn
 from fer_nb.audit import audit
 from fer_nb.augment import Augment
 from fer_nb.balance import balance
+from fer_nb.config import Data
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData
-from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, fold_table, folds, holdout, leak_groups,
-                            official_split, leakage_table)
+from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, leak_groups,
+                            leakage_table, make_splits, official_split)
 from fer_nb.synth import make_faces
 
 MISSING = [None, np.nan, pd.NA, pd.NaT, ""]
@@ -78,28 +79,28 @@ def test_a_copy_belongs_to_an_original_that_names_no_source(kind, missing):
     assert found[0] == found[2] and len(set(found)) == 3
 
 
-def test_synthetic_pictures_without_a_face_have_no_subject_in_common():
+def test_synthetic_images_without_a_face_have_no_subject_in_common():
     ds, truth = make_faces(120, seed=0, defects={"no_face": .1, "blank": .1}, balance="uniform")
     faceless = ds.df.id.isin(truth.id[truth.kind == "no_face"]).to_numpy()
     assert faceless.sum() == 24 and len(set(leak_groups(ds)[faceless])) == 24
 
 
 def test_other_columns_on_request():
-    ds = dataset(4, film=["a", "a", "b", None], group=[0, 1, 1, 2])
+    ds = dataset(4, video=["a", "a", "b", None], group=[0, 1, 1, 2])
     assert len(set(leak_groups(ds))) == 3
-    assert len(set(leak_groups(ds, ("film",)))) == 3 and len(set(leak_groups(ds, ("film", "group")))) == 2
+    assert len(set(leak_groups(ds, ("video",)))) == 3 and len(set(leak_groups(ds, ("video", "group")))) == 2
     assert len(set(leak_groups(ds, ()))) == 4
 
 
-def test_identical_pictures_are_tied_until_an_audit_has_said_more():
+def test_identical_images_are_tied_until_an_audit_has_said_more():
     ds = dataset(6)
     images = ds.array().copy()
     images[4] = images[1]
-    same_pictures = FERData(ds.df, images)
-    found = leak_groups(same_pictures)
+    same_pixels = FERData(ds.df, images)
+    found = leak_groups(same_pixels)
     assert found[4] == found[1] and len(set(found)) == 5
     assert len(set(leak_groups(FERData(ds.df.assign(group=range(6)), images)))) == 6      # the audit's word counts
-    assert len(set(leak_groups(same_pictures, identical=False))) == 6
+    assert len(set(leak_groups(same_pixels, identical=False))) == 6
     partly = leak_groups(FERData(ds.df.assign(group=[0, 1, 2, 3, None, 5]), images))      # two datasets, one of them audited
     assert partly[4] == partly[1] and len(set(partly)) == 5
     for train, test in folds(FERData(ds.df.assign(label="happy"), images), 2):
@@ -220,12 +221,12 @@ def test_the_papers_folds_warn_of_what_leaks_and_of_nothing_else():
     ds = dataset(60, group=[k // 2 for k in range(60)], subject=[f"s{k}" for k in range(60)])
     with pytest.warns(UserWarning, match="group: [1-9]") as caught:
         parts = folds(ds, 3, protocol="paper")
-    assert "subject" not in str(caught[0].message) and "picture" not in str(caught[0].message)
+    assert "subject" not in str(caught[0].message) and "pixels" not in str(caught[0].message)
     assert sorted(np.concatenate([test for _, test in parts])) == list(range(60))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         folds(dataset(60), 3, protocol="paper")
-    with pytest.raises(ConfigError, match="groups were given"):
+    with pytest.raises(ConfigError, match="protocol for groups='paper'"):
         folds(ds, 3, groups=np.arange(60), protocol="paper")
 
 
@@ -249,11 +250,11 @@ def test_classes_that_hang_together_are_refused_rather_than_left_out_of_a_fold()
         folds(chain, 3)
 
 
-# ---- what straddles ----
+# ---- leakage ----
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(*3 * [st.one_of(st.none(), st.integers(0, 5))], st.booleans()), min_size=2, max_size=14))
-def test_straddling_agrees_with_counting_by_hand(rows):
+def test_leakage_agrees_with_counting_by_hand(rows):
     *columns, side = zip(*rows)
     ds = dataset(len(rows), **{c: [None if v is None else f"im{v}" for v in values]
                                for c, values in zip(("source", "group", "subject"), columns)})
@@ -263,31 +264,22 @@ def test_straddling_agrees_with_counting_by_hand(rows):
     for what in ("id", "source", "group", "subject"):
         values = ds.df[what].astype(object)
         both = {v for v in values.iloc[train] if not pd.isna(v)} & set(values.iloc[test])
-        assert table.leakage_table[what] == len(both) and table.test_images[what] == values.iloc[test].isin(both).sum()
-    assert table.leakage_table["picture"] == 0
+        assert table.leaked[what] == len(both) and table.test_images[what] == values.iloc[test].isin(both).sum()
+    assert table.leaked["pixels"] == 0
 
 
 def test_what_is_not_recorded_is_not_zero():
     table = leakage_table(dataset(4), [([0, 1], [2, 3]), ([2, 3], [0, 1])])
-    unknown = table.set_index("what").leakage_table.isna()
-    assert unknown[["source", "group", "subject"]].all() and not unknown[["id", "picture"]].any()
+    unknown = table.set_index("what").leaked.isna()
+    assert unknown[["source", "group", "subject"]].all() and not unknown[["id", "pixels"]].any()
     assert table.fold.tolist() == 5 * [0] + 5 * [1] and leakage_table(dataset(4), []).empty
 
 
 @pytest.mark.parametrize("fold", [([0], [4]), ([-1], [2]), ([True, False, False, False], [1]), ([0.5], [2])])
-@pytest.mark.parametrize("call", [lambda ds, f: leakage_table(ds, [f]), lambda ds, f: fold_table(ds, [f]), as_split])
+@pytest.mark.parametrize("call", [lambda ds, f: leakage_table(ds, [f]), as_split])
 def test_positions_that_are_not_there_are_refused(call, fold):
     with pytest.raises(DataError, match="4 images"):
         call(dataset(4), fold)
-
-
-def test_the_fold_table_counts_every_class_of_both_sides():
-    ds = dataset(30, ["happy"] * 20 + ["sad"] * 10)
-    table = fold_table(ds, folds(ds, 5))
-    assert len(table) == 5 * 2 * 7 and (table.groupby(["fold", "side"]).images.sum().unstack() == [6, 24]).all(axis=None)
-    happy = table[table.label == "happy"]
-    assert happy[happy.side == "test"].images.tolist() == 5 * [4] and np.allclose(happy.share, 2 / 3)
-    assert (table[table.label == "fear"].images == 0).all()
 
 
 # ---- official splits ----
@@ -323,7 +315,7 @@ def test_the_clean_test_leaves_out_duplicates_of_what_was_trained_on_and_only_th
     assert clean_test(ds, np.r_[:11, 0]).df.id.tolist() == ["im6", "im7", "im8", "im9", "im10"]
     with pytest.raises(DataError, match="3 groups for 12"):
         clean_test(ds, np.arange(3))
-    with pytest.raises(DataError, match="none of them"):
+    with pytest.raises(DataError, match="none of 6 others"):
         clean_test(ds, np.zeros(12))
 
 
@@ -353,17 +345,17 @@ def test_fer2013_has_280_public_test_images_with_a_byte_identical_duplicate_in_t
     ds = FERData(df, pixels)
     clean = clean_test(ds)
     table = leakage_table(ds, official_split(ds, test="valid")).set_index("what")
-    assert (split == "valid").sum() - len(clean) == table.test_images["picture"]
+    assert (split == "valid").sum() - len(clean) == table.test_images["pixels"]
     shown = pixels[split == "valid"]
     train = {im.tobytes() for im in pixels[split == "train"]}
     tainted = np.array([im.tobytes() in train for im in shown])
-    assert tainted.sum() == table.test_images["picture"] and (tainted & (shown.std((1, 2)) > 0)).sum() == 279
+    assert tainted.sum() == table.test_images["pixels"] and (tainted & (shown.std((1, 2)) > 0)).sum() == 279
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.15, 0.2])
 def test_the_held_out_share_is_about_what_was_asked_for(fraction):
-    kept, held = holdout(dataset(600), fraction)
-    assert abs(len(held) / 600 - fraction) < 0.02 and sorted([*kept, *held]) == list(range(600))
+    inner, held = holdout(dataset(600), fraction)
+    assert abs(len(held) / 600 - fraction) < 0.02 and sorted([*inner, *held]) == list(range(600))
 
 
 @pytest.mark.parametrize("rare", [5, 7, 12])
@@ -398,6 +390,56 @@ def test_nothing_cannot_be_split():
     for split in (lambda ds: folds(ds, 2), holdout):
         with pytest.raises(FERError):
             split(dataset(4).take([]))
+
+
+# ---- the parts of a run ----
+
+PLAIN = Data(near_duplicates=False)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("near", [False, True])
+def test_train_valid_and_test_share_no_image_source_or_duplicate_group(seed, near):
+    defects = {"leak": 0.05, "exact": 0.05, "multilabel": 0.03, "shift": 0.02}
+    ds = make_faces(700, seed=seed, defects=defects, balance="uniform")[0]
+    splits = make_splits(ds, Data(near_duplicates=near), seed)
+    assert set(splits.train.df.split) == {"train"}
+    assert not set(splits.train.df.source) & set(splits.valid.df.id)
+    assert not set(splits.train.df.group) & set(splits.valid.df.group)
+    originals = splits.train.take(splits.train.df.id == splits.train.df.source)
+    parts = {"train": originals, "valid": splits.valid, "test": splits.test}
+    everything = FERData(pd.concat([part.df.assign(split=name) for name, part in parts.items()]),
+                         np.concatenate([part.array() for part in parts.values()]), ds.labels)
+    assert not (audit(everything, ("leak",), None).issues.kind == "leak").any()
+    assert splits.test.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
+
+
+def test_a_split_that_is_made_keeps_a_person_on_one_side():
+    ds = make_faces(300, seed=0, splits=(1, 0, 0), defects=None, balance="uniform")[0]
+    splits = make_splits(ds.assign(subject=[f"s{k % 40}" for k in range(len(ds))]), PLAIN)
+    train, valid, test = (set(part.df.subject) for part in (splits.train, splits.valid, splits.test))
+    assert train and valid and test and not train & test and not valid & test and not train & valid
+
+
+def test_balance_happens_after_the_holdout():
+    splits = make_splits(make_faces(400, seed=0)[0], Data(near_duplicates=False, targets="max"))
+    assert "source" not in splits.valid.df or (splits.valid.df.source == splits.valid.df.id).all()
+    assert splits.train.counts()["train"].nunique() == 1
+
+
+def test_data_that_are_not_cleaned_are_split_whole():
+    ds = make_faces(600, seed=1)[0]
+    as_it_came = make_splits(ds, Data(clean=False, near_duplicates=False, targets=None))
+    cleaned = make_splits(ds, PLAIN)
+    training = set(ds.df.id[ds.df.split == "train"])
+    assert set(as_it_came.train.df.id) | set(as_it_came.valid.df.id) == training
+    assert set(cleaned.train.df.source) | set(cleaned.valid.df.id) < training
+
+
+def test_no_training_images_cannot_be_split():
+    for ds in (dataset(4).take([]), dataset(4, split="test")):
+        with pytest.raises(DataError, match="no images of split .train."):
+            make_splits(ds)
 
 
 # ---- batches ----
@@ -464,11 +506,11 @@ def test_views_cycle_while_the_order_goes_on():
     ds = dataset(12)
     loader = ReplayLoader(ds, 4, True, Augment(), views=2)
     passes = [epoch(loader) for _ in range(4)]
-    pictures = [torch.cat([x for _, x, _ in p])[np.argsort(np.concatenate([i for i, _, _ in p]))] for p in passes]
+    shown = [torch.cat([x for _, x, _ in p])[np.argsort(np.concatenate([i for i, _, _ in p]))] for p in passes]
     for a, b in ((0, 2), (1, 3)):
-        torch.testing.assert_close(pictures[a], pictures[b], atol=1e-6, rtol=0)
+        torch.testing.assert_close(shown[a], shown[b], atol=1e-6, rtol=0)
         assert [i.tolist() for i, _, _ in passes[a]] != [i.tolist() for i, _, _ in passes[b]]
-    assert not torch.allclose(pictures[0], pictures[1])
+    assert not torch.allclose(shown[0], shown[1])
 
 
 def test_validation_keeps_everything_in_order_and_unchanged():
@@ -508,7 +550,7 @@ def test_rows_make_the_epoch_and_nothing_is_stored_for_them(rows, bs, seed):
 
 @pytest.mark.parametrize("rows", [[], [0, 4], [-1], [0.5], [True, False, True, True], [[0, 1]], "ab"])
 def test_rows_that_are_no_positions_are_refused(rows):
-    with pytest.raises(ConfigError, match="positions from 0 to 3"):
+    with pytest.raises(DataError, match="rows: .*positions from 0 to 3|no images to load"):
         ReplayLoader(dataset(4), train=True, rows=rows)
 
 

@@ -1,5 +1,7 @@
 """What would be wrong without a word: each case is planted, and an error or a warning names it where it enters.
 
+Which of these tests concern which room is listed in tests/README.md.
+
 What other files test already:
 
 | what is wrong | where it is found | test |
@@ -12,20 +14,20 @@ What other files test already:
 | bytes given to a network | its adapter | test_models: test_bytes_are_refused_they_are_not_in_the_unit_range |
 | normalised images under attack | attacks | test_attacks: test_bad_input_is_refused |
 | pictures that are no bytes | FERData | test_data: test_arrays_that_are_no_pictures_are_refused |
-| kept logits of a teacher with another normalisation | kept logits | test_distill: test_another_normalisation_is_another_teacher |
+| cached logits of a teacher with another normalisation | cached logits | test_teachers: test_another_normalisation_is_another_teacher |
 | attack on a network in training mode | attacks | test_attacks: test_training_mode_and_integer_images_are_refused_and_nothing_is_touched |
-| teacher in training mode | EADD | test_distill: test_a_teacher_keeps_the_modes_of_its_parts |
+| teacher in training mode | EADD | test_teachers: test_a_teacher_keeps_the_modes_of_its_parts |
 | an image, or the source of a copy, on both sides | loaders, folds | test_loaders: test_an_image_or_a_copys_source_on_both_sides_is_refused |
 | random folds that leak | folds | test_loaders: test_the_papers_folds_warn_of_what_leaks_and_of_nothing_else |
 | test images among training images, nobody looked | results say NaN | test_evaluate: test_duplicates_that_nobody_looked_for_are_not_known |
 | calibration on other images than training images | export | test_export: test_calibration_sees_training_images_alone |
 | loss that is no number | training | test_train: test_nan_names_epoch_and_batch_and_spares_the_checkpoint |
-| teachers' logits that are no numbers | kept logits | test_distill: test_logits_that_are_not_finite_name_the_image |
+| teachers' logits that are no numbers | cached logits | test_teachers: test_logits_that_are_not_finite_name_the_image |
 | a class missing from a fold | folds | test_loaders: test_a_class_that_cannot_be_in_every_fold_is_named |
 | weights for other labels | loading | test_models: test_weights_for_other_labels_are_refused |
 | checkpoint of another run | training | test_train: test_another_runs_checkpoint_is_refused |
 | folds of other data | cross-validation | test_evaluate: test_folds_of_other_data_or_another_split_are_refused |
-| decisions about another dataset | review | test_review: test_other_dataset_is_refused_unless_told |
+| decisions about another dataset | review | test_review: test_other_dataset_is_refused_unless_any_is_accepted |
 """
 import re
 import warnings
@@ -41,12 +43,13 @@ from torch import nn
 from fer_nb.audit import audit
 from fer_nb.core import ConfigError, DataError, ImageError, LabelError
 from fer_nb.data import FERData
-from fer_nb.distill import EADD, TeacherLogits, teacher_logits
+from fer_nb.distill import EADD
 from fer_nb.evaluate import evaluate, predict_logits
 from fer_nb.loaders import dataloaders, folds
 from fer_nb.metrics import scores
-from fer_nb.predict import read_network
+from fer_nb.predict import Network
 from fer_nb.synth import make_faces
+from fer_nb.teachers import CachedLogits, teacher_logits
 from fer_nb.train import CheckpointError, fit_model
 
 FACES = make_faces(160, seed=0, defects=None)[0]
@@ -86,25 +89,25 @@ def test_training_and_validation_of_other_orders():
         dataloaders(FACES.where(split="train"), named(FACES.where(split="valid"), FACES.labels[::-1]))
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("labels", [FACES.labels[::-1], FACES.labels[:6] + ("bored",)])
-def test_a_teacher_of_other_labels_does_not_teach(kept, labels):
+def test_a_teacher_of_other_labels_does_not_teach(cached, labels):
     dls, teacher = loaders(views=1), net(labels)
-    said = teacher_logits(teacher, dls.train, dls.valid) if kept else teacher
+    teacher = teacher_logits(teacher, dls.train, dls.valid) if cached else teacher
     with pytest.raises(LabelError, match="teacher .* has labels .* the data"):
-        fit_model(net(), dls, 1, cbs=[EADD([said])])
+        fit_model(net(), dls, 1, cbs=[EADD([teacher])])
 
 
-def test_kept_logits_with_fewer_columns_than_names():
+def test_cached_logits_with_fewer_columns_than_names():
     """A table whose columns were cut off by hand: its names say otherwise."""
     dls = loaders(views=1)
-    said = teacher_logits(net(), dls.train, dls.valid)
-    cut = TeacherLogits(said.name, said.labels[:6], said.train[..., :6], said.valid[..., :6], said.key)
+    whole = teacher_logits(net(), dls.train, dls.valid)
+    cut = CachedLogits(whole.name, whole.labels[:6], whole.train[..., :6], whole.valid[..., :6], whole.key)
     with pytest.raises(LabelError, match="has labels"):
         fit_model(net(), dls, 1, cbs=[EADD([cut])])
 
 
-def test_a_training_checkpoint_of_other_labels_is_not_gone_on_with(tmp_path):
+def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
     """Every tensor has the same shape; only the names say that it is another run."""
     path = tmp_path / "run.ckpt"
     fit_model(net(), loaders(), 1, checkpoint=path)
@@ -116,10 +119,10 @@ def test_a_training_checkpoint_of_other_labels_is_not_gone_on_with(tmp_path):
 def test_outputs_without_names_are_not_evaluated_nor_shown():
     model = net()
     del model.labels
-    with pytest.raises(LabelError, match="does not say what its outputs mean"):
+    with pytest.raises(LabelError, match="does not name its outputs"):
         evaluate(model, FACES)
     with pytest.raises(ConfigError, match="without .labels"):
-        read_network(model)
+        Network.read(model)
 
 
 def test_fewer_outputs_than_names():
@@ -163,7 +166,7 @@ def test_a_network_left_in_training_mode_answers_as_in_evaluation_mode():
     expected = predict_logits(model, FACES)
     model.train()
     assert np.array_equal(predict_logits(model, FACES), expected) and model.training
-    assert np.allclose(read_network(model).logits(FACES.array()[:, None] / np.float32(255)), expected, atol=1e-6)
+    assert np.allclose(Network.read(model).logits(FACES.array()[:, None] / np.float32(255)), expected, atol=1e-6)
 
 
 def test_a_fit_ends_in_evaluation_mode_however_it_ends():
@@ -223,7 +226,7 @@ def test_a_network_of_nan_says_nothing():
     with pytest.raises(ConfigError, match="image 'face.*NaN"):
         predict_logits(model, FACES)
     with pytest.raises(DataError, match="not all finite"):
-        read_network(model)([FACES.image(0)])
+        Network.read(model)([FACES.image(0)])
 
 
 def test_the_table_above_tells_of_tests_that_exist():

@@ -8,16 +8,27 @@ import pytest
 import torch
 
 import fer_nb.pipeline as pipeline
+import fer_nb.teachers as teachers_room
 from fer_nb.audit import audit
-from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError
+from fer_nb.config import PRESETS, Adversarial, Data, Distillation, Evaluation, Fit, Preset, Quads, load_config
+from fer_nb.core import EMOTIONS, ConfigError, DataError
 from fer_nb.data import FERData
-from fer_nb.distill import Geometry
-from fer_nb.models import HyFER, create_teacher, load_hyfer, save_hyfer, weights_digest
-from fer_nb.pipeline import PRESETS, TeacherSpec, ask_teacher, fit_student, fit_teacher, make_splits, run
+from fer_nb.loaders import make_splits
+from fer_nb.models import HyFER, load_hyfer
+from fer_nb.pipeline import cache_logits, fit_adversarial, fit_student, fit_teachers, run
+from fer_nb.store import Store, StoreError
 from fer_nb.synth import make_faces
-from fer_nb.train import CheckpointError, Recipe
+from fer_nb.teachers import NetworkTeacher, make_teachers
 
 TINY = PRESETS["tiny"]
+
+
+def with_student(preset=TINY, **changed):
+    return replace(preset, student=replace(preset.student, **changed))
+
+
+def with_distillation(preset=TINY, **changed):
+    return replace(preset, distillation=replace(preset.distillation, **changed))
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +45,12 @@ def test_same_seed_same_results(finished, tmp_path):
     assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
 
 
-def test_the_students_of_a_run_carry_the_temperature_of_their_selection_part(tmp_path, monkeypatch):
-    ds, asked = make_faces(300, seed=0)[0], []
-    monkeypatch.setattr("fer_nb.evaluate.fit_temperature", lambda z, y: asked.append(len(y)) or 1.25)
+def test_the_students_of_a_run_carry_the_temperature_of_their_validation_images(tmp_path, monkeypatch):
+    ds, calls = make_faces(300, seed=0)[0], []
+    monkeypatch.setattr("fer_nb.evaluate.fit_temperature", lambda z, y: calls.append(len(y)) or 1.25)
     out = run(ds, with_teacher(), tmp_path / "a", show=False)
     assert [load_hyfer(out / f"{name}.safetensors").record["temperature"] for name in ("student", "student_phase1")] == [1.25, 1.25]
-    assert asked == [len(make_splits(ds, TINY).select)] * 2
+    assert calls == [len(make_splits(ds, TINY.data).valid)] * 2
 
 
 def test_a_temperature_is_that_of_the_logits_or_absent():
@@ -63,7 +74,7 @@ def test_a_temperature_is_that_of_the_logits_or_absent():
 
 def test_a_run_at_another_size_says_so(tmp_path):
     from fer_nb.predict import Recogniser
-    out = run(make_faces(300, seed=0)[0], replace(TINY, size=40, teachers=(replace(TINY.teachers[0], input_size=32),)), tmp_path / "a", show=False)
+    out = run(make_faces(300, seed=0)[0], replace(with_student(size=40), teachers=TINY.teachers[:1]), tmp_path / "a", show=False)
     assert load_hyfer(out / "student.safetensors").input_size == 40
     recogniser = Recogniser(out, crop=False)
     assert recogniser.network.size == 40 and recogniser(np.zeros((90, 70), np.uint8))[0].crop.shape[:2] == (40, 40)
@@ -73,17 +84,18 @@ def test_a_run_that_is_broken_off_goes_on_where_it_stopped(finished, tmp_path, m
     ds, out = finished
     real, fitted = pipeline.fit_model, []
 
-    def fit(*args, phase="", **kwargs):
+    def fit(model, dls, spec, cbs=(), phase="", *args, **kwargs):
         fitted.append(phase)
         if phase == "HyFER, EADD" and fitted.count(phase) == 1:
             raise KeyboardInterrupt
-        return real(*args, phase=phase, **kwargs)
+        return real(model, dls, spec, cbs, phase, *args, **kwargs)
 
     monkeypatch.setattr(pipeline, "fit_model", fit)
+    monkeypatch.setattr(teachers_room, "fit_model", fit)
     with pytest.raises(KeyboardInterrupt):
         run(ds, "tiny", tmp_path / "b", show=False)
     assert [p.name for p in tmp_path.iterdir()] == ["b.work"]
-    with pytest.raises(CheckpointError, match="epochs"):
+    with pytest.raises(StoreError, match="settings.teachers.0.epochs is 1 there and 2 here"):
         run(ds, with_teacher(epochs=2), tmp_path / "b", show=False)
     again = run(ds, "tiny", tmp_path / "b", show=False)
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
@@ -100,7 +112,7 @@ def test_work_of_another_run_is_refused_before_anything_is_trained(tmp_path, mon
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "fit_model", stop)
+    monkeypatch.setattr(teachers_room, "fit_model", stop)
     ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
     fresh = FERData(ds.df, 255 - ds.array(), ds.labels)
 
@@ -110,117 +122,103 @@ def test_work_of_another_run_is_refused_before_anything_is_trained(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         begun()
     for other, why in [({"preset": with_teacher(pretrained=False)}, "pretrained"), ({"seed": 1}, "seed"), ({"data": fresh}, "data"),
-                       ({"preset": with_teacher(input_size=48)}, "input_size"), ({"preset": replace(TINY, adv_lr=1.0)}, "adv_lr")]:
-        with pytest.raises(CheckpointError, match=f"b.work: work of another run: .*{why}.*delete the folder"):
+                       ({"preset": with_teacher(size=48)}, "size"),
+                       ({"preset": replace(TINY, adversarial=replace(TINY.adversarial, eps=0.5))}, "adversarial.eps")]:
+        with pytest.raises(StoreError, match=f"b.work: .*{why}.*delete this one"):
             begun(**other)
     with pytest.raises(KeyboardInterrupt):  # not refused
-        begun(preset=replace(TINY, eval_n=10, eval_eps=(0,)))
+        begun(preset=replace(TINY, evaluation=Evaluation(n=10, eps=(0,))))
 
 
 def test_two_teachers_of_one_kind_both_teach_and_both_are_reported(tmp_path):
-    specs = [TeacherSpec("resnet18", size, 1, 1e-3, pretrained=False, bs=32) for size in (32, 40)]
+    specs = [Fit("resnet18", size, pretrained=False, epochs=1, lr=1e-3, bs=32) for size in (32, 40)]
     out = run(make_faces(300, seed=0)[0], replace(TINY, teachers=tuple(specs)), tmp_path / "a", show=False)
     names = {"resnet18 32 px", "resnet18 40 px"}
     assert {f"teacher {n}" for n in names} <= set(pd.read_csv(out / "results.csv").model)
     assert {f"teacher {n}" for n in names} <= set(pd.read_csv(out / "history.csv").phase)
     assert set(pd.read_csv(out / "teacher_weights.csv").teacher) == names
-    assert [pipeline._called(k, (*specs, specs[0], TeacherSpec("geometry", epochs=1, lr=1e-3))) for k in range(4)] == [
-        "resnet18 (1)", "resnet18 40 px", "resnet18 (3)", "geometry"]
-    with pytest.raises(ConfigError, match="annotators twice"):
-        replace(TINY, teachers=(TeacherSpec("annotators"),) * 2)
-
-
-def test_a_teacher_can_be_fitted_to_mixed_images(tmp_path):
-    spec = TeacherSpec("resnet18", 32, 1, 1e-3, pretrained=False, bs=32)
-    splits = make_splits(make_faces(300, seed=0)[0], preset := replace(TINY, teachers=(spec,)))
-    weights = {}
-    for name, mix in (("as they are", None), ("mixed", 0.4), ("again", 0.4)):
-        net, history = fit_teacher(0, splits, replace(preset, teachers=(replace(spec, mix=mix),)))
-        weights[name] = net.net.fc.weight.detach().clone()
-        assert np.isfinite(history.train_loss).all()
-    assert torch.equal(weights["mixed"], weights["again"]) and not torch.equal(weights["mixed"], weights["as they are"])
-    for odd in ({"mix": 0.0}, {"mix": -1}, {"mix": 0.4, "name": "geometry"}):
-        with pytest.raises(ConfigError, match="mix="):
-            replace(spec, **odd)
 
 
 @pytest.fixture(scope="module")
 def born_again(tmp_path_factory):
-    """A student that an earlier one taught too."""
+    """A student that a first-generation student taught too."""
     ds, out = make_faces(400, seed=0)[0], tmp_path_factory.mktemp("runs") / "again"
-    return run(ds, replace(TINY, answers="mean", student="light_rep", keep="last", earlier=TINY), out, show=False)
+    return run(ds, replace(with_student(with_distillation(cached_views="mean"), network="light_rep", keep="last"), born_again=TINY), out, show=False)
 
 
-def test_the_earlier_student_teaches(finished, born_again):
+def test_the_first_generation_student_teaches(finished, born_again):
     results, history, weights = (pd.read_csv(born_again / f"{name}.csv") for name in ("results", "history", "teacher_weights"))
     def clean(table, model):
         return table[(table.model == model) & (table.attack == "none")].drop(columns="model").reset_index(drop=True)
     before = pd.read_csv(finished[1] / "results.csv")
-    pd.testing.assert_frame_equal(clean(results, "teacher earlier HyFER"), clean(before, "HyFER, EADD"))
-    assert set(weights.teacher) == {"efficientnet_lite0", "resnet18", "earlier HyFER"}
-    assert "HyFER, earlier" in set(history.phase)
+    pd.testing.assert_frame_equal(clean(results, "teacher first-generation HyFER"), clean(before, "HyFER, EADD"))
+    assert set(weights.teacher) == {"efficientnet_lite0", "resnet18", "first-generation HyFER"}
+    assert "first-generation HyFER" in set(history.phase)
 
 
-def test_each_student_is_answered_in_its_own_way(tmp_path, monkeypatch):
-    splits, heard = make_splits(make_faces(400, seed=0)[0], TINY), []
+def resnet(splits, name="resnet18"):
+    """A teacher that nobody fitted."""
+    teacher = make_teachers([Fit("resnet18", 32, pretrained=False)])[0]
+    return NetworkTeacher.of(pipeline.make_network(teacher.settings, splits.train.labels), name)
 
-    def fit(splits, preset, kept=(), *args):
-        heard.append((preset, [k.name for k in kept], {k.train.shape[0] for k in kept}))
-        return resnet(splits), pd.DataFrame(), None
-    monkeypatch.setattr(pipeline, "fit_teacher", lambda *a: (resnet(splits), pd.DataFrame()))
+
+def test_each_student_has_its_own_kind_of_views(tmp_path, monkeypatch):
+    splits, heard = make_splits(make_faces(400, seed=0)[0], TINY.data), []
+
+    def fit(splits, preset, cached=(), *args):
+        heard.append((preset, [c.name for c in cached], {c.train.shape[0] for c in cached}))
+        return resnet(splits).network, pd.DataFrame(), None
+    monkeypatch.setattr(teachers_room, "fit_model", lambda *a, **k: pd.DataFrame())
     monkeypatch.setattr(pipeline, "fit_student", fit)
-    first = replace(TINY, views=2)
-    teachers, kept, _ = pipeline.train_teachers(splits, replace(first, answers="mean", earlier=first), 0, tmp_path, lambda text: None)
-    assert heard == [(first, ["resnet18", "resnet18"], {2})]
-    assert [(k.name, k.train.shape[0]) for k in kept] == [("resnet18", 1), ("resnet18", 1), ("earlier HyFER", 1)] and len(teachers) == 3
+    first = with_distillation(views=2)
+    both = replace(with_distillation(first, cached_views="mean"), born_again=first)
+    teachers, cached, _ = fit_teachers(splits, both, 0, Store(tmp_path))
+    names = ["efficientnet_lite0", "resnet18"]
+    assert heard == [(first, names, {2})] and len(teachers) == 3
+    assert [(c.name, c.train.shape[0]) for c in cached] == [(n, 1) for n in (*names, "first-generation HyFER")]
 
 
-def test_what_a_student_keeps_is_the_presets_to_say(monkeypatch):
-    splits, kept = make_splits(make_faces(400, seed=0)[0], TINY), []
-    monkeypatch.setattr(pipeline, "fit_model", lambda *a, **k: kept.append(k["keep"]))
-    for keep in ("best", "last"):
-        fit_student(splits, replace(TINY, keep=keep))
-    assert kept == ["best", "last"]
-
-
-def test_mean_answers_go_with_new_views(monkeypatch):
-    splits, shown = make_splits(make_faces(400, seed=0)[0], TINY), []
+def test_cached_means_go_with_new_views(monkeypatch):
+    splits, shown = make_splits(make_faces(400, seed=0)[0], TINY.data), []
     monkeypatch.setattr(pipeline, "fit_model", lambda model, dls, *a, **k: shown.append(dls.train.views))
-    for answers in ("view", "mean"):
-        preset = replace(TINY, answers=answers, views=3)
-        said = ask_teacher(resnet(splits), splits, preset)
-        assert said.train.shape[0] == (3 if answers == "view" else 1)
-        fit_student(splits, preset, [said])
+    for cached_views in ("each", "mean"):
+        preset = with_distillation(cached_views=cached_views, views=3)
+        cached = cache_logits([resnet(splits)], splits, preset)
+        assert cached[0].train.shape[0] == (3 if cached_views == "each" else 1)
+        fit_student(splits, preset, cached)
     assert shown == [3, None]
 
 
-def resnet(splits):
-    return create_teacher("resnet18", len(splits.train.labels), False, 32, splits.train.labels)
+def test_what_a_fit_says_reaches_the_student_and_its_second_phase(monkeypatch):
+    """Every field of a `Fit`: nothing is set twice or forgotten on the way."""
+    splits, fits = make_splits(make_faces(400, seed=0)[0], TINY.data), []
+    monkeypatch.setattr(pipeline, "fit_model", lambda model, dls, fit, *a, **k: fits.append((fit, dls.train.bs, dls.train.augment)))
+    student, attacked = Fit("light_rep", epochs=7, bs=16, keep="last", ema=0.9, augment=None), Fit(epochs=3, bs=8, amp="bf16")
+    preset = replace(TINY, student=student, adversarial=replace(TINY.adversarial, fit=attacked))
+    network = fit_student(splits, preset)[0]
+    fit_adversarial(network, splits, preset)
+    assert fits == [(student, 16, None), (attacked, 8, attacked.augment)]
 
 
-def test_a_geometry_teacher_is_kept_and_not_fitted_again(tmp_path, monkeypatch):
-    splits, spec = make_splits(make_faces(400, seed=0)[0], TINY), TeacherSpec("geometry", epochs=2, lr=3e-3)
-    features = np.random.default_rng(0).normal(size=(len(splits.audit.ds), 6)).astype(np.float32)
-    known = Geometry(splits.audit.ds.df.id.tolist(), features, np.ones(len(features), bool))
-    monkeypatch.setattr(pipeline, "find_geometry", lambda ds: known)
-    preset, path = replace(TINY, teachers=(spec,)), tmp_path / "geometry.ckpt"
-    first, _ = fit_teacher(0, splits, preset, checkpoint=path)
-    monkeypatch.setattr(pipeline, "fit_geometry", None)
-    again, _ = fit_teacher(0, splits, preset, checkpoint=path)
-    assert weights_digest(again) == weights_digest(first) and not again.training
-    with pytest.raises(CheckpointError, match="geometry.ckpt: of another run: spec.epochs is 2 there and 3 here"):
-        fit_teacher(0, splits, replace(preset, teachers=(replace(spec, epochs=3),)), checkpoint=path)
-    with pytest.raises(CheckpointError, match="seed"):
-        fit_teacher(0, splits, preset, 1, checkpoint=path)
+def test_callbacks_and_quads_go_along(monkeypatch):
+    """A student with Spatial Quad-Similarity and a callback of one's own, in one call; nothing of it stays in the network."""
+    splits, mine = make_splits(make_faces(400, seed=0)[0], TINY.data), pipeline.Callback()
+    preset = with_student(replace(TINY, quads=Quads(lam=0.3)), bs=16)
+    teacher = resnet(splits)
+    student, history, eadd = fit_student(splits, preset, cache_logits([teacher], splits, preset), cbs=[mine])
+    assert len(history) == 1 and mine.learn.sqs.lam == 0.3 and mine.learn.eadd is eadd
+    assert isinstance(student, HyFER) and not {"enhanced", "quad_weights"} & {k.split(".")[0] for k in student.state_dict()}
+    _, _, adv = fit_adversarial(student, splits, preset, cbs=[other := pipeline.Callback()])
+    assert other.learn.adversarial_training is adv
 
 
-@pytest.mark.parametrize("changed, said", [
-    ({"answers": "both"}, "'both'"), ({"earlier": replace(TINY, holdout=0.2)}, "holdout"),
-    ({"earlier": replace(TINY, teachers=TINY.teachers[:1], views=2)}, "differs in teachers, views;"), ({"earlier": replace(TINY, earlier=TINY)}, "one generation"),
-    ({"keep": "first"}, "keep='first'"), ({"keep": "last", "recipe": Recipe(patience=2)}, "patience=2")])
-def test_presets_that_contradict_themselves(changed, said):
-    with pytest.raises(ConfigError, match=said):
-        replace(TINY, **changed)
+def test_a_run_without_teachers_and_without_attacks(tmp_path):
+    """What is not done is not reported: no teacher, no second phase."""
+    out = run(make_faces(300, seed=0)[0], replace(TINY, teachers=(), adversarial=None), tmp_path / "a", show=False)
+    results = pd.read_csv(out / "results.csv")
+    assert set(results.model) == {"HyFER, no teacher"} and set(results.attack.fillna("none")) == {"none"}
+    assert not {"teacher_weights.csv", "adversarial.csv"} & {p.name for p in out.iterdir()}
+    assert (out / "student.safetensors").read_bytes() == (out / "student_phase1.safetensors").read_bytes()
 
 
 def test_logs_of_adversarial_training_are_kept(finished):
@@ -234,7 +232,8 @@ def test_config_says_how_to_run_again(finished):
     ds, out = finished
     config = json.loads((out / "config.json").read_text())
     assert config["data"]["fingerprint"] == ds.fingerprint()
-    assert config["settings"]["adv_eps"] == TINY.adv_eps and config["seed"] == 0
+    assert config["settings"]["adversarial"]["eps"] == TINY.adversarial.eps and config["seed"] == 0
+    assert load_config(out / "config.json") == TINY
     assert {"torch", "fastai", "timm", "python"} <= set(config["versions"])
 
 
@@ -271,7 +270,7 @@ def test_nothing_leaks(seed, near):
     """Training, selection and reported images share no picture, no source, no duplicate group."""
     defects = {"leak": 0.05, "exact": 0.05, "multilabel": 0.03, "shift": 0.02}
     ds = make_faces(700, seed=seed, defects=defects, balance="uniform")[0]
-    splits = make_splits(ds, replace(TINY, near_duplicates=near), seed)
+    splits = make_splits(ds, Data(near_duplicates=near), seed)
     assert set(splits.train.df.split) == {"train"}
     assert not set(splits.train.df.source) & set(splits.valid.df.id)
     assert not set(splits.train.df.group) & set(splits.valid.df.group)
@@ -286,13 +285,13 @@ def test_nothing_leaks(seed, near):
 def test_a_split_that_is_made_keeps_a_person_on_one_side():
     ds = make_faces(300, seed=0, splits=(1, 0, 0), defects=None, balance="uniform")[0]
     ds = FERData(ds.df.assign(subject=[f"s{k % 40}" for k in range(len(ds))]), ds.array(), ds.labels)
-    splits = make_splits(ds, TINY)
+    splits = make_splits(ds, TINY.data)
     people = [set(part.df.subject) for part in (splits.train, splits.valid, splits.test)]
     assert all(people) and not people[0] & people[2] and not people[1] & people[2] and not people[0] & people[1]
 
 
 def test_balance_happens_after_the_holdout():
-    splits = make_splits(make_faces(400, seed=0)[0], replace(TINY, targets="max"))
+    splits = make_splits(make_faces(400, seed=0)[0], replace(TINY.data, targets="max"))
     assert "source" not in splits.valid.df or (splits.valid.df.source == splits.valid.df.id).all()
     assert splits.train.counts()["train"].nunique() == 1
 
@@ -302,9 +301,9 @@ def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(pipeline, "write_report", broken)
-    monkeypatch.setattr(pipeline, "train_teachers", lambda splits, *a: ([], [], []))
-    monkeypatch.setattr(pipeline, "_train_students", lambda *a: ({}, [], None, None))
-    monkeypatch.setattr(pipeline, "_results", broken)
+    monkeypatch.setattr(pipeline, "fit_teachers", lambda splits, *a: ([], [], [pd.DataFrame()]))
+    monkeypatch.setattr(pipeline, "fit_students", lambda *a: ({}, [], None, None))
+    monkeypatch.setattr(pipeline.RunResults, "evaluate", broken)
     with pytest.raises(OSError):
         run(make_faces(300, seed=0)[0], "tiny", tmp_path / "run", show=False)
     assert [p.name for p in tmp_path.iterdir()] == ["run.work"]
@@ -313,7 +312,7 @@ def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):
 def test_colour_images_of_another_size(tmp_path):
     ds = make_faces(400, seed=1, size=64, balance="uniform")[0]
     colour = FERData(ds.df, np.repeat(ds.array()[..., None], 3, -1), ds.labels, "colour")
-    out = run(colour, replace(TINY, adv_attack=("pgd",)), tmp_path / "run", show=False)
+    out = run(colour, replace(TINY, adversarial=replace(TINY.adversarial, attacks=("pgd",))), tmp_path / "run", show=False)
     assert load_hyfer(out / "student.safetensors").in_chans == 3
 
 
@@ -337,7 +336,8 @@ def test_inputs_that_cannot_be_used(tmp_path):
 
 def test_a_trained_network_teaches_as_it_is(finished, tmp_path):
     ds, out = finished
-    preset = replace(TINY, answers="mean", keep="last", teachers=(TINY.teachers[1], TeacherSpec(str(out / "student_phase1.safetensors"))))
+    file = Fit(str(out / "student_phase1.safetensors"))
+    preset = replace(with_student(with_distillation(cached_views="mean"), keep="last"), teachers=(TINY.teachers[1], file))
     again = run(ds, preset, tmp_path / "b", show=False)
     results = pd.concat([pd.read_csv(folder / "results.csv") for folder in (out, again)], keys=["old", "new"]).reset_index(level=0)
     clean = results[(results.attack == "none") & (results.tta == "none") & (results.subset == "all")]
@@ -346,44 +346,14 @@ def test_a_trained_network_teaches_as_it_is(finished, tmp_path):
     keys = ["split", "metric"]
     pd.testing.assert_series_equal(new.set_index(keys).value, old.set_index(keys).value)
     assert set(pd.read_csv(again / "teacher_weights.csv").teacher) == {"resnet18", "student_phase1"}
-
-
-@pytest.mark.parametrize("record, told", [({"seed": 1}, "seed 1, here 0"), ({"fingerprint": "f00"}, "fingerprint f00, here"),
-                                          ({"trained on": 7}, "trained on 7, here"), ({"data": {"trained on": 7}}, "trained on 7, here")])
-def test_a_network_that_may_know_the_held_out_images_is_refused(finished, tmp_path, record, told):
-    splits = make_splits(finished[0], TINY)
-    path = save_hyfer(HyFER(in_chans=1, variant="light"), tmp_path / "other.safetensors", **record)
-    preset = replace(TINY, teachers=(TeacherSpec(str(path)),))
-    with pytest.raises(DataError, match=f"other.safetensors: .*{told}"):
-        fit_teacher(0, splits, preset, 0)
-
-
-def test_what_a_record_does_not_tell_is_not_held_against_a_network(finished, tmp_path):
-    path = save_hyfer(HyFER(in_chans=1, variant="light"), tmp_path / "own.safetensors", data="my_faces")
-    net, _ = fit_teacher(0, make_splits(finished[0], TINY), replace(TINY, teachers=(TeacherSpec(str(path)),)))
-    assert (net.name, net.training) == ("own", False)
+    assert [t["network"] for t in json.loads((again / "config.json").read_text())["settings"]["teachers"]] == [
+        "resnet18", "student_phase1.safetensors"]                              # without its folder
 
 
 def test_a_refused_network_stops_a_run_before_any_teacher_is_fitted(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "fit_model", lambda *_, **__: pytest.fail("a teacher was fitted"))
-    preset = replace(TINY, teachers=(*TINY.teachers, TeacherSpec(str(tmp_path / "gone.safetensors"))))
+    monkeypatch.setattr(teachers_room, "fit_model", lambda *_, **__: pytest.fail("a teacher was fitted"))
+    preset = replace(TINY, teachers=(*TINY.teachers, Fit(str(tmp_path / "gone.safetensors"))))
     with pytest.raises(DataError, match="gone.safetensors"):
         run(finished[0], preset, tmp_path / "b", show=False)
-
-
-def test_a_file_is_told_of_without_its_folder(finished):
-    preset = replace(TINY, teachers=(TINY.teachers[1], TeacherSpec("elsewhere/old.safetensors")))
-    assert [spec["name"] for spec in preset.told()["teachers"]] == ["resnet18", "old.safetensors"]
-
-
-def test_a_network_of_other_labels_is_refused(finished, tmp_path):
-    path = save_hyfer(HyFER(2, 1, "light", labels=("sad", "happy")), tmp_path / "other.safetensors")
-    with pytest.raises(LabelError, match="labels sad, happy; angry"):
-        fit_teacher(0, make_splits(finished[0], TINY), replace(TINY, teachers=(TeacherSpec(str(path)),)))
-
-
-def test_files_of_one_name_are_told_apart():
-    specs = tuple(TeacherSpec(f"{folder}/student.safetensors") for folder in "ab")
-    assert [pipeline._called(k, specs) for k in range(2)] == ["student (1)", "student (2)"]
-    both = TeacherSpec("resnet18.safetensors"), TINY.teachers[1]
-    assert [pipeline._called(k, both) for k in range(2)] == ["resnet18", "resnet18 32 px"]
+    with pytest.raises(ConfigError, match="annotators twice"):
+        run(finished[0], replace(TINY, teachers=(Fit("annotators"),) * 2), tmp_path / "c", show=False)

@@ -1,4 +1,4 @@
-"""`fer_nb.predict` on whatever people point it at: formats, damage, folders, films, networks of every kind."""
+"""`fer_nb.predict` on whatever people point it at: formats, damage, folders, videos, networks of every kind."""
 import json
 import subprocess
 import sys
@@ -16,13 +16,14 @@ from skimage.data import astronaut
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError
 from fer_nb.faces import FaceFinder, FoundFace, face_square
 from fer_nb.models import GeometryTeacher, HyFER, create_teacher, save_hyfer, save_teacher
-from fer_nb.predict import Live, Network, Recogniser, Tracks, annotate, as_table
+from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, write_annotated,
+                            write_results)
 
 PHOTO = astronaut()[:360, 60:420]
 
 
 def brightness(x):
-    "Logits that say how bright a picture is."
+    "Logits that say how bright an image is."
     light = x.mean((1, 2, 3))
     return np.stack([np.zeros_like(light), 20 * (light - .5)], 1)
 
@@ -39,7 +40,7 @@ def portrait(tmp_path_factory):
     return path
 
 
-# ---- pictures ----
+# ---- images ----
 
 def one_face(recogniser, image):
     (face,) = recogniser(image)
@@ -47,7 +48,7 @@ def one_face(recogniser, image):
     return (x + w / 2, y + h / 2), face
 
 
-def test_the_same_face_whatever_the_picture_comes_as(toy, tmp_path):
+def test_the_same_face_whatever_the_image_comes_as(toy, tmp_path):
     at, _ = one_face(toy, PHOTO)
     im = Image.fromarray(PHOTO)
     forms = {"grey.png": im.convert("L"), "palette.png": im.convert("P"), "alpha.png": im.convert("RGBA"), "cmyk.jpg": im.convert("CMYK"),
@@ -72,9 +73,9 @@ def test_exif_turns_are_applied(toy, tmp_path, orientation, turns):
     assert got == pytest.approx(at, abs=12) and abs(turned.roll - face.roll) < 15
 
 
-def test_pictures_that_cannot_be_used_are_named(toy, portrait, tmp_path):
+def test_images_that_cannot_be_used_are_named(toy, portrait, tmp_path):
     whole = portrait.read_bytes()
-    bad = {"cut.png": whole[:len(whole) // 2], "empty.jpg": b"", "text.jpg": b"not a picture"}
+    bad = {"cut.png": whole[:len(whole) // 2], "empty.jpg": b"", "text.jpg": b"not an image"}
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=name):
@@ -87,7 +88,7 @@ def test_pictures_that_cannot_be_used_are_named(toy, portrait, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_huge_pictures_are_refused_before_they_are_decoded(toy, tmp_path):
+def test_huge_images_are_refused_before_they_are_decoded(toy, tmp_path):
     for side in (20_000, 10_000):
         Image.new("1", (side, side)).save(tmp_path / "huge.png")
         with pytest.raises(ImageError, match="huge.png"):
@@ -104,7 +105,7 @@ def test_an_animation_gives_its_first_frame_and_says_so(toy, tmp_path):
     assert (table.status == "ok").all() and table.note.str.contains("3 frames").all()
 
 
-def test_thin_and_tiny_pictures_have_no_face(toy):
+def test_thin_and_tiny_images_have_no_face(toy):
     for shape in ((1, 1), (1, 5000), (5000, 1), (2, 2, 3), (48, 48), (7, 3000, 3)):
         assert toy(np.full(shape, 100, np.uint8)) == []
 
@@ -123,7 +124,7 @@ def test_small_faces_many_faces_and_faces_upside_down():
         assert np.corrcoef(upright.ravel(), face_square(PHOTO, straight, 96).ravel())[0, 1] > .75
 
 
-def test_a_crop_at_the_border_and_one_larger_than_the_picture():
+def test_a_crop_at_the_border_and_one_larger_than_the_image():
     face = FoundFace(np.array([-10., -10, 400, 400]), 1., np.array([[100., 100], [250, 100]] + [[150, 200]] * 4))
     for image in (PHOTO, PHOTO[..., 0], PHOTO[:40, :30]):
         assert face_square(image, face, 48).shape == (48, 48, 3)[:image.ndim]
@@ -166,10 +167,10 @@ def test_wrong_weights_are_refused_in_one_sentence(tmp_path):
         Recogniser(wrong, crop=False)(PHOTO)
 
 
-def test_without_shipped_weights_the_message_says_what_to_do(monkeypatch, tmp_path):
+def test_without_shipped_weights_the_message_says_which(monkeypatch, tmp_path):
     import fer_nb.models
     monkeypatch.setattr(fer_nb.models, "files", lambda package: tmp_path)
-    with pytest.raises(DataError, match="give their path: Recogniser"):
+    with pytest.raises(DataError, match="no weights 'hyfer' in .*weights"):
         Recogniser()
 
 
@@ -224,14 +225,14 @@ def test_the_import_is_light():
 # ---- without a finder ----
 
 def test_faces_that_are_cut_out_already_go_straight_to_the_network():
-    seen = []
-    spy = Network(("a", "b"), 48, 1, 1., lambda x: seen.append(x) or np.zeros((len(x), 2)), "spy")
+    batches = []
+    spy = Network(("a", "b"), 48, 1, 1., lambda x: batches.append(x) or np.zeros((len(x), 2)), "spy")
     faces = np.random.default_rng(0).integers(0, 256, (5, 48, 48), dtype=np.uint8)
-    answers = Recogniser(spy, crop=False).many([*faces, np.zeros((100, 60, 3), np.uint8)])
-    assert len(seen) == 1 and seen[0].shape == (6, 1, 48, 48)                                # one batch
-    np.testing.assert_array_equal((seen[0][:5, 0] * 255).round(), faces)                     # to the byte
-    assert [len(a) for a in answers] == [1] * 6 and answers[5][0].box.tolist() == [0, 0, 60, 100]
-    assert answers[0][0].landmarks is None
+    found = Recogniser(spy, crop=False).batch([*faces, np.zeros((100, 60, 3), np.uint8)])
+    assert len(batches) == 1 and batches[0].shape == (6, 1, 48, 48)                                # one batch
+    np.testing.assert_array_equal((batches[0][:5, 0] * 255).round(), faces)                     # to the byte
+    assert [len(f) for f in found] == [1] * 6 and found[5][0].box.tolist() == [0, 0, 60, 100]
+    assert found[0][0].landmarks is None
 
 
 # ---- folders ----
@@ -244,15 +245,15 @@ def test_a_folder_of_everything(toy, portrait, tmp_path):
     (tmp_path / ".hidden/x.png").write_bytes(portrait.read_bytes())
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / "broken.jpg").write_bytes(b"x")
-    (tmp_path / "film.mp4").write_bytes(b"x" * 300)
+    (tmp_path / "video.mp4").write_bytes(b"x" * 300)
     (tmp_path / "notes.txt").write_text("x")
     Image.new("L", (64, 64)).save(tmp_path / "wall.png")
     with pytest.warns(UserWarning, match="2 files could not be read, the first .*broken.jpg"):
         table = toy.folder(tmp_path)
     status = {Path(f).name: s for f, s in zip(table.file, table.status)}
-    assert status == {**{f"{k}.png": "ok" for k in range(6)}, "broken.jpg": "error", "film.mp4": "error", "notes.txt": "skipped", "wall.png": "no_face"}
+    assert status == {**{f"{k}.png": "ok" for k in range(6)}, "broken.jpg": "error", "video.mp4": "error", "notes.txt": "skipped", "wall.png": "no_face"}
     assert table.note[table.status == "error"].str.len().min() > 5 and table[table.status == "ok"][["dark", "bright"]].sum(axis=1).round(3).eq(1).all()
-    assert list(toy.seen([tmp_path / "gone"]))[0].status == "error"
+    assert list(toy.results([tmp_path / "gone"]))[0].status == "error"
 
 
 def test_damage_behind_the_first_page_costs_that_page_only(toy, portrait, tmp_path):
@@ -271,7 +272,7 @@ def test_damage_behind_the_first_page_costs_that_page_only(toy, portrait, tmp_pa
 
 
 @pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("no graph")])
-def test_one_picture_that_is_too_much_costs_itself_alone(toy, monkeypatch, tmp_path, error):
+def test_one_image_that_is_too_much_costs_itself_alone(toy, monkeypatch, tmp_path, error):
     for k in range(6):
         Image.fromarray(np.full((48, 48), 40 * k, np.uint8)).save(tmp_path / f"{k}.png")
     toy.crop, found = False, toy._found
@@ -285,11 +286,11 @@ def test_one_picture_that_is_too_much_costs_itself_alone(toy, monkeypatch, tmp_p
         table = toy.folder(tmp_path)
     assert table.status.tolist() == ["ok", "ok", "error", "ok", "ok", "ok"]
     assert table.note[2] == f"{type(error).__name__}: {error}" and table.emotion.tolist()[4:] == ["bright"] * 2
-    assert [s.image is None for s in toy.seen(tmp_path)] == [False, False, True, False, False, False]   # nothing to draw
+    assert [s.image is None for s in toy.results(tmp_path)] == [False, False, True, False, False, False]   # nothing to draw
 
 
-def test_a_film_that_is_too_much_costs_itself_alone(toy, portrait, monkeypatch, tmp_path):
-    film(tmp_path / "a.avi")
+def test_a_video_that_is_too_much_costs_itself_alone(toy, portrait, monkeypatch, tmp_path):
+    make_video(tmp_path / "a.avi")
     (tmp_path / "b.png").write_bytes(portrait.read_bytes())
     recognise = toy._recognise
 
@@ -298,32 +299,32 @@ def test_a_film_that_is_too_much_costs_itself_alone(toy, portrait, monkeypatch, 
             raise MemoryError("too much")
         return recognise(images)
     monkeypatch.setattr(toy, "_recognise", fails)
-    assert [(s.status, s.note) for s in toy.seen(tmp_path)] == [("error", "MemoryError: too much"), ("ok", "")]
+    assert [(s.status, s.note) for s in toy.results(tmp_path)] == [("error", "MemoryError: too much"), ("ok", "")]
 
 
-def test_large_pictures_are_held_in_smaller_batches(toy, monkeypatch, tmp_path):
+def test_large_images_are_held_in_smaller_batches(toy, monkeypatch, tmp_path):
     for k in range(5):
         Image.new("L", (300, 200)).save(tmp_path / f"{k}.png")
-    asked, recognise = [], toy._recognise
-    monkeypatch.setattr("fer_nb.predict._AT_ONCE", 100_000)
-    monkeypatch.setattr(toy, "_recognise", lambda images: asked.append(len(images)) or recognise(images))
-    assert len(list(toy.seen(tmp_path))) == 5 and asked == [2, 2, 1]
+    sizes, recognise = [], toy._recognise
+    monkeypatch.setattr("fer_nb.predict._BATCH_PIXELS", 100_000)
+    monkeypatch.setattr(toy, "_recognise", lambda images: sizes.append(len(images)) or recognise(images))
+    assert len(list(toy.results(tmp_path))) == 5 and sizes == [2, 2, 1]
 
 
 def test_very_many_faces_go_through_the_network_in_parts():
-    seen = []
-    spy = Network(("dark", "bright"), 48, 1, 1.0, lambda x: seen.append(len(x)) or brightness(x), "spy")
-    pictures = [np.full((48, 48), k, np.uint8) for k in range(150)]
-    together = spy(pictures)
-    assert seen == [64, 64, 22]
-    np.testing.assert_allclose(together, np.concatenate([spy([p]) for p in pictures]), rtol=1e-6)
+    batches = []
+    spy = Network(("dark", "bright"), 48, 1, 1.0, lambda x: batches.append(len(x)) or brightness(x), "spy")
+    images = [np.full((48, 48), k, np.uint8) for k in range(150)]
+    together = spy(images)
+    assert batches == [64, 64, 22]
+    np.testing.assert_allclose(together, np.concatenate([spy([p]) for p in images]), rtol=1e-6)
 
 
 def test_a_file_that_somebody_names_is_tried_whatever_its_ending(toy, portrait, tmp_path):
     (tmp_path / "IMG_0001").write_bytes(portrait.read_bytes())
     (tmp_path / "notes.txt").write_text("x")
-    assert [s.status for s in toy.seen([tmp_path / "IMG_0001", tmp_path / "notes.txt"])] == ["ok", "error"]
-    assert [s.status for s in toy.seen(tmp_path)] == ["skipped", "skipped"]
+    assert [s.status for s in toy.results([tmp_path / "IMG_0001", tmp_path / "notes.txt"])] == ["ok", "error"]
+    assert [s.status for s in toy.results(tmp_path)] == ["skipped", "skipped"]
 
 
 def test_a_folder_that_cannot_be_searched_is_an_error(toy, portrait, monkeypatch, tmp_path):
@@ -337,14 +338,14 @@ def test_a_folder_that_cannot_be_searched_is_an_error(toy, portrait, monkeypatch
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
     monkeypatch.setattr(os, "scandir", scandir)
-    shut = list(toy.seen(tmp_path))[-1]
+    shut = list(toy.results(tmp_path))[-1]
     assert (shut.file, shut.status) == (str(tmp_path / "closed"), "error") and "Permission denied" in shut.note
 
 
 def test_settings_that_make_no_sense_are_refused_before_anything_is_opened(toy, tmp_path):
     for wrong in ({"every": 0}, {"every": 1.5}, {"smooth": -1}):
         with pytest.raises(ConfigError):
-            toy.seen(tmp_path, **wrong)                               # not at the first picture
+            toy.results(tmp_path, **wrong)                               # not at the first image
 
 
 def test_ten_thousand_files_in_bounded_memory(toy, monkeypatch, tmp_path):
@@ -353,11 +354,11 @@ def test_ten_thousand_files_in_bounded_memory(toy, monkeypatch, tmp_path):
     import weakref
     import fer_nb.predict as p
 
-    class Picture(np.ndarray):
+    class Loaded(np.ndarray):
         pass
 
     def read(path):
-        image = np.zeros((48, 48), np.uint8).view(Picture)
+        image = np.zeros((48, 48), np.uint8).view(Loaded)
         refs.append(weakref.ref(image))
         if path.name.endswith("7.png"):
             raise ImageError(f"{path}: broken")
@@ -367,25 +368,25 @@ def test_ten_thousand_files_in_bounded_memory(toy, monkeypatch, tmp_path):
     monkeypatch.setattr(p, "_files", lambda paths: (Path(f"{k}.png") for k in range(10_000)))
     toy.crop, most = False, 0
     counts = {"ok": 0, "error": 0}
-    for k, s in enumerate(toy.seen(tmp_path)):
+    for k, s in enumerate(toy.results(tmp_path)):
         counts[s.status] += 1
         if k % 1000 == 0:
             gc.collect()
             most = max(most, sum(r() is not None for r in refs))
-    assert counts == {"ok": 9000, "error": 1000} and most <= 2 * toy.batch
+    assert counts == {"ok": 9000, "error": 1000} and most <= 2 * toy.batch_size
 
 
 def test_what_was_done_before_an_interruption_is_there(toy, portrait, tmp_path):
     for k in range(9):
         (tmp_path / f"{k}.png").write_bytes(portrait.read_bytes())
-    stream = toy.seen(tmp_path)
+    stream = toy.results(tmp_path)
     assert [next(stream).status for _ in range(5)] == ["ok"] * 5       # they come as they are done
     stream.close()
 
 
-# ---- films ----
+# ---- videos ----
 
-def film(path, frames=24, fps=12, step=4):
+def make_video(path, frames=24, fps=12, step=4):
     out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v")), fps, (320, 180))
     for k in range(frames):
         out.write(_frame(k * step))
@@ -400,28 +401,28 @@ def _frame(x):
 
 
 @pytest.mark.parametrize("ending", [".avi", ".mp4"])
-def test_a_film(toy, tmp_path, ending):
-    table = toy.video(film(tmp_path / f"film{ending}"), every=3)
+def test_a_video(toy, tmp_path, ending):
+    table = toy.video(make_video(tmp_path / f"video{ending}"), every=3)
     assert table.frame.tolist() == list(range(0, 24, 3)) and set(table.track) == {0}
     assert table.time.tolist() == pytest.approx([k / 12 for k in range(0, 24, 3)])
     assert table.x.iloc[-1] - table.x.iloc[0] == pytest.approx(84, abs=12)
-    assert len(toy.video(tmp_path / f"film{ending}", seconds=1)) == 12
+    assert len(toy.video(tmp_path / f"video{ending}", seconds=1)) == 12
     assert len(toy.folder(tmp_path, every=12)) == 2
 
 
-def test_a_film_that_ends_early_gives_what_could_be_read(toy, tmp_path):
-    content = film(tmp_path / "film.avi").read_bytes()
+def test_a_video_that_ends_early_gives_what_could_be_read(toy, tmp_path):
+    content = make_video(tmp_path / "video.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[:int(len(content) * .6)])
     with pytest.warns(UserWarning, match=r"cut.avi: ended at frame \d+ of 24"):
         table = toy.video(tmp_path / "cut.avi")
     assert 8 < len(table) < 22 and (table.status == "ok").all()
-    assert [s.status for s in toy.seen(tmp_path / "cut.avi")][-1] == "error"
+    assert [s.status for s in toy.results(tmp_path / "cut.avi")][-1] == "error"
 
 
-def test_films_and_cameras_that_cannot_be_opened(toy, tmp_path, capfd):
+def test_videos_and_cameras_that_cannot_be_opened(toy, tmp_path, capfd):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 40)
-    for source, why in ((tmp_path / "empty.mp4", "empty file"), (tmp_path / "noise.mp4", "not a film"), (tmp_path / "no.mp4", "no such film"),
+    for source, why in ((tmp_path / "empty.mp4", "empty file"), (tmp_path / "noise.mp4", "not a video"), (tmp_path / "no.mp4", "no such video"),
                         (77, "camera 77: cannot be opened")):
         with pytest.raises(DataError, match=why):
             toy.video(source, seconds=1)
@@ -443,25 +444,25 @@ def test_smoothing_does_not_depend_on_the_frame_rate(toy):
     (face,) = toy(PHOTO)
 
     def after(fps, seconds=1.0):
-        tracks = Tracks(smooth=.4)
+        tracker = FaceTracker(smooth=.4)
         for k in range(int(seconds * fps) + 1):
             face.probs = {"dark": float(k == 0), "bright": float(k > 0)}
-            (got,) = tracks([face], k / fps)
+            (got,) = tracker([face], k / fps)
         return got.probs["bright"]
     assert after(10) == pytest.approx(after(50), abs=1e-6) == pytest.approx(1 - np.exp(-1 / .4), abs=1e-6)
-    assert sum(Tracks(.4)([face], 0.)[0].probs.values()) == pytest.approx(1)
+    assert sum(FaceTracker(.4)([face], 0.)[0].probs.values()) == pytest.approx(1)
 
 
 def test_a_face_keeps_its_number_where_frames_are_further_apart_than_a_second(toy, tmp_path):
-    table = toy.video(film(tmp_path / "film.avi", frames=60, fps=12, step=0), every=15, smooth=1)
+    table = toy.video(make_video(tmp_path / "video.avi", frames=60, fps=12, step=0), every=15, smooth=1)
     assert table.time.tolist() == [0, 1.25, 2.5, 3.75] and set(table.track) == {0}
     (face,) = toy(PHOTO)
-    tracks = Tracks()
-    assert [t[0].track if t else None for t in (tracks(f, at) for at, f in ((0, [face]), (2, [face]), (4, []), (6, [face])))] == [0, 0, None, 1]
+    tracker = FaceTracker()
+    assert [t[0].track if t else None for t in (tracker(f, at) for at, f in ((0, [face]), (2, [face]), (4, []), (6, [face])))] == [0, 0, None, 1]
 
 
 class Camcorder:
-    "A film as OpenCV hands it out, its frames at the given times."
+    "A video as OpenCV hands it out, its frames at the given times."
 
     def __init__(self, stamps, fps, counted):
         self.stamps, self.facts, self.k = stamps, {5: fps, 7: counted}, -1
@@ -488,18 +489,18 @@ class Camcorder:
     (list(np.arange(17_000) / 30), 30., 18_000, None, True),          # half a minute of ten is missing
     (list(np.arange(17_900) / 30), 30., 18_000, None, False),         # three seconds: its sound may be that much longer
 ])
-def test_times_are_those_of_the_film(monkeypatch, stamps, fps, counted, times, early):
+def test_times_are_those_of_the_video(monkeypatch, stamps, fps, counted, times, early):
     from fer_nb import predict
-    monkeypatch.setattr(predict, "_opened", lambda source: Camcorder(stamps, fps, counted))
-    film = predict._Film("film.mp4", every=1 if times else 1000)
-    at = [a for _, a, _ in film]
+    monkeypatch.setattr(predict._Video, "open", lambda self: Camcorder(stamps, fps, counted))
+    video = predict._Video("video.mp4", every=1 if times else 1000)
+    at = [a for _, a, _ in video]
     if times:
         assert at == pytest.approx(times)
-    assert bool(film.end) == early
-    assert not early or film.end == f"ended at frame {len(stamps)} of 18000"
+    assert bool(video.end) == early
+    assert not early or video.end == f"ended at frame {len(stamps)} of 18000"
 
 
-# ---- pictures of the result, and the widget ----
+# ---- images of the result, and the widget ----
 
 def test_annotate_wherever_the_face_is(toy):
     (face,) = toy(PHOTO)
@@ -507,7 +508,7 @@ def test_annotate_wherever_the_face_is(toy):
         face.box = np.array(box, float)
         named, drawn = annotate(PHOTO[..., 0], [face], bars=False), annotate(PHOTO[..., 0], [face])
         assert named.shape == drawn.shape == PHOTO.shape
-        green = named[..., 1].astype(int) - named[..., 0] > 60            # the picture itself is grey
+        green = named[..., 1].astype(int) - named[..., 0] > 60            # the image itself is grey
         x, y, w, h = np.clip(box, 0, 359)
         green[[min(y, 359), min(y + h, 359)]] = green[:, [min(x, 359), min(x + w, 359)]] = False  # the frame
         assert green.sum() > 30                                       # the name can be read
@@ -515,11 +516,11 @@ def test_annotate_wherever_the_face_is(toy):
 
 
 def test_the_widget_plays_stops_and_says_what_is_wrong(toy, tmp_path):
-    live = Live(toy, film(tmp_path / "film.avi")).start()
+    live = Live(toy, make_video(tmp_path / "video.avi")).start()
     live.wait(120)
     assert live.shown == 24 and not live.running and not live.error and live.button.description == "Start"
     assert sum(bar.value for bar in live.bars.values()) == pytest.approx(1, abs=1e-4)
-    live = Live(toy, film(tmp_path / "long.avi", frames=200, step=0)).start()
+    live = Live(toy, make_video(tmp_path / "long.avi", frames=200, step=0)).start()
     while not live.shown and live.running:
         time.sleep(.05)
     live.stop(60)
@@ -530,6 +531,56 @@ def test_the_widget_plays_stops_and_says_what_is_wrong(toy, tmp_path):
 
 
 def test_an_empty_table_has_its_columns(toy):
-    table = as_table([], toy.network.labels)
+    table = toy.table([])
     assert list(table.columns[-4:]) == ["dark", "bright", "status", "note"] and not len(table)
     assert isinstance(table, pd.DataFrame) and issubclass(ImageError, FERError)
+
+
+# ---- files of results ----
+
+DARK_OR_BRIGHT = Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy")
+
+
+def results(tmp_path):
+    "A face without a detector's numbers, a frame without a face, and a file that cannot be read."
+    face = Recogniser(DARK_OR_BRIGHT, crop=False)(PHOTO)[0]
+    assert np.isnan(face.score) and np.isnan(face.roll)
+    return [Result(str(tmp_path / "a.png"), "ok", [face], image=PHOTO), Result("v.mp4", "no_face", image=PHOTO, frame=3, time=.5),
+            Result("broken.jpg", "error", note="cannot be decoded")]
+
+
+def test_results_are_written_one_by_one(tmp_path, capsys):
+    done = []
+    write_results(results(tmp_path), "csv", tmp_path / "new/r.csv", ("dark", "bright"), each=done.append)
+    table = pd.read_csv(tmp_path / "new/r.csv")
+    assert len(done) == 3 and table.status.tolist() == ["ok", "no_face", "error"] and table.score.isna().all()
+    assert list(table.columns) == list(Recogniser(DARK_OR_BRIGHT).table(done).columns)
+    write_results(results(tmp_path), "json")
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["faces"][0]["score"] is None and first["faces"][0]["box"] == [0, 0, 360, 360]
+    assert (second["frame"], second["time"], second["faces"]) == (3, .5, []) and third["note"] == "cannot be decoded"
+
+
+def test_what_was_written_before_an_interruption_stays(tmp_path):
+    def interrupted():
+        yield from results(tmp_path)[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_results(interrupted(), "csv", tmp_path / "r.csv", ("dark", "bright"))
+    assert len(pd.read_csv(tmp_path / "r.csv")) == 2
+    with pytest.raises(KeyboardInterrupt):
+        write_annotated(interrupted(), tmp_path / "drawn")
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["a.png.jpg", "v.mp4.000003.jpg"]
+
+
+def test_results_do_not_replace_what_is_there_unasked(tmp_path):
+    (tmp_path / "r.csv").write_text("precious")
+    for write in (lambda **k: write_results([], "csv", tmp_path / "r.csv", **k), lambda **k: write_annotated([], tmp_path, **k)):
+        with pytest.raises(FileExistsError, match="exists"):
+            write()
+    assert (tmp_path / "r.csv").read_text() == "precious"
+    with pytest.raises(ConfigError, match="kind='xml'; 'csv' or 'json' expected"):
+        write_results([], "xml", tmp_path / "r.csv", overwrite=True)
+    write_results([], "csv", tmp_path / "r.csv", overwrite=True)
+    assert (tmp_path / "r.csv").read_text().startswith("file,frame")

@@ -13,8 +13,9 @@ from PIL import Image
 from fer_nb import data
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import (AFFECTNET_COUNTS, FERPLUS_COUNTS, FERPLUS_MODES, KDEF_ANGLES, KDEF_COUNTS, RAFDB_COUNTS,
-                         VOTE_COLUMNS, Crop, FERData, add_votes, check_counts, read_affectnet, read_fer2013, read_ferplus,
-                         read_image, read_images, read_kdef, read_rafdb, read_votes, resized, soft_labels, vote_targets)
+                         READERS, VOTE_COLUMNS, Crop, FERData, _read_votes, add_votes, read, read_affectnet, read_fer2013,
+                         read_ferplus, read_folder, read_image, read_images, read_kdef, read_rafdb, resized,
+                         vote_targets)
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (48, 48), dtype=np.uint8)
 FERPLUS = LABEL_ORDERS["ferplus"]
@@ -149,7 +150,7 @@ def test_ferplus_is_joined_by_row_and_valid_and_test_go_by_majority(tmp_path, mo
     assert ds.df.id.tolist() == list(expected) and ds.df.label.tolist() == [e[1] for e in expected.values()]
     assert (ds.array() == pixels[[e[0] for e in expected.values()]]).all()
     assert ds.labels == FERPLUS[:num_classes]
-    soft = soft_labels(ds)
+    soft = ds.soft_labels()
     for row, (_, _, shares) in zip(soft, expected.values()):
         kept = {n: s for n, s in shares.items() if n in ds.labels}
         assert np.allclose(row, [kept.get(n, 0) / sum(kept.values()) for n in ds.labels])
@@ -184,7 +185,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     refused(DataError, "not in the order", read=lambda: add_votes(whole.take([1, 0, *range(2, 30)]), new))
     mirror = FERData(whole.df.assign(id=[f"train/{k}" for k in range(30)]), whole.array())
     refused(DataError, "not in the order", read=lambda: add_votes(mirror, new))
-    refused(DataError, new, "votes only", read=lambda: read_ferplus(new))
+    refused(ConfigError, new, "votes only", read=lambda: read_ferplus(new))
     refused(DataError, "missing.csv", read=lambda: read_ferplus(tmp_path / "missing.csv", old))
     refused(ConfigError, "'most'", read=lambda: read_ferplus(new, old, "most"))
     refused(ConfigError, "6", "7 or 8", read=lambda: read_ferplus(new, old, num_classes=6))
@@ -206,13 +207,13 @@ def test_ferplus_asks_of_fer2013_what_it_is_asked_for(tmp_path, monkeypatch):
     ("Training,x.png,4,0,0,1.5,3,2,0,0,0,0", DataError, "'1.5'"), ("Training,x.png,9,9,0,0,0,0,0,0,0,0", DataError, "18 votes")])
 def test_a_bad_row_of_votes_is_named(tmp_path, row, error, needle):
     path = write(tmp_path / "new.csv", HEADER, "Training,y.png,10,0,0,0,0,0,0,0,0,0", row)
-    refused(error, f"{path}, row 3", needle, read=lambda: read_votes(path))
+    refused(error, f"{path}, row 3", needle, read=lambda: _read_votes(path))
 
 
 def test_a_table_of_votes_without_rows_or_columns_is_refused(tmp_path):
-    refused(DataError, "empty", read=lambda: read_votes(write(tmp_path / "a.csv")))
-    refused(DataError, "no rows", read=lambda: read_votes(write(tmp_path / "b.csv", HEADER)))
-    refused(DataError, "'NF'", read=lambda: read_votes(write(tmp_path / "c.csv", HEADER[:-3])))
+    refused(DataError, "empty", read=lambda: _read_votes(write(tmp_path / "a.csv")))
+    refused(DataError, "no rows", read=lambda: _read_votes(write(tmp_path / "b.csv", HEADER)))
+    refused(DataError, "'NF'", read=lambda: _read_votes(write(tmp_path / "c.csv", HEADER[:-3])))
 
 
 def test_add_votes_keeps_labels_rows_and_order(tmp_path):
@@ -223,13 +224,13 @@ def test_add_votes_keeps_labels_rows_and_order(tmp_path):
     assert (ds.df[list(VOTE_COLUMNS)].to_numpy() == votes).all()
     rules = [slow_rule(v.tolist(), "majority") for v in votes]
     assert ds.df.vote_label.tolist() == [next(iter(r)) if r else "" for r in rules]
-    soft = soft_labels(ds)                                                       # plain shares of the seven emotions
+    soft = ds.soft_labels()                                                       # plain shares of the seven emotions
     order = [FERPLUS.index(e) for e in EMOTIONS]
     for row, v in zip(soft, votes):
         own = v[order]
         assert np.allclose(row, own / own.sum()) if own.sum() else np.isnan(row).all()
-    assert np.isnan(soft_labels(ds, "majority")).any(1).sum() == (~ds.df.vote_label.isin(EMOTIONS)).sum()
-    refused(LabelError, "'bored'", read=lambda: soft_labels(FERData(ds.df.assign(label="bored"), ds.array(), ["bored"])))
+    assert np.isnan(ds.soft_labels("majority")).any(1).sum() == (~ds.df.vote_label.isin(EMOTIONS)).sum()
+    refused(LabelError, "'bored'", read=FERData(ds.df.assign(label="bored"), ds.array(), ["bored"]).soft_labels)
 
 
 def label_folder(root, box, splits=("Train", "Valid", "Test"), prefix=""):
@@ -282,7 +283,7 @@ def test_real_ferplus_has_the_published_counts(real_votes, mode, train, blank, r
         seven = read_ferplus(path, fer2013, num_classes=7, strict=True, splits=("train", "valid"))
         assert len(seven) == len(ds) - 119 - 13
     sample = np.random.default_rng(0).choice(len(fer2013), 2000, replace=False)
-    agree(read_votes(path)[list(VOTE_COLUMNS)].to_numpy()[sample], mode)
+    agree(_read_votes(path)[list(VOTE_COLUMNS)].to_numpy()[sample], mode)
     with pytest.raises(DataError, match="no test images; 3153 were published"):
         read_ferplus(path, fer2013, mode, strict=True)
 
@@ -295,26 +296,27 @@ def test_published_totals():
     assert all(len(c) == 8 for c in AFFECTNET_COUNTS.values())
 
 
-def test_absent_splits_are_said_unless_they_are_not_expected():
+def test_absent_splits_are_named_unless_they_are_not_expected():
     df = pd.DataFrame({"id": ["a", "b"], "label": "sad", "split": "train"})
     ds, published = FERData(df, np.zeros((2, 4, 4), np.uint8), name="mine"), {"train": (0, 0, 0, 0, 2, 0, 0), "test": (3,) * 7}
-    with pytest.warns(UserWarning, match="mine: no test images; 21 were published") as said:
-        assert check_counts(ds, published).attrs["absent"] == ["test"]
-    assert len(said) == 1
-    refused(DataError, "no test images", read=lambda: check_counts(ds, published, strict=True))
-    assert quiet(check_counts, ds, published, True, ["train"]).attrs["absent"] == []
-    refused(ConfigError, "'exam'", read=lambda: check_counts(ds, published, expected=["exam"]))
+    with pytest.warns(UserWarning, match="mine: no test images; 21 were published") as caught:
+        assert ds.check_counts(published).attrs["absent"] == ["test"]
+    assert len(caught) == 1
+    refused(DataError, "no test images", read=lambda: ds.check_counts(published, strict=True))
+    assert quiet(ds.check_counts, published, True, ["train"]).attrs["absent"] == []
+    with pytest.raises(KeyError, match="exam"):
+        ds.check_counts(published, expected=["exam"])
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 48, 3)])
 @pytest.mark.parametrize("rest", [0, 2])
-def test_a_mirror_with_other_pictures_is_said(tmp_path, shape, rest):
+def test_a_mirror_with_other_images_is_named(tmp_path, shape, rest):
     for k in range(rest):
         save(tmp_path / f"train/sad/Training_{k}.png")
     save(tmp_path / "test/happy/PublicTest_9.png", np.zeros(shape, np.uint8))
-    with pytest.warns(UserWarning, match="pictures are not 48 × 48 grey") as said:
+    with pytest.warns(UserWarning, match="images are not 48 × 48 grey") as caught:
         read_fer2013(tmp_path)
-    assert " × ".join(map(str, shape)) in str(said[0].message) and said[0].filename == __file__
+    assert " × ".join(map(str, shape)) in str(caught[0].message) and caught[0].filename == __file__
     refused(ImageError, tmp_path, read=lambda: read_fer2013(tmp_path, strict=True))
 
 
@@ -323,11 +325,11 @@ def test_a_mirror_of_several_sizes_is_decoded_once_and_counted_as_it_is(tmp_path
         save(tmp_path / f"train/sad/Training_{k}.png", np.zeros(shape, np.uint8))
     looked = []
     monkeypatch.setattr(data, "read_image", lambda path, f=read_image: looked.append(path) or f(path))
-    with pytest.warns(UserWarning, match=r"1 of 3 pictures are not 48 × 48 grey as FER2013's are: 64 × 64 \(1\)"):
+    with pytest.warns(UserWarning, match=r"1 of 3 images are not 48 × 48 grey as FER2013's are: 64 × 64 \(1\)"):
         read_fer2013(tmp_path)
     assert len(looked) == 3
     save(tmp_path / "train/sad/Training_2.png", np.zeros((48, 48, 3), np.uint8))     # one in colour: not all of them
-    with pytest.warns(UserWarning, match=r"1 of 3 pictures .*: 48 × 48 × 3 \(1\)"):
+    with pytest.warns(UserWarning, match=r"1 of 3 images .*: 48 × 48 × 3 \(1\)"):
         assert read_fer2013(tmp_path).array().shape == (3, 48, 48, 3)
 
 
@@ -397,9 +399,9 @@ def test_kdef_leaves_out_akdef_and_lists_it(tmp_path):
 def test_a_kdef_file_with_another_name_is_never_skipped_in_silence(tmp_path, name):
     kdef_tree(tmp_path)
     save(tmp_path / "KDEF_and_AKDEF/KDEF" / name)
-    with pytest.warns(UserWarning, match="left out") as said:
+    with pytest.warns(UserWarning, match="left out") as caught:
         ds = read_kdef(tmp_path)
-    assert name in str(said[0].message) and said[0].filename == __file__
+    assert name in str(caught[0].message) and caught[0].filename == __file__
     assert len(ds) == 21 and len(ds.dropped) == 1 and ds.dropped.id[0].endswith(name)
     refused(DataError, name, read=lambda: read_kdef(tmp_path, strict=True))
 
@@ -413,7 +415,7 @@ def test_kdef_in_small_letters_flat_and_with_other_endings(tmp_path):
     refused(DataError, "AF01ANS", "copy", "af01ans.jpg", read=lambda: read_kdef(tmp_path))
 
 
-def test_broken_kdef_pictures_are_found(tmp_path):
+def test_broken_kdef_images_are_found(tmp_path):
     kdef_tree(tmp_path)
     home = tmp_path / "KDEF_and_AKDEF/KDEF/AF01"
     save(home / "AF01AFS.JPG", np.zeros((48, 48), np.uint8))
@@ -423,16 +425,16 @@ def test_broken_kdef_pictures_are_found(tmp_path):
     (home / "AF01NES.JPG").write_bytes(b"")
     save(home / "AF01SAFL.JPG", np.zeros((48, 48), np.uint8))                    # another angle: not looked at
     why = ["blank", "blank", "48 × 40 pixels", "not decodable", "not decodable"]
-    with pytest.warns(UserWarning, match="5 broken pictures: AF01AFS \\(blank\\)") as said:
+    with pytest.warns(UserWarning, match="5 broken images: AF01AFS \\(blank\\)") as caught:
         ds = read_kdef(tmp_path)
-    assert len(ds) == 16 and ds.dropped.why.tolist() == why and said[0].filename == __file__
+    assert len(ds) == 16 and ds.dropped.why.tolist() == why and caught[0].filename == __file__
     with pytest.warns(UserWarning, match="5 broken"):
-        kept = read_kdef(tmp_path, broken="keep")
-    assert len(kept) == 21 and kept.df.broken[kept.df.broken != ""].tolist() == why and len(kept.dropped) == 0
+        every = read_kdef(tmp_path, broken="keep")
+    assert len(every) == 21 and every.df.broken[every.df.broken != ""].tolist() == why and len(every.dropped) == 0
     refused(ImageError, "AF01HAS (not decodable)", read=lambda: read_kdef(tmp_path, broken="raise"))
 
 
-def test_a_kdef_picture_of_a_few_pixels_is_broken_and_no_more(tmp_path):
+def test_a_kdef_image_of_a_few_pixels_is_broken_and_no_more(tmp_path):
     kdef_tree(tmp_path)
     save(tmp_path / "KDEF_and_AKDEF/KDEF/AF01/AF01AFS.JPG", PICTURE[:5, :5])
     with pytest.warns(UserWarning, match=r"AF01AFS \((blank|5 × 5 pixels)\)"):
@@ -693,12 +695,12 @@ def test_affectnet_refuses_what_is_no_affectnet(tmp_path):
 
 @pytest.fixture(params=[layout_a, layout_b])
 def indexed(request, tmp_path, monkeypatch):
-    "A tree, the folder of its index, and how often it was made."
+    "A tree, the folder of its cached index, and how often it was made."
     made = []
     for name in ("_index_lists", "_index_arrays"):
         monkeypatch.setattr(data, name, lambda *a, f=getattr(data, name): made.append(1) or f(*a))
-    monkeypatch.setenv("FER_NB_CACHE", str(tmp_path / "kept"))
-    return request.param(tmp_path / "net"), tmp_path / "kept", made
+    monkeypatch.setenv("FER_NB_CACHE", str(tmp_path / "cache"))
+    return request.param(tmp_path / "net"), tmp_path / "cache", made
 
 
 def same(a, b):
@@ -706,17 +708,17 @@ def same(a, b):
 
 
 def test_the_second_reading_uses_the_index(indexed):
-    root, kept, made = indexed
+    root, folder, made = indexed
     fresh = read_affectnet(root, cache=False)
     first, second = quiet(read_affectnet, root), quiet(read_affectnet, root)
     assert len(made) == 2 and same(first, fresh) and same(second, fresh)
-    assert [p.suffix for p in kept.iterdir()] == [".npz"]
+    assert [p.suffix for p in folder.iterdir()] == [".npz"]
     assert len(quiet(read_affectnet, root, 7)) < len(first) and len(made) == 2      # one index serves both
 
 
 @pytest.mark.parametrize("change", ["label", "delete", "add"])
-def test_a_stale_index_is_made_anew(indexed, change):
-    root, kept, made = indexed
+def test_a_stale_index_is_made_again(indexed, change):
+    root, folder, made = indexed
     before = read_affectnet(root)
     arrays = (root / "train_set").is_dir()
     if change == "label" and arrays:
@@ -733,7 +735,7 @@ def test_a_stale_index_is_made_anew(indexed, change):
     else:
         label(root / "val_set", 50, 2) if arrays else save(root / "Manually_Annotated_Images/3/new.jpg")
     after = quiet(read_affectnet, root)
-    assert len(made) == 2 and len(list(kept.iterdir())) == 1
+    assert len(made) == 2 and len(list(folder.iterdir())) == 1
     assert same(after, before) == (change == "add" and not arrays)
     if change == "label":
         assert "disgust" in set(after.df.label[after.df.split == "train"])
@@ -741,29 +743,29 @@ def test_a_stale_index_is_made_anew(indexed, change):
 
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"no archive", lambda b: b[:300] + b"\xff" * 40 + b[340:],
                                     lambda b: b"\x93NUMPY" + b[6:]])
-def test_a_damaged_index_is_made_anew_with_a_warning(indexed, damage):
-    root, kept, made = indexed
+def test_a_damaged_index_is_made_again_with_a_warning(indexed, damage):
+    root, folder, made = indexed
     before = read_affectnet(root)
-    path = next(kept.iterdir())
+    path = next(folder.iterdir())
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match="damaged") as said:
+    with pytest.warns(UserWarning, match="cannot be read .* and is made again"):
         assert same(read_affectnet(root), before)
-    assert said[0].filename == __file__ and len(made) == 2
-    assert same(quiet(read_affectnet, root), before) and len(made) == 2 and len(list(kept.iterdir())) == 1
+    assert len(made) == 2
+    assert same(quiet(read_affectnet, root), before) and len(made) == 2 and len(list(folder.iterdir())) == 1
 
 
-def test_an_index_that_cannot_be_kept_does_not_stop_the_reading(indexed):
-    root, kept, made = indexed
-    kept.write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="could not be kept"):
+def test_an_index_that_cannot_be_cached_does_not_stop_the_reading(indexed):
+    root, folder, made = indexed
+    folder.write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="could not be cached"):
         assert len(read_affectnet(root)) == 4
 
 
-def test_a_reading_that_fails_keeps_no_index(indexed):
-    root, kept, _ = indexed
+def test_a_reading_that_fails_caches_no_index(indexed):
+    root, folder, _ = indexed
     next(root.rglob("7.jpg" if (root / "val_set").is_dir() else "a.jpg")).unlink()
     refused(DataError, "no image", read=lambda: read_affectnet(root))
-    assert not kept.exists()
+    assert not folder.exists()
 
 
 # ---- every reader ----
@@ -779,3 +781,36 @@ def test_every_reader_gives_the_same_kind_of_dataset(tmp_path):
         assert list(ds.dropped) == ["id", "split", "why"] and not set(ds.dropped.id) & set(ds.df.id)
         assert ds.counts().to_numpy().sum() == 2 * len(ds) and len(ds.fingerprint()) == 16
         assert resized(ds, 24).array().shape[:3] == (len(ds), 24, 24) and len(ds.where(split="train").dropped) == 0
+
+
+# ---- a path of unknown kind ----
+
+def test_read_chooses_the_reader_by_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("FER_NB_CACHE", str(tmp_path / "cache"))
+    new, old, *_ = ferplus_files(tmp_path / "plus")
+    for name in ("train/sad/Training_1", "test/happy/PublicTest_2"):
+        save(tmp_path / f"mirror/{name}.png")
+    kdef_tree(tmp_path / "kdef")
+    for name in ("AF01ANS.JPG", "AF02ANS.JPG"):
+        save(tmp_path / "flat" / name)
+    rafdb(tmp_path / "raf")
+    mirror(tmp_path / "rafmirror")
+    layout_a(tmp_path / "a")
+    layout_b(tmp_path / "b")
+    save(tmp_path / "own/train/proud/1.png")
+    save(tmp_path / "own/test/shy/2.png")
+    for path, reader in [(old, read_fer2013), (tmp_path / "mirror", read_fer2013), (tmp_path / "kdef/KDEF_and_AKDEF", read_kdef),
+                         (tmp_path / "flat", read_kdef), (tmp_path / "raf", read_rafdb), (tmp_path / "raf/basic", read_rafdb),
+                         (tmp_path / "rafmirror", read_rafdb), (tmp_path / "a", read_affectnet), (tmp_path / "b", read_affectnet),
+                         (tmp_path / "own", read_folder)]:
+        assert same(read(str(path)), reader(path)) and read(path).name == reader(path).name, path
+    assert same(read(old, new), add_votes(read_fer2013(old), new))
+    assert list(READERS)[-1] == "folder" and {r for _, r in READERS.values()} == {read_fer2013, read_kdef, read_rafdb, read_affectnet, read_folder}
+
+
+def test_read_refuses_what_no_reader_takes(tmp_path):
+    refused(DataError, tmp_path / "none", "no such file or folder", read=lambda: read(tmp_path / "none"))
+    refused(DataError, "notes.txt", ".csv file or a folder", read=lambda: read(write(tmp_path / "notes.txt", "hello")))
+    refused(DataError, "row by row", read=lambda: read(tmp_path, "votes.csv"))
+    (tmp_path / "empty").mkdir()
+    refused(DataError, "no image files", read=lambda: read(tmp_path / "empty"))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from fer_nb.core import ConfigError, DataError
-from fer_nb.report import Section, _cells, fig_to_png, write_report
+from fer_nb.core import ConfigError
+from fer_nb.report import Section, fig_to_png, mean_sd, pivot_mean_sd, table_text, write_report
 
 NASTY = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} </style>"
 
@@ -58,7 +58,7 @@ def test_nothing_is_loaded_from_outside(tmp_path):
     assert "url(" not in page and "@import" not in page and "default-src 'none'" in page
 
 
-def test_the_picture_is_the_figure_and_the_figure_is_left_alone(tmp_path):
+def test_the_image_is_the_figure_and_the_figure_is_left_alone(tmp_path):
     fig = figure()
     before = fig.dpi, fig.get_size_inches().tolist(), fig.get_facecolor()
     page = written(tmp_path, "t", [Section("s", figures=[("f", fig)])], dpi=80)
@@ -87,7 +87,7 @@ def test_odd_tables(tmp_path, table):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8))
 def test_numbers_of_a_column_have_the_same_decimals_and_are_true(values):
-    cells = _cells(pd.Series(values))
+    cells = table_text(pd.DataFrame({"x": values})).x.tolist()
     assert len({len(c.partition(".")[2]) for c in cells}) == 1
     digits = len(cells[0].partition(".")[2])
     for cell, value in zip(cells, values):
@@ -104,25 +104,51 @@ def test_long_tables_fold_and_short_ones_do_not(tmp_path):
 def test_failure_leaves_the_old_report(tmp_path, monkeypatch):
     path = write_report(tmp_path / "deep/er/r.html", "old", [])
     old = path.read_bytes()
-    with pytest.raises(ConfigError, match="table 'c' is a list"):
-        write_report(path, "new", [Section("s", tables=[("c", [1])])])
-    monkeypatch.setattr(type(path), "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("fer_nb.core.os.replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(path, "new", [])
     assert path.read_bytes() == old and [p.name for p in path.parent.iterdir()] == ["r.html"]
 
 
 def test_a_folder_is_no_report(tmp_path):
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
         write_report(tmp_path, "t", [])
 
 
-def test_axes_are_no_figure():
-    with pytest.raises(ConfigError, match="Axes is not a matplotlib Figure"):
-        fig_to_png(figure().axes[0])
+@pytest.mark.parametrize("parts, message", [
+    ({"tables": [("c", [1])]}, "'c' in section 's': a DataFrame expected, not list"),
+    ({"figures": [("f", figure().axes[0])]}, "'f' in section 's': a Figure expected, not Axes")])
+def test_a_section_refuses_what_it_cannot_show(parts, message):
+    with pytest.raises(ConfigError, match=message):
+        Section("s", **parts)
 
 
-def test_settings_are_said_once_and_only_if_there_are_any(tmp_path):
+def test_settings_are_shown_only_if_there_are_any(tmp_path):
     with_settings = written(tmp_path, "t", [], settings={"path": tmp_path / "x", "n": None})
     assert html.escape("null") in with_settings and 'id="settings"' in with_settings
     assert 'id="settings"' not in written(tmp_path, "t", [])
+
+
+def test_the_template_belongs_to_the_package():
+    from importlib.resources import files
+    page = (files("fer_nb") / "assets/report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and page.count("<style>") == 1
+
+
+RUNS = pd.DataFrame([("b", "x", .5), ("b", "x", .7), ("a", "y", .25), ("b", "y", .1)], columns=["arm", "dataset", "value"])
+
+
+def test_runs_as_mean_and_sd_in_their_own_order():
+    wide = pivot_mean_sd(RUNS, "arm", "dataset")
+    assert (list(wide.index), list(wide), wide.index.name, wide.columns.name) == (["b", "a"], ["x", "y"], "arm", None)
+    assert wide.loc["b"].tolist() == ["60.00 ± 14.14", "10.00"] and wide.isna().to_numpy().sum() == 1
+    both = pivot_mean_sd(RUNS.assign(split="test"), ["split", "arm"], "dataset", {"y": "Y"}, percent=False, digits=1)
+    assert both.index.names == ["split", "arm"] and both.Y.tolist() == ["0.2", "0.1"]
+    assert pivot_mean_sd(RUNS[:0], "arm", "dataset").empty
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
+def test_mean_and_sd_are_those_of_pandas(values):
+    v = 100 * pd.Series(values)
+    assert mean_sd(values, digits=3) == f"{v.mean():.3f} ± {v.std():.3f}" or np.isclose(
+        [float(x) for x in mean_sd(values, digits=3).split(" ± ")], [v.mean(), v.std()], atol=6e-4).all()

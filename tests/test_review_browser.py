@@ -1,4 +1,4 @@
-"""The reviewer driven in a real browser, by Voila and JupyterLab; `--screenshot FILE` makes the picture of the docs."""
+"""The reviewer driven in a real browser, by Voila and JupyterLab; `--screenshot FILE` makes the screenshot of the docs."""
 from __future__ import annotations
 
 import json
@@ -36,7 +36,7 @@ class Screen:
 
     @property
     def asked(self) -> str:
-        return self.frame.locator(".fer-nb-asked figcaption").inner_text()
+        return self.frame.locator(".fer-nb-current span").inner_text()
 
     def shows(self, text: str) -> None:
         self.frame.get_by_text(text, exact=False).first.wait_for()
@@ -71,7 +71,7 @@ def test_voila(folder: Path) -> None:
         assert screen.decided == f"anna: 0 of {total} decided"
 
         first = screen.asked
-        screen.frame.locator(".fer-nb-asked img").click()                     # the focus is in the frame
+        screen.frame.locator(".fer-nb-current img").click()                     # the focus is in the frame
         page.keyboard.press("d")
         assert screen.logged(1)["action"] == "drop" and screen.lines()[0]["id"] in first
         screen.shows(f"1 of {total} decided")
@@ -96,30 +96,30 @@ def test_voila(folder: Path) -> None:
         assert "multilabel" in screen.lines()[3]["kind"]
         screen.shows(f"2 of {total} decided")
         page.keyboard.press("ArrowLeft")
-        screen.frame.locator(".fer-nb-asked mark").wait_for()                 # the decided picture, with its decision
+        screen.frame.locator(".fer-nb-current mark").wait_for()                 # the decided image, with its decision
 
         classes = screen.frame.locator("select").nth(1)
         assert classes.evaluate("menu => menu.selectedOptions[0].text") == "all"
         classes.select_option(index=1)
         name = classes.locator("option").nth(1).inner_text().split()[0]       # "happy (4)"
-        # one look a time: the picture may go, for good, between two
-        asked = screen.frame.locator(".fer-nb-asked figcaption")
+        # each look is one call: the image may go between two
+        asked = screen.frame.locator(".fer-nb-current span")
         wait_for(lambda: all(text.startswith(name) for text in asked.all_inner_texts()))
 
         for menu in (classes, screen.frame.locator("select").first):
             menu.select_option(label="all")
-        screen.frame.get_by_text(re.compile(rf"picture \d+ of {total}\b")).wait_for()
+        screen.frame.get_by_text(re.compile(rf"image \d+ of {total}\b")).wait_for()
 
         os.kill(int((folder / "kernel.pid").read_text()), signal.SIGKILL)
         screen = Screen(page, url, folder)                                    # a new kernel
         assert screen.decided == f"anna: 2 of {total} decided"
         assert len(screen.lines()) == 4
-        screen.frame.locator(".fer-nb-asked img").click()
+        screen.frame.locator(".fer-nb-current img").click()
         page.keyboard.press("k")
         assert screen.logged(5)["action"] == "keep"
         screen.shows(f"3 of {total} decided")
 
-        # What comes before the next picture is drawn is no answer to it.
+        # What comes before the next image is drawn is no decision on it.
         screen.frame.get_by_role("button", name="drop [d]").evaluate("b => { b.click(); b.click(); b.click(); }")
         screen.shows(f"4 of {total} decided")
         screen.frame.evaluate("""f => { for (const key of "kdk")
@@ -134,7 +134,7 @@ def test_lab(folder: Path) -> None:
     with served(folder, "lab") as url, browser() as page:
         screen = Screen(page, url, folder)
         total = screen.decided.split(" of ")[1]
-        screen.frame.locator(".fer-nb-asked img").click()
+        screen.frame.locator(".fer-nb-current img").click()
         for key, done in zip("ddzd", (1, 2, 1, 2)):
             page.keyboard.press(key)
             screen.shows(f"{done} of {total}")
@@ -152,7 +152,7 @@ def test_lab(folder: Path) -> None:
 def screenshot(
     out: Path,  # a PNG file
 ) -> None:
-    "The reviewer at a doubtful picture of the synthetic faces, as a small PNG."
+    "The reviewer at a doubtful image of the synthetic faces, as a small PNG."
     import tempfile
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)

@@ -146,13 +146,13 @@ def test_curve_does_not_depend_on_batches_order_or_company(model, ds):
 def test_curve_agrees_with_evaluate_and_by_hand(model, ds):
     table = corruption_curve(model, ds, ["dark"], (0, 2))
     clean = evaluate(model, ds).query("metric == 'accuracy'").set_index("split").value
-    ours = table.query("metric == 'accuracy'").set_index(["split", "severity"]).value
+    found = table.query("metric == 'accuracy'").set_index(["split", "severity"]).value
     for split in ("train", "test"):
         part = ds.where(split=split)
         x = torch.tensor(part.array()).float()[:, None] / 255
         with torch.no_grad():
             hit = model(((x - 0.2).clamp(0, 1) * 255).round() / 255).argmax(1).numpy() == part.targets()
-        assert ours[split, 0.0] == clean[split] and np.isclose(ours[split, 2.0], hit.mean())
+        assert found[split, 0.0] == clean[split] and np.isclose(found[split, 2.0], hit.mean())
     assert list(table)[:7] == ["split", "subset", "kind", "severity", "metric", "value", "n"]
     sample = corruption_curve(model, ds, ["dark"], (2,), n=14)
     assert set(sample.subset) == {"sample"} and sample.n[0] == 14
@@ -282,7 +282,7 @@ def test_each_of_the_other_checks_can_fail(margin, steps, check):
 @pytest.mark.parametrize("call, error, why", [
     (lambda m, ds: sanity_checklist(m, ds, eps=-1), ConfigError, "eps=-1"),
     (lambda m, ds: sanity_checklist(m, ds, tol=2), ConfigError, "tol=2"),
-    (lambda m, ds: sanity_checklist(m, ds, steps=0), ConfigError, "steps is 0"),
+    (lambda m, ds: sanity_checklist(m, ds, steps=0), ConfigError, "steps=0"),
     (lambda m, ds: sanity_checklist(m, ds, n=0), ConfigError, "n=0"),
     (lambda m, ds: sanity_checklist(m, ds.take([])), DataError, "no images"),
     (lambda m, ds: sanity_checklist(Changed(m, after=lambda z: -9 * z), ds), DataError, "reads none"),
@@ -353,8 +353,8 @@ def test_autoattack_for_seven_classes(model, ds, monkeypatch):
     assert {e.apgd_targeted.n_target_classes for e in made} == {e.fab.n_target_classes for e in made} == {6}
     plain = robust_curve(model, ds, eps=(4/255,), steps=10, n=35)
     assert list(table) == list(plain) and set(table.attack) == {"autoattack"} and set(table.subset) == {"sample"}
-    ours, theirs = (t.query("metric == 'accuracy'").set_index("split").value for t in (table, plain))
-    assert (ours <= theirs + 1/35 + 1e-6).all()
+    strong, weak = (t.query("metric == 'accuracy'").set_index("split").value for t in (table, plain))
+    assert (strong <= weak + 1/35 + 1e-6).all()
     pd.testing.assert_frame_equal(table, auto_attack(model, ds, eps=4/255, n=35, steps=10, queries=50, bs=20))
 
 
@@ -404,19 +404,19 @@ def test_table5_is_the_curves_side_by_side(model, ds, tmp_path):
 
 
 def test_table5_goes_on_where_it_stopped(model, ds, tmp_path, monkeypatch):
-    ds, told = ds.where(split="test"), []
+    ds, made = ds.where(split="test"), []
     whole = table5({"a": model}, ds, **FEW)
-    table5({"a": model}, ds, out=tmp_path, say=told.append, **FEW)
+    table5({"a": model}, ds, out=tmp_path, say=made.append, **FEW)
     (tmp_path / "a-pgd.csv").unlink()
-    again = table5({"a": model}, ds, out=tmp_path, say=told.append, **FEW)
-    assert told == ["a: clean", "a: fgsm", "a: pgd", "a: deepfool", "a: pgd"]
+    again = table5({"a": model}, ds, out=tmp_path, say=made.append, **FEW)
+    assert made == ["a: clean", "a: fgsm", "a: pgd", "a: deepfool", "a: pgd"]
     pd.testing.assert_frame_equal(whole, again)
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    (dict(models={"a": trained(1)}), "weights was"), (dict(steps=3), "steps was '2' and is '3' now"),
-    (dict(eps=(0.01,)), "eps was"), (dict(seed=1), "seed was '0' and is '1' now"), (dict(n=20), "n was '35'"),
-    (dict(ds=patterns(seed=3).where(split="test")), "data was")])
+    (dict(models={"a": trained(1)}), "weights is"), (dict(steps=3), "steps is 2 there and 3 here"),
+    (dict(eps=(0.01,)), "eps.1 is 0.05 there and 'absent' here"), (dict(seed=1), "seed is 0 there and 1 here"), (dict(n=20), "n is 35 there"),
+    (dict(ds=patterns(seed=3).where(split="test")), "data is")])
 def test_parts_of_something_else_are_refused(model, ds, tmp_path, change, match):
     call = dict(models={"a": model}, ds=ds.where(split="test"), out=tmp_path) | FEW
     table5(**call)
@@ -470,11 +470,11 @@ def test_tradeoff_pairs_clean_with_robust():
 
 @needs_autoattack
 def test_the_study_writes_every_table_and_goes_on(model, ds, tmp_path):
-    ds, told = ds.where(split="test"), []
+    ds, made = ds.where(split="test"), []
     call = dict(models={"a": model, "b": trained(1)}, ds=ds, out=tmp_path, eps=(0.02,), l2=(0.2,), steps=2, n=14, strong=7, queries=5,
-                strong_eps=0.02, say=told.append)
+                strong_eps=0.02, say=made.append)
     tables = robust_study(**call)
-    first = len(told)
+    first = len(made)
     again = robust_study(**call)
     names = {"table5", "paper_epsilon", "tradeoff", "corruptions", "checklist", "effort", "autoattack"}
     assert set(tables) == names == {p.stem for p in tmp_path.glob("*.csv")} and (tmp_path / "about.json").is_file()
@@ -483,9 +483,9 @@ def test_the_study_writes_every_table_and_goes_on(model, ds, tmp_path):
         assert set(tables[name].model) == {"a", "b"}
     strongest = tables["autoattack"].query("metric == 'accuracy'").set_index("model").value
     assert (strongest <= tables["effort"].query("metric == 'accuracy'").groupby("model").value.min() + 1/7).all()
-    assert first > 0 and "a: clean" in told
+    assert first == len(made) == 2 * (6 + 4) and "a: clean" in made
 
 
 def test_the_study_wants_one_split(model, ds, tmp_path):
-    with pytest.raises(DataError, match="train, test; the images of one"):
+    with pytest.raises(DataError, match="train, test; rows of one"):
         robust_study({"a": model}, ds, tmp_path)

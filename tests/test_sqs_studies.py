@@ -8,24 +8,42 @@ import pytest
 import torch
 
 import fer_nb.sqs_studies as rooms
+from fer_nb.config import Augment, Data, Distillation, Evaluation, Fit, Preset, Quads
 from fer_nb.core import ConfigError, DataError
 from fer_nb.data import FERData
-from fer_nb.models import HyFERConfig, SQSNet, SQSNetConfig, create_teacher
+from fer_nb.experiment import cell_name, comparisons
+from fer_nb.models import HYFER, SQSNET, HyFERConfig, SQSNet, SQSNetConfig, create_teacher
 from fer_nb.reconcile import read_paper
 from fer_nb.sqs import SQS, QuadLoader
 from fer_nb.sqs_studies import (ABLATION, ARCHITECTURES, BRIDGE, BRIDGE_ARMS, CONTROLS, LIGHT_ARCHITECTURES, PAPER_SQS,
-                                    PAPER_SQS_TABLE4, SQS_PRESETS, TABLE4_VALUES, Arm, SQSPreset, accuracy_table, bridge_study,
-                                    bridge_table, confusion_of, metrics_table, sqs_parts, sensitivity_arms,
-                                    sensitivity_table, significance_table, sqs_fit, sqs_study, study_arms)
+                                PAPER_SQS_TABLE4, SQS_PRESETS, TABLE4_VALUES, Arm, accuracy_table, bridge_study,
+                                bridge_table, confusion_of, metrics_table, sensitivity_table,
+                                significance_table, sqs_fit, sqs_parts, sqs_study, study_arms)
+from fer_nb.store import StoreError, read_table
 from fer_nb.synth import make_faces
-from fer_nb.train import CheckpointError, Recipe
 
-PAPERS = Path(__file__).resolve().parents[1] / "results/papers"
-PAIR = SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 32, 48, "residual", 2, {"output_stride": 8},
-                    {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 3})
-TOY = SQSPreset(PAIR, False, epochs=1, bs=16, lr=3e-3, recipe=Recipe("warm_restarts", restart_epochs=2), near_duplicates=False)
-SMALL = HyFERConfig(stem=8, blocks=((16, 2, 2), (24, 2, 2)), dim=32, depth=1, patch=1, proj=64, light=True, act="relu", input_size=48)
-STUDENT = replace(BRIDGE, student=SMALL, epochs=1, bs=16, views=1)
+ROOT = Path(__file__).resolve().parents[1]
+PAPERS = ROOT / "results/papers"
+TOY = Preset(Data(targets=None, near_duplicates=False), quads=Quads(), adversarial=None, evaluation=Evaluation(tta="five"),
+             student=Fit("toy", None, False, epochs=1, bs=16, lr=3e-3, wd=1e-5, mix=0.4, cut=0.5, schedule="warm_restarts",
+                         restart_epochs=2, augment=Augment(erase=0.5, erase_size=(0.14, 0.57))))
+STUDENT = replace(BRIDGE, student=Fit("small", epochs=1, bs=16), distillation=Distillation(views=1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks():
+    "Two networks of this file's own, by name, as long as its tests run."
+    SQSNET["toy"] = SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 32, 48, "residual", 2, {"output_stride": 8},
+                                 {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 3})
+    HYFER["small"] = HyFERConfig(stem=8, blocks=((16, 2, 2), (24, 2, 2)), dim=32, depth=1, patch=1, proj=64, light=True, act="relu",
+                                 input_size=48)
+    yield
+    del SQSNET["toy"], HYFER["small"]
+
+
+def changed(**fit):
+    "TOY with another fit."
+    return replace(TOY, student=replace(TOY.student, **fit))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +52,7 @@ def faces():
 
 
 def with_duplicates(ds):
-    "The first picture of each split is put into each other split too, as the last one there."
+    "The first image of each split is put into each other split too, as the last one there."
     images, df = ds.array().copy(), ds.df
     for source, target, at in (("train", "test", -1), ("valid", "test", -2), ("train", "valid", -1)):
         a, b = np.flatnonzero(df.split == source)[0], np.flatnonzero(df.split == target)[at]
@@ -49,7 +67,7 @@ def with_duplicates(ds):
 def test_the_splits_say_which_protocol(faces, protocol, splits):
     ds = faces.where(split=splits)
     splits, named = sqs_parts(ds, TOY), sqs_parts(ds, TOY, protocol)
-    for a, b in ((splits.train, named.train), (splits.valid, named.select), (splits.test, named.report)):
+    for a, b in ((splits.train, named.train), (splits.valid, named.valid), (splits.test, named.test)):
         assert a.df.id.tolist() == b.df.id.tolist()
     assert set(splits.test.df.split) == {"valid" if protocol == "affectnet" else "test"}
     assert (set(splits.valid.df.split) == {"valid"}) == (protocol == "ferplus")
@@ -59,7 +77,7 @@ def test_the_splits_say_which_protocol(faces, protocol, splits):
 
 
 @pytest.mark.parametrize("protocol", ["rafdb", "ferplus", "affectnet"])
-def test_a_picture_that_is_reported_selects_nowhere(faces, protocol):
+def test_an_image_that_is_reported_chooses_nothing(faces, protocol):
     splits = sqs_parts(with_duplicates(faces), TOY, protocol)
     shown = {x.tobytes() for x in splits.test.array()}
     assert not any(x.tobytes() in shown for x in splits.valid.array())
@@ -71,8 +89,8 @@ def test_a_picture_that_is_reported_selects_nowhere(faces, protocol):
 
 def test_more_seeds_have_the_same_images(faces):
     one, two = (sqs_parts(faces, TOY, "affectnet") for _ in range(2))
-    assert one.select.df.id.tolist() == two.select.df.id.tolist()
-    assert one.select.df.id.tolist() != sqs_parts(faces, TOY, "affectnet", seed=1).select.df.id.tolist()
+    assert one.valid.df.id.tolist() == two.valid.df.id.tolist()
+    assert one.valid.df.id.tolist() != sqs_parts(faces, TOY, "affectnet", seed=1).valid.df.id.tolist()
 
 
 def test_what_is_reported_changes_no_weight(faces):
@@ -118,7 +136,7 @@ def test_every_value_of_table_4_is_tried_once():
     wide = t4[t4.column != "values tested"].pivot(index="row", columns="column", values="value")
     columns = ["optimal", "lowest accuracy (%)", "highest accuracy (%)", "standard deviation (%)"]
     assert {names[row]: tuple(wide.loc[row, columns]) for row in wide.index} == PAPER_SQS_TABLE4
-    arms = sensitivity_arms()
+    arms = study_arms("sensitivity")
     settings = [tuple(SQS(**arm.settings).config().items()) for arm in arms.values()]
     assert len(set(settings)) == len(arms) == 22
 
@@ -127,10 +145,11 @@ def test_the_rows_of_the_tables():
     assert set(ARCHITECTURES) == set(PAPER_SQS[2]) and set(ABLATION) == set(PAPER_SQS[7])
     assert study_arms("architectures", "light") == LIGHT_ARCHITECTURES and study_arms("architectures", "paper") == ARCHITECTURES
     every = study_arms("all", "light")
-    assert set(every) == {*ABLATION, *CONTROLS, "fusion: cross", "fusion: concat", *sensitivity_arms(), *LIGHT_ARCHITECTURES}
+    assert set(every) == {*ABLATION, *CONTROLS, "fusion: cross", "fusion: concat", *study_arms("sensitivity"), *LIGHT_ARCHITECTURES}
     assert set(study_arms("fusion", "paper")) == {"SQSNet", "fusion: residual", "fusion: concat"}  # its own is "cross"
-    assert len({rooms._slug(name) for name in every}) == len(every)  # no two share a file
-    assert SQS_PRESETS["paper"].recipe.schedule == "warm_restarts" and SQS_PRESETS["paper"].tta == "five"
+    assert len({cell_name(name) for name in every}) == len(every)  # no two share a file
+    paper = SQS_PRESETS["paper"]
+    assert paper.student.schedule == "warm_restarts" and paper.evaluation.tta == "five" and paper.student.cut == 0.5
 
 
 @pytest.mark.parametrize("name", ["EfficientNetB7", "Resnext50", "SeResnext50&ViT", "SeResnext50&Swin T"])
@@ -162,16 +181,16 @@ def test_quads_need_a_feature_map(faces):
 def test_the_second_fit_has_all_images_and_the_chosen_length(faces, monkeypatch):
     calls, real = [], rooms.fit_model
 
-    def watched(net, dls, epochs, *args, **kwargs):
-        calls.append((set(dls.train.ds.df.id), epochs, kwargs["keep"], args[6] if len(args) > 6 else None))
-        history = real(net, dls, epochs, *args, **kwargs)
+    def watched(net, dls, fit, *args):
+        calls.append((set(dls.train.ds.df.id), fit.epochs, fit.keep, fit.patience))
+        history = real(net, dls, fit, *args)
         return history.assign(accuracy=[.1, .3, .2], valid_loss=1.0) if len(calls) == 1 else history
 
     monkeypatch.setattr(rooms, "fit_model", watched)
     splits = sqs_parts(faces, TOY, "rafdb")
-    sqs_fit(splits, replace(TOY, epochs=3, recipe=replace(TOY.recipe, patience=9)))
-    (first, n1, keep1, _), (second, n2, keep2, _) = calls
-    assert (n1, keep1, n2, keep2) == (3, "best", 2, "last")
+    sqs_fit(splits, changed(epochs=3, patience=9))
+    (first, *one), (second, *two) = calls
+    assert one == [3, "best", 9] and two == [2, "last", None]
     assert first == set(splits.train.df.id) and second == set(splits.everything.df.id)
 
 
@@ -192,32 +211,33 @@ def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sqs_study(faces, arms, TOY, (0, 1), tmp_path / "broken")
     monkeypatch.setattr(rooms, "sqs_fit", real)
-    said = []
-    again = sqs_study(faces, arms, TOY, (0, 1), tmp_path / "broken", say=said.append)
-    assert said[1:] == ["SQSNet, seed 1", "w/o SQS, seed 1"]
+    lines = []
+    again = sqs_study(faces, arms, TOY, (0, 1), tmp_path / "broken", say=lines.append)
+    assert [line.split(" (")[0] for line in lines[1:]] == ["SQSNet, seed 1", "w/o SQS, seed 1"]
+    assert set(comparisons(tmp_path / "broken").split) == {"test"}
     pd.testing.assert_frame_equal(again, whole, check_exact=False, rtol=1e-6)
-    assert not list((tmp_path / "broken").glob("**/*.ckpt")) or {p.name for p in (tmp_path / "broken").glob("**/*.ckpt")} == {"run.ckpt"}
+    assert not list((tmp_path / "broken").glob("**/*.ckpt"))
 
 
 def test_another_study_in_the_folder_is_refused(faces, tmp_path):
     sqs_study(faces, {"SQSNet": Arm()}, TOY, (0,), tmp_path)
-    with pytest.raises(CheckpointError, match="settings.wd"):
-        sqs_study(faces, {"SQSNet": Arm()}, replace(TOY, wd=0.5), (0,), tmp_path)
-    with pytest.raises(CheckpointError, match="protocol"):
+    with pytest.raises(StoreError, match="settings.student.wd"):
+        sqs_study(faces, {"SQSNet": Arm()}, changed(wd=0.5), (0,), tmp_path)
+    with pytest.raises(StoreError, match="protocol"):
         sqs_study(faces, {"SQSNet": Arm()}, TOY, (0,), tmp_path, protocol="affectnet")
-    with pytest.raises(CheckpointError, match="data"):
+    with pytest.raises(StoreError, match="data"):
         sqs_study(faces.take(np.arange(230)), {"SQSNet": Arm()}, TOY, (0,), tmp_path)
-    with pytest.raises(DataError, match="setting is"):
+    with pytest.raises(StoreError, match="arm_settings.fusion is None there and 'concat' here"):
         sqs_study(faces, {"SQSNet": Arm(fusion="concat")}, TOY, (0,), tmp_path)
 
 
-@pytest.mark.parametrize("call,says", [(lambda ds: sqs_study(ds, "ablation", TOY, (), "never"), "0 seeds"),
-                                       (lambda ds: sqs_study(ds, {}, TOY, (0,), "never"), "0 arms"),
+@pytest.mark.parametrize("call,says", [(lambda ds: sqs_study(ds, "ablation", TOY, (), "never"), "seeds=0"),
+                                       (lambda ds: sqs_study(ds, {}, TOY, (0,), "never"), "arms=0"),
                                        (lambda ds: sqs_study(ds, "table 9", TOY, (0,), "never"), "'table 9'"),
                                        (lambda ds: sqs_study(ds, preset="huge", out="never"), "'huge'"),
-                                       (lambda ds: sqs_study(ds, preset=SQSPreset("huge"), out="never"), "variant 'huge'"),
+                                       (lambda ds: sqs_study(ds, preset=changed(network="huge"), out="never"), "variant='huge'"),
                                        (lambda ds: sqs_study(ds, preset=TOY, protocol="cv", out="never"), "'cv'"),
-                                       (lambda ds: bridge_study(ds, TOY, STUDENT, (), "never"), "no seeds")])
+                                       (lambda ds: bridge_study(ds, TOY, STUDENT, (), "never"), "seeds=0")])
 def test_bad_input_is_named(faces, call, says):
     with pytest.raises(ConfigError, match=says):
         call(faces)
@@ -226,12 +246,12 @@ def test_bad_input_is_named(faces, call, says):
 
 # ---------------------------------------------------------------- tables
 
-def made_up(values, select=None):
-    "Runs from (dataset, arm, seed) -> accuracy."
+def made_up(values, held_out=None, split="holdout"):
+    "Runs from (dataset, arm, seed) -> accuracy of the reported images, and of those that chose."
     rows = [{"dataset": d, "arm": a, "seed": s, "split": "test", "subset": "all", "tta": "none", "metric": "accuracy", "value": v, "n": 50}
             for (d, a, s), v in values.items()]
-    rows += [{"dataset": d, "arm": a, "seed": s, "split": "select", "subset": "all", "tta": "none", "metric": "accuracy", "value": v, "n": 9}
-             for (d, a, s), v in (select or {}).items()]
+    rows += [{"dataset": d, "arm": a, "seed": s, "split": split, "subset": "all", "tta": "none", "metric": "accuracy", "value": v, "n": 9}
+             for (d, a, s), v in (held_out or {}).items()]
     return pd.DataFrame(rows)
 
 
@@ -247,16 +267,19 @@ def test_accuracies_of_several_datasets_stand_beside_the_papers():
         accuracy_table(runs, tta="five")
 
 
-def test_a_value_is_chosen_by_what_selects_not_by_what_is_reported():
+@pytest.mark.parametrize("split", ["holdout", "select"])
+def test_a_value_is_chosen_by_the_hold_out_not_by_what_is_reported(split):
     names = ["SQSNet", *(f"tau = {v}" for v in (0.1, 0.5, 2.0))]
     reported = {("RAF-DB", name, 0): v for name, v in zip(names, (.70, .74, .72, .71))}
-    select = {("RAF-DB", name, 0): v for name, v in zip(names, (.6, .5, .4, .65))}
-    row = sensitivity_table(made_up(reported, select)).loc["tau"]
+    held_out = {("RAF-DB", name, 0): v for name, v in zip(names, (.6, .5, .4, .65))}
+    runs = made_up(reported, held_out, split)
+    row = sensitivity_table(runs).loc["tau"]
+    assert accuracy_table(runs).loc["tau = 0.1", "RAF-DB"] == "74.00"  # no mean holds what chose
     assert row["values"] == "0.1, 0.5, 1.0, 2.0" and row.chosen == 2.0
     assert row[["lowest (%)", "highest (%)"]].tolist() == pytest.approx([70, 74])
     assert row.sd == pytest.approx(np.std([70, 74, 72, 71], ddof=1)) and row["paper: sd"] == 0.68
     with pytest.raises(DataError, match="2 datasets"):
-        sensitivity_table(made_up(reported | {("FERPlus", "SQSNet", 0): .5}, select))
+        sensitivity_table(made_up(reported | {("FERPlus", "SQSNet", 0): .5}, held_out, split))
 
 
 def test_differences_are_paired_by_seed():
@@ -267,7 +290,7 @@ def test_differences_are_paired_by_seed():
     table = significance_table(runs.sample(frac=1, random_state=0)).set_index("rival")
     assert table.difference.tolist() == pytest.approx([2, 2], abs=.05) and (table.p_holm < .001).all() and (table.seeds == 5).all()
     assert (table.p_holm >= table.p).all()
-    with pytest.raises(ConfigError, match="'mine' and a rival"):
+    with pytest.raises(ConfigError, match="runs of 'mine' and 'SQSNet' expected"):
         significance_table(runs, "mine")
 
 
@@ -287,8 +310,8 @@ def test_tables_are_the_figures_of_the_runs(faces, tmp_path):
     assert (cells.sum(axis=1) == 2 * counts.reindex(cells.index)).all()
     assert np.trace(cells) / cells.to_numpy().sum() == pytest.approx(one[one.metric == "accuracy"].value.mean())
     epochs = pd.read_csv(tmp_path / "sqsnet-0.epochs.csv")
-    selected = runs[(runs.split == "select") & (runs.seed == 0)].value.item()
-    assert selected == pytest.approx(epochs.accuracy.max())
+    chosen = runs[(runs.split == "holdout") & (runs.seed == 0)].value.item()
+    assert chosen == pytest.approx(epochs.accuracy.max())
     with pytest.raises(DataError, match="'w/o CNN'"):
         confusion_of(runs, faces.name, "w/o CNN")
 
@@ -297,7 +320,7 @@ def test_tables_are_the_figures_of_the_runs(faces, tmp_path):
 
 def test_the_bridge_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
     whole = bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "whole")
-    real, n = rooms._bridge_student, []
+    real, n = rooms.fit_student, []
 
     def broken(*args, **kwargs):
         n.append(1)
@@ -305,18 +328,18 @@ def test_the_bridge_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(rooms, "_bridge_student", broken)
+    monkeypatch.setattr(rooms, "fit_student", broken)
     with pytest.raises(KeyboardInterrupt):
         bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "broken")
-    monkeypatch.setattr(rooms, "_bridge_student", real)
-    said = []
-    again = bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "broken", say=said.append)
-    assert said == [f"{arm}, seed 0" for arm in list(BRIDGE_ARMS)[3:]]
+    monkeypatch.setattr(rooms, "fit_student", real)
+    lines = []
+    again = bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "broken", say=lines.append)
+    assert [line.split(" (")[0] for line in lines] == [f"{arm}, seed 0" for arm in list(BRIDGE_ARMS)[3:]]
     pd.testing.assert_frame_equal(again, whole, check_exact=False, rtol=1e-6)
     assert set(whole.arm) == {*BRIDGE_ARMS, "teacher SQSNet", "teacher w/o SQS"}
     assert list(bridge_table(whole).columns) == ["accuracy (%)"]  # one seed: nothing to pair
-    with pytest.raises(CheckpointError, match="epochs"):
-        bridge_study(faces, TOY, replace(STUDENT, epochs=2), (0,), tmp_path / "whole")
+    with pytest.raises(StoreError, match="students.student.epochs"):
+        bridge_study(faces, TOY, replace(STUDENT, student=Fit("small", epochs=2, bs=16)), (0,), tmp_path / "whole")
 
 
 def test_what_the_bridge_says_is_paired_and_corrected():
@@ -329,3 +352,13 @@ def test_what_the_bridge_says_is_paired_and_corrected():
     assert table.difference.drop(["HyFER", "teacher SQSNet"]).tolist() == pytest.approx([1, 2, 3, 0], abs=.05)
     assert np.isnan(table.loc["HyFER", "p"]) and table.loc["teacher SQSNet", "accuracy (%)"] == "80.00"
     assert (table.p_holm.dropna() >= table.p.dropna()).all() and table.loc["taught by SQSNet", "p_holm"] < .001
+
+
+def test_committed_runs_of_earlier_versions_are_read():
+    for name in ("sqs-ablation", "bridge"):
+        runs = read_table(ROOT / f"results/ferplus-sqs/{name}.csv")
+        assert (runs.split == "select").any()
+        table = accuracy_table(runs) if name == "sqs-ablation" else bridge_table(runs)
+        one = runs[(runs.split == "valid") & (runs.metric == "accuracy") & (runs.subset == "all") & (runs.tta == "none")]
+        for arm, values in one.groupby("arm").value:
+            assert table.loc[arm].iloc[0].startswith(f"{100 * values.mean():.2f}")

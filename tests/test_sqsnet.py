@@ -31,8 +31,8 @@ def test_every_fusion_trains(fusion, side, c):
     assert logits.shape == (4, 7) and logits.isfinite().all()
     assert model.forward_features(faces(1)).shape == (1, 32, 6, 6)
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward()
-    silent = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is None}
-    assert silent == {"enhanced"}
+    no_grad = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is None}
+    assert no_grad == {"enhanced"}
     assert set(model.backbones) == ({fusion} if fusion in ("cnn", "transformer") else {"cnn", "transformer"})
 
 
@@ -79,13 +79,13 @@ def test_only_cross_attention_is_blind_to_constant_queries():
 def test_cross_fusion_is_torch_attention(heads):
     torch.manual_seed(0)
     cross, a, b = CrossFusion(16, 16, 16, heads), torch.rand(2, 16, 3, 3), torch.rand(2, 16, 4, 4)
-    theirs = nn.MultiheadAttention(16, heads, batch_first=True)
-    theirs.in_proj_weight.copy_(torch.cat([cross.q.weight, cross.kv.weight]))
-    theirs.in_proj_bias.copy_(torch.cat([cross.q.bias, cross.kv.bias]))
-    theirs.out_proj.weight.copy_(torch.eye(16))
-    theirs.out_proj.bias.zero_()
+    expected = nn.MultiheadAttention(16, heads, batch_first=True)
+    expected.in_proj_weight.copy_(torch.cat([cross.q.weight, cross.kv.weight]))
+    expected.in_proj_bias.copy_(torch.cat([cross.q.bias, cross.kv.bias]))
+    expected.out_proj.weight.copy_(torch.eye(16))
+    expected.out_proj.bias.zero_()
     q, kv = cross.norm_q(a.flatten(2).mT), cross.norm_kv(b.flatten(2).mT)
-    assert torch.allclose(cross(a, b).flatten(2).mT, theirs(q, kv, kv, need_weights=False)[0], atol=1e-5)
+    assert torch.allclose(cross(a, b).flatten(2).mT, expected(q, kv, kv, need_weights=False)[0], atol=1e-5)
 
 
 @torch.no_grad()
@@ -99,8 +99,8 @@ def test_pretrained_is_the_cnn_where_the_transformer_is_of_our_own():
     torch.manual_seed(0)
     model, scratch = SQSNet(variant="light_64", pretrained=True), SQSNet(variant="light_64")
     teacher = create_teacher("efficientnet_lite0", input_size=64)
-    own, theirs = model.backbones["cnn"].net.state_dict(), teacher.net.state_dict()
-    assert all(torch.equal(own[k], theirs[k]) for k in own) and "classifier.weight" not in own
+    own, expected = model.backbones["cnn"].net.state_dict(), teacher.net.state_dict()
+    assert all(torch.equal(own[k], expected[k]) for k in own) and "classifier.weight" not in own
     assert not torch.equal(scratch.backbones["cnn"].net.conv_stem.weight, own["conv_stem.weight"])
 
 
@@ -169,7 +169,7 @@ def test_files_that_are_something_else(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError):
         load_sqsnet(path)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="none: no such file"):
         load_sqsnet(tmp_path / "none")
 
 

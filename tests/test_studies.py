@@ -1,4 +1,4 @@
-"""The studies: what a protocol puts where, that finished runs are kept and checked, arithmetic on known numbers."""
+"""The studies: what a protocol puts where, that finished runs are stored and checked, arithmetic on known numbers."""
 import warnings
 
 import numpy as np
@@ -12,11 +12,11 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 
 from fer_nb import studies  # noqa: E402
 from fer_nb.audit import audit  # noqa: E402
+from fer_nb.config import Fit  # noqa: E402
 from fer_nb.core import EMOTIONS, ConfigError, DataError  # noqa: E402
-from fer_nb.data import FERData  # noqa: E402
 from fer_nb.loaders import leak_groups  # noqa: E402
-from fer_nb.studies import (PROTOCOLS, Fit, leaked_ids, doubt_rankings, inflation, label_error_study,  # noqa: E402
-                            protocol_parts, protocol_study, ranking_scores, study_pool)
+from fer_nb.studies import (PROTOCOLS, doubt_rankings, grouped, inflation, label_error_study, leaked_ids,  # noqa: E402
+                            protocol_parts, protocol_study, ranking_scores, subsample)
 from fer_nb.synth import make_faces  # noqa: E402
 
 
@@ -47,22 +47,25 @@ def test_every_protocol_has_as_much_to_learn_from(faces):
     assert max(sizes) < 1.1 * min(sizes)
 
 
-def test_compromised_names_duplicates_and_copies(faces):
+def test_leaked_ids_name_duplicates_and_copies(faces):
     train, test = protocol_parts(faces, "balance_then_split")
-    picture = dict(zip(faces.df.id, faces.df.group))
-    seen = {picture[s] for s in train.df.source}
-    assert leaked_ids(train, test) == {i for i, s in zip(test.df.id, test.df.source) if picture[s] in seen}
+    group = dict(zip(faces.df.id, faces.df.group))
+    trained = {group[s] for s in train.df.source}
+    assert leaked_ids(train, test) == {i for i, s in zip(test.df.id, test.df.source) if group[s] in trained}
 
 
-def test_the_pool_takes_training_pictures_and_takes_them_whole(faces):
-    ds = FERData(faces.df.assign(split=np.where(faces.df.group % 5, "train", "valid")), faces.array(), name="x")
-    pool = study_pool(ds, 3, seed=1)
-    assert set(pool.df.split) == {"train"} and not set(pool.df.id) & set(ds.where(split="valid").df.id)
-    assert ds.df.group.isin(pool.df.group).sum() == len(pool) and len(pool) < len(ds) / 2
-    for refused in (study_pool, protocol_study):
-        with pytest.raises(DataError, match="no column 'group'"):
-            refused(make_faces(30)[0])
-    with pytest.raises(ConfigError, match="no seeds"):
+def test_a_subsample_takes_training_images_by_group_and_all_others(faces):
+    ds = faces.assign(split=np.where(faces.df.group % 5, "train", "valid"))
+    some = subsample(ds, 3, seed=1)
+    train = some.where(split="train")
+    assert set(some.where(split="valid").df.id) == set(ds.where(split="valid").df.id)
+    assert ds.where(split="train").df.group.isin(train.df.group).sum() == len(train) and len(train) < len(ds) / 2
+    assert subsample(ds, 1) is ds
+    plain = make_faces(200, seed=2, balance="uniform")[0]  # without groups: the audit's
+    assert subsample(plain, 2).df.id.tolist() == subsample(grouped(plain), 2).df.id.tolist() and "group" not in subsample(plain, 2).df
+    with pytest.raises(DataError, match="no column 'group'; audit first"):
+        protocol_study(make_faces(30)[0])
+    with pytest.raises(ConfigError, match="seeds=0"):
         protocol_study(faces, ())
 
 
@@ -70,25 +73,26 @@ def fake_runs(monkeypatch):
     "Runs cost nothing and count themselves."
     done = []
 
-    def run(ds, protocol, seed, fit, targets):
-        done.append((protocol, seed))
-        return pd.DataFrame({"subset": ["all"], "metric": ["accuracy"], "value": [0.5 + seed / 100], "n": [9],
-                             "protocol": protocol, "seed": seed})
-    monkeypatch.setattr(studies, "_protocol_run", run)
+    def fit(train, fit, seed, groups):
+        done.append(seed)
+        return seed
+    monkeypatch.setattr(studies, "fit_network", fit)
+    monkeypatch.setattr(studies, "evaluate", lambda seed, test, duplicates: pd.DataFrame(
+        {"subset": ["all"], "metric": ["accuracy"], "value": [0.5 + seed / 100], "n": [9]}))
     return done
 
 
 def test_finished_runs_are_not_done_again(monkeypatch, faces, tmp_path):
     done = fake_runs(monkeypatch)
     protocol_study(faces, range(1), out=tmp_path)
-    (tmp_path / "duplicates_across-0.csv").unlink()
+    (tmp_path / "duplicates-across-0.csv").unlink()
     results = protocol_study(faces, range(2), out=tmp_path)
-    assert done == [(p, 0) for p in PROTOCOLS] + [("duplicates_across", 0)] + [(p, 1) for p in PROTOCOLS]
+    assert done == [0] * 4 + [1] * 3 and results.protocol.tolist() == [*PROTOCOLS] * 2
     assert len(results) == 6 and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 @pytest.mark.parametrize("other, text", [
-    (dict(fit=Fit(epochs=9)), "epochs is 8"), (dict(targets="median"), "targets is max"), (dict(data="less"), "data is"),
+    (dict(fit=Fit(epochs=9)), "fit.epochs is 8"), (dict(targets="median"), "targets is 'max'"), (dict(data="less"), "data is"),
     (dict(data="other groups"), "groups is"), (dict(data="groups reversed"), "groups is")])
 def test_runs_of_another_study_are_refused(monkeypatch, faces, tmp_path, other, text):
     fake_runs(monkeypatch)
@@ -96,9 +100,9 @@ def test_runs_of_another_study_are_refused(monkeypatch, faces, tmp_path, other, 
     what = other.pop("data", "")
     ds = faces.take(np.arange(400)) if what == "less" else faces
     if what.startswith("other"):
-        ds = FERData(faces.df.assign(group=np.arange(len(faces))), faces.array())
+        ds = faces.assign(group=np.arange(len(faces)))
     if what.endswith("reversed"):
-        ds = FERData(faces.df.assign(group=faces.df.group.to_numpy()[::-1]), faces.array())
+        ds = faces.assign(group=faces.df.group.to_numpy()[::-1])
     with pytest.raises(DataError, match=text):
         protocol_study(ds, range(1), out=tmp_path, **other)
 
@@ -113,6 +117,9 @@ def test_inflation_is_scipys_paired_interval():
         interval = stats.ttest_rel(values[protocol], values["honest"]).confidence_interval()
         assert table.low[protocol] == pytest.approx(100 * interval.low)
         assert table.high[protocol] == pytest.approx(100 * interval.high)
+    assert table.loc["honest", ["inflation", "low", "high"]].tolist() == [0, 0, 0] and table.seeds.tolist() == [5] * 3
+    assert table["mean"].tolist() == pytest.approx([100 * values[p].mean() for p in PROTOCOLS])
+    assert table.sd.tolist() == pytest.approx([100 * values[p].std(ddof=1) for p in PROTOCOLS])
     one = inflation(runs[runs.seed == 0]).set_index("protocol")
     assert np.isnan(one.low["duplicates_across"]) and one.seeds["honest"] == 1
 
@@ -145,13 +152,13 @@ def test_scores_are_scikit_learns_and_intervals_hold_them():
     assert (table.low <= table.value).all() and (table.value <= table.high).all()
     assert table.low["random", "auroc"] < 0.5 < table.high["random", "auroc"]
     for judge in (np.zeros(9, bool), np.ones(9, bool)):
-        with pytest.raises(DataError, match="both right and wrong"):
+        with pytest.raises(DataError, match="some, not all, expected"):
             ranking_scores(judge, {"x": np.arange(9)})
 
 
 def test_label_errors_are_looked_for_without_training_on_official_test_images(monkeypatch):
     ds, _ = make_faces(420, seed=9, defects=None, balance="uniform", splits=(.6, .2, .2))
-    ds = FERData(ds.df.assign(vote_label=np.roll(ds.df.label, 1)), ds.array(), ds.labels)
+    ds = ds.assign(vote_label=np.roll(ds.df.label, 1))
     trained = []
 
     class Fixed(torch.nn.Module):
@@ -173,14 +180,16 @@ def test_label_errors_are_looked_for_without_training_on_official_test_images(mo
 def test_label_error_study_from_votes_to_scores(tmp_path):
     ds, truth = make_faces(420, seed=5, splits=(1, 0, 0), defects={"wrong_label": 0.1}, balance="uniform")
     real = ds.df.id.map(truth.set_index("id").detail).str.extract(r"(\w+)$")[0]
-    ds = FERData(ds.df.assign(vote_label=[v if v in EMOTIONS else e for v, e in zip(real, ds.df.label)]), ds.array())
+    ds = ds.assign(vote_label=[v if v in EMOTIONS else e for v, e in zip(real, ds.df.label)])
     ds.df.loc[::10, "vote_label"] = ""
-    told = []
-    scores, probs = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=told.append)
-    assert len(told) == 2 and probs.shape == (420, 7) and np.allclose(probs.sum(1), 1, atol=1e-5)
+    lines, file = [], tmp_path / "probabilities.csv"
+    scores, probs = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=lines.append, probabilities=file)
+    written = pd.read_csv(file, dtype={"id": str}).set_index("id")
+    assert written.index.tolist() == ds.df.id.tolist() and np.allclose(written[list(ds.labels)], probs, atol=1e-4)
+    assert len(lines) == 2 and probs.shape == (420, 7) and np.allclose(probs.sum(1), 1, atol=1e-5)
     assert (scores.n == (ds.df.vote_label != "").sum()).all()
-    again, same = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=told.append)
-    assert len(told) == 2 and np.array_equal(same, probs)
+    again, same = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=lines.append)
+    assert len(lines) == 2 and np.array_equal(same, probs)
     with pytest.raises(DataError, match="no votes"):
         label_error_study(make_faces(30)[0])
     with pytest.raises(ConfigError, match="'fair'"):

@@ -17,7 +17,7 @@ def planted():
     return make_faces(600, seed=3, defects={kind: .04 for kind in DEFECTS}, balance="uniform")
 
 
-def pictures(ds, ids):
+def images_of(ds, ids):
     row = {name: i for i, name in enumerate(ds.df.id)}
     return ds.array()[[row[i] for i in ids]].astype(float)
 
@@ -104,7 +104,7 @@ def test_every_kind_is_planted_as_often_as_asked(planted):
 def test_near_copies_resemble_and_differ(planted):
     ds, truth = planted
     near = truth[truth.detail.isin(NEAR)]
-    a, b = pictures(ds, near.id), pictures(ds, near.partner)
+    a, b = images_of(ds, near.id), images_of(ds, near.partner)
     assert (a != b).any((1, 2)).all()
     a[near.detail == "mirror"] = a[near.detail == "mirror"][:, :, ::-1]
     r = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(a, b)]
@@ -138,7 +138,7 @@ def test_half_of_a_small_set_may_be_defects():
 
 def test_blanks_are_all_different():
     ds, truth = make_faces(400, defects={"blank": .5})
-    levels = pictures(ds, truth.id)[:, 0, 0]
+    levels = images_of(ds, truth.id)[:, 0, 0]
     assert len(set(levels)) == 200
 
 
@@ -154,7 +154,7 @@ def test_no_warnings_and_defaults_unchanged():
     (dict(n=0), "n=0"), (dict(n=50, defects={"exact": .51}), "0.51"), (dict(n=50, defects={"exact": float("nan")}), "nan"),
     (dict(n=50, size=129), "129"), (dict(n=50, size=31), "31"), (dict(n=50, balance={}), "{}"),
     (dict(n=50, balance={"happy": -1, "sad": 2}), "-1"), (dict(n=50, balance={"happy": 0}), "0"), (dict(n=50, balance=None), "None"),
-    (dict(n=50, splits=(0, 0, 0)), "(0, 0, 0)"), (dict(n=50, splits=(1.2, -.2, 0)), "-0.2"),
+    (dict(n=50, splits=(0, 0, 0)), "'train': 0, 'valid': 0, 'test': 0"), (dict(n=50, splits=(1.2, -.2, 0)), "-0.2"),
     (dict(n=50, defects={"Exact": .1}), "Exact")])
 def test_refusals_name_the_value(settings, named):
     with pytest.raises(FERError, match="(?s).*" + named.replace("(", r"\(").replace(")", r"\)").replace("{", r"\{")):

@@ -1,4 +1,4 @@
-"""Fitting: selection, restoring, recipes, checkpoints that are refused, failure paths. (Exact resume: test_resume.py.)"""
+"""Fitting: selection, restoring, settings, checkpoints that are refused, failure paths. (Exact resume: test_resume.py.)"""
 import errno
 import hashlib
 import io
@@ -19,26 +19,16 @@ from fastai.optimizer import OptimWrapper
 from timm.layers import create_conv2d
 from torch import nn
 
-from fer_nb.core import ConfigError, FERError, seed_everything
+from fer_nb.config import Fit
+from fer_nb.core import ConfigError, DataError, FERError, seed_everything
 from fer_nb.loaders import dataloaders
-from fer_nb.synth import make_faces
-from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, KeepBest, Mix, Recipe, ResumableLearner, TrainingError, fit_model,
-                          read_checkpoint, write_checkpoint)
+from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, FocalCrossEntropy, KeepBest, Mix, ResumableLearner, TrainingError,
+                          fit_model, make_loaders, make_network, read_checkpoint, write_checkpoint)
 
 
 def net(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 7))
-
-
-@pytest.fixture(scope="module")
-def faces():
-    return make_faces(200, seed=0, defects=None)[0]
-
-
-@pytest.fixture()
-def dls(faces):
-    return dataloaders(faces.where(split="train"), faces.where(split=["valid", "test"]), bs=32)
 
 
 class On(Callback):
@@ -117,9 +107,9 @@ def test_progress_lines_where_there_is_no_terminal(dls, capsys):
     assert "epoch 2/2" in lines[1]
 
 
-# ---------------------------------------------------------------- recipes
+# ---------------------------------------------------------------- settings
 
-def test_the_default_recipe_is_fastais_one_cycle(dls):
+def test_the_default_schedule_is_fastais_one_cycle(dls):
     """The same weights as `fit_one_cycle` of a plain Learner, step by step: the checkpoint machinery changes nothing."""
     model, plain = net(), net().to(memory_format=torch.channels_last)
     fit_model(model, dls, 1, lr=1e-2, wd=0.05, seed=2)
@@ -135,11 +125,11 @@ def test_the_default_recipe_is_fastais_one_cycle(dls):
 
 def test_no_decay_on_norms_and_biases(dls):
     """Without a gradient, decay is all that moves a weight: norms and biases stay, matrices shrink."""
-    def after(**recipe):
+    def after(**changes):
         model = net()
         nn.init.ones_(model[3].bias)
         zero = On("before_step", lambda learn: [p.grad.zero_() for p in learn.model.parameters()])
-        fit_model(model, dls, 1, lr=0.1, wd=0.5, cbs=[zero], recipe=Recipe(**recipe))
+        fit_model(model, dls, 1, lr=0.1, wd=0.5, cbs=[zero], **changes)
         return [model[2].weight.mean().item(), model[3].bias.mean().item(), model[3].weight.norm().item()]
 
     (norm, bias, matrix), every, start = after(decay_all=False), after(), net()[3].weight.norm().item()
@@ -149,10 +139,10 @@ def test_no_decay_on_norms_and_biases(dls):
 
 def test_the_average_changes_the_result_but_not_the_training(dls):
     raws, kept = [], []
-    for recipe in (Recipe(), Recipe(ema=0.8)):
+    for ema in (None, 0.8):
         dls.train.epoch = 0
         model = net()
-        fit_model(model, dls, 2, seed=1, recipe=recipe,
+        fit_model(model, dls, 2, seed=1, ema=ema,
                   cbs=[On("after_epoch", lambda learn: raws.append(learn.model[3].weight.clone()), 1, False, order=80)])
         kept.append(model[3].weight)
     assert torch.equal(*raws) and not torch.equal(*kept)
@@ -161,7 +151,7 @@ def test_the_average_changes_the_result_but_not_the_training(dls):
 @pytest.mark.parametrize("setting", [{"ema": 1.0}, {"ema": 0}, {"patience": 0}, {"amp": "fp16"}])
 def test_settings_that_make_no_sense(dls, setting):
     with pytest.raises(ConfigError, match=f"{next(iter(setting))}="):
-        fit_model(net(), dls, 1, recipe=Recipe(**setting))
+        fit_model(net(), dls, 1, **setting)
 
 
 # ---------------------------------------------------------------- failure paths
@@ -207,7 +197,7 @@ def test_strided_depthwise_convolutions_stay_in_float32_on_the_cpu(dls, padding)
     before = model[:3](torch.zeros(1, 1, 48, 48)).shape
     for k in (1, 2):
         model[k].register_forward_hook(lambda m, args, y, k=k: seen.update({k: (y.dtype, y.shape[2:])}))
-    fit_model(model, dls, 1, recipe=Recipe(amp="bf16", ema=0.9))
+    fit_model(model, dls, 1, amp="bf16", ema=0.9)
     assert seen[1][0] == torch.bfloat16 and seen[2] == (torch.float32, before[2:]) and "forward" not in vars(model[2])
 
 
@@ -269,7 +259,7 @@ def refused(dls, path, says, model=None, **changed):
 def test_another_runs_checkpoint_is_refused(dls, faces, saved):
     refused(dls, saved, "settings.epochs is 1 there and 2 here", epochs=2)
     refused(dls, saved, "settings.seed is 0 there and 1 here", seed=1)
-    refused(dls, saved, "settings.recipe.clip is None there and 1.0 here", recipe=Recipe(clip=1.0))
+    refused(dls, saved, "settings.clip is None there and 1.0 here", clip=1.0)
     refused(dls, saved, r"callbacks.0.0 is 'absent' there and 'EMA' here", cbs=[EMA(0.9)])
     refused(dls, saved, r"model.2.weight is 'float32 \(144,\)' there and 'absent' here", model=nn.Sequential(nn.Conv2d(1, 7, 48), nn.Flatten()))
     train = faces.where(split="train")
@@ -331,14 +321,14 @@ def test_disk_full(dls, tmp_path, monkeypatch, call):
         return real(*args)
 
     whole = net()
-    fit_model(whole, dls, 3, recipe=Recipe(ema=0.9))
+    fit_model(whole, dls, 3, ema=0.9)
     dls.train.epoch = 0
     monkeypatch.setattr(os, call, full)
     with pytest.raises(CheckpointError, match="run.ckpt: could not be written .No space left.*before it is intact"):
-        fit_model(net(), dls, 3, checkpoint=path, recipe=Recipe(ema=0.9))
+        fit_model(net(), dls, 3, checkpoint=path, ema=0.9)
     assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"] and read_checkpoint(path)["epoch"] == 1
     model = net(8)
-    fit_model(model, dls, 3, checkpoint=path, recipe=Recipe(ema=0.9))
+    fit_model(model, dls, 3, checkpoint=path, ema=0.9)
     assert all(torch.equal(v, whole.state_dict()[k]) for k, v in model.state_dict().items())
 
 
@@ -353,7 +343,7 @@ def test_a_place_that_cannot_be_written_fails_before_the_first_epoch(dls, tmp_pa
 
 @pytest.mark.parametrize("value", [np.float64(1), np.zeros(2), {1, 2}, [{"deep": object()}]])
 def test_what_cannot_be_read_back_is_not_written(tmp_path, value):
-    with pytest.raises(ConfigError, match="state.memory"):
+    with pytest.raises(CheckpointError, match="state.memory"):
         write_checkpoint({"memory": value}, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
@@ -421,7 +411,7 @@ class Rates(Callback):
 
 @pytest.mark.parametrize("epochs,cycle", [(7, 3), (6, 2), (3, 50)])
 def test_warm_restarts_are_pytorchs(dls, epochs, cycle):
-    fit_model(net(), dls, epochs, lr=3e-4, wd=1e-5, cbs=[rates := Rates({})], recipe=Recipe("warm_restarts", restart_epochs=cycle))
+    fit_model(net(), dls, epochs, lr=3e-4, wd=1e-5, cbs=[rates := Rates({})], schedule="warm_restarts", restart_epochs=cycle)
     opt, n = torch.optim.AdamW([torch.zeros(1)], lr=3e-4), len(dls.train)
     theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(opt, T_0=cycle, T_mult=1, eta_min=3e-9)
     for epoch in range(epochs):
@@ -433,7 +423,7 @@ def test_warm_restarts_are_pytorchs(dls, epochs, cycle):
 
 @pytest.mark.parametrize("epochs", [7, 11, 49, 93])
 def test_no_epoch_begins_at_the_bottom_by_rounding(epochs):
-    rate = Recipe("warm_restarts", restart_epochs=1).schedules(1.0, epochs)["lr"]
+    rate = Fit(schedule="warm_restarts", restart_epochs=1, lr=1.0, epochs=epochs).schedules()["lr"]
     assert all(rate(e / epochs) == pytest.approx(1) for e in range(epochs))
 
 
@@ -442,7 +432,7 @@ def test_restarts_and_mixtures_go_on_exactly(faces, tmp_path):
         dls = dataloaders(faces.where(split="train"), faces.where(split=["valid", "test"]), bs=32)
         m = net()
         history = fit_model(m, dls, 4, lr=1e-2, cbs=[Mix(0.4), Rates({} if seen is None else seen, at)], seed=3,
-                            recipe=Recipe("warm_restarts", restart_epochs=2), checkpoint=tmp_path / name)
+                            schedule="warm_restarts", restart_epochs=2, checkpoint=tmp_path / name)
         return m.state_dict(), history
 
     one, two = {}, {}
@@ -474,7 +464,7 @@ def test_one_kind_of_mixture_alone(dls, cut, sizes):
 
 def test_validation_is_not_mixed(dls):
     alone = net()
-    history = fit_model(alone, dls, 1, lr=0, wd=0, cbs=[Mix(0.4)], keep="last")
+    history = fit_model(alone, dls, 1, lr=1e-12, wd=0, cbs=[Mix(0.4)], keep="last")
     with torch.no_grad():
         right = [(alone(x).argmax(1) == y).float() for x, y in dls.valid]
     assert history.accuracy[0] == pytest.approx(torch.cat(right).mean().item(), abs=1e-6)
@@ -491,9 +481,9 @@ def test_the_last_epoch_is_kept_though_another_was_better(dls):
                     self.model[-1].bias.zero_()
 
     last, best = net(), net()
-    fit_model(last, dls, 2, cbs=[Spoil()], keep="last")
+    fit_model(last, dls, 2, lr=2e-3, cbs=[Spoil()], keep="last")
     dls.train.epoch = 0
-    fit_model(best, dls, 2, cbs=[Spoil()])
+    fit_model(best, dls, 2, lr=2e-3, cbs=[Spoil()])
     assert not last[-1].weight.any() and best[-1].weight.any()
 
 
@@ -501,7 +491,7 @@ def test_the_average_is_what_the_last_epoch_leaves(dls, tmp_path):
     "The network that comes back is the one that was validated, also from a checkpoint of a finished fit."
     for where in (None, tmp_path / "a", tmp_path / "a"):
         dls.train.epoch, model = 0, net()
-        history = fit_model(model, dls, 2, lr=0.05, keep="last", recipe=Recipe(ema=0.99), checkpoint=where)
+        history = fit_model(model, dls, 2, lr=0.05, keep="last", ema=0.99, checkpoint=where)
         with torch.no_grad():
             measured = nn.functional.cross_entropy(torch.cat([model(x) for x, _ in dls.valid]), dls.valid.y).item()
         assert measured == pytest.approx(history.valid_loss.iloc[-1], rel=1e-4)
@@ -515,7 +505,7 @@ def test_the_validation_loss_is_plain_and_the_training_loss_smoothed(dls, cbs):
     losses = []
     for smoothing in (0.0, 0.3):
         dls.train.epoch, still = 0, net()
-        history = fit_model(still, dls, 1, lr=0, wd=0, smoothing=smoothing, keep="last", cbs=cbs)
+        history = fit_model(still, dls, 1, lr=1e-12, wd=0, smoothing=smoothing, keep="last", cbs=cbs)
         with torch.no_grad():
             plain = nn.functional.cross_entropy(torch.cat([still(x) for x, _ in dls.valid]), dls.valid.y).item()
         assert history.valid_loss[0] == pytest.approx(plain, rel=1e-4)
@@ -527,17 +517,17 @@ def test_the_validation_loss_is_plain_and_the_training_loss_smoothed(dls, cbs):
                                      dict(schedule="warm_restarts", warmup=0.2)])
 def test_restarts_that_make_no_sense(setting):
     with pytest.raises(ConfigError, match="warm_restarts"):
-        Recipe(**setting)
+        Fit(**setting)
 
 
 def test_a_setting_that_is_new_and_not_used_does_not_refuse_an_older_checkpoint(dls, tmp_path):
     fit_model(net(), dls, 1, checkpoint=tmp_path / "old")
     state = read_checkpoint(tmp_path / "old")
-    del state["described"]["settings"]["recipe"]["restart_epochs"]
+    del state["described"]["settings"]["restart_epochs"]
     write_checkpoint(state, tmp_path / "old")
     fit_model(net(), dls, 1, checkpoint=tmp_path / "old")
     with pytest.raises(CheckpointError, match="restart_epochs is 'absent' there and 5 here|schedule"):
-        fit_model(net(), dls, 1, checkpoint=tmp_path / "old", recipe=Recipe("warm_restarts", restart_epochs=5))
+        fit_model(net(), dls, 1, checkpoint=tmp_path / "old", schedule="warm_restarts", restart_epochs=5)
 
 
 def test_no_tensor_of_a_step_is_kept(dls):
@@ -545,3 +535,64 @@ def test_no_tensor_of_a_step_is_kept(dls):
     seen = []
     fit_model(net(), dls, 2, cbs=[On("after_fit", lambda learn: seen.extend(learn.recorder.losses), 1, training=False)])
     assert len(seen) == 2 * len(dls.train) and not any(torch.is_tensor(loss) for loss in seen)
+
+
+# ---------------------------------------------------------------- one Fit for all
+
+def test_an_integer_and_fields_are_a_fit(dls):
+    """`fit_model(model, dls, 2, lr=...)` and the `Fit` of these values are the same training."""
+    results = []
+    for call in ((2, {"lr": 0.01, "wd": 0.1}), (Fit(epochs=2, lr=0.01, wd=0.1), {}), (Fit(lr=0.01), {"epochs": 2, "wd": 0.1})):
+        dls.train.epoch, model = 0, net()
+        results.append((fit_model(model, dls, call[0], **call[1]), model[3].weight))
+    assert all(h.equals(results[0][0]) and torch.equal(w, results[0][1]) for h, w in results)
+    with pytest.raises(TypeError, match="epoch"):
+        fit_model(net(), dls, epoch=3)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_sgd_and_focal_loss_are_pytorchs(dls, loss):
+    """Three steps by hand: Nesterov's momentum, decay in the gradient, (1 - p)² in front of the cross-entropy."""
+    model, plain, n = net(), net(), len(dls.train)
+    fit_model(model, dls, 1, lr=0.05, wd=0.01, schedule="cosine", optimiser="sgd", loss=loss, smoothing=0.0, keep="last")
+    opt = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
+    rate, dls.train.epoch = Fit(lr=0.05, epochs=1, schedule="cosine").schedules()["lr"], 0
+    for i, (x, y) in enumerate(dls.train):
+        p = plain(x).softmax(1)[torch.arange(len(y)), y]
+        (-p.log() * ((1 - p)**2 if loss == "focal" else 1)).mean().backward()
+        opt.param_groups[0]["lr"] = rate(i / n)
+        opt.step()
+        opt.zero_grad()
+    for a, b in zip(model.parameters(), plain.parameters()):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_focal_loss_reduces_as_it_is_told():
+    focal = FocalCrossEntropy(reduction="none")
+    focal.gamma = 2.0
+    z, y = torch.randn(6, 7), torch.arange(6)
+    each, focal.reduction = focal(z, y), "mean"
+    assert each.shape == (6,) and torch.allclose(each.mean(), focal(z, y))
+
+
+def test_mixing_is_a_setting(dls):
+    """`mix` and `cut` of a `Fit` are the callback `Mix`."""
+    results = []
+    for changes in ({"mix": 0.4, "cut": 0.5}, {"cbs": [Mix(0.4, 0.5)]}):
+        dls.train.epoch, model = 0, net()
+        fit_model(model, dls, 1, seed=2, **changes)
+        results.append(model[3].weight)
+    assert torch.equal(*results)
+
+
+def test_networks_and_loaders_of_a_fit(faces, tmp_path):
+    labels = faces.labels
+    assert make_network(Fit("light", size=32), labels).input_size == 32
+    with pytest.raises(ConfigError, match="teacher='nobody'"):
+        make_network(Fit("nobody"), labels)
+    with pytest.raises(DataError, match="nothing.safetensors"):
+        make_network(Fit(str(tmp_path / "nothing.safetensors")), labels)
+    train, valid = faces.where(split="train"), faces.where(split="valid")
+    dls = make_loaders(train, valid, Fit(bs=8, augment=None))
+    x, _ = next(iter(dls.train))
+    assert torch.equal(x, dls.train.x[dls.train.ids].float() / 255)

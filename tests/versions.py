@@ -77,7 +77,7 @@ def interpreter(
     if not (version := PYTHON[which]):
         return sys.executable
     places = [shutil.which(f"python{version}"), *map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]
-    return next((p for p in places if p), None)
+    return next((p for p in places if p and subprocess.run([p, "--version"], capture_output=True).returncode == 0), None)
 
 
 def attempt(

@@ -1,0 +1,133 @@
+"""Settings: one tree, files, overrides by full names, and every fault named by its field before anything is read."""
+import json
+import subprocess
+import sys
+from dataclasses import asdict, fields, is_dataclass, replace
+
+import pytest
+
+from fer_nb.config import (PRESETS, Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, Quads, from_dict, load_config,
+                           override, to_dict)
+from fer_nb.core import ConfigError
+
+CLASSES = (Augment, Fit, Data, Distillation, Adversarial, Evaluation, Quads, Preset)
+FULL = Preset(teachers=(Fit("resnet18", None, mix=0.3), Fit("annotators")), student=Fit("light_res", augment=None, ema=0.999),
+              quads=Quads(learnable=True), adversarial=None, data=Data(targets=300), born_again=None)
+
+
+@pytest.mark.parametrize("preset", [*PRESETS.values(), FULL, replace(FULL, born_again=FULL), Preset()])
+def test_there_and_back(preset):
+    assert from_dict(json.loads(json.dumps(to_dict(preset)))) == preset and override(preset, []) == preset
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_each_class_has_defaults_that_pass_their_own_checks(cls):
+    assert from_dict({}, cls) == cls() and from_dict(to_dict(cls()), cls) == cls()
+
+
+def test_every_class_is_frozen_and_hashable():
+    assert all(is_dataclass(c) and hash(c()) == hash(c()) for c in CLASSES)
+    with pytest.raises(AttributeError):
+        Fit().epochs = 3
+
+
+@pytest.mark.parametrize("values, says", [
+    ({"student": {"epoch": 3}}, r"^student\.epoch: no such field; did you mean student\.epochs\?$"),
+    ({"studnet": {}}, r"^studnet: no such field; did you mean student\?$"),
+    ({"born_again": {"teachers": [{"netwrk": "a"}]}}, r"^born_again\.teachers\.0\.netwrk: .*born_again\.teachers\.0\.network\?$"),
+    ({"adversarial": {"fit": {"augment": {"flip": 1}}}}, r"^adversarial\.fit\.augment\.flip: .*\.[hv]flip\?$"),
+    ({"xyz": 1}, "^xyz: no such field$"),
+    ({"student": {"epochs": "many"}}, r"^student\.epochs='many'; a valid integer expected$"),
+    ({"student": {"epochs": True}}, r"^student\.epochs=True; a valid integer expected$"),
+    ({"student": {"epochs": 2.5}}, r"^student\.epochs=2\.5"), ({"student": {"lr": "fast"}}, r"^student\.lr='fast'; a valid number"),
+    ({"student": {"network": None}}, r"^student\.network=None; a valid string"), ({"student": None}, "^student=None"),
+    ({"student": {"decay_all": "yes"}}, r"^student\.decay_all='yes'; a valid boolean"),
+    ({"teachers": {"network": "a"}}, "^teachers="), ({"evaluation": {"eps": [0, "a"]}}, r"^evaluation\.eps\.1='a'"),
+    ({"data": {"targets": 1.5}}, r"^data\.targets=1\.5"), ([], r"^settings=\[\]"), (None, "^settings=None"),
+    ({"student": {"epochs": 0}}, r"^student\.epochs=0; at least 1"), ({"student": {"lr": float("nan")}}, r"^student\.lr=nan"),
+    ({"teachers": [{}, {"bs": -1}]}, r"^teachers\.1\.bs=-1"), ({"student": {"ema": 1.0}}, r"^student\.ema=1\.0"),
+    ({"student": {"keep": "last", "patience": 3}}, r"^student\.keep='last', patience=3"),
+    ({"student": {"keep": "first"}}, r"^student\.keep='first'"), ({"student": {"amp": "fp8"}}, r"^student\.amp='fp8'"),
+    ({"student": {"restart_epochs": 5}}, r"^student\.restart_epochs=5 of schedule='one_cycle'"),
+    ({"student": {"schedule": "warm_restarts", "warmup": 0.1}}, r"^student\.warmup=0\.1"),
+    ({"student": {"optimiser": "adam"}}, r"^student\.optimiser='adam'; 'adamw' or 'sgd'"),
+    ({"student": {"augment": {"scale": [1.1, 0.9]}}}, r"^student\.augment\.scale="),
+    ({"data": {"holdout": 1}}, r"^data\.holdout=1"), ({"distillation": {"cached_views": "both"}}, r"^distillation\.cached_views='both'"),
+    ({"adversarial": {"attacks": ["sgd"]}}, r"^adversarial\.attacks='sgd'|^adversarial\.attacks"),
+    ({"evaluation": {"tta": "ten"}}, r"^evaluation\.tta='ten'")])
+def test_faults_are_named_by_their_field(values, says):
+    with pytest.raises(ConfigError, match=says):
+        from_dict(values)
+
+
+def test_several_faults_are_all_named():
+    with pytest.raises(ConfigError, match=r"student\.epochs='a'.*; teachers\.0\.lr='b'|teachers\.0\.lr='b'.*; student\.epochs='a'"):
+        from_dict({"student": {"epochs": "a"}, "teachers": [{"lr": "b"}]})
+
+
+@pytest.mark.parametrize("changed, says", [
+    ({"data": Data(holdout=0.2)}, "data"), ({"teachers": FULL.teachers[:1]}, "teachers"), ({"born_again": FULL}, "one earlier generation"),
+    ({"distillation": Distillation(views=2)}, "distillation.views"), ({"student": replace(FULL.student, size=64)}, "student.size"),
+    ({"student": replace(FULL.student, augment=Augment())}, "student.augment")])
+def test_generations_share_data_teachers_and_views(changed, says):
+    """They learn from one bank of logits."""
+    with pytest.raises(ConfigError, match=f"born_again.*{says}"):
+        replace(FULL, born_again=replace(FULL, **changed))
+    replace(FULL, born_again=replace(FULL, student=replace(FULL.student, epochs=3, network="light"), distillation=Distillation(alpha=0.2)))
+
+
+@pytest.mark.parametrize("change, where", [
+    ("student.epochs=40", ("student", "epochs", 40)), ("student.lr=1e-3", ("student", "lr", 1e-3)), ("student.lr=1", ("student", "lr", 1.0)),
+    ("data.targets=max", ("data", "targets", "max")), ("data.targets=null", ("data", "targets", None)), ("data.clean=false", ("data", "clean", False)),
+    ("evaluation.eps=[0, 0.1]", ("evaluation", "eps", (0.0, 0.1))), ("adversarial.fit={epochs: 3}", ("adversarial", "fit", Fit(epochs=3))),
+    ("quads.margin=0.3", ("quads", "margin", 0.3)), ("student.network=a=b", ("student", "network", "a=b"))])
+def test_overrides(change, where):
+    part, name, value = where
+    changed = override(PRESETS["tiny"], [change])
+    assert getattr(getattr(changed, part), name) == value
+    others = {f.name for f in fields(Preset)} - {part}
+    assert all(getattr(changed, k) == getattr(PRESETS["tiny"], k) for k in others)
+
+
+def test_overrides_of_teachers():
+    changed = override(PRESETS["tiny"], ["teachers.1.lr=1e-4", "teachers.0.network=runs/a/student.safetensors"])
+    assert changed.teachers[1].lr == 1e-4 and changed.teachers[0].network == "runs/a/student.safetensors"
+    assert override(Preset(), ["teachers=[{network: resnet18}, {network: annotators}]"]).teachers[1].network == "annotators"
+
+
+@pytest.mark.parametrize("change", ["student.epochs", "teachers.2.lr=1", "teachers.one.lr=1", "student.epochs.more=1", "student.lr=[", "", "=3"])
+def test_overrides_that_cannot_be_meant(change):
+    with pytest.raises(ConfigError) as e:
+        override(PRESETS["tiny"], [change])
+    assert repr(change) in str(e.value) or "no such field" in str(e.value)
+
+
+def test_files(tmp_path):
+    def load(name, text, **how):
+        (tmp_path / name).write_text(text, **how)
+        return load_config(tmp_path / name)
+
+    assert load("a.yaml", "student: {epochs: 40, lr: 1e-3}\nteachers:\n- network: resnet18\n") == Preset(
+        student=Fit(epochs=40, lr=1e-3), teachers=(Fit("resnet18"),))
+    assert load("b.json", json.dumps(asdict(FULL))) == FULL
+    assert load("config.json", json.dumps({"preset": "x", "seed": 3, "settings": to_dict(PRESETS["cpu"])})) == PRESETS["cpu"]
+    assert load("empty.yml", "") == Preset()
+    for name, text in (("c.json", "{"), ("d.yaml", "a: [1"), ("e.yaml", "!!python/object:os.system {}")):
+        with pytest.raises(ConfigError, match=f"{name}: neither JSON nor YAML"):
+            load(name, text)
+    with pytest.raises(ConfigError, match="f.yaml: student.epoch: no such field"):
+        load("f.yaml", "student: {epoch: 1}")
+    with pytest.raises(ConfigError, match="neither"):
+        load("g.json", "\xff", encoding="latin-1")
+    with pytest.raises(ConfigError, match="nothing.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_a_run_of_an_older_version_is_refused_by_its_fields():
+    with pytest.raises(ConfigError, match="teachers.0.input_size: no such field"):
+        from_dict({"teachers": [{"name": "resnet18", "input_size": 48}], "adv_eps": 0.01, "student": "light"})
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, fer_nb.config as c; c.from_dict({}); print([m for m in ('torch', 'fastai', 'timm') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
