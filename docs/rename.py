@@ -12,6 +12,8 @@ import json
 import re
 from pathlib import Path
 
+from fer_nb.store import OLD_WORDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 NOTEBOOKS = {  # reading order is import order
@@ -26,15 +28,29 @@ NOTEBOOKS = {  # reading order is import order
 
 MODULES = {"twins": "duplicates", "experiments": "hyfer_studies", "sqs_experiments": "sqs_studies"}
 
-NAMES = {  # public names of code
-    "find_twins": "find_duplicates", "TwinSearch": "DuplicateSearch", "plot_twins": "plot_duplicates", "near_twins": "near_duplicates",
+NAMES = {  # names of code that callers, notebooks or records used
+    "TwinSearch": "DuplicateSearch", "find_twins": "find_duplicates", "plot_twins": "plot_duplicates", "near_twins": "near_duplicates",
+    "read_any": "data.read", "soft_labels": "FERData.soft_labels", "check_counts": "FERData.check_counts",
+    "stratified_sample": "FERData.sample", "picture_quality": "image_quality", "straddling": "leakage_table",
+    "Splits.select": "Splits.valid", "Splits.report": "Splits.test", "Splits.twins": "Splits.duplicates", "parts": "splits",
     "place": "rank_world", "team": "process_group", "total": "all_reduce", "divided": "map_ranks", "one_folder": "rank0_folder",
-    "alone": "single_process", "ready": "eval_mode", "straddling": "leakage_table", "compromised": "leaked_ids",
-    "UnitImages": "CheckInputRange", "FiniteLoss": "StopOnNaN", "harden": "radius_sweep", "price_table": "tradeoff_table",
-    "fold": "fuse", "Seen": "Result", "Tracks": "FaceTracker", "select": "valid", "report": "test", "parts": "splits"}
+    "alone": "single_process", "kept_table": "Store.table", "claim": "Store", "check_setting": "Store",
+    "TeacherSpec": "Fit", "Recipe": "Fit", "studies.Fit": "config.Fit", "SQSPreset": "Preset", "told": "to_dict",
+    "answers": "cached_views", "earlier": "born_again", "speaks": "valid_mask", "TeacherLogits": "CachedLogits",
+    "train_teachers": "fit_teachers", "fit_teacher": "make_teachers, fit", "ask_teacher": "cache_logits", "teacher_on": "logits",
+    "Annotators": "AnnotatorTeacher", "find_geometry": "Geometry.find", "fit_geometry": "Geometry.fit",
+    "UnitImages": "CheckInputRange", "FiniteLoss": "StopOnNaN", "EarlyStop": "KeepBest", "ready": "eval_mode",
+    "fold": "fuse", "lean": "identity_skip", "save_hyfer": "models.save", "load_hyfer": "models.load", "load_teacher": "models.load",
+    "study_part": "subsample", "study_pool": "subsample", "compromised": "leaked_ids", "harden": "radius_sweep",
+    "price_table": "tradeoff_table", "sqs_studies.PROTOCOLS": "SQS_PROTOCOLS",
+    "decided": "review_decisions", "changes": "review_changes", "commands": "ReviewSession.commands",
+    "select": "select_predictions", "findings": "audit_findings", "nearest": "nearest_features",
+    "Seen": "Result", "seen": "results", "Tracks": "FaceTracker", "many": "batch", "as_table": "Recogniser.table",
+    "read_network": "Network.read"}
 
-TABLES = {  # columns, values and keys of tables and sidecars
-    "without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training", "near_twins": "near_duplicates",
+TABLES = OLD_WORDS | {  # columns, values and keys of tables and sidecars
+    "near_twins": "near_duplicates", "earlier HyFER": "first-generation HyFER",
+    "teacher earlier HyFER": "teacher first-generation HyFER",
     "reported with a twin in training as it came": "reported with a duplicate in training as it came",
     "accuracy without twins": "accuracy without duplicates", "twins": "duplicates", "exact twins": "exact duplicates",
     "near twins": "near duplicates", "find_twins": "find_duplicates", "find_twins, exact only": "find_duplicates, exact only", "kept logits, one view": "cached logits, one view",

@@ -143,7 +143,7 @@ def _copy_plan(
     return pd.concat(plans).sort_values("label", key=lambda s: s.map(order), kind="stable")
 
 # %% ../nbs/10_balance.ipynb #5b117011
-_COLOUR = Augment(brightness=0.15, contrast=0.25, noise=0.03, blur=0.7)  # ours: the paper gives no ranges
+_COLOUR = Augment(brightness=0.15, contrast=0.25, noise=0.03, blur=0.7)  # the paper gives no ranges
 
 
 def balance(

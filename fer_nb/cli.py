@@ -238,8 +238,14 @@ class _StudyVerb(Verb):
         keep_freed_memory()
         from fer_nb.experiment import STUDIES
         study = STUDIES[args.what]
+        others = {flag: settings.get("default") for s in STUDIES.values()
+                  for flag, settings in s.options.items() if flag not in study.options}
+        faults = [f"study {args.what} does not take {flag}" for flag, default in others.items()
+                  if vars(args)[flag.strip("-")] not in (default, False)]
         if study.votes and args.votes is None:
-            raise ConfigError(f"study {args.what} needs --votes fer2013new.csv, {study.votes}")
+            faults.append(f"study {args.what} needs --votes fer2013new.csv, {study.votes}")
+        if faults:
+            raise ConfigError("; ".join(faults))
         ds = read(args.data, args.votes)
         out = args.out or Path("runs") / f"{args.data.resolve().stem}-{args.what}"
         found = study.run(**{"out": out / "runs", "say": _say} | study.call(ds, out, args))
@@ -320,10 +326,12 @@ class _PredictVerb(Verb):
         from fer_nb.faces import FaceFinder, landmarker_file
         from fer_nb.predict import Recogniser, Result, write_annotated, write_results
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
+        to = args.to or (Path("predicted") if args.out == "annotated" else None)
+        if to and to.exists() and not args.overwrite:
+            raise DataError(f"{to}: exists already; choose another --to or pass --overwrite")
         recogniser, counts = Recogniser(args.weights, args.crop, FaceFinder(args.smallest)), Counter()
         if args.crop:
             landmarker_file()  # where it is missing, that is known before the first line
-        to = args.to or (Path("predicted") if args.out == "annotated" else None)
         results = recogniser.results(args.paths, args.every, args.smooth)
 
         def count(result: Result) -> None:

@@ -22,18 +22,21 @@ from .core import ConfigError, at_least, one_of, positive, share
 def _check(
     settings: object,                        # of one of the classes below
     least: Mapping[str, float] = {},         # field -> its smallest value
-    above_zero: Sequence[str] = (),          # fields that are positive, or None
+    above_zero: Sequence[str] = (),          # fields that are positive
     shares: Mapping[str, str] = {},          # field -> whether 0 and 1 are fine, see `core.share`
     choices: Mapping[str, tuple] = {},       # field -> its values
 ) -> None:
-    "Raise `ConfigError` for the first field that is out of its range."
+    "Raise `ConfigError` for the first field that is out of its range, or None where its type is not."
     given = vars(settings)
-    for name, smallest in least.items():
-        at_least(name, given[name], smallest)
-    for name in above_zero:
+    absent = {f.name: "None" in str(f.type) for f in fields(settings) if given[f.name] is None}
+    if bare := [name for name, fine in absent.items() if not fine]:
+        raise ConfigError(f"{bare[0]}=None; a value expected")
+    for name in [n for n in least if n not in absent]:
+        at_least(name, given[name], least[name])
+    for name in [n for n in above_zero if n not in absent]:
         positive(name, given[name])
-    for name, ends in shares.items():
-        share(name, given[name], ends)
+    for name in [n for n in shares if n not in absent]:
+        share(name, given[name], shares[name])
     for name, allowed in choices.items():
         one_of(name, given[name], allowed)
 
@@ -117,12 +120,15 @@ class Data:
 
     clean: bool = True  # drop what the audit finds; False: train on the images as they came
     near_duplicates: bool = True           # look for near duplicates too, not for byte-identical images alone
-    holdout: float = 0.1                   # share of the training split that selects epochs; in (0, 1)
+    holdout: float = 0.1  # share of the training split that selects epochs; above 0, at most 0.2
     targets: str | int | None = "median"   # class balance, see `balance.balance`; None: leave as it is
     protocol: str | None = None  # of SQSNet: "rafdb", "ferplus" or "affectnet"; None: by the splits there are
 
     def __post_init__(self):
-        _check(self, shares={"holdout": "()"})
+        _check(self, above_zero=["holdout"])
+        at_least("holdout", self.holdout, 0, most=0.2)
+        if isinstance(self.targets, str):
+            one_of("targets", self.targets, ("max", "median", "paper"))
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,10 @@ class Evaluation:
     tta: str = "none"  # test-time augmentation that is reported beside none
 
     def __post_init__(self):
-        _check(self, {"steps": 1}, choices={"tta": ("none", "flip", "five")})
+        given = {} if self.n is None else {"n": 1}
+        _check(self, {"steps": 1} | given, choices={"tta": ("none", "flip", "five")})
+        for radius in self.eps:
+            at_least("eps", radius, 0)
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,9 @@ class Quads:
     margin: float = 0.5       # of the hinge (Eq. 10)
     lam: float = 0.5          # weight of the hinge in the loss
     learnable: bool = False   # learn α, β, γ and τ
+
+    def __post_init__(self):
+        _check(self, dict.fromkeys(("alpha", "beta", "gamma", "margin", "lam"), 0), ["tau"])
 
 # %% ../nbs/01_config.ipynb #c0f10015
 @dataclass(frozen=True)
@@ -273,7 +285,12 @@ def from_dict(
     try:
         return _adapter(cls).validate_json(json.dumps(values, default=repr), strict=True)
     except ValidationError as e:
-        raise ConfigError("; ".join(dict.fromkeys(_fault(error, cls) for error in e.errors()))) from None
+        faults = list(dict.fromkeys(_fault(error, cls) for error in e.errors()))
+        if isinstance(values, dict) and isinstance(values.get("student"), str):
+            faults = [f"student={values['student']!r}: flat settings of a version before 0.1, which are not "
+                      "read; begin with a preset and change its fields, such as student.epochs"]
+        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise ConfigError("; ".join(faults[:4]) + more) from None
 
 
 def _fault(

@@ -111,22 +111,23 @@ def at_least(
 
 def positive(
     name: str,             # of the argument
-    value: float | None,   # what was given; None passes
+    value: float,          # what was given
 ) -> None:
-    "Raise `ConfigError` unless `value` is None or a finite number above 0."
-    fits = value is None or isinstance(value, Real) and 0 < value < float("inf")
-    _expect(fits, name, value, "a positive number")
+    "Raise `ConfigError` unless `value` is a finite number above 0."
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    _expect(number and 0 < value < float("inf"), name, value, "a positive number")
 
 
 def share(
     name: str,             # of the argument
-    value: float | None,   # what was given; None passes
+    value: float,          # what was given
     ends: str = "[]",      # whether 0 and 1 are fine: "[]", "[)", "(]" or "()"
 ) -> None:
-    "Raise `ConfigError` unless `value` is None or a number between 0 and 1."
+    "Raise `ConfigError` unless `value` is a number between 0 and 1."
     low, high = ("above 0", "from 0")[ends[0] == "["], ("below 1", "to 1")[ends[1] == "]"]
     excluded = {0: ends[0] == "(", 1: ends[1] == ")"}
-    _expect(value is None or isinstance(value, Real) and 0 <= value <= 1 and not excluded.get(value),
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    _expect(number and 0 <= value <= 1 and not excluded.get(value),
             name, value, f"a number {low} {high}")
 
 # %% ../nbs/00_core.ipynb #c0de0004

@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -161,8 +161,11 @@ def take(
     self: FERData,
     rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length N
 ) -> FERData:                          # a smaller dataset with the same labels
-    "The dataset of the given `rows`, in their order. Raises `IndexError` for rows that do not exist."
+    """The dataset of the given `rows`, in their order. Raises `IndexError` for rows that do not exist, and
+    for a mask of another length."""
     rows = np.asarray(rows)
+    if rows.ndim != 1 or rows.dtype == bool and len(rows) != len(self):
+        raise IndexError(f"rows are {rows.dtype} {rows.shape}; positions, or a mask of {len(self)}, expected")
     rows = np.arange(len(self))[rows if rows.size else rows.astype(np.int64)]  # an empty list comes as floats
     images = self._images[rows] if isinstance(self._images, np.ndarray) else [self._images[i] for i in rows]
     return self.replace(df=self.df.iloc[rows], images=images)
@@ -173,7 +176,9 @@ def where(
     self: FERData,
     **conditions: Any,  # column=value, or column=list of values; all must hold
 ) -> FERData:           # the rows for which they do
-    "The dataset of the rows that meet all `conditions`: `ds.where(split=\"train\")`."
+    """The dataset of the rows that meet all `conditions`: `ds.where(split="train")`. Raises `DataError` for a
+    column that is not there."""
+    need_columns(self.df, conditions, self.name or "the dataset", f"there are {', '.join(map(str, self.df))}")
     mask = np.ones(len(self), dtype=bool)
     for column, value in conditions.items():
         values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
@@ -270,13 +275,13 @@ def read_image(
     "Decode one image; files of at most Pillow's `MAX_IMAGE_PIXELS`. Raises `ImageError` naming the file."
     if isinstance(path, Crop):
         return path.cut(read_image(path.path))
-    lent = isinstance(path, Image.Image)
+    opened = isinstance(path, Image.Image)
     try:
-        with nullcontext(path) if lent else _opened(path) as im:
+        with nullcontext(path) if opened else _opened(path) as im:
             return to_array(im)
     except Exception as e:  # Pillow's readers meet damage with errors of every kind
         why = "no such file" if isinstance(e, FileNotFoundError) else f"cannot be decoded as an image ({e})"
-        raise ImageError(f"{'the Pillow image' if lent else path}: {why}") from e
+        raise ImageError(f"{'the Pillow image' if opened else path}: {why}") from e
 
 
 def read_images(
@@ -330,7 +335,10 @@ def check_counts(
     expected: Sequence[str] | None = None,   # splits that must be there; None: all published ones
     subset_ok: bool = False,                 # unless `strict`, no warning if no split has half of its images
 ) -> pd.DataFrame:                           # split, label, read, published, difference: the rows that differ
-    "Compare with the published counts; `.attrs[\"absent\"]` of the result lists the splits that are missing."
+    """Compare with the published counts; `.attrs["absent"]` of the result lists the splits that are missing.
+    Raises `ConfigError` for an expected split that was not published."""
+    for split in expected or ():
+        one_of("expected split", split, published)
     counts = self.counts()
     absent = [s for s in (published if expected is None else expected) if s not in counts]
     rows = [(split, label, int(counts[split][label]), n)

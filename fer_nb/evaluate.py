@@ -55,7 +55,8 @@ def eval_mode(
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     training = [m for m in model.modules() if m.training]
     try:
-        model.eval()
+        if training:  # an attack comes by for every batch
+            model.eval()
         if device is not None:
             model.to(device)
         yield home if device is None else torch.device(device)

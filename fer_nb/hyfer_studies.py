@@ -136,7 +136,7 @@ def distillation_table(
     metric: str = "accuracy",  # which metric, shown in %
     subset: str = "all",       # or "without_duplicates"
 ) -> pd.DataFrame:             # a row a model; before, after, and the paper's
-    "Our Table 4: mean ± standard deviation over seeds."
+    "Table 4 from these runs: mean ± standard deviation over seeds."
     one = reported(runs, metric, subset=subset, split=split)
     one = one.assign(row=one.model.where(one.model != "HyFER", "HyFER, " + one.teachers.map(_count)))
     table = pivot_mean_sd(one, "row", "arm")[list(_ARMS)]
@@ -205,7 +205,7 @@ def kfold_table(
     runs: pd.DataFrame,   # from `kfold_study`
     subset: str = "all",  # or "without_duplicates", which folds of whole groups do not change
 ) -> pd.DataFrame:        # a row a model: mean ± sd over folds
-    "Our Table 2."
+    "Table 2 from these runs."
     names = {"accuracy": "Accuracy", "macro_precision": "Precision", "macro_recall": "Recall",
              "macro_f1": "F1-score"}
     table = pivot_mean_sd(runs[runs.subset == subset], "model", "metric", names, percent=False, digits=3)
@@ -267,9 +267,9 @@ def _splits_without_votes(
 
 
 def _ensemble_logits(
-    logits: Sequence[np.ndarray],  # (N, C) of each teacher; rows of 0 where it has nothing to say
-) -> np.ndarray:                   # float32 (N, C): log of the mean probability of the teachers that have
-    "Several teachers as one, each with the same weight."
+    logits: Sequence[np.ndarray],  # (N, C) of each teacher; rows of 0 where it has no face
+) -> np.ndarray:                   # float32 (N, C): log of the mean probability
+    "Several teachers as one, each with the same weight; rows of 0 do not count, unless all are."
     p = np.exp([log_softmax(z, axis=1) for z in logits])
     valid = np.array([(z != 0).any(axis=1) for z in logits])
     valid |= ~valid.any(axis=0)
@@ -285,8 +285,9 @@ def train_shipped(
     overwrite: bool = False,                    # replace a folder that is there
     say: Callable[[str], None] = lambda text: None,  # gets a line before each part
 ) -> Path:                                      # `out`: weights with cards, results, history, teacher weights
-    """The run behind the weights in the package. Raises `DataError` where the folder exists, `StoreError`
-    where the work of another run lies there."""
+    """The run behind the weights in the package. Raises `ConfigError` without a teacher, `DataError` where
+    the folder exists, `StoreError` where the work of another run lies there."""
+    at_least("teachers", len(preset.teachers), 1)
     with rank0_folder(out, overwrite) as folder:
         ds = resized(ds, preset.student.size)
         splits = _splits_without_votes(ds, preset.data, seed)
@@ -471,8 +472,12 @@ def _attacked(
 def _radius_study(ds: FERData, out: Path, weights: Path | None, robust: Sequence[Path], n: int,
                   say: Callable[[str], None]) -> pd.DataFrame:
     "A radius sweep and its trade-off table, with the networks of the files `robust` beside it."
+    files = {path.stem: path for path in robust}
+    if len(files) < len(robust) or any(name == "accurate" or name.startswith("eps") for name in files):
+        raise ConfigError(f"--robust {' '.join(map(str, robust))}: file names that differ expected, none of "
+                          "them accurate or eps...")
     student = _shipped(weights)
-    found = radius_sweep(student, ds, out, say=say) | {path.stem: path for path in robust}
+    found = radius_sweep(student, ds, out, say=say) | files
     models = {"accurate": student} | {name: load_hyfer(path) for name, path in found.items()}
     return tradeoff_table(models, _judged(ds), n=n, say=say)
 

@@ -140,7 +140,7 @@ def folds(
     """Stratified folds that keep groups together, the same ones for any order of the rows. Raises `DataError`
     for a class that cannot be in every fold, or for `"subject"` where an image has none; `ConfigError` for a
     setting."""
-    at_least("k", k, 2, "folds")
+    at_least("k", k, 2, "folds", whole=True)
     given = groups is not None  # which the paper's folds would not keep together
     allowed = ("honest", "subject") if given else ("honest", "subject", "paper")
     one_of("protocol for groups" if given else "protocol", protocol, allowed)
@@ -354,7 +354,7 @@ class ReplayLoader(DataLoader):
     ):
         _need_images(ds if rows is None else rows, f"{ds.name}: no images to load")
         for name, value in {"bs": bs, "views": 1 if views is None else views}.items():
-            at_least(name, value, 1)
+            at_least(name, value, 1, whole=True)
         self.ds, self.y, self.rows = ds, torch.tensor(ds.targets()), None
         x = torch.from_numpy(ds.array())
         self.x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]

@@ -280,7 +280,7 @@ def _label_names(
     labels: Sequence[str] | None = None,   # their names in order; None: the seven, or class0, class1, ...
 ) -> tuple[str, ...]:                      # as many different names
     "The names of a classifier's outputs. Raises `ConfigError` for too few, too many or equal ones."
-    at_least("num_classes", num_classes, 0)
+    at_least("num_classes", num_classes, 0, whole=True)
     if labels is None:
         labels = EMOTIONS if num_classes == len(EMOTIONS) else [f"class{k}" for k in range(num_classes)]
     if isinstance(labels, str) or not len({*labels}) == len(labels) == num_classes:
@@ -393,9 +393,8 @@ def latency_ms(
     seconds: float = 0.2,   # time to measure over, at least
 ) -> float:                 # milliseconds for one image, median
     "How long one image takes on one thread, after a warm-up (`torch.utils.benchmark`)."
-    from torch.utils.benchmark import Timer  # here, for its import looks for CUDA and says so
-    x = torch.zeros(1, in_chans, size, size)
     from torch.utils.benchmark import Timer  # here, for it looks for a CUDA compiler when it is imported
+    x = torch.zeros(1, in_chans, size, size)
     timer = Timer("model(x)", globals={"model": model, "x": x}, num_threads=1)
     with torch.inference_mode():
         return 1e3 * timer.blocked_autorange(min_run_time=seconds).median

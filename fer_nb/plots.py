@@ -542,6 +542,7 @@ def gradcam_grid(
         labels = ds.df.label.to_numpy()
         rows = [int(np.flatnonzero(labels == e)[0]) for e in ds.labels if (labels == e).any()]
     shape = len(rows), len(models) + 1
+    one_of("axes.shape", shape if axes is None else np.shape(axes), [shape])
     if axes is None:
         axes = plt.subplots(*shape, figsize=(1.1 * shape[1], 1.25 * shape[0]), dpi=70, squeeze=False,
                             layout="constrained")[1]

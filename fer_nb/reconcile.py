@@ -26,22 +26,25 @@ _NOT_GIVEN = ("", "N/A", "–")
 def read_paper(
     path: str | Path,  # a file of `results/papers/`
 ) -> pd.DataFrame:     # table, row, column, printed (text), value, plus_minus (NaN: not given), footnote
-    """A paper's table as facts. Raises `DataError` for a file that is missing or without the columns, and for
-    a value that is no number."""
+    """A paper's table as facts. Raises `DataError` for a file that is missing, lacks a column or has another,
+    and for a value that is no number."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: no table of a paper ({e})") from e
     need_columns(table, PAPER_COLUMNS, str(path), f"{', '.join(PAPER_COLUMNS)} expected")
+    faults = [f"column {c!r}, only {', '.join(PAPER_COLUMNS)} expected"
+              for c in table.columns.difference(PAPER_COLUMNS)]
     table = table[PAPER_COLUMNS]
-    printed, faults = table.value + (" ± " + table.plus_minus).where(table.plus_minus != "", ""), []
+    printed = table.value + (" ± " + table.plus_minus).where(table.plus_minus != "", "")
     for name in ("value", "plus_minus"):
         given = ~table[name].isin(_NOT_GIVEN)
         number = pd.to_numeric(table[name].where(given), errors="coerce")
-        faults += [f"line {k + 2}: {name} {table[name][k]!r}" for k in np.flatnonzero(number.isna() & given)]
+        faults += [f"line {k + 2}: {name} {table[name].iloc[k]!r}, a number or N/A expected"
+                   for k in np.flatnonzero(number.isna() & given)]
         table = table.assign(**{name: number.astype(float)})
     if faults:
-        raise DataError(f"{path}, {'; '.join(faults)}; a number or N/A expected")
+        raise DataError(f"{path}, {'; '.join(faults)}")
     table.insert(3, "printed", printed)
     return table
 
@@ -148,8 +151,8 @@ def beside(
     why: str | Mapping[str, str] = "",  # reason of a difference: one, or by column, row, and "" for the rest
     call: str | Mapping[str, str] = "", # what would measure the figures that are missing, in the same way
 ) -> pd.DataFrame:                      # index (row, figure); paper, here, difference, remark
-    """The paper's figures and ours. Raises `DataError` for a difference without a reason, for figures that
-    are missing without a call, and for measured ones that the paper's table does not have."""
+    """The paper's figures beside those measured here. Raises `DataError` for a difference without a
+    reason, for missing figures without a call, and for measured ones that the paper's table does not have."""
     names = {"row": "row", "column": "column", "value": "here", "plus_minus": "spread"}
     measured = (pd.DataFrame() if here is None else here).reindex(columns=list(names)).rename(columns=names)
     measured = measured.dropna(subset="here").astype({"row": object, "column": object})

@@ -20,7 +20,7 @@ from fastai.layers import NoneReduce
 from fastcore.basics import patch
 from torch import nn
 
-from .core import ConfigError, DataError, at_least, hash_uniform, positive, share
+from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive
 from .launch import gather
 from .loaders import ReplayLoader
 
@@ -60,7 +60,9 @@ def refine_features(
     beta: float | torch.Tensor = 0.5,    # β
     gamma: float | torch.Tensor = 0.5,   # γ, strength of the refinement
 ) -> torch.Tensor:                       # refined features (B, C, H, W)
-    "The residual enhancement of Eq. 8."
+    "The residual enhancement of Eq. 8. Raises `ConfigError` for similarities of another shape."
+    for name, s in (("s_ap", s_ap), ("s_an1", s_an1), ("s_an2", s_an2)):  # a size of 1 would be broadcast
+        one_of(f"{name}.shape", tuple(s.shape), [(len(fa), *fa.shape[2:])])
     return fa + gamma * refinement_map(s_ap, s_an1, s_an2, alpha, beta)[:, None] * fa
 
 # %% ../nbs/33_sqs.ipynb #51041b7c
@@ -123,8 +125,9 @@ class QuadLoader(ReplayLoader):
 def quad_dataloaders(
     dls: DataLoaders,  # from `loaders.dataloaders`
 ) -> DataLoaders:      # the same data, batch size, views and seed; training batches of pairs
-    "Loaders with a `QuadLoader` for training. Raises `ConfigError` for an odd batch size."
-    old = dls.train
+    "Loaders with a `QuadLoader` for training. Raises `ConfigError` for other loaders and an odd batch size."
+    if not isinstance(old := dls.train, ReplayLoader):
+        one_of("dls.train", type(old).__name__, ["ReplayLoader"])
     new = QuadLoader(old.ds, old.bs, old.train, old.augment, old.seed, old.views, old.device, old.rows)
     new.get_idxs()  # refuses an odd batch size now, not in the first epoch
     made = DataLoaders(new, dls.valid, device=dls.device)
@@ -225,10 +228,10 @@ class SQS(Callback):
         self.lam, self.alpha, self.beta, self.gamma, self.tau = lam, alpha, beta, gamma, tau
         self.margin, self.enhanced, self.kl, self.normalize = margin, enhanced, kl, normalize
         self.distinct, self.mutual, self.purity, self.seed = distinct, mutual, purity, seed
-        for name in ("lam", "alpha", "beta", "gamma", "margin", "enhanced", "kl", "seed"):
+        for name in ("lam", "alpha", "beta", "gamma", "tau", "margin", "enhanced", "kl", "seed"):
             at_least(name, getattr(self, name), 0)
         positive("tau", tau)
-        share("purity", purity)
+        at_least("purity", purity, 0, most=1)
 
     def config(self) -> dict[str, float | bool]:  # JSON
         "The settings, for the record of a run."
@@ -244,6 +247,9 @@ class SQS(Callback):
         enhanced, count = (getattr(model, name, None) for name in ("enhanced", "num_classes"))
         linear = [m for m in (enhanced or nn.Identity()).modules() if isinstance(m, nn.Linear)]
         classes, wrong = list(getattr(self.dls, "vocab", range(3))), []
+        if missing := [f for f in ("forward_features", "forward_head") if not hasattr(model, f)]:
+            wrong.append(f"a {type(model).__name__} has no {' and no '.join(missing)}; HyFER, SQSNet and "
+                         "timm's networks have both")
         if linear and count not in (None, linear[-1].out_features):
             wrong.append(f"the enhanced classifier has {linear[-1].out_features} classes, the network "
                          f"{count}; detach_sqs and attach_sqs make a new one")

@@ -316,7 +316,7 @@ def sensitivity_table(
     metric: str = "accuracy",  # of the reported images, in %
     tta: str = "none",         # without or with test-time augmentation
 ) -> pd.DataFrame:             # a row a parameter; values, chosen, lowest, highest, sd, and the paper's four
-    "Our Table 4. Raises `DataError` for runs of several datasets or without the row `SQSNet`."
+    "Table 4 from these runs. Raises `DataError` for runs of several datasets or without the row `SQSNet`."
     if runs.dataset.nunique() != 1 or "SQSNet" not in set(runs.arm):
         raise DataError(f"runs of {runs.dataset.nunique()} datasets, arms {', '.join(runs.arm.unique())}; "
                         "one dataset with 'SQSNet' expected")
@@ -337,14 +337,14 @@ def sensitivity_table(
 # %% ../nbs/45_sqs_studies.ipynb #9ffd466c
 def significance_table(
     runs: pd.DataFrame,        # from `sqs_study`
-    ours: str = "SQSNet",      # the arm that is claimed to be better
+    arm: str = "SQSNet",       # the arm that is claimed to be better
     metric: str = "accuracy",  # which metric, in points
     tta: str = "none",         # without or with test-time augmentation
 ) -> pd.DataFrame:             # dataset, rival, seeds, difference (points), low, high (95 %), p, p_holm
-    "Our Table 5: `ours` minus each rival. Raises `ConfigError` where seeds cannot be paired."
+    "Table 5 from these runs: `arm` minus each rival. Raises `ConfigError` where seeds cannot be paired."
     tables = []
     for dataset, rows in reported(runs, metric, tta=tta).groupby("dataset", sort=False):
-        pairs = {rival: (ours, rival) for rival in rows.arm.unique() if rival != ours}
+        pairs = {rival: (arm, rival) for rival in rows.arm.unique() if rival != arm}
         tables.append(paired_differences(rows, pairs).assign(dataset=dataset))
     table = pd.concat(tables).reset_index(names="rival").rename(columns={"n": "seeds"})
     return table[["dataset", "rival", "seeds", "difference", "low", "high", "p", "p_holm"]]
@@ -354,7 +354,7 @@ def metrics_table(
     runs: pd.DataFrame,     # from `sqs_study`
     tta: str = "none",      # without or with test-time augmentation
 ) -> pd.DataFrame:          # a row a dataset and arm
-    "Our Table 6."
+    "Table 6 from these runs."
     names = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted-F1",
              "balanced_accuracy": "Balanced Acc"}
     one = pd.concat([reported(runs, metric, tta=tta) for metric in names])
@@ -371,7 +371,7 @@ def confusion_of(
     arm: str = "SQSNet",         # whose predictions
     tta: str = "none",           # without or with test-time augmentation
 ) -> pd.DataFrame:               # counts over all seeds; rows true, columns predicted
-    "Our Figure 3, for `plots.plot_confusion`. Raises `DataError` where there is no such run."
+    "Figure 3 from these runs, for `plots.plot_confusion`. Raises `DataError` where there is no such run."
     found = (runs.dataset == dataset) & (runs.arm == arm) & (runs.tta == tta)
     found &= runs.metric.str.startswith("confusion:")
     if not found.any():

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import DataError, atomic_file
+from .core import DataError, atomic_file, one_of
 
 # %% ../nbs/03_store.ipynb #5e0a0007
 class StoreError(DataError):
@@ -205,6 +205,8 @@ class Store:
         stale: str = "refuse",      # a file of another identity: "refuse" it, or "remake" it
         damaged: str = "refuse",    # a file that cannot be read: the same
     ):
+        for rule, value in {"stale": stale, "damaged": damaged}.items():
+            one_of(rule, value, ("refuse", "remake"))
         self.folder = None if folder is None else Path(folder)
         self.identity, self.stale, self.damaged = plain(identity or {}), stale, damaged
         if self.folder is not None and stale == "refuse":
@@ -334,7 +336,7 @@ def array(
             np.savez(aside, identity=json.dumps(identity), **arrays)
 
     def read(path: Path) -> tuple[np.ndarray | dict[str, np.ndarray], dict]:
-        with np.load(path, allow_pickle=False) as f:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as f:
             identity = json.loads(str(f["identity"]))
             return f["array"] if "array" in f else {k[3:]: f[k] for k in f if k != "identity"}, identity
 

@@ -38,7 +38,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .config import Fit, to_dict
-from .core import ConfigError, FERError, ImageError, at_least, seed_everything, share
+from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
 from .data import FERData
 from .evaluate import check_labels
 from .launch import all_reduce, gather, map_ranks, rank_world
@@ -72,6 +72,8 @@ class KeepBest(Callback):
         self,
         patience: int | None = None,  # epochs without a new best one that end the fit; None: any number
     ):
+        if patience is not None:
+            at_least("patience", patience, 1, "epochs")
         self.patience = patience
 
     def before_fit(self) -> None:
@@ -336,6 +338,8 @@ class Mix(MixUp, CutMix):
         alpha: float = 0.4,  # of the Beta distribution of the shares; small: mostly one image
         cut: float = 0.5,    # share of the batches that CutMix gets, in [0, 1]
     ):
+        positive("alpha", alpha)
+        at_least("cut", cut, 0, most=1)
         super().__init__(alpha)
         self.alpha, self.cut = alpha, cut
 

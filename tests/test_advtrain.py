@@ -258,7 +258,7 @@ def test_typed_errors_come_through_fastai():
 @pytest.mark.parametrize("bad", [dict(attack=()), dict(attack="PGD"), dict(attack=("fgsm", None)),
                                  dict(eps=float("nan")), dict(weights=(1, 2)), dict(weights=(0,)), dict(ratio=-0.1),
                                  dict(alpha=-1), dict(warmup_epochs=-1), dict(steps=0), dict(trades=-1), dict(guard=-1),
-                                 dict(collapse=1.0), dict(collapse=0), dict(eps=lambda p: float("nan")),
+                                 dict(collapse=1.0), dict(collapse=0), dict(collapse=None), dict(eps=lambda p: float("nan")),
                                  dict(eps=lambda p: 0.1, alpha=0.1), dict(trades=1, random_start=False)])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ConfigError):

@@ -171,7 +171,8 @@ def test_the_studies_of_teachers_are_called_as_the_command_says(csv_of_faces, tm
     out = tmp_path / "s"
     (config := tmp_path / "c.json").write_text('{"student": {"network": "light_rep"}}')
     more = [str(config) if m == "CONFIG" else m for m in more]
-    assert main(["study", what, "--data", str(csv_of_faces[0]), "--seeds", "2", "--epochs", "5", "--part", "1", "--out", str(out), *more]) == 0
+    seeds = [] if what == "kfold" else ["--seeds", "2"]
+    assert main(["study", what, "--data", str(csv_of_faces[0]), *seeds, "--epochs", "5", "--part", "1", "--out", str(out), *more]) == 0
     printed = capsys.readouterr().out
     assert "0.500 ± 0.000" in printed if what == "kfold" else "50.0" in printed or "0.5" in printed
     fit = asked["preset"].student
@@ -190,7 +191,8 @@ def test_the_studies_of_sqsnet_are_called_as_the_command_says(csv_of_faces, tmp_
     for name in ("accuracy_table", "metrics_table", "bridge_table"):
         monkeypatch.setattr(sqs_studies, name, lambda runs: runs)
     study = ["study", what, "--data", str(csv_of_faces[0]), "--part", "1", "--out", str(tmp_path / "s")]
-    assert main([*study, "--epochs", "2", "--seeds", "2", "--table", "fusion", "--tta", "flip"]) == 0
+    table = ["--table", "fusion"] if what == "sqs" else []
+    assert main([*study, "--epochs", "2", "--seeds", "2", *table, "--tta", "flip"]) == 0
     file = {"sqs": "sqs-fusion.csv", "bridge": "bridge.csv"}[what]
     assert "0.625" in capsys.readouterr().out and len(pd.read_csv(tmp_path / "s" / file)) == len(shown)
     preset = asked["preset"]
@@ -236,6 +238,13 @@ def test_every_study_is_known_and_its_options_have_help(capsys):
                   "labels: label-error search", "--table", "sqs: rows", "--subjects", "kfold: keep each person"):
         assert words in text, words
     assert "teachers" not in text.split("positional")[0].split("{")[1].split("}")[0].split(",")
+
+
+@pytest.mark.parametrize("what, more", [("kfold", ["--seeds", "2"]), ("bridge", ["--table", "fusion"]), ("robust", ["--set", "student.lr=1"]),
+                                        ("labels", ["--config", "c.json"])])
+def test_an_option_of_another_study_is_refused(csv_of_faces, capsys, what, more):
+    assert main(["study", what, "--data", str(csv_of_faces[0]), *more]) == 2
+    assert f"study {what} does not take {more[0]}" in capsys.readouterr().err
 
 
 def test_what_needs_votes_says_so(csv_of_faces, capsys):
@@ -367,7 +376,7 @@ def test_predict_into_a_file_and_a_folder(trip, capsys, tmp_path):
     status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "new/faces.csv")
     assert status == 1 and "2 faces" in out and len(pd.read_csv(tmp_path / "new/faces.csv")) == 5
     status, out, err = predict(trip, capsys, trip / "photos", "--to", tmp_path / "new/faces.csv")
-    assert status == 2 and "File exists" in err
+    assert status == 2 and "exists already; choose another --to" in err
     status, out, err = predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn")
     assert sorted(p.relative_to(tmp_path / "drawn").as_posix() for p in (tmp_path / "drawn").rglob("*.jpg")) == [
         "a.jpg.jpg", "more/ä b.jpg.jpg", "wall.png.jpg"]

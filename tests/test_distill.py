@@ -13,30 +13,12 @@ from fer_nb.advtrain import AdversarialTraining
 from fer_nb.core import ConfigError
 from fer_nb.distill import EADD, distill_loss, eadd_distill, eadd_weights
 from fer_nb.teachers import CachedLogits, teacher_logits
-
-
-def small_net(seed, width=4):
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(144, width), nn.ReLU(), nn.Linear(width, 7))
-    net.labels = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-    return net
+from toys import fit, flat, small_net
 
 
 @pytest.fixture()
 def dls(view_dls):
     return view_dls
-
-
-def fit(dls, cbs, epochs=2, seed=1):
-    dls.train.epoch = 0
-    learn = Learner(dls, small_net(seed), loss_func=nn.CrossEntropyLoss(), cbs=cbs, lr=1e-2)
-    with learn.no_logging():
-        learn.fit(epochs)
-    return learn
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def test_one_teacher_is_hinton(dls):

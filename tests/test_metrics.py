@@ -119,6 +119,7 @@ def test_temperature_undoes_a_scale_and_is_a_minimum(seed, scale):
     (lambda z, y: reliability(z, y, 1.5), ConfigError, "bins=1.5"),
     (lambda z, y: bootstrap_scores(z, y, -1), ConfigError, "times=-1; a whole number of at least 1 resamples"),
     (lambda z, y: percentile_interval(z, 1), ConfigError, "level=1"),
+    (lambda z, y: percentile_interval(z, None), ConfigError, "level=None"),
     (lambda z, y: fit_temperature(z[:0], y[:0]), ConfigError, "0 of 0 images"),
     (lambda z, y: fit_temperature(-z, y), ConfigError, "above the average"),
 ])

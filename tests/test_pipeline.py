@@ -9,8 +9,7 @@ import torch
 
 import fer_nb.pipeline as pipeline
 import fer_nb.teachers as teachers_room
-from fer_nb.audit import audit
-from fer_nb.config import PRESETS, Adversarial, Data, Distillation, Evaluation, Fit, Preset, Quads, load_config
+from fer_nb.config import PRESETS, Evaluation, Fit, Quads, load_config
 from fer_nb.core import EMOTIONS, ConfigError, DataError
 from fer_nb.data import FERData
 from fer_nb.loaders import make_splits
@@ -262,38 +261,6 @@ def test_report_stands_alone(finished):
     html = (out / "report.html").read_text()
     assert "<script src" not in html and "http://" not in html and "https://" not in html
     assert html.count("data:image/png;base64,") >= 8
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("near", [False, True])
-def test_nothing_leaks(seed, near):
-    """Training, selection and reported images share no picture, no source, no duplicate group."""
-    defects = {"leak": 0.05, "exact": 0.05, "multilabel": 0.03, "shift": 0.02}
-    ds = make_faces(700, seed=seed, defects=defects, balance="uniform")[0]
-    splits = make_splits(ds, Data(near_duplicates=near), seed)
-    assert set(splits.train.df.split) == {"train"}
-    assert not set(splits.train.df.source) & set(splits.valid.df.id)
-    assert not set(splits.train.df.group) & set(splits.valid.df.group)
-    originals = splits.train.take((splits.train.df.id == splits.train.df.source).to_numpy())
-    everything = FERData(pd.concat([originals.df.assign(split="train"), splits.valid.df.assign(split="valid"),
-                                    splits.test.df.assign(split="test")]),
-                         np.concatenate([originals.array(), splits.valid.array(), splits.test.array()]), ds.labels)
-    assert not (audit(everything, ("leak",), None).issues.kind == "leak").any()
-    assert splits.test.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
-
-
-def test_a_split_that_is_made_keeps_a_person_on_one_side():
-    ds = make_faces(300, seed=0, splits=(1, 0, 0), defects=None, balance="uniform")[0]
-    ds = FERData(ds.df.assign(subject=[f"s{k % 40}" for k in range(len(ds))]), ds.array(), ds.labels)
-    splits = make_splits(ds, TINY.data)
-    people = [set(part.df.subject) for part in (splits.train, splits.valid, splits.test)]
-    assert all(people) and not people[0] & people[2] and not people[1] & people[2] and not people[0] & people[1]
-
-
-def test_balance_happens_after_the_holdout():
-    splits = make_splits(make_faces(400, seed=0)[0], replace(TINY.data, targets="max"))
-    assert "source" not in splits.valid.df or (splits.valid.df.source == splits.valid.df.id).all()
-    assert splits.train.counts()["train"].nunique() == 1
 
 
 def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):

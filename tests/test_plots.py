@@ -229,7 +229,7 @@ class TestGradCAM:
         assert axes.shape == (3, 3) and axes[0, 1].get_title().startswith("one\n") and axes[1, 0].get_title() == ds.df.label[5]
         np.testing.assert_array_equal(axes[2, 0].images[0].get_array(), ds.image(8))
         assert len(gradcam_grid({"one": student}, ds)) == ds.df.label.nunique()
-        with pytest.raises(DataError, match="3 axes for 6 panels"):
+        with pytest.raises(ConfigError, match=r"axes.shape=\(3, 1\); \(3, 2\) expected"):
             gradcam_grid({"one": student}, ds, [0, 1, 2], axes[:, :1])
 
 

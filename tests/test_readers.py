@@ -304,8 +304,7 @@ def test_absent_splits_are_named_unless_they_are_not_expected():
     assert len(caught) == 1
     refused(DataError, "no test images", read=lambda: ds.check_counts(published, strict=True))
     assert quiet(ds.check_counts, published, True, ["train"]).attrs["absent"] == []
-    with pytest.raises(KeyError, match="exam"):
-        ds.check_counts(published, expected=["exam"])
+    refused(ConfigError, "expected split='exam'", read=lambda: ds.check_counts(published, expected=["exam"]))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 48, 3)])

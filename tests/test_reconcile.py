@@ -98,6 +98,13 @@ def test_no_number_is_no_figure(tmp_path, line, message):
         read_paper(path)
 
 
+def test_faults_of_columns_and_values_are_named_together(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(PAPER_COLUMNS) + ",page\n1,A,x,O.5,,,3\n")
+    with pytest.raises(DataError, match="column 'page'.*line 2: value 'O.5'"):
+        read_paper(path)
+
+
 def test_what_is_printed_stays_as_printed(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(",".join(PAPER_COLUMNS) + "\n1,A,x,0.20,0.010,first | second\n1,A,y,N/A,,second\n1,B,x,–,,\n1,B,y,7,,\n")

@@ -112,6 +112,14 @@ def test_tau_is_positive(tau):
         spatial_similarity(torch.rand(1, 2, 2, 2), torch.rand(1, 2, 2, 2), tau)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 1, 4), (4, 4), (2, 4, 5)])
+def test_similarities_are_not_broadcast(shape):
+    s = torch.rand(2, 4, 4)
+    for k in range(3):
+        with pytest.raises(ConfigError, match="shape="):
+            refine_features(torch.rand(2, 3, 4, 4), *(torch.rand(shape) if i == k else s for i in range(3)))
+
+
 def test_refinement_keeps_sign_and_limits():
     s = torch.rand(3, 2, 4, 4)
     r = refinement_map(*s, 1.0, 0.5)
@@ -202,7 +210,7 @@ def test_same_views_as_before(data):
     new = quad_dataloaders(old)
     assert new.vocab == old.vocab and new.valid is old.valid and (new.train.seed, new.train.views) == (4, 3)
     assert torch.equal(new.train.images(np.arange(5), 2), old.train.images(np.arange(5), 2))
-    with pytest.raises(AttributeError):  # the loaders of fastai know nothing of seeds and views
+    with pytest.raises(ConfigError, match="ReplayLoader"):
         quad_dataloaders(type(old)([1], [2]))
 
 
@@ -364,7 +372,7 @@ def test_record_is_plain():
 
 
 @pytest.mark.parametrize("kwargs", [{"lam": -1}, {"tau": 0}, {"gamma": float("nan")}, {"kl": float("inf")},
-                                    {"margin": -0.1}])
+                                    {"margin": -0.1}, {"tau": None}, {"purity": None}, {"purity": 1.5}])
 def test_settings(kwargs):
     with pytest.raises(ConfigError, match=next(iter(kwargs))):
         SQS(**kwargs)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.learner import Learner
 from torch import nn
 
 from fer_nb.augment import Augment
@@ -21,15 +20,9 @@ from fer_nb.store import Store
 from fer_nb.synth import make_faces
 from fer_nb.teachers import (AnnotatorTeacher, CachedLogits, FileTeacher, Geometry, LandmarkTeacher, NetworkTeacher, StaleCacheError,
                              TeacherBase, geometry_features, make_teachers, teacher_logits)
+from toys import fit, flat, small_net
 
 DATA = Data(near_duplicates=False)
-
-
-def small_net(seed, width=4):
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(144, width), nn.ReLU(), nn.Linear(width, 7))
-    net.labels = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-    return net
 
 
 @pytest.fixture()
@@ -40,18 +33,6 @@ def dls(view_dls):
 @pytest.fixture(scope="module")
 def splits():
     return make_splits(make_faces(400, seed=0)[0], DATA)
-
-
-def fit(dls, cbs, epochs=2, seed=1):
-    dls.train.epoch = 0
-    learn = Learner(dls, small_net(seed), loss_func=nn.CrossEntropyLoss(), cbs=cbs, lr=1e-2)
-    with learn.no_logging():
-        learn.fit(epochs)
-    return learn
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def the_teacher(fit):

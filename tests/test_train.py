@@ -462,6 +462,13 @@ def test_one_kind_of_mixture_alone(dls, cut, sizes):
     assert found == sizes
 
 
+@pytest.mark.parametrize("make, setting", [(Mix, {"alpha": 0}), (Mix, {"alpha": None}), (Mix, {"cut": 5}), (Mix, {"cut": None}),
+                                           (EMA, {"decay": None}), (KeepBest, {"patience": 0})])
+def test_callbacks_refuse_settings_of_their_own(make, setting):
+    with pytest.raises(ConfigError, match=f"={next(iter(setting.values()))}"):
+        make(**setting)
+
+
 def test_validation_is_not_mixed(dls):
     alone = net()
     history = fit_model(alone, dls, 1, lr=1e-12, wd=0, cbs=[Mix(0.4)], keep="last")

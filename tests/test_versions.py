@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import sys
 import venv
 from configparser import ConfigParser
 from pathlib import Path
