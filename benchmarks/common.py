@@ -15,7 +15,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 from fer_nb.core import EMOTIONS
-from fer_nb.data import FERData, read_fer2013
+from fer_nb.data import FERData, read_fer2013, real_data
+from fer_nb.store import run_record, write_record
 from fer_nb.synth import make_faces
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +43,7 @@ def fer2013(
     n: int,       # number of images, evenly picked; 0 for all there are
 ) -> FERData:     # real FER2013 where it is present, else synthetic faces
     "Training and PublicTest of FER2013 from the folder `FER_NB_DATA` or `shared/fer2013` beside the checkout, or `make_faces`."
-    folder = Path(os.environ.get("FER_NB_DATA") or HERE.parents[1] / "shared/fer2013")
+    folder = real_data() or HERE.parents[1] / "shared/fer2013"
     ds = _from_arrays(folder / FER2013) if (folder / FER2013).is_file() else \
         read_fer2013(folder / "fer2013.csv").where(split=["train", "valid"]) if (folder / "fer2013.csv").is_file() else None
     if ds is None:
@@ -113,4 +114,5 @@ def report(
     print("machine:", machine())
     rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     out.write_text(json.dumps({"settings": settings, "machine": machine(), "results": rows}, indent=1) + "\n")
+    write_record(out.parent, [out.name], run_record(f"python benchmarks/{out.stem}.py"))
     return table

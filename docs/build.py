@@ -23,9 +23,11 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 SHELVES = ("Start", "Tutorials", "Data", "Models", "Training", "Robustness", "Analysis", "Use", "Explanations")
-EXPLANATIONS = ("08_model_card", "09_scale", "10_fer2013", "11_paper_dmc", "12_paper_sqsnet")  # pages without a question to step through
+EXPLANATIONS = ("08_model_card", "09_scale", "10_fer2013", "11_paper_dmc", "12_paper_sqsnet", "13_results")  # pages without a question to step through
 DECADES = {"0": "Data", "1": "Data", "2": "Models", "3": "Training", "4": "Training", "5": "Use", "6": "Start"}
 DERIVED = ("nbs/*.ipynb", "nbs/**/*.ipynb", "fer_nb/*.py", "fer_nb/**/*.py", "nbs/sidebar.yml", "nbs/nbdev.yml",
            "README.md", "docs/readme_files/*")
@@ -130,8 +132,20 @@ def sidebar(
     lines = ["website:", "  sidebar:", "    contents:"]
     for shelf, pages in shelves.items():
         if pages:
-            lines += [f"      - section: {shelf}", "        contents:", *(f"          - {p}" for p in pages)]
+            lines += [f"      - section: {shelf}", "        contents:"]
+            for p in pages:
+                lines += [f"          - text: {json.dumps(label(root / 'nbs' / p), ensure_ascii=False)}", f"            href: {p}"]
     return "\n".join(lines) + "\n"
+
+
+def label(
+    path: Path,  # a notebook
+) -> str:        # such as `41 The whole way`
+    "Name a notebook in the sidebar: its number, and its title up to a colon."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    heading = re.search(r"^# (.+)$", "\n".join(text(c["source"]) for c in cells if c["cell_type"] == "markdown"), re.M)
+    number = re.match(r"\d+", path.name)
+    return " ".join(filter(None, [number and number[0], heading[1].partition(":")[0].strip() if heading else path.stem]))
 
 
 def text(
@@ -155,10 +169,10 @@ def for_github(
 ) -> str:     # as the README shows it
     "Keep what is meant for the README, and make relative links start at the root."
     def conditional(m: re.Match) -> str:
-        html = m.group(2).startswith("html")
-        return m.group(3).strip("\n") if (m.group(1) == "hidden") == html else ""
+        html = m.group(3).startswith("html")
+        return m.group(4).strip("\n") if (m.group(2) == "hidden") == html else ""
 
-    md = re.sub(r'^:{3,} *\{\.content-(visible|hidden) when-format="(\w+)"\}\n(.*?)^:{3,} *$', conditional, md, flags=re.M | re.S)
+    md = re.sub(r'^(:{3,}) *\{\.content-(visible|hidden) when-format="(\w+)"\}\n(.*?)^\1 *$', conditional, md, flags=re.M | re.S)
     return re.sub(r"(\]\()(?![a-z]+:|#|/)([^)\s]+)", lambda m: m[1] + posixpath.normpath(posixpath.join("nbs", m[2])), md)
 
 
@@ -174,7 +188,8 @@ def for_output(
     if "image/png" in data:
         path = f"docs/readme_files/{stem}.png"
         pictures[path] = base64.b64decode(text(data["image/png"]))
-        return f"![]({path})"
+        alt = text(data.get("text/plain", ""))
+        return f"![{'' if alt.startswith('<') else alt}]({path})"
     if "text/markdown" in data:
         return for_github(text(data["text/markdown"]).strip())
     if "<table" in (html := text(data.get("text/html", ""))):
@@ -187,7 +202,7 @@ def readme(
 ) -> tuple[str, dict[str, bytes]]:      # README.md, and its pictures by their path from the root
     "Turn nbs/index.ipynb with its saved outputs into README.md; nothing is run."
     pictures: dict[str, bytes] = {}
-    parts = ["<!-- Derived from nbs/index.ipynb by `make export`; edit the notebook. -->"]
+    parts = ["[//]: # (Derived from nbs/index.ipynb by `make export`; edit the notebook.)"]
     for cell in json.loads((root / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = text(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -307,11 +322,29 @@ def show_constants(
         path.write_text(json.dumps({**nb, "cells": cells}), encoding="utf-8")
 
 
+def own_words(
+    work: Path,  # a copy of the project, its notebooks processed
+) -> None:
+    "Let each definition say on its page what its source says: defaults as written, fields with their comments."
+    from signatures import Package, described
+    package = Package(work / "fer_nb", lambda module, name: f"{module}.html#{name.lower()}")
+    for room in rooms(work):
+        path = work / "_proc" / f"{room.notebook}.ipynb"
+        if not path.exists():
+            continue
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        for cell in nb["cells"]:
+            if asked := re.search(r"^show_doc\(([\w.]+)\)$", text(cell["source"]), re.M):
+                for out in cell["outputs"]:
+                    out["data"] = {"text/markdown": described(package, room.module, asked[1], text(out["data"]["text/markdown"]))}
+        path.write_text(json.dumps(nb), encoding="utf-8")
+
+
 def number_free(
     proc: Path,           # the processed project
     cfg: dict[str, str],  # settings.ini
 ) -> None:
-    "Rename the processed notebooks to their pages, which Quarto does by itself, and mend the links."
+    "Rename the processed notebooks to their pages and mend the links, which Quarto does by itself; leave out what only Quarto reads."
     for nb in sorted(proc.rglob("*.ipynb")):
         rel = nb.relative_to(proc)
         page = json.loads(cross_links(nb.read_text(encoding="utf-8"), rel.parent, cfg))
@@ -322,6 +355,9 @@ def number_free(
         (proc / page_name(rel).with_suffix(".ipynb")).write_text(json.dumps(page), encoding="utf-8")
     side = proc / "sidebar.yml"
     side.write_text(re.sub(r"\d+[a-zA-Z0-9]*_([\w.-]+\.ipynb)", lambda m: m[1].lower(), side.read_text(encoding="utf-8")), encoding="utf-8")
+    options = yaml.safe_load((proc / "_quarto.yml").read_text(encoding="utf-8"))
+    options["format"]["html"] = {k: v for k, v in options["format"]["html"].items() if k not in ("html-math-method", "grid")}
+    (proc / "_quarto.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
 
 
 def render(
@@ -337,11 +373,74 @@ def render(
     yield from build(proc, quiet=True).warnings
 
 
+def front_matter(
+    nb: dict,  # a processed notebook
+) -> dict:     # `title` and `description` among it
+    "Read what nbdev puts before a page."
+    first = nb["cells"][0]
+    return yaml.safe_load(text(first["source"]).strip().strip("-")) if first["cell_type"] == "raw" else {}
+
+
+def for_machines(
+    work: Path,           # a copy of the project, its notebooks processed
+    cfg: dict[str, str],  # settings.ini
+) -> dict[str, str]:      # text by path in the site
+    "Write every page in Markdown, `llms.txt` with a line on each, and `llms-full.txt` with the whole reference."
+    from pages import markdown
+    from signatures import Package, reference
+    root, files, about = f"{cfg['doc_host']}{cfg['doc_baseurl']}/", {}, {}
+    for rel in notebooks(work):
+        nb = json.loads(cross_links((work / "_proc" / rel).read_text(encoding="utf-8"), rel.parent, cfg))
+        front = front_matter(nb)
+        about[rel.as_posix()] = line = front.get("title", rel.stem), " ".join(str(front.get("description", "")).split())
+        files[f"{page_name(rel).as_posix()}.md"] = f"# {line[0]}\n\n> {line[1]}\n\n{markdown(nb)}"
+    head = f"# {cfg['title']}\n\n> {cfg['description']}\n\n"
+    lines = [head + f"Install: `pip install {cfg['lib_name']}`. Every page is a notebook that was run; every name of the package in one file: "
+             f"[reference]({root}llms-full.txt).\n"]
+    for section in yaml.safe_load(sidebar(work))["website"]["sidebar"]["contents"]:
+        lines.append(f"\n## {section['section']}\n")
+        lines += [f"- [{item['text']}]({root}{page_name(Path(item['href'])).as_posix()}.md): {about[item['href']][1]}" for item in section["contents"]]
+    files["llms.txt"] = "\n".join(lines) + "\n"
+    package = Package(work / "fer_nb", lambda module, name: f"{root}{module}.html#{name.lower()}")
+    files["llms-full.txt"] = head + "\n\n".join(
+        f"## {cfg['lib_path']}.{r.module}\n\n{about[f'{r.notebook}.ipynb'][1]}\n\n{reference(package, r.module)}"
+        for r in rooms(work) if f"{r.notebook}.ipynb" in about) + "\n"
+    return files
+
+
+def finish(
+    out: Path,               # the rendered site
+    extra: dict[str, str],   # files to put beside the pages
+    fonts: Path,             # a folder
+) -> list[str]:              # warnings
+    "Put maths as MathML, aligned tables and Markdown versions into a rendered site, and nothing that another host must serve."
+    from pages import finished, own_fonts
+    problems: list[str] = []
+    for path in sorted(out.rglob("*.html")):
+        rel, found = path.relative_to(out), []
+        path.write_text(finished(path.read_text(encoding="utf-8"), rel.name, "../" * len(rel.parent.parts), found), encoding="utf-8")
+        problems += [f"{rel.as_posix()}: {p}" for p in found]
+    for path in (out / "site_libs").rglob("*.css"):
+        css = path.read_text(encoding="utf-8")
+        if (own := own_fonts(css)) != css:
+            path.write_text(own, encoding="utf-8")
+    if (index := out / "search.json").exists():
+        entries = json.loads(index.read_text(encoding="utf-8"))
+        for e in entries:  # the link to the source of the next definition is no text of this one
+            e["text"] = re.sub(r"\s*\bsource\s*$", "", e.get("text", ""))
+        index.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    for name, content in extra.items():
+        (out / name).write_text(content, encoding="utf-8")
+    shutil.copytree(fonts, out / "fonts", dirs_exist_ok=True)
+    (out / ".nojekyll").touch()
+    return problems
+
+
 def site(
     root: Path = ROOT,                # the project
     out: Path | None = None,          # default: the folder that settings.ini names
     workers: int = 2,                 # processes that execute imports and exported cells
-) -> list[str]:                       # warnings: broken links, options that are not read
+) -> list[str]:                       # warnings: broken links, options that are not read, maths that is not understood
     "Build the site from the saved outputs: only imports and exported cells run, for the signatures."
     cfg = settings(root)
     out = Path(out or root / cfg["doc_path"])
@@ -353,11 +452,12 @@ def site(
                       f"refresh_quarto_yml(); proc_nbs(n_workers={workers})", cwd=work)
         if missing := [str(n) for n in notebooks(work) if not (work / "_proc" / n).exists()]:
             raise SystemExit(f"nbdev could not process {', '.join(missing)}:\n{said}")
+        own_words(work)
+        extra = for_machines(work, cfg)
         warnings = list(render(work / "_proc", cfg))
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(work / "_proc" / cfg["doc_path"], out)
-    (out / ".nojekyll").touch()
-    return warnings
+        return warnings + finish(out, extra, work / "nbs/fonts")
 
 
 def main(

@@ -15,7 +15,8 @@ HEAD = """# Licences
 
 fer_nb itself: Apache License 2.0, see [`LICENSE`](../LICENSE). The shipped weights were trained on FER2013; its terms, not
 the licence of this package, say what they may be used for (see the cards in `fer_nb/weights`). The terms of the datasets
-stand under each reader in `nbs/04_data.ipynb`.
+stand under each reader in `nbs/04_data.ipynb`. The site's font for maths, `nbs/fonts/stix-two-math.woff`, is under the SIL Open
+Font License 1.1 (`nbs/fonts/OFL.txt`).
 
 The packages below are installed beside fer_nb and are not part of it. Licences are those that the packages state of
 themselves, in the versions of `constraints.txt`. Written by `python docs/licences.py`.

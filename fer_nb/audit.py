@@ -72,7 +72,7 @@ def image_quality(
             "dark": (flat < 16).float().mean(1), "bright": (flat > 239).float().mean(1),
             "std": variance.sqrt()})
 
-    parts = map_ranks(range(0, len(ds), block), measured)
+    parts = map_ranks(range(0, len(ds), block), measured, "image quality")
     columns = ["id", "sharpness", "contrast", "dark", "bright", "std"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return table.assign(side=[min(size) for size in ds.sizes()])

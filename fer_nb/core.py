@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EMOTIONS', 'LABEL_ORDERS', 'FERError', 'DataError', 'ImageError', 'LabelError', 'ConfigError', 'DownloadError',
            'canonical_label', 'one_of', 'at_least', 'positive', 'share', 'need_columns', 'hash_uniform',
-           'seed_everything', 'keep_freed_memory', 'atomic_folder', 'atomic_file', 'cache_dir', 'file_sha256', 'fetch']
+           'seed_everything', 'keep_freed_memory', 'show_progress', 'progress', 'atomic_folder', 'atomic_file',
+           'cache_dir', 'file_sha256', 'fetch']
 
 # %% ../nbs/00_core.ipynb #1e4691d3
 import hashlib
@@ -15,10 +16,14 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -184,6 +189,46 @@ def keep_freed_memory() -> bool:  # whether the C library supports it (glibc doe
     mmap_threshold, trim_threshold, top_pad = -3, -1, -2
     settings = {mmap_threshold: 1 << 30, trim_threshold: 2**31 - 1, top_pad: 1 << 28}
     return all([mallopt(name, value) for name, value in settings.items()])
+
+# %% ../nbs/00_core.ipynb #2c86db22
+_T = TypeVar("_T")  # what is worked on
+_lines: ContextVar[bool] = ContextVar("lines", default=False)  # whether lines are written without a terminal
+
+
+@contextmanager
+def show_progress() -> Iterator[None]:  # a `with` block
+    "Within the block, `progress` writes lines where there is no terminal for a bar."
+    token = _lines.set(True)
+    try:
+        yield
+    finally:
+        _lines.reset(token)
+
+
+def progress(
+    items: Iterable[_T],         # to be worked on, one after the other
+    what: str,                   # is done with them, for the bar or the line
+    total: int | None = None,    # how many there are; None: their `len`, if they have one
+    size: Callable[[_T], int] = lambda item: 1,  # how many one of them counts, such as a batch
+    every: float = 10,           # seconds from line to line at least; of long work a sixth of it
+) -> Iterator[_T]:               # the items
+    "Hand items on, and say on standard error how many are done and how long the others will take."
+    from tqdm import tqdm
+    total = len(items) if total is None and hasattr(items, "__len__") else total
+    first, done, start = os.environ.get("RANK", "0") == "0", 0, time.monotonic()
+    told = start
+    with tqdm(total=total, desc=what, delay=3, leave=False, disable=None if first else True) as bar:
+        for item in items:
+            yield item
+            done, now = done + size(item), time.monotonic()
+            bar.update(size(item))
+            quiet = not (bar.disable and first and _lines.get())
+            if quiet or done == total or now - told < max(every, (now - start) / 6):
+                continue
+            left = "" if total is None else f" of {total:,}, " + str(timedelta(
+                seconds=round((now - start) / max(done, 1) * max(total - done, 0)))) + " left"
+            print(f"{time.strftime('%H:%M:%S')} {what}: {done:,}{left}", file=sys.stderr, flush=True)
+            told = now
 
 # %% ../nbs/00_core.ipynb #ec2dc4a1
 @contextmanager

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'FER2013_COUNTS', 'VOTE_COLUMNS', 'FERPLUS_COUNTS', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES',
            'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'READERS', 'FERData', 'need_dataset', 'to_array', 'Crop', 'read_image',
-           'read_images', 'read_fer2013', 'vote_targets', 'read_ferplus', 'add_votes', 'read_kdef', 'read_rafdb',
-           'read_affectnet', 'read_folder', 'read', 'resized', 'show_faces']
+           'read_images', 'read_fer2013', 'real_data', 'vote_targets', 'read_ferplus', 'add_votes', 'read_kdef',
+           'read_rafdb', 'read_affectnet', 'read_folder', 'read', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -598,6 +598,25 @@ def read_fer2013(
         ds = _fer2013_csv(path)
     ds.check_counts(FER2013_COUNTS, strict, splits, subset_ok=True)
     return ds
+
+# %% ../nbs/04_data.ipynb #real0002
+_KAGGLE = "kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge"
+_FILES = {"fer2013.csv": _KAGGLE, "fer2013new.csv": "github.com/microsoft/FERPlus"}  # where each is to be had
+
+
+def real_data(
+    *files: str,   # that the folder must hold; none: the folder alone
+) -> Path | None:  # the folder; None: not there, and one line has said how to get the data
+    "The folder that the environment variable `FER_NB_DATA` names, if it is there and holds `files`."
+    folder = os.environ.get("FER_NB_DATA", "")
+    lacking = [name for name in files if not (Path(folder) / name).is_file()]
+    if folder and Path(folder).is_dir() and not lacking:
+        return Path(folder)
+    named = " and ".join(f"{name} ({_FILES[name]})" if name in _FILES else name for name in files or _FILES)
+    why = f"no {' and no '.join(lacking or ['folder'])} in FER_NB_DATA={folder}" if folder else \
+        "FER_NB_DATA is not set"
+    print(f"No real data: {why}. Put {named} into a folder and export FER_NB_DATA=FOLDER.")
+    return None
 
 # %% ../nbs/04_data.ipynb #055d0d00
 VOTE_COLUMNS = tuple(f"vote_{name}" for name in (*LABEL_ORDERS["ferplus"], "unknown", "no_face"))

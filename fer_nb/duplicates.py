@@ -252,7 +252,8 @@ def near(
             return {"i": pairs[:, 0], "j": pairs[:, 1], "score": score}
 
         bands = map_ranks(range(0, len(rows), self.block),
-                          lambda top: store.array(f"{name}-{top:010}", lambda: compare(top)))
+                          lambda top: store.array(f"{name}-{top:010}", lambda: compare(top)),
+                          f"duplicates, {name}")
         table = pd.concat([pd.DataFrame(band) for band in bands], ignore_index=True)
         return table.assign(how=name.split("-")[0])
 

@@ -24,7 +24,8 @@ from torch import nn
 from .attacks import deepfool, fgsm, pgd
 from .augment import affine
 from .compare import compare
-from .core import ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of
+from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
+                         progress)
 from .data import SPLITS, FERData, need_dataset
 from .metrics import bootstrap_scores, fit_temperature, percentile_interval, score_intervals, scores
 from .store import Store, digest
@@ -110,7 +111,8 @@ def predict_logits(
     check_labels(model, ds)
     one_of("tta", tta, TTA)
     with eval_mode(model, device) as where, torch.inference_mode():
-        batches = (x for _, x, _ in image_batches(ds, bs, where))
+        batches = (x for _, x, _ in progress(image_batches(ds, bs, where), "evaluating", len(ds),
+                                             lambda batch: len(batch[-1])))
         return logits_of([sum(model(view) for view in tta_views(x, tta)) / TTA[tta] for x in batches], ds)
 
 
@@ -418,7 +420,8 @@ def _attacked_scores(
     "All metrics of the attacked version of the images, under each budget."
     parts, sizes, y = [[] for _ in eps], [], ds.targets()
     with eval_mode(model, device) as where:
-        for start, x, t in image_batches(ds, bs, where):
+        batches = progress(image_batches(ds, bs, where), attack, len(ds), lambda batch: len(batch[-1]))
+        for start, x, t in batches:
             draw = int(hash_uniform(seed, start) * 2**53)
             for part, adv in zip(parts, _adversaries(model, x, t, attack, eps, effort, draw)):
                 with torch.inference_mode():

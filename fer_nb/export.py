@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from . import __version__
-from .core import ConfigError, DataError, FERError, at_least, atomic_file, one_of, positive
+from .core import ConfigError, DataError, FERError, at_least, atomic_file, one_of, positive, progress
 from .data import FERData
 from .evaluate import image_batches, predict_logits
 from .models import HyFER, InputAdapter, count_macs, fuse
@@ -248,6 +248,7 @@ def quantize(
     bs = next(b for b in range(32, 0, -1) if len(sample) % b == 0)  # ONNX Runtime wants batches of one size
     batches = iter([{"images": np.ascontiguousarray(model.adapt(x).numpy())}
                     for _, x, _ in image_batches(sample, bs, torch.device("cpu"))])
+    batches = progress(batches, "calibrating", len(sample) // bs)
     reader = type("Reader", (quant.CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})()
     with atomic_file(out) as aside, tempfile.TemporaryDirectory() as work:
         clean = Path(work) / "clean.onnx"

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping
@@ -31,7 +32,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
-                         one_of)
+                         one_of, progress)
 from .data import FERData, _stack, _warn_or_raise, read_image
 from .store import Store, StoreError, digest
 
@@ -470,7 +471,6 @@ def find(
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; landmarks (N, 478, 3), blendshapes (N, 52)
     """Look for the face in every image; table: id, status, faces, box_x, box_y, box_w, box_h, roll, error.
     Landmarks (pixels) and blendshapes are NaN where there is no face."""
-    from tqdm import tqdm
     at_least("workers", workers, 1, whole=True)
     store, parts = self._store(cache), [np.array([(b"", 0, np.nan, np.nan)], _RECORD)]  # unreadable images
     for path in sorted(store.folder.glob("part-*.npz")) if store.folder else ():
@@ -480,11 +480,10 @@ def find(
             path.unlink(missing_ok=True)
     keys, errors = [], []
     chunks = self._unknown(ds, {key for part in parts for key in part["key"].tolist()}, keys, errors)
-    with tqdm(total=len(ds), desc="faces", unit="image", disable=None) as bar:
-        for records in self._search(chunks, workers):
-            parts.append(store.array(f"part-{digest(records['key'])}", lambda: records))
-            bar.update(len(records))
-        bar.update(len(ds) - bar.n)
+    begun = list(islice(chunks, 1))  # a resumed search passes over the images in the cache first
+    left = len(ds) - len(keys) + sum(map(len, begun))
+    for records in progress(self._search(chain(begun, chunks), workers), "faces", left, len):
+        parts.append(store.array(f"part-{digest(records['key'])}", lambda: records))
     records = np.concatenate(parts)
     row = {key: k for k, key in enumerate(records["key"].tolist())}
     records = records[[row[key] for key in keys]]

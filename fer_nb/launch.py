@@ -14,10 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-import torch
-import torch.distributed as dist
-
-from .core import ConfigError, FERError, atomic_folder
+from .core import ConfigError, FERError, atomic_folder, progress
 
 # %% ../nbs/02_launch.ipynb #15dbbf10
 _T = TypeVar("_T")  # any value
@@ -50,7 +47,7 @@ def single_process() -> Iterator[None]:  # a `with` block
             os.environ |= {} if value is None else {name: value}
 
 # %% ../nbs/02_launch.ipynb #76b8df79
-_groups: dict[str, dist.ProcessGroup] = {}  # "patient": for waits of hours
+_groups: dict[str, "torch.distributed.ProcessGroup"] = {}  # "patient": for waits of hours
 
 
 @contextmanager
@@ -65,6 +62,8 @@ def process_group(
     if world == 1:
         yield rank, world
         return
+    import torch
+    import torch.distributed as dist
     wrong = " and ".join(f"no {name}" for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
     if joined := dist.is_initialized():
         r, n = dist.get_rank(), dist.get_world_size()
@@ -92,6 +91,7 @@ def _waiting(
     what: str,  # it waits for, for the message
 ) -> Iterator[None]:
     "Turn PyTorch's errors between processes into `RankError`. Raises `ConfigError` without a process group."
+    import torch.distributed as dist
     rank, world = rank_world()
     if not dist.is_initialized() and what != "joining the process group":
         raise ConfigError(f"WORLD_SIZE={world}, but this process is in no process group: "
@@ -110,6 +110,7 @@ def gather(
     it."""
     if (world := rank_world()[1]) == 1:
         return [value]
+    import torch.distributed as dist
     every = [None] * world
     with _waiting("collecting"):
         dist.all_gather_object(every, value, group=_groups.get("patient"))
@@ -117,11 +118,12 @@ def gather(
 
 
 def all_reduce(
-    x: torch.Tensor,   # of the same shape in every process
-) -> torch.Tensor:     # the sum over the processes, the same bits in each
+    x: "torch.Tensor",   # of the same shape in every process
+) -> "torch.Tensor":     # the sum over the processes, the same bits in each
     "Sum over all ranks. Raises `RankError` if a process has ended or does not call it."
     if rank_world()[1] == 1:
         return x
+    import torch.distributed as dist
     with _waiting("adding up"):
         dist.all_reduce(x := x.contiguous().clone())
     return x
@@ -130,6 +132,7 @@ def all_reduce(
 def map_ranks(
     parts: Sequence[_T],            # the same in every process
     make: Callable[[_T], object],   # computes one part, in a world of size 1
+    what: str = "",                 # is done, for `core.progress`; "": nothing is said
 ) -> list:                         # the result of each part, the same in every process
     """Map `make` over the parts, divided over the ranks. Raises what `make` raised; `RankError` in the other
     processes, and in all where they do not have the same number of parts."""
@@ -137,7 +140,8 @@ def map_ranks(
     mine, error = {}, None
     try:
         with single_process():
-            for k in range(rank, len(parts), world):
+            own = range(rank, len(parts), world)
+            for k in progress(own, what) if what else own:
                 mine[k] = make(parts[k])
     except Exception as e:
         if world == 1:

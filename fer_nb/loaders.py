@@ -9,7 +9,7 @@ __all__ = ['leak_groups', 'folds', 'leakage_table', 'as_split', 'official_split'
 # %% ../nbs/11_loaders.ipynb #a607c323
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from .audit import Audit, audit
+from .audit import Audit, audit, duplicate_issues
 from .augment import Augment
 from .balance import balance
 from .config import Data
@@ -284,13 +284,14 @@ def holdout(
 # %% ../nbs/11_loaders.ipynb #5b117002
 @dataclass
 class Splits:
-    "The parts of a run's data, and the audit of the data as they came."
+    "The parts of a run's data, and their audit."
 
     train: FERData        # training images, cleaned and balanced
     valid: FERData        # training images, cleaned, that are held out to choose epochs by
     test: FERData         # validation and test images as they came
     duplicates: set[str]  # ids of `test` that have a duplicate in the training split as it came
-    audit: Audit          # of the data as they came
+    audit: Audit          # of the data, with a test part cut off where they came without a split
+    came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
 
 
 def make_splits(
@@ -301,7 +302,7 @@ def make_splits(
     """Audit, clean, hold out, balance. Where all images are training images, a fifth of them becomes `test`;
     duplicates, copies and subjects stay on one side. Raises `DataError` without training images, or with too
     few of a class."""
-    search = DuplicateSearch() if data.near_duplicates else None
+    search, came = DuplicateSearch() if data.near_duplicates else None, ds
     if len(ds) and set(ds.df.split) == {"train"}:
         _, test = holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed)
         ds = ds.assign(split=np.where(np.isin(np.arange(len(ds)), test), "test", "train"))
@@ -312,8 +313,11 @@ def make_splits(
     train = cleaned.take(inner)
     if data.targets is not None:
         train = balance(train, data.targets, seed=seed)
-    return Splits(train, cleaned.take(held), ds.take(ds.df.split != "train"),
-                  set(found.issues.id[found.issues.kind == "leak"]), found)
+    given = (ds.df.split == "train").to_numpy()
+    sides = ds.df.assign(split=np.where(given, "train", "test"))  # copies in other reported splits are none
+    twins = duplicate_issues(sides, found.duplicates).query("kind == 'leak'").i
+    return Splits(train, cleaned.take(held), ds.take(~given), set(ds.df.id.iloc[twins]), found,
+                  came=came)
 
 # %% ../nbs/11_loaders.ipynb #d9081d25
 class _Repeated:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reliability', 'ece', 'fit_temperature', 'scores', 'resample_counts', 'bootstrap_scores', 'percentile_interval',
-           'score_intervals']
+           'score_intervals', 'share_interval']
 
 # %% ../nbs/21_metrics.ipynb #3cfe883a
 from typing import Iterator, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import logsumexp, softmax
+from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from .core import ConfigError, LabelError, at_least, share
@@ -236,3 +237,17 @@ def score_intervals(
         return table.assign(low=np.nan, high=np.nan)
     low, high = percentile_interval(bootstrap_scores(z, y, times, seed), level)
     return table.assign(low=low, high=high)
+
+# %% ../nbs/21_metrics.ipynb #67a437db
+def share_interval(
+    value: float | Sequence[float],  # shares in [0, 1]: accuracies, recalls; NaN stays NaN
+    n: int | Sequence[int],          # of how many images
+    level: float = 0.95,             # coverage
+) -> np.ndarray:                     # (2, ...): low, high
+    "Wilson's score interval of a share of images. Raises `ConfigError`."
+    share("level", level, "()")
+    p, z = np.asarray(value, float), norm.ppf((1 + level) / 2)
+    n = np.where(np.asarray(n) > 0, n, np.nan).astype(float)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n))**2) / (1 + z**2 / n)
+    return np.stack([np.maximum(centre - half, 0), np.minimum(centre + half, 1)])

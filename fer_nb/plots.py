@@ -19,7 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import offset_copy
 from torch import nn
 
 from .core import ConfigError, DataError, hash_uniform, need_columns, one_of
@@ -44,13 +47,26 @@ def _new_ax(
     return ax
 
 
+def _panel_scale() -> float:  # 1 for Matplotlib's own 10 points
+    "How much larger panels are drawn where the text is set larger, so that it fits them."
+    return plt.rcParams["font.size"] / 10
+
+
+def _in_percent(
+    *axes: Axis,   # of shares in [0, 1]
+) -> None:
+    "Label the ticks in per cent."
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(1, 0, " %"))
+
+
 def caption(
     ax: Axes,         # any axes of a figure
     text: str,        # what is shown, of what data, how many images
     width: int = 90,  # characters in a line
 ) -> Axes:            # the same
     "Write a caption below the figure of `ax`."
-    ax.figure.supxlabel(fill(text, width), fontsize=8, x=0.01, ha="left")
+    ax.figure.supxlabel(fill(text, width), fontsize="small", x=0.01, ha="left")
     return ax
 
 
@@ -69,11 +85,11 @@ def plot_confusion(
     shown, top = (percent, 100) if normalize else (counts, max(1.0, counts.max()))
     ax.imshow(shown, **{"cmap": "Blues", "vmin": 0, "vmax": top, "aspect": "auto", **kwargs})
     for i, j in np.argwhere(~np.isnan(shown)):
-        ax.text(j, i, f"{shown[i, j]:.0f}", ha="center", va="center", fontsize=8,
+        ax.text(j, i, f"{shown[i, j]:.0f}", ha="center", va="center", fontsize="small",
                 color="white" if shown[i, j] > 0.6 * top else "black", weight="bold" if i == j else "normal")
     columns, rows = range(len(cm.columns)), [f"{label} ({n:.0f})" for label, n in zip(cm.index, total[:, 0])]
-    ax.set_xticks(columns, cm.columns, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.set_xticks(columns, cm.columns, rotation=40, ha="right", rotation_mode="anchor", fontsize="small")
+    ax.set_yticks(range(len(rows)), rows, fontsize="small")
     ax.set(xlabel="predicted" + ", % of the row" * normalize, ylabel="true (images)", title=title)
     return ax
 
@@ -95,12 +111,12 @@ def plot_counts(
         n = n.reindex(labels, fill_value=0)
         look = {"color": colors} if k else {"facecolor": "none", "edgecolor": colors, "hatch": "////"}
         bars = ax.barh(at + k * height, n, 0.9 * height, label=when, **look)
-        ax.bar_label(bars, [f"{v:,}" for v in n], padding=2, fontsize=7)
+        ax.bar_label(bars, [f"{v:,}" for v in n], padding=2, fontsize="small")
     ax.set_yticks(at + height * (len(counts) - 1) / 2, labels)
     ax.set(xlabel="images", xmargin=0.1)
     ax.invert_yaxis()
     if after is not None:
-        ax.set_title("hatched: before, full: after", fontsize=8, loc="right")
+        ax.set_title("hatched: before, full: after", fontsize="small", loc="right")
     return ax
 
 # %% ../nbs/25_plots.ipynb #7d300489
@@ -128,17 +144,22 @@ def plot_duplicates(
     turn = turn.assign(turn=turn.groupby("how").cumcount())
     turn = turn.sort_values(["turn", "how"], kind="stable").head(n)
     label, split, rows, titles = ds.df.label.to_numpy(), ds.df.split.to_numpy(), [], []
+    names = [name if len(name) <= 14 else f"…{name[-13:]}" for name in ds.df.id.astype(str)]
     for i, j, score, how in zip(turn.i, turn.j, turn.score, turn.how):
         rows += [int(i), int(j)]
-        titles += [f"{how} {score:.2f}\n{label[i]}, {split[i]}",
-                   f"{'≠' if label[i] != label[j] else '='}\n{label[j]}, {split[j]}"]
-    axes = show_faces(ds, rows, titles)
+        titles += [f"{how} {score:.2f}\n{names[i]}\n{label[i]}, {split[i]}",
+                   f"{'≠ other label' if label[i] != label[j] else '= same label'}\n{names[j]}\n"
+                   f"{label[j]}, {split[j]}"]
+    axes = show_faces(ds, rows, titles, size=1.2 * _panel_scale())
+    for ax in axes:
+        ax.title.set_fontsize("small")
     axes[0].figure.set_layout_engine("constrained")
     return axes
 
 # %% ../nbs/25_plots.ipynb #a08f4015
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", "-.", ":")
+_OTHER_SCALES = ("loss", "brier", "roc_auc", "median_size")  # metrics that are no shares of images
 _INKS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5F5F5F", "#56B4E9")
 
 
@@ -203,9 +224,13 @@ def plot_robust(
         ax.plot(unit * line.eps, line.value, **{"label": name, **look, **kwargs})
     change = "largest change of a pixel, in 1/255" if norm == "linf" else "Euclidean length of the change"
     ax.set(xlabel=f"ε ({change})", ylabel=f"{metric} ({_sizes(rows.n)} images)")
-    ax.set_ylim(0, 1 if rows.value.max() <= 1 else None)
+    if metric.split(":")[0] in _OTHER_SCALES or rows.value.max() > 1:
+        ax.set_ylim(0)
+    else:
+        ax.set_ylim(0, 1)
+        _in_percent(ax.yaxis)
     ax.set_xticks(_apart({round(unit * e, 6) for e in rows.eps}))
-    ax.legend(frameon=False, fontsize=8, handlelength=3.5)
+    ax.legend(frameon=False, fontsize="small", handlelength=3.5)
     return ax
 
 # %% ../nbs/25_plots.ipynb #afb28c11
@@ -222,10 +247,11 @@ def plot_tradeoff(
         ax.plot(rows.clean, rows.robust, **_look(k), label=f"ε = {budget}")
     top = table.loc[table.groupby("model").robust.idxmax()]
     for model, clean, robust in zip(top.model, top.clean, top.robust):
-        ax.annotate(model, (clean, robust), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        ax.annotate(model, (clean, robust), (0, 6), textcoords="offset points", ha="center", fontsize="small")
     ax.set(xlabel=f"clean accuracy ({_sizes(table.n)} images)", ylabel="accuracy under attack")
+    _in_percent(ax.xaxis, ax.yaxis)
     ax.margins(0.15)
-    ax.legend(frameon=False, fontsize=8, handlelength=3.5)
+    ax.legend(frameon=False, fontsize="small", handlelength=3.5)
     return ax
 
 # %% ../nbs/25_plots.ipynb #24d95962
@@ -238,20 +264,22 @@ def _panels(
     "Small panels side by side, given or new. Raises `DataError` for too few."
     if axes is None:
         high = -(-n // ncols)
-        fig, grid = plt.subplots(high, ncols, figsize=(2 * ncols, 0.5 + 1.6 * high), sharex=True, sharey=True,
-                                 layout="constrained", squeeze=False)
+        scale = _panel_scale()
+        side = 2 * scale * ncols, scale * (0.5 + 1.6 * high)
+        fig, grid = plt.subplots(high, ncols, figsize=side, sharex=True, sharey=True, layout="constrained",
+                                 squeeze=False)
         for ax in grid.ravel()[n:]:
             ax.axis("off")
         if looks:
             handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-            fig.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8,
+            fig.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize="small",
                        handlelength=3.5)
         axes = grid.ravel()[:n]
     axes = np.ravel(axes)
     if len(axes) < n:
         raise DataError(f"{len(axes)} axes for {n} panels")
     for ax in axes[:n]:
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize="small")
         ax.spines[["top", "right"]].set_visible(False)
     return axes
 
@@ -273,10 +301,12 @@ def plot_corruptions(
             line = rows[(rows.kind == kind) & (rows[by] == model if by in rows else True)]
             line = line.sort_values("severity")
             ax.plot(line.severity, line.value, **_look(k))
-        ax.set_title(kind.replace("_", " "), fontsize=9)
+        ax.set_title(kind.replace("_", " "), fontsize="small")
         ax.set(ylim=(0, 1 if rows.value.max() <= 1 else None))
-    axes[0].set_ylabel(f"{metric}\n({_sizes(rows.n)} images)", fontsize=8)
-    axes[len(kinds) - 1].set_xlabel("severity", fontsize=8)
+        if metric.split(":")[0] not in _OTHER_SCALES:
+            _in_percent(ax.yaxis)
+    axes[0].set_ylabel(f"{metric}\n({_sizes(rows.n)} images)", fontsize="small")
+    axes[len(kinds) - 1].set_xlabel("severity", fontsize="small")
     return axes
 
 # %% ../nbs/25_plots.ipynb #6375dc34
@@ -296,10 +326,12 @@ def plot_reliability(
     ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
     ax.plot(rows.confidence, rows.accuracy, color="black", marker="o", markersize=3, linestyle="none")
     error = ((rows.accuracy - rows.confidence).abs() * rows.n).sum() / rows.n.sum()
-    ax.text(0.97, 0.04, f"ECE {error:.3f}\n{rows.n.sum():,} images", transform=ax.transAxes, ha="right",
-            fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8})
+    ax.text(0.97, 0.04, f"ECE {100 * error:.1f} %\n{rows.n.sum():,} images", ha="right",
+            transform=ax.transAxes, fontsize="small",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8})
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    _in_percent(ax.xaxis, ax.yaxis)
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
     return ax
 
 # %% ../nbs/25_plots.ipynb #4663753a
@@ -333,7 +365,7 @@ def plot_pareto(
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
     for k, (name, x, y) in enumerate(zip(rows.model, rows[cost], rows[worth])):
         offset, va = ((0, 9), "bottom") if k % 2 == 0 else ((0, -9), "top")
-        ax.annotate(name, (x, y), offset, textcoords="offset points", ha="center", va=va, fontsize=8,
+        ax.annotate(name, (x, y), offset, textcoords="offset points", ha="center", va=va, fontsize="small",
                     bbox=box)
     if rows[cost].max() > 10 * rows[cost].min() > 0:
         ax.set_xscale("log")
@@ -374,7 +406,7 @@ def plot_embedding(
                    linewidth=0, marker=EMOTION_MARKERS.get(label, _MARKS[k % len(_MARKS)]), label=label)
     ax.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[],
            title=f"{method.upper()}, {len(flat):,} images")
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 # %% ../nbs/25_plots.ipynb #ee657353
@@ -382,7 +414,7 @@ def plot_history(
     history: pd.DataFrame,   # epoch, phase, train_loss, valid_loss, accuracy; one row an epoch, in order
     ax: Axes | None = None,  # where to draw; None: a new figure
 ) -> Axes:                   # the axes of the losses; accuracy has its own scale on the right
-    "Draw losses and accuracy over the epochs of all phases."
+    "Draw losses and accuracy over the epochs of all phases, which have numbers and a key above."
     ax = _new_ax(ax)
     right, step = ax.twinx(), np.arange(1, len(history) + 1)
     lines = {"train_loss": (ax, "training loss", _look(0)), "valid_loss": (ax, "validation loss", _look(1)),
@@ -393,23 +425,31 @@ def plot_history(
             where.plot(step[rows], history[column].to_numpy()[rows], label=name if k == 0 else None, **look)
         if k:
             ax.axvline(step[rows[0]] - 0.5, color="#B5B5B5", linewidth=0.8)
-        above = 3 + 9 * (k % 2) * (len(phases) > 2)
-        ax.annotate(phase, (step[rows].mean(), 1), (0, above), ha="center", fontsize=7,
+        name = phase if len(phases) == 1 else str(k + 1)
+        ax.annotate(name, (step[rows].mean(), 1), (0, 3), ha="center", fontsize="small",
                     xycoords=ax.get_xaxis_transform(), textcoords="offset points")
     ax.set(xlabel="epochs, all phases", ylabel="loss")
     ax.set_ylim(bottom=0)
     right.set(ylabel="accuracy", ylim=(0, 1))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    _in_percent(right.yaxis)
+    ax.set_xlim(0.5, max(step, default=1) + 0.5)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.spines["right"].set_visible(True)
     right.spines["top"].set_visible(False)
     handles = [h for a in (ax, right) for h in a.get_legend_handles_labels()[0]]
-    ax.legend(handles=handles, frameon=False, fontsize=8, ncols=3, handlelength=3.5, loc="upper center",
-              bbox_to_anchor=(0.5, -0.16))
+    line = plt.rcParams["font.size"]  # points
+    below, above = (offset_copy(ax.transAxes, ax.figure, 0, k * line, "points") for k in (-3.2, 1.2))
+    ax.legend(handles=handles, frameon=False, fontsize="small", ncols=3, handlelength=3.5, borderaxespad=0,
+              loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
+    if len(phases) > 1:
+        key = [Line2D([], [], linestyle="", label=f"{k}  {phase}") for k, (phase, _) in enumerate(phases, 1)]
+        right.legend(handles=key, frameon=False, fontsize="small", ncols=2, handlelength=0, handletextpad=0,
+                     borderaxespad=0, loc="lower center", bbox_to_anchor=(0.5, 1), bbox_transform=above)
     return ax
 
 # %% ../nbs/25_plots.ipynb #1ab5134d
 def plot_weights(
-    history: pd.DataFrame,                # epoch, teacher, emotion, weight
+    history: pd.DataFrame,                # epoch (from 0; drawn from 1), teacher, emotion, weight
     axes: Sequence[Axes] | None = None,   # one for each emotion; None: a new figure
 ) -> np.ndarray:                          # the axes drawn into, flat
     "Draw each teacher's weight over the epochs, a panel an emotion. Raises `DataError` for too few `axes`."
@@ -419,10 +459,13 @@ def plot_weights(
         rows = history[history.emotion == emotion]
         for k, teacher in enumerate(teachers):
             line = rows[rows.teacher == teacher].sort_values("epoch")
-            ax.plot(line.epoch, line.weight, **_look(k))
-        ax.set_title(emotion, fontsize=9, color=EMOTION_COLORS.get(emotion, "black"), weight="bold")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("weight", fontsize=8)
+            ax.plot(1 + line.epoch, line.weight, **_look(k))
+        ax.set_title(emotion, fontsize="small", color=EMOTION_COLORS.get(emotion, "black"), weight="bold")
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.set(xlim=(0.5, history.epoch.max() + 1.5), ylim=(-0.04, 1.04))
+        _in_percent(ax.yaxis)
+    axes[0].set_ylabel("weight", fontsize="small")
+    axes[len(emotions) - 1].set_xlabel("epoch", fontsize="small")
     return axes
 
 # %% ../nbs/25_plots.ipynb #e7dde340
@@ -526,7 +569,7 @@ def gradcam_panel(
     for k, (ax, heat) in enumerate(zip(axes, heats)):
         ax.imshow(some.image(k), cmap="gray", vmin=0, vmax=255)
         ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.65 * heat)
-        ax.set_title(titles[k], fontsize=7)
+        ax.set_title(titles[k], fontsize="small")
         ax.axis("off")
     return axes
 
@@ -544,16 +587,17 @@ def gradcam_grid(
     shape = len(rows), len(models) + 1
     one_of("axes.shape", shape if axes is None else np.shape(axes), [shape])
     if axes is None:
-        axes = plt.subplots(*shape, figsize=(1.1 * shape[1], 1.25 * shape[0]), dpi=70, squeeze=False,
-                            layout="constrained")[1]
+        side = 1.2 * _panel_scale()
+        axes = plt.subplots(*shape, figsize=(side * shape[1], 1.2 * side * shape[0] + side / 4), dpi=70,
+                            squeeze=False, layout="constrained")[1]
     axes = _panels(axes, math.prod(shape), {})[:math.prod(shape)].reshape(shape)
     for ax, i in zip(axes[:, 0], rows):
         ax.imshow(ds.image(int(i)), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(ds.df.label.iloc[int(i)], fontsize=7)
+        ax.set_title(ds.df.label.iloc[int(i)], fontsize="small")
         ax.axis("off")
     for k, (name, model) in enumerate(models.items(), 1):
         gradcam_panel(model, ds, rows, axes=axes[:, k])
         for ax in axes[:, k]:
-            ax.set_title(ax.get_title().split("\n")[1], fontsize=7)
-        axes[0, k].set_title(f"{name}\n{axes[0, k].get_title()}", fontsize=7)
+            ax.set_title(ax.get_title().split("\n")[1], fontsize="small")
+        axes[0, k].set_title(f"{fill(name, 15)}\n{axes[0, k].get_title()}", fontsize="small")
     return axes

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['SQS_PRESETS', 'SQS_PROTOCOLS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'TABLE4_VALUES', 'ARCHITECTURES',
-           'LIGHT_ARCHITECTURES', 'SQS_OPTIONS', 'PAPER_SQS', 'PAPER_SQS_TABLE4', 'BRIDGE', 'BRIDGE_ARMS', 'sqs_parts',
-           'Arm', 'study_arms', 'sqs_fit', 'sqs_study', 'accuracy_table', 'sensitivity_table', 'significance_table',
-           'metrics_table', 'confusion_of', 'bridge_study', 'bridge_table']
+           'LIGHT_ARCHITECTURES', 'PAPER_SQS', 'PAPER_SQS_TABLE4', 'BRIDGE', 'BRIDGE_ARMS', 'sqs_parts', 'Arm',
+           'study_arms', 'sqs_fit', 'training_costs', 'sqs_study', 'accuracy_table', 'sensitivity_table',
+           'significance_table', 'metrics_table', 'confusion_of', 'bridge_study', 'bridge_table']
 
 # %% ../nbs/45_sqs_studies.ipynb #d110c115
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from fastai.data.core import DataLoaders
 from torch import nn
 
@@ -24,14 +27,15 @@ from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_ev
 from .data import FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import confusion, evaluate, predict_logits
-from .experiment import (HELD_OUT, PART, SEEDS, SETTINGS, Study, cell_name, grid, paired_differences,
-                               reported, with_options)
+from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, paired_differences, reported,
+                               study, with_options)
 from .loaders import ReplayLoader, Splits, holdout
-from .models import SQSNET, SQSNet, SQSNetConfig, create_teacher, load_teacher, save_sqsnet
+from .models import (SQSNET, TEACHERS, SQSNet, SQSNetConfig, create_teacher, imagenet_name,
+                           load_teacher, save_sqsnet)
 from .pipeline import cache_logits, fit_student
 from .report import mean_sd, pivot_mean_sd
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
-from .store import Store, write_table
+from .store import Store, read_table, write_table
 from .studies import subsample
 from .teachers import NetworkTeacher
 from .train import fit_model, make_loaders
@@ -116,9 +120,10 @@ FUSIONS = {f"fusion: {f}": Arm(fusion=f) for f in ("cross", "residual", "concat"
 TABLE4_VALUES = {"tau": (0.1, 0.5, 1.0, 2.0), "alpha": (0.5, 0.7, 1.0, 1.5), "beta": (0.3, 0.5, 0.7, 1.0),
                  "gamma": (0.1, 0.3, 0.5, 0.7, 1.0), "margin": (0.2, 0.3, 0.5, 0.7, 1.0),
                  "lam": (0.1, 0.3, 0.5, 0.7, 1.0)}
-_SINGLE = {"EfficientNetB0": "tf_efficientnet_b0", "EfficientNetB7": "tf_efficientnet_b7",
-           "Resnet18": "resnet18", "Resnext50": "resnext50_32x4d", "SeResnext50": "seresnext50_32x4d",
-           "ViT": "vit_base_patch16_224", "Swin Transformer": "swin_tiny_patch4_window7_224"}
+_SINGLE = {"EfficientNetB0": "tf_efficientnet_b0.aa_in1k", "EfficientNetB7": "tf_efficientnet_b7.aa_in1k",
+           "Resnet18": "resnet18.a1_in1k", "Resnext50": "resnext50_32x4d.a1h_in1k",
+           "SeResnext50": "seresnext50_32x4d.racm_in1k", "ViT": "vit_base_patch16_224.augreg_in1k",
+           "Swin Transformer": "swin_tiny_patch4_window7_224.ms_in1k"}
 _PAIRS = {"EfficientNetB7&ViT": ("EfficientNetB7", "ViT"), "SeResnext50&ViT": ("SeResnext50", "ViT"),
           "EfficientNetB7&Swin T": ("EfficientNetB7", "Swin Transformer"),
           "SeResnext50&Swin T": ("SeResnext50", "Swin Transformer")}
@@ -131,6 +136,18 @@ LIGHT_ARCHITECTURES = {"EfficientNet-Lite0": Arm("efficientnet_lite0", sqs=False
                        "EfficientNet-Lite1": Arm("efficientnet_lite1", sqs=False),
                        "small Swin": Arm(fusion="transformer", sqs=False),
                        "EfficientNet-Lite0 & small Swin": Arm(fusion="concat", sqs=False), "SQSNet": Arm()}
+
+# %% ../nbs/45_sqs_studies.ipynb #8fdbda8b
+def _start(
+    arm: Arm,   # a row; without a network it is the light SQSNet's
+) -> str:       # such as "resnet18.a1_in1k"; of a pair both
+    "The published weights that a row starts from."
+    net = arm.network or SQSNET["light"]
+    if isinstance(net, str):
+        return imagenet_name(TEACHERS[net][0] if net in TEACHERS else net)
+    both = {"cnn": imagenet_name(net.cnn),
+            "transformer": "new weights" if net.transformer_args else imagenet_name(net.transformer)}
+    return both.get(arm.fusion) or " + ".join(both.values())
 
 # %% ../nbs/45_sqs_studies.ipynb #45000001
 def study_arms(
@@ -235,18 +252,47 @@ def _sqs_arguments(
     ds = ds if args.votes is None else read_ferplus(args.votes, ds)
     return {"ds": subsample(ds, args.part), "preset": preset, "seeds": range(args.seeds)}
 
+# %% ../nbs/45_sqs_studies.ipynb #1f0ed24d
+def _paper_table(
+    runs: pd.DataFrame,  # from `sqs_study`
+) -> int:                # 7: an ablation; 2: other architectures; 1: SQSNet alone
+    "The table of the paper whose rows these runs are."
+    arms = set(runs.arm) - {"SQSNet"}
+    return 2 if arms & {*ARCHITECTURES, *LIGHT_ARCHITECTURES} else 7 if arms else 1
 
-SQS_OPTIONS = SEEDS | PART | SETTINGS | {
-    "--preset": dict(choices=tuple(SQS_PRESETS), default="light", help="size and budget (default: light)"),
-    "--tta": dict(choices=("none", "flip", "five"), help="test-time views beside one view (default: five)")}
-_TABLE = {"--table": dict(choices=("comparison", "ablation", "controls", "fusion", "sensitivity",
-                                   "architectures", "all"),
-                          default="ablation", help="rows; comparison: SQSNet alone (default: ablation)")}
+# %% ../nbs/45_sqs_studies.ipynb #07a9af4f
+@contextmanager
+def _measured_cost(
+    file: Path,   # a CSV to write
+    arm: str,     # which fit
+    seed: int,    # of it
+) -> Iterator[None]:
+    "Write down how long the block took and, on a card, the most memory that PyTorch held."
+    resumed = file.with_name(file.name.replace(".cost.csv", ".work")).exists()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    yield
+    row = {"arm": arm, "seed": seed, "hours": (time.perf_counter() - started) / 3600, "whole": not resumed,
+           "device": torch.cuda.get_device_name() if cuda else "cpu", "threads": torch.get_num_threads(),
+           "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else np.nan}
+    write_table(pd.DataFrame([row]), file)
+
+
+def training_costs(
+    out: str | Path,  # folder of a study
+) -> pd.DataFrame:    # arm, seed, hours, whole (False: resumed, so more), device, threads, gpu_gb
+    "What the fits of a study cost, from the files beside its runs. Raises `DataError` where there are none."
+    files = sorted(Path(out).rglob("*.cost.csv"))
+    if not files:
+        raise DataError(f"{out}: no *.cost.csv; the folder of a study expected")
+    return pd.concat([read_table(file) for file in files], ignore_index=True)
 
 # %% ../nbs/45_sqs_studies.ipynb #45000002
-@Study("sqs", "SQSNet's tables", lambda ds, out, args: _sqs_arguments(ds, out, args) | {"arms": args.table},
-       lambda runs: f"{accuracy_table(runs).to_string()}\n\n{metrics_table(runs).to_string()}",
-       SQS_OPTIONS | _TABLE, file="sqs-{table}.csv")
+@study("sqs", lambda ds, out, args: _sqs_arguments(ds, out, args) | {"arms": args.table},
+       lambda runs: "\n\n".join(table.to_string() for table in (accuracy_table(runs, _paper_table(runs)),
+                                                                metrics_table(runs))))
 def sqs_study(
     ds: FERData,                              # as a reader gave it
     arms: str | Mapping[str, Arm] = "ablation",  # see `study_arms`, or rows of your own
@@ -267,8 +313,10 @@ def sqs_study(
     say(f"{len(splits.train):,} train, {len(splits.valid):,} valid, {len(splits.test):,} test images")
 
     def run(arm: str, seed: int) -> pd.DataFrame:
-        net, history, _ = sqs_fit(splits, preset, arms[arm], seed, store.path(f"{cell_name(arm, seed)}.work"))
-        write_table(history, store.path(f"{cell_name(arm, seed)}.epochs.csv"))
+        cell = cell_name(arm, seed)
+        with _measured_cost(store.path(f"{cell}.cost.csv"), arm, seed):
+            net, history, _ = sqs_fit(splits, preset, arms[arm], seed, store.path(f"{cell}.work"))
+        write_table(history, store.path(f"{cell}.epochs.csv"))
         return _results(net, splits, preset.evaluation.tta, history)
 
     table = grid(run, arms, seeds, store, say=say).assign(dataset=_DATASETS.get(ds.name, ds.name))
@@ -293,17 +341,25 @@ PAPER_SQS = {  # table of the paper: row: RAF-DB, FERPlus, AffectNet (%)
 
 def accuracy_table(
     runs: pd.DataFrame,        # from `sqs_study`, of one dataset or several
-    table: int = 7,            # which of the paper's: 1, 2 or 7
-    metric: str = "accuracy",  # which metric, in %
+    table: int = 7,            # which of the paper's: 1, 2 or 7; 2 says what each network started from
+    metric: str = "accuracy",  # which metric, in % if it is a share; the paper prints accuracy alone
     tta: str = "none",         # without or with test-time augmentation
     subset: str = "all",       # or "without_duplicates"
 ) -> pd.DataFrame:             # a row an arm; a column a dataset, and the paper's
     "Mean ± sd over seeds beside the paper's figures. Raises `DataError` where the runs have no such rows."
     one_of("table", table, PAPER_SQS)
-    here = pivot_mean_sd(reported(runs, metric, tta=tta, subset=subset), "arm", "dataset")
+    one = reported(runs, metric, tta=tta, subset=subset)
+    here = pivot_mean_sd(one, "arm", "dataset", percent=metric not in NOT_SHARES)
+    if metric != "accuracy":
+        return here
     printed = pd.DataFrame(PAPER_SQS[table], index=list(_DATASETS.values())).T.add_prefix("paper: ")
     rows = [*printed.index, *(arm for arm in here.index if arm not in printed.index)]
-    return pd.concat([here.reindex(rows), printed.reindex(rows)], axis=1)
+    both = pd.concat([here.reindex(rows), printed.reindex(rows)], axis=1)
+    if table == 2:
+        light = bool(set(LIGHT_ARCHITECTURES) - {"SQSNet"} & set(here.index))
+        arms = ARCHITECTURES | LIGHT_ARCHITECTURES | {"SQSNet": Arm(SQSNET["light" if light else "paper"])}
+        both.insert(0, "weights", [_start(arms[arm]) if arm in arms else "" for arm in rows])
+    return both
 
 # %% ../nbs/45_sqs_studies.ipynb #c43c7d08
 PAPER_SQS_TABLE4 = {"tau": (1.0, 90.52, 91.90, 0.68), "alpha": (1.0, 91.21, 91.90, 0.34),
@@ -313,14 +369,15 @@ PAPER_SQS_TABLE4 = {"tau": (1.0, 90.52, 91.90, 0.68), "alpha": (1.0, 91.21, 91.9
 
 def sensitivity_table(
     runs: pd.DataFrame,        # from `sqs_study(arms="sensitivity")` on one dataset
-    metric: str = "accuracy",  # of the reported images, in %
+    metric: str = "accuracy",  # of the reported images, in % if it is a share; the paper prints accuracy
     tta: str = "none",         # without or with test-time augmentation
 ) -> pd.DataFrame:             # a row a parameter; values, chosen, lowest, highest, sd, and the paper's four
     "Table 4 from these runs. Raises `DataError` for runs of several datasets or without the row `SQSNet`."
     if runs.dataset.nunique() != 1 or "SQSNet" not in set(runs.arm):
         raise DataError(f"runs of {runs.dataset.nunique()} datasets, arms {', '.join(runs.arm.unique())}; "
                         "one dataset with 'SQSNet' expected")
-    reached = 100 * reported(runs, metric, tta=tta).groupby("arm").value.mean()
+    scale, unit = (1, "") if metric in NOT_SHARES else (100, " (%)")
+    reached = scale * reported(runs, metric, tta=tta).groupby("arm").value.mean()
     held_out = runs[runs.split.isin(HELD_OUT) & (runs.metric == "accuracy")].groupby("arm").value.mean()
     default, rows = SQS().config(), {}
     for name, values in TABLE4_VALUES.items():
@@ -330,22 +387,24 @@ def sensitivity_table(
         chosen = max(tried, key=lambda v: held_out[tried[v]])
         rows[name] = (", ".join(map(str, tried)), chosen, found.min(), found.max(), found.std(),
                       *PAPER_SQS_TABLE4[name])
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[
-        "values", "chosen", "lowest (%)", "highest (%)", "sd", "paper: optimal", "paper: lowest (%)",
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[
+        "values", "chosen", f"lowest{unit}", f"highest{unit}", "sd", "paper: optimal", "paper: lowest (%)",
         "paper: highest (%)", "paper: sd"])
+    return table if metric == "accuracy" else table.iloc[:, :5]
 
 # %% ../nbs/45_sqs_studies.ipynb #9ffd466c
 def significance_table(
     runs: pd.DataFrame,        # from `sqs_study`
     arm: str = "SQSNet",       # the arm that is claimed to be better
-    metric: str = "accuracy",  # which metric, in points
+    metric: str = "accuracy",  # which metric, in points if it is a share
     tta: str = "none",         # without or with test-time augmentation
-) -> pd.DataFrame:             # dataset, rival, seeds, difference (points), low, high (95 %), p, p_holm
+) -> pd.DataFrame:             # dataset, rival, seeds, difference, low, high (95 %), p, p_holm
     "Table 5 from these runs: `arm` minus each rival. Raises `ConfigError` where seeds cannot be paired."
     tables = []
     for dataset, rows in reported(runs, metric, tta=tta).groupby("dataset", sort=False):
         pairs = {rival: (arm, rival) for rival in rows.arm.unique() if rival != arm}
-        tables.append(paired_differences(rows, pairs).assign(dataset=dataset))
+        scale = 1.0 if metric in NOT_SHARES else 100.0
+        tables.append(paired_differences(rows, pairs, scale=scale).assign(dataset=dataset))
     table = pd.concat(tables).reset_index(names="rival").rename(columns={"n": "seeds"})
     return table[["dataset", "rival", "seeds", "difference", "low", "high", "p", "p_holm"]]
 
@@ -390,8 +449,7 @@ BRIDGE_ARMS = {"HyFER": (None, False), "HyFER + SQS": (None, True),  # arm: its 
                "taught by the pair without SQS": ("w/o SQS", False)}
 
 
-@Study("bridge", "SQSNet as a teacher of HyFER, and SQS in its training", _sqs_arguments,
-       lambda runs: bridge_table(runs).round(3).to_string(), SQS_OPTIONS)
+@study("bridge", _sqs_arguments, lambda runs: bridge_table(runs).round(3).to_string())
 def bridge_study(
     ds: FERData,                         # as a reader gave it
     preset: str | Preset = "light",      # of the teachers, and of the data
@@ -436,14 +494,16 @@ def bridge_study(
 # %% ../nbs/45_sqs_studies.ipynb #45000007
 def bridge_table(
     runs: pd.DataFrame,        # from `bridge_study`
-    metric: str = "accuracy",  # which metric, in %
+    metric: str = "accuracy",  # which metric, in % if it is a share
     tta: str = "none",         # without or with test-time augmentation
-) -> pd.DataFrame:             # a row an arm: mean ± sd, points above plain HyFER, low, high, p, p_holm
+) -> pd.DataFrame:             # a row an arm: mean ± sd, difference to plain HyFER, low, high, p, p_holm
     "What SQSNet and SQS are worth to HyFER; with two seeds or more, differences paired by seed (95 %)."
-    one = reported(runs, metric, tta=tta)
-    table = one.groupby("arm", sort=False).value.agg(mean_sd).to_frame(f"{metric} (%)")
+    one, share = reported(runs, metric, tta=tta), metric not in NOT_SHARES
+    table = one.groupby("arm", sort=False).value.agg(mean_sd, percent=share)
+    table = table.to_frame(f"{metric} (%)" if share else metric)
     students = one[one.arm.isin(BRIDGE_ARMS)]
     if students.seed.nunique() < 2:
         return table
     pairs = {arm: (arm, "HyFER") for arm in students.arm.unique() if arm != "HyFER"}
-    return table.join(paired_differences(students, pairs).drop(columns="n"))
+    scale = 100.0 if share else 1.0
+    return table.join(paired_differences(students, pairs, scale=scale).drop(columns="n"))

@@ -22,7 +22,7 @@ from .config import Fit, to_dict
 from .core import DataError, at_least, need_columns, one_of, seed_everything
 from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
-from .experiment import EPOCHS, PART, SEEDS, Study, grid, paired_differences, reported, with_options
+from .experiment import grid, paired_differences, reported, study, with_options
 from .loaders import folds, holdout, leak_groups
 from .store import Store, digest, write_table
 from .train import fit_model, make_loaders, make_network
@@ -93,10 +93,10 @@ def subsample(
     return ds.take(((ds.df.split != "train") | ds.df.id.isin(chosen)).to_numpy())
 
 # %% ../nbs/43_studies.ipynb #ba5c6456
-@Study("protocol", "one network under an honest split, with duplicates across it, and balanced before it",
+@study("protocol",
        lambda ds, out, args: {"ds": subsample(grouped(ds), args.part).where(split="train"),
                               "seeds": range(args.seeds), "fit": with_options(Fit(), args)},
-       lambda runs: inflation(runs).round(2).to_string(index=False), SEEDS | PART | EPOCHS)
+       lambda runs: inflation(runs).round(2).to_string(index=False))
 def protocol_study(
     ds: FERData,                          # images with a column `group`
     seeds: Sequence[int] = range(5),      # one run a seed and protocol
@@ -187,11 +187,11 @@ def ranking_scores(
 LABEL_FIT = Fit("efficientnet_lite0", 64, epochs=3, lr=1e-3, bs=64)
 
 
-@Study("labels", "label-error search judged by FER+'s votes",
+@study("labels",
        lambda ds, out, args: {"ds": grouped(ds),
                               "fit": with_options(LABEL_FIT, args),
                               "probabilities": out / "probabilities.csv"},
-       lambda found: found[0].round(3).to_string(index=False), EPOCHS, votes="the judge")
+       lambda found: found[0].round(3).to_string(index=False))
 def label_error_study(
     ds: FERData,                       # with votes (`data.add_votes`) and the audit's groups, see `grouped`
     fit: Fit = LABEL_FIT,              # what is fitted once a fold

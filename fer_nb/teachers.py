@@ -408,9 +408,12 @@ class FileTeacher(NetworkTeacher):
 
 def data_record(
     splits: Splits,             # the data of a run
-) -> dict[str, str | int]:  # fingerprint of all images, number of training images before balancing
-    "What a network was trained on, for its record."
-    return {"fingerprint": splits.audit.ds.fingerprint(), "trained on": int(splits.train.sources().nunique())}
+) -> dict[str, str | int]:  # fingerprints, number of training images before balancing
+    "What a network was trained on: the data as they came, and with the split that was made, if one was."
+    cut, came = splits.audit.ds, splits.came
+    own = {} if came is None or came is cut else {"fingerprint of the split": cut.fingerprint()}
+    return {"fingerprint": (came if own else cut).fingerprint(), **own,
+            "trained on": int(splits.train.sources().nunique())}
 
 # %% ../nbs/31_teachers.ipynb #6615480d
 def geometry_features(

@@ -86,13 +86,18 @@ def net() -> object:
     return HyFER(7, 1, "light").eval()
 
 
+def real_folder() -> Path:  # it may not be there
+    "Where real data would lie: in the folder that the reader names, or beside the project."
+    from fer_nb.data import real_data
+    return real_data() or ROOT.parent / "shared/fer2013"
+
+
 @pytest.fixture(scope="session")
 def fer2013_npz() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Real FER2013 as (pixels uint8 (N, 48, 48), emotion 0..6, usage), or a skip that says where it was sought."
-    folders = [Path(os.environ["FER_NB_DATA"])] if os.environ.get("FER_NB_DATA") else [ROOT.parent / "shared/fer2013"]
-    path = next((f / FER2013 for f in folders if (f / FER2013).is_file()), None)
-    if path is None:
-        pytest.skip(f"real data: no {FER2013} in {folders[0]}; set FER_NB_DATA to the folder that holds it")
+    path = real_folder() / FER2013
+    if not path.is_file():
+        pytest.skip(f"real data: no {FER2013} in {path.parent}; set FER_NB_DATA to the folder that holds it")
     with np.load(path, allow_pickle=False) as data:
         return data["pixels"], data["emotion"], data["usage"]
 
@@ -104,7 +109,7 @@ def real_votes(fer2013_npz: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[
     from fer_nb.core import EMOTIONS
     from fer_nb.data import FERData
     pixels, emotion, usage = fer2013_npz
-    folder = Path(os.environ["FER_NB_DATA"]) if os.environ.get("FER_NB_DATA") else ROOT.parent / "shared/fer2013"
+    folder = real_folder()
     path = next((folder / n for n in ("fer2013new.csv", "fer2013new_train_public.csv") if (folder / n).is_file()), None)
     if path is None:
         pytest.skip(f"real data: no fer2013new.csv in {folder}")

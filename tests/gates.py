@@ -134,11 +134,11 @@ def ids(
 def naming(
     nb: Notebook,    # to look at
 ) -> Iterator[str]:  # problems
-    "NN_name.ipynb exports to `name`, says so alone in its first cell, and only such notebooks export."
+    "NN_name.ipynb exports to `name` (`61_main` to `__main__`), says so alone in its first cell, and only such notebooks export."
     if nb.numbered:
         if not (m := re.fullmatch(r"\d\d_([a-z]\w*)", nb.path.stem)):
             yield f"the name is not NN_name: {nb.path.name}"
-        elif nb.module != m[1]:
+        elif (nb.module or "").strip("_") != m[1]:
             yield f"default_exp is {nb.module}, the file name says {m[1]}"
         first = nb.cells[0]
         if first.code.strip() or len(first.directives) != 1 or not ROOT_ONLY.fullmatch(first.directives[0]):
@@ -295,7 +295,8 @@ def pure_cells(
                 yield f"cell {c.n}: silences every warning; name the one by `message=`: `{ast.unparse(node)[:60]}`"
             if not c.has("export"):
                 continue
-            if not isinstance(node, definitions) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            entry = isinstance(node, ast.If) and ast.unparse(node.test).startswith("__name__ == '__main__'")  # of `python -m fer_nb`
+            if not entry and not isinstance(node, definitions) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
                 yield f"cell {c.n}: exported code works when imported: `{ast.unparse(node)[:60]}`"
             if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
                 yield f"cell {c.n}: star import of {node.module}"

@@ -1,68 +1,214 @@
-"""Run every notebook with nbdev_test and say how many passed: python tests/run_notebooks.py [FILE for the summary]."""
+"""Run notebooks, compare the text that is saved in them, and say how many passed.
+
+    python tests/run_notebooks.py                       # every notebook
+    python tests/run_notebooks.py nbs/21_metrics.ipynb  # some
+    python tests/run_notebooks.py --summary FILE        # the last line into FILE as well
+    python tests/run_notebooks.py --save nbs/21_metrics.ipynb           # write the outputs into the notebook
+    python tests/run_notebooks.py --flags realdata --save nbs/01_audit.ipynb  # of flagged cells too
+
+Cells run as in nbdev's own test, without those that carry a flag. A page must not show what its code no longer gives, so
+saved and new text (printed lines, tables, values) are compared. On a page that reads results the numbers count too, within
+one unit of the last digit shown; on other pages, which train toys and differ from one kind of processor to the next, the
+words around the numbers count. A page that looks at real data where there are some was saved with them: without FER_NB_DATA
+only its cells that read results are compared.
+"""
 from __future__ import annotations
 
-import contextlib
-import io
+import argparse
 import json
+import multiprocessing
 import os
+import re
 import sys
 import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
-from nbdev.config import get_config
-from nbdev.doclinks import nbglob
-from nbdev.test import nbdev_test
-
+ROOT = Path(__file__).resolve().parents[1]
 WORKERS = min(2, os.cpu_count() or 1)  # each has its own threads: see OMP_NUM_THREADS in the Makefile
+READS_RESULTS = re.compile(r"""results["')/]|benchmarks/""")  # in code: this page shows files of results
+READS_DATA = re.compile(r"(?<!def )\b(real_data|fer2013_folder)\((?!\))")  # a page that looks at real data
+NUMBER = re.compile(r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
+NOISE = re.compile(r"0x[0-9a-f]{6,}|\bT_[0-9a-f]{5}\w*|<style.*?</style>", re.S)  # addresses, ids of styled tables
 
 
-class Tee(io.StringIO):
-    "Text that is shown as it comes and kept."
+@dataclass
+class Ran:
+    "What became of one notebook."
 
-    def write(
-        self,
-        s: str,  # what nbdev prints
-    ) -> int:    # how much of it was written
-        "Show and keep `s`."
-        sys.__stdout__.write(s)
-        return super().write(s)
-
-
-def cells(
-    notebooks: list[Path],  # to count in
-    flags: list[str],       # that keep a cell out of the run
-) -> tuple[int, dict[str, int]]:  # code cells, and how many of them carry each flag
-    "Count the code cells, and those that are left out."
-    total, skipped = 0, dict.fromkeys(flags, 0)
-    for nb in notebooks:
-        for cell in json.loads(nb.read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] == "code":
-                total += 1
-                lines = "".join(cell["source"]).splitlines()
-                top = {line[2:].strip() for line in lines if line.startswith("#|")}
-                for flag in [f for f in flags if f in top][:1]:
-                    skipped[flag] += 1
-    return total, skipped
+    name: str                                     # of the file
+    seconds: float                                # it took
+    error: str = ""                               # the traceback; "": none
+    stale: list[str] = field(default_factory=list)  # cells whose saved text is another
+    cells: int = 0                                # code cells
+    skipped: dict[str, int] = field(default_factory=dict)  # flag: cells that it kept out
 
 
-def main() -> int:  # 0 when every notebook passed
-    "Run, count, report."
-    os.chdir(Path(__file__).resolve().parents[1])
-    flags = get_config().tst_flags.split()
-    notebooks = [Path(p) for p in nbglob(as_path=True)]
-    total, skipped = cells(notebooks, flags)
-    start, shown = time.time(), Tee()
-    with contextlib.redirect_stdout(shown):
-        nbdev_test.__wrapped__(n_workers=WORKERS, timing=True)  # exits with 1 when a notebook fails
-    ran = sum(f"{nb.name}: " in shown.getvalue() for nb in notebooks)  # a worker that dies leaves no line
-    if not ran or ran < len(notebooks):
-        print(f"{ran} of {len(notebooks)} notebooks passed: a worker process died", file=sys.stderr)
+# ---------------------------------------------------------------- comparing text
+
+def texts(
+    outputs: list[dict],  # of a cell, as notebooks hold them
+) -> list[str]:           # what a reader sees as text; pictures and standard error are left out
+    "The text outputs of a cell; what is printed in several pieces is one."
+    found: list[tuple[str, str]] = []
+    for o in outputs:
+        kind, data = o["output_type"], o.get("data", {})
+        if kind == "stream":
+            data = {"text/plain": o["text"]} if o["name"] == "stdout" else {}
+        text = next((data[k] for k in ("text/markdown", "text/html", "text/plain") if k in data), None)
+        if text is not None and "image/png" not in data:
+            text = text if isinstance(text, str) else "".join(text)
+            if kind == "stream" and found and found[-1][0] == "stream":
+                text = found.pop()[1] + text
+            found.append((kind, text))
+    return [NOISE.sub("", text) for _, text in found]
+
+
+def same(
+    saved: str,          # text of a cell
+    new: str,            # of the same cell
+    numbers: bool,       # whether the numbers count
+) -> bool:               # as far as a reader is concerned
+    "Compare two texts."
+    def squeezed(text: str) -> str:  # a number of another length moves the padding of its column
+        return re.sub(r"[-─ ]{2,}|\s+", " ", NUMBER.sub("#", text)).strip()
+
+    if saved == new:
+        return True
+    if squeezed(saved) != squeezed(new):
+        return False
+    return not numbers or all(map(close, NUMBER.findall(saved), NUMBER.findall(new)))
+
+
+def close(
+    a: str,   # a number as it is shown
+    b: str,   # another
+) -> bool:    # apart by at most one unit of the last digit of the coarser one
+    "Compare two numbers; whole numbers are counts and must be equal."
+    x, y = (Decimal(t.replace(",", "").replace("−", "-")) for t in (a, b))
+    unit = Decimal(10) ** max(x.as_tuple().exponent, y.as_tuple().exponent)
+    return x == y or "." in a + b and abs(x - y) <= unit
+
+
+# ---------------------------------------------------------------- running one
+
+def flag_of(
+    cell: dict,        # a code cell
+    flags: list[str],  # that keep a cell out of the run
+) -> str | None:       # the first that it carries
+    "Why a cell is not run."
+    source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+    top = {line[2:].strip() for line in source.splitlines() if line.startswith("#|")}
+    return next((f for f in flags if f in top), None)
+
+
+def run(
+    path: Path,         # a notebook
+    flags: list[str],   # that keep a cell out of the run
+    save: bool = False, # write the outputs into the notebook rather than compare them
+) -> Ran:               # what became of it
+    "Run one notebook in this process, in its own folder."
+    from execnb.nbio import read_nb, write_nb
+    from execnb.shell import CaptureShell
+    os.environ["IN_TEST"] = "1"
+    sys.path.insert(0, str(ROOT))
+    os.chdir(path.parent)
+    started, nb = time.time(), read_nb(path)
+    code = [c for c in nb.cells if c.cell_type == "code"]
+    ran = Ran(path.name, 0.0, cells=len(code), skipped=dict.fromkeys(flags, 0))
+    numbers = any(READS_RESULTS.search(c.source) for c in code)
+    drawn = path.parent.name == "tutorials" and "FER_NB_DATA" not in os.environ and any(
+        READS_DATA.search(c.source) for c in code if not flag_of(c, flags))
+    shell = CaptureShell(path, mpl_format="png")
+    for cell in code:
+        if flag := flag_of(cell, flags):
+            ran.skipped[flag] += 1
+            continue
+        new = [o for o in shell.run(cell.source) or [] if o.get("name") != "stderr"]
+        if shell.exc:
+            ran.error = f"cell {cell.id}:\n{''.join(traceback.format_exception(shell.exc)[-6:])}"
+            break
+        old = texts(cell.get("outputs", []))
+        compared = not save and not (drawn and not READS_RESULTS.search(cell.source))
+        if compared and not (len(old) == len(texts(new)) and all(map(same, old, texts(new), [numbers] * len(old)))):
+            ran.stale.append(difference(cell.id, old, texts(new)))
+        cell.outputs = new
+    if save and not ran.error:
+        made, now = {(c.id, c.source): c.outputs for c in code if "outputs" in c}, read_nb(path)  # it may have been edited
+        for cell in now.cells:
+            if cell.cell_type == "code":
+                cell.outputs = made.get((cell.id, cell.source), cell.outputs)
+        write_nb(now, path)
+    ran.seconds = time.time() - started
+    return ran
+
+
+def difference(
+    cell: str,         # its id
+    saved: list[str],  # its text outputs
+    new: list[str],    # those of this run
+) -> str:              # a few lines
+    "Show where two outputs part."
+    a, b = ("\n".join(t).splitlines() for t in (saved, new))
+    at = next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    lines = [f"  {sign} {(t[at] if at < len(t) else '(nothing)').strip()[:160]}" for sign, t in (("saved", a), ("now  ", b))]
+    return "\n".join([f"cell {cell}: line {at + 1} of its text output", *lines])
+
+
+# ---------------------------------------------------------------- running all
+
+def say(ran: Ran) -> None:
+    "One line for a notebook, more where something is wrong."
+    wrong = " FAILED" if ran.error else f" {len(ran.stale)} stale" if ran.stale else ""
+    print(f"{ran.name}: {ran.seconds:.0f} s{wrong}", flush=True)
+    for text in [ran.error, *ran.stale]:
+        if text:
+            print(text, file=sys.stderr, flush=True)
+
+
+def main(
+    argv: list[str] | None = None,  # the command line
+) -> int:                           # 0 when every notebook passed
+    "Run, compare, count, report."
+    from nbdev.config import get_config
+    from nbdev.doclinks import nbglob
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
+    parser.add_argument("--flags", nargs="*", default=[], help="run the cells with these flags too")
+    parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="the last line into FILE as well")
+    args = parser.parse_args(argv)
+    paths = [p.resolve() for p in args.notebooks]
+    os.chdir(ROOT)
+    paths = paths or sorted(Path(p).resolve() for p in nbglob(as_path=True))
+    flags = [f for f in get_config().tst_flags.split() if f not in args.flags]
+    started, context = time.time(), multiprocessing.get_context("spawn")  # each notebook has a fresh process
+    try:
+        with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:
+            jobs = [pool.submit(run, p, flags, args.save) for p in sorted(paths, key=lambda p: -p.stat().st_size)]
+            done = []
+            for job in jobs:
+                done.append(job.result())
+                say(done[-1])
+    except BrokenProcessPool:
+        print("a worker process died", file=sys.stderr)
         return 1
-    left_out = ", ".join(f"{n} {flag}" for flag, n in skipped.items() if n) or "none"
-    summary = f"{ran} notebooks passed in {time.time() - start:.0f} s; {total} code cells, left out: {left_out}"
+    bad = [r.name for r in done if r.error or r.stale]
+    if bad:
+        print(f"{len(bad)} of {len(done)} notebooks failed or show what their code no longer gives: {', '.join(bad)}\n"
+              "after a look: python tests/run_notebooks.py --save NOTEBOOK", file=sys.stderr)
+        return 1
+    counts = {flag: sum(r.skipped[flag] for r in done) for flag in flags}
+    left_out = ", ".join(f"{n} {flag}" for flag, n in counts.items() if n) or "none"
+    summary = (f"{len(done)} notebooks passed in {time.time() - started:.0f} s; {sum(r.cells for r in done)} code cells, "
+               f"left out: {left_out}")
     print(summary)
-    for path in sys.argv[1:2]:
-        Path(path).write_text(summary + "\n", encoding="utf-8")
+    if args.summary:
+        args.summary.write_text(summary + "\n", encoding="utf-8")
     return 0
 
 

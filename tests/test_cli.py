@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fer_nb.cli import main
-from fer_nb.core import EMOTIONS, canonical_label
+import fer_nb
+from fer_nb.cli import VERBS, main, need_layout
+from fer_nb.core import EMOTIONS, DataError, canonical_label
+from fer_nb.store import read_record
 
 PIXELS = " ".join(["7"] * 2304)
 HEADER = "emotion,pixels,Usage"
@@ -85,6 +87,8 @@ def test_usage_errors_and_help_from_a_shell(tmp_path):
         return subprocess.run([command, *argv], capture_output=True, text=True, cwd=tmp_path)
 
     assert call("--help").returncode == 0
+    version = subprocess.run([sys.executable, "-m", "fer_nb", "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert (version.returncode, version.stdout) == (0, f"fer-nb {fer_nb.__version__}\n")
     assert "--preset" in call("run", "--help").stdout
     assert call("run").returncode == 2
     assert call("fly").returncode == 2
@@ -187,9 +191,9 @@ def test_the_studies_of_teachers_are_called_as_the_command_says(csv_of_faces, tm
 @pytest.mark.parametrize("what", ["sqs", "bridge"])
 def test_the_studies_of_sqsnet_are_called_as_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what):
     from fer_nb import sqs_studies
-    asked = fake(monkeypatch, what, shown := pd.DataFrame({"accuracy": [0.625]}))
+    asked = fake(monkeypatch, what, shown := pd.DataFrame({"accuracy": [0.625], "arm": ["SQSNet"]}))
     for name in ("accuracy_table", "metrics_table", "bridge_table"):
-        monkeypatch.setattr(sqs_studies, name, lambda runs: runs)
+        monkeypatch.setattr(sqs_studies, name, lambda runs, table=7: runs)
     study = ["study", what, "--data", str(csv_of_faces[0]), "--part", "1", "--out", str(tmp_path / "s")]
     table = ["--table", "fusion"] if what == "sqs" else []
     assert main([*study, "--epochs", "2", "--seeds", "2", *table, "--tta", "flip"]) == 0
@@ -241,10 +245,10 @@ def test_every_study_is_known_and_its_options_have_help(capsys):
 
 
 @pytest.mark.parametrize("what, more", [("kfold", ["--seeds", "2"]), ("bridge", ["--table", "fusion"]), ("robust", ["--set", "student.lr=1"]),
-                                        ("labels", ["--config", "c.json"])])
+                                        ("labels", ["--epochs", "1", "--config", "FILE"])])
 def test_an_option_of_another_study_is_refused(csv_of_faces, capsys, what, more):
-    assert main(["study", what, "--data", str(csv_of_faces[0]), *more]) == 2
-    assert f"study {what} does not take {more[0]}" in capsys.readouterr().err
+    assert main(["study", what, "--data", str(csv_of_faces[0]), *(str(csv_of_faces[0]) if m == "FILE" else m for m in more)]) == 2
+    assert f"study {what} does not take {more[-2]}" in capsys.readouterr().err
 
 
 def test_what_needs_votes_says_so(csv_of_faces, capsys):
@@ -258,7 +262,17 @@ def shipped(csv_of_faces, tmp_path, monkeypatch):
     "`fer-nb ship`, which says what it would train."
     from fer_nb import hyfer_studies
     seen = {}
-    monkeypatch.setattr(hyfer_studies, "train_shipped", lambda ds, out, preset, **kw: seen.update(kw, preset=preset, ds=ds) or out)
+
+    def train(ds, out, preset, **kw):
+        seen.update(kw, preset=preset, ds=ds)
+        out.mkdir()
+        (out / "hyfer.json").touch()
+        return out
+
+    monkeypatch.setattr(hyfer_studies, "train_shipped", train)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.safetensors", "b.safetensors", "a.ckpt", "v.csv"):
+        (tmp_path / name).touch()
     data, votes = map(str, csv_of_faces[:2])
     return seen, votes, lambda *more: main(["ship", "--data", data, "--out", str(tmp_path / "w"), *more])
 
@@ -268,18 +282,19 @@ def test_ship_says_where_the_weights_are(shipped, tmp_path, capsys):
     from fer_nb.hyfer_studies import SHIP
     seen, votes, ship = shipped
     assert ship("--votes", votes) == 0 and f"weights: {tmp_path / 'w'}" in capsys.readouterr().out
-    assert (seen["preset"], seen["command"]) == (SHIP, "fer-nb ship --data fer2013.csv --votes fer2013new.csv")
+    assert (seen["preset"], seen["command"]) == (SHIP, "fer-nb ship --data fer2013.csv --out w --votes fer2013new.csv")
+    assert read_record(tmp_path / "w/hyfer.json")["command"] == seen["command"]
     assert len(seen["ds"]) == 210 and set(VOTE_COLUMNS) <= set(seen["ds"].df)
 
 
 def test_ship_with_settings_and_teachers_of_ones_own(shipped):
     from fer_nb.hyfer_studies import SHIP
     seen, votes, ship = shipped
-    assert ship("--votes", votes, "--set", "born_again=null", "--set", "student.epochs=3", "--teacher", "runs/a.safetensors",
+    assert ship("--votes", votes, "--set", "born_again=null", "--set", "student.epochs=3", "--teacher", "./a.safetensors",
                 "--teacher", "b.safetensors") == 0
-    assert [fit.network for fit in seen["preset"].teachers] == [*(fit.network for fit in SHIP.teachers), "runs/a.safetensors", "b.safetensors"]
+    assert [fit.network for fit in seen["preset"].teachers] == [*(fit.network for fit in SHIP.teachers), "a.safetensors", "b.safetensors"]
     assert seen["preset"].student.epochs == 3 and seen["preset"].born_again is None
-    assert seen["command"] == ("fer-nb ship --data fer2013.csv --votes fer2013new.csv --set born_again=null --set student.epochs=3 "
+    assert seen["command"] == ("fer-nb ship --data fer2013.csv --out w --votes fer2013new.csv --set born_again=null --set student.epochs=3 "
                                "--teacher a.safetensors --teacher b.safetensors")
 
 
@@ -297,7 +312,7 @@ def test_run_takes_a_file_and_changes_by_name(csv_of_faces, tmp_path, capsys, mo
     from fer_nb import pipeline
     from fer_nb.config import PRESETS, to_dict
     seen = []
-    monkeypatch.setattr(pipeline, "run", lambda ds, preset, out, *rest: seen.append((preset, out)))
+    monkeypatch.setattr(pipeline, "run", lambda ds, preset, out, *rest, command: seen.append((preset, out)))
     run = ["run", "--data", str(csv_of_faces[0]), "--preset", "tiny"]
     monkeypatch.chdir(tmp_path)
     assert main(run) == 0 and seen[-1] == ("tiny", Path("runs/fer2013-tiny-seed0"))
@@ -319,12 +334,291 @@ def test_settings_that_make_no_sense_are_refused_before_pytorch_is_loaded(tmp_pa
     assert all(w in done.stderr for w in words) and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-@pytest.mark.parametrize("argv", [["study", "kfold", "--data", "nowhere.csv"], ["run", "--data", "nowhere.csv"], ["ship", "--data", "nowhere.csv"],
-                                  ["demo", "--preset", "huge"], ["audit", "--data", "nowhere.csv"]])
-def test_most_refusals_do_without_pytorch(tmp_path, argv):
-    code = "import sys; from fer_nb.cli import main; status = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(status)"
-    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (2, "False"), done.stderr
+REFUSED = [  # arguments; words of the message; {faces} is a data set, {photos} none, {file} a file, {old} a folder with something in it
+    ("pridect a.jpg", "did you mean 'predict'?"), ("run --data {faces} --presset tiny", "did you mean '--preset'?"),
+    ("study kfld --data {faces}", "did you mean 'kfold'?"), ("study sqs --data {faces} --table fusoin", "did you mean 'fusion'?"),
+    ("demo --preset huge", "'tiny', 'demo' or 'cpu'"), ("demo --set student.epoch=3", "did you mean student.epochs?"),
+    ("study kfold --data {faces} --set student.epoch=3", "student.epochs"), ("ship --data {faces} --set nothing", "nothing"),
+    ("study kfold --data nowhere.csv", "nowhere.csv: no such file"), ("run --data nowhere.csv", "nowhere.csv"), ("ship --data nowhere.csv", "nowhere.csv"),
+    ("audit --data nowhere.csv", "nowhere.csv"), ("audit --data {faces} --probs nowhere.csv", "nowhere.csv"), ("run --data {faces} --config no.json", "no.json"),
+    ("evaluate --data nowhere.csv", "nowhere.csv"), ("evaluate --data {faces} --model no.onnx", "no.onnx: no such file"),
+    ("export --weights no.safetensors", "no.safetensors: no such file"), ("predict nofile.jpg", "nofile.jpg: no such file"),
+    ("predict {file} --weights fragile", "accurate, robust"), ("study robust --data {faces} --weights no.safetensors", "no.safetensors"),
+    *((f"{verb} --data {{photos}}", "AF01ANS.JPG") for verb in ("run", "audit", "study kfold", "ship", "evaluate", "export --int8")),
+    *((f"{verb} --out {{old}}", "exists already") for verb in ("demo", "run --data {faces}", "audit --data {faces}")),
+    *((f"{verb} --out {{file}}", "a file is there") for verb in ("demo", "run --data {faces}", "audit --data {faces}", "study kfold --data {faces}", "ship --data {faces}")),
+    *((f"{verb} {{old}}", "a folder is there") for verb in ("evaluate --data {faces} --out", "export --to", "predict {file} --to")),
+    *((f"{verb} {{file}}/x.onnx", "takes no files") for verb in ("demo --out", "run --data {faces} --out", "audit --data {faces} --out", "ship --data {faces} --out",
+      "study kfold --data {faces} --out", "evaluate --data {faces} --out", "export --to", "predict {file} --to", "predict {file} --out annotated --to")),
+    ("export --int8", "--int8 needs --data"), ("export --to x.pt", ".onnx expected"), ("evaluate --data {faces} --split test", "--split train expected")]
+
+
+def test_refusals_do_without_pytorch(tmp_path):
+    "All of them in one fresh process: the status is 2, the message says what is wrong, PyTorch is not loaded, nothing is left."
+    for label in ("happy", "sad"):
+        (tmp_path / "faces" / label).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.full((48, 48), 9 * k, np.uint8)).save(tmp_path / "faces" / label / f"{k}.png")
+    (tmp_path / "photos").mkdir()
+    (old := tmp_path / "old").mkdir()
+    for path in (tmp_path / "photos/0.jpg", old / "mine.txt", tmp_path / "a.jpg"):
+        path.write_text("mine")
+    names = {"faces": "faces", "photos": "photos", "file": "a.jpg", "old": "old"}
+    before = sorted(tmp_path.rglob("*"))
+    code = ("import contextlib, io, json, sys; from fer_nb.__main__ import start\nfor argv in json.load(sys.stdin):\n    err = io.StringIO()\n"
+            "    with contextlib.redirect_stderr(err):\n        try: status = start(argv)\n        except SystemExit as e: status = e.code\n"
+            "    print(json.dumps([status, err.getvalue(), 'torch' in sys.modules]))")
+    argvs = [text.format(**names).split() for text, _ in REFUSED]
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(argvs), capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(REFUSED), done.stderr[-2000:]
+    for (text, words), (status, said, torch) in zip(REFUSED, answers):
+        assert (status, torch) == (2, False) and words in said and "Traceback" not in said, (text, status, torch, said)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_does_without_pytorch(tmp_path):
+    code = ("import contextlib, sys; from fer_nb.__main__ import start\nfor argv in (['--help'], *([v, '--help'] for v in sys.argv[1:])):\n"
+            "    with contextlib.suppress(SystemExit): start(argv)\nprint('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, *VERBS], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False"
+    for words in ("--subjects", "the student that its held-out", "use the network trained under attack", "--int8", "--shared", "--camera", "--version"):
+        assert words in done.stdout
+
+
+def test_the_studies_declared_are_those_that_are_bound():
+    from fer_nb.experiment import STUDIES
+    from fer_nb.sqs_studies import SQS_PRESETS
+    assert all(study.load().run and study.call and study.show for study in STUDIES.values())
+    assert set(STUDIES["sqs"].options["--preset"]["choices"]) == set(SQS_PRESETS)
+
+
+def test_a_big_folder_that_is_no_data_set_is_refused_in_two_seconds(tmp_path):
+    import time
+    for k in range(300):
+        (tmp_path / f"home/projects/{k}/src").mkdir(parents=True)
+        (tmp_path / f"home/projects/{k}/src/logo.txt").touch()
+    (tmp_path / "home/projects/7/src/logo.png").touch()
+    start = time.monotonic()
+    with pytest.raises(DataError, match="(?s)images in only some of its folders.*happy/1.png"):
+        need_layout(tmp_path / "home")
+    assert time.monotonic() - start < 2
+    (tmp_path / "mine/joyful").mkdir(parents=True)
+    (tmp_path / "mine/bored").mkdir()
+    for name in ("joyful/1.png", "bored/2.png"):
+        (tmp_path / "mine" / name).touch()
+    need_layout(tmp_path / "mine")                       # classes with names of their own
+    (tmp_path / "mine/notes").mkdir()
+    need_layout(tmp_path / "mine")                       # two classes beside a folder of something else
+    (tmp_path / "mine/bored/2.png").unlink()
+    with pytest.raises(DataError, match="only some"):
+        need_layout(tmp_path / "mine")
+    need_layout(tmp_path / "mine", seconds=0)            # no time to look: the reader will say what is wrong
+    for k in (1, 2):
+        (tmp_path / f"split/images/train/{k}").mkdir(parents=True)
+        (tmp_path / f"split/images/train/{k}/1.png").touch()
+    (tmp_path / "split/images/train/notes").mkdir()
+    need_layout(tmp_path / "split")
+    (tmp_path / "deep/images/train/happy").mkdir(parents=True)
+    (tmp_path / "deep/images/train/happy/1.png").touch()
+    need_layout(tmp_path / "deep")
+
+
+# ---- evaluate and export ----
+
+@pytest.fixture(scope="module")
+def folder_of_faces(tmp_path_factory):
+    "Drawn faces in train/ and test/, four of the test images with a copy in train/, and an untrained network."
+    from fer_nb.models import HyFER, save_hyfer
+    from fer_nb.synth import make_faces
+    ds, root = make_faces(140, seed=6, defects=None, splits=(.6, 0, .4))[0], tmp_path_factory.mktemp("faces")
+    copies = ds.where(split="test").take(range(4))
+    for part, split, names in ((ds, ds.df.split, ds.df.id), (copies, ["train"] * 4, "copy" + copies.df.id)):
+        for name, label, where, pixels in zip(names, part.df.label, split, part.array()):
+            (root / "data" / where / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "data" / where / label / f"{name}.png")
+    import torch
+    torch.manual_seed(0)
+    (root / "run").mkdir()
+    for name in ("student_phase1", "student"):
+        save_hyfer(HyFER(7, 1, "light"), root / f"run/{name}.safetensors", temperature=2.0)
+    return root
+
+
+def test_evaluate_gives_what_evaluate_gives(folder_of_faces, tmp_path, capsys):
+    "The table of the command is that of `evaluate` on tempered logits with the planted duplicates; the record says how."
+    from fer_nb.data import read
+    from fer_nb.evaluate import evaluate, predict_logits
+    from fer_nb.models import load_teacher
+    root, out = folder_of_faces, tmp_path / "e.csv"
+    assert main(["evaluate", "--model", str(root / "run"), "--data", str(root / "data"), "--exact", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "student_phase1.safetensors, the run has no students.csv" in said.err and "4 of 57 have a duplicate" in said.out
+    assert "judged by the data set's own labels" in said.out and "95 % bootstrap intervals" in said.out
+    ds = read(root / "data")
+    test, net = ds.where(split="test"), load_teacher(root / "run/student_phase1.safetensors")
+    copied = {i for i in test.df.id if any(ds.df.id.str.endswith(f"copy{Path(i).name}"))}
+    assert len(copied) == 4
+    expected = evaluate(predict_logits(net, test) / 2, test, duplicates=copied)
+    table = pd.read_csv(out)
+    both = table.merge(expected, on=["subset", "metric"], suffixes=("", "_expected"))
+    assert len(both) == len(expected) == len(table) and set(table.subset) == {"all", "without_duplicates"}
+    np.testing.assert_allclose(both.value, both.value_expected, atol=1e-6)
+    assert ((table.low <= table.value + 1e-9) & (table.value <= table.high + 1e-9))[table.metric == "accuracy"].all()
+    record = read_record(out)
+    assert record["command"].startswith("fer-nb evaluate --model run --data data") and record["temperature"] == 2.0 and record["split"] == "test"
+    assert main(["evaluate", "--data", str(root / "data"), "--out", str(out)]) == 2 and "pass --overwrite" in capsys.readouterr().err
+
+
+def test_evaluate_matches_labels_by_name(folder_of_faces, tmp_path, capsys):
+    "A network whose labels come in another order has the same accuracy; other labels are an error that names those in common."
+    from fer_nb.models import HyFER, load_hyfer, save_hyfer
+    net = load_hyfer(folder_of_faces / "run/student.safetensors")
+    order = [3, 0, 6, 1, 2, 5, 4]
+    turned = HyFER(7, 1, "light", labels=tuple(net.labels[k] for k in order))
+    state = net.state_dict()
+    last = [k for k, v in state.items() if v.ndim and v.shape[0] == 7]
+    turned.load_state_dict(state | {k: state[k][order] for k in last})
+    save_hyfer(turned, tmp_path / "turned.safetensors", temperature=2.0)
+    save_hyfer(HyFER(3, 1, "light", labels=("happy", "sad", "bored")), tmp_path / "three.safetensors")
+    data, rates = str(folder_of_faces / "data"), []
+    for k, model in enumerate((folder_of_faces / "run/student.safetensors", tmp_path / "turned.safetensors")):
+        assert main(["evaluate", "--model", str(model), "--data", data, "--exact", "--out", str(tmp_path / f"{k}.csv")]) == 0
+        rates.append(pd.read_csv(tmp_path / f"{k}.csv").query("subset == 'all' and not metric.str.contains(':')").set_index("metric").value)
+    pd.testing.assert_series_equal(*rates, atol=1e-5)
+    three = ["evaluate", "--model", str(tmp_path / "three.safetensors"), "--data", data, "--out", str(tmp_path / "t.csv")]
+    capsys.readouterr()
+    assert main(three) == 2 and "--shared evaluates over happy, sad" in capsys.readouterr().err
+    assert main([*three, "--shared"]) == 0
+    said, test = capsys.readouterr().out, folder_of_faces / "data/test"
+    copied = {p.name.removeprefix("copy") for p in (folder_of_faces / "data/train").rglob("copy*")}
+    shared = [p for label in ("happy", "sad") for p in (test / label).iterdir()]
+    found = sum(p.name in copied for p in shared)
+    assert found < 4 and "left out: angry" in said and f"{found} of {len(shared)} have a duplicate" in said
+    assert set(pd.read_csv(tmp_path / "t.csv").labels) == {"happy, sad"}
+
+
+@pytest.mark.parametrize("labels", ["ferplus", "without contempt", "fer2013"])
+def test_evaluate_judges_by_the_votes_that_it_is_given(csv_of_faces, tmp_path, capsys, labels):
+    "With FER+'s votes, the labels are the majority of the votes, whatever the file of FER2013 says."
+    from fer_nb.core import LABEL_ORDERS
+    from fer_nb.data import read_ferplus
+    from fer_nb.evaluate import evaluate, predict_logits
+    from fer_nb.models import HyFER, load_hyfer, save_hyfer
+    names = {"ferplus": LABEL_ORDERS["ferplus"], "without contempt": LABEL_ORDERS["ferplus"][:7], "fer2013": EMOTIONS}[labels]
+    (data, votes), out = csv_of_faces, tmp_path / "e.csv"
+    model = save_hyfer(HyFER(len(names), 1, "light", labels=names), tmp_path / "n.safetensors")
+    command = ["evaluate", "--model", str(model), "--data", str(data), "--split", "valid", "--exact", "--overwrite", "--out", str(out)]
+    assert main([*command, "--votes", str(votes)]) == 0
+    assert "judged by FER+'s labels, the majority of the votes" in capsys.readouterr().out and "FER+" in read_record(out)["labels"]
+    ds, net = read_ferplus(votes, data, num_classes=len(names), splits=("train", "valid")), load_hyfer(model)
+    part = ds.where(split="valid").replace(labels=net.labels)
+    assert (part.df.label != part.df.fer2013_label).any()
+    expected = evaluate(predict_logits(net, part), part).set_index(["subset", "metric"]).value
+    table = pd.read_csv(out).set_index(["subset", "metric"]).value
+    assert table["all", "accuracy"] == pytest.approx(expected["all", "accuracy"])
+    assert table["all", "loss"] == pytest.approx(expected["all", "loss"], abs=1e-5)
+    if labels == "fer2013":
+        assert main(command) == 0 and "own labels" in capsys.readouterr().out
+        assert pd.read_csv(out).set_index(["subset", "metric"]).value["all", "loss"] != pytest.approx(table["all", "loss"], abs=1e-5)
+
+
+def test_evaluate_takes_the_student_that_was_chosen_and_says_so(folder_of_faces, tmp_path, capsys):
+    import shutil
+    shutil.copytree(folder_of_faces / "run", run := tmp_path / "run")
+    for files in (["student_phase1.safetensors", "student.safetensors"], ["student.safetensors"]):
+        pd.DataFrame({"file": files, "chosen": [f == "student.safetensors" for f in files]}).to_csv(run / "students.csv", index=False)
+        assert main(["export", "--weights", str(run), "--to", str(tmp_path / f"{len(files)}.onnx")]) == 0
+        said = f"fer-nb: {run}: student.safetensors, the student that the run's held-out images chose (students.csv)"
+        assert said in capsys.readouterr().err.splitlines()
+    for verb in (["evaluate", "--data", str(folder_of_faces / "data"), "--model"], ["export", "--to", str(tmp_path / "x.onnx"), "--weights"], ["predict", str(run), "--weights"]):
+        assert main([*verb, str(run), "--robust"]) == 2 and "no network trained under attack is there" in capsys.readouterr().err
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_records_beside_the_target_that_cannot_be_read_are_refused_before_the_work(folder_of_faces, tmp_path, capsys, monkeypatch):
+    from fer_nb import cli
+    monkeypatch.setattr(cli, "_load", lambda path: pytest.fail("the work has begun"))
+    for text in ("no JSON", '{"mine": 1}'):
+        (tmp_path / "record.json").write_text(text)
+        for verb in (["evaluate", "--data", str(folder_of_faces / "data"), "--out", str(tmp_path / "e.csv")], ["export", "--to", str(tmp_path / "a.onnx")]):
+            assert main(verb) == 2 and "cannot be read as records" in capsys.readouterr().err
+        assert [p.name for p in tmp_path.iterdir()] == ["record.json"] and (tmp_path / "record.json").read_text() == text
+
+
+def test_an_existing_folder_that_shall_be_replaced_needs_room_beside_it(tmp_path, monkeypatch):
+    "The new one is made beside it; a study and annotated images go into the folder itself."
+    import tempfile
+
+    from fer_nb.cli import need_target
+    (out := tmp_path / "out").mkdir()
+    asked, real = [], tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: asked.append(Path(dir)) or real(dir=dir))
+    for aside in (True, False):
+        need_target("out", out, True, True, True, aside)
+    assert asked == [tmp_path, out] and [n for n, v in VERBS.items() if not v.aside] == ["study", "predict"]
+
+
+def test_evaluate_says_whose_training_images_they_were(folder_of_faces):
+    from fer_nb.cli import trained_on
+    from fer_nb.data import read, resized
+    ds = read(folder_of_faces / "data")
+    small = resized(ds, 24).fingerprint()
+    assert "86 images of this data set; its epoch was chosen on 9 others" in trained_on(
+        {"data": {"fingerprint": small, "trained on": 86, "selected on": 9, "name": "faces"}}, ds, 24)
+    assert "of this data set" in trained_on({"fingerprint": ds.where(split="train").fingerprint()}, ds, 48)
+    assert "another data set (elsewhere)" in trained_on({"data": {"fingerprint": "0", "name": "elsewhere"}}, ds, 48)
+    assert "does not say" in trained_on({}, ds, 48)
+
+
+def test_export_writes_a_file_that_predicts_the_same(folder_of_faces, tmp_path, capsys):
+    root = folder_of_faces
+    assert main(["export", "--weights", str(root / "run"), "--robust", "--data", str(root / "data"), "--to", str(tmp_path / "a.onnx")]) == 0
+    said = capsys.readouterr()
+    assert "student.safetensors" in said.err and "57 images of data, test" in said.out and read_record(tmp_path / "a.onnx")["weights"] == "student.safetensors"
+    image = next((root / "data/test").rglob("*.png"))
+    faces = []
+    for weights in (["--weights", str(root / "run"), "--robust"], ["--weights", str(tmp_path / "a.onnx")]):
+        assert main(["predict", str(image), "--no-crop", "--out", "json", *weights]) == 0
+        faces.append(json.loads(capsys.readouterr().out)["faces"][0]["probs"])
+    assert faces[0] == pytest.approx(faces[1], abs=2e-4)
+
+
+def test_export_of_a_network_with_labels_of_its_own(folder_of_faces, tmp_path):
+    from fer_nb.models import HyFER, save_hyfer
+    model = save_hyfer(HyFER(3, 1, "light", labels=("calm", "bored", "happy")), tmp_path / "three.safetensors")
+    for k, more in enumerate(([], ["--data", str(folder_of_faces / "data")])):
+        assert main(["export", "--weights", str(model), *more, "--to", str(to := tmp_path / f"{k}.onnx")]) == 0
+        assert read_record(to)["parity"][-1]["agreement"] == 1 and "accuracy" not in read_record(to)["parity"][-1]
+
+
+def test_export_leaves_nothing_where_the_images_cannot_be_used(folder_of_faces, tmp_path, capsys, monkeypatch):
+    def broken(self, ds, net):
+        raise DataError("no images to compare on")
+
+    monkeypatch.setattr(type(VERBS["export"]), "held_out", broken)
+    assert main(["export", "--weights", str(folder_of_faces / "run"), "--to", str(tmp_path / "a.onnx")]) == 2
+    assert "no images to compare on" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_export_in_int8_takes_its_ranges_from_training_images(folder_of_faces, tmp_path, capsys):
+    from fer_nb.data import read
+    from fer_nb.export import OnnxModel
+    root, to = folder_of_faces, tmp_path / "a-int8.onnx"
+    assert main(["export", "--weights", str(root / "run"), "--data", str(root / "data"), "--int8", "--images", "16", "--to", str(to)]) == 0
+    how = json.loads(OnnxModel(to).metadata["int8"])
+    train = read(root / "data").where(split="train")
+    assert how["images"] == 16 and how["data"] == train.take(np.linspace(0, len(train) - 1, 16).astype(int)).fingerprint()
+    (row,) = [r for r in read_record(to)["parity"] if r["model"] == "a-int8"]
+    assert 0 <= row["agreement"] <= 1 and row["n"] == 57
+
+
+def test_export_without_its_packages_says_what_to_install(tmp_path, capsys, monkeypatch):
+    import importlib.util as util
+    real = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "onnxscript" else real(name, *rest))
+    assert main(["export", "--to", str(tmp_path / "a.onnx")]) == 2
+    assert "not installed: onnxscript; pip install \"fer-nb[export]\"" in capsys.readouterr().err
 
 
 # ---- predict ----
@@ -363,6 +657,46 @@ def test_predict_says_csv_and_names_what_failed(trip, capsys):
     assert status == 1 and "nowhere.jpg: no such file" in err and "a.jpg" in out
 
 
+def test_predict_writes_nothing_where_nothing_is_there(trip, capsys, tmp_path):
+    assert predict(trip, capsys, tmp_path / "nofile.jpg")[:2] == (2, "")
+    assert predict(trip, capsys, "--camera", "77")[:2] == (2, "") and main(["predict", "--camera", "77", "--to", str(tmp_path / "x.csv")]) == 2
+    assert "camera 77: cannot be opened" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
+
+
+def test_predict_knows_how_many_only_where_there_are_no_videos(trip, capsys, tmp_path, monkeypatch):
+    from fer_nb import cli
+    totals, progress = [], cli.progress
+    monkeypatch.setattr(cli, "progress", lambda items, what, total: totals.append(total) or progress(items, what, total))
+    (tmp_path / "v.mp4").touch()
+    for k, paths in enumerate(([trip / "photos"], [trip / "photos", tmp_path])):
+        predict(trip, capsys, *paths, "--to", tmp_path / f"{k}.csv")
+    assert totals == [5, None]
+
+
+def test_predict_reads_a_camera_for_some_seconds(trip, capsys, monkeypatch):
+    from skimage.data import astronaut
+
+    from fer_nb import predict as room
+    monkeypatch.setattr(room._Video, "__iter__", lambda self: ((k, k / 2, astronaut()) for k in range(4) if k / 2 < self.seconds))
+    status, out, err = predict(trip, capsys, "--camera", "0", "--seconds", "1.2")
+    table = pd.read_csv(io.StringIO(out))
+    assert status == 0 and table.frame.tolist() == [0, 1, 2] and set(table.file) == {0} and table.face.eq(0).all()
+
+
+def test_predict_takes_the_student_that_is_asked_for(trip, capsys, tmp_path):
+    from fer_nb.models import HyFER, save_hyfer
+    for name in ("student", "student_phase1"):
+        save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors")
+    seen = {}
+    for name, more in (("run", []), ("robust", ["--robust"]), ("phase1", None)):
+        weights = tmp_path / "student_phase1.safetensors" if more is None else tmp_path
+        assert main(["predict", str(trip / "photos/a.jpg"), "--out", "json", "--weights", str(weights), *(more or [])]) == 0
+        out, err = capsys.readouterr()
+        seen[name] = json.loads(out)["faces"][0]["probs"]
+        assert (f"{tmp_path}: student" in err) == (more is not None)
+    assert seen["run"] == seen["phase1"] != seen["robust"]
+
+
 def test_predict_json_is_one_object_a_picture(trip, capsys):
     status, out, err = predict(trip, capsys, trip / "photos", "--out", "json")
     seen = {Path(s["file"]).name: s for s in map(json.loads, out.splitlines())}
@@ -379,7 +713,7 @@ def test_predict_into_a_file_and_a_folder(trip, capsys, tmp_path):
     assert status == 2 and "exists already; choose another --to" in err
     status, out, err = predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn")
     assert sorted(p.relative_to(tmp_path / "drawn").as_posix() for p in (tmp_path / "drawn").rglob("*.jpg")) == [
-        "a.jpg.jpg", "more/ä b.jpg.jpg", "wall.png.jpg"]
+        "a.jpg", "more/ä b.jpg", "wall.png.jpg"]
     assert predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn")[0] == 2
     assert predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn", "--overwrite")[0] == 1
 
@@ -388,10 +722,10 @@ def test_predict_refuses_what_it_cannot_start_with(trip, capsys, tmp_path):
     assert main(["predict", str(trip / "photos"), "--weights", str(trip / "photos/a.jpg")]) == 2
     assert "not the weights" in capsys.readouterr().err
     assert predict(trip, capsys, trip / "photos", "--smallest", "7")[0] == 2
-    for wrong in (["predict"], ["predict", "x.jpg", "--out", "xml"]):
-        with pytest.raises(SystemExit) as end:
-            main(wrong)
-        assert end.value.code == 2
+    with pytest.raises(SystemExit) as end:
+        main(["predict", "x.jpg", "--out", "xml"])
+    assert end.value.code == 2
+    assert main(["predict"]) == 2 and "one or the other" in capsys.readouterr().err
 
 
 def test_predict_leaves_an_older_result_alone_where_a_setting_makes_no_sense(trip, capsys, tmp_path):
@@ -420,7 +754,7 @@ def test_predict_draws_links_under_their_own_names(trip, capsys, tmp_path):
     for name in ("one.jpg", "two.jpg"):
         (tmp_path / "in" / name).symlink_to(trip / "photos/a.jpg")
     assert predict(trip, capsys, tmp_path / "in", "--out", "annotated", "--to", tmp_path / "drawn")[0] == 0
-    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["one.jpg.jpg", "two.jpg.jpg"]
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["one.jpg", "two.jpg"]
     assert predict(trip, capsys, tmp_path / "in/one.jpg", "--out", "annotated", "--to", tmp_path / "alone")[0] == 0
 
 

@@ -2,6 +2,8 @@
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import threading
 import warnings
 from functools import partial
@@ -276,3 +278,57 @@ def test_every_error_is_a_fererror():
     import fer_nb.core as core
     errors = [e for e in vars(core).values() if isinstance(e, type) and issubclass(e, Exception)]
     assert len(errors) == 6 and all(issubclass(e, FERError) for e in errors)
+
+
+# ---- progress ----
+
+def test_progress_hands_on_what_it_gets_and_is_silent_in_a_library(capsys):
+    from fer_nb.core import progress
+    assert list(progress(iter("abc"), "reading")) == ["a", "b", "c"] and list(progress([], "nothing")) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_without_a_terminal_says_how_long_it_will_take(capsys, monkeypatch):
+    "A second an item: the first line after ten seconds, later ones after a sixth of the time gone; the time left is right."
+    import re
+
+    from fer_nb import core
+    clock = iter(range(10_000))
+    monkeypatch.setattr(core.time, "monotonic", lambda: next(clock))
+    with core.show_progress():
+        list(core.progress(range(200), "looking", size=lambda item: 3, total=600))
+    out, err = capsys.readouterr()
+    said = [re.fullmatch(r"\d\d:\d\d:\d\d looking: ([\d,]+) of 600, (\d+):(\d\d):(\d\d) left", line) for line in err.splitlines()]
+    done = [int(m[1].replace(",", "")) // 3 for m in said]
+    assert out == "" and done[:3] == [10, 20, 30] and len(done) < 16 and done[-1] < 200
+    assert [int(m[3]) * 60 + int(m[4]) for m in said] == pytest.approx([200 - k for k in done], abs=1)
+    with core.show_progress():
+        list(core.progress(range(40), "reading", size=lambda item: int(item > 20)))  # the first ones count nothing
+    assert "reading: 0 of 40" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    with core.show_progress():
+        list(core.progress(range(200), "looking"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_progress_on_a_terminal_is_a_bar_that_goes(tmp_path):
+    "Three seconds in, a bar with the time left; at the end its line is empty again."
+    import fcntl
+    import pty
+    import struct
+    import termios
+    code = ("import time; from fer_nb import core\nfrom tqdm import std\nreal = time.time; std.time = lambda: 4 * real()\n"
+            "for k in core.progress(range(20), 'looking'): time.sleep(.1)")
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new one has no lines
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=child, stdout=subprocess.DEVNULL)
+    os.close(child)
+    seen = b""
+    try:
+        while part := os.read(parent, 4096):
+            seen += part
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait() == 0 and b"looking" in seen and b"20 [" in seen and b"<" in seen, seen
+    assert not seen.split(b"\r")[-1].strip(), seen[-200:]

@@ -1,4 +1,6 @@
 """The engine of the studies: cells made once, resumed exactly, counted, compared in pairs."""
+import subprocess
+import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from scipy import stats
 from fer_nb.compare import holm
 from fer_nb.config import Fit, Preset
 from fer_nb.core import ConfigError, DataError
-from fer_nb.experiment import (HELD_OUT, STUDIES, Study, cell_name, comparisons, grid, paired_differences, reported, with_options)
+from fer_nb.experiment import (HELD_OUT, STUDIES, Study, cell_name, comparisons, grid, paired_differences, reported, study, with_options)
 from fer_nb.store import Store, StoreError
 
 
@@ -152,13 +154,13 @@ def test_what_selected_is_never_reported(old):
 
 
 def test_a_study_is_known_by_its_name_and_stays_a_function(monkeypatch):
-    monkeypatch.delitem(STUDIES, "toy", raising=False)
+    monkeypatch.setitem(STUDIES, "toy", Study("nothing", "experiment", {"--n": {}}, votes="for fun"))
 
-    @Study("toy", "nothing", lambda ds, out, args: {"ds": ds}, str, {"--n": {}}, votes="for fun")
+    @study("toy", lambda ds, out, args: {"ds": ds}, str)
     def toy(ds, out=None, say=print):
         return ds
 
-    found = STUDIES.pop("toy")
+    found = STUDIES["toy"].load()
     assert found.run is toy and toy(3) == 3 and (found.file, found.votes) == ("{what}.csv", "for fun")
     assert found.show(found.run(**found.call(7, Path(), None))) == "7"
 
@@ -176,3 +178,11 @@ def test_options_change_settings(tmp_path):
 def test_names_of_cells_are_names_of_files():
     assert cell_name("EfficientNet-Lite0 & small Swin", 3) == "efficientnet-lite0-small-swin-3"
     assert cell_name("tau = 0.1", 0, 2) == "tau-0.1-0-2"
+
+
+def test_every_study_is_bound_in_a_fresh_process():
+    "The command loads a study's module itself; nothing else has imported it before."
+    code = ("from fer_nb.experiment import STUDIES\n"
+            "for name, study in STUDIES.items(): loaded = study.load(); assert loaded.run and loaded.call and loaded.show, name")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]

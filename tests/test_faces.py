@@ -336,7 +336,10 @@ def test_a_killed_run_goes_on(drawn, fresh, tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob("part-*.npz"))) == 1                                    # the first chunk of 64
     again = []
     monkeypatch.setattr(FaceRefiner, "record", lambda self, image: again.append(1) or record(self, image))
+    totals, progress = [], faces.progress
+    monkeypatch.setattr(faces, "progress", lambda items, what, total, size: totals.append(total) or progress(items, what, total, size))
     same(refiner.find(drawn, cache=tmp_path), fresh)
+    assert len(again) <= totals[0] <= len(drawn) - 64                                      # of what is left, not of all
     distinct = len({drawn.image(i).tobytes() for i in range(len(drawn))})
     assert len(again) == distinct - 64 and distinct < len(drawn)
 

@@ -59,7 +59,7 @@ def test_table_of_rooms() -> None:
     assert len({r.number for r in ROOMS}) == len({r.module for r in ROOMS}) == len(ROOMS)
     assert [r.number for r in ROOMS] == sorted(r.number for r in ROOMS)
     for r in ROOMS:
-        assert r.notebook.split("_", 1)[1] == r.module and r.shelf in build.SHELVES, r
+        assert r.notebook.split("_", 1)[1] == r.module.strip("_") and r.shelf in build.SHELVES, r
 
 
 def test_left_out_cells_stay_few() -> None:
@@ -318,7 +318,9 @@ def toy_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f).parent.mkdir(parents=True, exist_ok=True)
         (root / f).write_bytes((ROOT / f).read_bytes())
     index = [prose("# fer_nb", "", "> Toy."), code("print('hi')"),
-             prose("See [data](04_data.ipynb) and [the house](../docs/design.md).", '::: {.content-visible when-format="html"}', "Only there.", ":::")]
+             prose("See [data](04_data.ipynb) and [the house](../docs/design.md).", '::: {.content-visible when-format="html"}', "Only there.", ":::"),
+             prose('::::: {.content-visible when-format="html"}', "", ":::: {.doors}", "", "::: {.door}", "Nor this.", ":::", "", "::::", "", "Nor that.",
+                   ":::::", '::: {.content-hidden when-format="html"}', "Only here.", ":::")]
     index[1]["outputs"] = [stream("hi\n"), {"output_type": "display_data", "metadata": {}, "data": {"image/png": "AAAA", "text/plain": "<Figure>"}}]
     for name, data in (("04_data", GOOD), ("index", {**GOOD, "cells": [dict(c, id=f"i{k}") for k, c in enumerate(index)]})):
         (root / f"nbs/{name}.ipynb").write_text(json.dumps(data), encoding="utf-8")
@@ -335,7 +337,13 @@ def test_readme_of_the_toy(toy_project: Path) -> None:
     for part in ("# fer_nb", "```python\nprint('hi')\n```", "```text\nhi\n```", "![](docs/readme_files/i1-1.png)",
                  "[data](nbs/04_data.ipynb)", "[the house](docs/design.md)"):
         assert part in page
-    assert "Only there" not in page and (toy_project / "docs/readme_files/i1-1.png").exists()
+    assert "Only here." in page and not re.search("Only there|Nor th|:::", page) and (toy_project / "docs/readme_files/i1-1.png").exists()
+
+
+def test_sidebar_of_the_toy(toy_project: Path) -> None:
+    assert (toy_project / "nbs/sidebar.yml").read_text(encoding="utf-8").splitlines()[3:] == [
+        "      - section: Start", "        contents:", '          - text: "fer_nb"', "            href: index.ipynb",
+        "      - section: Data", "        contents:", '          - text: "04 Toy"', "            href: 04_data.ipynb"]
 
 
 def test_drift_is_found(toy_project: Path) -> None:

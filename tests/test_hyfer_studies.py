@@ -50,8 +50,17 @@ def test_gains_are_paired_by_seed():
 
 def test_the_table_has_mean_and_sd_beside_the_paper():
     runs = made_up({("before", 0, 0): .5, ("before", 0, 1): .6, ("after", 0, 0): .7, ("after", 0, 1): .7})
-    table = distillation_table(runs)
+    table = distillation_table(runs.assign(dataset="fer2013"))
     assert table.loc["HyFER, no teacher"].tolist() == ["55.00 ± 7.07", "70.00 ± 0.00", 51.52, 61.96]
+
+
+@pytest.mark.parametrize("dataset, metric, shown", [
+    ("kdef", "accuracy", ["55.00 ± 7.07", 82.99]), ("kdef", "loss", ["0.55 ± 0.07", 1.944]), ("fer2013", "loss", ["0.55 ± 0.07", 3.503]),
+    ("fer2013", "macro_f1", ["55.00 ± 7.07"]), ("rafdb", "accuracy", ["55.00 ± 7.07"]), (None, "accuracy", ["55.00 ± 7.07"])])
+def test_the_papers_figures_stand_beside_their_own_data_and_metric(dataset, metric, shown):
+    runs = made_up({("before", 0, 0): .5, ("before", 0, 1): .6, ("after", 0, 0): .7, ("after", 0, 1): .7}).assign(metric=metric)
+    table = distillation_table(runs if dataset is None else runs.assign(dataset=dataset), metric=metric)
+    assert table.filter(like="before").loc["HyFER, no teacher"].tolist() == shown
 
 
 def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):

@@ -27,6 +27,9 @@ HEAVY = {
     "data": ["torch", "fastai", "timm", "mediapipe", "sklearn"],
     "models": ["fastai", "mediapipe", "matplotlib", "pandas", "ipywidgets", "jupyterlab", "notebook", "IPython"],
     "predict": ["torch", "mediapipe", "matplotlib", "IPython", "ipywidgets", "cv2"],
+    "launch": ["torch", "pandas"],
+    "experiment": ["torch", "fastai", "scipy", "sklearn", "mediapipe"],
+    "cli": ["torch", "fastai", "scipy", "sklearn", "mediapipe", "matplotlib"],
     "attacks": ["fastai", "mediapipe", "ipywidgets", "foolbox"],
 }
 TOOLS = ["nbdev", "execnb", "jupyterlab", "pytest", "foolbox", "hypothesis", "smalldocs", "onnx", "onnxruntime"]  # extras
@@ -159,6 +162,73 @@ def test_the_wheel_holds_what_it_should(installed: Callable[..., str]) -> None:
     assert {f"fer_nb/{n}.py" for n in MODULES} <= set(files)
     assert {f"fer_nb/assets/{p.name}" for p in (ROOT / "fer_nb/assets").iterdir()} <= set(files)
     assert {canonicalize_name(Requirement(r).name) for r in requires if "extra" not in r} == {n for n, _ in asked(CFG["requirements"])}
+
+
+# ---- without the large packages ----
+
+def closure(extra: str) -> set[str]:
+    "Distributions that the requirements of an extra bring, and what those require."
+    found, todo = set(), [name for name, _ in asked(CFG[f"{extra}_requirements"])]
+    while todo:
+        if (name := todo.pop()) not in found:
+            found.add(name)
+            wanted = map(Requirement, metadata.requires(name) or [])
+            todo += [canonicalize_name(r.name) for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+ALONE = """
+import importlib.metadata, re, sys
+allowed = set(sys.argv[1].split(","))
+of = importlib.metadata.packages_distributions()
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        homes = of.get(name.partition(".")[0])
+        if homes and not {re.sub(r"[-_.]+", "-", h).lower() for h in homes} & allowed:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from fer_nb.__main__ import start
+sys.exit(start(sys.argv[2:]))
+"""
+
+
+def alone(
+    allowed: set[str],   # distributions that are there
+    *argv: object,       # arguments of the command
+) -> subprocess.CompletedProcess:
+    "The command in an environment that has these distributions alone; any other one cannot be imported."
+    command = [sys.executable, "-c", ALONE, ",".join({*allowed, "fer-nb"}), *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_an_onnx_file_predicts_with_the_onnx_extra_alone(net: object, tmp_path: Path) -> None:
+    "With the packages of the extra `onnx` and nothing else, PyTorch in particular: a photo, found and recognised."
+    from PIL import Image
+    from skimage.data import astronaut
+
+    from fer_nb.export import to_onnx
+    from fer_nb.predict import Recogniser
+    to_onnx(net, tmp_path / "net.onnx")
+    Image.fromarray(astronaut()).save(tmp_path / "photo.png")
+    light = closure("onnx")
+    assert not {"torch", "timm", "fastai", "scipy", "scikit-learn"} & light
+    done = alone(light, "predict", tmp_path / "photo.png", "--weights", tmp_path / "net.onnx", "--out", "json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (face,), (expected,) = json.loads(done.stdout)["faces"], Recogniser(net)(tmp_path / "photo.png")
+    assert face["probs"] == pytest.approx(expected.probs, abs=2e-4)
+    shipped = alone(light, "predict", tmp_path / "photo.png")
+    assert shipped.returncode == 2 and "Traceback" not in shipped.stderr and "pip install fer-nb" in shipped.stderr
+
+
+@pytest.mark.parametrize("argv", [["demo"], ["predict", "setup.py"], ["--help"]])
+def test_missing_packages_are_named_with_the_way_to_install_them(argv: list[str]) -> None:
+    "A wheel installed with --no-deps: no traceback, but what is missing and both ways to get it."
+    done = alone(set(), *argv)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    first, second = done.stderr.splitlines()
+    assert re.match(r"fer-nb: the package \w+ is not installed. Everything: pip install fer-nb$", first) and "pip install" in second
+    version = alone(set(), "--version")
+    assert (version.returncode, version.stdout.strip()) == (0, f"fer-nb {CFG['version']}")
 
 
 # ---- licences ----

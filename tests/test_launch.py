@@ -270,7 +270,7 @@ def test_any_number_of_shards_gives_the_same_audit(monkeypatch, shards):
     ds, _ = make_faces(300, seed=4)
     whole = audit(ds, search=DuplicateSearch(block=40)).issues
 
-    def sharded(parts, make):
+    def sharded(parts, make, what=""):
         done = {k: make(parts[k]) for rank in reversed(range(shards)) for k in range(rank, len(parts), shards)}
         return [done[k] for k in range(len(parts))]
 

@@ -15,6 +15,7 @@ from fer_nb.balance import balance
 from fer_nb.config import Data
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData
+from fer_nb.duplicates import DuplicateSearch
 from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, leak_groups,
                             leakage_table, make_splits, official_split)
 from fer_nb.synth import make_faces
@@ -434,6 +435,31 @@ def test_data_that_are_not_cleaned_are_split_whole():
     training = set(ds.df.id[ds.df.split == "train"])
     assert set(as_it_came.train.df.id) | set(as_it_came.valid.df.id) == training
     assert set(cleaned.train.df.source) | set(cleaned.valid.df.id) < training
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_a_copy_in_another_reported_split_is_no_duplicate_in_training(near):
+    """A copy between validation and test is a leak of the audit, but nothing that training saw."""
+    ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    train, valid, test = (np.flatnonzero(ds.df.split == s) for s in ("train", "valid", "test"))
+    x = ds.array().copy()
+    for original, copy in ((valid[0], test[0]), (train[0], test[1]), (train[1], valid[1])):
+        x[copy] = x[original]
+    ds = ds.replace(images=x)
+    splits, ids = make_splits(ds, Data(near_duplicates=near, targets=None)), ds.df.id
+    assert {ids[test[1]], ids[valid[1]]} <= splits.duplicates and not {ids[test[0]], ids[valid[0]]} & splits.duplicates
+    assert ids[test[0]] in set(splits.audit.issues.query("kind == 'leak'").id)
+    alone = ds.take(ds.df.split != "valid")     # as when one split is measured by itself
+    again = set(audit(alone, ("leak",), DuplicateSearch() if near else None).issues.id)
+    assert again == splits.duplicates & set(alone.df.id)
+
+
+def test_splits_keep_the_data_as_they_came():
+    ds = make_faces(300, seed=0)[0]
+    whole = ds.assign(split="train")
+    assert make_splits(ds, PLAIN).came.fingerprint() == ds.fingerprint()
+    splits = make_splits(whole, PLAIN)
+    assert splits.came.fingerprint() == whole.fingerprint() != splits.audit.ds.fingerprint()
 
 
 def test_no_training_images_cannot_be_split():

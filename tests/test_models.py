@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, FERError, ImageError, LabelError
-from fer_nb.models import (HYFER, TEACHERS, GeometryTeacher, HyFER, HyFERConfig, InputAdapter, InvertedResidual, RepConv,
-                           Teacher, count_macs, create_teacher, fuse, latency_ms, load, load_hyfer, load_teacher, save,
+from fer_nb.models import (HYFER, SQSNET, SQSNET_TABLE3, TEACHERS, GeometryTeacher, HyFER, HyFERConfig, InputAdapter, InvertedResidual, RepConv,
+                           Teacher, count_macs, create_teacher, fuse, imagenet_name, latency_ms, load, load_hyfer, load_teacher, save,
                            save_hyfer, save_teacher, teacher_table, variant_table, weights_digest)
 
 TINY = HyFERConfig(stem=8, blocks=((8, 2, 2), (16, 2, 2)), dim=16, depth=1, patch=2, proj=24, light=True, act="relu",
@@ -690,3 +690,40 @@ def test_models_import_neither_pandas_nor_fastai_nor_matplotlib_nor_mediapipe():
             "sys.exit(', '.join(m for m in ('pandas', 'fastai', 'matplotlib', 'mediapipe') if m in sys.modules) or 0)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name, full", [
+    ("tf_efficientnet_b6", "tf_efficientnet_b6.aa_in1k"), ("tf_efficientnet_b0", "tf_efficientnet_b0.aa_in1k"),
+    ("swin_small_patch4_window7_224", "swin_small_patch4_window7_224.ms_in1k"), ("convnext_tiny", "convnext_tiny.fb_in1k"),
+    ("vit_small_patch16_224", "vit_small_patch16_224.augreg_in1k"), ("convnextv2_tiny", "convnextv2_tiny.fcmae_ft_in1k"),
+    ("tf_efficientnet_b6.ns_jft_in1k", "tf_efficientnet_b6.ns_jft_in1k"), ("resnet18", "resnet18.a1_in1k")])
+def test_imagenet_weights_are_those_of_imagenet_1k(name, full):
+    assert imagenet_name(name) == full
+
+
+def test_no_name_of_ours_starts_from_a_larger_collection():
+    names = [row[0] for row in TEACHERS.values()] + [row[0] for row in SQSNET_TABLE3.values() if row[0]]
+    names += [name for pair in SQSNET.values() for name in (pair.cnn, pair.transformer)]
+    assert not [name for name in names if not imagenet_name(name).endswith("in1k") or "jft" in imagenet_name(name) or "in2" in imagenet_name(name)]
+
+
+def test_the_weights_that_are_asked_for_are_those_of_the_full_name(monkeypatch):
+    asked = []
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: asked.append((name, kwargs.get("pretrained"))))
+    with pytest.raises(AttributeError):  # nothing was made
+        create_teacher("swin_small_patch4_window7_224")
+    assert asked[-1] == ("swin_small_patch4_window7_224.ms_in1k", True)
+
+
+def test_weights_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="'aa_in1k'.*expected"):
+        imagenet_name("tf_efficientnet_b6.jft")
+    with pytest.raises(ConfigError, match="no weights of ImageNet-1k alone; name others in full"):
+        imagenet_name("vit_giant_patch14_dinov2")
+
+
+def test_a_teachers_file_says_what_it_started_from(tmp_path):
+    new, old = create_teacher("resnet18", pretrained=False, input_size=64), create_teacher("efficientnet_lite0", input_size=64)
+    assert (new.settings()["weights"], old.settings()["weights"]) == (None, "tf_efficientnet_lite0.in1k")
+    save(old, tmp_path / "t.safetensors")
+    assert load_teacher(tmp_path / "t.safetensors").settings()["weights"] == "tf_efficientnet_lite0.in1k"

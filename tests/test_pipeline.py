@@ -1,21 +1,29 @@
 """The whole way, small: reproducible, leak-free, and nothing half-written."""
 import json
+import re
+import time
 from dataclasses import replace
+from html import unescape
+from urllib.parse import unquote
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
+from scipy.stats import binomtest
 
 import fer_nb.pipeline as pipeline
 import fer_nb.teachers as teachers_room
 from fer_nb.config import PRESETS, Evaluation, Fit, Quads, load_config
 from fer_nb.core import EMOTIONS, ConfigError, DataError
-from fer_nb.data import FERData
+from fer_nb.cli import trained_on
+from fer_nb.data import FERData, resized
 from fer_nb.loaders import make_splits
 from fer_nb.models import HyFER, load_hyfer
 from fer_nb.pipeline import cache_logits, fit_adversarial, fit_student, fit_teachers, run
-from fer_nb.store import Store, StoreError
+from fer_nb.store import Store, StoreError, read_record
 from fer_nb.synth import make_faces
 from fer_nb.teachers import NetworkTeacher, make_teachers
 
@@ -31,10 +39,20 @@ def with_distillation(preset=TINY, **changed):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One tiny run, shared by the tests that only look at it."""
-    ds = make_faces(400, seed=0)[0]
-    return ds, run(ds, "tiny", tmp_path_factory.mktemp("runs") / "a", show=False)
+def watched(tmp_path_factory):
+    """One tiny run, shared by the tests that only look at it: data, folder, what it found, seconds by the clock."""
+    ds, found, real = make_faces(400, seed=0)[0], [], pipeline.RunResults.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.RunResults, "write", lambda self, *args: (found.append(self), real(self, *args))[1])
+        start = time.perf_counter()
+        out = run(ds, "tiny", tmp_path_factory.mktemp("runs") / "a", show=False, command="fer-nb demo --preset tiny <b>")
+        return ds, out, found[0], time.perf_counter() - start
+
+
+@pytest.fixture(scope="module")
+def finished(watched):
+    """Its data and its folder."""
+    return watched[:2]
 
 
 def test_same_seed_same_results(finished, tmp_path):
@@ -49,7 +67,8 @@ def test_the_students_of_a_run_carry_the_temperature_of_their_validation_images(
     monkeypatch.setattr("fer_nb.evaluate.fit_temperature", lambda z, y: calls.append(len(y)) or 1.25)
     out = run(ds, with_teacher(), tmp_path / "a", show=False)
     assert [load_hyfer(out / f"{name}.safetensors").record["temperature"] for name in ("student", "student_phase1")] == [1.25, 1.25]
-    assert calls == [len(make_splits(ds, TINY.data).valid)] * 2
+    assert calls == [len(make_splits(ds, TINY.data).valid)] * 3
+    assert pd.read_csv(out / "students.csv").temperature.tolist() == [1.25] * 3
 
 
 def test_a_temperature_is_that_of_the_logits_or_absent():
@@ -100,6 +119,8 @@ def test_a_run_that_is_broken_off_goes_on_where_it_stopped(finished, tmp_path, m
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert (out / "results.csv").read_bytes() == (again / "results.csv").read_bytes()
     assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
+    assert [json.loads((folder / "config.json").read_text())["record"]["resumed"] for folder in (out, again)] == [False, True]
+    assert "earlier ones were broken off" in (again / "report.html").read_text()
 
 
 def with_teacher(**changed):
@@ -261,6 +282,288 @@ def test_report_stands_alone(finished):
     html = (out / "report.html").read_text()
     assert "<script src" not in html and "http://" not in html and "https://" not in html
     assert html.count("data:image/png;base64,") >= 8
+
+
+# ---- the report, its numbers, and the files beside it ----
+
+def text_of(html):
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html))).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def page_of(out):
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def headline_of(out):
+    """(what, value, note) of each number, and the sentences below."""
+    block = re.search(r'<section class="headline".*?</section>', page_of(out), flags=re.S)[0]
+    numbers = re.findall(r'<dt>(.*?)</dt><dd class="value">(.*?)</dd><dd class="note">(.*?)</dd>', block)
+    return [tuple(map(text_of, number)) for number in numbers], text_of(block.split("</dl>")[1])
+
+
+def tables_of(out):
+    """(caption, headings, rows) of each table of the report."""
+    found = re.findall(r'aria-label="([^"]*)"><table>\s*<thead>(.*?)</thead>(.*?)</table>', page_of(out), flags=re.S)
+    return [(unescape(caption), [text_of(h).strip() for h in re.findall(r"<th.*?</th>", head, flags=re.S)],
+             [[text_of(c).strip() for c in re.findall(r"<td.*?</td>", row, flags=re.S)] for row in re.findall(r"<tr>.*?</tr>", body, flags=re.S)])
+            for caption, head, body in found]
+
+
+def said_of(row):
+    """A share of images as the report says it, from a row of results.csv alone."""
+    low, high = binomtest(round(row.value * row.n), row.n).proportion_ci(method="wilson")
+    return f"{100 * row.value:.1f} %", f"95 % interval {100 * low:.1f} to {100 * high:.1f} %; {row.n:,} images"
+
+
+def test_every_number_of_the_headline_is_in_the_results(finished):
+    _, out = finished
+    results, students = pd.read_csv(out / "results.csv", keep_default_na=False), pd.read_csv(out / "students.csv")
+    name = students.model[students.chosen].item()
+    here = results[(results.model == name) & (results.split == "test")]
+    clean = here[(here.attack == "none") & (here.tta == "none")]
+    accuracy = clean[clean.metric == "accuracy"].set_index("subset")
+    attacked = here[(here.attack != "none") & (here.metric == "accuracy") & np.isclose(here.eps, 8 / 255)]
+    worst = attacked.sort_values(["value", "steps"], ascending=[True, False]).iloc[0]
+    numbers, _ = headline_of(out)
+    assert [n[1:] for n in (numbers[0], numbers[1])] == [said_of(accuracy.loc[s]) for s in ("all", "without_duplicates")]
+    assert numbers[0][0] == "accuracy, test split"
+    leaked = accuracy.n["all"] - accuracy.n["without_duplicates"]
+    assert numbers[1][0] == f"accuracy without the {leaked} images that have a duplicate in training"
+    assert numbers[2][:2] == ("macro F1", f"{100 * clean[(clean.metric == 'macro_f1') & (clean.subset == 'all')].value.item():.1f} %")
+    steps = f", {worst.steps} steps" if worst.steps > 1 else ""
+    assert numbers[3][:2] == (f"accuracy under {worst.attack.upper()}, ε = 8/255{steps}", said_of(worst)[0])
+    assert numbers[3][2].startswith(said_of(worst)[1]) and worst.n == 40
+
+
+def test_the_held_out_images_choose_the_student_of_the_headline(finished):
+    """Judged again from the weights in the folder."""
+    ds, out = finished
+    held, students = make_splits(ds, TINY.data).valid, pd.read_csv(out / "students.csv").set_index("model")
+    again = {name: (pipeline.predict_logits(load_hyfer(out / file), held).argmax(1) == held.targets()).mean() for name, file in students.file.items()}
+    assert again == pytest.approx(students.accuracy.to_dict()) and set(students.images) == {len(held)}
+    assert students.chosen.sum() == 1 and again[students.chosen.idxmax()] == max(again.values())
+    _, text = headline_of(out)
+    assert f"{students.chosen.idxmax()} is the student that the {len(held)} held-out training images chose" in text
+    assert all(f"{name} {100 * value:.1f} %" in text for name, value in again.items())
+    assert list(students.index) == ["HyFER, no teacher", "HyFER, EADD", "HyFER, EADD + adversarial"]
+    assert students.file.tolist() == ["student_no_teacher.safetensors", "student_phase1.safetensors", "student.safetensors"]
+
+
+def test_of_equal_students_the_smaller_loss_is_chosen(watched, monkeypatch):
+    found, rows = watched[2], iter([(.5, 1.2), (.6, .9), (.6, .8)])
+    def scores(*args):
+        accuracy, loss = next(rows)
+        return pd.DataFrame({"metric": ["accuracy", "loss"], "value": [accuracy, loss]})
+    monkeypatch.setattr(pipeline, "scores", scores)
+    monkeypatch.setattr(pipeline.RunResults, "costs", lambda self: pd.DataFrame({"network": list(self.students)}))
+    before = found.cost_table
+    assert found.rank_students().chosen.tolist() == [False, False, True]
+    found.cost_table = before
+
+
+def test_students_are_compared_in_pairs_on_the_same_images(finished):
+    ds, out = finished
+    test, table = ds.where(split="test"), pd.read_csv(out / "comparison.csv")
+    files = pd.read_csv(out / "students.csv").set_index("model").file
+    right = {name: pipeline.predict_logits(load_hyfer(out / file), test).argmax(1) == test.targets() for name, file in files.items()}
+    p = []
+    for row in table.itertuples():
+        a, b = right[row.first], right[row.second]
+        assert row.difference == pytest.approx(a.mean() - b.mean()) and row.n == len(test)
+        alone = (a & ~b).sum(), (b & ~a).sum()
+        p.append(binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0)
+        assert row.p == pytest.approx(p[-1])
+    assert len(p) == 3
+    order, holm, top = np.argsort(p, kind="stable"), np.empty(3), 0.0
+    for rank, k in enumerate(order):
+        top = max(top, min(1.0, (3 - rank) * p[k]))
+        holm[k] = top
+    assert table.p_holm.tolist() == pytest.approx(holm.tolist())
+
+
+def test_recall_of_each_class_is_that_of_the_confusion_matrix(finished):
+    _, out = finished
+    cells = pd.read_csv(out / "confusion.csv").query("split == 'test'")
+    [(_, head, rows)] = [t for t in tables_of(out) if t[0].startswith("Recall of each class")]
+    for k, name in enumerate(head[2:5], 2):
+        one = cells[cells.model == name]
+        total = one.groupby("true").n.sum()
+        hits = one[one.true == one.predicted].set_index("true").n
+        assert {row[0]: row[k] for row in rows} == {label: f"{100 * hits[label] / n:.1f}" if n else "–" for label, n in total.items()}
+        assert {row[0]: int(row[1]) for row in rows} == total.to_dict()
+
+
+def test_shares_are_in_per_cent_everywhere(finished):
+    """A number between 0 and 1 stands only where the heading names another unit, or per cent."""
+    _, out = finished
+    others = {"training loss", "validation loss", "p", "p, corrected", "temperature", "ms an image", "multiplications (millions)"}
+    for caption, head, rows in tables_of(out):
+        in_percent = "in %" in caption
+        for k, name in enumerate(head):
+            if not in_percent and "(%)" not in name and "(points)" not in name and name not in others and name != "95 % interval":
+                assert not [row[k] for row in rows if re.fullmatch(r"[−<]?\s?0?\.\d+", row[k])], (caption, name)
+    values = {(c, h): [row[k] for row in rows] for c, head, rows in tables_of(out) for k, h in enumerate(head)}
+    epochs = values["Epochs", "accuracy (%)"]
+    assert epochs == [f"{100 * v:.1f}" for v in pd.read_csv(out / "history.csv").accuracy]
+    watch = {h: v for (c, h), v in values.items() if c.startswith("The adversarial phase")}
+    assert watch["epoch"] == ["1"] and watch["ε"] == ["4/255"] and "0.0157" not in text_of(re.sub(r'<details id="settings">.*', "", page_of(out), flags=re.S))
+    assert all("not looked for" in c for c, h in values if h == "error ratio (%)")
+
+
+def test_the_epochs_are_folded(finished):
+    page = page_of(finished[1])
+    assert re.search(r"<details><summary>Epochs \(\d+ rows\)</summary>", page)
+
+
+def test_figures_have_text_that_one_can_read(watched):
+    """Smallest text in CSS pixels: 358 of them are there for a figure on a phone, 507 or 1,056 on a screen."""
+    found = watched[2]
+    with mpl.rc_context(pipeline.STYLE):
+        figures = [(caption, fig) for part in found.sections() for caption, fig in part.figures]
+        assert len(figures) >= 11
+        for caption, fig in figures:
+            fig.savefig("/dev/null", format="png", bbox_inches="tight")
+            texts = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip()]
+            points, width = min(t.get_fontsize() for t in texts), 96 * fig.get_figwidth()
+            wide = width > 680
+            phone, screen = max(358, .8 * width) if wide else 358, min(1.25 * width, 1056 if wide else 507)
+            assert points * 96 / 72 * phone / width >= 8, caption
+            assert points * 96 / 72 * screen / width >= 11, caption
+
+
+def test_figures_and_headline_are_of_one_split(watched):
+    ds, out, found, _ = watched
+    captions = [text_of(c) for c in re.findall(r"<figcaption>(.*?)</figcaption>", page_of(out), flags=re.S)]
+    of_a_split = [c for c in captions if re.search(r"\b(test|validation) split", c)]
+    assert len(of_a_split) >= 8 and all("test split" in c for c in of_a_split)
+    assert ds.df.split.iloc[0] != "test" or found.splits.test.df.split.iloc[0] != "test"   # the order of the rows says otherwise
+    captions = [c for c, *_ in tables_of(out)]
+    assert [c.split(":")[0] for c in captions if c.startswith(("Test split", "Validation split"))] == ["Test split", "Validation split"]
+
+
+def test_links_of_the_report_lead_to_the_files_beside_it(finished):
+    _, out = finished
+    links = {unquote(link) for link in re.findall(r'href="([^#"][^"]*)"', page_of(out))}
+    assert links == {p.name for p in out.iterdir()} - {"report.html"}
+
+
+def test_timings_are_durations(watched):
+    _, out, _, seconds = watched
+    timings = json.loads((out / "timings.json").read_text())
+    assert sum(timings.values()) == pytest.approx(seconds, rel=.03, abs=1) and min(timings.values()) >= 0
+    steps = list(timings)
+    assert steps[0] == "audit, cleaning, splits" and steps[-1] == "writing the report"
+    assert steps.index("HyFER, EADD") < steps.index("HyFER, EADD + adversarial") < steps.index("evaluating HyFER, no teacher")
+    assert pipeline.step_seconds([("a", 0.), ("b", 1.), ("a", 3.), ("end", 3.5)]) == {"a": 1.5, "b": 2.0} and pipeline.step_seconds([]) == {}
+
+
+def test_a_run_records_how_it_was_made(finished):
+    ds, out = finished
+    record, config = read_record(out / "report.html"), json.loads((out / "config.json").read_text())
+    assert set(record["files"]) == {p.name for p in out.iterdir()} - {"record.json"}
+    assert {k: v for k, v in record.items() if k != "files"} == config["record"]
+    assert record["command"] == "fer-nb demo --preset tiny <b>" and record["seed"] == 0 and record["preset"] == "tiny"
+    made = text_of(re.search(r'<section id="made">.*?</section>', page_of(out), flags=re.S)[0])
+    versions = record["versions"]
+    for part in (record["command"], f"fer-nb {versions['fer-nb']}", f"torch {versions['torch']}", f"python {versions['python']}", record["device"],
+                 record["date"][:10], config["data"]["fingerprint"], "to repeat it", "to cite it"):
+        assert part in made, part
+
+
+# ---- what the report says of the images comes from what the run did ----
+
+def small_run(ds, out, **changes):
+    """No teachers, one epoch, no attack unless `changes` say so."""
+    return run(ds, replace(TINY, **{"teachers": (), "adversarial": None} | changes), out, show=False)
+
+
+def test_without_a_test_split_the_validation_split_is_reported_and_that_is_said(tmp_path):
+    ds = make_faces(300, seed=0)[0]
+    ds = ds.take(ds.df.split != "test")
+    out = small_run(ds, tmp_path / "a")
+    numbers, text = headline_of(out)
+    n = (ds.df.split == "valid").sum()
+    assert numbers[0][0] == "accuracy, validation split" and f"The data have no test split. Figures are of the validation split ({n} images)." in text
+    assert "test split" not in re.sub("no test split", "", text_of(page_of(out)))
+    assert "HyFER, no teacher is the only student of this run" in text and "One network was measured" in text
+    assert not (out / "comparison.csv").exists() and "McNemar" not in text_of(page_of(out))
+    assert not any("under" in what for what, *_ in numbers) and "Robustness" not in page_of(out)
+    assert read_record(out / "results.csv")["command"] == "run(ds, load_config(\"config.json\"), 'a', seed=0)"
+
+
+def test_a_test_split_that_the_run_cut_off_is_said_to_be_one(tmp_path):
+    ds = make_faces(400, seed=0, defects=None)[0]
+    out = small_run(ds.assign(split="train"), tmp_path / "a")
+    numbers, text = headline_of(out)
+    assert numbers[0][0] == "accuracy, test split" and "The data came without a split: a fifth of the images" in text
+    assert "validation split" not in text
+
+
+@pytest.mark.parametrize("size", [None, 40])
+def test_a_student_knows_the_data_again_that_came_without_a_split(tmp_path, size):
+    """Its record has the fingerprint of the data as they came: the split that the run made is not in the file that is read again."""
+    def read():
+        return make_faces(300, seed=0, defects=None, balance="uniform")[0].assign(split="train")
+    out = small_run(read(), tmp_path / "a", student=replace(TINY.student, size=size))
+    record, ds = load_hyfer(out / "student.safetensors").record, read()
+    assert record["fingerprint"] == (ds if size is None else resized(ds, size)).fingerprint()
+    assert record["fingerprint"] == json.loads((out / "config.json").read_text())["data"]["fingerprint"]
+    assert "of this data set" in trained_on(record, ds, size or 48)
+    teacher, = make_teachers([Fit(str(out / "student.safetensors"))])
+    came = ds if size is None else resized(ds, size)
+    teacher.check(make_splits(came, TINY.data), 0)
+    cut = make_splits(came, TINY.data, 1)                                  # another test part was cut off
+    with pytest.raises(DataError, match="fingerprint of the split"):
+        teacher.check(cut, 0)
+
+
+def test_images_that_were_learned_from_are_counted_and_not_denied(tmp_path):
+    ds = make_faces(400, seed=0, defects={"leak": .1}, balance="uniform")[0]
+    found = {}
+    for clean in (True, False):
+        out = small_run(ds, tmp_path / str(clean), data=replace(TINY.data, clean=clean), student=replace(TINY.student, keep="last"))
+        found[clean] = json.loads((out / "config.json").read_text())["facts"], headline_of(out)[1]
+    facts, text = found[True]
+    assert facts["also learned from"] == 0 and f"No reported image, and no byte-identical copy of one, is among the {facts['trained on']} training and" in text
+    assert "the epoch of each fit" not in facts["chosen by the held-out images"] and "the epoch of each fit" not in text      # keep="last"
+    facts, text = found[False]
+    pixels = {tuple(ds.image(k).ravel()) for k in np.flatnonzero(ds.df.split == "train")}
+    leaked = sum(tuple(ds.image(k).ravel()) in pixels for k in np.flatnonzero(ds.df.split != "train"))
+    assert leaked > 5 and facts["also learned from"] == leaked and f"{leaked} of the reported images have a byte-identical copy among" in text
+    assert "were not cleaned" in text and "No reported image" not in text
+
+
+def test_the_best_network_on_the_reported_split_is_named_if_it_is_another(watched, monkeypatch):
+    _, out, found, _ = watched
+    results = pd.read_csv(out / "results.csv", keep_default_na=False)
+    clean = results.query("split == 'test' and subset == 'all' and attack == 'none' and metric == 'accuracy'")
+    best = clean.loc[clean.value.idxmax()]
+    text = headline_of(out)[1]
+    assert "5 networks were measured on the reported images, which chose nothing" in text
+    ahead = best.value > clean[clean.model == found.chosen].value.item()
+    assert (f"the best of them there is {best.model}, {100 * best.value:.1f} %" if ahead else "also by this measure the best") in text
+    others = found.results.assign(value=found.results.value.where(found.results.model != "teacher resnet18", .99))
+    monkeypatch.setattr(found, "results", others)
+    assert "the best of them there is teacher resnet18, 99.0 %" in " ".join(found.sentences())
+    several = clean[clean.model == list(found.students)[-1]].assign(value=.999, tta="flip")      # several views of one image: not the same measure
+    monkeypatch.setattr(found, "results", pd.concat([others, several], ignore_index=True))
+    assert found.facts()["best on it"] == {"model": "teacher resnet18", "accuracy": .99}
+
+
+def test_odd_labels_two_of_them_and_colour_make_a_whole_report(tmp_path):
+    faces = make_faces(260, seed=2, defects=None, balance={"happy": 1, "sad": 1}, size=40)[0].where(label=["happy", "sad"])
+    names = {"happy": "x:y $a_{b$ <b>", "sad": "{{ 7*7 }} & \\frac{"}
+    df = faces.df.assign(label=faces.df.label.map(names), split=faces.df.split.replace("test", "valid"))
+    ds = FERData(df, np.repeat(faces.array()[..., None], 3, -1), tuple(names.values()), "odd <i>")
+    out = small_run(ds, tmp_path / "a", adversarial=replace(TINY.adversarial, attacks=("pgd",)), evaluation=Evaluation(eps=(0, 4 / 255), steps=1, n=20, tta="flip"))
+    page = page_of(out)
+    assert "<b>" not in page and "<i>" not in page and "Traceback" not in page
+    [(_, head, rows)] = [t for t in tables_of(out) if t[0].startswith("Recall of each class")]
+    assert {row[0] for row in rows} == set(names.values())
+    numbers, text = headline_of(out)
+    assert len(numbers) == 4 and "ε = 4/255" in numbers[3][0] and "no test split" in text
+    results = [rows for caption, _, rows in tables_of(out) if caption.startswith("Validation split")][0]
+    assert [row[0].replace(" (chosen)", "") for row in results] == [f"HyFER, no teacher{x}{v}" for x in ("", " + adversarial") for v in ("", ", flip views")]
 
 
 def test_a_failed_report_leaves_nothing_half_written(tmp_path, monkeypatch):

@@ -126,6 +126,30 @@ def test_history_of_one_epoch():
     assert [t.get_text() for t in ax.texts] == ["one"] and len(ax.figure.axes) == 2
 
 
+def test_names_of_many_phases_do_not_run_into_one_another():
+    names = [f"{who}, with a long name" for who in ("teacher efficientnet_lite0", "teacher resnet18", "HyFER, EADD", "HyFER + adversarial")]
+    table = pd.DataFrame([(name, 1, 2., 1., .5) for name in names], columns=list(HISTORY[["phase", "epoch", "train_loss", "valid_loss", "accuracy"]]))
+    for size in (10, 13):
+        with mpl.rc_context({"font.size": size}):
+            ax = plot_history(table)
+            ax.figure.draw_without_rendering()
+        boxes = [t.get_window_extent() for t in ax.texts]
+        assert len(boxes) == 4 and all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+        key = ax.figure.axes[1].get_legend()
+        assert [t.get_text() for t in key.get_texts()] == [f"{k}  {name}" for k, name in enumerate(names, 1)]
+        parts = [key.get_window_extent(), ax.get_legend().get_window_extent(), ax.xaxis.label.get_window_extent(), *boxes]
+        assert not any(a.overlaps(b) for k, a in enumerate(parts) for b in parts[k + 1:])
+
+
+def test_shares_are_in_per_cent_and_losses_are_not():
+    ax = plot_robust(curves())
+    ax.figure.draw_without_rendering()
+    assert [t.get_text() for t in ax.get_yticklabels()][0::5] == ["0 %", "100 %"]
+    ax = plot_robust(curves().assign(metric="loss"), metric="loss")
+    ax.figure.draw_without_rendering()
+    assert not any("%" in t.get_text() for t in ax.get_yticklabels())
+
+
 def test_weights_into_given_axes():
     rows = [(0, t, e, .5) for t in "ab" for e in ("happy", "sad")]
     table = pd.DataFrame(rows, columns=["epoch", "teacher", "emotion", "weight"])
@@ -142,6 +166,10 @@ def test_duplicates_are_the_pairs_of_the_table(ds, report):
         if ax.get_title().startswith("exact"):
             np.testing.assert_array_equal(a, b)
     assert any(ax.get_title().startswith("≠") for ax in plot_duplicates(ds, report.duplicates, n=99))
+    pair = report.duplicates.sort_values("score", ascending=False, kind="stable").iloc[0]
+    long = ds.assign(id=["folder/of/a/long/name/" + name for name in ds.df.id])
+    titles = [ax.get_title() for ax in plot_duplicates(long, report.duplicates[report.duplicates.how == pair.how], n=1)]
+    assert [title.split("\n")[1] for title in titles[:2]] == [f"…{('name/' + ds.df.id[k])[-13:]}" for k in (pair.i, pair.j)]
 
 
 class TestGradCAM:
@@ -250,7 +278,7 @@ def test_robust_norms_restarts_and_unlimited_rows():
 
 def test_reliability_marks_overconfidence():
     ax = plot_reliability(reliability(LOGITS, TRUE, 5))
-    assert f"ECE {ece(LOGITS, TRUE, 5):.3f}" in ax.texts[0].get_text() and "60 images" in ax.texts[0].get_text()
+    assert f"ECE {100 * ece(LOGITS, TRUE, 5):.1f} %" in ax.texts[0].get_text() and "60 images" in ax.texts[0].get_text()
     assert any(bar.get_hatch() == "////" for c in ax.containers for bar in c)
     assert plot_reliability(reliability(LOGITS, TRUE, 5, adaptive=True)).get_xlim() == (0, 1)
 

@@ -143,9 +143,87 @@ def test_every_kind_of_weights(tmp_path, portrait):
     hot, cold = (np.log([f.probs[e] for e in EMOTIONS]) for f in (by_file, by_module))   # the module records no temperature
     np.testing.assert_allclose(np.diff(cold), 2 * np.diff(hot), atol=1e-3)
     assert student.training                                                            # a copy was folded
+    save_hyfer(HyFER(7, 1, "light"), tmp_path / "student_phase1.safetensors")          # as a run leaves beside it
+    first, second = (Recogniser(tmp_path, robust=robust)(portrait)[0] for robust in (False, True))
+    assert second.probs == by_run.probs != first.probs
     assert Recogniser(tmp_path / "teacher.safetensors").network.size == 64
     with pytest.raises(ConfigError, match="landmarks"):
         Recogniser(GeometryTeacher(10))
+
+
+def test_names_and_folders_say_which_network_is_meant(tmp_path):
+    from fer_nb.predict import SHIPPED, weights_file
+    assert [weights_file(*given).stem for given in ((), ("accurate",), ("robust",), (None, True))] == ["hyfer", "hyfer", "hyfer_robust", "hyfer_robust"]
+    assert all(weights_file(name).is_file() for name in SHIPPED)
+    (tmp_path / "student.safetensors").touch()                                         # a run of an older version
+    assert weights_file(tmp_path) == tmp_path / "student.safetensors"
+    (tmp_path / "student_phase1.safetensors").touch()
+    assert weights_file(tmp_path).name == "student.safetensors"                        # the same one under two names
+    with pytest.raises(ConfigError, match="no network trained under attack"):
+        weights_file(tmp_path, True)
+    (tmp_path / "student_phase1.safetensors").write_text("another")
+    assert weights_file(tmp_path).name == "student_phase1.safetensors" and weights_file(tmp_path, True).name == "student.safetensors"
+    for weights in ("accurate", tmp_path / "student.safetensors"):
+        with pytest.raises(ConfigError, match="robust=True with"):
+            weights_file(weights, True)
+    with pytest.raises(DataError, match="fragile: no such file; accurate, robust"):
+        weights_file("fragile")
+
+
+@pytest.mark.parametrize("files, chosen, robust", [
+    (("student_no_teacher", "student_phase1", "student"), "student_no_teacher", True), (("student_no_teacher", "student_phase1", "student"), "student", True),
+    (("student_no_teacher", "student"), "student", False), (("student_no_teacher", "student"), "student_no_teacher", False)])
+def test_a_run_stands_for_the_student_that_its_hold_out_chose(tmp_path, files, chosen, robust):
+    "As `pipeline.run` writes it: without adversarial training `student` and `student_phase1` are one, listed once."
+    from fer_nb.predict import weights_file
+    for name in {*files, "student_phase1"}:
+        (tmp_path / f"{name}.safetensors").touch()
+    names = [f"{name}.safetensors" for name in files]
+    pd.DataFrame({"model": files, "file": names, "chosen": [name == chosen for name in files]}).to_csv(tmp_path / "students.csv", index=False)
+    assert weights_file(tmp_path).stem == chosen
+    if robust:
+        assert weights_file(tmp_path, True).stem == "student"
+    else:
+        with pytest.raises(ConfigError, match=f"robust=True with {tmp_path}: no network trained under attack is there"):
+            weights_file(tmp_path, True)
+    (tmp_path / "students.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="students.csv: no column 'file', 'chosen'"):
+        weights_file(tmp_path)
+
+
+def drawn_copies(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_annotated_copies_of_different_files_have_different_names(tmp_path):
+    "The name that counts is the one on the disk: a.png and a.png.jpg would both be a.png.jpg."
+    photos = [tmp_path / "in" / name for name in ("a.png", "a.png.jpg", "b/a.png.jpg", "b/a.png")]
+    write_annotated([Result(str(p), "no_face", image=np.zeros((9, 9), np.uint8)) for p in photos], tmp_path / "out", [*photos])
+    assert len(drawn_copies(tmp_path / "out")) == 4
+
+
+def test_annotated_copies_stay_out_of_the_folders_that_are_searched(tmp_path):
+    (tmp_path / "in/more").mkdir(parents=True)
+    for to in ("in/drawn", "in/more/drawn", "in/more"):
+        with pytest.raises(DataError, match="lies in a folder that is searched"):
+            write_annotated([], tmp_path / to, [tmp_path / "in"], overwrite=True)
+    assert drawn_copies(tmp_path) == [] and not (tmp_path / "in/drawn").exists()
+    for name in ("out/b/x.jpg", "a/x.jpg", "b/x.jpg"):  # the second x.jpg would be drawn as out/b/x.jpg, which is an input
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    given = [tmp_path / name for name in ("a/x.jpg", "b/x.jpg", "out/b/x.jpg")]
+    write_annotated([Result(str(p), "no_face", image=np.zeros((9, 9), np.uint8)) for p in given], tmp_path / "out", given, overwrite=True)
+    assert all(p.read_text() == "mine" for p in given) and len(drawn_copies(tmp_path / "out")) == 4
+
+
+def test_annotated_copies_never_replace_their_originals(tmp_path):
+    from PIL import Image as Pillow
+    Pillow.new("L", (9, 9)).save(photo := tmp_path / "a.jpg")
+    before = photo.read_bytes()
+    for roots in ([tmp_path], [photo]):
+        with pytest.raises(DataError, match="holds the originals"):
+            write_annotated([Result(str(photo), "no_face", image=np.zeros((9, 9), np.uint8))], tmp_path, roots, overwrite=True)
+    assert photo.read_bytes() == before
 
 
 def test_wrong_weights_are_refused_in_one_sentence(tmp_path):

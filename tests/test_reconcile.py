@@ -21,8 +21,9 @@ from fer_nb.cli import parser  # noqa: E402
 from fer_nb.core import DataError  # noqa: E402
 from fer_nb.hyfer_studies import PAPER_TABLE4  # noqa: E402
 from fer_nb.models import SQSNET_TABLE3, TEACHERS, teacher_table  # noqa: E402
-from fer_nb.reconcile import (PAPER_COLUMNS, as_printed, beside, footnotes, largest_f1, largest_sd, over_runs, p_range,  # noqa: E402
+from fer_nb.reconcile import (PAPER_COLUMNS, SideBySide, as_printed, beside, footnotes, largest_f1, largest_sd, over_runs, p_range,  # noqa: E402
                               read_paper, read_result)
+from fer_nb.store import run_record, write_record  # noqa: E402
 from fer_nb.robustness import PAPER_TABLE5  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,9 +78,13 @@ def test_the_constants_in_the_code_are_the_same_figures():
 
 
 def test_table_4_of_the_experiments_is_the_same():
-    t4 = printed("dmc-table4")[[f"{arm}: FER2013 accuracy (%)" for arm in ("before", "after")]]
-    rows = [tuple(t4.loc[row]) for row in ("HyFER (No KD)", "HyFER (KD: T1)", "HyFER (KD: T1+T2)", "HyFER (KD: T1+T2+T3)")]
-    assert list(PAPER_TABLE4.values()) == rows
+    names = {("fer2013", "accuracy"): "FER2013 accuracy (%)", ("fer2013", "loss"): "FER2013 loss",
+             ("kdef", "accuracy"): "KDEF accuracy (%)", ("kdef", "loss"): "KDEF loss"}
+    assert list(PAPER_TABLE4) == list(names)
+    for key, name in names.items():
+        t4 = printed("dmc-table4")[[f"{arm}: {name}" for arm in ("before", "after")]]
+        rows = [tuple(t4.loc[row]) for row in ("HyFER (No KD)", "HyFER (KD: T1)", "HyFER (KD: T1+T2)", "HyFER (KD: T1+T2+T3)")]
+        assert list(PAPER_TABLE4[key]) == rows
 
 
 def test_costs_are_those_of_the_networks():
@@ -115,12 +120,18 @@ def test_what_is_printed_stays_as_printed(tmp_path):
 
 
 def test_results_may_be_missing_but_not_broken(tmp_path):
-    assert not (absent := read_result(tmp_path / "r.csv", "fer-nb run")) and "not measured here yet; made by `fer-nb run`" in repr(absent)
+    path = tmp_path / "r.csv"
+    assert not (absent := read_result(path, call="fer-nb run")) and "not measured here yet; `fer-nb run` would" in repr(absent)
+    write_record(tmp_path, ["r.csv"], run_record("fer-nb run"))
     for text, columns in (("", []), ("a,b\n", []), ("a,b\n1,2\n", ["c"])):
-        (tmp_path / "r.csv").write_text(text)
+        path.write_text(text)
         with pytest.raises(DataError, match="r.csv.*fer-nb run"):
-            read_result(tmp_path / "r.csv", "fer-nb run", columns)
-    assert read_result(tmp_path / "r.csv", "fer-nb run", ["b"]) and str(tmp_path.parent) not in repr(read_result(tmp_path / "r.csv", "x"))
+            read_result(path, columns)
+    found = read_result(path, ["b"])
+    assert found and found.record["command"] == "fer-nb run" and "made by `fer-nb run`" in repr(found)
+    assert str(tmp_path.parent) not in repr(found)
+    (tmp_path / "record.json").write_text("[]")
+    assert "no record of the run" in repr(read_result(path))
 
 
 # ---------------------------------------------------------------- side by side
@@ -168,6 +179,18 @@ def test_runs_are_averaged_apart():
     for r in over_runs(runs, ["model", "metric"], 100).itertuples():
         v = 100 * runs.value[(runs.model == r.model) & (runs.metric == r.metric)]
         assert (r.value, r.plus_minus, r.runs) == pytest.approx((v.mean(), np.std(v, ddof=1), 5))
+
+
+def test_a_table_shows_both_figures_and_says_each_thing_once():
+    paper = facts(("A", "x", "0.50"), ("A", "y", "0.60"), ("B", "x", "0.70"), ("B", "y", "0.80")).assign(footnote=["n", "", "", ""])
+    here = pd.DataFrame({"row": ["A", "B"], "column": ["x", "x"], "value": [0.9, 0.7]})
+    table = SideBySide(paper, beside(paper, here, "other data", "`f()`"))
+    assert table.cells().to_numpy().tolist() == [["0.50 [a]\nhere 0.90", "0.60"], ["0.70\nhere 0.70 ✓", "0.80"]]
+    assert table.notes() == {"Footnotes": ["[a] n"], "Why they differ": ["A (x): other data"], "What would measure the rest": ["A, B (y): `f()`"]}
+    page = table._repr_html_()
+    assert page.count("<details>") == 3 and "0.50 [a]<br><span class='here'>here 0.90</span>" in page and page.count("other data") == 1
+    assert "2 of 4 figures measured here" in repr(table)
+    assert "<details>" not in SideBySide(paper.assign(footnote=""), beside(paper, paper[["row", "column", "value"]]))._repr_html_()
 
 
 # ---------------------------------------------------------------- limits
@@ -219,6 +242,9 @@ def test_every_call_that_a_page_names_exists(page):
     for text in named:
         if text.startswith("fer-nb "):
             parser().parse_args(shlex.split(text)[1:])
+            continue
+        if text.startswith("python "):
+            assert (ROOT / text.split()[1]).is_file(), text
             continue
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
         assert any(resolve(node) is not None for node in nodes if isinstance(node, ast.Attribute)), text

@@ -3,6 +3,7 @@ import base64
 import html
 import re
 from html.parser import HTMLParser
+from urllib.parse import quote, unquote, urlparse
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from scipy.stats import binomtest
+
 from fer_nb.core import ConfigError
-from fer_nb.report import Section, fig_to_png, mean_sd, pivot_mean_sd, table_text, write_report
+from fer_nb.report import (Headline, Section, fig_to_png, markdown_table, mean_sd, percent_range, pivot_mean_sd, share_intervals, table_text,
+                           write_report)
 
 NASTY = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} </style>"
 
@@ -45,10 +49,48 @@ class Text(HTMLParser):
 
 def test_everything_is_escaped(tmp_path):
     table = pd.DataFrame({NASTY: [NASTY]}, index=pd.Index([NASTY], name=NASTY))
-    section = Section(NASTY, NASTY, [(NASTY, table)], [(NASTY, figure())])
-    text = Text(written(tmp_path, NASTY, [section], settings={NASTY: NASTY}))
+    section = Section(NASTY, NASTY, [(NASTY, table)], [(NASTY, figure())], [(NASTY, table)])
+    text = Text(written(tmp_path, NASTY, [section], settings={NASTY: NASTY}, record={NASTY: NASTY}, beside=[(NASTY, NASTY)],
+                        headline=Headline([(NASTY, NASTY, NASTY)], NASTY)))
     assert "script" not in text.tags and text.tags.count("style") == 1
-    assert text.data.count(NASTY) >= 10 and ("alt", NASTY) in text.attributes
+    assert text.data.count(NASTY) >= 20 and ("alt", NASTY) in text.attributes
+    assert [v for k, v in text.attributes if k == "href" and v[0] != "#"] == [quote(NASTY)]
+
+
+def test_a_link_stays_in_the_folder_whatever_the_file_is_called(tmp_path):
+    names = ["results.csv", "javascript:alert(1)", "https://example.org/x", "a b%.csv", "ü.csv"]
+    links = [v for k, v in Text(written(tmp_path, "t", [], beside=[(n, "") for n in names])).attributes if k == "href" and v[0] != "#"]
+    assert [unquote(link) for link in links] == names and not any(urlparse(link).scheme or urlparse(link).netloc for link in links)
+
+
+def test_what_stands_on_top_stands_on_top(tmp_path):
+    page = written(tmp_path, "t", [Section("Results")], headline=Headline([("accuracy", "71.1 %", "263 images")], "One.\n\n\nTwo."))
+    data = [d.strip() for d in Text(page).data if d.strip()]
+    at = [data.index(part) for part in ("accuracy", "71.1 %", "263 images", "One.", "Two.", "Results")]
+    assert at == sorted(at)
+    assert "headline" not in Text(written(tmp_path, "t", [Section("Results")])).tags and 'class="numbers"' not in written(tmp_path, "t", [])
+
+
+def test_the_record_is_shown_open_and_the_settings_folded(tmp_path):
+    page = written(tmp_path, "t", [], settings={"seed": 3}, record={"command": "fer-nb demo", "versions": {"torch": "2"}})
+    assert page.index("fer-nb demo") < page.index("<details") < page.index(">3<") and "{&#34;torch&#34;: &#34;2&#34;}" in page
+    assert 'id="made"' not in written(tmp_path, "t", []) and 'id="files"' not in written(tmp_path, "t", [])
+
+
+RESULTS = pd.DataFrame([("a", metric, attack, k / n, n) for metric, attack, k, n in (
+    ("accuracy", "none", 187, 263), ("accuracy", "pgd", 0, 40), ("recall:x:y", "none", 4, 4), ("macro_f1", "none", 1, 2), ("precision:x", "none", 1, 2))],
+    columns=["model", "metric", "attack", "value", "n"])
+
+
+def test_shares_of_images_have_wilsons_interval_and_nothing_else_has():
+    table = share_intervals(RESULTS)
+    assert table.metric.tolist() == ["accuracy", "accuracy", "recall:x:y"] and set(table.interval) == {"Wilson"}
+    for row in table.itertuples():
+        ci = binomtest(round(row.value * row.n), row.n).proportion_ci(method="wilson")
+        assert (row.low, row.high) == pytest.approx(tuple(ci), abs=1e-12)
+    assert table.high[1] > .08 and table.low[2] < .52       # 0 of 40 and 4 of 4 are not certain
+    empty = share_intervals(RESULTS[:1].assign(value=np.nan, n=0))
+    assert percent_range(empty.low, empty.high) == ["–"]
 
 
 def test_nothing_is_loaded_from_outside(tmp_path):
@@ -99,6 +141,33 @@ def test_long_tables_fold_and_short_ones_do_not(tmp_path):
         table = pd.DataFrame({"epoch": range(n)})
         return "<details" in written(tmp_path, "t", [Section("s", tables=[("c", table)])])
     assert [folds(30), folds(31)] == [False, True]
+    page = written(tmp_path, "t", [Section("s", folded=[("one", pd.DataFrame({"x": [1]}))])])
+    assert "<summary>one (1 row)</summary>" in page and page.count("<details") == 1
+
+
+def test_text_that_is_compared_downwards_is_on_the_right(tmp_path):
+    table = pd.DataFrame({"p": ["< 0.001", "0.508"], "interval": ["−22.4 to 1,000.0", "–"], "id": ["12a", "7"], "name": ["to 1", "2 to"]})
+    assert table_text(table).attrs["numbers"] == [True, True, False, False]
+    assert table_text(table[:0]).attrs["numbers"] == [False] * 4
+
+
+def test_one_rule_says_what_a_column_of_numbers_is_in_html_and_markdown(tmp_path):
+    table = pd.DataFrame({"mean": ["67.10 ± 0.42", "–"], "range": ["4.5 to 7.0", "–"], "who": ["1 teacher", "3 teachers"], "note": ["", ""], "n": [3, 5]})
+    expected = [True, True, False, False, True]
+    assert table_text(table).attrs["numbers"] == expected
+    assert [cell.strip() == "--:" for cell in markdown_table(table).splitlines()[1].split("|")[1:-1]] == expected
+    head = re.search(r"<tr>.*?</tr>", written(tmp_path, "t", [Section("s", tables=[("c", table)])]), flags=re.S)[0]
+    assert ['class="n"' in cell for cell in re.findall(r"<th[^>]*>", head)] == expected
+
+
+def test_wide_figures_stand_alone_and_scroll_on_a_phone(tmp_path):
+    wide = Figure(figsize=(9, 2))
+    wide.add_subplot().plot([1, 2])
+    page = written(tmp_path, "t", [Section("s", figures=[("f", figure()), ("w", wide)])])
+    [small, large] = re.findall(r"<figure.*?</figure>", page, flags=re.S)
+    width = int(re.search(r'width="(\d+)"', large)[1])
+    assert 'class="wide"' in large and f"min-width: {round(.8 * width)}px" in large
+    assert "wide" not in small and "min-width" not in small
 
 
 def test_failure_leaves_the_old_report(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from fer_nb.audit import Audit, audit
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData
-from fer_nb.review import (Reviewer, ReviewSession, agreement, image_card, merge_decisions, read_decisions,
+from fer_nb.review import (Reviewer, ReviewSession, agreement, align_pair, image_card, merge_decisions, read_decisions,
                            review_changes, review_decisions, review_items)
 
 
@@ -431,3 +431,79 @@ def test_each_label_has_a_button_and_nine_have_a_key(tmp_path):
     assert {b.description.split(" ")[0] for b in screen.buttons.values()} >= set(names)
     screen.buttons["label 12"].click()
     assert list(screen.session.decisions.values()) == ["e11"] and "label 12" not in screen.keyboard.commands
+
+
+def test_the_end_says_what_comes_next(tmp_path, report):
+    "The counts are those of the log, and the code that is shown does what it says."
+    log = tmp_path / "it's <here>" / "log.jsonl"
+    screen = Reviewer(report, log, reviewer="anna")
+    assert screen.panel.value == ""
+    screen.label.value = "sad"
+    screen.press("d")
+    assert "This filter is done." in screen.panel.value and "5 of 6 are left" in screen.panel.value
+    screen.label.value = ""
+    for key in "kdud1":
+        screen.press(key)
+    words = Tags(screen.panel.value).words
+    assert "All 6 are decided: drop 3, keep 1, unsure 1, angry 1" in words and str(log) in words
+    code = words[words.index("from fer_nb"):words.index("Unsure ones")]
+    scope = {"audit": report}
+    exec(code, scope)
+    assert list(scope["clean"].df.id) == list(report.clean(review_decisions(log)).df.id)
+    screen.press("z")
+    assert screen.panel.value == ""
+
+
+def test_help_names_every_key_and_view(tmp_path, report):
+    screen = Reviewer(report, tmp_path / "log")
+    screen.press("?")
+    words = Tags(screen.panel.value).words
+    for key, (caption, _) in screen.session.commands().items():
+        assert caption in words and {"ArrowLeft": "←", "ArrowRight": "→"}.get(key, key) in words
+    screen.press("?")
+    assert screen.panel.value == "" and not (tmp_path / "log").exists()
+
+
+def moved(face, dy, dx, mirror):
+    "A face with a margin, mirrored and shifted."
+    return np.roll(face[:, ::-1] if mirror else face, (dy, dx), (0, 1))
+
+
+@pytest.mark.parametrize("dy, dx, mirror", [(0, 0, False), (2, -3, False), (0, 0, True), (-4, 1, True)])
+def test_pairs_are_aligned(dy, dx, mirror):
+    "Whatever shift and mirroring made the copy, nothing is left of it where the two overlap."
+    from fer_nb.synth import make_faces
+    face = make_faces(7, seed=3, defects=None)[0].image(2)
+    one, two, how = align_pair(face, moved(face, dy, dx, mirror))
+    assert (one == face).all() and np.abs(one.astype(int) - two).mean() < .3
+    assert ("mirrored" in how) == mirror and ("shifted" in how) == bool(dy or dx)
+
+
+def test_two_photographs_differ():
+    from fer_nb.synth import make_faces
+    faces = make_faces(14, seed=3, defects=None)[0].array()
+    assert min(np.abs(np.subtract(*align_pair(faces[0], f)[:2], dtype=int)).mean() for f in faces[1:]) > 5
+    colour = np.repeat(faces[0][:24, :, None], 3, axis=2)
+    assert align_pair(colour, faces[1])[0].shape == align_pair(colour, faces[1])[1].shape == (24, 48)
+
+
+def test_views_of_a_pair(tmp_path, report):
+    session = ReviewSession(report, tmp_path / "log", kinds=["multilabel"])
+    seen = []
+    for _ in range(4):
+        page = session.to_html()
+        seen.append((session.view, page.count("data:image/png"), "difference × 4, 0.0 grey levels" in page, "in turn with" in page))
+        session.commands()["c"][1]()
+    assert seen == [("side by side", 2, False, False), ("difference", 2, True, False), ("blink", 2, False, True), seen[0]]
+    assert "suggested" not in session.to_html()                              # a column without a word is left out
+    told = Audit(report.ds, report.issues.assign(suggested="sad"), report.groups, report.duplicates)
+    assert "suggested" in ReviewSession(told, tmp_path / "log", kinds=["multilabel"]).to_html()
+    other = ReviewSession(report, tmp_path / "log", kinds=["leak"])
+    other.at = other.items.index[other.items.id == "im5"][0]                 # the issue is im6's, but im5 is its duplicate
+    other.view = "difference"
+    assert "difference × 4, 0.0 grey levels" in other.to_html()
+    alone = audit(images([0, 1], ["happy", "sad"]), search=None)
+    found = Audit(alone.ds, report.issues.head(1).assign(id="im0", partner=""), alone.groups, alone.duplicates)
+    single = ReviewSession(found, tmp_path / "alone")
+    single.view = "difference"
+    assert single.to_html().count("<img") == 1 and "difference ×" not in single.to_html()

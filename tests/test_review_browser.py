@@ -110,6 +110,8 @@ def test_voila(folder: Path) -> None:
             menu.select_option(label="all")
         screen.frame.get_by_text(re.compile(rf"image \d+ of {total}\b")).wait_for()
 
+        looks_closer(page, screen)
+
         os.kill(int((folder / "kernel.pid").read_text()), signal.SIGKILL)
         screen = Screen(page, url, folder)                                    # a new kernel
         assert screen.decided == f"anna: 2 of {total} decided"
@@ -127,6 +129,72 @@ def test_voila(folder: Path) -> None:
         screen.shows(f"5 of {total} decided")
         page.wait_for_timeout(500)
         assert [r["action"] for r in screen.lines()[5:]] == ["drop", "keep"]
+
+
+def looks_closer(page: object, screen: Screen) -> None:
+    "Large images, zoom, the views of a pair, help: nothing of it decides anything."
+    frame, before = screen.frame, len(screen.lines())
+    zoom = lambda: float(frame.get_attribute("data-zoom"))  # noqa: E731
+    screen.choose_kind("leak")
+    box = frame.locator(".fer-nb-current img").bounding_box()
+    assert box["width"] > 400 and box["width"] == pytest.approx(box["height"], abs=1)
+    lens = frame.locator(".fer-nb-current .fer-nb-lens")
+    lens.click(position={"x": 40, "y": 40})                                   # focused already: it zooms, about that place
+    assert zoom() == 2 and frame.evaluate("f => parseFloat(f.style.getPropertyValue('--fer-nb-x'))") < 15
+    for img in frame.locator(".fer-nb-large img").all():                      # the partner too
+        assert img.bounding_box()["width"] == pytest.approx(2 * box["width"], abs=1)
+    page.keyboard.press("+")
+    assert zoom() == 3
+    page.keyboard.press("Shift+ArrowRight")
+    assert frame.evaluate("f => parseFloat(f.style.getPropertyValue('--fer-nb-x'))") > 15
+    page.keyboard.press("-")
+    page.keyboard.press("0")
+    assert zoom() == 1
+    lens.hover()
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -300)
+    page.keyboard.up("Control")
+    wait_for(lambda: zoom() > 1)
+    asked = screen.asked
+    page.keyboard.press("ArrowRight")
+    wait_for(lambda: screen.asked != asked and zoom() == 1)                   # another image is shown whole
+
+    page.keyboard.press("c")
+    frame.locator(".fer-nb-difference img").wait_for()
+    page.keyboard.press("c")
+    frame.locator(".fer-nb-blink img").nth(1).wait_for()
+    assert frame.locator(".fer-nb-blink img").nth(1).evaluate("i => getComputedStyle(i).animationName") == "fer-nb-blink"
+    page.keyboard.press("c")
+    wait_for(lambda: frame.locator(".fer-nb-blink").count() == 0)
+    page.keyboard.press("?")
+    frame.locator(".fer-nb-keys", has_text="zoom in and out").wait_for()
+    page.keyboard.press("?")
+    frame.locator(".fer-nb-keys").wait_for(state="detached")
+    assert len(screen.lines()) == before
+    frame.locator("select").first.select_option(label="all")
+
+
+def test_by_keyboard_alone(tmp_path: Path) -> None:
+    "Tab reaches the frame, its ring is seen, keys decide all of it, and the end says what comes next."
+    write_notebook(tmp_path, CELL)
+    with served(tmp_path, "voila") as url, browser() as page:
+        screen = Screen(page, url, tmp_path)
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            if screen.frame.evaluate("f => f === document.activeElement"):
+                break
+        style = screen.frame.evaluate("f => { const s = getComputedStyle(f); return [s.outlineStyle, s.outlineWidth]; }")
+        assert style == ["solid", "3px"]
+        total = int(screen.decided.split(" of ")[1].split()[0])
+        for n in range(1, total + 1):
+            page.keyboard.press("dku"[n % 3])
+            screen.shows(f"{n} of {total} decided")
+        done = screen.frame.locator(".fer-nb-done")
+        done.wait_for()
+        assert f"All {total} are decided" in done.inner_text() and "audit.clean(decisions=" in done.locator("pre").inner_text()
+        for _ in range(3):
+            page.keyboard.press("Tab")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
 def test_lab(folder: Path) -> None:

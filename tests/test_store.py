@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from fer_nb import core
-from fer_nb.store import (Store, StoreError, differences, digest, plain, read_state, read_table, write_state,
+from fer_nb.store import (Store, StoreError, command_line, differences, digest, plain, read_state, read_table, write_state,
                           write_table)
 
 TABLE = pd.DataFrame({"arm": ["none", "mixup"], "value": [0.1 + 0.2, float("nan")], "n": [3, 4], "fine": [True, False]})
@@ -351,3 +351,16 @@ def test_the_first_stays_where_nothing_is_overwritten(tmp_path):
         with core.atomic_file(tmp_path / "f", overwrite=False) as aside:
             aside.write_text(word)
     assert (tmp_path / "f").read_text() == "one" and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("given, shown", [
+    ("--out=/srv/me/secret/x", "--out=x"), ("/srv/me/secret/x", "x"), ("--data=/tmp", "--data=tmp"), ("/tmp", "tmp"), ("--data=~/me/x.csv", "--data=x.csv"),
+    ("student.network=/srv/me/a.safetensors", "student.network=a.safetensors"), ("--set=student.network=/srv/me/a b.pt", "--set=student.network=a b.pt"),
+    ('teachers=[{"network": "/srv/me/a.safetensors"}, {"network": "/x/b.pt"}]', 'teachers=[{"network": "a.safetensors"}, {"network": "b.pt"}]'),
+    ("there/mine.csv", "mine.csv"), ("--data=there/mine.csv", "--data=mine.csv"), ("C:\\Users\\me\\x.csv", "x.csv"), ("--out=C:/me/x", "--out=x"),
+    ("student.lr=1/2", "student.lr=1/2"), ("runs/new", "runs/new"), ("--quiet", "--quiet"), ("", ""), ("--out=", "--out="), ("/", "/")])
+def test_a_command_is_shown_without_the_folders_of_the_machine(tmp_path, monkeypatch, given, shown):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    assert command_line(["run", given]) == f"fer-nb run {shown}"
