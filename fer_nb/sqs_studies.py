@@ -139,10 +139,11 @@ LIGHT_ARCHITECTURES = {"EfficientNet-Lite0": Arm("efficientnet_lite0", sqs=False
 
 # %% ../nbs/45_sqs_studies.ipynb #8fdbda8b
 def _start(
-    arm: Arm,   # a row; without a network it is the light SQSNet's
-) -> str:       # such as "resnet18.a1_in1k"; of a pair both
+    arm: Arm,            # a row
+    pair: SQSNetConfig,  # the preset's, for a row without a network of its own
+) -> str:                # such as "resnet18.a1_in1k"; of a pair both
     "The published weights that a row starts from."
-    net = arm.network or SQSNET["light"]
+    net = arm.network or pair
     if isinstance(net, str):
         return imagenet_name(TEACHERS[net][0] if net in TEACHERS else net)
     both = {"cnn": imagenet_name(net.cnn),
@@ -301,9 +302,9 @@ def sqs_study(
     out: str | Path = "runs/sqs",             # folder of finished runs, one a dataset and preset
     protocol: str | None = None,              # see `sqs_parts`
     say: Callable[[str], None] = lambda text: None,  # gets a line before each run
-) -> pd.DataFrame:                            # dataset, arm, seed, split, subset, tta, metric, value, n
-    """Runs for the tables. Raises `ConfigError` without seeds or arms, `StoreError` where another study lies
-    in `out`."""
+) -> pd.DataFrame:                            # dataset, arm, seed, split, subset, ..., value, n, weights
+    """Runs for the tables; `weights` are those that a fit started from. Raises `ConfigError` without seeds or
+    arms, `StoreError` where another study lies in `out`."""
     preset = _as_preset(preset)
     arms = study_arms(arms, preset) if isinstance(arms, str) else arms
     at_least("seeds", len(seeds), 1)
@@ -317,10 +318,13 @@ def sqs_study(
         with _measured_cost(store.path(f"{cell}.cost.csv"), arm, seed):
             net, history, _ = sqs_fit(splits, preset, arms[arm], seed, store.path(f"{cell}.work"))
         write_table(history, store.path(f"{cell}.epochs.csv"))
-        return _results(net, splits, preset.evaluation.tta, history)
+        results = _results(net, splits, preset.evaluation.tta, history)
+        pair = SQSNET[preset.student.network]
+        start = _start(arms[arm], pair) if preset.student.pretrained else "new weights"
+        return results.assign(weights=start)
 
     table = grid(run, arms, seeds, store, say=say).assign(dataset=_DATASETS.get(ds.name, ds.name))
-    return table[["dataset", "arm", "seed", *_COLUMNS]]
+    return table[["dataset", "arm", "seed", *_COLUMNS, "weights"]]
 
 # %% ../nbs/45_sqs_studies.ipynb #d6d21a10
 _HERE = (91.90, 91.11, 67.15)  # the paper's SQSNet, in all three tables
@@ -356,9 +360,9 @@ def accuracy_table(
     rows = [*printed.index, *(arm for arm in here.index if arm not in printed.index)]
     both = pd.concat([here.reindex(rows), printed.reindex(rows)], axis=1)
     if table == 2:
-        light = bool(set(LIGHT_ARCHITECTURES) - {"SQSNet"} & set(here.index))
-        arms = ARCHITECTURES | LIGHT_ARCHITECTURES | {"SQSNet": Arm(SQSNET["light" if light else "paper"])}
-        both.insert(0, "weights", [_start(arms[arm]) if arm in arms else "" for arm in rows])
+        said = one.weights if "weights" in one else ["not recorded"] * len(one)
+        weights = dict(zip(one.arm, said))
+        both.insert(0, "weights", [weights.get(arm, "") for arm in rows])
     return both
 
 # %% ../nbs/45_sqs_studies.ipynb #c43c7d08

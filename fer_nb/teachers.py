@@ -22,7 +22,6 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from tqdm.auto import tqdm
 
 from .config import Fit, to_dict
 from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns, seed_everything
@@ -344,13 +343,10 @@ def teacher_logits(
     def view_of(at: tuple[str, int]) -> np.ndarray:
         part, view = at
         loader = train if part == "train" else valid
-        table = store.array(f"{part}-{view:04}", lambda: _view_logits(teacher, loader, view, train, bs, name))
-        bar.update()
-        return table
+        return store.array(f"{part}-{view:04}", lambda: _view_logits(teacher, loader, view, train, bs, name))
 
-    bar = tqdm(total=len(todo), desc=f"teacher {name}", leave=False, disable=None if show else True)
-    with eval_mode(teacher), bar:
-        tables = map_ranks(todo, view_of)
+    with eval_mode(teacher):
+        tables = map_ranks(todo, view_of, f"teacher {name}, views" if show else "")
     return CachedLogits(name, labels, np.stack(tables[::2]), np.stack(tables[1::2]), key)
 
 # %% ../nbs/31_teachers.ipynb #6e5bd4c8

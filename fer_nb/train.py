@@ -11,9 +11,11 @@ __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_F
 import copy
 import math
 import random
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -127,6 +129,7 @@ class Progress(Callback):
         "Open the bar, over all batches of all epochs."
         self.bar = tqdm(total=self.n_epoch * len(self.dls.train), desc=self.phase, leave=False,
                         disable=None if self.show else True)
+        self.started, self.fitted = time.monotonic(), 0
 
     def after_batch(self) -> None:
         "Move the bar by one training batch."
@@ -141,10 +144,13 @@ class Progress(Callback):
             return
         train_loss, valid_loss, acc = measured
         self.rows.append((self.phase, self.epoch + 1, *measured))
+        self.fitted += 1  # epochs of this process; a fit that is resumed begins later
+        seconds = (time.monotonic() - self.started) / self.fitted * (self.n_epoch - self.epoch - 1)
         self.bar.set_postfix_str(f"epoch {self.epoch + 1}/{self.n_epoch}, valid {acc:.1%}")
         if self.show and self.bar.disable:
             print(f"  {self.phase}: epoch {self.epoch + 1}/{self.n_epoch}, training loss {train_loss:.3f}, "
-                  f"validation loss {valid_loss:.3f}, accuracy {acc:.1%}", flush=True)
+                  f"validation loss {valid_loss:.3f}, accuracy {acc:.1%}"
+                  + f", {timedelta(seconds=round(seconds))} left" * (seconds >= 10), flush=True)
 
     def after_fit(self) -> None:
         "Close the bar, also after an error."
