@@ -116,7 +116,7 @@ class KeepBest(Callback):
 class Progress(Callback):
     "A tqdm bar over the batches of a fit, and a history of its epochs."
 
-    order = 70
+    order, name = 70, "fit_progress"  # fastai's own bar is `learn.progress`
 
     def __init__(
         self,

@@ -33,7 +33,8 @@ WORKERS = min(2, os.cpu_count() or 1)  # each has its own threads: see OMP_NUM_T
 READS_RESULTS = re.compile(r"""results["')/]|benchmarks/""")  # in code: this page shows files of results
 READS_DATA = re.compile(r"(?<!def )\b(real_data|fer2013_folder)\((?!\))")  # a page that looks at real data
 NUMBER = re.compile(r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
-NOISE = re.compile(r"0x[0-9a-f]{6,}|\bT_[0-9a-f]{5}\w*|<style.*?</style>", re.S)  # addresses, ids of styled tables
+NOISE = re.compile(r"0x[0-9a-f]{6,}|\bT_[0-9a-f]{5}\w*|<style.*?</style>"  # addresses, ids of styled tables
+                   r"|[^\n]*\r|Epoch \d+/\d+ :[^\n]*", re.S)  # what a bar drew over itself: how often depends on the clock
 
 
 @dataclass
@@ -65,7 +66,7 @@ def texts(
             if kind == "stream" and found and found[-1][0] == "stream":
                 text = found.pop()[1] + text
             found.append((kind, text))
-    return [NOISE.sub("", text) for _, text in found]
+    return [quiet for _, text in found if (quiet := NOISE.sub("", text)).strip()]
 
 
 def same(

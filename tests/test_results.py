@@ -104,6 +104,14 @@ def test_an_error_stops_the_page_and_a_flag_skips_a_cell(here):
     assert "ZeroDivisionError" in ran.error and ran.skipped == {"slow": 1} and not ran.stale
 
 
+def test_progress_bars_do_not_count(here):
+    for end in ("\r", "\n"):
+        shown = [run_notebooks.texts([{"output_type": "stream", "name": "stdout",
+                                       "text": "".join(f"\rEpoch 1/2 : |{n * '█'}| {n}/9" for n in range(steps)) + end + "done\n"}]) for steps in (2, 9)]
+        assert shown[0] == shown[1] and "done" in shown[0][0]
+    assert run_notebooks.texts([{"output_type": "stream", "name": "stdout", "text": "█\r\rEpoch 1/2 : |█| 100%\r"}]) == []
+
+
 def test_outputs_can_be_saved(here):
     page = notebook(here / "p.ipynb", ("print('two')", "one\n"))
     assert run_notebooks.run(page, []).stale
