@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, is_dataclass, replace
 
+import numpy as np
 import pytest
 
 from fer_nb.config import (PRESETS, Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, Quads, from_dict, load_config,
@@ -50,7 +51,16 @@ def test_every_class_is_frozen_and_hashable():
     ({"student": {"keep": "first"}}, r"^student\.keep='first'"), ({"student": {"amp": "fp8"}}, r"^student\.amp='fp8'"),
     ({"student": {"restart_epochs": 5}}, r"^student\.restart_epochs=5 of schedule='one_cycle'"),
     ({"student": {"schedule": "warm_restarts", "warmup": 0.1}}, r"^student\.warmup=0\.1"),
-    ({"student": {"optimiser": "adam"}}, r"^student\.optimiser='adam'; 'adamw' or 'sgd'"),
+    ({"student": {"optimiser": "adam"}}, r"^student\.optimiser='adam'; 'adamw', 'sgd', 'Adam'.* or 'ranger' expected$"),
+    ({"student": {"class_weights": "equal"}}, r"^student\.class_weights='equal'; None or 'balanced' expected$"),
+    ({"student": {"class_weights": [1, -2]}}, r"^student\.class_weights=-2\.0; a positive number"),
+    ({"student": {"class_weights": [1, "a"]}}, r"student\.class_weights\.1='a'; a valid number"),
+    ({"student": {"class_weights": "balanced", "sampler": "balanced"}}, "one of the two expected"),
+    ({"student": {"sampler": "weighted"}}, r"^student\.sampler='weighted'"), ({"student": {"soft": "yes"}}, r"^student\.soft='yes'"),
+    ({"student": {"gamma": 1}}, r"^student\.gamma=1\.0 of loss='cross_entropy'"), ({"student": {"loss": "focal", "gamma": -1}}, r"gamma=-1"),
+    ({"student": {"accumulate": 0}}, r"^student\.accumulate=0; at least 1"), ({"student": {"accumulate": 1.5}}, r"^student\.accumulate=1\.5"),
+    ({"student": {"freeze_epochs": 9}}, r"^student\.freeze_epochs=9 of 8 epochs"), ({"student": {"freeze_epochs": 0}}, r"freeze_epochs=0"),
+    ({"student": {"early_lr": 1}}, r"^student\.early_lr=1\.0 above lr=0\.003"), ({"student": {"early_lr": 0}}, r"early_lr=0"),
     ({"student": {"augment": {"scale": [1.1, 0.9]}}}, r"^student\.augment\.scale="),
     ({"data": {"holdout": 1}}, r"^data\.holdout=1"), ({"distillation": {"cached_views": "both"}}, r"^distillation\.cached_views='both'"),
     ({"adversarial": {"attacks": ["sgd"]}}, r"^adversarial\.attacks='sgd'|^adversarial\.attacks"),
@@ -58,6 +68,20 @@ def test_every_class_is_frozen_and_hashable():
 def test_faults_are_named_by_their_field(values, says):
     with pytest.raises(ConfigError, match=says):
         from_dict(values)
+
+
+def test_numbers_of_python_are_held_to_the_same():
+    """What a file or `--set` is refused for, the class itself refuses too; arrays of weights become a tuple."""
+    assert Fit(class_weights=np.array([2, 1])).class_weights == (2.0, 1.0) and hash(Fit(class_weights=[2, 1]))
+    for wrong in ({"accumulate": 1.5}, {"epochs": 2.5}, {"class_weights": 3}, {"class_weights": ["a"]}, {"class_weights": [float("nan")]}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Fit(**wrong)
+
+
+def test_a_setting_that_is_off_is_no_part_of_an_identity():
+    """So that a run of an earlier version, which did not have the setting, can go on."""
+    new = ("gamma", "class_weights", "soft", "sampler", "accumulate", "freeze_epochs", "early_lr")
+    assert all(to_dict(Fit())[name] is None for name in new)
 
 
 def test_several_faults_are_all_named():
