@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_FIT', 'TrainingError', 'KeepBest', 'Progress',
-           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'FocalCrossEntropy', 'make_network', 'adapted',
-           'make_loaders', 'Checkpoint', 'ResumableLearner', 'Distributed', 'fit_model']
+           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'FreezeBody', 'Accumulate',
+           'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'Checkpoint',
+           'ResumableLearner', 'Distributed', 'fit_model']
 
 # %% ../nbs/30_train.ipynb #a38f07c7
 import copy
@@ -19,6 +20,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import fastai.optimizer
 import numpy as np
 import pandas as pd
 import torch
@@ -27,13 +29,15 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds, combined_cos
-from fastai.callback.training import GradientClip
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import to_device
 from fastcore.basics import patch
+from fastcore.foundation import L
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -361,9 +365,10 @@ class Mix(MixUp, CutMix):
 @patch
 def schedules(
     self: Fit,
+    lr: float | np.ndarray | None = None,   # the peak, or one for each group; None: `lr`
 ) -> dict[str, Callable[[float], float]]:  # fastai's name of a setting -> its value at a share of the steps
     "The learning rate, and of one cycle β₁ (of SGD the momentum), as functions of the place in the training."
-    lr = self.lr
+    lr = self.lr if lr is None else lr
     if self.schedule == "warm_restarts":
         cycle, fall = self.restart_epochs or 50, SchedCos(lr, lr / 1e5)
         return {"lr": lambda place: fall(round(place * self.epochs, 9) % cycle / cycle)}
@@ -373,17 +378,45 @@ def schedules(
     w = 0.05 if self.warmup is None else self.warmup
     return {"lr": combine_scheds([w, 1 - w], [SchedLin(lr / 25, lr), SchedCos(lr, lr / 1e5)])}
 
+# %% ../nbs/30_train.ipynb #layers02
+_BESIDE = ("enhanced", "quad_weights")  # parts that `attach_sqs` gives a network
 
-@patch
-def callbacks(
-    self: Fit,
-    device: torch.device | str,  # where the batches go
-) -> list[Callback]:             # for one fit
-    "The callbacks that these settings need, in addition to the caller's."
-    optional = ((self.clip, GradientClip), (self.ema, EMA),
-                (self.precision(device), Amp), (self.mix, partial(Mix, cut=self.cut)))
-    best = [KeepBest(self.patience)] if self.keep == "best" else []
-    return [*best, *(make(value) for value, make in optional if value is not None)]
+
+def _head_of(
+    model: nn.Module,  # any
+) -> tuple[nn.Module, list[nn.Module]]:  # the network inside wrappers; its classifier and what is new beside it
+    "Where the layers are, and the last of them."
+    def parts(module: nn.Module) -> list[nn.Module]:
+        return [m for name, m in module.named_children() if name not in _BESIDE and any(True for _ in m.parameters())]
+
+    heads, inner = [getattr(model, name, None) for name in _BESIDE], model
+    while not hasattr(inner, "get_classifier") and len(parts(inner)) == 1 and parts(parts(inner)[0]):
+        inner = parts(inner)[0]
+        heads += [getattr(inner, name, None) for name in _BESIDE]
+    last = inner.get_classifier() if hasattr(inner, "get_classifier") else (parts(inner) or [None])[-1]
+    heads += last if isinstance(last, (tuple, list)) else [last]  # two in timm's distilled networks
+    return inner, [m for m in heads if isinstance(m, nn.Module)]
+
+
+def layer_groups(
+    model: nn.Module,  # what is trained
+) -> list[list[nn.Parameter]]:  # of each group, the classifier's last; frozen parameters are in none
+    "The parameters from the first layers to the last. Raises `ConfigError` where there is no body to tell apart."
+    inner, heads = _head_of(model)
+    head = {id(p) for m in heads for p in m.parameters()}
+    parts = [dict(inner.named_parameters(recurse=False)).values(),
+             *(m.parameters() for m in inner.children()), model.parameters()]
+    seen, groups = set(head), []
+    for part in parts:
+        new = {id(p): p for p in part if p.requires_grad and id(p) not in seen}
+        seen |= new.keys()
+        groups += [list(new.values())] if new else []
+    last = [p for p in model.parameters() if p.requires_grad and id(p) in head]
+    if not groups or not last:
+        raise ConfigError(f"a {type(model).__name__} with {len(groups)} groups of layers below its classifier and "
+                          f"{len(last)} trained parameters in it; at least one of each expected, to freeze one "
+                          "or to give each its rate")
+    return [*groups, last]
 
 # %% ../nbs/30_train.ipynb #73aa009c
 @patch
@@ -392,6 +425,8 @@ def groups(
     model: nn.Module,   # what is trained
 ) -> tuple[list[list[nn.Parameter]], list[float]]:  # parameters and weight decay of each group
     "The parameter groups of the optimiser; frozen parameters are in none."
+    if self.early_lr is not None:
+        return self._graded(model)[:2]
     if self.decay_all:
         return [[p for p in model.parameters() if p.requires_grad]], [float(self.wd)]
     groups = param_groups_weight_decay(model, float(self.wd))
@@ -399,45 +434,264 @@ def groups(
 
 
 @patch
+def _graded(
+    self: Fit,
+    model: nn.Module,   # what is trained
+) -> tuple[list[list[nn.Parameter]], list[float], np.ndarray]:  # parameters, weight decay, peak rate
+    "The groups of `layer_groups`, each cut in two where norms and biases do not decay."
+    layers, (groups, wds) = layer_groups(model), replace(self, early_lr=None).groups(model)
+    decays = {id(p): wd for group, wd in zip(groups, wds) for p in group}
+    cut = [([p for p in layer if decays[id(p)] == wd], wd, rate)
+           for layer, rate in zip(layers, np.geomspace(self.early_lr, self.lr, len(layers)))
+           for wd in dict.fromkeys(wds)]
+    parameters, wds, rates = zip(*(part for part in cut if part[0]))
+    return list(parameters), list(wds), np.array(rates)
+
+
+@patch
+def rates(
+    self: Fit,
+    model: nn.Module,   # what is trained
+) -> np.ndarray | None:  # the peak rate of each of `groups`; None: `lr` for all
+    "From `early_lr` to `lr`, by a constant factor from layer to layer."
+    return None if self.early_lr is None else self._graded(model)[2]
+
+# %% ../nbs/30_train.ipynb #optim001
+@patch
 def optimiser_for(
     self: Fit,
 ) -> Callable:   # parameter groups -> optimiser, as fastai's `Learner` wants it
-    "The optimiser, of PyTorch, in fastai's wrapper."
+    "The optimiser: of PyTorch in fastai's wrapper, or fastai's own."
     if self.optimiser == "sgd":
         return partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9, nesterov=True)
-    return partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, fused=True)
+    if self.optimiser == "adamw":
+        return partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, fused=True)
+    return getattr(fastai.optimizer, self.optimiser)
+
+
+def _called(
+    function: Callable,  # a function, a class, or a `partial`
+) -> str:                # "OptimWrapper(opt=NAdam, momentum_decay=0.1)"
+    "The name of an optimiser for the identity of a run, with the settings that are bound to it."
+    settings = getattr(function, "keywords", {})
+    said = ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in settings.items())
+    named = getattr(function, "func", function)
+    return getattr(named, "__name__", type(named).__name__) + f"({said})" * bool(said)
+
+# %% ../nbs/30_train.ipynb #freeze02
+class FreezeBody(Callback):
+    "Train the classifier alone in the first epochs: weights and batch statistics of all other layers stay."
+
+    order, run_valid, frozen = -5, False, ()  # after fastai has put the model into train mode
+
+    def __init__(
+        self,
+        epochs: int,  # how many
+    ):
+        self.epochs = epochs
+
+    def before_fit(self) -> None:
+        "Raise `ConfigError` where there is no body."
+        layer_groups(self.model)
+
+    def before_train(self) -> None:
+        "Freeze the body, or give it back, by the number of the epoch alone."
+        self.after_fit()
+        if self.epoch >= self.epochs:
+            return
+        *body, _ = layer_groups(self.model)
+        self.frozen = [p.requires_grad_(False) for group in body for p in group]
+        heads = {id(m) for head in _head_of(self.model)[1] for m in head.modules()}
+        for m in self.model.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and id(m) not in heads:
+                m.eval()
+
+    def after_fit(self) -> None:
+        "Give the body its gradients back."
+        for p in self.frozen:
+            p.requires_grad_(True)
+        self.frozen = ()
+
+# %% ../nbs/30_train.ipynb #accum002
+class Accumulate(GradientAccumulation):
+    "Add up the gradients of some batches before each step of the optimiser."
+
+    def __init__(
+        self,
+        batches: int,  # that make one step
+    ):
+        super().__init__(batches)
+        self.batches = batches
+
+    def before_fit(self) -> None:
+        "Begin with nothing. Raises `ConfigError` for steps that are longer than an epoch."
+        at_least("accumulate", self.batches, 1, "batches, as many as an epoch has,", most=len(self.dls.train))
+        super().before_fit()
+
+    def before_batch(self) -> None:
+        "Count images of this process: it may have a part of each batch."
+        whole = getattr(self.dl, "batch_part", None)
+        part = 1 if whole is None else len(self.y) / whole[1]
+        self.n_acc = self.batches * self.dls.train.bs * part
+
+    def state_dict(self) -> dict:  # plain values and tensors
+        "The gradients that wait for a step, for a checkpoint."
+        waiting = [p.grad for p in self.model.parameters()] if self.count else []
+        return {"count": self.count, "gradients": waiting}
+
+    def load_state_dict(
+        self,
+        state: dict,  # from `state_dict`
+    ) -> None:
+        "Put the gradients back."
+        self.count = state["count"]
+        for p, grad in zip(self.model.parameters(), state["gradients"]):
+            p.grad = None if grad is None else grad.to(p.device)
+
+# %% ../nbs/30_train.ipynb #parts002
+@patch
+def callbacks(
+    self: Fit,
+    device: torch.device | str,  # where the batches go
+) -> list[Callback]:             # for one fit
+    "The callbacks that these settings need, in addition to the caller's."
+    optional = ((self.clip, GradientClip), (self.ema, EMA), (self.precision(device), Amp),
+                (self.mix, partial(Mix, cut=self.cut)), (self.accumulate, Accumulate),
+                (self.freeze_epochs, FreezeBody))
+    best = [KeepBest(self.patience)] if self.keep == "best" else []
+    return [*best, *(make(value) for value, make in optional if value is not None)]
 
 # %% ../nbs/30_train.ipynb #01a3259f
 class FocalCrossEntropy(nn.CrossEntropyLoss):
-    "Cross-entropy times (1 - p)^γ, with p the probability of the label; γ = 0 is the cross-entropy itself."
+    """Cross-entropy times (1 - p)^γ, with p the probability of the label; γ = 0 is the cross-entropy itself.
+    With class weights the mean is over the images (Eq. 3)."""
 
     gamma = 0.0
 
     def forward(
         self,
         input: torch.Tensor,   # logits (B, C)
-        target: torch.Tensor,  # labels (B,)
+        target: torch.Tensor,  # labels (B,), or shares of the labels (B, C)
     ) -> torch.Tensor:         # scalar, or (B,) with reduction="none"
         "The loss, reduced as `reduction` says."
         options = {"label_smoothing": self.label_smoothing}
-        if not self.gamma:
+        if not self.gamma and self.weight is None:
             return nn.functional.cross_entropy(input, target, reduction=self.reduction, **options)
-        loss = nn.functional.cross_entropy(input, target, reduction="none", **options)
-        p = nn.functional.softmax(input, 1).gather(1, target[:, None]).squeeze(1)
-        loss = (1 - p) ** self.gamma * loss
-        return loss if self.reduction == "none" else loss.mean()
+        options["weight"] = None if self.weight is None else self.weight.to(input)
+        if self.gamma and target.is_floating_point():
+            loss = (target * self.of_labels(input, **options)).sum(1)
+        else:
+            loss = nn.functional.cross_entropy(input, target, reduction="none", **options)
+            if self.gamma:
+                p = nn.functional.softmax(input, 1).gather(1, target[:, None]).squeeze(1)
+                loss = (1 - p) ** self.gamma * loss
+        return {"none": loss, "sum": loss.sum()}.get(self.reduction, loss.mean())
 
-    def while_training(
+    def of_labels(
         self,
-        smoothing: float = 0.0,   # label smoothing, in [0, 1)
-        gamma: float = 0.0,       # γ of the focal loss; 0: cross-entropy
-    ) -> Callback:                # for the learner whose loss this is
-        "What sets smoothing and focus for the training batches, and takes them off for validation."
-        def choose(smoothing: float, gamma: float, callback: Callback) -> None:
-            self.label_smoothing, self.gamma = smoothing, gamma
+        input: torch.Tensor,           # logits (B, C)
+        weight: torch.Tensor | None,   # of the classes (C,)
+        label_smoothing: float,        # in [0, 1)
+    ) -> torch.Tensor:                 # (B, C)
+        "The focal loss that each image would have with each of the labels."
+        log_p = nn.functional.log_softmax(input, 1)
+        plain = -log_p if weight is None else -log_p * weight
+        smooth = (1 - label_smoothing) * plain + label_smoothing * plain.mean(1, keepdim=True)
+        return (1 - log_p.exp()) ** self.gamma * smooth
 
-        return Callback(before_train=partial(choose, smoothing, gamma),
-                        before_validate=partial(choose, 0.0, 0.0))
+# %% ../nbs/30_train.ipynb #loss0001
+@patch
+def while_training(
+    self: FocalCrossEntropy,
+    smoothing: float = 0.0,   # label smoothing, in [0, 1)
+    gamma: float = 0.0,       # γ of the focal loss; 0: cross-entropy
+    weight: torch.Tensor | None = None,  # of the classes (C,), see `Fit.weights_of`; None: 1
+) -> Callback:                # for the learner whose loss this is
+    "What sets smoothing, focus and weights for the training batches, and takes them off for validation."
+    def choose(smoothing: float, gamma: float, weight: torch.Tensor | None, callback: Callback) -> None:
+        self.label_smoothing, self.gamma, self.weight = smoothing, gamma, weight
+
+    return Callback(before_train=partial(choose, smoothing, gamma, weight),
+                    before_validate=partial(choose, 0.0, 0.0, None))
+
+# %% ../nbs/30_train.ipynb #loss0004
+@patch
+def weights_of(
+    self: Fit,
+    dls: DataLoaders,         # whose training images are counted
+) -> torch.Tensor | None:     # w̄ (C,) of Eq. 3; None: all classes count alike
+    """The weights of the classes. Raises `ConfigError` for another number of them than there are labels, for
+    "balanced" with a class that has no image, and for a loader whose labels cannot be read without its images."""
+    if self.class_weights is None:
+        return None
+    y, labels = _labels_of(dls)
+    n, chosen = torch.bincount(y, minlength=len(labels)).double(), self.class_weights
+    absent = [label for label, count in zip(labels, n.tolist()) if not count]
+    if chosen == "balanced" and absent or chosen != "balanced" and len(chosen) != len(labels):
+        without = f", which have no training images of {', '.join(absent)}," if absent else ""
+        raise ConfigError(f"class_weights={chosen!r} for the labels {tuple(labels)}{without}; one number for each, or "
+                          "'balanced' where each has images, expected")
+    w = 1 / n if chosen == "balanced" else torch.tensor(chosen, dtype=torch.double)
+    shown = (n > 0).double() if self.sampler == "balanced" else n
+    return (w * shown.sum() / (shown @ w)).float()
+
+
+def _labels_of(
+    dls: DataLoaders,   # of this package, or of a fastai `DataBlock`
+) -> tuple[torch.Tensor, list[str]]:  # class numbers (N,) of the training images, names
+    "The labels of the training images, none of which is opened."
+    loader = dls.train
+    if isinstance(loader, ReplayLoader):
+        return loader.y, list(loader.ds.labels)
+    if not hasattr(loader.dataset, "tls"):
+        raise ConfigError(f"class_weights count the labels of a ReplayLoader or of a DataBlock's loaders; this one "
+                          f"is a {type(loader).__name__} of a {type(loader.dataset).__name__}")
+    return torch.tensor([int(y) for y in loader.dataset.tls[-1]]), list(dls.vocab)
+
+# %% ../nbs/30_train.ipynb #loss0006
+@patch
+def loss_for(
+    self: Fit,
+    dls: DataLoaders,   # whose training images are counted where classes are weighted
+) -> tuple[CrossEntropyLossFlat, Callback]:  # the learner's loss, and what makes it the training's
+    "The loss that these settings say, while training; the plain cross-entropy otherwise."
+    loss, focus = CrossEntropyLossFlat(flatten=False), 2.0 if self.gamma is None else self.gamma
+    loss.func = FocalCrossEntropy()
+    return loss, loss.func.while_training(self.smoothing, focus if self.loss == "focal" else 0.0, self.weights_of(dls))
+
+# %% ../nbs/30_train.ipynb #loss0005
+class SoftTargets(Callback):
+    "Train on shares of the labels instead of the labels; validation keeps the labels."
+
+    order, run_valid = -40, False  # before anything that looks at targets
+
+    def __init__(
+        self,
+        shares: torch.Tensor,  # (N, C), a row for each image of the training data
+    ):
+        self.shares = shares
+
+    def before_batch(self) -> None:
+        "Replace the targets of the batch."
+        ids, repeats = self.dl.ids, self.dl.rows  # an epoch may repeat an image
+        self.learn.yb = (self.shares[ids if repeats is None else repeats[ids]].to(self.x.device),)
+
+
+@patch
+def soft_targets(
+    self: Fit,
+    dls: DataLoaders,       # of `ReplayLoader`s
+) -> list[Callback]:        # one, or none where labels are trained on
+    "The annotators' shares as targets. Raises `ConfigError` for another loader, `DataError` without votes."
+    if self.soft is None:
+        return []
+    if not isinstance(dls.train, ReplayLoader):
+        raise ConfigError(f"soft={self.soft!r} needs the votes of a ReplayLoader's data; this loader is a "
+                          f"{type(dls.train).__name__}")
+    ds = dls.train.ds
+    shares, labels = torch.from_numpy(ds.soft_labels(self.soft)), torch.from_numpy(ds.targets()).long()
+    own = nn.functional.one_hot(labels, len(ds.labels)).to(shares)
+    return [SoftTargets(torch.where(shares.isnan(), own, shares).float())]
 
 # %% ../nbs/30_train.ipynb #ac4a419f
 def make_network(
@@ -603,6 +857,17 @@ def set_generators(
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
+# %% ../nbs/30_train.ipynb #plain001
+def _listed(
+    state: object,   # of an optimiser, PyTorch's or fastai's
+) -> object:         # the same in plain containers
+    "fastai's lists as Python's, NumPy's numbers too."
+    if isinstance(state, dict):
+        return {k: _listed(v) for k, v in state.items()}
+    if isinstance(state, (list, tuple, L)):
+        return (tuple if isinstance(state, tuple) else list)(_listed(v) for v in state)
+    return state.item() if isinstance(state, np.generic) else state
+
 # %% ../nbs/30_train.ipynb #aa20151b
 @patch
 def save(
@@ -615,7 +880,7 @@ def save(
         return
     write_checkpoint({
         "epoch": epochs, "described": self.described, "environment": self.environment,
-        "model": self.model.state_dict(), "optimizer": self.opt.state_dict(),
+        "model": self.model.state_dict(), "optimizer": _listed(self.opt.state_dict()),
         "loader_epoch": self.dls.train.epoch, "train_iter": self.learn.train_iter,
         "smooth_loss": [smooth.count, smooth.val.as_subclass(torch.Tensor)],
         "callbacks": [[cb.name, cb.state_dict()] for cb in self.stateful], "rng": generators[0],
@@ -636,7 +901,8 @@ def restore(
     if differ := differences(found["environment"], self.environment):
         warnings.warn(f"{self.path}: going on, but not bit for bit: {'; '.join(differ)}", stacklevel=2)
     self.model.load_state_dict(found["model"])
-    self.opt.load_state_dict(found["optimizer"])
+    wrapped, moments = isinstance(self.opt, OptimWrapper), found["optimizer"]
+    self.opt.load_state_dict(moments if wrapped else to_device(moments, self.dls.device))
     self.dls.train.epoch, self.learn.train_iter = found["loader_epoch"], found["train_iter"]
     self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = found["smooth_loss"]
     for cb, (_, state) in zip(self.stateful, found["callbacks"]):
@@ -736,6 +1002,7 @@ def fit_model(
     show: bool = False,                     # draw progress
     checkpoint: str | Path | None = None,  # a file of this fit alone, rewritten after every epoch; None: none
     resume: bool = True,                    # go on from `checkpoint` where it is there; False: start again
+    opt_func: Callable | None = None,  # as fastai's `Learner` takes it, or of `torch.optim`; None: by `fit`
     **changes: object,                      # fields of `fit` that differ: epochs=3, lr=1e-3
 ) -> pd.DataFrame:                          # history: phase, epoch, train_loss, valid_loss, accuracy
     """Fit `model`, leaving it in eval mode with the weights of its best or last epoch (with `Fit.ema` the
@@ -747,24 +1014,27 @@ def fit_model(
         check_labels(model, dls.train.ds)
     rank, world = rank_world()
     seed_everything(seed + 1_000_003 * rank)
-    model.to(dls.device, memory_format=torch.channels_last)
+    model.to(dls.device, memory_format=torch.channels_last).zero_grad()
     progress, (groups, wds) = Progress(phase, show and rank == 0), fit.groups(model)
-    loss = CrossEntropyLossFlat()
-    loss.func = FocalCrossEntropy()
-    own = [*fit.callbacks(dls.device), progress, StopOnNaN(), CheckInputRange(),
-           loss.func.while_training(fit.smoothing, 2.0 if fit.loss == "focal" else 0.0)]
+    loss, training = fit.loss_for(dls)
+    own = [*fit.callbacks(dls.device), progress, StopOnNaN(), CheckInputRange(), training, *fit.soft_targets(dls)]
     if checkpoint is not None or world > 1:
-        described = fit.identity(model, dls, cbs, phase=phase, seed=seed)
+        named = None if opt_func is None else _called(opt_func)
+        described = fit.identity(model, dls, cbs, phase=phase, seed=seed, opt_func=named)
         own += ([Checkpoint(checkpoint, described, resume)] if checkpoint is not None else [])
         own += [Distributed(described)] if world > 1 else []
-    learn = ResumableLearner(dls, model, loss, fit.optimiser_for(), metrics=accuracy,
+    if isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer):
+        opt_func = partial(OptimWrapper, opt=opt_func)
+    learn = ResumableLearner(dls, model, loss, opt_func or fit.optimiser_for(), metrics=accuracy,
                              splitter=lambda _: groups, cbs=[*own, *cbs])
     learn.remove_cb(ProgressCallback)
+    learn.create_opt()
+    plan = {k: f for k, f in fit.schedules(fit.rates(model)).items() if k in learn.opt.hypers[0]}
     try:
         with learn.no_logging():
-            learn.fit(fit.epochs, fit.lr, wds, cbs=ParamScheduler(fit.schedules()))
+            learn.fit(fit.epochs, fit.lr, wds, cbs=ParamScheduler(plan))
         if fit.keep == "last" and fit.ema is not None:
             model.load_state_dict(learn.ema.average.module.state_dict())
     finally:
-        model.eval()
+        model.eval().zero_grad()  # gradients may still wait for a step
     return progress.history()
