@@ -725,12 +725,13 @@ def adapted(
 def make_loaders(
     train: FERData,             # training images
     valid: FERData,             # images that choose the epoch, held out of the training split
-    fit: Fit = Fit(),           # its `bs`, `augment` and `device`
+    fit: Fit = Fit(),           # its `bs`, `augment`, `sampler` and `device`
     seed: int = 0,              # order and views
     views: int | None = None,   # cycle through this many views of each image; None: new ones in every epoch
 ) -> DataLoaders:               # of `ReplayLoader`s
-    "Loaders for `fit_model`."
-    dls = dataloaders(train, valid, fit.bs, fit.augment, seed, views, fit.device)
+    "Loaders for `fit_model`; with `sampler` each class of the training images is as likely as any other."
+    weights = {} if fit.sampler is None else {"weights": (1 / train.df.label.value_counts()).to_dict()}
+    dls = dataloaders(train, valid, fit.bs, fit.augment, seed, views, fit.device, **weights)
     dls.train.augment = fit.augment  # `dataloaders` takes None for the paper's geometry
     return dls
 
@@ -1012,6 +1013,9 @@ def fit_model(
     fit = replace(Fit(epochs=fit) if isinstance(fit, int) else fit, **changes)
     if hasattr(model, "labels") and isinstance(dls.train, ReplayLoader):
         check_labels(model, dls.train.ds)
+    if fit.sampler is not None and getattr(dls.train, "weights", None) is None:
+        raise ConfigError(f"sampler={fit.sampler!r}, but these loaders show each image once; those of "
+                          "make_loaders(train, valid, fit), or dataloaders(..., weights=...), expected")
     rank, world = rank_world()
     seed_everything(seed + 1_000_003 * rank)
     model.to(dls.device, memory_format=torch.channels_last).zero_grad()

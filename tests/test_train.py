@@ -355,7 +355,7 @@ def test_a_callback_without_the_methods_is_not_mistaken_for_one_with(dls, tmp_pa
 
     plain = Plain()
     fit_model(net(), dls, 1, cbs=[plain], checkpoint=tmp_path / "x")
-    assert [name for name, _ in read_checkpoint(tmp_path / "x")["callbacks"]] == ["keep_best", "progress"]
+    assert [name for name, _ in read_checkpoint(tmp_path / "x")["callbacks"]] == ["keep_best", "fit_progress"]
 
 
 def test_another_number_of_threads_is_said(dls, saved, monkeypatch):
