@@ -33,7 +33,8 @@ def _check(
     if bare := [name for name, fine in absent.items() if not fine]:
         raise ConfigError(f"{bare[0]}=None; a value expected")
     for name in [n for n in least if n not in absent]:
-        at_least(name, given[name], least[name], whole="int" in types[name] and isinstance(given[name], float))
+        whole = "int" in types[name] and isinstance(given[name], float)
+        at_least(name, given[name], least[name], whole=whole)
     for name in [n for n in above_zero if n not in absent]:
         positive(name, given[name])
     for name in [n for n in shares if n not in absent]:
@@ -114,7 +115,8 @@ class Fit:
                {"smoothing": "[)", "cut": "[]", "warmup": "[)", "ema": "()"},
                {"optimiser": OPTIMISERS, "loss": ("cross_entropy", "focal"),
                 "schedule": ("one_cycle", "cosine", "warm_restarts"), "keep": ("best", "last"),
-                "amp": (None, "auto", "bf16", "fp16"), "soft": (None, "votes"), "sampler": (None, "balanced")})
+                "amp": (None, "auto", "bf16", "fp16"), "soft": (None, "votes"),
+                "sampler": (None, "balanced")})
         self._check_class_weights()
         restarts, cycle = self.schedule == "warm_restarts", self.restart_epochs
         clashes = {
@@ -128,7 +130,8 @@ class Fit:
                 self.gamma is not None and self.loss != "focal",
             f"freeze_epochs={self.freeze_epochs} of {self.epochs} epochs; at most all of them expected":
                 (self.freeze_epochs or 0) > self.epochs,
-            f"early_lr={self.early_lr} above lr={self.lr}; at most lr expected": (self.early_lr or 0) > self.lr,
+            f"early_lr={self.early_lr} above lr={self.lr}; at most lr expected":
+                (self.early_lr or 0) > self.lr,
             "sampler='balanced', class_weights='balanced'; one of the two expected, for both undo the same":
                 self.sampler == self.class_weights == "balanced"}
         if found := [text for text, clash in clashes.items() if clash]:

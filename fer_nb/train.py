@@ -384,10 +384,10 @@ _BESIDE = ("enhanced", "quad_weights")  # parts that `attach_sqs` gives a networ
 
 def _head_of(
     model: nn.Module,  # any
-) -> tuple[nn.Module, list[nn.Module]]:  # the network inside wrappers; its classifier and what is new beside it
+) -> tuple[nn.Module, list[nn.Module]]:  # the network inside wrappers; its classifier and what is beside it
     "Where the layers are, and the last of them."
     def parts(module: nn.Module) -> list[nn.Module]:
-        return [m for name, m in module.named_children() if name not in _BESIDE and any(True for _ in m.parameters())]
+        return [m for name, m in module.named_children() if name not in _BESIDE and [*m.parameters()]]
 
     heads, inner = [getattr(model, name, None) for name in _BESIDE], model
     while not hasattr(inner, "get_classifier") and len(parts(inner)) == 1 and parts(parts(inner)[0]):
@@ -401,7 +401,8 @@ def _head_of(
 def layer_groups(
     model: nn.Module,  # what is trained
 ) -> list[list[nn.Parameter]]:  # of each group, the classifier's last; frozen parameters are in none
-    "The parameters from the first layers to the last. Raises `ConfigError` where there is no body to tell apart."
+    """The parameters from the first layers to the last. Raises `ConfigError` where there is no body to tell
+    apart."""
     inner, heads = _head_of(model)
     head = {id(p) for m in heads for p in m.parameters()}
     parts = [dict(inner.named_parameters(recurse=False)).values(),
@@ -413,9 +414,9 @@ def layer_groups(
         groups += [list(new.values())] if new else []
     last = [p for p in model.parameters() if p.requires_grad and id(p) in head]
     if not groups or not last:
-        raise ConfigError(f"a {type(model).__name__} with {len(groups)} groups of layers below its classifier and "
-                          f"{len(last)} trained parameters in it; at least one of each expected, to freeze one "
-                          "or to give each its rate")
+        raise ConfigError(f"a {type(model).__name__} with {len(groups)} groups of layers below its "
+                          f"classifier and {len(last)} trained parameters in it; at least one of each "
+                          "expected, to freeze one or to give each its rate")
     return [*groups, last]
 
 # %% ../nbs/30_train.ipynb #73aa009c
@@ -621,7 +622,7 @@ def weights_of(
     dls: DataLoaders,         # whose training images are counted
 ) -> torch.Tensor | None:     # w̄ (C,) of Eq. 3; None: all classes count alike
     """The weights of the classes. Raises `ConfigError` for another number of them than there are labels, for
-    "balanced" with a class that has no image, and for a loader whose labels cannot be read without its images."""
+    "balanced" with a class that has no image, and for a loader whose labels cannot be read alone."""
     if self.class_weights is None:
         return None
     y, labels = _labels_of(dls)
@@ -629,8 +630,8 @@ def weights_of(
     absent = [label for label, count in zip(labels, n.tolist()) if not count]
     if chosen == "balanced" and absent or chosen != "balanced" and len(chosen) != len(labels):
         without = f", which have no training images of {', '.join(absent)}," if absent else ""
-        raise ConfigError(f"class_weights={chosen!r} for the labels {tuple(labels)}{without}; one number for each, or "
-                          "'balanced' where each has images, expected")
+        raise ConfigError(f"class_weights={chosen!r} for the labels {tuple(labels)}{without}; one number for "
+                          "each, or 'balanced' where each has images, expected")
     w = 1 / n if chosen == "balanced" else torch.tensor(chosen, dtype=torch.double)
     shown = (n > 0).double() if self.sampler == "balanced" else n
     return (w * shown.sum() / (shown @ w)).float()
@@ -644,8 +645,8 @@ def _labels_of(
     if isinstance(loader, ReplayLoader):
         return loader.y, list(loader.ds.labels)
     if not hasattr(loader.dataset, "tls"):
-        raise ConfigError(f"class_weights count the labels of a ReplayLoader or of a DataBlock's loaders; this one "
-                          f"is a {type(loader).__name__} of a {type(loader.dataset).__name__}")
+        raise ConfigError(f"class_weights count the labels of a ReplayLoader or of a DataBlock's loaders; "
+                          f"this one is a {type(loader).__name__} of a {type(loader.dataset).__name__}")
     return torch.tensor([int(y) for y in loader.dataset.tls[-1]]), list(dls.vocab)
 
 # %% ../nbs/30_train.ipynb #loss0006
@@ -655,9 +656,9 @@ def loss_for(
     dls: DataLoaders,   # whose training images are counted where classes are weighted
 ) -> tuple[CrossEntropyLossFlat, Callback]:  # the learner's loss, and what makes it the training's
     "The loss that these settings say, while training; the plain cross-entropy otherwise."
-    loss, focus = CrossEntropyLossFlat(flatten=False), 2.0 if self.gamma is None else self.gamma
-    loss.func = FocalCrossEntropy()
-    return loss, loss.func.while_training(self.smoothing, focus if self.loss == "focal" else 0.0, self.weights_of(dls))
+    loss, focal = CrossEntropyLossFlat(flatten=False), self.loss == "focal"
+    loss.func, gamma = FocalCrossEntropy(), 2.0 if self.gamma is None else self.gamma
+    return loss, loss.func.while_training(self.smoothing, gamma if focal else 0.0, self.weights_of(dls))
 
 # %% ../nbs/30_train.ipynb #loss0005
 class SoftTargets(Callback):
@@ -1021,7 +1022,8 @@ def fit_model(
     model.to(dls.device, memory_format=torch.channels_last).zero_grad()
     progress, (groups, wds) = Progress(phase, show and rank == 0), fit.groups(model)
     loss, training = fit.loss_for(dls)
-    own = [*fit.callbacks(dls.device), progress, StopOnNaN(), CheckInputRange(), training, *fit.soft_targets(dls)]
+    own = [*fit.callbacks(dls.device), progress, StopOnNaN(), CheckInputRange(), training,
+           *fit.soft_targets(dls)]
     if checkpoint is not None or world > 1:
         named = None if opt_func is None else _called(opt_func)
         described = fit.identity(model, dls, cbs, phase=phase, seed=seed, opt_func=named)
