@@ -104,8 +104,9 @@ class LossTerm(Callback):
 def logits_in(
     pred: torch.Tensor | tuple,  # what a model returned
 ) -> torch.Tensor:               # logits (B, C)
-    "The logits, as a plain tensor, also of a model that returns more than them."
-    return (pred if isinstance(pred, torch.Tensor) else pred[0]).as_subclass(torch.Tensor)
+    "The logits, as a plain tensor of full precision, also of a model that returns more than them."
+    z = (pred if isinstance(pred, torch.Tensor) else pred[0]).as_subclass(torch.Tensor)
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
 @patch
