@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastcore.basics import patch
 
 from .attacks import check_eps, deepfool, fgsm, pgd
+from .checks import ask, dominant_labels
 from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
 from .evaluate import eval_mode
 from .launch import gather
+from .terms import LossTerm, batch_targets, logits_in
 
 # %% ../nbs/34_advtrain.ipynb #9b3d0283
 def _batch_generator(
@@ -65,9 +65,9 @@ _COLUMNS = ["epoch", "attack", "eps", "steps", "images", "loss", "accuracy"]
 _GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note"]
 
 
-class AdversarialTraining(Callback):
+class AdversarialTraining(LossTerm):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
-    order, run_valid = MixedPrecision.order - 1, False
+    first = LossTerm.first + 2  # TRADES adds after EADD, whose weight α is not for it
 
     def __init__(
         self,
@@ -140,9 +140,8 @@ def _check(self: AdversarialTraining) -> None:
 def before_batch(self: AdversarialTraining) -> None:
     "Before the forward pass of a training batch: attack some of its images, for the student as it is now."
     self.learn.clean_xb = self.xb
-    if len(self.xb) != 1 or not self.yb:
-        raise ConfigError(f"the batch has {len(self.xb)} inputs and {len(self.yb)} targets; expected 1 and 1")
-    x, y = (part[0].as_subclass(torch.Tensor) for part in (self.xb, self.yb))
+    x, y = self.xb[0].as_subclass(torch.Tensor), batch_targets(self.learn, self.classes)
+    self.targets = y
     if self.guard and self.watched is None:
         self.watched = tuple(torch.cat(parts) for parts in zip(*gather((x.cpu(), y.cpu()))))
     attack, generator = self._draw(x)
@@ -183,7 +182,7 @@ def _draw(
 def _craft(
     self: AdversarialTraining,
     x: torch.Tensor,             # rows to attack (b, C, H, W)
-    y: torch.Tensor,             # their class numbers (b,)
+    y: torch.Tensor,             # their class numbers (b,), or shares of the classes (b, K)
     attack: str | Callable,      # one of `attacks`
     generator: torch.Generator,  # randomness of the starts
 ) -> torch.Tensor:               # (b, C, H, W) in [0, 1]
@@ -195,7 +194,7 @@ def _craft(
     with eval_mode(self.model):
         if self.trades and attack in ("fgsm", "pgd"):
             with torch.no_grad():
-                y = self.model(x).float().softmax(1)
+                y = logits_in(ask(self.model, x)).softmax(1)
         adv = call(self.model, x, y)
     if not isinstance(adv, torch.Tensor) or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
         found = tuple(getattr(adv, "shape", ())) or type(adv).__name__
@@ -204,13 +203,6 @@ def _craft(
     return adv.detach()
 
 # %% ../nbs/34_advtrain.ipynb #34aa0005
-def _first(
-    pred: torch.Tensor | tuple,  # what a model returned
-) -> torch.Tensor:               # logits (B, K)
-    "The logits, as a plain tensor, also of a model that returns more than them."
-    return (pred if isinstance(pred, torch.Tensor) else pred[0]).as_subclass(torch.Tensor)
-
-
 def _appended(
     log: pd.DataFrame,  # so far
     rows: list[list],   # new rows, in the order of the columns
@@ -223,32 +215,35 @@ def _appended(
 @patch
 def after_pred(self: AdversarialTraining) -> None:
     "After the forward pass: add up loss and hits of attacked and clean rows, for TRADES predict the former."
-    z, y, mask = _first(self.pred), self.yb[0].as_subclass(torch.Tensor), self.adv_mask
+    z, y, mask = logits_in(self.pred), self.targets, self.adv_mask
     if self.adv_rows is None:
         parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
     else:
-        self.adv_pred = _first(self.model(self.adv_rows))
+        self.adv_pred = logits_in(self.model(self.adv_rows))
         parts = (self.now, self.adv_pred, y[mask]), ("clean", z, y)
     for kind, z, y in parts:
-        z = z.detach().float()
-        loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == y).sum()
+        z, y = z.detach(), y if y.ndim == 1 else y.to(z)
+        loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == dominant_labels(y)[0]).sum()
         self.sums[kind] = self.sums.get(kind, 0) + torch.stack([loss.new_tensor(len(y)), loss, hits]).double()
 
 
 @patch
-def before_backward(self: AdversarialTraining) -> None:
-    "Before the backward pass: add the term of TRADES to the loss, whatever other callbacks have made of it."
-    if self.adv_pred is not None:
-        clean, adv = _first(self.pred)[self.adv_mask].float(), self.adv_pred.float()
-        self.learn.loss_grad = self.loss_grad + self.trades * self.weight * _disagreement(clean, adv)
-        self.learn.loss = self.learn.loss_grad.detach().clone()
+def total(
+    self: AdversarialTraining,
+    loss: torch.Tensor,        # of the learner, and of EADD and SQS where they are there
+) -> torch.Tensor | None:      # None: the same, without TRADES
+    "The loss and the term of TRADES."
+    if self.adv_pred is None:
+        return None
+    clean = logits_in(self.pred)[self.adv_mask]
+    return loss + self.trades * self.weight * _disagreement(clean, self.adv_pred)
 
 # %% ../nbs/34_advtrain.ipynb #34aa0007
 @patch
 def before_fit(self: AdversarialTraining) -> None:
     "At the start of `fit`, `validate` and `get_preds`: remove what a fit that crashed may have left."
-    self.learn.clean_xb, self.learn.adv_mask, self.new_fit = None, None, True
-    self.adv_rows, self.adv_pred = None, None
+    self.after_batch()
+    self.new_fit = True
 
 
 @patch
@@ -266,7 +261,7 @@ def before_train(self: AdversarialTraining) -> None:
 def after_batch(self: AdversarialTraining) -> None:
     "After a batch, also a cancelled one: free its tensors."
     self.learn.clean_xb, self.learn.adv_mask = None, None
-    self.adv_rows, self.adv_pred = None, None
+    self.adv_rows, self.adv_pred, self.targets = None, None, None
 
 
 @patch
@@ -295,13 +290,14 @@ def _parts(self: AdversarialTraining) -> list:  # each with state_dict and load_
 @patch
 def _probe(self: AdversarialTraining) -> tuple[float, float]:  # accuracies under FGSM and PGD
     "The accuracy of the watched batch under a single step, as in training, and under many."
-    x, y = (t.to(self.dls.device) for t in self.watched)
+    x, y = (t.to(next(self.model.parameters()).device) for t in self.watched)
     ball = dict(eps=max(self._budgets()), generator=_batch_generator(self.seed, 0, 0))
     with eval_mode(self.model):
         found = (fgsm(self.model, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
                  pgd(self.model, x, y, steps=self.guard, **ball))
         with torch.no_grad():
-            return tuple((_first(self.model(a)).argmax(1) == y).float().mean().item() for a in found)
+            labels = dominant_labels(y)[0]
+            return tuple((logits_in(self.model(a)).argmax(1) == labels).float().mean().item() for a in found)
 
 
 @patch

@@ -13,44 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import ConfigError, ImageError, LabelError, at_least, one_of
+from .checks import ask, check_images, check_logits, check_targets, dominant_labels
+from .core import ConfigError, at_least, one_of
 
 # %% ../nbs/23_attacks.ipynb #37317ffb
-def _check_images(
-    model: nn.Module,  # a classifier
-    x: torch.Tensor,   # images (B, C, H, W) in [0, 1]
+def _check_input(
+    model: nn.Module,        # a classifier
+    x: torch.Tensor,         # images (B, C, H, W) in [0, 1]
+    y: torch.Tensor | None,  # class numbers (B,), or probabilities (B, K)
+    own: bool = False,       # whether None will do, for the model's own predictions
 ) -> None:
-    "Raise `ConfigError` unless `model` is in evaluation mode, `ImageError` unless `x` is a batch in [0, 1]."
+    """Raise `ConfigError` unless `model` is in evaluation mode, `ImageError` unless `x` is a batch in [0, 1],
+    `LabelError` unless `y` holds its targets."""
     if training := [name or type(model).__name__ for name, m in model.named_modules() if m.training]:
         raise ConfigError(f"{training[0]!r} is in training mode; call model.eval() before an attack")
-    fault = ""
-    if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim != 4:
-        fault = f"x is a {type(x).__name__} of {getattr(x, 'dtype', '?')} {tuple(getattr(x, 'shape', ()))}"
-    elif not (valid := ((x >= 0) & (x <= 1)).flatten(1).all(1)).all():  # NaN fails both
-        i = int((~valid).nonzero()[0])
-        fault = f"image {i} has values in [{x[i].min():.3g}, {x[i].max():.3g}]"
-    if fault:
-        raise ImageError(f"{fault}; expected (B, C, H, W), float32 or float64, with values in [0, 1] (the "
-                         "normalisation belongs inside the model)")
-
-# %% ../nbs/23_attacks.ipynb #7de7ba00
-def _check_labels(
-    y: torch.Tensor,    # class numbers (B,), or probabilities (B, K)
-    n: int,             # number of images
-    soft: bool = True,  # whether probabilities are allowed
-) -> None:
-    "Raise `LabelError` unless `y` holds `n` class numbers, or as many rows of probabilities."
-    fault = ""
-    if not isinstance(y, torch.Tensor):
-        fault = f"y is a {type(y).__name__}"
-    elif soft and y.is_floating_point() and y.ndim == 2 and len(y) == n:
-        if not (valid := (y >= 0).all(1) & ((y.sum(1) - 1).abs() < 1e-3)).all():  # NaN fails both
-            fault = f"y[{int((~valid).nonzero()[0])}] is not a distribution"
-    elif y.is_floating_point() or y.dtype == torch.bool or y.shape != (n,):
-        fault = f"y is {y.dtype} {tuple(y.shape)}"
-    if fault:
-        rows = f", or ({n}, K) probabilities >= 0 with the sum 1" * soft
-        raise LabelError(f"{fault}; expected ({n},) class numbers{rows}")
+    check_images(x)
+    if y is not None or not own:
+        check_targets(y, len(x))
 
 # %% ../nbs/23_attacks.ipynb #35837f4f
 def check_eps(
@@ -79,25 +58,12 @@ def _logits(
     y: torch.Tensor | None,  # class numbers (B,) or probabilities (B, K), compared with the number of classes
 ) -> torch.Tensor:           # logits (B, K)
     "The logits of `x`, or a typed error that says what the model returned instead."
-    z = model(x)
-    fault = ""
-    if not isinstance(z, torch.Tensor) or z.ndim != 2 or len(z) != len(x) or z.shape[1] < 2:
-        fault = f"{tuple(z.shape)}" if isinstance(z, torch.Tensor) else f"a {type(z).__name__}"
-    elif x.requires_grad and not z.requires_grad:
-        fault = "logits that carry no gradient (does it detach its input?)"
-    elif not (finite := z.detach().isfinite().all(1)).all():
-        fault = f"NaN or infinity for image {int((~finite).nonzero()[0])}"
-    elif ((z.detach() >= 0) & (z.detach() <= 1)).all() and ((z.detach().sum(1) - 1).abs() < 1e-4).all():
-        fault = "probabilities (remove its softmax)"
-    if fault:
-        raise ConfigError(f"the model returned {fault} for {len(x)} images; expected logits ({len(x)}, K), "
-                          "K >= 2")
-    classes = z.shape[1]
-    soft = y is not None and y.is_floating_point()
-    if y is not None and (y.shape[1] != classes if soft else ((y < 0) | (y >= classes)).any()):
-        numbers = "" if soft else f"labels from {int(y.min())} to {int(y.max())}"
-        raise LabelError(f"y has {numbers or f'probabilities for {y.shape[1]} classes'}; the model has "
-                         f"{classes} classes")
+    z = ask(model, x)
+    check_logits(z, len(x))
+    if x.requires_grad and not z.requires_grad:
+        raise ConfigError("the model returned logits that carry no gradient (does it detach its input?)")
+    if y is not None:
+        check_targets(y, len(x), z.shape[1])
     return z
 
 # %% ../nbs/23_attacks.ipynb #ef3b8968
@@ -111,7 +77,7 @@ def _attack_mode(
         if y is not None:
             kind = x.dtype if y.is_floating_point() else torch.long
             y = y.detach().as_subclass(torch.Tensor).to(x.device, kind, copy=True)
-        yield x.detach().as_subclass(torch.Tensor).clone(), y
+        yield x.detach().as_subclass(torch.Tensor).clone().clamp_(0, 1), y  # a rounding error may be outside
 
 # %% ../nbs/23_attacks.ipynb #aae63631
 def _gradient(
@@ -190,8 +156,7 @@ def fgsm(
     generator: torch.Generator | None = None,  # randomness of the start, the global one if None
 ) -> torch.Tensor:               # adversarial images, same shape, in [0, 1]
     "One signed gradient step (Eq. 7) within `eps`. Raises `ImageError`, `LabelError` or `ConfigError`."
-    _check_images(model, x)
-    _check_labels(y, len(x))
+    _check_input(model, x, y)
     check_eps(eps)
     alpha = (1.25 if random_start else 1.0) * eps if alpha is None else alpha
     with _attack_mode(x, y) as (x, y):
@@ -208,7 +173,7 @@ def _harm(
 ) -> torch.Tensor:      # (B,), infinite where the model is wrong, otherwise the cross-entropy
     "How far each image of `adv` has got, for the choice among restarts."
     with torch.no_grad():
-        z, label = _logits(model, adv, y), y.argmax(1) if y.is_floating_point() else y
+        z, label = _logits(model, adv, y), dominant_labels(y)[0]
         return F.cross_entropy(z, y, reduction="none").masked_fill(z.argmax(1) != label, float("inf"))
 
 # %% ../nbs/23_attacks.ipynb #47ea1eb1
@@ -225,8 +190,7 @@ def pgd(
     generator: torch.Generator | None = None,  # randomness of the starts, the global one if None
 ) -> torch.Tensor:               # adversarial images, same shape, in [0, 1]
     "Projected gradient ascent (Eq. 6) within `eps`. Raises `ImageError`, `LabelError` or `ConfigError`."
-    _check_images(model, x)
-    _check_labels(y, len(x))
+    _check_input(model, x, y)
     check_eps(eps, norm)
     _check_effort(norm, steps=steps, restarts=restarts)
     if restarts > 1 and not random_start:
@@ -274,22 +238,21 @@ def _nearest_plane(
 def deepfool(
     model: nn.Module,               # classifier of x in [0, 1], in evaluation mode, returning logits
     x: torch.Tensor,                # images (B, C, H, W) in [0, 1], float32 or float64
-    y: torch.Tensor | None = None,  # class numbers to leave (B,); the model's own predictions if None
+    y: torch.Tensor | None = None,  # class numbers to leave (B,), or probabilities (B, K); None: its predictions
     overshoot: float = 0.02,        # how far to go beyond the boundary, as a fraction of the change
     steps: int = 50,                # most linearisations of an image
     norm: str = "l2",               # length that is made small: "l2" or "linf"
 ) -> torch.Tensor:                  # adversarial images, same shape, in [0, 1]
     """A nearly smallest change that changes the label (Moosavi-Dezfooli 2016). Raises `ImageError`,
     `LabelError` or `ConfigError`."""
-    _check_images(model, x)
-    if y is not None:
-        _check_labels(y, len(x), soft=False)
+    _check_input(model, x, y, own=True)
     _check_effort(norm, steps=steps)
     at_least("overshoot", overshoot, 0)
     with _attack_mode(x, y) as (x, y):
         if y is None and len(x):
             with torch.no_grad():
                 y = _logits(model, x, None).argmax(1)
+        y = y if y is None else dominant_labels(y)[0]
         out, rows, adv, r = x.clone(), torch.arange(len(x), device=x.device), x, torch.zeros_like(x)
         for _ in range(steps if len(x) else 0):
             adv = adv.detach().requires_grad_()
@@ -310,11 +273,12 @@ def deepfool(
 def margin(
     model: nn.Module,  # classifier in evaluation mode
     x: torch.Tensor,   # images (B, C, H, W)
-    y: torch.Tensor,   # class numbers (B,)
+    y: torch.Tensor,   # class numbers (B,); of probabilities (B, K) the likeliest
 ) -> torch.Tensor:     # (B,); below 0 where the model is wrong
     "The logit of the true class minus the largest other one. Raises `LabelError` or `ConfigError`."
     with torch.no_grad():
         z = _logits(model, x, y).float()
+    y = dominant_labels(y)[0]
     own = z.gather(1, y[:, None])
     return (own - z.scatter(1, y[:, None], float("-inf")).amax(1, keepdim=True)).flatten()
 
@@ -339,18 +303,17 @@ def _squares(
 def square_search(
     model: nn.Module,            # classifier of x in [0, 1], in evaluation mode, returning logits
     x: torch.Tensor,             # images (B, C, H, W) in [0, 1], float32 or float64
-    y: torch.Tensor,             # true class numbers (B,)
+    y: torch.Tensor,             # true class numbers (B,); of probabilities (B, K) the likeliest
     eps: float = 8/255,          # largest change of any pixel value
     queries: int = 200,          # forward passes for an image that resists
     generator: torch.Generator | None = None,  # randomness, on the CPU; None: one with seed 0
 ) -> torch.Tensor:               # adversarial images, same shape, in [0, 1]
     "A black-box attack by random squares. Raises `ImageError`, `LabelError` or `ConfigError`."
-    _check_images(model, x)
-    _check_labels(y, len(x), soft=False)
+    _check_input(model, x, y)
     check_eps(eps)
     _check_effort(queries=queries)
     g = torch.Generator().manual_seed(0) if generator is None else generator
-    y, stripes = y.to(x.device, torch.long), torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
+    y, stripes = dominant_labels(y)[0].to(x.device), torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
     adv = (x + eps * (2.0 * stripes.to(x) - 1)).clamp(0, 1)
     best = margin(model, adv, y)
     for q in range(1, queries):

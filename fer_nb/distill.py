@@ -6,20 +6,26 @@
 __all__ = ['eadd_weights', 'distill_loss', 'eadd_distill', 'EADD', 'recalls']
 
 # %% ../nbs/32_distill.ipynb #99b5b06e
-from collections.abc import Callable, Sequence
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
+from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
 
-from .core import ConfigError, LabelError, one_of
+from .checks import (check_images, check_logits, check_names, check_targets, dominant_labels,
+                           targets_fit, temperature)
+from .core import ConfigError, LabelError, at_least, one_of, progress
 from .launch import gather
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
+from .terms import LossTerm, batch_targets, class_names, is_search, logits_in
 
 # %% ../nbs/32_distill.ipynb #ffe8e84d
 def eadd_weights(
@@ -28,13 +34,11 @@ def eadd_weights(
 ) -> torch.Tensor:                                  # float32, same shape, each column sums to 1
     "How far each teacher is trusted for each emotion (Eq. 5)."
     acc = acc.float() if isinstance(acc, torch.Tensor) else torch.tensor(np.asarray(acc), dtype=torch.float32)
-    tau = torch.as_tensor(tau, dtype=torch.float32)
-    fits = acc.ndim == 2 and ((acc >= 0) & (acc <= 1)).all() and tau.shape in ((), acc.shape[1:])
-    if not (fits and (tau > 0).all()):
-        raise ConfigError(f"acc of shape {tuple(acc.shape)}, from {acc.min():g} to {acc.max():g}, "
-                          f"tau={tau.tolist()}; (teachers, emotions), shares from 0 to 1, and a positive "
-                          f"number, or one for each of {acc.shape[-1]} emotions, expected")
-    return F.softmax(acc / tau, dim=0)
+    if acc.ndim != 2 or not acc.numel() or not ((acc >= 0) & (acc <= 1)).all():
+        ends = f", from {acc.min():g} to {acc.max():g}" if acc.numel() else ""
+        raise ConfigError(f"acc of shape {tuple(acc.shape)}{ends}; (teachers, emotions), shares from 0 to 1, "
+                          "expected")
+    return F.softmax(acc / temperature("tau", tau, acc.shape[1], like=acc), dim=0)
 
 # %% ../nbs/32_distill.ipynb #7b16bcbd
 def _kl_per_sample(
@@ -50,102 +54,145 @@ def _kl_per_sample(
 def distill_loss(
     z_s: torch.Tensor,        # student logits (B, C)
     z_t: torch.Tensor,        # teacher logits (B, C)
-    T: float | torch.Tensor,  # temperature: a number, or one per sample (B,)
+    T: float | Sequence[float] | torch.Tensor,  # temperature: a number, or one per sample (B,)
 ) -> torch.Tensor:            # scalar, mean over the batch
-    "Temperature-scaled KL divergence from teacher to student (Eq. 3 and 4)."
-    T = torch.as_tensor(T, dtype=z_s.dtype, device=z_s.device).expand(len(z_s))[:, None]
-    if z_s.shape != z_t.shape or not (T > 0).all():
-        raise ConfigError(f"student logits {tuple(z_s.shape)}, teacher logits {tuple(z_t.shape)}, T from "
-                          f"{T.min():g}; one shape, a positive T expected")
+    "Temperature-scaled KL divergence from teacher to student (Eq. 3 and 4). Raises `ConfigError`."
+    check_logits(z_s, len(z_s), who="the student")
+    check_logits(z_t, *z_s.shape, who="the teacher")
+    T = temperature("T", T, len(z_s), "samples", z_s).expand(len(z_s))[:, None]
     return _kl_per_sample(z_s, z_t, T).mean()
 
 # %% ../nbs/32_distill.ipynb #b687452b
+def _distances(
+    z_s: torch.Tensor,                # student logits (B, C)
+    z_t: torch.Tensor,                # teachers' logits (N, B, C)
+    y: torch.Tensor,                  # class numbers (B,), or shares of the classes (B, C)
+    weights: torch.Tensor,            # ω (N, E)
+    T: torch.Tensor,                  # T_e (E,)
+    over: str,                        # see `eadd_distill`
+    mask: torch.Tensor | None,        # see `eadd_distill`
+) -> torch.Tensor:                    # scalar
+    "The distillation part of Eq. 1, of arguments that fit together."
+    silent = mask is not None and not mask.all()
+
+    def distance(e: torch.Tensor) -> torch.Tensor:
+        "The weighted distances of the samples, if these are their emotions."
+        w, own = (weights[:, e], T[e]) if e.ndim == 1 else ((weights[:, None] * e).sum(2), (e * T).sum(1))
+        if silent:
+            w64 = w.double() * mask  # may be tiny where a teacher that is hardly trusted is alone
+            w = (w64 / w64.sum(0)).nan_to_num(0.0).to(w.dtype)
+        return (w * _kl_per_sample(z_s, z_t, own[:, None])).sum(0).mean()
+
+    rows = y if y.ndim == 1 else y[:, 0].long()
+    emotions = [y] if over == "label" else [torch.full_like(rows, e) for e in range(len(T))]
+    return sum(map(distance, emotions))
+
+
 def eadd_distill(
     z_s: torch.Tensor,                        # student logits (B, C)
     z_t: torch.Tensor,                        # teachers' logits (N, B, C)
-    y: torch.Tensor,                          # labels (B,)
-    weights: torch.Tensor,                    # ω (N, E), from `eadd_weights`
-    T: torch.Tensor,                          # T_e (E,)
+    y: torch.Tensor,                          # labels (B,), or shares of the emotions (B, E)
+    weights: torch.Tensor | np.ndarray,       # ω (N, E), from `eadd_weights`
+    T: float | Sequence[float] | torch.Tensor,  # T_e: one, or one per emotion (E,)
     over: str = "label",  # "label": each sample uses its own emotion; "all": the literal double sum
-    valid_mask: torch.Tensor | None = None,   # bool (N, B), where a teacher has an opinion; None: everywhere
+    valid_mask: torch.Tensor | np.ndarray | None = None,  # bool (N, B), who has an opinion; None: everyone
 ) -> torch.Tensor:                            # scalar, mean over the batch
-    "The distillation part of Eq. 1."
+    "The distillation part of Eq. 1. Raises `ConfigError`, or `LabelError` for targets that fit nothing."
     one_of("over", over, ("label", "all"))
-
-    def masked(w: torch.Tensor) -> torch.Tensor:
-        "Weights (N, B), normalised over the teachers with an opinion; 0 where none has one."
-        if valid_mask is None or valid_mask.all():
-            return w
-        w64 = w.double() * valid_mask  # may be tiny where a teacher that is hardly trusted is alone
-        return (w64 / w64.sum(0)).nan_to_num(0.0).to(w.dtype)
-
-    emotions = [y] if over == "label" else [torch.full_like(y, e) for e in range(len(T))]
-    return sum((masked(weights[:, e]) * _kl_per_sample(z_s, z_t, T[e][:, None])).sum(0).mean()
-               for e in emotions)
+    check_logits(z_s, len(z_s), who="the student")
+    check_targets(y, *z_s.shape)
+    for k, z in enumerate(z_t):
+        check_logits(z, *z_s.shape, who=f"teacher {k + 1}")
+    weights = torch.as_tensor(weights, device=z_s.device)
+    mask = None if valid_mask is None else torch.as_tensor(valid_mask, dtype=torch.bool, device=z_s.device)
+    one_of("weights.shape", tuple(weights.shape), [(len(z_t), z_s.shape[1])])
+    one_of("valid_mask.shape", tuple(z_t.shape[:2] if mask is None else mask.shape), [tuple(z_t.shape[:2])])
+    T = temperature("T", T, z_s.shape[1], like=z_s).expand(z_s.shape[1])
+    return _distances(z_s, z_t, y.to(z_s.device if y.ndim == 1 else z_s), weights, T, over, mask)
 
 # %% ../nbs/32_distill.ipynb #6233118c
-class EADD(Callback):
+class EADD(LossTerm):
     "Emotion-Aware Dynamic Distillation as a fastai callback (Eq. 1-5)."
 
-    order, run_valid = 10, False
+    first = LossTerm.first  # before the other terms: α is of the loss that the learner was given
 
     def __init__(
         self,
         teachers: Sequence[nn.Module | CachedLogits],          # frozen networks, or their cached logits
         alpha: float | Callable[[float], float] = 0.5,  # α, weight of the cross-entropy, or a schedule of it
-        T: float | Sequence[float] | Callable = 3.0,  # T_e: one, one per emotion, or a schedule of either
-        tau: float | Sequence[float] | Callable = 0.1,         # τ_e: the same
+        T: float | Sequence[float] | torch.Tensor | Callable = 3.0,  # T_e: one, one per emotion, a schedule
+        tau: float | Sequence[float] | torch.Tensor | Callable = 0.1,  # τ_e: the same
         accuracy: str | np.ndarray = "valid",  # "valid", "running", or a (teachers, emotions) table
         momentum: float = 0.98,                                # of the running estimate
         over: str = "label",                                   # see `eadd_distill`
     ):
         if isinstance(accuracy, str):
             one_of("accuracy", accuracy, ("valid", "running"))
+        one_of("over", over, ("label", "all"))
+        at_least("momentum", momentum, 0, most=1)
         listed = isinstance(teachers, Sequence) and len(teachers)
         if not listed or not all(hasattr(t, "labels") for t in teachers):
             raise ConfigError(f"teachers={str(teachers):.80}; a list of networks with .labels, or of cached "
                               "logits, expected")
         self.teachers = [t if hasattr(type(t), "batch_logits") else OnlineLogits(t) for t in teachers]
-        self.alpha, self.T, self.tau, self.momentum, self.over = alpha, T, tau, momentum, over
+        self.T, self.tau, table = (v.detach().cpu() if isinstance(v, torch.Tensor) else v
+                                   for v in (T, tau, accuracy))
+        self.alpha, self.momentum, self.over = alpha, momentum, over
         self.source = accuracy if isinstance(accuracy, str) else "table"
-        self.table = None if isinstance(accuracy, str) else np.array(accuracy, float)
+        self.table = None if isinstance(accuracy, str) else np.array(table, float)
         names = [t.name for t in self.teachers]
         self.names = [n if names.count(n) == 1 else f"{n} ({k + 1})" for k, n in enumerate(names)]
         columns = ["epoch", "teacher", "emotion", "accuracy", "weight", "alpha", "T"]
         self.history = pd.DataFrame(columns=columns)
-        self.acc, self._loaded, self._new_fit = None, False, True
+        self.acc, self._loaded, self._new_fit, self._kept = None, False, True, None
 
-    def before_fit(self) -> None:
-        "Check labels, cached views and settings. fastai calls this before `validate` and `get_preds` too."
-        cached = any(isinstance(t, CachedLogits) for t in self.teachers)
-        if (cached or self.source == "valid") and not isinstance(self.dls.train, ReplayLoader):
-            raise ConfigError(f"the training loader is a {type(self.dls.train).__name__}; cached logits and "
-                              "accuracy=\"valid\" need those of `loaders.dataloaders`")
-        labels = tuple(self.dls.vocab)
-        for name, teacher in zip(self.names, self.teachers):
-            if tuple(teacher.labels) != labels:
-                raise LabelError(f"teacher {name} has labels {tuple(teacher.labels)}, the data {labels}")
-            teacher.begin(self.learn)
-        self.settings_at(0.0)
-        self._new_fit, self.learn.clean_xb = True, None  # an attack that crashed may have left its images
+# %% ../nbs/32_distill.ipynb #5f7a0011
+@patch
+def before_fit(self: EADD) -> None:
+    """Check labels, cached views and settings, unless fastai only validates or predicts. Raises `ConfigError`
+    or `LabelError`."""
+    self.after_fit()  # of a search that crashed
+    self._new_fit, self.learn.clean_xb = True, None  # an attack that crashed may have left its images
+    if not self.fitting:
+        return
+    cached = [n for n, t in zip(self.names, self.teachers) if isinstance(t, CachedLogits)]
+    if cached and not all(isinstance(dl, ReplayLoader) for dl in self.dls):
+        raise ConfigError(f"the training loader is a {type(self.dls.train).__name__}; the cached logits of "
+                          f"{cached[0]} need those of `loaders.dataloaders`; with other loaders give the "
+                          "network itself, with accuracy=\"valid\", \"running\" or a table")
+    self.labels = class_names(self.learn, *self.teachers)
+    for name, teacher in zip(self.names, self.teachers):
+        check_names(teacher.labels, self.labels, f"teacher {name}", "the data")
+        teacher.begin(self.learn)
+    own = tuple(getattr(self.model, "labels", None) or self.labels)
+    if own != self.labels:
+        warnings.warn(f"the student's labels are {', '.join(map(str, own))}, but it learns the data's: "
+                      f"{', '.join(map(str, self.labels))}", stacklevel=2)
+    self.same_outputs = len(self.labels)
+    self.settings_at(0.0)
+    if is_search(self.learn):
+        self._kept = (None if self.acc is None else self.acc.copy()), self._loaded, self.history
 
-    def settings_at(
-        self,
-        progress: float,   # of the training, in [0, 1]
-    ) -> tuple[float, torch.Tensor, float | Sequence[float]]:  # α, T_e (E,), τ
-        "The values of α, T and τ at this time. Raises `ConfigError` with every setting that makes no sense."
-        alpha, T, tau = (v(progress) if callable(v) else v for v in (self.alpha, self.T, self.tau))
-        n, T = len(self.dls.vocab), torch.as_tensor(T, dtype=torch.float32, device="cpu")
-        shape, table = (len(self.teachers), n), self.table
-        fine = (0 <= self.momentum <= 1, alpha >= 0, T.shape in ((), (n,)) and bool((T > 0).all()),
-                table is None or table.shape == shape)
-        if not all(fine):  # this is called for every batch: texts are made for a fault alone
-            texts = (f"momentum={self.momentum}; a number from 0 to 1 expected",
-                     f"alpha={alpha}; a number that is not negative expected",
-                     f"T={T.tolist()}; a positive number, or one for each of {n} emotions, expected",
-                     f"accuracies {np.shape(table)}; {shape}, teachers by emotions, expected")
-            raise ConfigError("; ".join(text for text, ok in zip(texts, fine) if not ok))
-        return float(alpha), T.expand(n).to(self.dls.device), tau
+
+@patch
+def after_fit(self: EADD) -> None:
+    "After a search for a learning rate: accuracies and history are what they were."
+    if self._kept is not None:
+        (self.acc, self._loaded, self.history), self._kept = self._kept, None
+
+
+@patch
+def settings_at(
+    self: EADD,
+    progress: float,   # of the training, in [0, 1]
+) -> tuple[float, torch.Tensor, float | Sequence[float]]:  # α, T_e (E,), τ
+    "The values of α, T and τ at this time. Raises `ConfigError` for one that makes no sense."
+    alpha, T, tau = (v(progress) if callable(v) else v for v in (self.alpha, self.T, self.tau))
+    n, where = len(self.labels), next(self.model.parameters()).device
+    at_least("alpha", alpha.item() if isinstance(alpha, torch.Tensor) else alpha, 0)
+    if self.table is not None and self.table.shape != (shape := (len(self.teachers), n)):
+        raise ConfigError(f"accuracies {self.table.shape}; {shape}, teachers by emotions, expected")
+    return float(alpha), temperature("T", T, n).expand(n).to(where), tau
 
 # %% ../nbs/32_distill.ipynb #d832b72e
 def recalls(
@@ -165,58 +212,121 @@ def recalls(
 @patch
 def before_train(self: EADD) -> None:
     "Measure Acc(t), derive ω(t), log both."
-    classes = len(self.dls.vocab)
+    replayed, first = all(isinstance(dl, ReplayLoader) for dl in self.dls), self._new_fit
     if self._new_fit:  # start from nothing, or from what was loaded
         if self.table is not None:
             self.acc = self.table.copy()
         elif not self._loaded:
-            self.acc = np.full((len(self.teachers), classes), 0.5)
+            self.acc = np.full((len(self.teachers), len(self.labels)), 0.5)
         self._first_row = 0 if self._loaded else len(self.history)
         self._loaded = self._new_fit = False
-    if self.source == "valid":
-        y = self.dls.valid.y.numpy()
-        logits = [t.valid_logits(self.dls.train, self.dls.valid) for t in self.teachers]
-        self.acc = np.stack([recalls(z.argmax(1), y, classes, mask) for z, mask in logits])
+    if self.source == "valid" and (replayed or first):
+        self.acc = self.measure_views() if replayed else self.measure_loader()
     alpha, T, tau = self.settings_at(self.epoch / self.n_epoch)
-    self.weights = eadd_weights(self.acc, tau).to(self.dls.device)
+    self.weights = eadd_weights(self.acc, tau).to(T.device)
+    if self._kept is not None:
+        return
     rows = [(self.epoch, name, emotion, self.acc[i, e], self.weights[i, e].item(), alpha, T[e].item())
-            for i, name in enumerate(self.names) for e, emotion in enumerate(self.dls.vocab)]
+            for i, name in enumerate(self.names) for e, emotion in enumerate(self.labels)]
     table = pd.DataFrame(rows, columns=self.history.columns)
     past = self.history[(self.history.index < self._first_row) | (self.history.epoch < self.epoch)]
     self.history = table if past.empty else pd.concat([past, table], ignore_index=True)
 
+# %% ../nbs/32_distill.ipynb #5f7a0021
+@contextmanager
+def _chance_kept(
+    loader: object,   # a DataLoader, with generators of its own or not
+) -> Iterator[None]:  # a `with` block
+    "Within the block a loader may draw; afterwards every random generator is what it was."
+    kept, own = (random.getstate(), np.random.get_state()), getattr(loader, "rng", None)
+    generator = getattr(loader, "generator", None)
+    state = generator.get_state() if isinstance(generator, torch.Generator) else None
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+            if own is not None:
+                loader.rng = own
+            if state is not None:
+                generator.set_state(state)
+
+
+@patch
+def measure_views(
+    self: EADD,
+) -> np.ndarray:    # (teachers, emotions)
+    "Acc of the teachers on the validation images, in the view that this epoch shows."
+    y = self.dls.valid.y.numpy()
+    logits = [t.valid_logits(self.dls.train, self.dls.valid) for t in self.teachers]
+    return np.stack([recalls(z.argmax(1), y, len(self.labels), mask) for z, mask in logits])
+
+
+@patch
+def measure_loader(
+    self: EADD,
+) -> np.ndarray:    # (teachers, emotions)
+    """Acc of the teachers on what a validation loader of another make gives. Raises `ConfigError` where it
+    gives no labelled images."""
+    loader = self.dls.loaders[1] if len(self.dls.loaders) > 1 else []
+    device, found = next(self.model.parameters()).device, []
+    with _chance_kept(loader):
+        for batch in progress(loader, "teachers on the validation images"):
+            if len(batch) != 2:
+                raise ConfigError(f"accuracy=\"valid\": a validation batch has {len(batch)} parts; images and "
+                                  "targets expected; accuracy=\"running\" or a table needs none")
+            x, y = (part.as_subclass(torch.Tensor) for part in to_device(tuple(batch), device))
+            check_images(x)
+            check_targets(y, len(x), len(self.labels))
+            z = [t.logits(x) for t in self.teachers]
+            for name, logits in zip(self.names, z):
+                check_logits(logits, len(x), len(self.labels), f"teacher {name}")
+            found.append((torch.stack(z).argmax(2).cpu().numpy(), dominant_labels(y)[0].cpu().numpy()))
+    if not (found := [part for one in gather(found) for part in one]):
+        raise ConfigError("accuracy=\"valid\": there are no validation images; accuracy=\"running\" or a "
+                          "(teachers, emotions) table needs none")
+    predicted, true = (np.concatenate(part, -1) for part in zip(*found))
+    return np.stack([recalls(p, true, len(self.labels)) for p in predicted])
+
 # %% ../nbs/32_distill.ipynb #18d02f30
 @patch
-def after_loss(self: EADD) -> None:
-    "Replace the loss that is differentiated by Eq. 1."
+def total(
+    self: EADD,
+    loss: torch.Tensor,     # of the learner
+) -> torch.Tensor:          # scalar
+    "Eq. 1: the learner's loss with its weight, and the distances to the teachers with theirs."
     logits, masks = zip(*(t.batch_logits(self.learn) for t in self.teachers))
-    z_t, y = torch.stack(logits), self.y
-    everyone = torch.ones(len(y), dtype=torch.bool, device=y.device)
-    mask = torch.stack([everyone if m is None else m for m in masks])
+    z_t, y, mask = torch.stack(logits), batch_targets(self.learn, self.classes), None
+    if any(m is not None for m in masks):
+        everyone = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        mask = torch.stack([everyone if m is None else m for m in masks])
+    if self.iter == 0 or (mask is None and not z_t.isfinite().all()):
+        for name, z in zip(self.names, z_t):
+            check_logits(z, len(y), len(self.labels), f"teacher {name}")
     alpha, T, tau = self.settings_at(self.learn.pct_train)
     if self.source == "running":
         self.update_running(z_t, y, mask, tau)
-    distance = eadd_distill(self.pred.float(), z_t, y, self.weights, T, self.over, mask)
-    self.learn.loss_grad = alpha * self.learn.loss_grad + distance
-    self.learn.loss = self.learn.loss_grad.detach().clone()
+    return alpha * loss + _distances(logits_in(self.pred), z_t, y, self.weights, T, self.over, mask)
 
 
 @patch
 def update_running(
     self: EADD,
     z_t: torch.Tensor,                 # teachers' logits (N, B, C)
-    y: torch.Tensor,                   # labels (B,)
-    mask: torch.Tensor,                # bool (N, B)
+    y: torch.Tensor,                   # class numbers (B,), or shares (B, C), of which the largest counts
+    mask: torch.Tensor | None,         # bool (N, B); None: all
     tau: float | Sequence[float],      # τ
 ) -> None:
     "Move Acc towards this batch, for the emotions that occur in it; the weights follow at once."
+    y, mask = dominant_labels(y)[0], torch.ones(z_t.shape[:2], dtype=torch.bool) if mask is None else mask
     parts = gather((z_t.argmax(2).cpu().numpy(), y.cpu().numpy(), mask.cpu().numpy()))
     predicted, true, masks = (np.concatenate(part, -1) for part in zip(*parts))
     for i in range(len(self.teachers)):
         batch = recalls(predicted[i], true, self.acc.shape[1], masks[i], missing=np.nan)
         found = ~np.isnan(batch)
         self.acc[i, found] = self.momentum * self.acc[i, found] + (1 - self.momentum) * batch[found]
-    self.weights = eadd_weights(self.acc, tau).to(self.dls.device)
+    self.weights = eadd_weights(self.acc, tau).to(z_t.device)
 
 # %% ../nbs/32_distill.ipynb #e685e061
 @patch

@@ -23,6 +23,7 @@ from torch import nn
 
 from .attacks import deepfool, fgsm, pgd
 from .augment import affine
+from .checks import ask, check_logits, check_names
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
@@ -39,12 +40,7 @@ def check_labels(
     ds: FERData,       # the images it is to classify
 ) -> None:
     "Raise `LabelError` unless the outputs of `model` and the labels of `ds` have the same names and order."
-    names = tuple(getattr(model, "labels", None) or ())
-    if names != ds.labels:
-        same = "the same names in another order" if set(names) == set(ds.labels) else "other names"
-        found = f"has the labels {', '.join(names)}, {same}" if names else \
-            "does not name its outputs; set model.labels"
-        raise LabelError(f"the model {found}; those of the dataset are {', '.join(ds.labels)}")
+    check_names(getattr(model, "labels", None), ds.labels)
 
 
 @contextmanager
@@ -113,28 +109,30 @@ def predict_logits(
     with eval_mode(model, device) as where, torch.inference_mode():
         batches = (x for _, x, _ in progress(image_batches(ds, bs, where), "evaluating", len(ds),
                                              lambda batch: len(batch[-1])))
-        return logits_of([sum(model(view) for view in tta_views(x, tta)) / TTA[tta] for x in batches], ds)
+        return logits_of([sum(ask(model, view) for view in tta_views(x, tta)) / TTA[tta] for x in batches], ds)
 
 
 def logits_of(
-    model_or_logits: nn.Module | np.ndarray | list[torch.Tensor],  # a classifier; or logits, also in batches
-    ds: FERData,                               # the images
+    model_or_logits: nn.Module | np.ndarray | torch.Tensor | list[torch.Tensor],  # a classifier; or logits,
+    ds: FERData,                               # also in batches; the images
     bs: int = 256,                             # images at once
     device: torch.device | str | None = None,  # where to work; None: where the model is
     tta: str = "none",                         # see `predict_logits`; given logits are taken as they are
 ) -> np.ndarray:                               # float32 (N, C)
     """Logits of a model, predicted, or given ones, checked. Raises `ConfigError` for a shape that is not
-    (N, C), and for the first image whose logits are not finite."""
+    (N, C), for probabilities, and for the first image whose logits are not finite."""
     if isinstance(model_or_logits, nn.Module):
         return predict_logits(model_or_logits, ds, bs, device, tta)
     z = np.empty((0, len(ds.labels))) if len(model_or_logits) == 0 else model_or_logits
-    z, fault = np.asarray(torch.cat(z).float().cpu() if isinstance(z, list) else z, np.float32), ""
+    z = torch.cat(z) if isinstance(z, list) else z
+    z, fault = np.asarray(z.detach().float().cpu() if isinstance(z, torch.Tensor) else z, np.float32), ""
     if z.shape != (len(ds), len(ds.labels)):
         fault = f"the model returned {z.shape} for {len(ds)} images and {len(ds.labels)} labels"
     elif (bad := ~np.isfinite(z).all(axis=1)).any():
         fault = f"image {ds.df.id[int(bad.argmax())]!r}: the model returned NaN or infinity"
     if fault:
         raise ConfigError(fault)
+    check_logits(torch.from_numpy(z), len(ds), len(ds.labels))
     return z
 
 # %% ../nbs/24_evaluate.ipynb #ec9c1087

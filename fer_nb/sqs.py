@@ -7,6 +7,7 @@ __all__ = ['spatial_similarity', 'refinement_map', 'refine_features', 'sqs_loss'
            'QuadWeights', 'attach_sqs', 'detach_sqs', 'quad_similarities', 'SQS']
 
 # %% ../nbs/33_sqs.ipynb #331e1b68
+from collections.abc import Sequence
 from itertools import chain
 from types import MethodType
 
@@ -14,27 +15,29 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.layers import NoneReduce
 from fastcore.basics import patch
 from torch import nn
 
+from .checks import check_targets, dominant_labels, temperature
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive
 from .launch import gather
 from .loaders import ReplayLoader
+from .terms import LossTerm, batch_targets, logits_in, mixer
 
 # %% ../nbs/33_sqs.ipynb #cd07d771
 def spatial_similarity(
     fa: torch.Tensor,                  # features (B, C, H, W)
     fb: torch.Tensor,                  # features to compare with, same shape
-    tau: float | torch.Tensor = 1.0,   # temperature τ > 0
+    tau: float | Sequence[float] | torch.Tensor = 1.0,  # temperature τ > 0: one, or one per pair (B,)
     normalize: bool = True,            # compare directions (vectors of length 1); False: Eq. 6 to the letter
 ) -> torch.Tensor:                     # S (B, H, W), in (0, 1]; NaN where a feature is NaN
     "Similarity of two maps at each place (Eq. 6). Raises `ConfigError` for other shapes, and for τ ≤ 0."
-    if fa.shape != fb.shape or fa.ndim != 4 or not 0 < tau < float("inf"):
-        raise ConfigError(f"feature maps {tuple(fa.shape)} and {tuple(fb.shape)}, tau={float(tau)}; twice "
-                          "the same (B, C, H, W), and a temperature above 0 expected")
+    if fa.shape != fb.shape or fa.ndim != 4:
+        raise ConfigError(f"feature maps {tuple(fa.shape)} and {tuple(fb.shape)}; twice the same "
+                          "(B, C, H, W) expected")
+    tau = temperature("tau", tau, len(fa), "pairs", fa).reshape(-1, 1, 1)
     if normalize:
         fa, fb = F.normalize(fa, dim=1), F.normalize(fb, dim=1)
     return ((fa - fb).square().sum(1) / -tau).exp()
@@ -72,24 +75,27 @@ def sqs_loss(
     s_an2: torch.Tensor,   # to the second
     margin: float = 0.5,   # m, by how much more similar the positive shall be
 ) -> torch.Tensor:         # scalar in [0, 2m + 2), mean over places and quads
-    "The hinge loss of Eq. 10, on similarities at each place."
+    "The hinge loss of Eq. 10, on similarities at each place. Raises `ConfigError` for other shapes."
+    one_of("shapes", tuple(tuple(s.shape) for s in (s_an1, s_an2)), [(tuple(s_ap.shape),) * 2])
+    at_least("margin", margin, 0)
     return (F.relu(margin + s_an1 - s_ap) + F.relu(margin + s_an2 - s_ap)).mean()
 
 # %% ../nbs/33_sqs.ipynb #62afdf43
 def form_quads(
-    y: torch.Tensor | np.ndarray,            # class numbers (B,); below 0: the row is not used
+    y: torch.Tensor | np.ndarray,  # class numbers (B,), below 0: not used; of shares (B, C) the largest
     ids: np.ndarray | None = None,  # which image each row is (B,), never its own positive; None: all differ
     seed: int = 0,                           # of the choice
     epoch: int = 0,                          # of the choice
     batch: int = 0,                          # of the choice
     distinct: bool = True,  # the two negatives are of two classes; False: of any but the anchor's
 ) -> tuple[torch.Tensor, torch.Tensor]:  # int64 (3, B): rows of positive and negatives; bool (B,): has a quad
-    """Draw a positive and two negatives for each row. Raises `ConfigError` for labels that are no class
-    numbers."""
-    y = y.cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
-    if y.ndim != 1 or not y.size or y.dtype.kind not in "iu":
-        raise ConfigError(f"labels are {y.dtype} {y.shape}; class numbers (B,) expected")
+    "Draw a positive and two negatives for each row. Raises `LabelError` for targets that are none."
+    if not isinstance(y, torch.Tensor) and (given := np.asarray(y)).dtype.kind in "biuf":
+        y = torch.from_numpy(given)
+    check_targets(y, max(1, len(y)))
+    y = dominant_labels(y)[0].cpu().numpy()
     rows, ids = np.arange(len(y)), np.arange(len(y)) if ids is None else np.asarray(ids)
+    one_of("ids.shape", ids.shape, [y.shape])
     both = (y[:, None] >= 0) & (y >= 0)
     chance = hash_uniform(seed, epoch, batch, rows[:, None], rows, np.arange(3)[:, None, None])
     other = both & (y[:, None] != y)
@@ -202,11 +208,11 @@ def quad_similarities(
 _COLUMNS = ["epoch", "base", "enhanced", "kl", "sqs", "total", "quads", "alpha", "beta", "gamma", "tau"]
 
 
-class SQS(Callback):
+class SQS(LossTerm):
     """Train with Spatial Quad-Similarity: quads inside each batch, one forward pass, no cost at inference.
     Raises `ConfigError` for a setting out of range."""
 
-    order, run_valid = 11, False  # after EADD, to whose loss it adds
+    order, first = 11, LossTerm.first + 1  # the map is of attacked images; what it adds to is EADD's loss
     _tapped, _maps, _batches, _new_fit = None, (), (), True
 
     def __init__(
@@ -244,9 +250,12 @@ class SQS(Callback):
         `validate` too."""
         self.after_batch()
         self._new_fit, model = True, self.learn.model
+        if not self.fitting:
+            return
         enhanced, count = (getattr(model, name, None) for name in ("enhanced", "num_classes"))
         linear = [m for m in (enhanced or nn.Identity()).modules() if isinstance(m, nn.Linear)]
-        classes, wrong = list(getattr(self.dls, "vocab", range(3))), []
+        names = getattr(self.dls, "vocab", None) or getattr(model, "labels", None) or range(count or 3)
+        classes, wrong = list(names), []
         if missing := [f for f in ("forward_features", "forward_head") if not hasattr(model, f)]:
             wrong.append(f"a {type(model).__name__} has no {' and no '.join(missing)}; HyFER, SQSNet and "
                          "timm's networks have both")
@@ -287,24 +296,15 @@ def after_fit(self: SQS) -> None:
 
 # %% ../nbs/33_sqs.ipynb #5b117026
 @patch
-def mixer(self: SQS) -> Callback | None:  # MixUp or CutMix, while it is in charge of the learner's loss
-    "Who computes the loss; found by name, since importing `fastai.callback.mixup` imports all of fastai."
-    owner = getattr(self.learn.loss_func, "__self__", None)
-    return owner if any(c.__name__ == "MixHandler" for c in type(owner).__mro__) else None
-
-
-@patch
 def dominant(
     self: SQS,
     y: torch.Tensor,     # class numbers (B,), or shares of the classes (B, C)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # class numbers (B,), the share of each in its image (B,)
-    "The label with the largest share in each image."
-    if y.ndim == 2:
-        shares, label = y.max(1)
-        return label, shares
-    if (mix := self.mixer()) is None:
-        return y, torch.ones(len(y), device=y.device)
-    lam, y1 = mix.lam.expand(len(y)), mix.yb1[0]
+    "The label with the largest share in each image; of two equal ones that of the batch itself."
+    mix = mixer(self.learn)
+    if mix is None or y.ndim == 2:
+        return dominant_labels(y if mix is None else batch_targets(self.learn, y.shape[1]))
+    lam, y, y1 = mix.lam.expand(len(y)), y.long(), mix.yb1[0].as_subclass(torch.Tensor).long()
     return torch.where(lam >= 0.5, y, y1), torch.where(y == y1, 1.0, torch.maximum(lam, 1 - lam))
 
 
@@ -316,16 +316,19 @@ def loss_of_rows(
     rows: torch.Tensor,   # positions of the rows in the batch (K,)
 ) -> torch.Tensor:        # scalar
     "The learner's loss, mixture and smoothing included, for some rows of the batch."
-    if (mix := self.mixer()) is None:
+    if (mix := mixer(self.learn)) is None:
         return self.learn.loss_func(z, y[rows])
     with NoneReduce(mix.old_lf) as loss:
         return torch.lerp(loss(z, mix.yb1[0][rows]), loss(z, y[rows]), mix.lam.expand(len(y))[rows]).mean()
 
 # %% ../nbs/33_sqs.ipynb #5b117028
 @patch
-def after_loss(self: SQS) -> None:
-    "Add the terms of the batch's quads to the loss. Raises `DataError` for features that are not finite."
-    y, base = self.yb[0].as_subclass(torch.Tensor), self.loss_grad.item()
+def total(
+    self: SQS,
+    loss: torch.Tensor,   # of the learner
+) -> torch.Tensor:        # scalar
+    """The loss and the terms of the batch's quads. Raises `DataError` for features that are not finite."""
+    y = self.yb[0].as_subclass(torch.Tensor)
     label, shares = self.dominant(y)
     ids, repeats = getattr(self.dl, "ids", None), getattr(self.dl, "rows", None)
     images = ids if ids is None or repeats is None else repeats[ids]  # an epoch may repeat an image
@@ -335,12 +338,12 @@ def after_loss(self: SQS) -> None:
     quads = quads.to(y.device)[:, rows]
     terms = self._terms(y, rows, quads) if len(rows) else torch.zeros(3, device=y.device)
     extra = terms @ terms.new_tensor([self.enhanced, self.kl, self.lam])
-    if not extra.isfinite():
+    base, *values, added = torch.stack([v.detach().double().mean() for v in (loss, *terms, extra)]).tolist()
+    if not np.isfinite(added):
         raise DataError(f"epoch {self.epoch + 1}, batch {self.iter + 1}: the terms of SQS are "
-                        f"{terms.tolist()}; the feature map holds values that are not finite")
-    self.learn.loss_grad = self.loss_grad + extra
-    self.learn.loss = self.learn.loss + extra.detach()
-    self._batches.append((len(y), len(rows), base, *terms.tolist(), base + extra.item()))
+                        f"{values}; the feature map holds values that are not finite")
+    self._batches.append((len(y), len(rows), base, *values, base + added))
+    return loss + extra
 
 
 @patch
@@ -367,7 +370,7 @@ def _terms(
     refined = refine_features(maps[rows], *similarities, alpha, beta, gamma)
     own = getattr(model, "enhanced", None)
     z = model.forward_head(refined) if own is None else own(model.forward_head(refined, pre_logits=True))
-    log_p, log_q = self.pred[rows].float().log_softmax(1), z.log_softmax(1)
+    log_p, log_q = logits_in(self.pred)[rows].log_softmax(1), z.log_softmax(1)
     divergence = (log_p.exp() * (log_p - (log_q if self.mutual else log_q.detach()))).sum(1).mean()
     return torch.stack([self.loss_of_rows(z, y, rows), divergence, sqs_loss(*similarities, self.margin)])
 

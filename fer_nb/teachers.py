@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from .checks import ask
 from .config import Fit, to_dict
 from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns, seed_everything
 from .data import VOTE_COLUMNS, FERData
@@ -175,7 +176,16 @@ class OnlineLogits:
         student = {id(p) for p in learn.model.parameters()}
         if any(id(p) in student for p in self.network.parameters()):
             raise ConfigError(f"teacher {self.name} shares parameters with the student; give it a copy")
-        self.network.to(learn.dls.device).requires_grad_(False).eval()
+        self.network.to(next(learn.model.parameters()).device).requires_grad_(False).eval()
+
+    def logits(
+        self,
+        x: torch.Tensor,   # images (B, C, H, W) in [0, 1], on the student's device, of any precision
+    ) -> torch.Tensor:     # float32 (B, C)
+        "Logits of images, whichever mode somebody left the network in. Raises `ConfigError` for other images."
+        x = x.as_subclass(torch.Tensor).to(next((p.dtype for p in self.network.parameters()), x.dtype))
+        with torch.no_grad(), eval_mode(self.network):
+            return ask(self.network, x, f"teacher {self.name}").float()
 
     def batch_logits(
         self,
@@ -183,8 +193,7 @@ class OnlineLogits:
     ) -> tuple[torch.Tensor, None]:   # float32 (B, C)
         "Logits for the images of this batch, before any attack."
         clean = getattr(learn, "clean_xb", None)
-        with torch.no_grad(), eval_mode(self.network):
-            return self.network(learn.x if clean is None else clean[0]).float(), None
+        return self.logits(learn.x if clean is None else clean[0]), None
 
     def valid_logits(
         self,
@@ -192,7 +201,8 @@ class OnlineLogits:
         valid: ReplayLoader,   # its validation loader
     ) -> tuple[np.ndarray, None]:     # float16 (M, C)
         "Logits for the validation images under the augmentation of this epoch."
-        with eval_mode(self.network):
+        with eval_mode(self.network) as where:
+            self.logits(valid.images(np.arange(1)).to(where))  # says in words if it is for other images
             return _view_logits(self.network, valid, train.view, train, valid.bs), None
 
     @property

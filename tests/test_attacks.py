@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fer_nb.attacks import deepfool, fgsm, pgd
+from fer_nb.attacks import deepfool, fgsm, pgd, square_search
 from fer_nb.core import ConfigError, FERError, ImageError, LabelError
 
 with warnings.catch_warnings():
@@ -350,8 +350,10 @@ def test_soft_labels(toy):
                      (p * float("nan"), "not a distribution"), (F.pad(p, (0, 1)), "5 classes; the model has 4")]:
         with pytest.raises(LabelError, match=why):
             pgd(model, x, bad)
-    with pytest.raises(LabelError, match="float32"):
-        deepfool(model, x, p)
+    with torch.no_grad():
+        left = deepfool(model, x, p)
+    assert torch.equal(left, deepfool(model, x, p.argmax(1))) and not (model(left).argmax(1) == p.argmax(1)).any()
+    assert torch.equal(square_search(model, x, p, 0.03, 20), square_search(model, x, p.argmax(1).int(), 0.03, 20))
 
 
 GOLDEN = {  # sums of |change| and change squared, and one pixel's change, before the attacks were rewritten for 0.1
