@@ -140,8 +140,8 @@ def _warn_of_twins(
         return
     way = "groups=audit(ds).groups keeps them together"
     if len(ds) > most:
-        warnings.warn(f"{name}: {len(ds):,} images that no audit has seen; near and mirrored duplicates were not "
-                      f"searched for, byte-identical ones alone are together; {way}", stacklevel=3)
+        warnings.warn(f"{name}: {len(ds):,} images that no audit has seen; near and mirrored duplicates were "
+                      f"not searched for, byte-identical ones alone are together; {way}", stacklevel=3)
         return
     pairs = find_duplicates(ds)
     apart = np.zeros(len(pairs), bool)
@@ -150,8 +150,8 @@ def _warn_of_twins(
         apart |= tested[pairs.i] != tested[pairs.j]
     if apart.any():
         found = ", ".join(f"{n} {how}" for how, n in pairs.how[apart].value_counts().items())
-        warnings.warn(f"{name}: {apart.sum()} pairs of duplicates are in training and in test ({found}); {way}",
-                      stacklevel=3)
+        warnings.warn(f"{name}: {apart.sum()} pairs of duplicates are in training and in test ({found}); "
+                      f"{way}", stacklevel=3)
 
 
 def _need_images(
@@ -801,8 +801,8 @@ def _image_weights(
         values = np.asarray(weights, float)
     fine = values.shape == (len(ds),) and np.isfinite(values).all() and values.min() >= 0 and values.any()
     texts = {f"weights for {', '.join(odd)}; one for each class of the images expected": odd,
-             f"weights: {values.shape} from {values.min(initial=0):g} to {values.max(initial=0):g}; a dict by "
-             f"class, or one for each of {len(ds)} images, finite, not negative, not all 0, expected":
+             f"weights: {values.shape}, from {values.min(initial=0):g} to {values.max(initial=0):g}; a dict "
+             f"by class, or one for each of {len(ds)} images, finite, not negative, not all 0, expected":
              not fine and not odd,
              "weights and rows both say how often an image is shown; one of them expected": rows is not None,
              "weights draw training images; train=True expected": not train}
@@ -883,6 +883,16 @@ class LoaderEpoch(Callback):
         if epoch <= self.last_epoch:                  # the first of a new fit
             self.begun = max(self.epochs_done - epoch, 0)
         return self.loader.first + self.begun + epoch
+
+    def resume(
+        self,
+        epoch: int,          # of this fit: the next one
+        loader_epoch: int,   # that it shows
+    ) -> None:
+        "Go on with a fit that an earlier learner began."
+        self.at(epoch)
+        self.begun = loader_epoch - epoch - self.loader.first
+        self.last_epoch, self.loader._epoch = epoch - 1, loader_epoch
 
     def before_train(self) -> None:
         "Say it."
