@@ -477,7 +477,8 @@ def make_loaders(
 ) -> DataLoaders:               # of `ReplayLoader`s
     "Loaders for `fit_model`."
     dls = dataloaders(train, valid, fit.bs, fit.augment, seed, views, fit.device)
-    dls.train.augment = fit.augment  # `dataloaders` takes None for the paper's geometry
+    for dl in dls:
+        dl.augment = fit.augment  # `dataloaders` takes None for the paper's geometry
     return dls
 
 # %% ../nbs/30_train.ipynb #76c95965
@@ -493,7 +494,9 @@ def _replayed(
             "valid": dls.valid.ds.fingerprint(), "labels": loader.ds.labels, "bs": [loader.bs, dls.valid.bs],
             "seed": loader.seed, "views": loader.views, "augment": repr(loader.augment),
             "rows": None if loader.rows is None else digest(loader.rows)}
-    return data if loader.weights is None else data | {"weights": digest(loader.weights)}
+    if loader.weights is not None:
+        data["weights"] = digest(loader.weights)
+    return data | ({"after_batch": str(loader.after_batch)} if loader.after_batch.fs else {})
 
 
 def _foreign(
@@ -526,7 +529,8 @@ def identity(
     cbs: Sequence[Callback],        # the caller's callbacks
     **more: object,                 # what else it depends on: seed, phase
 ) -> dict:                          # what JSON can hold
-    "Which training this is, as far as one can know. Raises `ConfigError` for loaders that ranks cannot share."
+    """Which training this is, as far as it can be known. Raises `ConfigError` for loaders that ranks cannot
+    share."""
     data = _replayed(dls) if all(isinstance(dl, ReplayLoader) for dl in dls) else _foreign(dls)
     weights = {name: f"{str(t.dtype)[6:]} {tuple(t.shape)}" for name, t in model.state_dict().items()}
     callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else {}] for cb in cbs]

@@ -13,7 +13,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import LRFinder  # noqa: F401  (brings fit_one_cycle, fine_tune and lr_find)
 from fastai.callback.progress import ProgressCallback  # noqa: F401  (brings Learner.no_bar)
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, Transform
 from fastai.data.load import DataLoader
 from fastai.data.transforms import IndexSplitter
 from fastai.interpret import ClassificationInterpretation
@@ -225,7 +225,7 @@ def saved(image, path):
 @pytest.mark.parametrize("plain", [False, True], ids=["ReplayLoaders", "DataLoaders"])
 @pytest.mark.parametrize("form", FORMS)
 def test_new_images_give_predictions_of_themselves(fitted, form, plain, tmp_path):
-    new = make_faces(5, seed=9, defects=None)[0]
+    new = make_faces(7, seed=9, defects=None)[0].take(range(5))
     learn = learner(DataLoaders(*fitted.dls.loaders)) if plain else fitted
     learn.model = fitted.model
     dl = learn.dls.test_dl(FORMS[form](new, tmp_path), bs=2)
@@ -235,7 +235,7 @@ def test_new_images_give_predictions_of_themselves(fitted, form, plain, tmp_path
 
 
 def test_new_images_with_labels(fitted):
-    new = make_faces(6, seed=9, defects=None)[0]
+    new = make_faces(7, seed=9, defects=None)[0].take(range(6))
     pairs = [(new.image(i), new.df.label[i]) for i in range(6)]
     for items in (new, pairs, [(x, EMOTIONS.index(y)) for x, y in pairs]):
         dl = fitted.dls.test_dl(items, with_labels=True)
@@ -294,7 +294,7 @@ def test_interpretation(fitted):
     assert sum(n for *_, n in found.most_confused()) == len(y) - np.trace(table)
     with fitted.no_bar():
         found.plot_confusion_matrix(), found.plot_top_losses(4), found.show_results([0, 1]), found.print_classification_report()
-    assert [ax.get_title().split("/")[1] for ax in plt.figure(plt.get_fignums()[1]).axes][0] == EMOTIONS[y[at[0]]]
+    assert [ax.get_title().split("/")[1].strip() for ax in plt.figure(plt.get_fignums()[1]).axes][0] == EMOTIONS[y[at[0]]]
     plt.close("all")
 
 
@@ -322,7 +322,7 @@ def test_pictures_are_drawn_as_they_are(fitted):
 def test_what_a_dataset_says(fitted):
     dls = fitted.dls
     assert dls.c == 7 and dls.n_inp == 1 and dls.vocab == list(EMOTIONS) and dls.vocab.o2i["sad"] == EMOTIONS.index("sad")
-    assert dls.to("cpu") is dls and dls.device.type == "cpu" == dls.cpu().device.type
+    assert dls.to("cpu") is dls and dls.train.device.type == "cpu" == dls.cpu().device.type
     assert len(dls.train_ds) == len(TRAIN) and dls.train_ds[-1][1] == TRAIN.targets()[-1]
     x, y = dls.valid_ds[2]
     assert torch.equal(x.as_subclass(torch.Tensor), pixels(VALID)[2]) and y == VALID.targets()[2]
@@ -372,7 +372,7 @@ def test_vision_learner_infers_classes_and_loss_and_normalises_once():
     for made in (dls.valid.new(bs=4), dls.test_dl(dls.valid.ds)):                # transforms stay
         torch.testing.assert_close(next(iter(made))[0][:4].as_subclass(torch.Tensor), by_hand[:4])
     torch.testing.assert_close(dls.valid.decode((x,))[0].as_subclass(torch.Tensor), dls.valid.x[:16].float() / 255)
-    dls.add_tfms([lambda x: x], "after_item")
+    dls.add_tfms([Transform(lambda x: x)], "after_item")
     with pytest.raises(ConfigError, match="after_batch"):
         next(iter(dls.train))
 
@@ -390,10 +390,12 @@ def equal(a, b):
 def test_new_keeps_what_it_is_not_told(fitted):
     train = loaders().train
     train.epoch = 2
-    assert equal(batches(train.new()), batches(ReplayLoader(TRAIN, 16, True, Augment(), 3)) * 0 or batches(at(train, 2)))
+    fresh = ReplayLoader(TRAIN, 16, True, Augment(), 3)
+    fresh.epoch = 2
+    assert equal(batches(train.new()), batches(fresh))
     small = train.new(bs=4)
     assert small.bs == 4 and small.train and small.drop_last and len(small) == len(TRAIN) // 4
-    assert sum((i for i, _ in batches(small)), []) == at(train, 2).get_idxs()[:len(small) * 4]
+    assert sum((i for i, _ in batches(small)), []) == train.get_idxs()[:len(small) * 4]
     still = train.new(shuffle=False)
     assert not still.train and still.drop_last and [i for i, _ in batches(still)][0] == list(range(16))
     assert len(train.new(drop_last=False)) == -(-len(TRAIN) // 16)
@@ -404,12 +406,6 @@ def test_new_keeps_what_it_is_not_told(fitted):
     few = ReplayLoader(TRAIN.take(range(3)), 16)
     assert few.bs == 3 and few.new(TRAIN).bs == 16                               # what was asked for, not what was there
     assert isinstance(quad_dataloaders(loaders()).train.new(bs=8), QuadLoader)
-
-
-def at(loader, epoch):
-    made = loader.new()
-    made.epoch = epoch
-    return made
 
 
 @pytest.mark.parametrize("wrong", [{"sampler": 1}, {"collate_fn": list}, {"batch_sampler": 1}, {"n": 3}, {"cls": DataLoader}, {"bs": 0}])
@@ -458,7 +454,7 @@ def test_weights_by_class_make_classes_alike():
     by_dict = loaders(weights=(1 / counts).to_dict()).train
     labels = TRAIN.df.label.to_numpy()[np.array(loader.get_idxs()) % loader.n]
     shown = pd.Series(labels).value_counts()
-    assert (abs(shown - len(TRAIN) / len(counts)) <= counts).all() and by_dict.get_idxs() == loader.get_idxs()
+    assert (abs(shown - len(TRAIN) / len(counts)) <= counts[shown.index]).all() and by_dict.get_idxs() == loader.get_idxs()
     assert shown.max() - shown.min() < counts.max() - counts.min()
 
 
