@@ -987,7 +987,7 @@ def restore(
         warnings.warn(f"{self.path}: going on, but not bit for bit: {'; '.join(differ)}", stacklevel=2)
     self.model.load_state_dict(found["model"])
     wrapped, moments = isinstance(self.opt, OptimWrapper), found["optimizer"]
-    self.opt.load_state_dict(moments if wrapped else to_device(moments, self.dls.device))
+    self.opt.load_state_dict(moments if wrapped else to_device(moments, next(self.model.parameters()).device))
     self.set_loaders(found["loader_epoch"], found["epoch"])
     self.learn.train_iter = found["train_iter"]
     self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = found["smooth_loss"]

@@ -20,11 +20,14 @@ from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from torch import nn
 
+from fer_nb.advtrain import AdversarialTraining
 from fer_nb.config import OPTIMISERS, Fit, Preset, override
 from fer_nb.core import LABEL_ORDERS, ConfigError, DataError, seed_everything
 from fer_nb.data import VOTE_COLUMNS
+from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, create_teacher
+from fer_nb.sqs import SQS, attach_sqs
 from fer_nb.train import CheckpointError, FocalCrossEntropy, fit_model, layer_groups, make_loaders, read_checkpoint
 
 
@@ -239,6 +242,30 @@ def test_mixed_soft_and_weighted_targets(voted):
 
     fit_model(net(), dls, 1, soft="votes", loss="focal", class_weights="balanced", mix=.4, cut=.5, cbs=[See()])
     assert far and np.abs(far).max() < 1e-5
+
+
+def test_a_balanced_sampler(faces):
+    """Each class of the training images as often as any other, by seed and epoch; and a checkpoint knows it."""
+    dls = of(faces, 8, sampler="balanced")
+    n = len(dls.train.ds)
+    for _ in range(2):
+        counts = np.bincount(dls.train.y[np.asarray(dls.train.get_idxs()) % n], minlength=7)
+        assert counts.sum() == n and np.abs(counts - n / 7).max() < 6 < np.ptp(np.bincount(dls.train.y))
+        dls.train.epoch += 1
+    assert fit_model(net(), of(faces, sampler="balanced"), 1, sampler="balanced").train_loss.notna().all()
+    assert torch.allclose(Fit(sampler="balanced", class_weights=[1, 2, 3, 4, 5, 6, 7]).weights_of(dls), torch.arange(1., 8) / 4)
+
+
+@pytest.mark.parametrize("changes", [{"soft": "votes"}, {"class_weights": "balanced", "accumulate": 2}, {"freeze_epochs": 1, "early_lr": 1e-4},
+                                     pytest.param({"sampler": "balanced", "loss": "focal"}, marks=pytest.mark.slow),
+                                     pytest.param({"optimiser": "ranger", "mix": .4}, marks=pytest.mark.slow)], ids=str)
+def test_with_distillation_quads_and_attacks(voted, changes):
+    """Every part of the recipe goes with every callback of the package."""
+    torch.manual_seed(0)
+    student, teacher = (HyFER(7, 1, "light", labels=voted.labels) for _ in range(2))
+    cbs = [EADD([teacher], accuracy="running"), SQS(), AdversarialTraining("fgsm", guard=0)]
+    history = fit_model(attach_sqs(student), of(voted, sampler=changes.get("sampler")), 2, cbs=cbs, lr=1e-3, **changes)
+    assert np.isfinite(history.train_loss).all() and all(p.requires_grad for p in student.parameters())
 
 
 # ---------------------------------------------------------------- accumulation
