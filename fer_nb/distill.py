@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from .checks import (check_images, check_logits, check_names, check_targets, dominant_labels,
-                           targets_fit, temperature)
-from .core import ConfigError, LabelError, at_least, one_of, progress
+                           temperature)
+from .core import ConfigError, at_least, one_of, progress
 from .launch import gather
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
@@ -108,7 +108,8 @@ def eadd_distill(
     one_of("weights.shape", tuple(weights.shape), [(len(z_t), z_s.shape[1])])
     one_of("valid_mask.shape", tuple(z_t.shape[:2] if mask is None else mask.shape), [tuple(z_t.shape[:2])])
     T = temperature("T", T, z_s.shape[1], like=z_s).expand(z_s.shape[1])
-    return _distances(z_s, z_t, y.to(z_s.device if y.ndim == 1 else z_s), weights, T, over, mask)
+    y = y.to(z_s.device).long() if y.ndim == 1 else y.to(z_s)
+    return _distances(z_s, z_t, y, weights, T, over, mask)
 
 # %% ../nbs/32_distill.ipynb #6233118c
 class EADD(LossTerm):

@@ -329,6 +329,7 @@ def total(
 ) -> torch.Tensor:        # scalar
     """The loss and the terms of the batch's quads. Raises `DataError` for features that are not finite."""
     y = self.yb[0].as_subclass(torch.Tensor)
+    one_of("precision of the student", logits_in(self.pred).dtype, [torch.float32])
     label, shares = self.dominant(y)
     ids, repeats = getattr(self.dl, "ids", None), getattr(self.dl, "rows", None)
     images = ids if ids is None or repeats is None else repeats[ids]  # an epoch may repeat an image

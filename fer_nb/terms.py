@@ -44,10 +44,11 @@ def batch_targets(
 ) -> torch.Tensor:         # class numbers int64 (B,); of mixed images, and of soft targets, shares (B, C)
     "What the images of this batch are by now, mixtures included."
     y = learn.yb[0].as_subclass(torch.Tensor)
+    dtype = torch.double if learn.xb[0].dtype == torch.double else torch.float
     if (mix := mixer(learn)) is None:
-        return y if y.ndim == 2 else y.long()
-    one, other = (class_shares(part.as_subclass(torch.Tensor), classes) for part in (y, mix.yb1[0]))
-    return torch.lerp(other, one, mix.lam.to(one.dtype).expand(len(y))[:, None])
+        return y.to(dtype) if y.ndim == 2 else y.long()
+    one, other = (class_shares(part.as_subclass(torch.Tensor), classes).to(dtype) for part in (y, mix.yb1[0]))
+    return torch.lerp(other, one, mix.lam.to(dtype).expand(len(y))[:, None])
 
 
 def is_search(
