@@ -7,14 +7,12 @@ __all__ = ['is_kind', 'mixer', 'batch_targets', 'is_search', 'diverged', 'LossTe
 
 # %% ../nbs/29_terms.ipynb #7e450006
 import warnings
-from collections.abc import Sequence
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import nn
 
 from .checks import (ask, check_images, check_logits, check_targets, class_shares, images_fit,
                            targets_fit)
