@@ -238,7 +238,7 @@ def _nearest_plane(
 def deepfool(
     model: nn.Module,               # classifier of x in [0, 1], in evaluation mode, returning logits
     x: torch.Tensor,                # images (B, C, H, W) in [0, 1], float32 or float64
-    y: torch.Tensor | None = None,  # class numbers to leave (B,), or probabilities (B, K); None: its predictions
+    y: torch.Tensor | None = None,  # class numbers to leave (B,), or probabilities (B, K); None: its own
     overshoot: float = 0.02,        # how far to go beyond the boundary, as a fraction of the change
     steps: int = 50,                # most linearisations of an image
     norm: str = "l2",               # length that is made small: "l2" or "linf"

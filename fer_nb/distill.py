@@ -275,8 +275,8 @@ def measure_loader(
     with _chance_kept(loader):
         for batch in progress(loader, "teachers on the validation images"):
             if len(batch) != 2:
-                raise ConfigError(f"accuracy=\"valid\": a validation batch has {len(batch)} parts; images and "
-                                  "targets expected; accuracy=\"running\" or a table needs none")
+                raise ConfigError(f"accuracy=\"valid\": a validation batch has {len(batch)} parts; images "
+                                  "and targets expected; accuracy=\"running\" or a table needs none")
             x, y = (part.as_subclass(torch.Tensor) for part in to_device(tuple(batch), device))
             check_images(x)
             check_targets(y, len(x), len(self.emotions))

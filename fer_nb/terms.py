@@ -107,7 +107,7 @@ class LossTerm(Callback):
 
     @property
     def fitting(self) -> bool:
-        "Whether a fit begins, rather than `validate` or `get_preds`, which fastai starts with the same event."
+        "Whether a fit begins, rather than `validate` or `get_preds`, which begin with the same event."
         return not self.learn.lock.locked()
 
 # %% ../nbs/29_terms.ipynb #7e450023
@@ -169,6 +169,6 @@ def class_names(
         return tuple(vocab)
     names = next((tuple(n.labels) for n in networks if getattr(n, "labels", None)), ())
     if names:
-        warnings.warn(f"the loaders name no classes (dls.vocab); taken to be 0 = {names[0]} to {len(names) - 1} = "
-                      f"{names[-1]}, as the network has them", stacklevel=2)
+        warnings.warn(f"the loaders name no classes (dls.vocab); taken to be 0 = {names[0]} to "
+                      f"{len(names) - 1} = {names[-1]}, as the network has them", stacklevel=2)
     return names
