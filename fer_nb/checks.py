@@ -174,7 +174,7 @@ def ask(
     except (RuntimeError, AssertionError, ValueError) as e:
         if isinstance(e, FERError) or not re.search(_OTHER_IMAGES, str(e)):
             raise
-        said, (channels, *sides) = str(e).splitlines()[0], x.shape[1:]
-        raise ConfigError(f"{who} cannot read images of {channels} channels and {' x '.join(map(str, sides))} "
-                          f"pixels ({said[:200]}); make it with in_chans={channels}, or let "
-                          "`models.create_teacher`, which adapts both, make it") from e
+        said, (channels, *sides) = str(e).splitlines()[0][:200], x.shape[1:]
+        raise ConfigError(f"{who} cannot read images of {channels} channels and "
+                          f"{' x '.join(map(str, sides))} pixels ({said}); make it with in_chans={channels}, "
+                          "or let `models.create_teacher`, which adapts both, make it") from e
