@@ -140,8 +140,8 @@ def _check(self: AdversarialTraining) -> None:
 def before_batch(self: AdversarialTraining) -> None:
     "Before the forward pass of a training batch: attack some of its images, for the student as it is now."
     self.learn.clean_xb = self.xb
-    x, y = self.xb[0].as_subclass(torch.Tensor), batch_targets(self.learn, self.classes)
-    self.targets = y
+    x, y = self.xb[0].as_subclass(torch.Tensor), batch_targets(self.learn, self.outputs)
+    self.adv_targets = y
     if self.guard and self.watched is None:
         self.watched = tuple(torch.cat(parts) for parts in zip(*gather((x.cpu(), y.cpu()))))
     attack, generator = self._draw(x)
@@ -215,7 +215,7 @@ def _appended(
 @patch
 def after_pred(self: AdversarialTraining) -> None:
     "After the forward pass: add up loss and hits of attacked and clean rows, for TRADES predict the former."
-    z, y, mask = logits_in(self.pred), self.targets, self.adv_mask
+    z, y, mask = logits_in(self.pred), self.adv_targets, self.adv_mask
     if self.adv_rows is None:
         parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
     else:
@@ -261,7 +261,7 @@ def before_train(self: AdversarialTraining) -> None:
 def after_batch(self: AdversarialTraining) -> None:
     "After a batch, also a cancelled one: free its tensors."
     self.learn.clean_xb, self.learn.adv_mask = None, None
-    self.adv_rows, self.adv_pred, self.targets = None, None, None
+    self.adv_rows, self.adv_pred, self.adv_targets = None, None, None
 
 
 @patch

@@ -238,7 +238,7 @@ def _nearest_plane(
 def deepfool(
     model: nn.Module,               # classifier of x in [0, 1], in evaluation mode, returning logits
     x: torch.Tensor,                # images (B, C, H, W) in [0, 1], float32 or float64
-    y: torch.Tensor | None = None,  # class numbers to leave (B,), or probabilities (B, K); None: its predictions
+    y: torch.Tensor | None = None,  # class numbers to leave (B,), or probabilities (B, K); None: its own
     overshoot: float = 0.02,        # how far to go beyond the boundary, as a fraction of the change
     steps: int = 50,                # most linearisations of an image
     norm: str = "l2",               # length that is made small: "l2" or "linf"
@@ -252,7 +252,10 @@ def deepfool(
         if y is None and len(x):
             with torch.no_grad():
                 y = _logits(model, x, None).argmax(1)
-        y = y if y is None else dominant_labels(y)[0]
+        if y is not None and y.ndim == 2 and len(x):
+            with torch.no_grad():
+                _logits(model, x, y)  # says if there are as many classes
+            y = dominant_labels(y)[0]
         out, rows, adv, r = x.clone(), torch.arange(len(x), device=x.device), x, torch.zeros_like(x)
         for _ in range(steps if len(x) else 0):
             adv = adv.detach().requires_grad_()
@@ -313,9 +316,9 @@ def square_search(
     check_eps(eps)
     _check_effort(queries=queries)
     g = torch.Generator().manual_seed(0) if generator is None else generator
-    y, stripes = dominant_labels(y)[0].to(x.device), torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
+    y, stripes = y.to(x.device), torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
     adv = (x + eps * (2.0 * stripes.to(x) - 1)).clamp(0, 1)
-    best = margin(model, adv, y)
+    best, y = margin(model, adv, y), dominant_labels(y)[0]
     for q in range(1, queries):
         new = _squares(adv, x, eps, 0.8 * (1 - q / queries) ** 2, g)
         lead = margin(model, new, y)

@@ -37,7 +37,8 @@ def check_images(
     "Raise `ImageError` unless `x` is (B, C, H, W), float32 or float64, in [0, 1]."
     fault = ""
     if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim != 4:
-        fault = f"{name} is a {type(x).__name__} of {getattr(x, 'dtype', '?')} {tuple(getattr(x, 'shape', ()))}"
+        dtype, shape = getattr(x, "dtype", "?"), tuple(getattr(x, "shape", ()))
+        fault = f"{name} is a {type(x).__name__} of {dtype} {shape}"
     elif not images_fit(x):
         i = next(i for i, image in enumerate(x) if not images_fit(image))
         fault = f"image {i} has values in [{x[i].min():.3g}, {x[i].max():.3g}]"
@@ -126,7 +127,8 @@ def temperature(
     "Temperatures as a tensor, with their gradient if they have one. Raises `ConfigError` unless positive."
     try:
         T = torch.as_tensor(value, dtype=torch.float32 if like is None else like.dtype)
-        fits = T.shape in ((), (n,)) and not isinstance(value, bool) and bool(((T > 0) & (T < torch.inf)).all())
+        fits = T.shape in ((), (n,)) and not isinstance(value, bool)
+        fits = fits and bool(((T > 0) & (T < torch.inf)).all())
     except (TypeError, ValueError, RuntimeError):  # no numbers at all
         fits = False
     if not fits:
@@ -158,6 +160,9 @@ def check_logits(
                           + ", K >= 2" * (classes is None))
 
 
+_OTHER_IMAGES = r"channels|shapes cannot|doesn't match|must match the size"  # how PyTorch and timm say it
+
+
 def ask(
     model: nn.Module,         # a network
     x: torch.Tensor,          # images (B, C, H, W)
@@ -167,9 +172,9 @@ def ask(
     try:
         return model(x)
     except (RuntimeError, AssertionError, ValueError) as e:
-        if isinstance(e, FERError) or not re.search(r"channels|shapes cannot|doesn't match|must match the size", str(e)):
+        if isinstance(e, FERError) or not re.search(_OTHER_IMAGES, str(e)):
             raise
-        said = str(e).splitlines()[0]
-        raise ConfigError(f"{who} cannot read images of {x.shape[1]} channels and {x.shape[-2]} x {x.shape[-1]} "
-                          f"pixels ({said[:200]}); make it with in_chans={x.shape[1]}, or let "
-                          "`models.create_teacher`, which adapts both, make it") from e
+        said, (channels, *sides) = str(e).splitlines()[0][:200], x.shape[1:]
+        raise ConfigError(f"{who} cannot read images of {channels} channels and "
+                          f"{' x '.join(map(str, sides))} pixels ({said}); make it with in_chans={channels}, "
+                          "or let `models.create_teacher`, which adapts both, make it") from e

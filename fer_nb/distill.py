@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from .checks import (check_images, check_logits, check_names, check_targets, dominant_labels,
-                           targets_fit, temperature)
-from .core import ConfigError, LabelError, at_least, one_of, progress
+                           temperature)
+from .core import ConfigError, at_least, one_of, progress
 from .launch import gather
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
@@ -108,7 +108,8 @@ def eadd_distill(
     one_of("weights.shape", tuple(weights.shape), [(len(z_t), z_s.shape[1])])
     one_of("valid_mask.shape", tuple(z_t.shape[:2] if mask is None else mask.shape), [tuple(z_t.shape[:2])])
     T = temperature("T", T, z_s.shape[1], like=z_s).expand(z_s.shape[1])
-    return _distances(z_s, z_t, y.to(z_s.device if y.ndim == 1 else z_s), weights, T, over, mask)
+    y = y.to(z_s.device).long() if y.ndim == 1 else y.to(z_s)
+    return _distances(z_s, z_t, y, weights, T, over, mask)
 
 # %% ../nbs/32_distill.ipynb #6233118c
 class EADD(LossTerm):
@@ -160,15 +161,15 @@ def before_fit(self: EADD) -> None:
         raise ConfigError(f"the training loader is a {type(self.dls.train).__name__}; the cached logits of "
                           f"{cached[0]} need those of `loaders.dataloaders`; with other loaders give the "
                           "network itself, with accuracy=\"valid\", \"running\" or a table")
-    self.labels = class_names(self.learn, *self.teachers)
+    self.emotions = class_names(self.learn, *self.teachers)
     for name, teacher in zip(self.names, self.teachers):
-        check_names(teacher.labels, self.labels, f"teacher {name}", "the data")
+        check_names(teacher.labels, self.emotions, f"teacher {name}", "the data")
         teacher.begin(self.learn)
-    own = tuple(getattr(self.model, "labels", None) or self.labels)
-    if own != self.labels:
+    own = tuple(getattr(self.model, "labels", None) or self.emotions)
+    if own != self.emotions:
         warnings.warn(f"the student's labels are {', '.join(map(str, own))}, but it learns the data's: "
-                      f"{', '.join(map(str, self.labels))}", stacklevel=2)
-    self.same_outputs = len(self.labels)
+                      f"{', '.join(map(str, self.emotions))}", stacklevel=2)
+    self.need_outputs = len(self.emotions)
     self.settings_at(0.0)
     if is_search(self.learn):
         self._kept = (None if self.acc is None else self.acc.copy()), self._loaded, self.history
@@ -188,7 +189,7 @@ def settings_at(
 ) -> tuple[float, torch.Tensor, float | Sequence[float]]:  # α, T_e (E,), τ
     "The values of α, T and τ at this time. Raises `ConfigError` for one that makes no sense."
     alpha, T, tau = (v(progress) if callable(v) else v for v in (self.alpha, self.T, self.tau))
-    n, where = len(self.labels), next(self.model.parameters()).device
+    n, where = len(self.emotions), next(self.model.parameters()).device
     at_least("alpha", alpha.item() if isinstance(alpha, torch.Tensor) else alpha, 0)
     if self.table is not None and self.table.shape != (shape := (len(self.teachers), n)):
         raise ConfigError(f"accuracies {self.table.shape}; {shape}, teachers by emotions, expected")
@@ -217,7 +218,7 @@ def before_train(self: EADD) -> None:
         if self.table is not None:
             self.acc = self.table.copy()
         elif not self._loaded:
-            self.acc = np.full((len(self.teachers), len(self.labels)), 0.5)
+            self.acc = np.full((len(self.teachers), len(self.emotions)), 0.5)
         self._first_row = 0 if self._loaded else len(self.history)
         self._loaded = self._new_fit = False
     if self.source == "valid" and (replayed or first):
@@ -227,7 +228,7 @@ def before_train(self: EADD) -> None:
     if self._kept is not None:
         return
     rows = [(self.epoch, name, emotion, self.acc[i, e], self.weights[i, e].item(), alpha, T[e].item())
-            for i, name in enumerate(self.names) for e, emotion in enumerate(self.labels)]
+            for i, name in enumerate(self.names) for e, emotion in enumerate(self.emotions)]
     table = pd.DataFrame(rows, columns=self.history.columns)
     past = self.history[(self.history.index < self._first_row) | (self.history.epoch < self.epoch)]
     self.history = table if past.empty else pd.concat([past, table], ignore_index=True)
@@ -260,7 +261,7 @@ def measure_views(
     "Acc of the teachers on the validation images, in the view that this epoch shows."
     y = self.dls.valid.y.numpy()
     logits = [t.valid_logits(self.dls.train, self.dls.valid) for t in self.teachers]
-    return np.stack([recalls(z.argmax(1), y, len(self.labels), mask) for z, mask in logits])
+    return np.stack([recalls(z.argmax(1), y, len(self.emotions), mask) for z, mask in logits])
 
 
 @patch
@@ -274,20 +275,20 @@ def measure_loader(
     with _chance_kept(loader):
         for batch in progress(loader, "teachers on the validation images"):
             if len(batch) != 2:
-                raise ConfigError(f"accuracy=\"valid\": a validation batch has {len(batch)} parts; images and "
-                                  "targets expected; accuracy=\"running\" or a table needs none")
+                raise ConfigError(f"accuracy=\"valid\": a validation batch has {len(batch)} parts; images "
+                                  "and targets expected; accuracy=\"running\" or a table needs none")
             x, y = (part.as_subclass(torch.Tensor) for part in to_device(tuple(batch), device))
             check_images(x)
-            check_targets(y, len(x), len(self.labels))
+            check_targets(y, len(x), len(self.emotions))
             z = [t.logits(x) for t in self.teachers]
             for name, logits in zip(self.names, z):
-                check_logits(logits, len(x), len(self.labels), f"teacher {name}")
+                check_logits(logits, len(x), len(self.emotions), f"teacher {name}")
             found.append((torch.stack(z).argmax(2).cpu().numpy(), dominant_labels(y)[0].cpu().numpy()))
     if not (found := [part for one in gather(found) for part in one]):
         raise ConfigError("accuracy=\"valid\": there are no validation images; accuracy=\"running\" or a "
                           "(teachers, emotions) table needs none")
     predicted, true = (np.concatenate(part, -1) for part in zip(*found))
-    return np.stack([recalls(p, true, len(self.labels)) for p in predicted])
+    return np.stack([recalls(p, true, len(self.emotions)) for p in predicted])
 
 # %% ../nbs/32_distill.ipynb #18d02f30
 @patch
@@ -297,13 +298,13 @@ def total(
 ) -> torch.Tensor:          # scalar
     "Eq. 1: the learner's loss with its weight, and the distances to the teachers with theirs."
     logits, masks = zip(*(t.batch_logits(self.learn) for t in self.teachers))
-    z_t, y, mask = torch.stack(logits), batch_targets(self.learn, self.classes), None
+    z_t, y, mask = torch.stack(logits), batch_targets(self.learn, self.outputs), None
     if any(m is not None for m in masks):
         everyone = torch.ones(len(y), dtype=torch.bool, device=y.device)
         mask = torch.stack([everyone if m is None else m for m in masks])
     if self.iter == 0 or (mask is None and not z_t.isfinite().all()):
         for name, z in zip(self.names, z_t):
-            check_logits(z, len(y), len(self.labels), f"teacher {name}")
+            check_logits(z, len(y), len(self.emotions), f"teacher {name}")
     alpha, T, tau = self.settings_at(self.learn.pct_train)
     if self.source == "running":
         self.update_running(z_t, y, mask, tau)

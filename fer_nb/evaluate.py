@@ -109,7 +109,8 @@ def predict_logits(
     with eval_mode(model, device) as where, torch.inference_mode():
         batches = (x for _, x, _ in progress(image_batches(ds, bs, where), "evaluating", len(ds),
                                              lambda batch: len(batch[-1])))
-        return logits_of([sum(ask(model, view) for view in tta_views(x, tta)) / TTA[tta] for x in batches], ds)
+        views = ((ask(model, view) for view in tta_views(x, tta)) for x in batches)
+        return logits_of([sum(logits) / TTA[tta] for logits in views], ds)
 
 
 def logits_of(

@@ -182,7 +182,7 @@ class OnlineLogits:
         self,
         x: torch.Tensor,   # images (B, C, H, W) in [0, 1], on the student's device, of any precision
     ) -> torch.Tensor:     # float32 (B, C)
-        "Logits of images, whichever mode somebody left the network in. Raises `ConfigError` for other images."
+        "Logits of images, in evaluation mode. Raises `ConfigError` for a network of other images."
         x = x.as_subclass(torch.Tensor).to(next((p.dtype for p in self.network.parameters()), x.dtype))
         with torch.no_grad(), eval_mode(self.network):
             return ask(self.network, x, f"teacher {self.name}").float()

@@ -7,14 +7,12 @@ __all__ = ['is_kind', 'mixer', 'batch_targets', 'is_search', 'diverged', 'LossTe
 
 # %% ../nbs/29_terms.ipynb #7e450006
 import warnings
-from collections.abc import Sequence
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import nn
 
 from .checks import (ask, check_images, check_logits, check_targets, class_shares, images_fit,
                            targets_fit)
@@ -44,10 +42,11 @@ def batch_targets(
 ) -> torch.Tensor:         # class numbers int64 (B,); of mixed images, and of soft targets, shares (B, C)
     "What the images of this batch are by now, mixtures included."
     y = learn.yb[0].as_subclass(torch.Tensor)
+    dtype = torch.double if learn.xb[0].dtype == torch.double else torch.float
     if (mix := mixer(learn)) is None:
-        return y if y.ndim == 2 else y.long()
-    one, other = (class_shares(part.as_subclass(torch.Tensor), classes) for part in (y, mix.yb1[0]))
-    return torch.lerp(other, one, mix.lam.to(one.dtype).expand(len(y))[:, None])
+        return y.to(dtype) if y.ndim == 2 else y.long()
+    one, other = (class_shares(part.as_subclass(torch.Tensor), classes).to(dtype) for part in (y, mix.yb1[0]))
+    return torch.lerp(other, one, mix.lam.to(dtype).expand(len(y))[:, None])
 
 
 def is_search(
@@ -68,9 +67,9 @@ class LossTerm(Callback):
     "A callback that adds to the loss, before any other callback scales it."
 
     order, run_valid = MixedPrecision.order - 1, False  # after the images were mixed, before autocast
-    first = -1000        # the order in `after_loss`
-    classes = None       # of the network, once its first batch has come
-    same_outputs = None  # how many outputs it must have; None: any number from 2 on
+    first = -10**9       # the order in `after_loss`
+    outputs = None       # of the network, once its first batch has come
+    need_outputs = None  # how many outputs it must have; None: any number from 2 on
 
     def __call__(
         self,
@@ -78,7 +77,7 @@ class LossTerm(Callback):
     ) -> object:
         "Hear of an event; of a training batch after it was checked, and of its loss before all others."
         if event_name == "before_fit":
-            self.classes = None
+            self.outputs = None
         try:
             if event_name == "before_batch" and self.run and self.learn.training:
                 self.check_batch()
@@ -108,7 +107,7 @@ class LossTerm(Callback):
 
     @property
     def fitting(self) -> bool:
-        "Whether a fit begins, rather than `validate` or `get_preds`, which fastai starts with the same event."
+        "Whether a fit begins, rather than `validate` or `get_preds`, which begin with the same event."
         return not self.learn.lock.locked()
 
 # %% ../nbs/29_terms.ipynb #7e450023
@@ -127,13 +126,25 @@ def check_batch(self: LossTerm) -> None:
     if len(self.xb) != 1 or len(self.yb) != 1:
         raise ConfigError(f"the batch has {len(self.xb)} inputs and {len(self.yb)} targets; expected 1 and 1")
     x, y = (part[0].as_subclass(torch.Tensor) for part in (self.xb, self.yb))
-    if self.classes is None:
+    if any(is_kind(cb, "NonNativeMixedPrecision") for cb in self.learn.cbs):
+        x = x.float()  # the halves are its own
+    if new := self.outputs is None:
         check_images(x)
-        self.try_out(x[:1])
-        check_targets(y, len(x), self.classes)
-    elif (x.device.type == "cpu" or self.iter == 0) and not (images_fit(x) & targets_fit(y, self.classes)):
+        self.try_out(self.xb[0][:1].as_subclass(torch.Tensor))
+    if new or ((x.device.type == "cpu" or self.iter == 0) and not self.batch_fits(x, y)):
         check_images(x)
-        check_targets(y, len(x), self.classes)
+        check_targets(y, len(x), self.outputs)
+
+
+@patch
+def batch_fits(
+    self: LossTerm,
+    x: torch.Tensor,   # images
+    y: torch.Tensor,   # targets
+) -> bool:
+    "Whether there is nothing to say about a batch; one question to a card."
+    same = isinstance(x, torch.Tensor) and x.ndim == 4 and x.is_floating_point() and len(y) == len(x)
+    return same and bool(images_fit(x) & targets_fit(y, self.outputs))
 
 
 @patch
@@ -145,8 +156,8 @@ def try_out(
     model = getattr(self.model, "_orig_mod", self.model)  # one image is no reason to compile anew
     with eval_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         z = logits_in(ask(model, x))
-    check_logits(z, len(x), self.same_outputs)
-    self.classes = z.shape[1]
+    check_logits(z, len(x), self.need_outputs)
+    self.outputs = z.shape[1]
 
 # %% ../nbs/29_terms.ipynb #7e450025
 def class_names(
@@ -158,6 +169,6 @@ def class_names(
         return tuple(vocab)
     names = next((tuple(n.labels) for n in networks if getattr(n, "labels", None)), ())
     if names:
-        warnings.warn(f"the loaders name no classes (dls.vocab); taken to be 0 = {names[0]} to {len(names) - 1} = "
-                      f"{names[-1]}, as the network has them", stacklevel=2)
+        warnings.warn(f"the loaders name no classes (dls.vocab); taken to be 0 = {names[0]} to "
+                      f"{len(names) - 1} = {names[-1]}, as the network has them", stacklevel=2)
     return names

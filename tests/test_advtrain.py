@@ -435,9 +435,11 @@ def test_together_with_distillation(trades):
     learn = Learner(dls, student, loss_func=nn.CrossEntropyLoss(), cbs=[eadd, AdversarialTraining(ratio=1.0, trades=trades)])
     losses = []
 
-    def before(learn):
-        if learn.training:
-            losses.append(float(learn.loss_grad))
+    class Before(Callback):
+        order, run_valid = eadd.first + 1, False  # between distillation and TRADES
+
+        def after_loss(self):
+            losses.append(float(self.loss_grad.detach()))
 
     def after(learn):
         assert torch.equal(asked[-1], learn.clean_xb[0])
@@ -449,7 +451,7 @@ def test_together_with_distillation(trades):
         else:
             assert float(learn.loss_grad) == losses[-1] and not torch.equal(asked[-1], learn.xb[0])
     with learn.no_logging(), learn.no_bar():
-        learn.fit(1, cbs=[Spy("after_loss", before), Spy("before_backward", after)])
+        learn.fit(1, cbs=[Before(), Spy("before_backward", after)])
     assert losses and len(extra) == (len(losses) if trades else 0)
     assert set(learn.adv_log.attack) == ({"fgsm", "clean"} if trades else {"fgsm"})
     learn.remove_cb(EADD)

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.augment import Augment
-from fer_nb.core import ConfigError, DataError, seed_everything
+from fer_nb.core import ConfigError, DataError, LabelError, seed_everything
 from fer_nb.distill import EADD
 from fer_nb.loaders import ReplayLoader, dataloaders
 from fer_nb.models import HyFER, HyFERConfig, SQSNet, SQSNetConfig, count_macs
@@ -152,9 +152,9 @@ def test_choice_is_even_and_depends_on_each_number():
     assert all(not torch.equal(base, form_quads(y, **{k: 1})[0]) for k in ("seed", "epoch", "batch"))
 
 
-@pytest.mark.parametrize("y", [np.eye(3), np.zeros(0, int), np.array([0.5, 1]), np.array(["a"])])
+@pytest.mark.parametrize("y", [np.ones((3, 3)), np.zeros(0, int), np.array([0.5, 1]), np.array(["a"]), np.zeros(3, bool), [None, 1]])
 def test_no_class_numbers(y):
-    with pytest.raises(ConfigError, match="class numbers"):
+    with pytest.raises(LabelError, match="class numbers"):
         form_quads(y)
 
 
@@ -383,8 +383,17 @@ def test_features_that_are_not_finite(dls, value):
     model = hyfer()
     with torch.no_grad():
         model.epc.norm.bias.fill_(value)
-    with pytest.raises((DataError, TrainingError), match="epoch 1"):
+    with pytest.raises(ConfigError, match="NaN or infinity"):
         learner(model, dls, SQS()).fit(1)
+
+    class Break(Callback):
+        def before_batch(self):
+            if self.iter == 1:
+                with torch.no_grad():
+                    self.learn.model.epc.norm.bias.fill_(value)
+    model = hyfer()
+    with pytest.raises((DataError, TrainingError), match="epoch 1, batch 2"):
+        learner(model, dls, SQS(), Break()).fit(1)
     assert "forward_features" not in vars(model)
 
 
