@@ -173,7 +173,7 @@ def _classifier(
 
 
 def attach_sqs(
-    model: nn.Module,              # with `head_hidden_size` or `num_features`, `num_classes`; changed in place
+    model: nn.Module,              # that says how wide its head is, as timm's do; changed in place
     separate: bool = True,         # an enhanced classifier of its own, where it has none yet
     learnable: bool = False,       # learn α, β, γ and τ
     drop: float = 0.1,             # dropout before the enhanced classifier
@@ -339,8 +339,8 @@ def sqs_layout(
     except ConfigError:
         raise
     except Exception as e:
-        wrong = [f"two images in evaluation mode, and their features in its head, end in a {type(e).__name__} "
-                 f"({str(e)[:200]})"]
+        wrong = [f"two images in evaluation mode, and their features in its head, end in a "
+                 f"{type(e).__name__} ({str(e)[:200]})"]
     if wrong:
         raise ConfigError(f"SQS cannot refine the map of a {type(net).__name__}: {'; '.join(wrong)}")
     return layout
