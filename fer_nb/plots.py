@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import cache
+from functools import cache, partial
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -528,7 +528,9 @@ def cam_layer(
             outputs.append((module, out))
 
     @cache
-    def last() -> bool:
+    def last(kind: type) -> bool:
+        if "2d" in kind.__name__ or issubclass(kind, nn.LayerNorm):
+            return "2d" not in kind.__name__
         with suppress(Exception):  # a network that cannot be asked has its channels first, as PyTorch's have
             return layout_of(model, x).axes == "NHWC"
         return False
@@ -542,7 +544,7 @@ def cam_layer(
         z = model(x.clone().requires_grad_())
         for module, out in reversed([o for o in outputs if calls[o[0]] == 1]):
             if to_map := _to_map(tuple(out.shape), getattr(net, "num_features", 0),
-                                 getattr(net, "num_prefix_tokens", None), last):
+                                 getattr(net, "num_prefix_tokens", None), partial(last, type(module))):
                 grad = torch.autograd.grad(z.amax(), out, retain_graph=True, allow_unused=True)[0]
                 if grad is not None and to_map(grad).abs().amax() > 0:
                     return CamLayer(module, to_map)

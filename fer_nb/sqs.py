@@ -181,8 +181,12 @@ def attach_sqs(
 ) -> nn.Module:                    # the same model
     """Give `model` the parts that the callback `SQS` trains beside it, before the optimiser is made. Raises
     `ConfigError` for first values of weights that are not learned, and for a model without classifier."""
-    if start and not learnable:
-        raise ConfigError(f"{', '.join(start)}: first values of learned weights, but learnable=False")
+    unlearned = "" if learnable else ", ".join(start)
+    wrong = f"{unlearned}: first values of learned weights, but learnable=False" if unlearned else ""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        wrong = "DistributedDataParallel shares the gradients of what it was made with; attach_sqs before it"
+    if wrong:
+        raise ConfigError(wrong)
     net = unwrapped(model, adapter=True)
     like = next(net.parameters())
     if separate and getattr(net, "enhanced", None) is None:
@@ -327,12 +331,16 @@ def sqs_layout(
 ) -> MapLayout:            # how its features hold their map
     """Try two images of a batch on a shell of `model`, which changes nothing. Raises `ConfigError` where SQS
     cannot have its map, or its head cannot take a refined one."""
+    if isinstance(model, nn.DataParallel):  # a quad is of one batch, and of one forward pass
+        one_of("cards of DataParallel", len(model.device_ids), (0, 1))
     twin, seen, cuda = shell(unwrapped(model)), [], [x.device for x in xb if x.is_cuda]
     net = unwrapped(twin, adapter=True)
     try:
         _tap(net, seen.append)
         with torch.no_grad(), torch.random.fork_rng(cuda[:1]):
             z = twin(*(x[:2] for x in xb))
+            for y in seen:
+                pooled_head(net)(y)
             layout = map_layout(net, seen[0], xb[0].shape[2:]) if seen else None
             wrong = _faults(net, layout, seen[0], z) if seen else \
                 ["the feature map is none: forward does not call forward_features"]
