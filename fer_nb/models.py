@@ -644,7 +644,7 @@ def _meta_net(
     with torch.device("meta"):
         return timm.create_model(timm_name, pretrained=False, num_classes=num_classes, **kwargs).eval()
 
-
+# %% ../nbs/20_models.ipynb #be28310b
 def _dry_run(
     timm_name: str,         # a timm model
     size: int,              # side of its input, in pixels
@@ -662,8 +662,9 @@ def _dry_run(
             return net, forward(net, torch.zeros(1, 3, size, size, device="meta"))
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as e:
         cfg = timm.get_pretrained_cfg(timm_name)
-        raise ConfigError(f"{timm_name!r} gives no {what} for images of {size!r} px and {kwargs} "
-                          f"({str(e)[:80] or type(e).__name__}){f'; trained at {cfg.input_size[-1]} px' if cfg else ''}") from e
+        why = str(e)[:80] or type(e).__name__
+        raise ConfigError(f"{timm_name!r} gives no {what} for images of {size!r} px and {kwargs} ({why})"
+                          f"{f'; trained at {cfg.input_size[-1]} px' if cfg else ''}") from e
 
 # %% ../nbs/20_models.ipynb #12de3787
 def create_teacher(
@@ -829,7 +830,7 @@ def _axes(
     wide = [axes for axes in known.values() if y.shape[axes.index("C")] == getattr(net, "num_features", 0)]
     return known.get(places, wide[0] if len(wide) == 1 else told if told in known.values() else None)
 
-
+# %% ../nbs/20_models.ipynb #20a0d021
 def _grid(
     n: int,               # tokens
     size: Sequence[int],  # sides of the image they are of
@@ -859,8 +860,8 @@ def map_layout(
     if grid is None:
         shape = tuple(y.shape) if tensor else f"a {type(y).__name__}"
         raise ConfigError(f"{type(net).__name__}: the feature map is {shape}; (B, C, H, W) or (B, H, W, C) "
-                          "whose channels its head or num_features tells, or tokens (B, N, C) on a grid of the "
-                          "image, more than one, expected")
+                          "whose channels its head or num_features tells, or tokens (B, N, C) on a grid of "
+                          "the image, more than one, expected")
     return MapLayout(axes, y.shape[axes.index("C")], grid, prefix)
 
 # %% ../nbs/20_models.ipynb #20a0d014

@@ -512,7 +512,7 @@ def _to_map(
     side = 0 if front is None else math.isqrt(n - front)
     return (lambda out: (out if first else out.mT)[:, :, front:].unflatten(2, (side, side))) if side else None
 
-
+# %% ../nbs/25_plots.ipynb #e7dde341
 def cam_layer(
     model: nn.Module,           # a classifier: HyFER, SQSNet, or a teacher around any timm model
     size: int | None = None,    # side of a square image for the trial, in pixels; None: the model's, or 48

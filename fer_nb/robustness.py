@@ -291,11 +291,11 @@ def _attacks_of(
     if left := [a for a in _STANDARD["attacks"] if a not in chosen]:
         below.append(f"without {', '.join(left)}")
     if below:
-        warnings.warn(f"AutoAttack below its standard effort ({'; '.join(below)}): the accuracy it leaves may "
-                      "be higher than under plain PGD, and is no claim of robustness", stacklevel=3)
+        warnings.warn(f"AutoAttack below its standard effort ({'; '.join(below)}): the accuracy it leaves "
+                      "may be higher than under plain PGD, and is no claim of robustness", stacklevel=3)
     return chosen
 
-
+# %% ../nbs/26_robustness.ipynb #26aa0004
 def auto_attack(
     model: nn.Module,                          # classifier of x in [0, 1], with `.labels`
     ds: FERData,                               # images of one or more splits

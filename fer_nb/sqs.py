@@ -156,7 +156,7 @@ class QuadWeights(nn.Module):
         "The current values of α, β, γ and τ."
         return self.log.exp()
 
-
+# %% ../nbs/33_sqs.ipynb #df44204c
 def _classifier(
     net: nn.Module,        # gets an enhanced classifier
 ) -> tuple[int, int]:      # numbers that its own classifier gets, and classes
@@ -302,7 +302,7 @@ def _tap(
     vars(net)["forward_features"] = MethodType(tapped, net)
     return lambda: off(net)
 
-
+# %% ../nbs/33_sqs.ipynb #5b117224
 def _faults(
     net: nn.Module,      # a shell, with `forward_head`
     layout: MapLayout,   # of its features
@@ -324,7 +324,7 @@ def _faults(
              "global_pool='avg')": torch.equal(pooled(features), pooled(moved))}
     return [what for what, there in wrong.items() if there]
 
-
+# %% ../nbs/33_sqs.ipynb #5b117324
 def sqs_layout(
     model: nn.Module,      # as a Learner has it
     *xb: torch.Tensor,     # inputs of a batch; the first is of images (B, C, H, W)
