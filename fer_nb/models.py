@@ -81,6 +81,20 @@ class InputAdapter(nn.Module):
         x = (x - self.mean) / self.std
         return x.expand(-1, self.in_chans, -1, -1) if x.shape[1] < self.in_chans else x
 
+# %% ../nbs/20_models.ipynb #20a0d0f2
+def _label_names(
+    num_classes: int,                      # number of emotions
+    labels: Sequence[str] | None = None,   # their names in order; None: the seven, or class0, class1, ...
+) -> tuple[str, ...]:                      # as many different names
+    "The names of a classifier's outputs. Raises `ConfigError` for too few, too many or equal ones."
+    at_least("num_classes", num_classes, 0, whole=True)
+    if labels is None:
+        labels = EMOTIONS if num_classes == len(EMOTIONS) else [f"class{k}" for k in range(num_classes)]
+    if isinstance(labels, str) or not len({*labels}) == len(labels) == num_classes:
+        raise ConfigError(f"{len(labels)} labels for {num_classes} classes: labels={labels!r}; a list or "
+                          f"tuple of {num_classes} names, none more than once, expected")
+    return tuple(labels)
+
 # %% ../nbs/20_models.ipynb #20a0d002
 class Normalised(nn.Module):
     "A network that wants normalised images, as one that takes images in [0, 1] and names its outputs."
@@ -341,20 +355,6 @@ HYFER = {
 }
 
 # %% ../nbs/20_models.ipynb #5a3e19e3
-def _label_names(
-    num_classes: int,                      # number of emotions
-    labels: Sequence[str] | None = None,   # their names in order; None: the seven, or class0, class1, ...
-) -> tuple[str, ...]:                      # as many different names
-    "The names of a classifier's outputs. Raises `ConfigError` for too few, too many or equal ones."
-    at_least("num_classes", num_classes, 0, whole=True)
-    if labels is None:
-        labels = EMOTIONS if num_classes == len(EMOTIONS) else [f"class{k}" for k in range(num_classes)]
-    if isinstance(labels, str) or not len({*labels}) == len(labels) == num_classes:
-        raise ConfigError(f"{len(labels)} labels for {num_classes} classes: labels={labels!r}; a list or "
-                          f"tuple of {num_classes} names, none more than once, expected")
-    return tuple(labels)
-
-
 class MapClassifier(nn.Module):
     "Pools the map of `forward_features` and classifies it; a subclass sets `num_features` and `drop`."
 
