@@ -142,16 +142,19 @@ def as_teacher(name: str, size: int, faces, folder) -> Teacher:
 
 
 def drawn(teacher: Teacher, faces, grid: int) -> None:
-    "A map for each image, on the grid of the features where that is one."
-    heat, layer = gradcam(teacher, faces), cam_layer(teacher, 48)
-    assert heat.shape == (3, 48, 48) and np.isfinite(heat).all() and heat.min() >= 0 and heat.max() <= 1 and heat.std() > 0
-    seen = []
+    "A map for each image, on the grid of the features where that is one, and hot where Grad-CAM by hand is."
+    heat, layer, seen = gradcam(teacher, faces), cam_layer(teacher, 48), []
+    assert heat.shape == (3, 48, 48) and np.isfinite(heat).all() and heat.min() >= 0 and heat.max() <= 1
     hook = layer.module.register_forward_hook(lambda module, args, out: seen.append(out))
-    with torch.no_grad():
-        teacher(torch.rand(2, 1, 48, 48))
+    x = torch.from_numpy(faces.array()[:, None] / 255).float().requires_grad_()
+    z = teacher(x)
     hook.remove()
-    found = layer.to_map(seen[-1]).shape
-    assert len(found) == 4 and found[0] == 2 and found[2] == found[3] and found[2] == (grid if grid > 1 else found[3]) > 1
+    assert len(seen) == 1
+    a, g = (layer.to_map(t) for t in (seen[0], torch.autograd.grad(z.amax(1).sum(), seen[0])[0]))
+    assert a.ndim == 4 and len(a) == 3 and a.shape[2] == a.shape[3] == (grid if grid > 1 else a.shape[3]) > 1
+    by_hand = (g.mean((2, 3), keepdim=True) * a).sum(1).relu().detach().flatten(1).amax(1).numpy()
+    hot = heat.reshape(3, -1).max(1) > 0.1     # an untrained network may predict a class against its map
+    assert hot[by_hand > 1e-4].all() and not hot[by_hand == 0].any()
 
 
 @pytest.mark.parametrize(("name", "size", "axes", "prefix", "settings"),
