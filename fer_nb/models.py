@@ -7,8 +7,8 @@ __all__ = ['HYFER', 'TEACHERS', 'SQSNET', 'SQSNET_TABLE3', 'NETWORKS', 'save_hyf
            'load_sqsnet', 'InputAdapter', 'Normalised', 'unwrapped', 'shell', 'InvertedResidual', 'RepConv', 'fuse',
            'unfold_patches', 'fold_patches', 'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'count_macs',
            'latency_ms', 'weights_digest', 'variant_table', 'Teacher', 'imagenet_name', 'create_teacher',
-           'teacher_table', 'GeometryTeacher', 'MapLayout', 'pooled_head', 'map_layout', 'FeatureMap', 'CrossFusion',
-           'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load', 'load_teacher']
+           'teacher_table', 'GeometryTeacher', 'MapLayout', 'pooled_head', 'map_layout', 'layout_of', 'FeatureMap',
+           'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load', 'load_teacher']
 
 # %% ../nbs/20_models.ipynb #7ff88f07
 import copy
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
-from timm.layers import ConvNormAct
+from timm.layers import ConvNormAct, PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -80,6 +80,20 @@ class InputAdapter(nn.Module):
             x = F.interpolate(x, size=(self.size,) * 2, mode="bilinear", align_corners=False, antialias=True)
         x = (x - self.mean) / self.std
         return x.expand(-1, self.in_chans, -1, -1) if x.shape[1] < self.in_chans else x
+
+# %% ../nbs/20_models.ipynb #20a0d0f2
+def _label_names(
+    num_classes: int,                      # number of emotions
+    labels: Sequence[str] | None = None,   # their names in order; None: the seven, or class0, class1, ...
+) -> tuple[str, ...]:                      # as many different names
+    "The names of a classifier's outputs. Raises `ConfigError` for too few, too many or equal ones."
+    at_least("num_classes", num_classes, 0, whole=True)
+    if labels is None:
+        labels = EMOTIONS if num_classes == len(EMOTIONS) else [f"class{k}" for k in range(num_classes)]
+    if isinstance(labels, str) or not len({*labels}) == len(labels) == num_classes:
+        raise ConfigError(f"{len(labels)} labels for {num_classes} classes: labels={labels!r}; a list or "
+                          f"tuple of {num_classes} names, none more than once, expected")
+    return tuple(labels)
 
 # %% ../nbs/20_models.ipynb #20a0d002
 class Normalised(nn.Module):
@@ -341,20 +355,6 @@ HYFER = {
 }
 
 # %% ../nbs/20_models.ipynb #5a3e19e3
-def _label_names(
-    num_classes: int,                      # number of emotions
-    labels: Sequence[str] | None = None,   # their names in order; None: the seven, or class0, class1, ...
-) -> tuple[str, ...]:                      # as many different names
-    "The names of a classifier's outputs. Raises `ConfigError` for too few, too many or equal ones."
-    at_least("num_classes", num_classes, 0, whole=True)
-    if labels is None:
-        labels = EMOTIONS if num_classes == len(EMOTIONS) else [f"class{k}" for k in range(num_classes)]
-    if isinstance(labels, str) or not len({*labels}) == len(labels) == num_classes:
-        raise ConfigError(f"{len(labels)} labels for {num_classes} classes: labels={labels!r}; a list or "
-                          f"tuple of {num_classes} names, none more than once, expected")
-    return tuple(labels)
-
-
 class MapClassifier(nn.Module):
     "Pools the map of `forward_features` and classifies it; a subclass sets `num_features` and `drop`."
 
@@ -644,7 +644,7 @@ def _meta_net(
     with torch.device("meta"):
         return timm.create_model(timm_name, pretrained=False, num_classes=num_classes, **kwargs).eval()
 
-
+# %% ../nbs/20_models.ipynb #be28310b
 def _dry_run(
     timm_name: str,         # a timm model
     size: int,              # side of its input, in pixels
@@ -655,12 +655,16 @@ def _dry_run(
     "Find out what a network makes of images of this size. Raises `ConfigError` where it cannot take them."
     try:
         net = _meta_net(timm_name, size, **kwargs)
+        cut = getattr(net, "patch_embed", None)
+        if isinstance(cut, PatchEmbed) and not cut.dynamic_img_pad:  # what is left of a patch is not seen
+            one_of(f"size % {cut.patch_size[0]}", size % cut.patch_size[0], [0])
         with torch.no_grad():
             return net, forward(net, torch.zeros(1, 3, size, size, device="meta"))
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as e:
         cfg = timm.get_pretrained_cfg(timm_name)
-        raise ConfigError(f"{timm_name!r} gives no {what} for images of {size!r} px and {kwargs} "
-                          f"({str(e)[:80]}){f'; trained at {cfg.input_size[-1]} px' if cfg else ''}") from e
+        why = str(e)[:80] or type(e).__name__
+        raise ConfigError(f"{timm_name!r} gives no {what} for images of {size!r} px and {kwargs} ({why})"
+                          f"{f'; trained at {cfg.input_size[-1]} px' if cfg else ''}") from e
 
 # %% ../nbs/20_models.ipynb #12de3787
 def create_teacher(
@@ -826,12 +830,14 @@ def _axes(
     wide = [axes for axes in known.values() if y.shape[axes.index("C")] == getattr(net, "num_features", 0)]
     return known.get(places, wide[0] if len(wide) == 1 else told if told in known.values() else None)
 
-
+# %% ../nbs/20_models.ipynb #20a0d021
 def _grid(
     n: int,               # tokens
     size: Sequence[int],  # sides of the image they are of
 ) -> tuple[int, int] | None:  # H and W; None: they make no grid of this image's form
     "The whole numbers whose product is `n` and whose ratio comes next to that of the image's sides."
+    if n < 2:  # a class token alone
+        return None
     form = math.log(size[0] / size[1])
     off, h = min((abs(math.log(h * h / n) - form), h) for h in range(1, n + 1) if n % h == 0)
     return (h, n // h) if off < (0.3 if form else 1e-9) else None
@@ -854,9 +860,21 @@ def map_layout(
     if grid is None:
         shape = tuple(y.shape) if tensor else f"a {type(y).__name__}"
         raise ConfigError(f"{type(net).__name__}: the feature map is {shape}; (B, C, H, W) or (B, H, W, C) "
-                          "whose channels its head or num_features tells, or tokens (B, N, C) that make a grid "
-                          "of the image expected")
+                          "whose channels its head or num_features tells, or tokens (B, N, C) on a grid of "
+                          "the image, more than one, expected")
     return MapLayout(axes, y.shape[axes.index("C")], grid, prefix)
+
+# %% ../nbs/20_models.ipynb #20a0d014
+def layout_of(
+    model: nn.Module,  # with `forward_features` and `forward_head`, also inside a `Normalised` or compiled
+    x: torch.Tensor,   # images (B, C, H, W) in [0, 1]
+) -> MapLayout:
+    "How the features of these images hold their map; `model` stays as it is. Raises what `map_layout` does."
+    twin = shell(unwrapped(model))
+    net = unwrapped(twin, adapter=True)
+    with torch.no_grad():
+        x = x if net is twin else twin.adapt(x)
+        return map_layout(net, net.forward_features(x), x.shape[2:])
 
 # %% ../nbs/20_models.ipynb #9ebadb35
 class FeatureMap(nn.Module):
@@ -870,10 +888,7 @@ class FeatureMap(nn.Module):
         **kwargs: object,          # for `timm.create_model`
     ):
         super().__init__()
-        def ask(net: nn.Module, x: torch.Tensor) -> MapLayout:
-            return map_layout(net, net.forward_features(x), x.shape[2:])
-
-        _, self.layout = _dry_run(timm_name, size, "feature map", ask, num_classes=0, **kwargs)
+        _, self.layout = _dry_run(timm_name, size, "feature map", layout_of, num_classes=0, **kwargs)
         self.num_features, self.grid = self.layout.channels, [*self.layout.grid]
         kwargs = _sized(timm_name, size) | kwargs
         self.net = _pretrained(timm_name, **kwargs) if pretrained else timm.create_model(timm_name, **kwargs)

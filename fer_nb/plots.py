@@ -9,8 +9,10 @@ __all__ = ['EMOTION_COLORS', 'EMOTION_MARKERS', 'caption', 'plot_confusion', 'pl
 
 # %% ../nbs/25_plots.ipynb #ac287985
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cache, partial
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from torch import nn
 from .core import ConfigError, DataError, hash_uniform, need_columns, one_of
 from .data import FERData, show_faces
 from .evaluate import eval_mode, image_batches, predict_logits
+from .models import layout_of, unwrapped
 
 # %% ../nbs/25_plots.ipynb #467dd37b
 EMOTION_COLORS = {"angry": "#D55E00", "disgust": "#009E73", "fear": "#CC79A7", "happy": "#F0C000",
@@ -479,44 +482,69 @@ class CamLayer(NamedTuple):
     to_map: Callable[[torch.Tensor], torch.Tensor] | None     # output -> (B, C, h, w); None: it is one
 
 
+def _square(
+    n: int,                # tokens
+    prefix: int | None,    # those in front that stand for no place; None: not known
+) -> int | None:           # how many are in front of a square of places; None: they make none
+    "Tokens of a square grid, with or without those in front."
+    return next((p for p in ((0, 1, 2) if prefix is None else (prefix, 0))
+                 if n - p > 1 and math.isqrt(n - p) ** 2 == n - p), None)
+
+
 def _to_map(
-    shape: tuple[int, ...],  # of a layer's output
-    width: int,              # channels of the network's last features; 0: not known
+    shape: tuple[int, ...],      # of a layer's output for one image
+    width: int = 0,              # channels of the network's last features; 0: not known
+    prefix: int | None = None,   # its tokens in front that stand for no place; None: not known
+    last: Callable[[], bool] = lambda: False,  # are its maps channels last? asked where shapes do not tell
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:  # output -> (B, C, h, w); None: there are no places in it
-    "How an output becomes a map: channels first or last, or tokens, of which two in front may be no place."
-    if len(shape) == 4 and shape[2] == shape[3] > 1 and shape[1] != shape[2]:
+    "How an output becomes a map: channels first or last, or tokens."
+    if shape[0] != 1:  # windows, each an image of its own
+        return None
+    if len(shape) == 4 and shape[1] == shape[2] > 1 and (shape[3] != shape[2] or last()):
+        return lambda out: out.permute(0, 3, 1, 2)
+    if len(shape) == 4 and shape[2] == shape[3] > 1:
         return lambda out: out
-    if len(shape) == 4 and shape[1] == shape[2] > 1:
-        return (lambda out: out) if shape[1] == shape[3] != width else lambda out: out.permute(0, 3, 1, 2)
-    if len(shape) == 3 and shape[1] > 3:
-        side = math.isqrt(shape[1])
-        extra = shape[1] - side * side
-        if side > 1 and extra <= 2:
-            return lambda out: out[:, extra:].transpose(1, 2).unflatten(2, (side, side))
-    return None
+    if len(shape) != 3:
+        return None
+    rows, columns = _square(shape[1], prefix), _square(shape[2], prefix)
+    first = columns is not None and shape[1] == width != shape[2]  # channels before tokens
+    front, n = (columns, shape[2]) if first else (rows, shape[1])
+    side = 0 if front is None else math.isqrt(n - front)
+    return (lambda out: (out if first else out.mT)[:, :, front:].unflatten(2, (side, side))) if side else None
 
-
+# %% ../nbs/25_plots.ipynb #e7dde341
 def cam_layer(
     model: nn.Module,           # a classifier: HyFER, SQSNet, or a teacher around any timm model
     size: int | None = None,    # side of a square image for the trial, in pixels; None: the model's, or 48
 ) -> CamLayer:                  # for `gradcam_panel`
     "The last layer whose output is a map with a gradient. Raises `ConfigError` where there is none."
-    size = size or getattr(model, "input_size", 48)
-    width, outputs = getattr(getattr(model, "net", model), "num_features", 0), []
+    model, size = unwrapped(model), size or getattr(model, "input_size", 48)
+    net, outputs, calls = unwrapped(model, adapter=True), [], Counter()
+    x = torch.from_numpy(hash_uniform(0, np.arange(getattr(model, "in_chans", 3) * size**2))).float()
 
     def remember(module: nn.Module, _: tuple, out: object) -> None:
+        calls[module] += 1
         if isinstance(out, torch.Tensor) and out.requires_grad:
             outputs.append((module, out))
+
+    @cache
+    def last(kind: type) -> bool:
+        if "2d" in kind.__name__ or issubclass(kind, nn.LayerNorm):
+            return "2d" not in kind.__name__
+        with suppress(Exception):  # a network that cannot be asked has its channels first, as PyTorch's have
+            return layout_of(model, x).axes == "NHWC"
+        return False
 
     with eval_mode(model) as device, torch.inference_mode(False), torch.enable_grad(), ExitStack() as hooks:
         for name, module in model.named_modules():
             attention = name.endswith(("q_norm", "k_norm"))
             if module is not model and not attention and not isinstance(module, _NO_MAPS):
                 hooks.enter_context(module.register_forward_hook(remember))
-        x = torch.from_numpy(hash_uniform(0, np.arange(getattr(model, "in_chans", 3) * size**2))).float()
-        z = model(x.view(1, -1, size, size).to(device).requires_grad_())
-        for module, out in reversed(outputs):
-            if to_map := _to_map(tuple(out.shape), width):
+        x = x.view(1, -1, size, size).to(device)
+        z = model(x.clone().requires_grad_())
+        for module, out in reversed([o for o in outputs if calls[o[0]] == 1]):
+            if to_map := _to_map(tuple(out.shape), getattr(net, "num_features", 0),
+                                 getattr(net, "num_prefix_tokens", None), partial(last, type(module))):
                 grad = torch.autograd.grad(z.amax(), out, retain_graph=True, allow_unused=True)[0]
                 if grad is not None and to_map(grad).abs().amax() > 0:
                     return CamLayer(module, to_map)
@@ -533,6 +561,7 @@ def gradcam(
     gradients, hooks). Raises `ConfigError` for a layer that is no part of it, `ValueError` for one without
     maps."""
     from pytorch_grad_cam import GradCAM
+    model = unwrapped(model)
     layer = cam_layer(model, ds.image(0).shape[0]) if target_layer is None else target_layer
     layer = layer if isinstance(layer, CamLayer) else CamLayer(layer, None)
     if not any(layer.module is m for m in model.modules()):

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -270,36 +271,55 @@ def _undisturbed(
             p.requires_grad_(True)
 
 # %% ../nbs/26_robustness.ipynb #26aa0002
-_ATTACKS = {"apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"}
-_RATIO = {"apgd-dlr", "apgd-t"}  # use the difference of logits ratio
+_ATTACKS = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "square": 2}  # classes, at least
+_STANDARD = {"attacks": ("apgd-ce", "apgd-t", "fab-t", "square"), "steps": 100, "queries": 5000}
 
 
+def _attacks_of(
+    attacks: Sequence[str] | None,  # wanted; None: the standard ones
+    classes: int,                   # that the model tells apart
+    **effort: int,                  # steps and queries
+) -> list[str]:                     # in this order
+    "The attacks that so many classes allow, and a warning below the standard. Raises `ConfigError`."
+    standard = [a if classes >= _ATTACKS[a] else "apgd-dlr" for a in _STANDARD["attacks"]]
+    chosen = [a for a in standard if classes >= _ATTACKS[a]] if attacks is None else list(attacks)
+    usable = [a for a, least in _ATTACKS.items() if classes >= least]
+    if isinstance(attacks, str) or not chosen or not set(chosen) <= set(usable):
+        raise ConfigError(f"attacks={attacks!r}; for {classes} classes some of {', '.join(usable)} expected "
+                          "(the difference of logits ratio of apgd-dlr needs 3, of apgd-t 4)")
+    below = [f"{k}={v} of {_STANDARD[k]}" for k, v in effort.items() if v < _STANDARD[k]]
+    if left := [a for a in _STANDARD["attacks"] if a not in chosen]:
+        below.append(f"without {', '.join(left)}")
+    if below:
+        warnings.warn(f"AutoAttack below its standard effort ({'; '.join(below)}): the accuracy it leaves "
+                      "may be higher than under plain PGD, and is no claim of robustness", stacklevel=3)
+    return chosen
+
+# %% ../nbs/26_robustness.ipynb #26aa0004
 def auto_attack(
     model: nn.Module,                          # classifier of x in [0, 1], with `.labels`
     ds: FERData,                               # images of one or more splits
     eps: float = 4/255,                        # budget, in pixel values of [0, 1]; Euclidean length for "L2"
     norm: str = "Linf",                        # "Linf" or "L2"
     n: int | None = 200,                       # size of the stratified sample of each split; None: all images
-    attacks: Sequence[str] = ("apgd-ce", "apgd-t", "fab-t", "square"),  # in this order
+    attacks: Sequence[str] | None = None,      # in this order; None: the standard ones the classes allow
     steps: int = 100,                          # of APGD and FAB
     queries: int = 5000,                       # of Square
     seed: int = 0,                             # of the sample and of the attacks
     bs: int = 256,                             # images at once
     device: torch.device | str | None = None,  # where to work; None: where the model is
 ) -> pd.DataFrame:                             # as from `robust_curve`, attack "autoattack"
-    "All metrics under AutoAttack, by its authors' code. Raises `ConfigError`, `LabelError` or `DataError`."
+    """All metrics under AutoAttack, by its authors' code, with a warning below its standard effort. Raises
+    `ConfigError`, `LabelError` or `DataError`."""
     check_labels(model, ds)
     make, classes, tables = _auto_attack_class(), len(ds.labels), []
     one_of("norm", norm, ("Linf", "L2"))
     positive("eps", eps)
-    usable = sorted(_ATTACKS - (_RATIO if classes < 4 else set()))
-    if not attacks or not set(attacks) <= set(usable):
-        raise ConfigError(f"attacks={attacks!r}; for {classes} classes some of {', '.join(usable)} expected "
-                          f"(the difference of logits ratio of {' and '.join(sorted(_RATIO))} needs 4)")
+    attacks = _attacks_of(attacks, classes, steps=steps, queries=queries)
     for part, what in ds.split_samples(n, seed):
         logits = []
         with eval_mode(model, device) as where, _undisturbed(model):
-            engine = make(model, attacks=list(attacks), device=where, eps=eps, norm=norm, seed=seed,
+            engine = make(model, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
                           version="custom")
             engine.apgd.n_restarts = engine.fab.n_restarts = 1
             engine.apgd.n_iter = engine.apgd_targeted.n_iter = engine.fab.n_iter = steps

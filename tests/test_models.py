@@ -589,7 +589,7 @@ def test_one_pair_saves_and_loads_every_kind(tmp_path, resnet):
         assert (back.name, back.record, back.training) == ("mine", {"epochs": 3}, False)
     with pytest.raises(DataError, match="not the weights of a HyFER or a Teacher"):
         load(path, kinds=[HyFER, Teacher])
-    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'settings'"):
+    with pytest.raises(ConfigError, match="a Linear is no HyFER.*a network of your own"):
         save(nn.Linear(2, 2), path)
 
 

@@ -1,6 +1,7 @@
 """Robustness of the installed package: corruptions replay, planted gradient masking is found, AutoAttack through its package."""
 import importlib.util
 import random
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import nn
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import FERData
 from fer_nb.evaluate import evaluate, robust_curve
-from fer_nb.robustness import (PAPER_TABLE5, auto_attack, corrupt, corruption_curve, corruption_kinds, paper_epsilon, robust_study,
+from fer_nb.robustness import (PAPER_TABLE5, _attacks_of, auto_attack, corrupt, corruption_curve, corruption_kinds, paper_epsilon, robust_study,
                                sanity_checklist, square_search, table5, tradeoff)
 
 needs_autoattack = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None,
@@ -374,14 +375,41 @@ def test_autoattack_bad_settings(model, ds, kwargs, why):
 
 
 @needs_autoattack
-def test_autoattack_needs_four_classes_for_its_ratio():
-    df = pd.DataFrame({"id": list("abcdef"), "label": list("xyxyxy"), "split": "test"})
-    two = FERData(df, np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE), dtype=np.uint8), labels=("x", "y"))
-    m = nn.Sequential(nn.Flatten(), nn.Linear(SIDE ** 2, 2))
-    m.labels = ("x", "y")
-    with pytest.raises(ConfigError, match="2 classes"):
-        auto_attack(m, two)
-    assert len(auto_attack(m, two, attacks=("apgd-ce", "square"), steps=5, queries=5))
+@pytest.mark.parametrize("names, run", [("xy", ["apgd-ce", "fab-t", "square"]), ("xyz", ["apgd-ce", "apgd-dlr", "fab-t", "square"]),
+                                        ("wxyz", ["apgd-ce", "apgd-t", "fab-t", "square"])])
+def test_few_classes_get_what_their_number_allows(names, run, monkeypatch):
+    import pyautoattack
+    made, real = [], pyautoattack.AutoAttack
+
+    def make(*args, **kwargs):
+        made.append(kwargs["attacks"])
+        return real(*args, **kwargs)
+    monkeypatch.setattr(pyautoattack, "AutoAttack", make)
+    df = pd.DataFrame({"id": list("abcdefghijkl"), "label": list(names) * (12 // len(names)), "split": "test"})
+    few = FERData(df, np.random.default_rng(0).integers(0, 256, (12, SIDE, SIDE), dtype=np.uint8), labels=tuple(names))
+    m = nn.Sequential(nn.Flatten(), nn.Linear(SIDE ** 2, len(names)))
+    m.labels = tuple(names)
+    with pytest.warns(UserWarning, match="below its standard effort"):
+        table = auto_attack(m, few, steps=5, queries=5)
+    assert made == [run] and set(table.attack) == {"autoattack"}
+    for attack, least in (("apgd-dlr", 3), ("apgd-t", 4)):
+        if len(names) < least:
+            with pytest.raises(ConfigError, match=f"for {len(names)} classes"):
+                auto_attack(m, few, attacks=("apgd-ce", attack))
+        else:
+            with pytest.warns(UserWarning, match="without"):
+                assert len(auto_attack(m, few, attacks=(attack,), steps=5, queries=5))
+
+
+@needs_autoattack
+@pytest.mark.parametrize("kwargs, says", [(dict(steps=99), "steps=99 of 100"), (dict(queries=4999), "queries=4999 of 5000"),
+                                          (dict(attacks=("apgd-ce", "square")), "without apgd-t, fab-t"),
+                                          (dict(attacks=("square", "apgd-t", "fab-t", "apgd-ce", "apgd-dlr")), ""), (dict(), "")])
+def test_less_than_the_standard_says_so(kwargs, says):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _attacks_of(**{"attacks": None, "classes": 7, "steps": 100, "queries": 5000} | kwargs)
+    assert [says in str(w.message) for w in said] == [True] * bool(says)
 
 
 # ---------------------------------------------------------------- Table 5 and the study

@@ -122,7 +122,7 @@ def test_weights_that_cannot_be_had(monkeypatch):
     (dict(variant=SQSNetConfig("resnet_none", "swin_tiny_patch4_window7_224", 8, 48)), "'resnet_none'"),
     (dict(variant=SQSNetConfig("test_efficientnet", "swin_none", 8, 48)), "'swin_none'"),
     (dict(variant=SQSNetConfig("test_efficientnet", "crossvit_9_240", 8, 240)), "no feature map"),
-    (dict(variant=SQSNetConfig("test_efficientnet", "vit_tiny_patch16_224", 8, 96)), "96 px"),
+    (dict(variant=SQSNetConfig("test_efficientnet", "vit_tiny_patch16_224", 8, 100)), "100 px"),
     (dict(variant=SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 8, 48, cnn_args={"colour": 1})),
      "colour"),
 ])
