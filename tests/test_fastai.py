@@ -512,14 +512,14 @@ def test_weights_resume_and_are_part_of_what_a_training_is(tmp_path):
 
 # ---- loaders of other people ----
 
-def block(seed=0, workers=0):
+def block(seed=0, workers=0, held=range(70, 100)):
     "A user's own DataBlock: random crops of the item, string labels, shuffled."
     def picture(i):
         shift = random.randint(0, 3)
         return torch.from_numpy(np.roll(FACES.image(i), shift, 0).copy())[None].float() / 255
 
     made = DataBlock((TransformBlock, CategoryBlock(vocab=list(EMOTIONS), sort=False)), get_x=picture,
-                     get_y=lambda i: FACES.df.label[i], splitter=IndexSplitter(range(70, 100)))
+                     get_y=lambda i: FACES.df.label[i], splitter=IndexSplitter(held))
     random.seed(seed)
     return made.dataloaders(range(100), bs=16, num_workers=workers, device="cpu")
 
@@ -568,6 +568,8 @@ def test_workers_are_warned_of_and_other_loaders_told_apart(tmp_path):
             fit_model(net(), block(workers=1), 1, [stop_in(0)], checkpoint=tmp_path / "x")
     with pytest.raises(Exception, match="of another run.*(loader|bs)"):
         fit_model(net(), torch_loaders(), 1, [stop_in(0)], checkpoint=tmp_path / "x")
+    with pytest.raises(Exception, match="of another run.*items"):                # another fold, of the same size
+        fit_model(net(), block(held=range(30)), 1, [stop_in(0)], checkpoint=tmp_path / "x")
 
 
 def test_fit_model_takes_loaders_without_device_and_names():
