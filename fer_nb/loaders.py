@@ -559,8 +559,10 @@ class ReplayLoader(TfmdDL):
         self._n_inp, self._types = 1, {tuple: [faces.kind, TensorCategory]}
 
     augment = property(lambda self: self.changes if self.train else None,
-                       lambda self, augment: setattr(self, "changes", augment))  # of the training images
-    epoch = property(lambda self: self._epoch, lambda self, epoch: self._begin(epoch))  # that a pass shows
+                       lambda self, augment: setattr(self, "changes", augment),
+                       doc="The changes of the training images; None: images come as they are.")
+    epoch = property(lambda self: self._epoch, lambda self, epoch: self._begin(epoch),
+                     doc="The epoch that the next pass, or this one, shows; set it for the next fit.")
 
     def _begin(
         self,
@@ -880,8 +882,9 @@ class LoaderEpoch(Callback):
         mark = self.loader.mark
         if mark is not None and mark is not self.loader_mark:  # `dls.train.epoch = ...`
             self.loader_mark, self.epochs_done, self.last_epoch = mark, 0, float("inf")
-        if epoch <= self.last_epoch:                  # the first of a new fit
-            self.begun = max(self.epochs_done - epoch, 0)
+        if epoch <= self.last_epoch:                  # the first of a new fit; with start_epoch not 0
+            first = self.epochs_done if mark is not None else max(self.epochs_done, epoch)
+            self.begun = first - epoch
         return self.loader.first + self.begun + epoch
 
     def resume(

@@ -153,6 +153,8 @@ def test_an_epoch_that_is_set_is_where_every_fit_begins():
     assert views(one, 2) == [5, 6] and views(one, 1) == [7] and views(two, 1) == [5]
     dls.train.epoch = 0
     assert views(one, 1) == [0] and views(one, 1) == [1] and views(two, 1) == [0]
+    dls.train.epoch = 2                                                          # goes on by hand
+    assert views(one, 4, start_epoch=2) == [2, 3] and views(one, 1) == [4] and views(learner(), 4, start_epoch=2) == [2, 3]
 
 
 def test_an_early_stop_counts_the_epochs_that_were_trained():
