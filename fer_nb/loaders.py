@@ -698,7 +698,8 @@ def _faces_of(
 ) -> _Faces:                  # of its own, unless images and split stay the same
     "The dataset of a new loader. Raises `ConfigError` where a setting is bound to the old images."
     old = loader.dataset
-    if (dataset is None or dataset is old) and train == loader.train:
+    as_it_is = train == loader.train and changes.get("labelled") in (None, old.labelled)
+    if as_it_is and (dataset is None or dataset is old):
         return old
     faces = _as_faces(old if dataset is None else dataset, old, changes.get("labelled"))
     faces.split_idx = 1 - train
