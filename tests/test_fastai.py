@@ -153,6 +153,8 @@ def test_an_epoch_that_is_set_is_where_every_fit_begins():
     assert views(one, 2) == [5, 6] and views(one, 1) == [7] and views(two, 1) == [5]
     dls.train.epoch = 0
     assert views(one, 1) == [0] and views(one, 1) == [1] and views(two, 1) == [0]
+    dls.train.epoch = 2                                                          # goes on by hand
+    assert views(one, 4, start_epoch=2) == [2, 3] and views(one, 1) == [4] and views(learner(), 4, start_epoch=2) == [2, 3]
 
 
 def test_an_early_stop_counts_the_epochs_that_were_trained():
@@ -403,6 +405,7 @@ def test_new_keeps_what_it_is_not_told(fitted):
     assert train.new(batch_size=5, num_workers=4, pin_memory=True).bs == 5
     assert train.new(VALID).ds is VALID and train.new(VALID).train and not train.new(VALID).augment is None
     assert train.new(seed=9).seed == 9 and train.new(augment=None).augment is None and train.new(device="cpu").device.type == "cpu"
+    assert len(fitted.dls.valid.new(labelled=False).one_batch()) == 1 and len(fitted.dls.valid.one_batch()) == 2
     few = ReplayLoader(TRAIN.take(range(3)), 16)
     assert few.bs == 3 and few.new(TRAIN).bs == 16                               # what was asked for, not what was there
     assert isinstance(quad_dataloaders(loaders()).train.new(bs=8), QuadLoader)
@@ -512,14 +515,14 @@ def test_weights_resume_and_are_part_of_what_a_training_is(tmp_path):
 
 # ---- loaders of other people ----
 
-def block(seed=0, workers=0):
+def block(seed=0, workers=0, held=range(70, 100)):
     "A user's own DataBlock: random crops of the item, string labels, shuffled."
     def picture(i):
         shift = random.randint(0, 3)
         return torch.from_numpy(np.roll(FACES.image(i), shift, 0).copy())[None].float() / 255
 
     made = DataBlock((TransformBlock, CategoryBlock(vocab=list(EMOTIONS), sort=False)), get_x=picture,
-                     get_y=lambda i: FACES.df.label[i], splitter=IndexSplitter(range(70, 100)))
+                     get_y=lambda i: FACES.df.label[i], splitter=IndexSplitter(held))
     random.seed(seed)
     return made.dataloaders(range(100), bs=16, num_workers=workers, device="cpu")
 
@@ -568,6 +571,8 @@ def test_workers_are_warned_of_and_other_loaders_told_apart(tmp_path):
             fit_model(net(), block(workers=1), 1, [stop_in(0)], checkpoint=tmp_path / "x")
     with pytest.raises(Exception, match="of another run.*(loader|bs)"):
         fit_model(net(), torch_loaders(), 1, [stop_in(0)], checkpoint=tmp_path / "x")
+    with pytest.raises(Exception, match="of another run.*items"):                # another fold, of the same size
+        fit_model(net(), block(held=range(30)), 1, [stop_in(0)], checkpoint=tmp_path / "x")
 
 
 def test_fit_model_takes_loaders_without_device_and_names():
