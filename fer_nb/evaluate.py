@@ -43,6 +43,17 @@ def check_labels(
     check_names(getattr(model, "labels", None), ds.labels)
 
 
+def _thaw(
+    kept: dict,  # attributes of a module
+) -> None:
+    "Tables that a network made in inference mode and keeps, as tensors through which gradients can pass."
+    for name, value in kept.items():
+        if isinstance(value, dict):
+            _thaw(value)
+        elif isinstance(value, torch.Tensor) and value.is_inference():
+            kept[name] = value.clone()
+
+
 @contextmanager
 def eval_mode(
     model: nn.Module,                          # any model
@@ -50,7 +61,7 @@ def eval_mode(
 ) -> Iterator[torch.device]:                   # where the model is, for the duration of the block
     "The model in evaluation mode on `device`; afterwards each of its parts has its own mode and place again."
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
-    training = [m for m in model.modules() if m.training]
+    training = {m for m in model.modules() if m.training}
     try:
         if training:  # an attack comes by for every batch
             model.eval()
@@ -60,8 +71,11 @@ def eval_mode(
     finally:
         if device is not None:
             model.to(home)
-        for m in training:
-            m.training = True
+        if training:  # LeViT and others keep tables for evaluation, and drop them when training is called for
+            model.train()
+        for m in model.modules():
+            m.training = m in training
+            _thaw(vars(m))
 
 
 def image_batches(

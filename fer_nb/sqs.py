@@ -159,7 +159,7 @@ class QuadWeights(nn.Module):
         "The current values of α, β, γ and τ."
         return self.log.exp()
 
-
+# %% ../nbs/33_sqs.ipynb #df44204c
 def _classifier(
     net: nn.Module,        # gets an enhanced classifier
 ) -> tuple[int, int]:      # numbers that its own classifier gets, and classes
@@ -176,7 +176,7 @@ def _classifier(
 
 
 def attach_sqs(
-    model: nn.Module,              # with `head_hidden_size` or `num_features`, `num_classes`; changed in place
+    model: nn.Module,              # that says how wide its head is, as timm's do; changed in place
     separate: bool = True,         # an enhanced classifier of its own, where it has none yet
     learnable: bool = False,       # learn α, β, γ and τ
     drop: float = 0.1,             # dropout before the enhanced classifier
@@ -184,8 +184,12 @@ def attach_sqs(
 ) -> nn.Module:                    # the same model
     """Give `model` the parts that the callback `SQS` trains beside it, before the optimiser is made. Raises
     `ConfigError` for first values of weights that are not learned, and for a model without classifier."""
-    if start and not learnable:
-        raise ConfigError(f"{', '.join(start)}: first values of learned weights, but learnable=False")
+    unlearned = "" if learnable else ", ".join(start)
+    wrong = f"{unlearned}: first values of learned weights, but learnable=False" if unlearned else ""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        wrong = "DistributedDataParallel shares the gradients of what it was made with; attach_sqs before it"
+    if wrong:
+        raise ConfigError(wrong)
     net = unwrapped(model, adapter=True)
     like = next(net.parameters())
     if separate and getattr(net, "enhanced", None) is None:
@@ -304,7 +308,7 @@ def _tap(
     vars(net)["forward_features"] = MethodType(tapped, net)
     return lambda: off(net)
 
-
+# %% ../nbs/33_sqs.ipynb #5b117224
 def _faults(
     net: nn.Module,      # a shell, with `forward_head`
     layout: MapLayout,   # of its features
@@ -326,27 +330,31 @@ def _faults(
              "global_pool='avg')": torch.equal(pooled(features), pooled(moved))}
     return [what for what, there in wrong.items() if there]
 
-
+# %% ../nbs/33_sqs.ipynb #5b117324
 def sqs_layout(
     model: nn.Module,      # as a Learner has it
     *xb: torch.Tensor,     # inputs of a batch; the first is of images (B, C, H, W)
 ) -> MapLayout:            # how its features hold their map
     """Try two images of a batch on a shell of `model`, which changes nothing. Raises `ConfigError` where SQS
     cannot have its map, or its head cannot take a refined one."""
+    if isinstance(model, nn.DataParallel):  # a quad is of one batch, and of one forward pass
+        one_of("cards of DataParallel", len(model.device_ids), (0, 1))
     twin, seen, cuda = shell(unwrapped(model)), [], [x.device for x in xb if x.is_cuda]
     net = unwrapped(twin, adapter=True)
     try:
         _tap(net, seen.append)
         with torch.no_grad(), torch.random.fork_rng(cuda[:1]):
             z = twin(*(x[:2] for x in xb))
+            for y in seen:
+                pooled_head(net)(y)
             layout = map_layout(net, seen[0], xb[0].shape[2:]) if seen else None
             wrong = _faults(net, layout, seen[0], z) if seen else \
                 ["the feature map is none: forward does not call forward_features"]
     except ConfigError:
         raise
     except Exception as e:
-        wrong = [f"two images in evaluation mode, and their features in its head, end in a {type(e).__name__} "
-                 f"({str(e)[:200]})"]
+        wrong = [f"two images in evaluation mode, and their features in its head, end in a "
+                 f"{type(e).__name__} ({str(e)[:200]})"]
     if wrong:
         raise ConfigError(f"SQS cannot refine the map of a {type(net).__name__}: {'; '.join(wrong)}")
     return layout
@@ -416,6 +424,7 @@ def total(
 ) -> torch.Tensor:        # scalar
     """The loss and the terms of the batch's quads. Raises `DataError` for features that are not finite."""
     y = self.yb[0].as_subclass(torch.Tensor)
+    one_of("precision of the student", logits_in(self.pred).dtype, [torch.float32])
     label, shares = self.dominant(y)
     ids, repeats = getattr(self.dl, "ids", None), getattr(self.dl, "rows", None)
     images = ids if ids is None or repeats is None else repeats[ids]  # an epoch may repeat an image

@@ -764,8 +764,20 @@ def _foreign(
                           f"{type(dls.train).__name__}")
     sizes = [len(dl.dataset) if hasattr(dl.dataset, "__len__") else None for dl in dls]
     labels = getattr(dls, "vocab", None)
-    return {"loader": type(dls.train).__name__, "images": sizes, "labels": labels and [*map(str, labels)],
+    items = [getattr(dl, "items", None) for dl in dls]  # of fastai's: files, rows of a table, numbers
+    named = [digest(i if isinstance(i, pd.DataFrame) else [*map(_told, i)])
+             if isinstance(i, (list, tuple, L, np.ndarray, pd.Series, pd.DataFrame)) else None for i in items]
+    return {"loader": type(dls.train).__name__, "images": sizes, "items": named,
+            "labels": labels and [*map(str, labels)],
             "bs": [getattr(dl, "bs", None) or getattr(dl, "batch_size", None) for dl in dls]}
+
+
+def _told(
+    item: object,   # of somebody's data
+) -> str | None:    # the same in another process and folder; None: cannot be told
+    "What names an item: of a file its name and its folder's."
+    return "/".join(item.parts[-2:]) if isinstance(item, Path) else \
+        str(item) if isinstance(item, (str, int, np.integer)) else None
 
 
 def _device_of(
@@ -776,7 +788,7 @@ def _device_of(
     device = getattr(dls, "device", None)
     return torch.device(device or next((p.device for p in model.parameters()), "cpu"))
 
-
+# %% ../nbs/30_train.ipynb #identit2
 @patch
 def identity(
     self: Fit,
