@@ -531,9 +531,9 @@ class Accumulate(GradientAccumulation):
 
     def before_batch(self) -> None:
         "Count images of this process: it may have a part of each batch."
-        whole = getattr(self.dl, "batch_part", None)
-        part = 1 if whole is None else len(self.y) / whole[1]
-        self.n_acc = self.batches * self.dls.train.bs * part
+        self.n_acc = self.batches * self.dls.train.bs
+        if (part := getattr(self.dl, "batch_part", None)) is not None:
+            self.n_acc = self.n_acc * len(self.y) / part[1]  # whole: the part of each batch is the same
 
     def state_dict(self) -> dict:  # plain values and tensors
         "The gradients that wait for a step, for a checkpoint."

@@ -33,7 +33,7 @@ from fer_nb.duplicates import DuplicateSearch, find_duplicates
 
 TINY = HyFERConfig(8, ((12, 2, 2), (16, 2, 2)), 16, 1, 1, 32, True, "relu", 24)
 BS, EPOCHS = 33, 2  # 33 does not divide by two, nor does the validation set
-EXACT = ("plain", "eadd", "running", "adversarial", "trades")
+EXACT = ("plain", "eadd", "running", "adversarial", "trades", "recipe")
 
 
 # ---------------------------------------------------------------- what is done, by one process or by each of several
@@ -87,6 +87,7 @@ def fits():
     attack = partial(AdversarialTraining, ("fgsm", "pgd"), 8 / 255, steps=2, guard=3, seed=4)
     kinds = {"plain": (net, [], dict(clip=0.5, ema=0.9, decay_all=False)), "eadd": (net, [EADD(kept, tau=0.05)], dict()),
              "running": (net, [EADD(kept, accuracy="running", momentum=0.5)], dict()),
+             "recipe": (net, [], dict(class_weights="balanced", loss="focal", accumulate=3, freeze_epochs=1, early_lr=1e-3)),
              "adversarial": (net, [attack()], dict()), "trades": (net, [attack(trades=2.0)], dict()),
              "batch norm": (hyfer, [], dict(ema=0.9)), "sqs": (hyfer, [SQS()], dict())}
     done = {"kept": [k.train for k in kept] + [k.valid for k in kept]}
