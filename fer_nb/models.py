@@ -1186,7 +1186,8 @@ def save(
         raise ConfigError(f"{path}: a {type(model).__name__} is no {kinds}, which a file alone builds again; "
                           "keep the weights of a network of your own with safetensors.torch.save_model")
     header = json.dumps(model.settings() | {"record": record})
-    state = {k.replace("_orig_mod.", ""): v.contiguous() for k, v in model.state_dict().items()}
+    state = {k.replace("_orig_mod.", ""): v.clone(memory_format=torch.contiguous_format)
+             for k, v in model.state_dict().items()}  # copies, since some networks (CoaT) share weights
     with atomic_file(path) as aside:
         aside.write_bytes(tensors_to_bytes(state, {f"fer_nb.{kind.__name__}": header}))
         try:

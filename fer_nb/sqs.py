@@ -326,8 +326,8 @@ def _faults(
              base.shape != z.shape or not torch.allclose(base.float(), z.float(), 1e-2, 1e-2, equal_nan=True),
              f"the enhanced classifier gives {tuple(enhanced.shape)}, the network {tuple(z.shape)}":
              enhanced.shape != z.shape,
-             "its head reads no place of the map but another token (timm: create the model with "
-             "global_pool='avg')": torch.equal(pooled(features), pooled(moved))}
+             "its head reads no place of the map but another token (most of timm's networks pool the places "
+             "when created with global_pool='avg')": torch.equal(pooled(features), pooled(moved))}
     return [what for what, there in wrong.items() if there]
 
 # %% ../nbs/33_sqs.ipynb #5b117324
