@@ -847,7 +847,7 @@ def map_layout(
     net: nn.Module,        # in evaluation mode, with `forward_head`
     y: torch.Tensor,       # what its `forward_features` gave
     size: Sequence[int],   # sides of the image, in pixels
-) -> MapLayout:
+) -> MapLayout:         # of its features
     "Ask the network's head how `y` holds a map. Raises `ConfigError` where it holds none, or nothing tells."
     tensor, prefix, grid = isinstance(y, torch.Tensor), 0, None
     axes = _axes(net, y) if tensor and y.ndim in (3, 4) else None
@@ -868,7 +868,7 @@ def map_layout(
 def layout_of(
     model: nn.Module,  # with `forward_features` and `forward_head`, also inside a `Normalised` or compiled
     x: torch.Tensor,   # images (B, C, H, W) in [0, 1]
-) -> MapLayout:
+) -> MapLayout:         # of its features
     "How the features of these images hold their map; `model` stays as it is. Raises what `map_layout` does."
     twin = shell(unwrapped(model))
     net = unwrapped(twin, adapter=True)
