@@ -424,7 +424,6 @@ def total(
 ) -> torch.Tensor:        # scalar
     """The loss and the terms of the batch's quads. Raises `DataError` for features that are not finite."""
     y = self.yb[0].as_subclass(torch.Tensor)
-    one_of("precision of the student", logits_in(self.pred).dtype, [torch.float32])
     label, shares = self.dominant(y)
     ids, repeats = getattr(self.dl, "ids", None), getattr(self.dl, "rows", None)
     images = ids if ids is None or repeats is None else repeats[ids]  # an epoch may repeat an image
@@ -458,7 +457,7 @@ def _terms(
 ) -> torch.Tensor:        # (3,): cross-entropy of the enhanced branch, divergence, Eq. 10
     "The three losses of the anchors, from the feature map of the batch."
     net, (alpha, beta, gamma, tau) = unwrapped(self.learn.model, adapter=True), self._weights()
-    maps = self._maps[-1].float()
+    maps = logits_in(self._maps[-1])
     similarities = quad_similarities(maps, rows, quads, tau, self.normalize)
     refined = refine_features(maps[rows], *similarities, alpha, beta, gamma)
     features, own = self._layout.from_map(refined, self._features[-1], rows), getattr(net, "enhanced", None)

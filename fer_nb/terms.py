@@ -18,6 +18,7 @@ from .checks import (ask, check_images, check_logits, check_targets, class_share
                            targets_fit)
 from .core import ConfigError, FERError
 from .evaluate import eval_mode
+from .models import unwrapped
 
 # %% ../nbs/29_terms.ipynb #7e450011
 def is_kind(
@@ -153,7 +154,7 @@ def try_out(
     x: torch.Tensor,   # one image (1, C, H, W)
 ) -> None:
     "Send an image through the network as it is, and count the classes. Raises `ConfigError`."
-    model = getattr(self.model, "_orig_mod", self.model)  # one image is no reason to compile anew
+    model = unwrapped(self.model)  # one image is no reason to compile anew
     with eval_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         z = logits_in(ask(model, x))
     check_logits(z, len(x), self.need_outputs)

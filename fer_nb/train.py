@@ -234,6 +234,7 @@ class EMA(Callback):
         "Swap in the averaged weights for validation."
         self.after_epoch()
         _average_norms(self.average.module)
+        self.average.module.train().eval()  # tables that some attention keeps are of older weights
         self.raw, self.learn.model = self.model, self.average.module
 
     def after_epoch(self) -> None:

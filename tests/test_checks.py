@@ -132,10 +132,7 @@ IMAGE_DOORS = {**callback_doors(lambda cb, x: train(cb, x, Y)), **{n: lambda x, 
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name):
     x, expected = IMAGES[name]
-    doors = {k: v for k, v in IMAGE_DOORS.items() if (k, name) != ("SQS", "float64")}  # its terms are of 32 bits, which it says
-    assert {door: answer(call, x, error=ImageError) for door, call in doors.items()} == dict.fromkeys(doors, expected)
-    if name == "float64":
-        assert answer(IMAGE_DOORS["SQS"], x, error=ConfigError) == REFUSED
+    assert {door: answer(call, x, error=ImageError) for door, call in IMAGE_DOORS.items()} == dict.fromkeys(IMAGE_DOORS, expected)
 
 
 # ---- targets ----
