@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['SPLITS', 'FER2013_COUNTS', 'VOTE_COLUMNS', 'FERPLUS_COUNTS', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES',
            'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'READERS', 'FERData', 'need_dataset', 'to_array', 'Crop', 'read_image',
-           'read_images', 'read_fer2013', 'real_data', 'vote_targets', 'read_ferplus', 'add_votes', 'read_kdef',
-           'read_rafdb', 'read_affectnet', 'read_folder', 'read', 'resized', 'show_faces']
+           'read_images', 'image_shapes', 'ImageFiles', 'KeptPixels', 'read_fer2013', 'real_data', 'vote_targets',
+           'read_ferplus', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'read_folder', 'read', 'resized',
+           'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
 import hashlib
 import os
 import re
+import shutil
+import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,15 +26,15 @@ from functools import lru_cache
 from itertools import chain, islice, product
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, ImageError, LabelError, cache_dir,
-                         canonical_label, need_columns, one_of)
+from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, ImageError, LabelError, atomic_file,
+                         cache_dir, canonical_label, need_columns, one_of, progress)
 from .store import Store, StoreError, digest
 
 # %% ../nbs/04_data.ipynb #07f5745e
@@ -44,14 +47,14 @@ class FERData:
     def __init__(
         self,
         df: pd.DataFrame,                     # one row an image: id, label, split, and any other columns
-        images: np.ndarray | Sequence,        # uint8 (N, H, W) or (N, H, W, 3), or N image files or `Crop`s
+        images: "np.ndarray | Sequence | ImageFiles",  # uint8 (N, H, W[, 3]), or N image files or `Crop`s
         labels: Sequence[str] = EMOTIONS,     # the label names, in the order that `targets` counts them
         name: str = "",                       # shown in reports
         dropped: pd.DataFrame | None = None,  # what a reader left out: id, split, why; parts have none
     ):
         self.df, self.labels, self.name = df.reset_index(drop=True), tuple(labels), name
-        self._images = images if isinstance(images, np.ndarray) else [
-            p if isinstance(p, Path) or not isinstance(p, (str, os.PathLike)) else Path(p) for p in images]
+        files = not isinstance(images, np.ndarray) and not hasattr(images, "known")
+        self._images = ImageFiles(images) if files else images
         self._check(labels)
         self.dropped = pd.DataFrame(columns=["id", "split", "why"], dtype=str) if dropped is None \
             else dropped.reset_index(drop=True)
@@ -95,7 +98,7 @@ def _check(self: FERData, labels: Sequence[str]) -> None:
         if images.dtype != np.uint8 or images.ndim != 3 and (images.ndim, images.shape[-1]) != (4, 3):
             faults.append((ImageError, f"images are {images.dtype} {images.shape}; uint8 (N, H, W) or "
                                        "(N, H, W, 3) expected"))
-    elif odd := [p for p in images if not isinstance(p, (Path, Crop))]:
+    elif odd := [p for p in images.files if not isinstance(p, (Path, Crop))]:
         faults.append((ImageError, f"images hold a {type(odd[0]).__name__}; one uint8 array, or image files, "
                                    "expected"))
     if faults:
@@ -108,27 +111,87 @@ def image(
     i: int,        # position in the table
 ) -> np.ndarray:   # uint8, grey (H, W) or colour (H, W, 3)
     "Image number `i`, read from its file if it is one."
-    return self._images[i] if isinstance(self._images, np.ndarray) else read_image(self._images[i])
+    return self._images[i] if self.in_memory() else self._images.read(i)
+
+
+@patch
+def in_memory(self: FERData) -> bool:  # False: files
+    "Whether the images are one array already."
+    return isinstance(self._images, np.ndarray)
 
 
 @patch
 def array(self: FERData) -> np.ndarray:  # uint8 (N, H, W) or (N, H, W, 3)
-    "All images as one array; files are decoded once. Raises `ImageError` where sizes differ."
-    if not isinstance(self._images, np.ndarray):
-        self._images = _stack(read_images(self._images), self._images)
+    """All images as one array in memory; files are decoded once. Raises `ImageError` where sizes differ. Work
+    on many images asks for a `batch` at a time instead."""
+    if not self.in_memory():
+        self._images = self._images.batch(range(len(self)))
     return self._images
+
+
+@patch
+def batch(
+    self: FERData,
+    rows: Sequence[int] | np.ndarray,  # positions
+) -> np.ndarray:                       # uint8 (B, H, W) or (B, H, W, 3): what `array()[rows]` would be
+    "Some images as one array; of files, only these are decoded. Raises `ImageError` where sizes differ."
+    return self._images[np.asarray(rows)] if self.in_memory() else self._images.batch(rows)
+
+
+@patch
+def shape(self: FERData) -> tuple[int, ...]:  # (N, H, W) or (N, H, W, 3): that of `array()`
+    "The shape of all images as one array, from the headers of files. Raises `ImageError` where sizes differ."
+    return self._images.shape if self.in_memory() else (len(self), *self._images.shape())
+
+
+@patch
+def sizes(self: FERData) -> list[tuple[int, int]]:  # height and width of each image
+    "Sizes of the images, as they are shown; of image files only the header is read."
+    if self.in_memory():
+        return [self._images.shape[1:3]] * len(self)
+    return [tuple(size) for size in self._images.shapes()[:, :2].tolist()]
+
+# %% ../nbs/04_data.ipynb #a2dec228
+@patch
+def stream(self: FERData) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 3), in order
+    "The images one by one; of those that are files, a few dozen are in memory."
+    if self.in_memory():
+        yield from self._images
+        return
+    h, key = self._head(), self._pass_key()
+    for image in self._images.stream():
+        h.update(str(image.shape).encode())
+        h.update(np.ascontiguousarray(image))
+        yield image
+    self._passed = key, h.hexdigest()[:16]
 
 
 @patch
 def fingerprint(self: FERData) -> str:  # 16 hexadecimal digits
     "A digest of pixels, ids, labels and splits: two datasets with the same one are the same."
-    h = hashlib.sha256("\0".join(self.labels).encode())
-    h.update("\n".join(self.df.id + "\t" + self.df.label + "\t" + self.df.split).encode())
-    for i in range(len(self)):
-        image = np.ascontiguousarray(self.image(i))
+    if not self.in_memory():
+        if getattr(self, "_passed", ("",))[0] != self._pass_key():
+            deque(self.stream(), 0)
+        return self._passed[1]
+    h = self._head()
+    for image in self._images:
         h.update(str(image.shape).encode())
-        h.update(image)
+        h.update(np.ascontiguousarray(image))
     return h.hexdigest()[:16]
+
+
+@patch
+def _head(self: FERData) -> "hashlib._Hash":
+    "A fingerprint's beginning: all but the pixels. Names that are no UTF-8 count as the bytes they hold."
+    h = hashlib.sha256("\0".join(self.labels).encode(errors="surrogatepass"))
+    h.update("\n".join(self.df.id + "\t" + self.df.label + "\t" + self.df.split).encode(errors="surrogatepass"))
+    return h
+
+
+@patch
+def _pass_key(self: FERData) -> str:
+    "What a fingerprint of files depends on, without looking into them: the table, and each file's time."
+    return self._head().hexdigest() + self._images.state()
 
 # %% ../nbs/04_data.ipynb #afe613e2
 @patch
@@ -167,7 +230,7 @@ def take(
     if rows.ndim != 1 or rows.dtype == bool and len(rows) != len(self):
         raise IndexError(f"rows are {rows.dtype} {rows.shape}; positions, or a mask of {len(self)}, expected")
     rows = np.arange(len(self))[rows if rows.size else rows.astype(np.int64)]  # an empty list comes as floats
-    images = self._images[rows] if isinstance(self._images, np.ndarray) else [self._images[i] for i in rows]
+    images = self._images[rows] if self.in_memory() else self._images.part(rows)
     return self.replace(df=self.df.iloc[rows], images=images)
 
 
@@ -284,22 +347,48 @@ def read_image(
         raise ImageError(f"{'the Pillow image' if opened else path}: {why}") from e
 
 
+_T, _R = TypeVar("_T"), TypeVar("_R")
+
+
+def _in_turn(
+    what: Callable[[_T], _R],  # done with each, which may raise `ImageError`
+    items: Iterable[_T],       # image files, or positions
+    ahead: int = 64,           # how many are begun and not handed on yet
+) -> Iterator[_R | ImageError]:  # results and errors, in order
+    "Work in parallel on what is on disk; of any number of items only a few are held."
+    def attempt(item: _T) -> _R | ImageError:
+        try:
+            return what(item)
+        except ImageError as e:
+            return e
+
+    waiting: deque = deque()
+    with ThreadPoolExecutor() as pool:
+        for item in items:
+            waiting.append(pool.submit(attempt, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _unusable(
+    failures: Sequence[ImageError],  # what went wrong
+    total: int,                      # how many images were looked at
+) -> ImageError:                     # one that names every file, or the first twenty
+    "One error for all images that cannot be used."
+    more = [f"... and {len(failures) - 20} more"] if len(failures) > 20 else []
+    head = f"{len(failures)} of {total} images cannot be used:"
+    return ImageError("\n  ".join([head, *map(str, failures[:20]), *more]))
+
+
 def read_images(
     paths: Sequence[str | Path | Crop],  # image files
 ) -> list[np.ndarray]:                   # decoded images, in the same order
     "Decode image files in parallel. Raises one `ImageError` that names every file that failed."
-    def attempt(path: Path) -> np.ndarray | ImageError:
-        try:
-            return read_image(path)
-        except ImageError as e:
-            return e
-
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(attempt, paths))
-    if failures := [str(e) for e in images if isinstance(e, ImageError)]:
-        more = [f"... and {len(failures) - 20} more"] if len(failures) > 20 else []
-        head = f"{len(failures)} of {len(paths)} images cannot be used:"
-        raise ImageError("\n  ".join([head, *failures[:20], *more]))
+    images = list(_in_turn(read_image, paths))
+    if failures := [e for e in images if isinstance(e, ImageError)]:
+        raise _unusable(failures, len(paths))
     return images
 
 # %% ../nbs/04_data.ipynb #7c493bb5
@@ -318,6 +407,337 @@ def _stack(
         raise ImageError(f"{paths[odd]}: size {images[odd].shape[:2]} differs from {images[0].shape[:2]} of "
                          f"{paths[0]}; one array needs images of one size")
     return np.stack(images)
+
+# %% ../nbs/04_data.ipynb #fbe9df69
+def image_shapes(
+    files: Sequence[str | Path | Crop],           # image files, or boxes in them
+) -> list[tuple[int, ...] | ImageError]:          # (H, W) or (H, W, 3), or why the file cannot be used
+    "What `read_image` would give, from headers; files that are cut short or are no images are found."
+    return list(_in_turn(_shape_of, progress(files, "headers")))
+
+
+def _shape_of(file: str | Path | Crop) -> tuple[int, ...]:
+    "The shape of one image. Raises `ImageError` as `read_image` does."
+    path = file.path if isinstance(file, Crop) else file
+    try:
+        with _opened(path) as im:
+            shape = _header(im)
+    except Exception:  # Pillow's readers meet damage with errors of every kind
+        shape = None
+    if shape is None:  # to be decoded; what cannot be raises
+        return read_image(file).shape
+    if isinstance(file, Crop):  # an array of that shape which holds no pixels
+        return file.cut(np.broadcast_to(np.uint8(0), shape)).shape
+    return shape
+
+
+def _header(im: Image.Image) -> tuple[int, ...] | None:
+    "The shape that `to_array` would give; None where only decoding tells it, or whether the file is whole."
+    if im.format == "PNG":
+        im.fp.seek(0)
+        content = im.fp.read() if im.width != im.height else b""
+        turned = b"eXIf" in content or b"XML:com.adobe" in content
+        im.verify()  # the check sums of all parts
+    elif im.format == "JPEG":
+        im.fp.seek(-2, os.SEEK_END)
+        turned = im.fp.read() != b"\xff\xd9" or im.width != im.height and im.getexif().get(0x0112, 1) != 1
+    else:
+        turned = True
+    if turned or im.mode in ("I", "F") or not all(im.size):
+        return None
+    grey = im.mode in ("LA", "La") or im.mode.startswith("I;16") or \
+        im.mode in ("L", "1") and not im.has_transparency_data
+    return (im.height, im.width) + (() if grey else (3,))
+
+# %% ../nbs/04_data.ipynb #ffdb4223
+class ImageFiles(Sequence):
+    "Image files as a sequence of paths and `Crop`s; parts of it share what is known of the files."
+
+    def __init__(
+        self,
+        files: Iterable[str | Path | Crop],            # image files
+        shapes: Sequence[tuple[int, ...]] | None = None,  # of them, if known, as `image_shapes` gives them
+        side: int | None = None,                       # resize every image to this side when it is read
+        colour: bool = False,                          # grey images become colour when they are read
+    ):
+        self.files = [p if isinstance(p, Path) or not isinstance(p, (str, os.PathLike)) else Path(p)
+                      for p in files]
+        self.rows, self.side, self.colour = np.arange(len(self.files)), side, colour
+        self.known, self.found_shape = {}, None
+        if shapes is not None:
+            self.known["shapes"] = np.array([(*s[:2], len(s) == 3) for s in shapes], np.int32).reshape(-1, 3)
+
+    def __len__(self) -> int:  # number of images
+        "Number of images."
+        return len(self.rows)
+
+    def __getitem__(
+        self,
+        i: int | slice,     # position, or several
+    ) -> Path | Crop | list:  # the file; a list of them for a slice
+        "The file at position `i`."
+        return [self.files[r] for r in self.rows[i]] if isinstance(i, slice) else self.files[self.rows[i]]
+
+    def part(
+        self,
+        rows: np.ndarray,   # positions
+        **changes: object,  # side or colour, which what is known of the pixels does not survive
+    ) -> "ImageFiles":      # those of them
+        "The files at `rows`; what is known of them is shared."
+        new = object.__new__(ImageFiles)
+        new.__dict__.update(self.__dict__, **changes, rows=self.rows[rows], found_shape=None)
+        if changes:
+            new.known = {k: v for k, v in self.known.items() if k == "shapes"}
+        return new
+
+# %% ../nbs/04_data.ipynb #71eff166
+@patch
+def of_pool(
+    self: ImageFiles,
+    name: str,                                      # what is known
+    width: tuple[int, ...],                         # the shape of it, for one image
+    dtype: type,                                    # and its type
+    find: Callable[[ImageFiles], Iterable],         # of files about which it is not known yet: one an image
+) -> np.ndarray:                                    # (n, *width), in the order of this part
+    "What is found out once about every file, whichever part asks first."
+    if name not in self.known:
+        self.known[name] = np.zeros((len(self.files), *width), dtype)
+        self.known["has " + name] = np.zeros(len(self.files), bool)
+    table, has = self.known[name], self.known.get("has " + name, np.ones(len(self.files), bool))
+    if len(new := np.flatnonzero(~has[self.rows])):
+        for row, value in zip(self.rows[new], find(self.part(new))):
+            table[row] = value
+        has[self.rows[new]] = True
+    whole = len(self) == len(table) and (self.rows == np.arange(len(table))).all()
+    return table if whole else table[self.rows]
+
+
+@patch
+def shapes(self: ImageFiles) -> np.ndarray:  # int32 (n, 3): height, width, and 1 for colour
+    "Shapes of the images as they are read. Raises one `ImageError` that names every file that fails."
+    def find(part: ImageFiles) -> Iterator[tuple[int, int, bool]]:
+        found = image_shapes(part)
+        if failures := [e for e in found if isinstance(e, ImageError)]:
+            raise _unusable(failures, len(part))
+        return ((*shape[:2], len(shape) == 3) for shape in found)
+
+    shapes = self.of_pool("shapes", (3,), np.int32, find)
+    if self.side or self.colour:
+        shapes = shapes.copy()
+        shapes[:, :2] = self.side or shapes[:, :2]
+        shapes[:, 2] |= self.colour
+    return shapes
+
+
+@patch
+def shape(self: ImageFiles) -> tuple[int, ...]:  # (H, W) or (H, W, 3), which grey images become beside colour
+    "The one shape of all images. Raises `ImageError` where sizes differ."
+    if self.found_shape is None:
+        shapes = self.shapes() if len(self) else np.array([[self.side or 0] * 2 + [0]])
+        for k in np.flatnonzero((shapes[:, :2] != shapes[0, :2]).any(1))[:1]:
+            raise ImageError(f"{self[k]}: size {tuple(shapes[k, :2].tolist())} differs from "
+                             f"{tuple(shapes[0, :2].tolist())} of {self[0]}; one array needs images of one size")
+        self.found_shape = (*shapes[0, :2].tolist(), 3)[:2 + bool(shapes[:, 2].any())]
+    return self.found_shape
+
+
+@patch
+def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
+    "A digest of names, sizes and times of the files, and of how they are read: as long as it is the same, so are they."
+    def of(file: Path | Crop) -> str:
+        try:
+            found = os.stat(getattr(file, "path", file))
+        except OSError:
+            return f"{file}"
+        return f"{file}\t{found.st_size}\t{found.st_mtime_ns}"
+
+    how = f"{self.side} {self.colour} {Image.__version__}"
+    return digest("\n".join([how, os.getcwd(), *map(of, self)]).encode(errors="surrogatepass"))
+
+# %% ../nbs/04_data.ipynb #fbdba334
+@patch
+def read(
+    self: ImageFiles,
+    i: int,        # position
+) -> np.ndarray:   # uint8 (H, W) or (H, W, 3)
+    "Decode the image at position `i`. Raises `ImageError`."
+    image = read_image(self[i])
+    if self.side and image.shape[:2] != (self.side, self.side):
+        image = np.asarray(Image.fromarray(image).resize((self.side,) * 2, Image.Resampling.BILINEAR))
+    return np.repeat(image[..., None], 3, -1) if self.colour and image.ndim == 2 else image
+
+
+@patch
+def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 3), in order
+    """The images one by one, a few dozen in memory. Raises one `ImageError` that names every file that failed,
+    when it comes to the first of them."""
+    failures = []
+    if self._kept(each=True):
+        for start in range(0, len(self), 64):
+            yield from self.known["kept"].take(self.rows[start:start + 64])
+        return
+    for image in _in_turn(self.read, range(len(self))):
+        if isinstance(image, ImageError):
+            failures.append(image)
+        elif not failures:
+            yield image
+    if failures:
+        raise _unusable(failures, len(self))
+
+# %% ../nbs/04_data.ipynb #07151342
+@patch
+def batch(
+    self: ImageFiles,
+    rows: Sequence[int] | np.ndarray,  # positions
+) -> np.ndarray:                       # uint8 (B, H, W) or (B, H, W, 3)
+    "Some images as one array, of the size and colour of all of them. Raises `ImageError`."
+    part, shape = self.part(np.asarray(rows, dtype=np.int64)), self.shape()
+    if part._kept(shape):
+        return self.known["kept"].take(part.rows)
+    out = np.empty((len(part), *shape), np.uint8)
+    for k, image in enumerate(part.stream()):
+        if image.shape[:2] != shape[:2]:
+            raise ImageError(f"{part[k]}: its header says {shape[:2]}, its pixels are {image.shape[:2]}")
+        out[k] = image if image.ndim == len(shape) else image[..., None]
+    return out
+
+# %% ../nbs/04_data.ipynb #77a3bdd2
+class KeptPixels:
+    "Pixels of images of one size, filled in as they are decoded: an array in memory, or a file."
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],     # (N, H, W) or (N, H, W, 3)
+        path: Path | None = None,   # the file, which may be there already; None: in memory
+    ):
+        self.shape, self.path, self.has = shape, path, np.zeros(shape[0], bool)
+        if path is None:
+            self.pixels = np.zeros(shape, np.uint8)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as f:
+            f.truncate(int(np.prod(shape, dtype=np.int64)))  # no disk is used before pixels are written
+        try:
+            has = np.load(path.with_suffix(".npy"), allow_pickle=False)
+            self.has |= has if has.shape == self.has.shape else False
+        except (OSError, ValueError, EOFError):  # none yet, or cut short: nothing is there
+            pass
+
+    def open(
+        self,
+        mode: str,        # "r" or "r+"
+    ) -> np.ndarray:      # all pixels, of which a file's are read when they are looked at
+        "The array that holds the pixels."
+        return self.pixels if self.path is None else np.memmap(self.path, np.uint8, mode, shape=self.shape)
+
+    def take(
+        self,
+        rows: np.ndarray,  # positions that `has` says are there
+    ) -> np.ndarray:       # a copy
+        "The pixels of some images."
+        return np.asarray(self.open("r")[rows])
+
+    def put(
+        self,
+        rows: np.ndarray,              # positions
+        images: Iterable[np.ndarray],  # their pixels, in that order
+    ) -> None:
+        "Fill in, and say so only when the pixels are on the disk."
+        images = iter(images)
+        for part in np.array_split(rows, -(-len(rows) // 2048)):
+            for some in np.array_split(part, -(-len(part) // 64)):
+                pixels = self.open("r+")
+                for row, image in zip(some, images):
+                    pixels[row] = image if image.ndim == len(self.shape) - 1 else image[..., None]
+            if self.path is not None:
+                pixels.flush()
+            self.has[part] = True
+            if self.path is not None:
+                with atomic_file(self.path.with_suffix(".npy")) as aside:
+                    np.save(aside, self.has)
+
+# %% ../nbs/04_data.ipynb #d2d5b058
+_MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without asking
+
+
+@patch
+def keep(self: ImageFiles) -> None:
+    "Decode, once, images that will be read more than once. Raises `ImageError` as `stream` does."
+    if "kept" not in self.known:
+        one, whole = int(np.prod(self.shape())), self.part(slice(None))
+        whole.rows = np.arange(len(self.files))
+        small, shape = one * len(whole) <= _MEMORY, (len(whole), *self.shape())
+        path = None if small else _pixel_file(whole, shape, one * len(self))
+        self.known["kept"] = KeptPixels(shape, path) if small or path else None
+    kept = self.known["kept"]
+    if kept is not None and kept.shape[1:] == self.shape():
+        new = self.part(np.flatnonzero(~kept.has[self.rows]))
+        if len(new):
+            kept.put(new.rows, progress(new.stream(), "pixels", len(new)))
+
+
+@patch
+def keep(self: FERData) -> FERData:  # the same
+    "Decode files that will be read more than once, and keep their pixels; see `ImageFiles.keep`."
+    if not self.in_memory() and len(self):
+        self._images.keep()
+    return self
+
+
+@patch
+def _kept(
+    self: ImageFiles,
+    shape: tuple[int, ...] | None = None,   # wanted; None: that of the images
+    each: bool = False,                     # each image on its own, not promoted to the others' colour
+) -> bool:                                  # whether all these images are kept as they are wanted
+    "Look at what is kept."
+    kept = self.known.get("kept")
+    if kept is None or not len(self) or not kept.has[self.rows].all():
+        return False
+    if each:
+        colour = self.shapes()[:, 2]
+        return bool((colour == (len(kept.shape) == 4)).all())
+    return kept.shape[1:] == (shape or self.shape())
+
+# %% ../nbs/04_data.ipynb #29852f6a
+def _pixel_file(
+    files: ImageFiles,        # all of them
+    shape: tuple[int, ...],   # of all their pixels
+    need: int,                # bytes that will be written
+) -> Path | None:             # where their pixels are kept; None: they do not fit
+    "Find the place, make room, and say so."
+    folder, gb = cache_dir() / "pixels", 2**30
+    path = folder / f"{digest(files.state(), list(shape))}.pixels"
+    text = os.environ.get("FER_NB_CACHE_GB", "20")
+    try:
+        limit = float(text) * gb
+    except ValueError:
+        limit = np.nan
+    if not limit >= 0:
+        raise ConfigError(f"FER_NB_CACHE_GB={text!r}; a number of gigabytes from 0 expected")
+    others = sorted((p for p in folder.glob("*.pixels") if p != path), key=lambda p: p.stat().st_mtime)
+    used = {p: p.stat().st_blocks * 512 for p in others} if hasattr(os.stat_result, "st_blocks") else {}
+    there = path.is_file()
+    room = min(limit, (shutil.disk_usage(folder if folder.is_dir() else Path.home()).free + sum(used.values())) * .9)
+    if need > room:
+        _note(f"{need / gb:.1f} GB of pixels are not kept: {room / gb:.1f} GB may be used (FER_NB_CACHE_GB); "
+              "every image is decoded each time it is read")
+        return None
+    for old in others:
+        if sum(used.values()) + need <= room:
+            break
+        old.unlink(missing_ok=True)
+        old.with_suffix(".npy").unlink(missing_ok=True)
+        _note(f"{used.pop(old) / gb:.1f} GB of older pixels removed: {old}")
+    _note(f"{need / gb:.1f} GB of pixels are {'kept from before' if there else 'kept'} in {path}; "
+          "they may be deleted (FER_NB_CACHE says where, FER_NB_CACHE_GB how much)")
+    return path
+
+
+def _note(text: str) -> None:
+    "One line on standard error, of the first of several processes."
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/04_data.ipynb #8e5a6ffc
 FER2013_COUNTS = {
@@ -555,7 +975,7 @@ def _from_files(
     labels: Sequence[str] | None,  # label names; None: those found, emotions first
     name: str,                     # the dataset's name
 ) -> tuple[FERData, list[tuple[int, ...]]]:  # labelled by folder; the shape of each file's image
-    "A dataset of files whose folder names their class; every file is decoded once, here."
+    "A dataset of files whose folder names their class; their headers are read."
     found = [canonical_label(p.parent.name) for p in files]
     labels = labels if labels is None else tuple(map(canonical_label, labels))
     for p in files:  # folders in class folders, such as one a person: their names would be taken for classes
@@ -567,10 +987,12 @@ def _from_files(
         labels = tuple(e for e in EMOTIONS if e in found) + tuple(sorted(set(found) - set(EMOTIONS)))
     for p, label in zip(files, found):
         _expect(label in labels, p, f"folder {p.parent.name!r}", f"one of {', '.join(labels)}", LabelError)
-    ids, images = [p.relative_to(root).as_posix() for p in files], read_images(files)
-    same = len({im.shape[:2] for im in images}) == 1
+    ids, shapes = [p.relative_to(root).as_posix() for p in files], image_shapes(files)
+    if failures := [e for e in shapes if isinstance(e, ImageError)]:
+        raise _unusable(failures, len(files))
+    mixed = len({s[:2] for s in shapes}) == 1 and any(len(s) == 3 for s in shapes)
     df = pd.DataFrame({"id": ids, "label": found, "split": splits})
-    return FERData(df, _stack(images, files) if same else files, labels, name), [im.shape for im in images]
+    return FERData(df, ImageFiles(files, shapes, colour=mixed), labels, name), shapes
 
 # %% ../nbs/04_data.ipynb #67f7ed7a
 def read_fer2013(
@@ -1239,11 +1661,13 @@ def resized(
     ds: FERData,  # images of any sizes
     side: int,    # wanted side, in pixels
 ) -> FERData:     # images (N, side, side) or, if any is in colour, (N, side, side, 3)
-    "Every image at `side` × `side`; unchanged if that is what they are."
-    if isinstance(ds._images, np.ndarray) and ds._images.shape[1:3] == (side, side):
+    "Every image at `side` × `side`; files are resized when they are read. Unchanged if that is what they are."
+    if not ds.in_memory():
+        colour = bool(ds._images.shapes()[:, 2].any())
+        return ds.replace(images=ds._images.part(slice(None), side=side, colour=colour), dropped=ds.dropped)
+    if ds._images.shape[1:3] == (side, side):
         return ds
-    images = [np.asarray(Image.fromarray(ds.image(i)).resize((side, side), Image.Resampling.BILINEAR))
-              for i in range(len(ds))]
+    images = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)) for image in ds._images]
     return ds.replace(images=_stack(images, ds.df.id, side), dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #3263b2aa
