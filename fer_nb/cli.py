@@ -236,6 +236,8 @@ def main(
 ) -> int:                               # 0; 1 done in part; 2 input that cannot be used; 130 after Ctrl-C
     "The command `fer-nb`."
     argv = sys.argv[1:] if argv is None else list(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # names of files that are no UTF-8 are printed as escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     try:
         args = parser(argv[0] if argv else "").parse_args(argv)
@@ -381,10 +383,10 @@ class _AuditVerb(Verb):
             report = audit(ds, search=None if args.exact else DuplicateSearch(),
                            probs=None if args.probs is None else self.read_probabilities(args.probs, ds),
                            faces=find_faces(ds) if args.faces else None, folder=work)
-            report.issues.to_csv(aside / "issues.csv", index=False)
-            report.summary().to_csv(aside / "summary.csv")
-            report.counts().to_csv(aside / "counts.csv", index=False)
-            report.table1().to_csv(aside / "table1.csv")
+            tables = {"issues": report.issues, "summary": report.summary().reset_index(names="kind"),
+                      "counts": report.counts(), "table1": report.table1().reset_index()}
+            for name, table in tables.items():
+                write_table(table, aside / f"{name}.csv")
             write_record(aside, sorted(p.name for p in aside.iterdir()),
                          run_record(args.command, data=ds.fingerprint()))
         shutil.rmtree(work, ignore_errors=True)

@@ -35,7 +35,7 @@ from PIL import Image
 
 from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, ImageError, LabelError, atomic_file,
                          cache_dir, canonical_label, need_columns, one_of, progress)
-from .store import Store, StoreError, digest
+from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #07f5745e
 SPLITS = ("train", "valid", "test")
@@ -151,7 +151,7 @@ def sizes(self: FERData) -> list[tuple[int, int]]:  # height and width of each i
         return [self._images.shape[1:3]] * len(self)
     return [tuple(size) for size in self._images.shapes()[:, :2].tolist()]
 
-# %% ../nbs/04_data.ipynb #a2dec228
+# %% ../nbs/04_data.ipynb #a8002ca4
 @patch
 def stream(self: FERData) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 3), in order
     "The images one by one; of those that are files, a few dozen are in memory."
@@ -408,7 +408,7 @@ def _stack(
                          f"{paths[0]}; one array needs images of one size")
     return np.stack(images)
 
-# %% ../nbs/04_data.ipynb #fbe9df69
+# %% ../nbs/04_data.ipynb #4e551e8d
 def image_shapes(
     files: Sequence[str | Path | Crop],           # image files, or boxes in them
 ) -> list[tuple[int, ...] | ImageError]:          # (H, W) or (H, W, 3), or why the file cannot be used
@@ -449,7 +449,7 @@ def _header(im: Image.Image) -> tuple[int, ...] | None:
         im.mode in ("L", "1") and not im.has_transparency_data
     return (im.height, im.width) + (() if grey else (3,))
 
-# %% ../nbs/04_data.ipynb #ffdb4223
+# %% ../nbs/04_data.ipynb #7bfd05c7
 class ImageFiles(Sequence):
     "Image files as a sequence of paths and `Crop`s; parts of it share what is known of the files."
 
@@ -490,7 +490,7 @@ class ImageFiles(Sequence):
             new.known = {k: v for k, v in self.known.items() if k == "shapes"}
         return new
 
-# %% ../nbs/04_data.ipynb #71eff166
+# %% ../nbs/04_data.ipynb #78dce671
 @patch
 def of_pool(
     self: ImageFiles,
@@ -554,7 +554,7 @@ def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
     how = f"{self.side} {self.colour} {Image.__version__}"
     return digest("\n".join([how, os.getcwd(), *map(of, self)]).encode(errors="surrogatepass"))
 
-# %% ../nbs/04_data.ipynb #fbdba334
+# %% ../nbs/04_data.ipynb #ebf447f0
 @patch
 def read(
     self: ImageFiles,
@@ -584,7 +584,7 @@ def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 
     if failures:
         raise _unusable(failures, len(self))
 
-# %% ../nbs/04_data.ipynb #07151342
+# %% ../nbs/04_data.ipynb #837242ec
 @patch
 def batch(
     self: ImageFiles,
@@ -601,7 +601,7 @@ def batch(
         out[k] = image if image.ndim == len(shape) else image[..., None]
     return out
 
-# %% ../nbs/04_data.ipynb #77a3bdd2
+# %% ../nbs/04_data.ipynb #f97672cb
 class KeptPixels:
     "Pixels of images of one size, filled in as they are decoded: an array in memory, or a file."
 
@@ -656,7 +656,7 @@ class KeptPixels:
                 with atomic_file(self.path.with_suffix(".npy")) as aside:
                     np.save(aside, self.has)
 
-# %% ../nbs/04_data.ipynb #d2d5b058
+# %% ../nbs/04_data.ipynb #98f5694d
 _MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without asking
 
 
@@ -699,7 +699,7 @@ def _kept(
         return bool((colour == (len(kept.shape) == 4)).all())
     return kept.shape[1:] == (shape or self.shape())
 
-# %% ../nbs/04_data.ipynb #29852f6a
+# %% ../nbs/04_data.ipynb #21c53285
 def _pixel_file(
     files: ImageFiles,        # all of them
     shape: tuple[int, ...],   # of all their pixels
@@ -976,7 +976,7 @@ def _from_files(
     name: str,                     # the dataset's name
 ) -> tuple[FERData, list[tuple[int, ...]]]:  # labelled by folder; the shape of each file's image
     "A dataset of files whose folder names their class; their headers are read."
-    found = [canonical_label(p.parent.name) for p in files]
+    found = [canonical_label(as_text(p.parent.name)) for p in files]
     labels = labels if labels is None else tuple(map(canonical_label, labels))
     for p in files:  # folders in class folders, such as one a person: their names would be taken for classes
         *above, last = p.relative_to(root).parts[:-1] or [""]
@@ -1688,5 +1688,6 @@ def show_faces(
         ax.axis("off")
     for k, (ax, i) in enumerate(zip(axes.ravel(), rows)):
         ax.imshow(ds.image(i), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(titles[k] if titles is not None else ds.df.label[i], fontsize=7, pad=2)
+        title = as_text(str(titles[k] if titles is not None else ds.df.label[i]))
+        ax.set_title(re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "·", title).replace("$", r"\$"), fontsize=7, pad=2)
     return axes.ravel()
