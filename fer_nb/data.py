@@ -151,7 +151,7 @@ def sizes(self: FERData) -> list[tuple[int, int]]:  # height and width of each i
         return [self._images.shape[1:3]] * len(self)
     return [tuple(size) for size in self._images.shapes()[:, :2].tolist()]
 
-# %% ../nbs/04_data.ipynb #a8002ca4
+# %% ../nbs/04_data.ipynb #13f46a64
 @patch
 def stream(self: FERData) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 3), in order
     "The images one by one; of those that are files, a few dozen are in memory."
@@ -408,7 +408,7 @@ def _stack(
                          f"{paths[0]}; one array needs images of one size")
     return np.stack(images)
 
-# %% ../nbs/04_data.ipynb #4e551e8d
+# %% ../nbs/04_data.ipynb #8f14b7d9
 def image_shapes(
     files: Sequence[str | Path | Crop],           # image files, or boxes in them
 ) -> list[tuple[int, ...] | ImageError]:          # (H, W) or (H, W, 3), or why the file cannot be used
@@ -449,7 +449,7 @@ def _header(im: Image.Image) -> tuple[int, ...] | None:
         im.mode in ("L", "1") and not im.has_transparency_data
     return (im.height, im.width) + (() if grey else (3,))
 
-# %% ../nbs/04_data.ipynb #7bfd05c7
+# %% ../nbs/04_data.ipynb #66d73e4a
 class ImageFiles(Sequence):
     "Image files as a sequence of paths and `Crop`s; parts of it share what is known of the files."
 
@@ -490,7 +490,7 @@ class ImageFiles(Sequence):
             new.known = {k: v for k, v in self.known.items() if k == "shapes"}
         return new
 
-# %% ../nbs/04_data.ipynb #78dce671
+# %% ../nbs/04_data.ipynb #9f1b3f39
 @patch
 def of_pool(
     self: ImageFiles,
@@ -505,7 +505,7 @@ def of_pool(
         self.known["has " + name] = np.zeros(len(self.files), bool)
     table, has = self.known[name], self.known.get("has " + name, np.ones(len(self.files), bool))
     if len(new := np.flatnonzero(~has[self.rows])):
-        for row, value in zip(self.rows[new], find(self.part(new))):
+        for row, value in zip(self.rows[new], find(self.part(new)), strict=True):  # to the end of `find`
             table[row] = value
         has[self.rows[new]] = True
     whole = len(self) == len(table) and (self.rows == np.arange(len(table))).all()
@@ -554,7 +554,7 @@ def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
     how = f"{self.side} {self.colour} {Image.__version__}"
     return digest("\n".join([how, os.getcwd(), *map(of, self)]).encode(errors="surrogatepass"))
 
-# %% ../nbs/04_data.ipynb #ebf447f0
+# %% ../nbs/04_data.ipynb #159e7d11
 @patch
 def read(
     self: ImageFiles,
@@ -584,7 +584,7 @@ def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 
     if failures:
         raise _unusable(failures, len(self))
 
-# %% ../nbs/04_data.ipynb #837242ec
+# %% ../nbs/04_data.ipynb #a4809323
 @patch
 def batch(
     self: ImageFiles,
@@ -601,7 +601,7 @@ def batch(
         out[k] = image if image.ndim == len(shape) else image[..., None]
     return out
 
-# %% ../nbs/04_data.ipynb #f97672cb
+# %% ../nbs/04_data.ipynb #48a18be6
 class KeptPixels:
     "Pixels of images of one size, filled in as they are decoded: an array in memory, or a file."
 
@@ -614,12 +614,9 @@ class KeptPixels:
         if path is None:
             self.pixels = np.zeros(shape, np.uint8)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as f:
-            f.truncate(int(np.prod(shape, dtype=np.int64)))  # no disk is used before pixels are written
         try:
             has = np.load(path.with_suffix(".npy"), allow_pickle=False)
-            self.has |= has if has.shape == self.has.shape else False
+            self.has |= has if has.shape == self.has.shape and path.is_file() else False
         except (OSError, ValueError, EOFError):  # none yet, or cut short: nothing is there
             pass
 
@@ -644,6 +641,10 @@ class KeptPixels:
     ) -> None:
         "Fill in, and say so only when the pixels are on the disk."
         images = iter(images)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as f:
+                f.truncate(int(np.prod(self.shape, dtype=np.int64)))  # no disk is used before pixels are written
         for part in np.array_split(rows, -(-len(rows) // 2048)):
             for some in np.array_split(part, -(-len(part) // 64)):
                 pixels = self.open("r+")
@@ -656,7 +657,7 @@ class KeptPixels:
                 with atomic_file(self.path.with_suffix(".npy")) as aside:
                     np.save(aside, self.has)
 
-# %% ../nbs/04_data.ipynb #98f5694d
+# %% ../nbs/04_data.ipynb #929b9ae4
 _MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without asking
 
 
@@ -692,6 +693,8 @@ def _kept(
 ) -> bool:                                  # whether all these images are kept as they are wanted
     "Look at what is kept."
     kept = self.known.get("kept")
+    if kept is not None and kept.path is not None and not kept.path.is_file():  # somebody deleted it
+        kept.has[:] = False
     if kept is None or not len(self) or not kept.has[self.rows].all():
         return False
     if each:
@@ -699,7 +702,7 @@ def _kept(
         return bool((colour == (len(kept.shape) == 4)).all())
     return kept.shape[1:] == (shape or self.shape())
 
-# %% ../nbs/04_data.ipynb #21c53285
+# %% ../nbs/04_data.ipynb #990bebae
 def _pixel_file(
     files: ImageFiles,        # all of them
     shape: tuple[int, ...],   # of all their pixels

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLANK_STD', 'grey_thumbs', 'pixel_digests', 'unit_vectors', 'similar_pairs', 'whitened', 'aligned_cosine',
-           'DuplicateSearch', 'find_duplicates', 'components']
+           'DuplicateSearch', 'find_duplicates', 'components', 'duplicates_across', 'across_summary']
 
 # %% ../nbs/08_duplicates.ipynb #017cbef6
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import ConfigError, DataError, at_least, one_of, progress
-from .data import FERData, ImageFiles
+from .data import SPLITS, FERData, ImageFiles
 from .launch import map_ranks
 from .store import Store, digest
 
@@ -95,11 +95,12 @@ def _tiles(
     threshold: float,           # smallest cosine
     block: int,                 # rows and columns of a tile
     top: int,                   # first row of the band of tiles
+    cut: int = 0,               # pairs of a row below it with one from it on; 0: all pairs
 ) -> Iterator[torch.Tensor]:    # int64 (P, 2), pairs i < j, about 1024 at a time
     "The pairs of a band of tiles, on or above the diagonal; tiles with few pairs are gathered."
     buffer, batch = torch.empty(min(block, len(vectors)) ** 2), []
-    for left in range(top, len(vectors), block):
-        q, w = queries[top:top + block], vectors[left:left + block]
+    for left in range(max(top, cut), len(vectors), block):
+        q, w = queries[top:min(top + block, cut or len(queries))], vectors[left:left + block]
         scores = torch.mm(q, w.T, out=buffer[:len(q) * len(w)].view(len(q), len(w)))
         rows = (scores.amax(1) >= threshold).nonzero()[:, 0]
         i, j = (scores[rows] >= threshold).nonzero(as_tuple=True)
@@ -241,23 +242,25 @@ def near(
     rows: torch.Tensor,             # positions of the images to compare, ascending
     features: torch.Tensor | None,  # unit vectors (N, D)
     folder: str | Path | None,      # see `find_duplicates`
+    apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
 ) -> Iterator[pd.DataFrame]:        # i, j, score, how
     "Duplicates among `rows`, way by way: near, mirrored, and proposed by features."
-    key = [repr(self), list(thumbs.shape)]
+    key = [repr(self), list(thumbs.shape)] + [apart] * bool(apart)
     for part in (thumbs, rows) if features is None else (thumbs, rows, features):
         key.append(digest(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data))
     store = Store(None if folder is None else Path(folder) / digest(key), {"search": key}, "remake", "remake")
     halves, coarse, lively = self.levels(thumbs)
     rows = rows[lively[rows]]
+    cut = int((rows < apart).sum())
     vectors, mirrored = whitened(coarse[rows], coarse[rows].view(-1, 12, 12).flip(2).flatten(1))
 
     def found(name: str, judge: Callable, x: torch.Tensor, y: torch.Tensor, least: float) -> pd.DataFrame:
         def compare(top: int) -> dict[str, np.ndarray]:
-            tiles = [judge(rows[p]) for p in _tiles(x, y, least, self.block, top)]
+            tiles = [judge(rows[p]) for p in _tiles(x, y, least, self.block, top, cut)]
             pairs, score = (torch.cat(column).numpy() for column in zip(*tiles))
             return {"i": pairs[:, 0], "j": pairs[:, 1], "score": score}
 
-        bands = map_ranks(range(0, len(rows), self.block),
+        bands = map_ranks(range(0, cut or len(rows), self.block),
                           lambda top: store.array(f"{name}-{top:010}", lambda: compare(top)),
                           f"duplicates, {name}")
         table = pd.concat([pd.DataFrame(band) for band in bands], ignore_index=True)
@@ -266,7 +269,7 @@ def near(
     def aligned(flip: bool) -> Callable:
         return lambda pairs: self.align(pairs, thumbs, halves, flip)
 
-    if not len(rows):
+    if not len(rows) or apart and cut in (0, len(rows)):
         return
     ways = (("near", vectors, False), ("mirror", mirrored, True))[:1 + self.mirrored]
     for how, queries, flip in ways:
@@ -319,3 +322,55 @@ def components(
     from scipy.sparse.csgraph import connected_components
     edges = coo_matrix((np.ones(len(i), bool), (np.asarray(i, int), np.asarray(j, int))), shape=(n, n))
     return connected_components(edges, directed=False)[1]
+
+# %% ../nbs/08_duplicates.ipynb #0950f951
+def duplicates_across(
+    a: FERData,                                          # one dataset
+    b: FERData,                                          # the other
+    search: DuplicateSearch | None = DuplicateSearch(),  # None: byte-identical images only
+    folder: str | Path | None = None,                    # see `find_duplicates`
+) -> pd.DataFrame:  # id, split, label (of a), other, other_split, other_label (of b), score, how
+    """Images of `a` that are in `b` too: one row an image and split of `b`, with its best partner there.
+    Raises `ImageError` for files that are no images."""
+    both = pd.concat([ds.df[["id", "split", "label"]].assign(pixels=pixel_digests(ds), b=k)
+                      for k, ds in enumerate((a, b))], ignore_index=True)
+    both["first"] = both.assign(at=both.index).groupby(["b", "pixels"])["at"].transform("first")
+    one = both[both.b == 0].drop_duplicates("first")
+    two = both[both.b == 1].drop_duplicates("first")
+    same = one.merge(two, on="pixels")
+    pairs = [pd.DataFrame({"i": same.first_x, "j": same.first_y, "score": 1.0, "how": "exact"})]
+    if search is not None and len(one) and len(two):
+        thumbs = torch.cat([grey_thumbs(a), grey_thumbs(b)])
+        rows = torch.from_numpy(np.unique(both["first"]))
+        pairs += search.near(thumbs, rows, None, folder, len(a))
+    pairs = pd.concat(pairs, ignore_index=True)
+    order = pairs.how.map({"exact": 0}).fillna(1)
+    pairs = pairs.assign(order=order).sort_values(["order", "score"], ascending=[True, False], kind="stable")
+    left = both[both.b == 0].merge(pairs, left_on="first", right_on="i")
+    right = both[both.b == 1].drop_duplicates(["first", "split"]).add_prefix("other_")
+    table = left.merge(right, left_on="j", right_on="other_first").rename(columns={"other_id": "other"})
+    table = table.sort_values(["order", "score"], ascending=[True, False], kind="stable")
+    table = table.drop_duplicates(["id", "other_split"])
+    columns = ["id", "split", "label", "other", "other_split", "other_label", "score", "how"]
+    return table.sort_values(["split", "id"], kind="stable", ignore_index=True)[columns]
+
+
+def across_summary(
+    found: pd.DataFrame,  # from `duplicates_across(a, b)`
+    a: FERData,           # the same
+    b: FERData,           # the same
+) -> tuple[pd.DataFrame, str]:  # split of `a` × split of `b`: images of `a`; and the sentence to read first
+    "How many images of `a` are in `b`, by split, and what that means for a test on `b`."
+    theirs = [s for s in SPLITS if (b.df.split == s).any()]
+    mine = [s for s in SPLITS if (a.df.split == s).any()]
+    table = pd.crosstab(found.split, found.other_split).reindex(index=mine, columns=theirs, fill_value=0)
+    table["any"] = found.drop_duplicates("id").split.value_counts().reindex(mine, fill_value=0)
+    table = table.assign(images=a.df.split.value_counts().reindex(mine)).rename_axis(columns=None)
+    one, two = a.name or "the first", b.name or "the second"
+    trained, tested = (ds.df.split == s for ds, s in ((a, "train"), (b, "test")))
+    leaks = found[(found.split == "train") & (found.other_split == "test")]
+    if not trained.any() or not tested.any():
+        lack = f"{one} has no training split" if not trained.any() else f"{two} has no test split"
+        return table, f"{lack}; {found.id.nunique():,} of {one}'s {len(a):,} images are in {two}"
+    return table, (f"{leaks.id.nunique():,} of {one}'s {trained.sum():,} training images are in {two}'s test "
+                   f"split of {tested.sum():,}")

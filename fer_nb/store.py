@@ -95,9 +95,9 @@ def differences(
             f"{here.get(keys, 'absent')!r} here"
             for keys in there | here if not same(there.get(keys), here.get(keys))]
 
-# %% ../nbs/03_store.ipynb #70b6bab6
-_NO_TEXT = re.compile(r"[\ud800-\udfff]|\\(?=x5c|x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})")
-_ESCAPED = re.compile(r"\\(?:x5c|x([89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
+# %% ../nbs/03_store.ipynb #835e0df4
+_NO_TEXT = re.compile(r"[\r\ud800-\udfff]|\\(?=x5c|x0d|x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})")
+_ESCAPED = re.compile(r"\\(?:x(5c|0d)|x([89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
 
 
 def as_text(
@@ -106,7 +106,7 @@ def as_text(
     "Write bytes that are no UTF-8 as `\\xe9`; `from_text` undoes it."
     def escape(m: re.Match) -> str:
         code = ord(m[0])
-        return "\\x5c" if code < 128 else f"\\x{code - 0xdc00:02x}" if 0xdc80 <= code <= 0xdcff else f"\\u{code:x}"
+        return f"\\u{code:x}" if code > 0xdcff or 128 <= code < 0xdc80 else f"\\x{code % 256:02x}"
 
     return _NO_TEXT.sub(escape, name)
 
@@ -115,7 +115,7 @@ def from_text(
     text: str,  # from a file
 ) -> str:       # the name
     "Undo `as_text`."
-    return _ESCAPED.sub(lambda m: chr(0xdc00 + int(m[1], 16)) if m[1] else chr(int(m[2], 16)) if m[2] else "\\", text)
+    return _ESCAPED.sub(lambda m: chr(int(m[1] or m[3] or "dc" + m[2], 16)), text)
 
 # %% ../nbs/03_store.ipynb #5e0a0011
 OLD_WORDS = {"without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training"}
@@ -141,7 +141,7 @@ def write_table(
     identity: Mapping[str, object] | None = None,   # written in its first line; None: a plain CSV
 ) -> None:
     "Write a CSV whole or not at all. Raises `StoreError` where it cannot be written."
-    text = as_text(table.to_csv(index=False))
+    text = as_text(table.to_csv(index=False, lineterminator="\n"))
     head = {} if identity is None else {"digest": digest(text), "identity": plain(identity)}
     with _writing(path) as aside:
         aside.write_text(f"# {json.dumps(head)}\n{text}" if head else text, encoding="utf-8", newline="")
