@@ -55,7 +55,7 @@ def duplicate_issues(
 # %% ../nbs/09_audit.ipynb #d4c53980
 def image_quality(
     ds: FERData,         # the dataset, any sizes
-    block: int = 4096,   # images measured at once
+    block: int = 512,    # images measured at once
 ) -> pd.DataFrame:       # id, sharpness, contrast, dark, bright, side, std; one row an image
     "Sharpness, contrast, exposure and size of every image."
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
