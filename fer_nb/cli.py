@@ -393,7 +393,7 @@ class _AuditVerb(Verb):
                 tables["against"] = found = duplicates_across(ds, other, search, work)
                 table, line = across_summary(found, ds, other)
                 tables["against_summary"] = table.reset_index(names="split")
-                said = f"\n\nimages that are in {other.name or args.against.name} too, by its splits:\n{table.to_string()}\n{line}"
+                said = f"\n\nimages that are in {other.name} too, by its splits:\n{table.to_string()}\n{line}"
             for name, table in tables.items():
                 write_table(table, aside / f"{name}.csv")
             write_record(aside, sorted(p.name for p in aside.iterdir()),

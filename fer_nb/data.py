@@ -151,7 +151,7 @@ def sizes(self: FERData) -> list[tuple[int, int]]:  # height and width of each i
         return [self._images.shape[1:3]] * len(self)
     return [tuple(size) for size in self._images.shapes()[:, :2].tolist()]
 
-# %% ../nbs/04_data.ipynb #13f46a64
+# %% ../nbs/04_data.ipynb #2daaf31b
 @patch
 def stream(self: FERData) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 3), in order
     "The images one by one; of those that are files, a few dozen are in memory."
@@ -183,9 +183,8 @@ def fingerprint(self: FERData) -> str:  # 16 hexadecimal digits
 @patch
 def _head(self: FERData) -> "hashlib._Hash":
     "A fingerprint's beginning: all but the pixels. Names that are no UTF-8 count as the bytes they hold."
-    h = hashlib.sha256("\0".join(self.labels).encode(errors="surrogatepass"))
-    h.update("\n".join(self.df.id + "\t" + self.df.label + "\t" + self.df.split).encode(errors="surrogatepass"))
-    return h
+    rows = "\n".join(self.df.id + "\t" + self.df.label + "\t" + self.df.split)
+    return hashlib.sha256(("\0".join(self.labels) + rows).encode(errors="surrogatepass"))
 
 
 @patch
@@ -408,7 +407,7 @@ def _stack(
                          f"{paths[0]}; one array needs images of one size")
     return np.stack(images)
 
-# %% ../nbs/04_data.ipynb #8f14b7d9
+# %% ../nbs/04_data.ipynb #eda18dd7
 def image_shapes(
     files: Sequence[str | Path | Crop],           # image files, or boxes in them
 ) -> list[tuple[int, ...] | ImageError]:          # (H, W) or (H, W, 3), or why the file cannot be used
@@ -449,7 +448,7 @@ def _header(im: Image.Image) -> tuple[int, ...] | None:
         im.mode in ("L", "1") and not im.has_transparency_data
     return (im.height, im.width) + (() if grey else (3,))
 
-# %% ../nbs/04_data.ipynb #66d73e4a
+# %% ../nbs/04_data.ipynb #10a2c42a
 class ImageFiles(Sequence):
     "Image files as a sequence of paths and `Crop`s; parts of it share what is known of the files."
 
@@ -490,7 +489,7 @@ class ImageFiles(Sequence):
             new.known = {k: v for k, v in self.known.items() if k == "shapes"}
         return new
 
-# %% ../nbs/04_data.ipynb #9f1b3f39
+# %% ../nbs/04_data.ipynb #f92ccbb8
 @patch
 def of_pool(
     self: ImageFiles,
@@ -535,15 +534,16 @@ def shape(self: ImageFiles) -> tuple[int, ...]:  # (H, W) or (H, W, 3), which gr
     if self.found_shape is None:
         shapes = self.shapes() if len(self) else np.array([[self.side or 0] * 2 + [0]])
         for k in np.flatnonzero((shapes[:, :2] != shapes[0, :2]).any(1))[:1]:
-            raise ImageError(f"{self[k]}: size {tuple(shapes[k, :2].tolist())} differs from "
-                             f"{tuple(shapes[0, :2].tolist())} of {self[0]}; one array needs images of one size")
+            one, other = (tuple(size) for size in shapes[[0, k], :2].tolist())
+            raise ImageError(f"{self[k]}: size {other} differs from {one} of {self[0]}; one array needs "
+                             "images of one size")
         self.found_shape = (*shapes[0, :2].tolist(), 3)[:2 + bool(shapes[:, 2].any())]
     return self.found_shape
 
 
 @patch
 def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
-    "A digest of names, sizes and times of the files, and of how they are read: as long as it is the same, so are they."
+    "A digest of names, sizes and times of the files, and of how they are read."
     def of(file: Path | Crop) -> str:
         try:
             found = os.stat(getattr(file, "path", file))
@@ -554,7 +554,7 @@ def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
     how = f"{self.side} {self.colour} {Image.__version__}"
     return digest("\n".join([how, os.getcwd(), *map(of, self)]).encode(errors="surrogatepass"))
 
-# %% ../nbs/04_data.ipynb #159e7d11
+# %% ../nbs/04_data.ipynb #c25c2c21
 @patch
 def read(
     self: ImageFiles,
@@ -569,8 +569,8 @@ def read(
 
 @patch
 def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 3), in order
-    """The images one by one, a few dozen in memory. Raises one `ImageError` that names every file that failed,
-    when it comes to the first of them."""
+    """The images one by one, a few dozen in memory. At the first file that fails the others are tried too,
+    and one `ImageError` is raised that names all of them."""
     failures = []
     if self._kept(each=True):
         for start in range(0, len(self), 64):
@@ -584,7 +584,7 @@ def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 
     if failures:
         raise _unusable(failures, len(self))
 
-# %% ../nbs/04_data.ipynb #a4809323
+# %% ../nbs/04_data.ipynb #000136ce
 @patch
 def batch(
     self: ImageFiles,
@@ -601,7 +601,7 @@ def batch(
         out[k] = image if image.ndim == len(shape) else image[..., None]
     return out
 
-# %% ../nbs/04_data.ipynb #48a18be6
+# %% ../nbs/04_data.ipynb #28f55530
 class KeptPixels:
     "Pixels of images of one size, filled in as they are decoded: an array in memory, or a file."
 
@@ -644,7 +644,7 @@ class KeptPixels:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab") as f:
-                f.truncate(int(np.prod(self.shape, dtype=np.int64)))  # no disk is used before pixels are written
+                f.truncate(int(np.prod(self.shape, dtype=np.int64)))  # no disk is used yet
         for part in np.array_split(rows, -(-len(rows) // 2048)):
             for some in np.array_split(part, -(-len(part) // 64)):
                 pixels = self.open("r+")
@@ -657,7 +657,7 @@ class KeptPixels:
                 with atomic_file(self.path.with_suffix(".npy")) as aside:
                     np.save(aside, self.has)
 
-# %% ../nbs/04_data.ipynb #929b9ae4
+# %% ../nbs/04_data.ipynb #08233b00
 _MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without asking
 
 
@@ -702,7 +702,7 @@ def _kept(
         return bool((colour == (len(kept.shape) == 4)).all())
     return kept.shape[1:] == (shape or self.shape())
 
-# %% ../nbs/04_data.ipynb #990bebae
+# %% ../nbs/04_data.ipynb #28520811
 def _pixel_file(
     files: ImageFiles,        # all of them
     shape: tuple[int, ...],   # of all their pixels
@@ -721,7 +721,8 @@ def _pixel_file(
     others = sorted((p for p in folder.glob("*.pixels") if p != path), key=lambda p: p.stat().st_mtime)
     used = {p: p.stat().st_blocks * 512 for p in others} if hasattr(os.stat_result, "st_blocks") else {}
     there = path.is_file()
-    room = min(limit, (shutil.disk_usage(folder if folder.is_dir() else Path.home()).free + sum(used.values())) * .9)
+    folder.mkdir(parents=True, exist_ok=True)
+    room = min(limit, (shutil.disk_usage(folder).free + sum(used.values())) * .9)
     if need > room:
         _note(f"{need / gb:.1f} GB of pixels are not kept: {room / gb:.1f} GB may be used (FER_NB_CACHE_GB); "
               "every image is decoded each time it is read")
@@ -1664,13 +1665,14 @@ def resized(
     ds: FERData,  # images of any sizes
     side: int,    # wanted side, in pixels
 ) -> FERData:     # images (N, side, side) or, if any is in colour, (N, side, side, 3)
-    "Every image at `side` × `side`; files are resized when they are read. Unchanged if that is what they are."
+    "Every image at `side` × `side`, files when they are read; unchanged if that is what they are."
     if not ds.in_memory():
         colour = bool(ds._images.shapes()[:, 2].any())
         return ds.replace(images=ds._images.part(slice(None), side=side, colour=colour), dropped=ds.dropped)
     if ds._images.shape[1:3] == (side, side):
         return ds
-    images = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)) for image in ds._images]
+    images = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+              for image in ds._images]
     return ds.replace(images=_stack(images, ds.df.id, side), dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #3263b2aa

@@ -76,7 +76,8 @@ def _looked(
         for image in progress(images, "images", len(part)):
             yield _shrunk(image[None], 48)[0].numpy(), digest(image).encode()
 
-    return ds._images.of_pool("looked", (), np.dtype([("thumb", np.uint8, (48, 48)), ("digest", "S16")]), find)
+    fields = np.dtype([("thumb", np.uint8, (48, 48)), ("digest", "S16")])
+    return ds._images.of_pool("looked", (), fields, find)
 
 
 def unit_vectors(
@@ -323,7 +324,7 @@ def components(
     edges = coo_matrix((np.ones(len(i), bool), (np.asarray(i, int), np.asarray(j, int))), shape=(n, n))
     return connected_components(edges, directed=False)[1]
 
-# %% ../nbs/08_duplicates.ipynb #0950f951
+# %% ../nbs/08_duplicates.ipynb #f88613a0
 def duplicates_across(
     a: FERData,                                          # one dataset
     b: FERData,                                          # the other

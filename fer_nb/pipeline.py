@@ -107,7 +107,7 @@ def fit_student(
     """Phase 1: train the student, with teachers or without. Raises `StaleCacheError` for logits of other
     views."""
     seed_everything(seed)
-    labels, colour, how = splits.train.labels, splits.train.array().ndim == 4, preset.distillation
+    labels, colour, how = splits.train.labels, len(splits.train.shape()) == 4, preset.distillation
     if start is None:
         student = make_network(preset.student, labels, 3 if colour else 1)
     else:

@@ -95,7 +95,7 @@ def differences(
             f"{here.get(keys, 'absent')!r} here"
             for keys in there | here if not same(there.get(keys), here.get(keys))]
 
-# %% ../nbs/03_store.ipynb #835e0df4
+# %% ../nbs/03_store.ipynb #263469a1
 _NO_TEXT = re.compile(r"[\r\ud800-\udfff]|\\(?=x5c|x0d|x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})")
 _ESCAPED = re.compile(r"\\(?:x(5c|0d)|x([89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
 
@@ -162,7 +162,8 @@ def read_table(
             table = pd.DataFrame() if rest == "\n" else pd.read_csv(
                 io.StringIO(rest), keep_default_na=False, na_values=[""], lineterminator=ends)
             if _ESCAPED.search(rest):
-                table = table.map(lambda v: from_text(v) if isinstance(v, str) else v).rename(columns=from_text)
+                table = table.map(lambda v: from_text(v) if isinstance(v, str) else v)
+                table = table.rename(columns=from_text)
     except (OSError, ValueError, RecursionError) as e:
         cause = wrong = e
     if table is None:
