@@ -95,27 +95,23 @@ def differences(
             f"{here.get(keys, 'absent')!r} here"
             for keys in there | here if not same(there.get(keys), here.get(keys))]
 
-# %% ../nbs/03_store.ipynb #263469a1
-_NO_TEXT = re.compile(r"[\r\ud800-\udfff]|\\(?=x5c|x0d|x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})")
-_ESCAPED = re.compile(r"\\(?:x(5c|0d)|x([89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
+# %% ../nbs/03_store.ipynb #ff3ae55e
+_NO_TEXT = re.compile(r"[\r\ud800-\udfff]|\\(?=x5c|x0d|ud[89a-f][0-9a-f]{2})")
+_ESCAPED = re.compile(r"\\(?:x(5c|0d)|u(d[89a-f][0-9a-f]{2}))")
 
 
 def as_text(
     name: str,  # an id, a file's name, or a page of them
 ) -> str:       # the same as text that every file takes
-    "Write bytes that are no UTF-8 as `\\xe9`; `from_text` undoes it."
-    def escape(m: re.Match) -> str:
-        code = ord(m[0])
-        return f"\\u{code:x}" if code > 0xdcff or 128 <= code < 0xdc80 else f"\\x{code % 256:02x}"
-
-    return _NO_TEXT.sub(escape, name)
+    "Write bytes that are no UTF-8 as `\\udce9`; `from_text` undoes it."
+    return _NO_TEXT.sub(lambda m: f"\\u{ord(m[0]):x}" if ord(m[0]) > 255 else f"\\x{ord(m[0]):02x}", name)
 
 
 def from_text(
     text: str,  # from a file
 ) -> str:       # the name
     "Undo `as_text`."
-    return _ESCAPED.sub(lambda m: chr(int(m[1] or m[3] or "dc" + m[2], 16)), text)
+    return _ESCAPED.sub(lambda m: chr(int(m[1] or m[2], 16)), text)
 
 # %% ../nbs/03_store.ipynb #5e0a0011
 OLD_WORDS = {"without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training"}
