@@ -4,28 +4,35 @@
 
 # %% auto #0
 __all__ = ['leak_groups', 'folds', 'leakage_table', 'as_split', 'official_split', 'clean_test', 'holdout', 'Splits',
-           'make_splits', 'ReplayLoader', 'dataloaders']
+           'make_splits', 'ReplayLoader', 'ReplayLoaders', 'dataloaders', 'LoaderEpoch']
 
 # %% ../nbs/11_loaders.ipynb #a607c323
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai import torch_core
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
+from fastai.callback.core import Callback
+from fastai.callback.schedule import LRFinder
+from fastai.data.core import DataLoaders, Pipeline, TfmdDL
+from fastai.data.transforms import Categorize
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, defaults, to_device
 from fastcore.basics import patch
+from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .audit import Audit, audit, duplicate_issues
 from .augment import Augment
 from .balance import balance
 from .config import Data
-from .core import ConfigError, DataError, at_least, hash_uniform, one_of
-from .data import FERData
+from .core import ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, one_of
+from .data import Crop, FERData, _from_floats, read_image
 from .duplicates import DuplicateSearch, components, find_duplicates
 
 # %% ../nbs/11_loaders.ipynb #20a9a223
@@ -121,6 +128,32 @@ def _groups_of(
     return groups
 
 
+def _warn_of_twins(
+    ds: FERData,            # the dataset
+    groups: np.ndarray,     # what it was split by
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],   # positions: training, test
+    most: int = 50_000,     # images; more are not searched
+) -> None:
+    "Warn of duplicates that were parted, unless an audit's groups were kept together."
+    code, name = _codes(ds, "group"), ds.name or "dataset"
+    if code is not None and (code >= 0).all() and pd.Series(groups).groupby(code).nunique().max() == 1:
+        return
+    way = "groups=audit(ds).groups keeps them together"
+    if len(ds) > most:
+        warnings.warn(f"{name}: {len(ds):,} images that no audit has seen; near and mirrored duplicates were "
+                      f"not searched for, byte-identical ones alone are together; {way}", stacklevel=3)
+        return
+    pairs = find_duplicates(ds)
+    apart = np.zeros(len(pairs), bool)
+    for _, test in parts:
+        tested = np.isin(np.arange(len(ds)), test)
+        apart |= tested[pairs.i] != tested[pairs.j]
+    if apart.any():
+        found = ", ".join(f"{n} {how}" for how, n in pairs.how[apart].value_counts().items())
+        warnings.warn(f"{name}: {apart.sum()} pairs of duplicates are in training and in test ({found}); "
+                      f"{way}", stacklevel=3)
+
+
 def _need_images(
     images: Sequence,   # a dataset, or some of its positions
     otherwise: str,     # what to say where there are none
@@ -156,6 +189,7 @@ def folds(
     order = np.argsort(ds.df.id.to_numpy(str), kind="stable")
     parts = _split(ds.df.label.to_numpy()[order], groups[order], k, seed, grouped=protocol != "paper")
     parts = [(np.sort(order[train]), np.sort(order[test])) for train, test in parts]
+    _warn_of_twins(ds, groups, parts)
     if protocol == "paper":
         counts = ["leaked", "test_images"]
         total = leakage_table(ds, parts).groupby("what", sort=False)[counts].sum(min_count=1).dropna()
@@ -279,7 +313,9 @@ def holdout(
         raise ConfigError(f"fraction={fraction}; a share above 0 and at most 0.2 expected")
     groups, labels = _groups_of(ds, groups), ds.df.label.to_numpy()
     smallest = int(pd.Series(groups).groupby(labels).nunique().min())
-    return _split(labels, groups, max(5, min(round(1 / fraction), smallest)), seed, needed=1)[0]
+    parts = _split(labels, groups, max(5, min(round(1 / fraction), smallest)), seed, needed=1)[:1]
+    _warn_of_twins(ds, groups, parts)
+    return parts[0]
 
 # %% ../nbs/11_loaders.ipynb #5b117002
 @dataclass
@@ -319,6 +355,152 @@ def make_splits(
     return Splits(train, cleaned.take(held), ds.take(~given), set(ds.df.id.iloc[twins]), found,
                   came=came)
 
+# %% ../nbs/11_loaders.ipynb #e3ac7fd6
+class _Grey(TensorImageBW):
+    "A grey face that fastai draws as it is: black stays black."
+
+    _show_args = {"cmap": "gray", "vmin": 0, "vmax": 1}
+
+
+class _Faces:
+    "The images of a loader as the dataset that fastai asks for: pictures, label names, items, decoding."
+
+    n_inp = 1
+
+    def __init__(
+        self,
+        ds: FERData,               # images and labels
+        labelled: bool = True,     # False: batches without labels, as of `dls.test_dl(images)`
+        shape: tuple[int, ...] | None = None,  # of an image; None: of the first
+    ):
+        self.ds, self.labelled, self.split_idx, self.passes = ds, labelled, 1, 0
+        self.shape = tuple(ds.image(0).shape) if shape is None else shape
+        x = torch.from_numpy(ds.array().reshape(-1, *self.shape))
+        self.x, self.y = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None], torch.tensor(ds.targets())
+        self.kind = _Grey if len(self.shape) == 2 else TensorImage
+        self.category, self.c = Categorize(list(ds.labels), sort=False), len(ds.labels)
+        self.vocab, self.loss_func = self.category.vocab, CrossEntropyLossFlat()
+
+    def __len__(self) -> int:  # number of images
+        "Number of images."
+        return len(self.ds)
+
+    def __getitem__(
+        self,
+        i: int,                # a position
+    ) -> tuple:                # picture in [0, 1], and its label as a number
+        "One image as it is."
+        x = self.kind(self.x[range(len(self))[i]].float() / 255)
+        return (x, TensorCategory(self.y[i])) if self.labelled else (x,)
+
+# %% ../nbs/11_loaders.ipynb #cbac4060
+class _Rows:
+    "Positions in square brackets pick images: a `FERData` of them."
+
+    def __init__(
+        self,
+        ds: FERData,  # the images
+    ):
+        self.ds, self.iloc = ds, self
+
+    def __getitem__(
+        self,
+        rows: object,  # a position, several, or a tensor of them
+    ) -> FERData:      # the images there
+        "The images at `rows`."
+        return self.ds.take(np.atleast_1d(np.arange(len(self.ds))[rows]))
+
+
+@patch(as_prop=True)
+def items(self: _Faces) -> _Rows:  # with `iloc`
+    "What a test loader can be made of."
+    return _Rows(self.ds)
+
+
+@patch
+def decode(
+    self: _Faces,
+    o: tuple,            # picture, and a label's number or scores, if there is one
+    full: bool = True,   # not used
+) -> tuple:              # picture, label name
+    "Read numbers back into names."
+    return type(o)((o[0], *(self.category.decode(y.argmax() if y.ndim else y.long()) for y in o[1:])))
+
+
+@patch
+def new_empty(self: _Faces) -> _Faces:  # no images
+    "The same without images: what `learn.export` keeps."
+    return _Faces(self.ds.take([]), shape=self.shape)
+
+
+@patch
+@contextmanager
+def set_split_idx(
+    self: _Faces,
+    i: int,   # 0: augmented as in training, another view in every pass; 1: as they are
+) -> Iterator[_Faces]:
+    "For a while, show the images as the split `i` is shown."
+    old, self.split_idx, self.passes = self.split_idx, i, 0
+    try:
+        yield self
+    finally:
+        self.split_idx = old
+
+# %% ../nbs/11_loaders.ipynb #352c2cce
+def _as_image(
+    image: object,           # a file, Pillow image, array or tensor
+    shape: tuple[int, ...],  # (H, W) or (H, W, 3), as the loader's images are
+) -> np.ndarray:             # uint8, of this shape
+    "One image as the loader's are. Raises `ImageError` for what is none."
+    if isinstance(image, (str, Path, Crop, Image.Image)):
+        a = read_image(image)
+    else:
+        a = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+        a = np.moveaxis(a, 0, 2) if a.ndim == 3 and len(a) in (1, 3) and a.shape[2] not in (1, 3) else a
+        a = a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a
+        fine = a.ndim == 2 or a.ndim == 3 and a.shape[2] == 3
+        if not fine or not a.size or a.dtype != np.uint8 and a.dtype.kind != "f":
+            raise ImageError(f"{type(image).__name__}, {a.dtype} {a.shape}; a file, a Pillow image, or "
+                             "an array (H, W) or (H, W, 3) of bytes or of floats from 0 to 1 expected")
+        a = _from_floats(a, "an image of floats") if a.dtype.kind == "f" else a
+    if a.shape != shape:
+        im = Image.fromarray(np.ascontiguousarray(a)).convert("L" if len(shape) == 2 else "RGB")
+        a = np.asarray(im.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+    return a
+
+
+def _as_faces(
+    items: object,                 # a `FERData`, or images, or (image, label) pairs
+    like: _Faces,                  # whose size and labels they get
+    labelled: bool | None = None,  # whether labels count; None: where there are any
+) -> _Faces:
+    "New images for a loader. Raises `DataError`, `LabelError` or `ImageError` for what is none."
+    labels = like.ds.labels
+    if isinstance(items, _Faces):
+        return _Faces(items.ds, items.labelled if labelled is None else labelled, items.shape)
+    _need_images(items if hasattr(items, "__len__") else [0], "no images to load")
+    if isinstance(items, FERData):
+        ds, labelled = items, labelled is not False
+        if ds.labels != labels:
+            if labelled:
+                raise LabelError(f"{ds.name or 'dataset'}: labels {ds.labels}; {labels} expected")
+            ds = ds.replace(df=ds.df.assign(label=labels[0]), labels=labels)
+        if any(ds.image(i).shape != like.shape for i in range(len(ds))):
+            ds = ds.replace(images=np.stack([_as_image(ds.image(i), like.shape) for i in range(len(ds))]))
+        return _Faces(ds, labelled, like.shape)
+    one = isinstance(items, (str, Path, Crop, Image.Image)) or not isinstance(items, Iterable)
+    dims = tuple(items.shape) if isinstance(items, (np.ndarray, torch.Tensor)) else ()
+    if one or len(dims) == 2 or len(dims) == 3 and (dims[2] == 3 or dims[0] == len(like.shape) == 3):
+        raise DataError(f"{type(items).__name__}: one image; a list of images, or a FERData, expected")
+    items = list(items)
+    pairs = all(isinstance(item, tuple) and len(item) == 2 for item in items)
+    if labelled and not pairs:
+        raise DataError("images without labels; with_labels needs a FERData, or (image, label) pairs")
+    named = [y if isinstance(y, str) else labels[int(y)] for _, y in items] if pairs else labels[0]
+    images = np.stack([_as_image(item[0] if pairs else item, like.shape) for item in items])
+    df = pd.DataFrame({"id": [f"item {k}" for k in range(len(items))], "label": named, "split": "test"})
+    return _Faces(FERData(df, images, labels, "items"), pairs and labelled is not False, like.shape)
+
 # %% ../nbs/11_loaders.ipynb #d9081d25
 class _Repeated:
     "Images some of which occur more than once, indexed like a tensor that held all of them."
@@ -341,8 +523,8 @@ class _Repeated:
         "The images behind `ids`."
         return self.x[self.rows[ids]]
 
-
-class ReplayLoader(DataLoader):
+# %% ../nbs/11_loaders.ipynb #a690c0c9
+class ReplayLoader(TfmdDL):
     "Batches (x in [0, 1], y) of images in memory; order and augmentation depend on seed and epoch alone."
 
     def __init__(
@@ -350,25 +532,43 @@ class ReplayLoader(DataLoader):
         ds: FERData,                       # images and labels
         bs: int = 128,                     # batch size
         train: bool = False,               # shuffle, augment, drop the last incomplete batch
-        augment: Augment | None = None,    # changes of the training images; None: none
+        augment: Augment | None = None,    # changes of the training images, and of `learn.tta`; None: none
         seed: int = 0,                     # order and views
         views: int | None = None,  # cycle through this many views of each image; None: a new one every epoch
-        device: torch.device | str = "cpu",  # where the batches go
+        device: torch.device | str | None = "cpu",  # where the batches go; None: they stay
         rows: np.ndarray | None = None,  # positions (M,) in an epoch, repeats allowed; None: each image once
+        weights: Mapping | np.ndarray | None = None,  # draw an epoch by them, see `dataloaders`; None: do not
     ):
-        _need_images(ds if rows is None else rows, f"{ds.name}: no images to load")
+        faces = ds
+        if not isinstance(ds, _Faces):
+            _need_images(ds if rows is None else rows, f"{ds.name}: no images to load")
+            faces = _Faces(ds)
+            faces.split_idx = 1 - bool(train)
         for name, value in {"bs": bs, "views": 1 if views is None else views}.items():
             at_least(name, value, 1, whole=True)
-        self.ds, self.y, self.rows = ds, torch.tensor(ds.targets()), None
-        x = torch.from_numpy(ds.array())
-        self.x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+        self.ds, self.x, self.y, self.rows = faces.ds, faces.x, faces.y, None
         if rows is not None:
-            self.rows = _positions(rows, ds, "rows")
+            self.rows = _positions(rows, self.ds, "rows")
             self.x, self.y = _Repeated(self.x, self.rows), self.y[self.rows]
-        self.train, self.augment, self.seed, self.views = train, augment if train else None, seed, views
-        self.epoch, self.ids, self.rank_world, self.batch_part = 0, None, (0, 1), None
-        super().__init__(range(len(self.x)), bs=min(bs, len(self.x)), num_workers=0, shuffle=train,
-                         drop_last=train, device=torch.device(device))
+        self.weights = None if weights is None else _image_weights(weights, self.ds, rows, train)
+        self.train, self.changes, self.seed, self.views, self.asked_bs = train, augment, seed, views, bs
+        self.ids, self.rank_world, self.batch_part = None, (0, 1), None
+        self._epoch, self.first, self.mark = 0, 0, None
+        super().__init__(faces, bs=max(1, min(bs, len(self.x))), num_workers=0, do_setup=False, shuffle=train,
+                         drop_last=train, n=len(self.x), device=device and torch.device(device))
+        self._n_inp, self._types = 1, {tuple: [faces.kind, TensorCategory]}
+
+    augment = property(lambda self: self.changes if self.train else None,
+                       lambda self, augment: setattr(self, "changes", augment))  # of the training images
+    epoch = property(lambda self: self._epoch, lambda self, epoch: self._begin(epoch))  # that a pass shows
+
+    def _begin(
+        self,
+        epoch: int,   # where passes, and fits, begin from now on
+    ) -> None:
+        "Set by hand: every learner counts from here."
+        self._epoch = self.first = epoch
+        self.mark = object()
 
     @property
     def view(self) -> int:  # which view of the images this epoch shows
@@ -379,22 +579,37 @@ class ReplayLoader(DataLoader):
 @patch
 def get_idxs(
     self: ReplayLoader,
-) -> list[int]:         # positions in the order of this epoch
+) -> list[int]:         # positions in the order of this epoch; of repeats drawn by weights see `create_batch`
     "The order of the images: sorted by a hash of seed and epoch when training."
-    if not self.train:
+    if not self.shuffle:
         return list(range(self.n))
-    return np.argsort(hash_uniform(self.seed, self.epoch, np.arange(self.n), -1), kind="stable").tolist()
+    order = np.argsort(hash_uniform(self.seed, self.epoch, np.arange(self.n), -1), kind="stable")
+    return (order if self.weights is None else _draw(self.weights, order, self.seed, self.epoch)).tolist()
 
 
 @patch
 def images(
     self: ReplayLoader,
     ids: np.ndarray,            # positions (B,)
-    view: int | None = None,    # which view; None: the current epoch's
+    view: int | np.ndarray | None = None,  # which view, one or one an image; None: the current epoch's
 ) -> torch.Tensor:              # float (B, C, H, W) in [0, 1]
     "The images at `ids` as the student sees them in `view`."
-    x = self.x[ids].float().div_(255)
-    return x if self.augment is None else self.augment(x, ids, self.view if view is None else view, self.seed)
+    x, augment, view = self.x[ids].float().div_(255), self.augment, self.view if view is None else view
+    if augment is None and self.dataset.split_idx == 0:     # `learn.tta`
+        augment, view = getattr(self.changes, "augment", self.changes), self.dataset.passes
+    return x if augment is None else augment(x, ids, view, self.seed)
+
+
+@patch
+def before_iter(
+    self: ReplayLoader,
+) -> None:
+    "Refuse transforms of single images: there are none. Count the passes of `learn.tta`."
+    super(ReplayLoader, self).before_iter()
+    if self.after_item.fs or self.before_batch.fs:
+        raise ConfigError("transforms of single items; a ReplayLoader makes whole batches: add them to "
+                          "after_batch")
+    self.dataset.passes += 1
 
 
 @patch
@@ -402,7 +617,7 @@ def after_iter(
     self: ReplayLoader,
 ) -> None:
     "A complete training pass moves on to the next epoch."
-    self.epoch += self.train
+    self._epoch += self.train
 
 # %% ../nbs/11_loaders.ipynb #5b117010
 @patch
@@ -421,7 +636,7 @@ def chunkify(
 
 
 @patch
-def create_item(
+def do_item(
     self: ReplayLoader,
     s: int,             # a position
 ) -> int:               # the same
@@ -432,11 +647,26 @@ def create_item(
 @patch
 def create_batch(
     self: ReplayLoader,
-    b: list[int],                           # positions of one batch
-) -> tuple[torch.Tensor, torch.Tensor]:     # x float (B, C, H, W) in [0, 1], y int64 (B,)
-    "Index, scale and augment the images at `b`."
-    self.ids = np.asarray(b)
-    return self.images(self.ids).contiguous(memory_format=torch.channels_last), self.y[self.ids]
+    b: list[int],    # positions of one batch; the k-th repeat of position p in this epoch is p + k·n
+) -> tuple[torch.Tensor, ...]:     # x float (B, C, H, W) in [0, 1], y int64 (B,)
+    """Index, scale and augment the images at `b`. A repeat shows a view of its own; with `views`, whose
+    logits may be cached, the same."""
+    again, self.ids = np.divmod(np.asarray(b), self.n)
+    own = self.views is None and again.any()
+    x = self.images(self.ids, self.view + 1_000_003 * again if own else None)
+    batch = x.contiguous(memory_format=torch.channels_last), self.y[self.ids]
+    if self.after_batch.fs:  # fastai's transforms go by the type
+        batch = self.dataset.kind(batch[0]), TensorCategory(batch[1])
+    return batch if self.dataset.labelled else batch[:1]
+
+
+@patch
+def do_batch(
+    self: ReplayLoader,
+    b: list[int],                      # positions of one batch
+) -> tuple[torch.Tensor, ...]:         # see `create_batch`
+    "The batch as it was made."
+    return self.create_batch(b)
 
 
 @patch
@@ -450,15 +680,150 @@ def to_detach(
     in size."""
     return torch_core.to_detach(b, cpu, gather=False)
 
+# %% ../nbs/11_loaders.ipynb #ed0748f2
+_OWN = ("bs", "train", "augment", "seed", "views", "device", "rows", "weights")
+_OF_FASTAI = ("batch_size", "shuffle", "shuffled", "drop_last", "labelled", "get_idxs", "after_item",
+              "before_batch", "after_batch")
+_NO_MATTER = ("num_workers", "pin_memory", "timeout", "persistent_workers", "pin_memory_device", "verbose",
+              "do_setup", "process")  # no other process loads anything
+
+
+def _faces_of(
+    loader: ReplayLoader,     # that a new one is made from
+    dataset: object,          # what the new one is to show; None: the same
+    train: bool,              # whether the new one is a training loader
+    changes: dict,            # what else was said
+) -> _Faces:                  # of its own, unless images and split stay the same
+    "The dataset of a new loader. Raises `ConfigError` where a setting is bound to the old images."
+    old = loader.dataset
+    if (dataset is None or dataset is old) and train == loader.train:
+        return old
+    faces = _as_faces(old if dataset is None else dataset, old, changes.get("labelled"))
+    faces.split_idx = 1 - train
+    bound = {"rows": loader.rows is not None, "weights": loader.weights is not None,
+             "augment": hasattr(loader.changes, "minor")}
+    bound = [name for name, there in bound.items() if there and name not in changes]
+    if train and bound and faces.ds is not old.ds and len(faces):
+        raise ConfigError(f"{', '.join(bound)} of this loader go by the positions of its own images; "
+                          f"new(other, {', '.join(f'{b}=...' for b in bound)}) expected")
+    return faces
+
 
 @patch
 def new(
     self: ReplayLoader,
-    *args: object,     # ignored; fastai asks for a loader of the same data to predict with
-    **kwargs: object,  # ignored
-) -> ReplayLoader:     # all images as they are, in order
-    "The loader that `learn.get_preds` reads: the same images, not shuffled, not augmented."
-    return ReplayLoader(self.ds, self.bs, device=self.device)
+    dataset: object = None,       # other images: a `FERData`, or a list of images; None: the same
+    cls: type | None = None,      # a kind of `ReplayLoader`; None: the same
+    **changes: object,            # fields of `ReplayLoader`, and fastai's shuffle, drop_last, after_batch ...
+) -> ReplayLoader:                # the same but for what was said
+    """A loader like this one; with `shuffle=False` it no longer augments or repeats. Raises `ConfigError` for
+    settings it does not know, `DataError`, `LabelError` or `ImageError` for what are no images."""
+    for name in changes:
+        one_of("a setting of new()", name, _OWN + _OF_FASTAI + _NO_MATTER)
+    if not issubclass(cls := cls or type(self), ReplayLoader):
+        one_of("cls", cls.__name__, ["ReplayLoader", "QuadLoader"])
+    shuffle = bool(changes.get("shuffle", changes.get("shuffled", self.shuffle)))  # the second: `learn.tta`
+    train = bool(changes.get("train", self.train and shuffle))
+    faces = _faces_of(self, dataset, train, changes)
+    same = train and faces.ds is self.ds
+    own = {"bs": self.asked_bs, "augment": self.changes, "seed": self.seed, "views": self.views,
+           "device": self.device, "rows": self.rows if same else None,
+           "weights": self.weights if same else None, "train": train}
+    if changes.get("batch_size") is not None:
+        own["bs"] = changes["batch_size"]
+    made = cls(faces, **own | {k: v for k, v in changes.items() if k in _OWN and k != "train"})
+    made.shuffle, made.drop_last = shuffle or train, changes.get("drop_last", self.drop_last)
+    for name in ("after_item", "before_batch", "after_batch"):
+        setattr(made, name, Pipeline(changes[name]) if changes.get(name) is not None else getattr(self, name))
+    if "get_idxs" in changes:
+        made.get_idxs = changes["get_idxs"]
+    made._epoch, made.first = self._epoch, self.first
+    return made
+
+# %% ../nbs/11_loaders.ipynb #a73bf614
+@patch
+def _pre_show_batch(
+    self: ReplayLoader,
+    b: tuple,          # a batch
+    max_n: int = 9,    # how many images
+) -> tuple:            # pictures, labels, both decoded
+    "What fastai draws, once it knows how to draw pictures."
+    import fastai.vision.learner  # noqa: F401
+    return super(ReplayLoader, self)._pre_show_batch(b, max_n)
+
+
+@patch
+def show_batch(
+    self: ReplayLoader,
+    b: tuple | None = None,   # a batch; None: the first of this epoch
+    max_n: int = 9,           # how many images at most
+    ctxs: list | None = None,  # matplotlib axes; None: new ones
+    show: bool = True,        # False: return what would be drawn
+    unique: bool = False,     # one image in several views
+    **kwargs: object,         # see fastai's `show_batch`
+) -> tuple | None:            # where nothing is drawn: pictures, labels, both decoded
+    "Draw images and their labels."
+    if unique and b is None:
+        b = self.create_batch([self.n * k for k in range(max_n)])
+        b = self.after_batch(b if self.device is None else to_device(b, self.device))
+    return super(ReplayLoader, self).show_batch(b, max_n, ctxs, show, **kwargs)
+
+# %% ../nbs/11_loaders.ipynb #debf1ada
+class ReplayLoaders(DataLoaders):
+    "fastai's `DataLoaders`, made of `ReplayLoader`s."
+
+    def test_dl(
+        self,
+        test_items: object,                # a `FERData`, or a list of images: files, Pillow images, arrays
+        rm_type_tfms: None = None,         # fastai's; there are none to leave out
+        with_labels: bool = False,         # a `FERData`'s own, or of (image, label) pairs
+        **kwargs: object,                  # see `ReplayLoader.new`: bs, device ...
+    ) -> ReplayLoader:                     # exactly these images, in order, as they are
+        "A loader of new images, for `learn.get_preds(dl=...)`."
+        one_of("rm_type_tfms", rm_type_tfms, [None])
+        return self.valid.new(test_items, labelled=with_labels, **kwargs)
+
+# %% ../nbs/11_loaders.ipynb #bc8e1d74
+def _image_weights(
+    weights: Mapping | Sequence | np.ndarray,  # one a class, by its name, or one an image
+    ds: FERData,                    # the images
+    rows: np.ndarray | None,        # what else says how often an image is shown
+    train: bool,                    # whether the loader trains
+) -> np.ndarray:                    # float (N,), one an image
+    "Raise `ConfigError` for weights that make no sense, or where there is nothing to draw."
+    if isinstance(weights, pd.Series) and set(weights.index) <= set(ds.labels):
+        weights = weights.to_dict()
+    odd: list[str] = []
+    if isinstance(weights, Mapping):
+        odd = [str(k) for k in {*weights} - {*ds.labels} | {*ds.df.label} - {*weights}]
+        values = ds.df.label.map(dict(weights)).to_numpy(float)
+    else:
+        values = np.asarray(weights, float)
+    fine = values.shape == (len(ds),) and np.isfinite(values).all() and values.min() >= 0 and values.any()
+    texts = {f"weights for {', '.join(odd)}; one for each class of the images expected": odd,
+             f"weights: {values.shape}, from {values.min(initial=0):g} to {values.max(initial=0):g}; a dict "
+             f"by class, or one for each of {len(ds)} images, finite, not negative, not all 0, expected":
+             not fine and not odd,
+             "weights and rows both say how often an image is shown; one of them expected": rows is not None,
+             "weights draw training images; train=True expected": not train}
+    if faults := [text for text, wrong in texts.items() if wrong]:
+        raise ConfigError("; ".join(faults))
+    return values
+
+
+def _draw(
+    weights: np.ndarray,   # (N,)
+    order: np.ndarray,     # (N,) the positions as this epoch orders them
+    seed: int,             # with the epoch, decides
+    epoch: int,            # which
+) -> np.ndarray:           # int (N,): position + N times the number of its earlier occurrences
+    "Eq. 1, in random order."
+    n, ends = len(order), np.cumsum(weights[order])
+    points = hash_uniform(seed, epoch, np.zeros(1, int), -3) + np.arange(n)
+    at = np.searchsorted(ends * (n / ends[-1]), points, side="right")
+    at = np.minimum(at, np.flatnonzero(weights[order])[-1])  # the sum may be rounded down
+    again = np.arange(n) - np.searchsorted(at, at)
+    return (order[at] + n * again)[np.argsort(hash_uniform(seed, epoch, np.arange(n), -4), kind="stable")]
 
 # %% ../nbs/11_loaders.ipynb #8cb0e409
 def dataloaders(
@@ -470,7 +835,8 @@ def dataloaders(
     views: int | None = None,                     # see `ReplayLoader`
     device: torch.device | str | None = None,     # None: CUDA where there is one
     rows: np.ndarray | None = None,               # see `ReplayLoader`; of the training images
-) -> DataLoaders:                                 # fastai DataLoaders with `.vocab`, the label names
+    weights: Mapping | np.ndarray | None = None,  # draw training images by them: {label: weight}, or (N,)
+) -> ReplayLoaders:                               # fastai DataLoaders; `.vocab` are the label names
     """Training and validation loaders. Raises `DataError` where the label sets differ, or where an id or
     source is on both sides; warns of a class that occurs in validation and not in training."""
     if train.labels != valid.labels:
@@ -478,11 +844,72 @@ def dataloaders(
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     augment = Augment() if augment is None else augment
-    dls = DataLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows),
-                      ReplayLoader(valid, 2 * bs, seed=seed, device=device), device=device)
-    dls.vocab = list(train.labels)
+    dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights),
+                        ReplayLoader(valid, 2 * bs, False, augment, seed, device=device), device=device)
     shown = set(train.df.label.iloc[slice(None) if rows is None else dls.train.rows])
     if missing := [label for label in train.labels if label in set(valid.df.label) - shown]:
         warnings.warn(f"{train.name or 'dataset'}: validation has images of {', '.join(missing)}, "
                       "training none", stacklevel=2)
     return dls
+
+# %% ../nbs/11_loaders.ipynb #e42c18ae
+class LoaderEpoch(Callback):
+    "Tells a `ReplayLoader` which epoch the learner is in; every `Learner` over one has it by itself."
+
+    order = -20                        # before whoever asks the loader
+    epochs_done, begun = 0, 0          # epochs of complete fits; where the present fit begins
+    last_epoch = float("inf")          # that the present fit has begun
+    loader_mark = None                 # see `ReplayLoader.epoch`
+
+    @property
+    def loader(self) -> ReplayLoader | None:  # None: of another kind
+        "The training loader."
+        loader = getattr(getattr(self.learn, "dls", None), "train", None)
+        return loader if isinstance(loader, ReplayLoader) else None
+
+    def after_create(self) -> None:
+        "Leave learners over other loaders alone."
+        if self.loader is None:
+            self.learn.remove_cb(self)
+
+    def at(
+        self,
+        epoch: int,   # of this fit
+    ) -> int:         # the loader's
+        "Which epoch the loader is to show."
+        mark = self.loader.mark
+        if mark is not None and mark is not self.loader_mark:  # `dls.train.epoch = ...`
+            self.loader_mark, self.epochs_done, self.last_epoch = mark, 0, float("inf")
+        if epoch <= self.last_epoch:                  # the first of a new fit
+            self.begun = max(self.epochs_done - epoch, 0)
+        return self.loader.first + self.begun + epoch
+
+    def resume(
+        self,
+        epoch: int,          # of this fit: the next one
+        loader_epoch: int,   # that it shows
+    ) -> None:
+        "Go on with a fit that an earlier learner began."
+        self.at(epoch)
+        self.begun = loader_epoch - epoch - self.loader.first
+        self.last_epoch, self.loader._epoch = epoch - 1, loader_epoch
+
+    def before_train(self) -> None:
+        "Say it."
+        if self.loader is not None:
+            self.loader._epoch, self.last_epoch = self.at(self.epoch), self.epoch
+
+    def after_train(self) -> None:
+        "A fit is complete when its last training pass is."
+        if self.epoch + 1 >= self.n_epoch:
+            self.after_cancel_fit()
+
+    def after_cancel_fit(self) -> None:
+        "An early stop counts; `lr_find` does not."
+        if self.last_epoch < float("inf") and not any(isinstance(cb, LRFinder) for cb in self.learn.cbs):
+            self.epochs_done = self.begun + self.last_epoch + 1
+        self.last_epoch = float("inf")
+
+
+if not any(cb is LoaderEpoch for cb in defaults.callbacks):
+    defaults.callbacks = [*defaults.callbacks, LoaderEpoch]

@@ -22,7 +22,7 @@ from torch import nn
 
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive
 from .launch import gather
-from .loaders import ReplayLoader
+from .loaders import ReplayLoader, ReplayLoaders
 
 # %% ../nbs/33_sqs.ipynb #cd07d771
 def spatial_similarity(
@@ -115,7 +115,7 @@ class QuadLoader(ReplayLoader):
             return order.tolist()
         if self.bs % 2:
             raise ConfigError(f"bs={self.bs}; pairs need an even number")
-        y = self.y.numpy()[order]
+        y = self.y.numpy()[order % self.n]  # a repeat drawn by weights stands n further
         classes = [order[y == c] for c in np.unique(y)]
         pairs = np.concatenate([np.append(c, c[:len(c) % 2]) for c in classes]).reshape(-1, 2)
         chance = hash_uniform(self.seed, self.epoch, np.arange(len(pairs)), -2)
@@ -128,11 +128,9 @@ def quad_dataloaders(
     "Loaders with a `QuadLoader` for training. Raises `ConfigError` for other loaders and an odd batch size."
     if not isinstance(old := dls.train, ReplayLoader):
         one_of("dls.train", type(old).__name__, ["ReplayLoader"])
-    new = QuadLoader(old.ds, old.bs, old.train, old.augment, old.seed, old.views, old.device, old.rows)
+    new = old.new(cls=QuadLoader)
     new.get_idxs()  # refuses an odd batch size now, not in the first epoch
-    made = DataLoaders(new, dls.valid, device=dls.device)
-    made.vocab = dls.vocab
-    return made
+    return ReplayLoaders(new, dls.valid, path=dls.path, device=dls.device)
 
 # %% ../nbs/33_sqs.ipynb #df44204b
 class QuadWeights(nn.Module):

@@ -34,6 +34,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
+from fastcore.foundation import L
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -477,31 +478,73 @@ def make_loaders(
 ) -> DataLoaders:               # of `ReplayLoader`s
     "Loaders for `fit_model`."
     dls = dataloaders(train, valid, fit.bs, fit.augment, seed, views, fit.device)
-    dls.train.augment = fit.augment  # `dataloaders` takes None for the paper's geometry
+    for dl in dls:
+        dl.augment = fit.augment  # `dataloaders` takes None for the paper's geometry
     return dls
 
 # %% ../nbs/30_train.ipynb #76c95965
 NOT_OF_A_FIT = ("network", "size", "pretrained", "bs", "augment", "device", "workers")  # the data say
 
 
-@patch
-def identity(
-    self: Fit,
-    model: nn.Module,               # what is trained
-    dls: DataLoaders,               # of `ReplayLoader`s
-    cbs: Sequence[Callback],        # the caller's callbacks
-    **more: object,                 # what else it depends on: seed, phase
-) -> dict:                          # what JSON can hold
-    """Which training this is. Raises `ConfigError` for loaders whose batches do not depend on seed and epoch
-    alone."""
+def _replayed(
+    dls: DataLoaders,   # of `ReplayLoader`s
+) -> dict:              # what JSON can hold
+    "All that their batches depend on."
     loader = dls.train
-    if not all(isinstance(dl, ReplayLoader) for dl in dls):
-        raise ConfigError(f"checkpoints need a ReplayLoader, whose batches depend on seed and epoch alone; "
-                          f"this loader is a {type(loader).__name__}")
     data = {"loader": type(loader).__name__, "train": loader.ds.fingerprint(),
             "valid": dls.valid.ds.fingerprint(), "labels": loader.ds.labels, "bs": [loader.bs, dls.valid.bs],
             "seed": loader.seed, "views": loader.views, "augment": repr(loader.augment),
             "rows": None if loader.rows is None else digest(loader.rows)}
+    if loader.weights is not None:
+        data["weights"] = digest(loader.weights)
+    return data | ({"after_batch": str(loader.after_batch)} if loader.after_batch.fs else {})
+
+
+def _foreign(
+    dls: DataLoaders,   # of any loaders
+) -> dict:              # what JSON can hold
+    "What can be told of loaders that others have made."
+    if (world := rank_world()[1]) > 1:
+        raise ConfigError(f"{world} processes share the batches of ReplayLoaders; this loader is a "
+                          f"{type(dls.train).__name__}")
+    sizes = [len(dl.dataset) if hasattr(dl.dataset, "__len__") else None for dl in dls]
+    labels = getattr(dls, "vocab", None)
+    items = [getattr(dl, "items", None) for dl in dls]  # of fastai's: files, rows of a table, numbers
+    named = [digest(i if isinstance(i, pd.DataFrame) else [*map(_told, i)])
+             if isinstance(i, (list, tuple, L, np.ndarray, pd.Series, pd.DataFrame)) else None for i in items]
+    return {"loader": type(dls.train).__name__, "images": sizes, "items": named,
+            "labels": labels and [*map(str, labels)],
+            "bs": [getattr(dl, "bs", None) or getattr(dl, "batch_size", None) for dl in dls]}
+
+
+def _told(
+    item: object,   # of somebody's data
+) -> str | None:    # the same in another process and folder; None: cannot be told
+    "What names an item: of a file its name and its folder's."
+    return "/".join(item.parts[-2:]) if isinstance(item, Path) else \
+        str(item) if isinstance(item, (str, int, np.integer)) else None
+
+
+def _device_of(
+    dls: DataLoaders,   # that may name no device, as PyTorch's do not
+    model: nn.Module,   # what is trained
+) -> torch.device:      # of the batches; without one, of the model
+    "Where a fit computes."
+    device = getattr(dls, "device", None)
+    return torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+
+
+@patch
+def identity(
+    self: Fit,
+    model: nn.Module,               # what is trained
+    dls: DataLoaders,               # of `ReplayLoader`s, or fastai's or PyTorch's own
+    cbs: Sequence[Callback],        # the caller's callbacks
+    **more: object,                 # what else it depends on: seed, phase
+) -> dict:                          # what JSON can hold
+    """Which training this is, as far as it can be known. Raises `ConfigError` for loaders that ranks cannot
+    share."""
+    data = _replayed(dls) if all(isinstance(dl, ReplayLoader) for dl in dls) else _foreign(dls)
     weights = {name: f"{str(t.dtype)[6:]} {tuple(t.shape)}" for name, t in model.state_dict().items()}
     callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else {}] for cb in cbs]
     settings = {k: v for k, v in to_dict(self).items() if k not in NOT_OF_A_FIT} | more
@@ -531,6 +574,7 @@ class Checkpoint(Callback):
         def read(path: Path) -> dict | None:
             return read_checkpoint(path) if self.resume and path.exists() else None
 
+        self.warn_of_workers()
         if found := map_ranks([self.path], read)[0]:
             return self.restore(found)
         self.save(0)
@@ -551,7 +595,7 @@ class Checkpoint(Callback):
         "What the last bits of a sum depend on."
         processes = rank_world()[1]
         return {"torch": str(torch.__version__), "threads": torch.get_num_threads(),
-                "device": torch.device(self.dls.device).type,
+                "device": _device_of(self.dls, self.model).type,
                 "processes": processes if processes > 1 else None}
 
 # %% ../nbs/30_train.ipynb #1e0c7ead
@@ -603,6 +647,58 @@ def set_generators(
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
+# %% ../nbs/30_train.ipynb #loadst02
+def _own_generators(
+    loader: object,     # fastai's or PyTorch's
+) -> list[random.Random | torch.Generator]:
+    "The random generators that belong to a loader."
+    found = [getattr(loader, "rng", None), getattr(loader, "generator", None),
+             getattr(getattr(loader, "sampler", None), "generator", None)]
+    return [g for g in found if isinstance(g, (random.Random, torch.Generator))]
+
+
+@patch
+def loader_state(
+    self: Checkpoint,
+    epochs: int,    # complete ones
+) -> int | list:    # the next epoch of a `ReplayLoader`; of others the states of their generators
+    "What the next batches depend on."
+    if isinstance(loader := self.dls.train, ReplayLoader):
+        return self.learn.loader_epoch.at(epochs) if hasattr(self.learn, "loader_epoch") else loader.epoch
+    return [g.getstate() if isinstance(g, random.Random) else g.get_state()
+            for dl in self.dls for g in _own_generators(dl)]
+
+
+@patch
+def set_loaders(
+    self: Checkpoint,
+    state: int | list,   # from `loader_state`
+    epochs: int,         # complete ones
+) -> None:
+    "Put the loaders where they were."
+    if isinstance(state, int):
+        if hasattr(self.learn, "loader_epoch"):
+            return self.learn.loader_epoch.resume(epochs, state)
+        self.dls.train.epoch = state
+        return
+    for g, own in zip([g for dl in self.dls for g in _own_generators(dl)], state):
+        if isinstance(g, random.Random):
+            g.setstate((own[0], tuple(own[1]), own[2]))
+        else:
+            g.set_state(own)
+
+
+@patch
+def warn_of_workers(
+    self: Checkpoint,
+) -> None:
+    "Say what a resumed training cannot promise."
+    workers = [getattr(getattr(dl, "fake_l", dl), "num_workers", 0) for dl in self.dls]
+    if any(workers):
+        warnings.warn(f"{self.path}: loaders with {workers} worker processes, whose random numbers a "
+                      "checkpoint cannot hold: a resumed training goes on, but not bit for bit; "
+                      "num_workers=0 would", stacklevel=2)
+
 # %% ../nbs/30_train.ipynb #aa20151b
 @patch
 def save(
@@ -616,7 +712,7 @@ def save(
     write_checkpoint({
         "epoch": epochs, "described": self.described, "environment": self.environment,
         "model": self.model.state_dict(), "optimizer": self.opt.state_dict(),
-        "loader_epoch": self.dls.train.epoch, "train_iter": self.learn.train_iter,
+        "loader_epoch": self.loader_state(epochs), "train_iter": self.learn.train_iter,
         "smooth_loss": [smooth.count, smooth.val.as_subclass(torch.Tensor)],
         "callbacks": [[cb.name, cb.state_dict()] for cb in self.stateful], "rng": generators[0],
         "rng of other processes": generators[1:]}, self.path)
@@ -637,7 +733,8 @@ def restore(
         warnings.warn(f"{self.path}: going on, but not bit for bit: {'; '.join(differ)}", stacklevel=2)
     self.model.load_state_dict(found["model"])
     self.opt.load_state_dict(found["optimizer"])
-    self.dls.train.epoch, self.learn.train_iter = found["loader_epoch"], found["train_iter"]
+    self.set_loaders(found["loader_epoch"], found["epoch"])
+    self.learn.train_iter = found["train_iter"]
     self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = found["smooth_loss"]
     for cb, (_, state) in zip(self.stateful, found["callbacks"]):
         cb.load_state_dict(state)
@@ -747,11 +844,12 @@ def fit_model(
         check_labels(model, dls.train.ds)
     rank, world = rank_world()
     seed_everything(seed + 1_000_003 * rank)
-    model.to(dls.device, memory_format=torch.channels_last)
+    device = _device_of(dls, model)
+    model.to(device, memory_format=torch.channels_last)
     progress, (groups, wds) = Progress(phase, show and rank == 0), fit.groups(model)
     loss = CrossEntropyLossFlat()
     loss.func = FocalCrossEntropy()
-    own = [*fit.callbacks(dls.device), progress, StopOnNaN(), CheckInputRange(),
+    own = [*fit.callbacks(device), progress, StopOnNaN(), CheckInputRange(),
            loss.func.while_training(fit.smoothing, 2.0 if fit.loss == "focal" else 0.0)]
     if checkpoint is not None or world > 1:
         described = fit.identity(model, dls, cbs, phase=phase, seed=seed)

@@ -364,13 +364,10 @@ def test_another_number_of_threads_is_said(dls, saved, monkeypatch):
         fit_model(net(), dls, 1, checkpoint=saved)
 
 
-def test_checkpoint_needs_its_learner_and_loader(dls, tmp_path):
+def test_checkpoint_needs_its_learner(dls, tmp_path):
     learn = Learner(dls, net(), CrossEntropyLossFlat(), cbs=[Checkpoint(tmp_path / "x", {})])
     with pytest.raises(ConfigError, match="ResumableLearner"):
         learn.fit(1)
-    loader = DataLoader([(torch.zeros(1, 48, 48), 0)] * 4, 2, device=dls.device)
-    with pytest.raises(ConfigError, match="ReplayLoader"):
-        fit_model(net(), type(dls)(loader, loader), 1, checkpoint=tmp_path / "x")
 
 
 def test_validating_does_not_restore(dls, tmp_path):
