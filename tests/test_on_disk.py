@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 import fer_nb.data as data
+import fer_nb.loaders as loaders
 from fer_nb.audit import audit, image_quality
+from fer_nb.augment import Augment
 from fer_nb.cli import main
 from fer_nb.core import ConfigError, ImageError
 from fer_nb.data import Crop, FERData, ImageFiles, KeptPixels, image_shapes, read_folder, read_image, resized
 from fer_nb.duplicates import across_summary, duplicates_across, find_duplicates
 from fer_nb.evaluate import image_batches
+from fer_nb.loaders import dataloaders
 from fer_nb.store import as_text, from_text, read_table, write_table
 from fer_nb.synth import make_faces
 
@@ -198,7 +202,7 @@ def test_the_fingerprint_of_changed_files_is_another(tmp_path, drawn):
 
 def on_disk(folder: Path, drawn: FERData, monkeypatch) -> FERData:
     "A dataset whose pixels count as too many for memory."
-    monkeypatch.setattr(data, "_MEMORY", 1000)
+    monkeypatch.setattr(data, "IN_MEMORY", 1000)
     return as_folder(drawn, folder)
 
 
@@ -279,6 +283,34 @@ def test_parts_share_what_is_known_and_deleted_pixels_are_decoded_again(tmp_path
     assert (b.batch([0, 59]) == drawn.array()[[30, 89]]).all(), "pixels that somebody deleted"
 
 
+@pytest.mark.parametrize("limit", [10**9, 0])
+def test_a_loader_of_files_gives_what_a_loader_of_the_array_gives(tmp_path, drawn, monkeypatch, limit):
+    for module in (data, loaders):
+        monkeypatch.setattr(module, "IN_MEMORY", limit)
+    files = as_folder(drawn, tmp_path / "d")
+    make = lambda ds: dataloaders(ds.where(split="train"), ds.where(split="valid"), 16, Augment(), seed=3,  # noqa: E731
+                                  rows=np.arange(72)[::-1].repeat(2))
+    one, other = make(files), make(drawn)
+    assert isinstance(one.train.x.x, torch.Tensor) == bool(limit)
+    assert one.train.dataset[5][0].shape == other.train.dataset[5][0].shape == (1, 48, 48)
+    decoded = []
+    monkeypatch.setattr(data, "read_image", lambda p: decoded.append(p) or read_image(p))
+    for side in ("train", "valid"):
+        for _ in range(2):
+            for (x, y), (u, v) in zip(one[side == "valid"], other[side == "valid"], strict=True):
+                assert torch.equal(x, u) and torch.equal(y, v)
+    assert not decoded, "before the first batch all are decoded"
+    assert one.train.ds.fingerprint() == other.train.ds.fingerprint() and not decoded
+
+
+def test_a_broken_image_is_refused_before_the_first_batch(tmp_path, drawn):
+    files = as_folder(drawn, tmp_path / "d")
+    raw = files._images[30].read_bytes()
+    files._images[30].write_bytes(raw[:len(raw) // 2])
+    with pytest.raises(ImageError, match=Path(files._images[30]).name):
+        loaders.ReplayLoader(files, 16, True)
+
+
 # ---- memory ----
 
 MEMORY = """
@@ -287,7 +319,7 @@ from pathlib import Path
 import fer_nb.data
 from fer_nb.data import read_folder
 from fer_nb.audit import audit
-fer_nb.data._MEMORY = 0
+fer_nb.data.IN_MEMORY = 0
 
 def work(folder):
     ds = read_folder(folder)
