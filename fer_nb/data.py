@@ -98,7 +98,7 @@ def _check(self: FERData, labels: Sequence[str]) -> None:
         if images.dtype != np.uint8 or images.ndim != 3 and (images.ndim, images.shape[-1]) != (4, 3):
             faults.append((ImageError, f"images are {images.dtype} {images.shape}; uint8 (N, H, W) or "
                                        "(N, H, W, 3) expected"))
-    elif odd := [p for p in images.files if not isinstance(p, (Path, Crop))]:
+    elif odd := [p for p in images.pool if not isinstance(p, (Path, Crop))]:
         faults.append((ImageError, f"images hold a {type(odd[0]).__name__}; one uint8 array, or image files, "
                                    "expected"))
     if faults:
@@ -151,7 +151,7 @@ def sizes(self: FERData) -> list[tuple[int, int]]:  # height and width of each i
         return [self._images.shape[1:3]] * len(self)
     return [tuple(size) for size in self._images.shapes()[:, :2].tolist()]
 
-# %% ../nbs/04_data.ipynb #4a32d11c
+# %% ../nbs/04_data.ipynb #d1513b97
 @patch
 def stream(self: FERData) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 3), in order
     "The images one by one; of those that are files, a few dozen are in memory."
@@ -407,7 +407,7 @@ def _stack(
                          f"{paths[0]}; one array needs images of one size")
     return np.stack(images)
 
-# %% ../nbs/04_data.ipynb #7af488ea
+# %% ../nbs/04_data.ipynb #3e3b8510
 def image_shapes(
     files: Sequence[str | Path | Crop],           # image files, or boxes in them
 ) -> list[tuple[int, ...] | ImageError]:          # (H, W) or (H, W, 3), or why the file cannot be used
@@ -448,7 +448,7 @@ def _header(im: Image.Image) -> tuple[int, ...] | None:
         im.mode in ("L", "1") and not im.has_transparency_data
     return (im.height, im.width) + (() if grey else (3,))
 
-# %% ../nbs/04_data.ipynb #a77ea7fe
+# %% ../nbs/04_data.ipynb #4047e629
 class ImageFiles(Sequence):
     "Image files as a sequence of paths and `Crop`s; parts of it share what is known of the files."
 
@@ -459,9 +459,9 @@ class ImageFiles(Sequence):
         side: int | None = None,                       # resize every image to this side when it is read
         colour: bool = False,                          # grey images become colour when they are read
     ):
-        self.files = [p if isinstance(p, Path) or not isinstance(p, (str, os.PathLike)) else Path(p)
-                      for p in files]
-        self.rows, self.side, self.colour = np.arange(len(self.files)), side, colour
+        self.pool = [p if isinstance(p, Path) or not isinstance(p, (str, os.PathLike)) else Path(p)
+                     for p in files]
+        self.rows, self.side, self.colour = np.arange(len(self.pool)), side, colour
         self.known, self.found_shape = {}, None
         if shapes is not None:
             self.known["shapes"] = np.array([(*s[:2], len(s) == 3) for s in shapes], np.int32).reshape(-1, 3)
@@ -475,7 +475,7 @@ class ImageFiles(Sequence):
         i: int | slice,     # position, or several
     ) -> Path | Crop | list:  # the file; a list of them for a slice
         "The file at position `i`."
-        return [self.files[r] for r in self.rows[i]] if isinstance(i, slice) else self.files[self.rows[i]]
+        return [self.pool[r] for r in self.rows[i]] if isinstance(i, slice) else self.pool[self.rows[i]]
 
     def part(
         self,
@@ -489,7 +489,7 @@ class ImageFiles(Sequence):
             new.known = {k: v for k, v in self.known.items() if k == "shapes"}
         return new
 
-# %% ../nbs/04_data.ipynb #9737f80f
+# %% ../nbs/04_data.ipynb #259481c5
 @patch
 def of_pool(
     self: ImageFiles,
@@ -500,9 +500,9 @@ def of_pool(
 ) -> np.ndarray:                                    # (n, *width), in the order of this part
     "What is found out once about every file, whichever part asks first."
     if name not in self.known:
-        self.known[name] = np.zeros((len(self.files), *width), dtype)
-        self.known["has " + name] = np.zeros(len(self.files), bool)
-    table, has = self.known[name], self.known.get("has " + name, np.ones(len(self.files), bool))
+        self.known[name] = np.zeros((len(self.pool), *width), dtype)
+        self.known["has " + name] = np.zeros(len(self.pool), bool)
+    table, has = self.known[name], self.known.get("has " + name, np.ones(len(self.pool), bool))
     if len(new := np.flatnonzero(~has[self.rows])):
         for row, value in zip(self.rows[new], find(self.part(new)), strict=True):  # to the end of `find`
             table[row] = value
@@ -554,7 +554,7 @@ def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
     how = f"{self.side} {self.colour} {Image.__version__}"
     return digest("\n".join([how, os.getcwd(), *map(of, self)]).encode(errors="surrogatepass"))
 
-# %% ../nbs/04_data.ipynb #9bc59500
+# %% ../nbs/04_data.ipynb #551c070a
 @patch
 def read(
     self: ImageFiles,
@@ -584,7 +584,7 @@ def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 
     if failures:
         raise _unusable(failures, len(self))
 
-# %% ../nbs/04_data.ipynb #f482a0c6
+# %% ../nbs/04_data.ipynb #6e0b0b84
 @patch
 def batch(
     self: ImageFiles,
@@ -601,7 +601,7 @@ def batch(
         out[k] = image if image.ndim == len(shape) else image[..., None]
     return out
 
-# %% ../nbs/04_data.ipynb #e4be0042
+# %% ../nbs/04_data.ipynb #8532628b
 class KeptPixels:
     "Pixels of images of one size, filled in as they are decoded: an array in memory, or a file."
 
@@ -657,7 +657,7 @@ class KeptPixels:
                 with atomic_file(self.path.with_suffix(".npy")) as aside:
                     np.save(aside, self.has)
 
-# %% ../nbs/04_data.ipynb #fbf8b712
+# %% ../nbs/04_data.ipynb #768ff2f2
 IN_MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without asking
 
 
@@ -666,7 +666,7 @@ def keep(self: ImageFiles) -> None:
     "Decode, once, images that will be read more than once. Raises `ImageError` as `stream` does."
     if "kept" not in self.known:
         one, whole = int(np.prod(self.shape())), self.part(slice(None))
-        whole.rows = np.arange(len(self.files))
+        whole.rows = np.arange(len(self.pool))
         small, shape = one * len(whole) <= IN_MEMORY, (len(whole), *self.shape())
         path = None if small else _pixel_file(whole, shape, one * len(self))
         self.known["kept"] = KeptPixels(shape, path) if small or path else None
@@ -702,7 +702,7 @@ def _kept(
         return bool((colour == (len(kept.shape) == 4)).all())
     return kept.shape[1:] == (shape or self.shape())
 
-# %% ../nbs/04_data.ipynb #5ee27415
+# %% ../nbs/04_data.ipynb #b61ae5d3
 def _pixel_file(
     files: ImageFiles,        # all of them
     shape: tuple[int, ...],   # of all their pixels

@@ -468,4 +468,4 @@ def test_copies_of_copies_are_all_counted(drawn):
 
 def test_image_files_are_a_sequence_of_paths(tmp_path):
     files = ImageFiles([tmp_path / f"{k}.png" for k in range(5)])
-    assert len(files) == 5 and files[1:3] == files.files[1:3] and list(files.part(np.array([4, 0]))) == [files[4], files[0]]
+    assert len(files) == 5 and files[1:3] == files.pool[1:3] and list(files.part(np.array([4, 0]))) == [files[4], files[0]]
