@@ -397,7 +397,8 @@ class _AuditVerb(Verb):
             for name, table in tables.items():
                 write_table(table, aside / f"{name}.csv")
             write_record(aside, sorted(p.name for p in aside.iterdir()),
-                         run_record(args.command, data=ds.fingerprint()))
+                         run_record(args.command, data=ds.fingerprint(),
+                                    **{} if other is None else {"against": other.fingerprint()}))
         shutil.rmtree(work, ignore_errors=True)
         return f"{report.summary().to_string()}{said}\ntables: {args.out}"
 
