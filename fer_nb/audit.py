@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import ConfigError, DataError, need_columns, one_of
-from .data import SPLITS, VOTE_COLUMNS, Crop, FERData, need_dataset
+from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
 
@@ -55,7 +55,7 @@ def duplicate_issues(
 # %% ../nbs/09_audit.ipynb #d4c53980
 def image_quality(
     ds: FERData,         # the dataset, any sizes
-    block: int = 4096,   # images measured at once
+    block: int = 512,    # images measured at once
 ) -> pd.DataFrame:       # id, sharpness, contrast, dark, bright, side, std; one row an image
     "Sharpness, contrast, exposure and size of every image."
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
@@ -76,22 +76,6 @@ def image_quality(
     columns = ["id", "sharpness", "contrast", "dark", "bright", "std"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return table.assign(side=[min(size) for size in ds.sizes()])
-
-
-@patch
-def sizes(self: FERData) -> list[tuple[int, int]]:  # height and width of each image
-    "Sizes of the images; of image files only the header is read."
-    from PIL import Image
-    if self.in_memory():
-        return [self.array().shape[1:3]] * len(self)
-    found = []
-    for file in self._images:
-        crop = isinstance(file, Crop)
-        with Image.open(file.path if crop else file) as image:
-            width, height = image.size
-        x, y, w, h = file.box if crop else (0, 0, width, height)
-        found.append((min(y + h, height) - max(y, 0), min(x + w, width) - max(x, 0)))
-    return found
 
 # %% ../nbs/09_audit.ipynb #5b117013
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def balance(
     minor = ds.df.label.isin(list(minority)).to_numpy()
     df = ds.df.assign(source=ds.sources(), role=np.where(minor, "minority", "majority"))
     if not len(plan):
-        return ds.replace(df=df, images=ds.array())
+        return ds.replace(df=df)
     change = ClassAugment(augment or Augment(), minority_augment or augment or _COLOUR,
                           tuple(np.flatnonzero(minor).tolist()))
     source, number = plan.source.to_numpy(), (plan.view + 1).astype(str).to_numpy()

@@ -236,6 +236,8 @@ def main(
 ) -> int:                               # 0; 1 done in part; 2 input that cannot be used; 130 after Ctrl-C
     "The command `fer-nb`."
     argv = sys.argv[1:] if argv is None else list(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # names of files that are no UTF-8 are printed as escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     try:
         args = parser(argv[0] if argv else "").parse_args(argv)
@@ -343,10 +345,13 @@ class _AuditVerb(Verb):
     "what is wrong with a dataset"
 
     description = ("Look for duplicates, leaks, contradictory and doubtful labels, faceless and poor images. "
-                   "Leaves issues.csv, counts.csv, summary.csv and table1.csv in the folder.")
+                   "Leaves issues.csv, counts.csv, summary.csv and table1.csv in the folder, and with "
+                   "--against against.csv and against_summary.csv.")
     options = _DATA | _VOTES | _OVERWRITE | {
         "--probs": dict(type=Path, metavar="CSV",
                         help="out-of-fold probabilities, as `fer-nb study labels` leaves them"),
+        "--against": dict(type=Path, metavar="PATH",
+                          help="another dataset: which images are in both, by split"),
         "--exact": dict(action="store_true", help="byte-identical images only"),
         "--faces": dict(action="store_true", help="look for faces too (about 10 ms an image)"),
         "--out": dict(type=Path, metavar="DIR", help="folder for the tables (default: runs/NAME-audit)")}
@@ -371,24 +376,31 @@ class _AuditVerb(Verb):
 
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."
-        ds = read(args.data, args.votes)
+        ds, other = read(args.data, args.votes), None if args.against is None else read(args.against)
         from fer_nb.audit import audit
-        from fer_nb.duplicates import DuplicateSearch
+        from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces
         from fer_nb.launch import rank0_folder
         work = args.out.with_name(args.out.name + ".work")
         with rank0_folder(args.out, args.overwrite) as aside:
-            report = audit(ds, search=None if args.exact else DuplicateSearch(),
+            search, said = None if args.exact else DuplicateSearch(), ""
+            report = audit(ds, search=search,
                            probs=None if args.probs is None else self.read_probabilities(args.probs, ds),
                            faces=find_faces(ds) if args.faces else None, folder=work)
-            report.issues.to_csv(aside / "issues.csv", index=False)
-            report.summary().to_csv(aside / "summary.csv")
-            report.counts().to_csv(aside / "counts.csv", index=False)
-            report.table1().to_csv(aside / "table1.csv")
+            tables = {"issues": report.issues, "summary": report.summary().reset_index(names="kind"),
+                      "counts": report.counts(), "table1": report.table1().reset_index()}
+            if other is not None:
+                tables["against"] = found = duplicates_across(ds, other, search, work)
+                table, line = across_summary(found, ds, other)
+                tables["against_summary"] = table.reset_index(names="split")
+                said = f"\n\nimages that are in {other.name} too, by its splits:\n{table.to_string()}\n{line}"
+            for name, table in tables.items():
+                write_table(table, aside / f"{name}.csv")
             write_record(aside, sorted(p.name for p in aside.iterdir()),
-                         run_record(args.command, data=ds.fingerprint()))
+                         run_record(args.command, data=ds.fingerprint(),
+                                    **{} if other is None else {"against": other.fingerprint()}))
         shutil.rmtree(work, ignore_errors=True)
-        return f"{report.summary().to_string()}\ntables: {args.out}"
+        return f"{report.summary().to_string()}{said}\ntables: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #60000007
 class _StudyVerb(Verb):

@@ -269,7 +269,8 @@ def atomic_file(
     "Write a file aside and rename it to `path` when the block ends without an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    short = os.fsdecode(os.fsencode(path.stem)[:150])  # as disks take names of 255 bytes at most
+    aside = path.with_name(f".{short}.{os.getpid()}-{threading.get_ident()}{path.suffix[:30]}")
     try:
         yield aside
         with open(aside, "rb+") as f:

@@ -32,7 +32,7 @@ from .augment import Augment
 from .balance import balance
 from .config import Data
 from .core import ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, one_of
-from .data import Crop, FERData, _from_floats, read_image
+from .data import IN_MEMORY, Crop, FERData, _from_floats, read_image
 from .duplicates import DuplicateSearch, components, find_duplicates
 
 # %% ../nbs/11_loaders.ipynb #20a9a223
@@ -362,6 +362,30 @@ class _Grey(TensorImageBW):
     _show_args = {"cmap": "gray", "vmin": 0, "vmax": 1}
 
 
+class _OnDisk:
+    "The pixels of files, indexed like a tensor that held all of them."
+
+    def __init__(
+        self,
+        ds: FERData,   # image files of one size; decoded here, once
+    ):
+        self.ds = ds.keep()
+
+    def __len__(self) -> int:  # N
+        "Number of images."
+        return len(self.ds)
+
+    def __getitem__(
+        self,
+        ids: int | np.ndarray | slice,  # which of them
+    ) -> torch.Tensor:                  # uint8 (C, H, W) or (B, C, H, W)
+        "The images at `ids`, read from the disk."
+        rows = np.arange(len(self))[ids]
+        x = torch.from_numpy(self.ds.batch(np.atleast_1d(rows)))
+        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+        return x if np.ndim(rows) else x[0]
+
+
 class _Faces:
     "The images of a loader as the dataset that fastai asks for: pictures, label names, items, decoding."
 
@@ -374,9 +398,13 @@ class _Faces:
         shape: tuple[int, ...] | None = None,  # of an image; None: of the first
     ):
         self.ds, self.labelled, self.split_idx, self.passes = ds, labelled, 1, 0
-        self.shape = tuple(ds.image(0).shape) if shape is None else shape
-        x = torch.from_numpy(ds.array().reshape(-1, *self.shape))
-        self.x, self.y = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None], torch.tensor(ds.targets())
+        self.shape = ds.shape()[1:] if shape is None else shape
+        self.x, self.y = _OnDisk(ds), torch.tensor(ds.targets())
+        if ds.in_memory():
+            x = torch.from_numpy(ds.array().reshape(-1, *self.shape))
+            self.x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+        elif np.prod(ds.shape(), dtype=float) <= IN_MEMORY:
+            self.x = self.x[:]
         self.kind = _Grey if len(self.shape) == 2 else TensorImage
         self.category, self.c = Categorize(list(ds.labels), sort=False), len(ds.labels)
         self.vocab, self.loss_func = self.category.vocab, CrossEntropyLossFlat()
@@ -525,7 +553,7 @@ class _Repeated:
 
 # %% ../nbs/11_loaders.ipynb #a690c0c9
 class ReplayLoader(TfmdDL):
-    "Batches (x in [0, 1], y) of images in memory; order and augmentation depend on seed and epoch alone."
+    "Batches (x in [0, 1], y) of images; order and augmentation depend on seed and epoch alone."
 
     def __init__(
         self,

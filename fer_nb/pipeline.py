@@ -41,7 +41,7 @@ from .plots import (gradcam_grid, plot_confusion, plot_counts, plot_duplicates, 
 from .report import (Headline, Section, confusion_matrix, percent_range, robust_table, share_intervals,
                            summary_table, write_report)
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
-from .store import Store, run_record, write_record
+from .store import Store, run_record, write_record, write_table
 from .teachers import CachedLogits, NetworkTeacher, TeacherBase, data_record, make_teachers
 from .train import adapted, fit_model, make_loaders, make_network
 
@@ -107,7 +107,7 @@ def fit_student(
     """Phase 1: train the student, with teachers or without. Raises `StaleCacheError` for logits of other
     views."""
     seed_everything(seed)
-    labels, colour, how = splits.train.labels, splits.train.array().ndim == 4, preset.distillation
+    labels, colour, how = splits.train.labels, len(splits.train.shape()) == 4, preset.distillation
     if start is None:
         student = make_network(preset.student, labels, 3 if colour else 1)
     else:
@@ -724,7 +724,7 @@ def write(
     if self.adv:
         tables |= {"adversarial": self.adv.learn.adv_log, "guard": self.adv.learn.guard_log}
     for file, table in tables.items():
-        table.to_csv(folder / f"{file}.csv", index=False)
+        write_table(table, folder / f"{file}.csv")
     (folder / "config.json").write_text(json.dumps(config | {"facts": self.facts()}, indent=1))
     for file, student in self.weight_files.items():
         r, row = self.results, self.ranking[self.ranking.model == student].iloc[0]

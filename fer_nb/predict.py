@@ -35,7 +35,7 @@ from .core import (ConfigError, DataError, FERError, ImageError, at_least, atomi
                          one_of)
 from .data import _from_floats, read_image, to_array
 from .faces import FaceFinder, FoundFace, box_overlap, face_square
-from .store import read_table
+from .store import as_text, digest, read_table
 
 # %% ../nbs/50_predict.ipynb #3e9d0b4e
 @dataclass(frozen=True, eq=False)
@@ -695,7 +695,8 @@ def write_results(
         for result in chain(first, results):
             if kind == "csv":
                 rows = result.rows(labels)
-                table.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
+                table.writerows({k: "" if v != v else as_text(v) if isinstance(v, str) else v
+                                 for k, v in row.items()} for row in rows)
             else:
                 stream.write(result.to_json() + "\n")
             stream.flush()
@@ -719,7 +720,10 @@ def write_annotated(
     names: dict[Path, Path] = {}  # relative name -> the file that has it
 
     def unique(path: Path, root: Path, end: str) -> Path:
-        inner, above = path.with_name(path.name + end).relative_to(root).parts, root.parts[1:]
+        name = path.name + end
+        if len(raw := os.fsencode(name)) > 255:  # longer than disks take
+            name = f"{os.fsdecode(raw[:200])}~{digest(raw)}{Path(name).suffix}"
+        inner, above = path.with_name(name).relative_to(root).parts, root.parts[1:]
         options = (Path(*above[len(above) - k:], *inner) for k in range(len(above) + 1))
         return next(name for name in options
                     if (place / name).resolve() not in given and names.setdefault(name, path) == path)

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from .core import ConfigError, DataError, atomic_file
 from .metrics import share_interval
+from .store import as_text
 
 # %% ../nbs/40_report.ipynb #d211a060
 def mean_sd(
@@ -233,7 +234,7 @@ def write_report(
     html = page.render(title=title, sections=[s.to_dict(dpi) for s in sections], settings=shown,
                        headline=headline, record=made, links=links)
     with atomic_file(path) as aside:
-        aside.write_text(html, encoding="utf-8")
+        aside.write_text(as_text(html), encoding="utf-8")
     return Path(path)
 
 # %% ../nbs/40_report.ipynb #2662cefb

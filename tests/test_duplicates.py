@@ -228,11 +228,11 @@ def test_files_give_what_the_same_arrays_give(tmp_path):
 
 
 def test_files_are_decoded_once_and_not_kept(tmp_path, monkeypatch):
-    import fer_nb.duplicates
+    import fer_nb.data
     big = np.kron(smooth(1)[0], np.ones((8, 8), np.uint8))                     # 147 kB decoded
     files = as_files(np.stack([np.roll(big, k, 0) for k in range(200)]), tmp_path)
-    decoded, read = [], fer_nb.duplicates.read_images
-    monkeypatch.setattr(fer_nb.duplicates, "read_images", lambda paths: decoded.extend(paths) or read(paths))
+    decoded, read = [], fer_nb.data.read_image
+    monkeypatch.setattr(fer_nb.data, "read_image", lambda path: decoded.append(path) or read(path))
     tracemalloc.start()
     find_duplicates(files)
     peak = tracemalloc.get_traced_memory()[1]

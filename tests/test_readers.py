@@ -319,14 +319,14 @@ def test_a_mirror_with_other_images_is_named(tmp_path, shape, rest):
     refused(ImageError, tmp_path, read=lambda: read_fer2013(tmp_path, strict=True))
 
 
-def test_a_mirror_of_several_sizes_is_decoded_once_and_counted_as_it_is(tmp_path, monkeypatch):
+def test_a_mirror_of_several_sizes_is_counted_as_it_is_from_its_headers(tmp_path, monkeypatch):
     for k, shape in enumerate([(48, 48), (48, 48), (64, 64)]):
         save(tmp_path / f"train/sad/Training_{k}.png", np.zeros(shape, np.uint8))
     looked = []
     monkeypatch.setattr(data, "read_image", lambda path, f=read_image: looked.append(path) or f(path))
     with pytest.warns(UserWarning, match=r"1 of 3 images are not 48 × 48 grey as FER2013's are: 64 × 64 \(1\)"):
         read_fer2013(tmp_path)
-    assert len(looked) == 3
+    assert not looked, "decoded to learn its size"
     save(tmp_path / "train/sad/Training_2.png", np.zeros((48, 48, 3), np.uint8))     # one in colour: not all of them
     with pytest.warns(UserWarning, match=r"1 of 3 images .*: 48 × 48 × 3 \(1\)"):
         assert read_fer2013(tmp_path).array().shape == (3, 48, 48, 3)
