@@ -803,12 +803,16 @@ class Tree:
         self,
         root: str | Path,                # the folder
         seconds: float = float("inf"),   # how long to list at most
+        file: str = "",                  # the only file of it that counts; "": all
     ):
-        self.root, self.whole = Path(root), True  # whether all of it was seen
+        self.root, self.whole, self.file = Path(root), True, file  # whole: all of it was seen
         self.folders: dict[str, list[str]] = {}  # folder ("", "train/", "train/happy/") -> names of its files
         self.skipped: Counter = Counter()        # what was not entered, by kind
         self._sniffed: dict[str, bool] = {}
-        self._walk(time.monotonic() + seconds)
+        if file:
+            self.folders[""] = [file]
+        else:
+            self._walk(time.monotonic() + seconds)
 
     def _walk(
         self,
@@ -992,12 +996,12 @@ def _parse_pixels(
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
             try:
-                flat = np.fromstring(" ".join(attempt), dtype=np.int64, sep=" ")
-                regular = all(len(t.split()) == 2304 for t in attempt)
+                rows = [np.fromstring(t, dtype=np.int64, sep=" ") for t in attempt]
             except (ValueError, DeprecationWarning):
-                regular = False
-        if regular and flat.size == 2304 * len(texts) and flat.min() >= 0 and flat.max() <= 255:
-            return flat.astype(np.uint8).reshape(-1, 48, 48)
+                continue
+        if all(r.size == 2304 for r in rows) and min(r.min() for r in rows) >= 0 \
+                and max(r.max() for r in rows) <= 255:
+            return np.stack(rows).astype(np.uint8).reshape(-1, 48, 48)
     for text, at in zip(attempt, places):
         words = text.split()
         _expect(len(words) == 2304, at, f"{len(words)} pixels", "2304")
@@ -1596,8 +1600,9 @@ def _rafdb_official(
     rows, labels = [], {}
     for at, (name, label) in _rows(source, " ", widths=(2,)):
         with left.item(name):
-            rows.append((_rafdb_id(name, at), at))
-            labels[rows[-1][0]] = _rafdb_label(label, at)
+            i, meaning = _rafdb_id(name, at), _rafdb_label(label, at)
+            rows.append((i, at))
+            labels.setdefault(i, meaning)
     wanted = "aligned" if aligned else "original"
     homes = [d / wanted for d in (root / "Image", root / "basic/Image")]
     official = any(d.parent.is_dir() for d in homes)
@@ -1924,7 +1929,7 @@ def _by_paths(
     def find(tree: Tree) -> list[tuple[str, float]]:
         names, starts = tree.sample(), []
         for pattern in patterns:
-            rx = re.compile(f"(?P<start>(?:.*?/)?)(?:{pattern})", re.I)
+            rx = re.compile(f"(?P<start>(?:.*?/)??)(?:{pattern})", re.I)
             starts.append({m["start"] for name in names if (m := rx.fullmatch(name))})
         return [(start, sure) for start in sorted(set.intersection(*starts))]
     return find
@@ -2621,7 +2626,7 @@ def detect(
     _expect(found or as_, tree.root, "no image files and no table of a known form in it",
             "a layout that `fer-nb formats` shows")
     if not found:
-        return Reading(FORMATS[as_], "", 0.0)
+        return Reading(FORMATS[as_], tree.file, 0.0)
     best = [r for r in found if r.certainty == found[0].certainty]
     ways = _some((f"{r.format.title} in {_shown(r.where) or '.'} (--as {r.format.name})" for r in best), 4)
     same = len({r.format.name for r in best}) == 1
@@ -2635,8 +2640,7 @@ def _tree_of(path: Path) -> Tree:
     _expect(path.exists(), path, "no such file or folder", "a data set")
     if path.is_dir():
         return Tree(path)
-    tree = Tree.__new__(Tree)
-    tree.root, tree.folders, tree.skipped, tree._sniffed, tree.whole = path.parent, {"": [path.name]}, Counter(), {}, True
+    tree = Tree(path.parent, file=path.name)
     with open(path, "rb") as f:
         what = _begins_as(f.read(512))
     _expect(not tree.is_image(path.name), path, "an image", "a data set: a folder, or a table such as fer2013.csv,")
