@@ -324,7 +324,7 @@ def components(
     edges = coo_matrix((np.ones(len(i), bool), (np.asarray(i, int), np.asarray(j, int))), shape=(n, n))
     return connected_components(edges, directed=False)[1]
 
-# %% ../nbs/08_duplicates.ipynb #f88613a0
+# %% ../nbs/08_duplicates.ipynb #bdcc4863
 def duplicates_across(
     a: FERData,                                          # one dataset
     b: FERData,                                          # the other
@@ -368,6 +368,7 @@ def across_summary(
     table["any"] = found.drop_duplicates("id").split.value_counts().reindex(mine, fill_value=0)
     table = table.assign(images=a.df.split.value_counts().reindex(mine)).rename_axis(columns=None)
     one, two = a.name or "the first", b.name or "the second"
+    two = f"the other {two}" if one == two else two
     trained, tested = (ds.df.split == s for ds, s in ((a, "train"), (b, "test")))
     leaks = found[(found.split == "train") & (found.other_split == "test")]
     if not trained.any() or not tested.any():

@@ -127,7 +127,7 @@ def _groups_of(
         raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images")
     return groups
 
-
+# %% ../nbs/11_loaders.ipynb #twins000
 def _warn_of_twins(
     ds: FERData,            # the dataset
     groups: np.ndarray,     # what it was split by
@@ -153,7 +153,7 @@ def _warn_of_twins(
         warnings.warn(f"{name}: {apart.sum()} pairs of duplicates are in training and in test ({found}); "
                       f"{way}", stacklevel=3)
 
-
+# %% ../nbs/11_loaders.ipynb #needim00
 def _need_images(
     images: Sequence,   # a dataset, or some of its positions
     otherwise: str,     # what to say where there are none
@@ -466,7 +466,7 @@ def new_empty(self: _Faces) -> _Faces:  # no images
 def set_split_idx(
     self: _Faces,
     i: int,   # 0: augmented as in training, another view in every pass; 1: as they are
-) -> Iterator[_Faces]:
+) -> Iterator[_Faces]:  # the same
     "For a while, show the images as the split `i` is shown."
     old, self.split_idx, self.passes = self.split_idx, i, 0
     try:
@@ -587,8 +587,10 @@ class ReplayLoader(TfmdDL):
         self._n_inp, self._types = 1, {tuple: [faces.kind, TensorCategory]}
 
     augment = property(lambda self: self.changes if self.train else None,
-                       lambda self, augment: setattr(self, "changes", augment))  # of the training images
-    epoch = property(lambda self: self._epoch, lambda self, epoch: self._begin(epoch))  # that a pass shows
+                       lambda self, augment: setattr(self, "changes", augment),
+                       doc="The changes of the training images; None: images come as they are.")
+    epoch = property(lambda self: self._epoch, lambda self, epoch: self._begin(epoch),
+                     doc="The epoch that the next pass, or this one, shows; set it for the next fit.")
 
     def _begin(
         self,
@@ -687,7 +689,7 @@ def create_batch(
         batch = self.dataset.kind(batch[0]), TensorCategory(batch[1])
     return batch if self.dataset.labelled else batch[:1]
 
-
+# %% ../nbs/11_loaders.ipynb #dobatch0
 @patch
 def do_batch(
     self: ReplayLoader,
@@ -724,7 +726,8 @@ def _faces_of(
 ) -> _Faces:                  # of its own, unless images and split stay the same
     "The dataset of a new loader. Raises `ConfigError` where a setting is bound to the old images."
     old = loader.dataset
-    if (dataset is None or dataset is old) and train == loader.train:
+    as_it_is = train == loader.train and changes.get("labelled") in (None, old.labelled)
+    if as_it_is and (dataset is None or dataset is old):
         return old
     faces = _as_faces(old if dataset is None else dataset, old, changes.get("labelled"))
     faces.split_idx = 1 - train
@@ -736,7 +739,7 @@ def _faces_of(
                           f"new(other, {', '.join(f'{b}=...' for b in bound)}) expected")
     return faces
 
-
+# %% ../nbs/11_loaders.ipynb #new00001
 @patch
 def new(
     self: ReplayLoader,
@@ -765,7 +768,7 @@ def new(
         setattr(made, name, Pipeline(changes[name]) if changes.get(name) is not None else getattr(self, name))
     if "get_idxs" in changes:
         made.get_idxs = changes["get_idxs"]
-    made._epoch, made.first = self._epoch, self.first
+    made._epoch, made.first, made.mark = self._epoch, self.first, self.mark
     return made
 
 # %% ../nbs/11_loaders.ipynb #a73bf614
@@ -908,8 +911,9 @@ class LoaderEpoch(Callback):
         mark = self.loader.mark
         if mark is not None and mark is not self.loader_mark:  # `dls.train.epoch = ...`
             self.loader_mark, self.epochs_done, self.last_epoch = mark, 0, float("inf")
-        if epoch <= self.last_epoch:                  # the first of a new fit
-            self.begun = max(self.epochs_done - epoch, 0)
+        if epoch <= self.last_epoch:                  # the first of a new fit; with start_epoch not 0
+            first = self.epochs_done if mark is not None else max(self.epochs_done, epoch)
+            self.begun = first - epoch
         return self.loader.first + self.begun + epoch
 
     def resume(
@@ -922,22 +926,27 @@ class LoaderEpoch(Callback):
         self.begun = loader_epoch - epoch - self.loader.first
         self.last_epoch, self.loader._epoch = epoch - 1, loader_epoch
 
-    def before_train(self) -> None:
-        "Say it."
-        if self.loader is not None:
-            self.loader._epoch, self.last_epoch = self.at(self.epoch), self.epoch
-
-    def after_train(self) -> None:
-        "A fit is complete when its last training pass is."
-        if self.epoch + 1 >= self.n_epoch:
-            self.after_cancel_fit()
-
-    def after_cancel_fit(self) -> None:
-        "An early stop counts; `lr_find` does not."
-        if self.last_epoch < float("inf") and not any(isinstance(cb, LRFinder) for cb in self.learn.cbs):
-            self.epochs_done = self.begun + self.last_epoch + 1
-        self.last_epoch = float("inf")
+# %% ../nbs/11_loaders.ipynb #loadep02
+@patch
+def before_train(self: LoaderEpoch) -> None:
+    "Tell the loader."
+    if self.loader is not None:
+        self.loader._epoch, self.last_epoch = self.at(self.epoch), self.epoch
 
 
-if not any(cb is LoaderEpoch for cb in defaults.callbacks):
-    defaults.callbacks = [*defaults.callbacks, LoaderEpoch]
+@patch
+def after_train(self: LoaderEpoch) -> None:
+    "A fit is complete when its last training pass is."
+    if self.epoch + 1 >= self.n_epoch:
+        self.after_cancel_fit()
+
+
+@patch
+def after_cancel_fit(self: LoaderEpoch) -> None:
+    "An early stop counts; `lr_find` does not."
+    if self.last_epoch < float("inf") and not any(isinstance(cb, LRFinder) for cb in self.learn.cbs):
+        self.epochs_done = self.begun + self.last_epoch + 1
+    self.last_epoch = float("inf")
+
+
+defaults.callbacks = [*(cb for cb in defaults.callbacks if cb is not LoaderEpoch), LoaderEpoch]

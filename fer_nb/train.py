@@ -533,7 +533,7 @@ def _device_of(
     device = getattr(dls, "device", None)
     return torch.device(device or next((p.device for p in model.parameters()), "cpu"))
 
-
+# %% ../nbs/30_train.ipynb #identit2
 @patch
 def identity(
     self: Fit,

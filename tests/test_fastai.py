@@ -153,6 +153,8 @@ def test_an_epoch_that_is_set_is_where_every_fit_begins():
     assert views(one, 2) == [5, 6] and views(one, 1) == [7] and views(two, 1) == [5]
     dls.train.epoch = 0
     assert views(one, 1) == [0] and views(one, 1) == [1] and views(two, 1) == [0]
+    dls.train.epoch = 2                                                          # goes on by hand
+    assert views(one, 4, start_epoch=2) == [2, 3] and views(one, 1) == [4] and views(learner(), 4, start_epoch=2) == [2, 3]
 
 
 def test_an_early_stop_counts_the_epochs_that_were_trained():
@@ -403,6 +405,7 @@ def test_new_keeps_what_it_is_not_told(fitted):
     assert train.new(batch_size=5, num_workers=4, pin_memory=True).bs == 5
     assert train.new(VALID).ds is VALID and train.new(VALID).train and not train.new(VALID).augment is None
     assert train.new(seed=9).seed == 9 and train.new(augment=None).augment is None and train.new(device="cpu").device.type == "cpu"
+    assert len(fitted.dls.valid.new(labelled=False).one_batch()) == 1 and len(fitted.dls.valid.one_batch()) == 2
     few = ReplayLoader(TRAIN.take(range(3)), 16)
     assert few.bs == 3 and few.new(TRAIN).bs == 16                               # what was asked for, not what was there
     assert isinstance(quad_dataloaders(loaders()).train.new(bs=8), QuadLoader)
