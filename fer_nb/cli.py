@@ -124,8 +124,8 @@ def need_layout(
     as_: str | None = None,   # a name in `data.FORMATS`; None: what the layout says
     seconds: float = 1.0,     # how long to look at most
 ) -> None:
-    """Raise `DataError` for a path that is no data set of a known form, or that can be read in two ways. Where
-    the time is up before all of a folder was seen, nothing is raised: the reader will say what is wrong."""
+    """Raise `DataError` for a path that is no data set of a known form, or can be read in two ways. Where the
+    time is up before all of a folder was seen, nothing is raised: the reader will say what is wrong."""
     tree = Tree(path, seconds) if path.is_dir() else path
     if not isinstance(tree, Tree) or tree.whole:
         detect(tree, as_)
@@ -226,15 +226,15 @@ _ANY = Preset(teachers=(Fit(),) * 9)  # what names of settings are tried on befo
 _READING = {
     "--as": dict(dest="as_", choices=tuple(FORMATS), metavar="FORMAT",
                  help="read it as this, whatever it looks like (`fer-nb formats` shows them)"),
-    "--labels": dict(metavar="NAMES", help="what the classes of folders and lists are: names in the order of the "
-                                           "numbers (angry,disgust,...), pairs (0=angry,1=sad), or one of "
-                                           "fer2013, ferplus, rafdb, affectnet"),
+    "--labels": dict(metavar="NAMES",
+                     help="what the classes of folders and lists are: names in the order of the numbers "
+                          "(angry,disgust,...), pairs (0=angry,1=sad), or one of fer2013, rafdb, ..."),
     "--label-pattern": dict(metavar="REGEX",
                             help="labels from file names: its group `label`, or its first one"),
     "--subject-pattern": dict(metavar="REGEX", help="persons from file names, the same way"),
     "--broken": dict(choices=BROKEN, default="error",
-                     help="images that cannot be used end the reading (error), or are left out and listed: at "
-                          "most 5 %% of them (drop), or however many (any) (default: %(default)s)")}
+                     help="images that cannot be used end the reading (error), or are left out and listed: "
+                          "at most 5 %% of them (drop), or however many (any) (default: %(default)s)")}
 _DATA = {"--data": dict(type=Path, required=True, metavar="PATH",
                         help="a folder, FER2013's CSV or a list of images")} | _READING
 _VOTES = {"--votes": dict(type=Path, metavar="CSV", help="FER+'s fer2013new.csv: ten votes about each image")}
@@ -290,8 +290,8 @@ def read_data(
 class _FormatsVerb(Verb):
     "the data sets that are known, and what they look like"
 
-    description = ("For each format its name for --as, the layouts that are recognised, the order of its labels, "
-                   "the published numbers of images, and where it is to be had.")
+    description = ("For each format its name for --as, the layouts that are recognised, the order of its "
+                   "labels, the published numbers of images, and where it is to be had.")
     options = {"name": dict(nargs="*", metavar="FORMAT", help="only these (default: all)")}
 
     def run(self, args: argparse.Namespace) -> str:  # the formats
@@ -375,8 +375,8 @@ class _AuditVerb(Verb):
         path: Path,    # a CSV with a column `id` and one a label
         ds: FERData,   # the images they belong to
     ) -> np.ndarray:   # (N, C), in the order of `ds`; NaN for images that are not in the file
-        """Probabilities of a study, joined by id. Raises `DataError` for a file without the labels, for an id that
-        comes twice, and where no id is one of the data; missing and foreign ones are named in a warning."""
+        """Probabilities of a study, joined by id. Raises `DataError` for a file without the labels, for an id
+        that comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
         try:
             table = pd.read_csv(path, dtype={"id": str}).set_index("id")[list(ds.labels)].astype(float)
         except (OSError, KeyError, ValueError) as e:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'FER2013_COUNTS', 'BROKEN', 'VOTE_COLUMNS', 'FERPLUS_COUNTS', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES',
-           'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'Provenance', 'to_array', 'Crop',
-           'read_image', 'read_images', 'LeftOut', 'without_broken', 'begins_as', 'quoted', 'Tree', 'split_named',
-           'read_fer2013', 'real_data', 'vote_targets', 'read_ferplus', 'add_votes', 'need_ids', 'check_witness',
-           'read_kdef', 'read_rafdb', 'read_affectnet', 'read_folder', 'resized', 'show_faces']
+           'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'Crop', 'begins_as', 'quoted',
+           'read_image', 'read_images', 'LeftOut', 'without_broken', 'text_of', 'ending_of', 'Tree', 'Provenance',
+           'split_named', 'pixel_columns', 'read_fer2013', 'real_data', 'vote_targets', 'read_ferplus', 'need_ids',
+           'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'read_folder', 'resized',
+           'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -223,34 +224,6 @@ def assign(
     "The dataset with new or changed columns: `ds.assign(split=\"train\")`."
     return self.replace(df=self.df.assign(**columns))
 
-# %% ../nbs/04_data.ipynb #door0099
-@dataclass(frozen=True)
-class Provenance:
-    "What was read: as which format, how many images, what was left out, whether counts are as published."
-
-    path: str                       # of the dataset
-    format: str                     # its name in `FORMATS`
-    title: str                      # what that is: "FER2013 mirror"
-    splits: dict[str, int]          # images of each split
-    labels: tuple[str, ...]         # in their order
-    left_out: dict[str, int]        # kind -> how many
-    renamed: dict[str, str]         # class names as found -> labels
-    counts: str = ""                # "counts as published", or where they differ; "": none were published
-    notes: tuple[str, ...] = ()     # what looks suspicious
-
-    def __str__(self) -> str:
-        sizes = ", ".join(f"{split} {n:,}" for split, n in self.splits.items())
-        left = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
-        names = ", ".join(f"{a} = {b}" for a, b in self.renamed.items())
-        parts = [f"read as {self.title}: {sizes}", f"{len(self.labels)} labels",
-                 f"names: {names}" * bool(names), f"left out: {left}" * bool(left), self.counts]
-        return quoted("; ".join(filter(None, parts)), 2000)
-
-    def facts(self) -> dict[str, Any]:  # for a record in JSON
-        "The same as plain values."
-        return asdict(self) | {"path": quoted(self.path, 1000), "labels": list(self.labels),
-                               "notes": list(self.notes), "line": str(self)}
-
 # %% ../nbs/04_data.ipynb #032c863c
 def to_array(
     im: Image.Image,  # an image that Pillow has opened or made; of an animation, its current frame
@@ -305,6 +278,44 @@ class Crop:
     def __str__(self) -> str:
         return f"{self.path} at {self.box}"
 
+# %% ../nbs/04_data.ipynb #door0001
+_BEGINNINGS = (  # of a file, and what it then is
+    (b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive"), (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"), (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"PAR1", "a Parquet file"), (b"SQLite format 3", "an SQLite database"), (b"%PDF", "a PDF"),
+    (b"\xd0\xcf\x11\xe0", "an Office file"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"),
+    (b"version https://git-lfs", "a pointer of Git LFS in the place of the file (`git lfs pull` fetches it)"),
+    (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML file"),
+)
+
+
+def begins_as(
+    file: bytes | Path,  # a file, or the first 512 bytes of one
+) -> str:                # "a zip archive", "an empty file"; "": maybe text, or not to be opened
+    "What a file is by its first bytes, whatever its name says."
+    head = file
+    if isinstance(file, Path):
+        try:
+            with open(file, "rb") as f:
+                head = f.read(512) or None
+        except OSError:
+            head = b""
+    if head is None:
+        return "an empty file"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if head.lstrip()[:1] in (b"<", b"\xef") else head
+    return next((what for begin, what in _BEGINNINGS if start.startswith(begin)), "")
+
+
+def quoted(
+    text: object,    # what stands in a file
+    most: int = 80,  # characters
+) -> str:            # what of it a message quotes
+    "The beginning of a text from a file, without control characters and what is no text."
+    clean = "".join(c if c.isprintable() else "?" for c in str(text)[:most])
+    return clean + "..." * (len(str(text)) > most)
+
 # %% ../nbs/04_data.ipynb #bb9b49fb
 def _opened(path: str | Path) -> Image.Image:
     "Open an image file: not a decompression bomb, and not EPS, for which Pillow would run Ghostscript."
@@ -327,7 +338,7 @@ def read_image(
         with nullcontext(path) if opened else _opened(path) as im:
             return to_array(im)
     except Exception as e:  # Pillow's readers meet damage with errors of every kind
-        what = "" if opened else _what_is(Path(path))
+        what = "" if opened else begins_as(Path(path))
         why = "no such file" if isinstance(e, FileNotFoundError) else \
             f"cannot be decoded as an image ({what or quoted(e, 200)})"
         raise ImageError(f"{'the Pillow image' if opened else path}: {why}") from e
@@ -465,16 +476,23 @@ class LeftOut:
         splits: Sequence[str],           # of each
     ) -> np.ndarray:                     # bool (N,): those that can be decoded
         "Decode every image once and keep none of them; with `broken=\"error\"` nothing is looked at."
+        def fault(file: "Path | Crop") -> str:  # why it cannot be decoded
+            try:
+                read_image(file)
+            except ImageError as e:
+                return str(e)
+            return ""
+
         good = np.ones(len(files), bool)
         if self.broken == "error":
             return good
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(files), 512):
                 some = range(start, min(start + 512, len(files)))
-                for k, fault in zip(some, pool.map(_fault, [files[k] for k in some])):
-                    if fault:
+                for k, why in zip(some, pool.map(fault, [files[k] for k in some])):
+                    if why:
                         good[k] = False
-                        self.rows.append((ids[k], splits[k], quoted(fault, 300)))
+                        self.rows.append((ids[k], splits[k], quoted(why, 300)))
         return good
 
     def table(
@@ -490,64 +508,16 @@ class LeftOut:
         return pd.DataFrame(self.rows, columns=["id", "split", "why"], dtype=str)
 
 # %% ../nbs/04_data.ipynb #door001b
-def _fault(file: "Path | Crop") -> str:
-    "Why an image cannot be decoded; an empty text where it can."
-    try:
-        read_image(file)
-    except ImageError as e:
-        return str(e)
-    return ""
-
-
 def without_broken(
-    ds: "FERData",     # as a reader made it, with files for images
+    ds: FERData,       # as a reader made it, with files for images
     left: LeftOut,     # what was left out already
     where: str | Path, # the dataset
-) -> "FERData":        # its sound images; `dropped` holds the others
+) -> FERData:          # its sound images; `dropped` holds the others
     "Leave out what cannot be decoded, and add the list of all that was left out to `dropped`."
     files = [] if isinstance(ds._images, np.ndarray) else list(ds._images)
     good = left.sound(files, ds.df.id.tolist(), ds.df.split.tolist()) if files else np.ones(len(ds), bool)
     lost = left.table(len(ds) + len(left.rows) - int((~good).sum()), where)
     return ds.take(good).replace(dropped=pd.concat([ds.dropped, lost], ignore_index=True))
-
-# %% ../nbs/04_data.ipynb #door0001
-_BEGINNINGS = (  # of a file, and what it then is
-    (b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive"), (b"BZh", "a bzip2 archive"),
-    (b"\xfd7zXZ", "an xz archive"), (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"PAR1", "a Parquet file"), (b"SQLite format 3", "an SQLite database"), (b"%PDF", "a PDF"),
-    (b"\xd0\xcf\x11\xe0", "an Office file"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"),
-    (b"version https://git-lfs", "a pointer of Git LFS in the place of the file (`git lfs pull` fetches it)"),
-    (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML file"),
-)
-
-
-def begins_as(
-    head: bytes,  # the first 512 bytes of a file
-) -> str:         # what they are the beginning of: "a zip archive"; "": maybe text
-    "What a file is by its first bytes, whatever its name says."
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if head.lstrip()[:1] in (b"<", b"\xef") else head
-    return next((what for begin, what in _BEGINNINGS if start.startswith(begin)), "")
-
-
-def _what_is(path: Path) -> str:
-    "What a file is that was taken for an image: empty, an HTML page, an archive; an empty text: not known."
-    try:
-        with open(path, "rb") as f:
-            head = f.read(512)
-    except OSError:
-        return ""
-    return begins_as(head) if head else "an empty file"
-
-
-def quoted(
-    text: object,    # what stands in a file
-    most: int = 80,  # characters
-) -> str:            # what of it a message quotes
-    "The beginning of a text from a file, without control characters and what is no text."
-    clean = "".join(c if c.isprintable() else "?" for c in str(text)[:most])
-    return clean + "..." * (len(str(text)) > most)
 
 # %% ../nbs/04_data.ipynb #door0002
 _PACKED = {"a gzip archive": gzip.open, "a bzip2 archive": bz2.open, "an xz archive": lzma.open}
@@ -595,9 +565,9 @@ def _unpacked(
 
 # %% ../nbs/04_data.ipynb #door002b
 @contextmanager
-def _text_of(
+def text_of(
     path: Path,       # a table's file, packed or not
-) -> Iterator[TextIO]:
+) -> Iterator[TextIO]:  # a `with` block
     "The text of a table in UTF-8 or UTF-16; bytes that are no text stay what they are, for names of files."
     with ExitStack() as stack:
         raw = _unpacked(path, stack)
@@ -607,15 +577,6 @@ def _text_of(
         code = "utf-16" if wide else "utf-16-le" if bare else "utf-8-sig"
         yield stack.enter_context(io.TextIOWrapper(
             raw, code, "replace" if wide or bare else "surrogateescape", newline=""))
-
-
-def _separator(
-    line: str,  # the first one of a table
-) -> str:
-    "What stands between the fields: the most frequent of comma, semicolon, tab and bar outside of quotes."
-    bare = re.sub(r'"[^"]*"', "", line)
-    best = max(",;\t|", key=bare.count)
-    return best if best in bare else ","
 
 # %% ../nbs/04_data.ipynb #9d96634f
 _NO_TABLE = (OSError, csv.Error, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile,
@@ -631,11 +592,14 @@ def _rows(
     csv.field_size_limit(1 << 24)
     at = str(path)
     try:
-        with _text_of(path) as f:
+        with text_of(path) as f:
             first = f.readline(1 << 24)
             if said := re.fullmatch(r"sep=(.)\s*", first):  # as a spreadsheet writes it
                 first, sep = "\n", said[1]
-            reader = csv.reader(chain([first] if first else [], f), delimiter=sep or _separator(first))
+            bare = re.sub(r'"[^"]*"', "", first)  # outside of quotes
+            often = max(",;\t|", key=bare.count)
+            sep = sep or (often if often in bare else ",")
+            reader = csv.reader(chain([first] if first else [], f), delimiter=sep)
             at = f"{path}, row 1"
             for fields in reader:
                 fields = [x.strip() for x in fields if x or sep != " "]
@@ -783,12 +747,13 @@ _LITTER = re.compile(r"\..*|@eaDir|__MACOSX|#recycle|\$RECYCLE\.BIN|System Volum
 _IMAGE_ENDINGS = set(".png .jpg .jpeg .jpe .jfif .jif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pbm .pnm "
                      ".jp2 .j2k .avif".split())
 _OTHER_ENDINGS = set(".txt .csv .tsv .json .jsonl .npy .npz .xml .yaml .yml .html .htm .md .pdf .lst .log "
-                     ".parquet .mat .py .ipynb .zip .gz .tar .mp4 .avi .wav .pkl .pt .h5 .db .pts .rar .7z".split())
+                     ".parquet .mat .py .ipynb .zip .gz .tar "
+                     ".mp4 .avi .wav .pkl .pt .h5 .db .pts .rar .7z".split())
 _IMAGE_BYTES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|P[1-6]\s|RIFF....WEBP|"
                           rb"\0\0\0\x0cjP  |....ftypavif", re.S)
 
 
-def _ending(name: str) -> str:
+def ending_of(name: str) -> str:
     "The ending of a file's name in small letters, without what follows a question mark."
     return os.path.splitext(name.partition("?")[0])[1].lower()
 
@@ -870,7 +835,7 @@ def is_image(
     file: str,  # relative to the root
 ) -> bool:      # by its ending, else by its first bytes
     "Whether a file is an image by its ending, or by its first bytes where the ending says nothing."
-    ending = _ending(file)
+    ending = ending_of(file)
     if ending in _IMAGE_ENDINGS or ending in _OTHER_ENDINGS:
         return ending in _IMAGE_ENDINGS
     if file not in self._sniffed:
@@ -891,6 +856,34 @@ def _list_images(
         "no such file or folder"
     _expect(files, root, found, f"a folder with images ({', '.join(sorted(_IMAGE_ENDINGS))})")
     return files
+
+# %% ../nbs/04_data.ipynb #door0099
+@dataclass(frozen=True)
+class Provenance:
+    "What was read: as which format, how many images, what was left out, whether counts are as published."
+
+    path: str                       # of the dataset
+    format: str                     # its name in `FORMATS`
+    title: str                      # what that is: "FER2013 mirror"
+    splits: dict[str, int]          # images of each split
+    labels: tuple[str, ...]         # in their order
+    left_out: dict[str, int]        # kind -> how many
+    renamed: dict[str, str]         # class names as found -> labels
+    counts: str = ""                # "counts as published", or where they differ; "": none were published
+    notes: tuple[str, ...] = ()     # what looks suspicious
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{split} {n:,}" for split, n in self.splits.items())
+        left = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
+        names = ", ".join(f"{a} = {b}" for a, b in self.renamed.items())
+        parts = [f"read as {self.title}: {sizes}", f"{len(self.labels)} labels",
+                 f"names: {names}" * bool(names), f"left out: {left}" * bool(left), self.counts]
+        return quoted("; ".join(filter(None, parts)), 2000)
+
+    def facts(self) -> dict[str, Any]:  # for a record in JSON
+        "The same as plain values."
+        return asdict(self) | {"path": quoted(self.path, 1000), "labels": list(self.labels),
+                               "notes": list(self.notes), "line": str(self)}
 
 # %% ../nbs/04_data.ipynb #87b30a8a
 _USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
@@ -950,7 +943,7 @@ def _parse_pixels(
     return np.array([t.split() for t in attempt], dtype=np.uint8).reshape(-1, 48, 48)
 
 # %% ../nbs/04_data.ipynb #door0030
-def _pixel_columns(
+def pixel_columns(
     fields: list[str],  # the first row of a table
 ) -> tuple[str, ...]:   # names of its columns; (): it is a header, or no row of pixels
     "Name the columns of a table of pixels that has no header, by what stands in its first row."
@@ -964,17 +957,6 @@ def _pixel_columns(
     return tuple(name or f"column {k + 1}" for k, name in names.items())
 
 
-def _pixel_rows(
-    block: list[tuple[str, list[str]]],  # "file, row n", and emotion, pixels, Usage
-    order: Sequence[str],                # the emotions by number
-) -> tuple[list[tuple[str, str, str]], np.ndarray]:  # id, label, split of each; its pixels
-    "Parse rows of FER2013's CSV."
-    numbers = {str(k): name for k, name in enumerate(order)}
-    table = [(f"row{at.rpartition(' ')[2]}", numbers.get(emotion) or _emotion(emotion, order, at),
-              "train" if usage is None else _usage(usage, at)) for at, (emotion, _, usage) in block]
-    return table, _parse_pixels([pixels for _, (_, pixels, _) in block], [at for at, _ in block])
-
-
 def _fer2013_csv(
     path: Path,                          # fer2013.csv, packed or not
     left: LeftOut | None = None,         # what is done with broken rows; None: they are refused
@@ -982,9 +964,15 @@ def _fer2013_csv(
     name: str = "fer2013",               # of the dataset
 ) -> FERData:
     "All rows of the CSV, checked, a thousand at a time; ids are `row` and the line of the file."
+    def parsed(block: list) -> tuple[list[tuple[str, str, str]], np.ndarray]:  # id, label, split; pixels
+        rows = [(f"row{at.rpartition(' ')[2]}", numbers.get(emotion) or _emotion(emotion, order, at),
+                 "train" if usage is None else _usage(usage, at)) for at, (emotion, _, usage) in block]
+        return rows, _parse_pixels([pixels for _, (_, pixels, _) in block], [at for at, _ in block])
+
     left, wanted = left or LeftOut(), ("emotion", "pixels", "Usage")
+    numbers = {str(k): e for k, e in enumerate(order)}
     first = next(_rows(path), ("", []))[1]
-    bare = _pixel_columns(first)
+    bare = pixel_columns(first)
     columns = tuple(c for c in wanted if not bare or c in bare)
     need_columns(columns, wanted[:2], str(path), "the first row is no header, and holds pixels")
     if _place("Usage", bare or first) is None and _place("pixels", bare or first) is not None:
@@ -997,7 +985,7 @@ def _fer2013_csv(
         alone = [block] if left.broken == "error" else [[row] for row in block]
         for part in alone:
             with left.item(part[0][0].removeprefix(f"{path}, ")):
-                found, pixels = _pixel_rows(part, order)
+                found, pixels = parsed(part)
                 table += found
                 images.append(pixels)
     dropped = left.table(len(table) + len(left.rows), path)
@@ -1048,7 +1036,7 @@ def _split_files(
 
 # %% ../nbs/04_data.ipynb #67f7ed7a
 def read_fer2013(
-    path: str | Path,      # fer2013.csv or icml_face_data.csv, packed or not; or the folder of train/ and test/
+    path: str | Path,      # fer2013.csv, icml_face_data.csv, maybe packed; or the folder of train/ and test/
     strict: bool = False,  # raise, not warn, where counts, splits or image sizes are not the published ones
     splits: Sequence[str] | None = None,  # splits that the file must hold; None: train, valid and test
     broken: str = "error",  # of `BROKEN`: what is done with a row or a file that cannot be used
@@ -1310,22 +1298,6 @@ def soft_labels(
     total = shares.sum(1, keepdims=True)
     return np.divide(shares, total, out=np.full_like(shares, np.nan), where=total > 0)
 
-# %% ../nbs/04_data.ipynb #4f26241e
-def add_votes(
-    ds: FERData,          # all of what `read_fer2013` read from a CSV, in its order
-    new_csv: str | Path,  # fer2013new.csv
-) -> FERData:             # the same labels, with `VOTE_COLUMNS`, image_name and `vote_label` beside them
-    "Put FER+'s votes beside FER2013's labels, row by row. Raises `DataError` where the rows differ."
-    votes = _read_votes(new_csv)
-    _same_rows(votes, ds, Path(new_csv), ds.name)
-    target = vote_targets(votes[list(VOTE_COLUMNS)].to_numpy())
-    label = np.where(target.any(1), np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)], "")
-    df = pd.concat([ds.df, votes.drop(columns="split")], axis=1).assign(vote_label=label)
-    known = [LABEL_ORDERS["ferplus"].index(e) for e in ds.labels]
-    if said := check_witness(ds, votes[[VOTE_COLUMNS[k] for k in known]].to_numpy(float), str(new_csv)):
-        warnings.warn(said, stacklevel=2)
-    return ds.replace(df=df, dropped=ds.dropped)
-
 # %% ../nbs/04_data.ipynb #door0041
 def need_ids(
     ids: Iterable[str],     # of a witness
@@ -1351,7 +1323,7 @@ def check_witness(
     name: str,             # of the witness
     reach: int = 5,        # rows by which it may have been moved
 ) -> str:                  # a warning; an empty text: nothing is odd
-    "Whether a witness speaks of these images: how well it agrees with the labels, split by split, also moved."
+    "Whether a witness speaks of these images: how well it agrees with the labels in each split, also moved."
     shares = np.nan_to_num(np.asarray(shares, float))
     shares, targets = shares / np.maximum(shares.sum(1, keepdims=True), 1e-9), ds.targets()
     whole = [("", np.ones(len(ds), bool))] + [(f" of {s}", (ds.df.split == s).to_numpy()) for s in SPLITS]
@@ -1382,6 +1354,22 @@ def _contradicts(
     low = here < max(chance + spread, claimed / 2)
     return (f"{1 - here:.0%} of the labels{{part}} (chance {1 - chance:.0%}; it claims {claimed:.0%} "
             "certainty)") * bool(low)
+
+# %% ../nbs/04_data.ipynb #4f26241e
+def add_votes(
+    ds: FERData,          # all of what `read_fer2013` read from a CSV, in its order
+    new_csv: str | Path,  # fer2013new.csv
+) -> FERData:             # the same labels, with `VOTE_COLUMNS`, image_name and `vote_label` beside them
+    "Put FER+'s votes beside FER2013's labels, row by row. Raises `DataError` where the rows differ."
+    votes = _read_votes(new_csv)
+    _same_rows(votes, ds, Path(new_csv), ds.name)
+    target = vote_targets(votes[list(VOTE_COLUMNS)].to_numpy())
+    label = np.where(target.any(1), np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)], "")
+    df = pd.concat([ds.df, votes.drop(columns="split")], axis=1).assign(vote_label=label)
+    known = [LABEL_ORDERS["ferplus"].index(e) for e in ds.labels]
+    if said := check_witness(ds, votes[[VOTE_COLUMNS[k] for k in known]].to_numpy(float), str(new_csv)):
+        warnings.warn(said, stacklevel=2)
+    return ds.replace(df=df, dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #ff76ed7c
 KDEF_COUNTS = {"train": (140,) * 7}  # per angle: 70 people × 2 series, of each emotion
@@ -1825,7 +1813,8 @@ def read_folder(
         outside = name == "" or split_named(name)
         several = f"in folders of the splits {' and '.join(sorted(found))}"
         _expect(not outside and len(found) < 2, path,
-                f"lies {'outside any class folder' if outside else several}", 'an image inside a class folder, or broken="drop" (--broken drop),')
+                f"lies {'outside any class folder' if outside else several}",
+                'an image inside a class folder, or broken="drop" (--broken drop),')
         return found.pop() if found else ""
 
     root, left = Path(root), LeftOut(broken)

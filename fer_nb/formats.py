@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Format', 'role_of', 'by_paths', 'by_names', 'is_emotion', 'label_order', 'numbered', 'relabelled',
-           'read_names', 'pattern_of', 'read_list', 'read_yolo', 'read_parquet', 'read_ckplus', 'read_expw', 'Reading',
-           'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'unread', 'as_published',
-           'read', 'with_subjects']
+           'read_names', 'pattern_of', 'read_list', 'read_yolo', 'read_parquet', 'find_fer2013', 'find_ferplus',
+           'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder', 'find_yolo', 'find_list',
+           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'unread',
+           'as_published', 'read', 'with_subjects']
 
 # %% ../nbs/13_formats.ipynb #form0005
 import difflib
@@ -27,15 +28,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import (_ALIASES, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError,
-                         _plain, canonical_label, need_columns, one_of)
-from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, KDEF_COUNTS, RAFDB_COUNTS, SPLITS,
-                         Crop, FERData, LeftOut, Provenance, Tree, add_votes, begins_as, quoted, read_affectnet,
-                         read_fer2013, read_ferplus, read_folder, read_kdef, read_rafdb, split_named, to_array,
-                         without_broken)
-from .data import (_FERPLUS_HEADER, _IMAGE_ENDINGS, _KAGGLE, _KDEF_NAME, _RAFDB_NAME, _USAGE, _affect, _ending,
-                         _expect, _fer2013_csv, _inside, _key, _list_images, _opened, _pixel_columns, _rows, _some,
-                         _stack, _text_of, _usage, _whole_number)
+from .core import (_ALIASES, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
+                         LabelError, _plain, canonical_label, need_columns, one_of)
+from .data import (_FERPLUS_HEADER, _IMAGE_ENDINGS, _KAGGLE, _KDEF_NAME, _RAFDB_NAME, _USAGE,
+                         AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, KDEF_COUNTS,
+                         RAFDB_COUNTS, SPLITS, Crop, FERData, LeftOut, Provenance, Tree, _affect, _expect,
+                         _fer2013_csv, _inside, _key, _list_images, _opened, _rows, _some, _stack, _usage,
+                         _whole_number, add_votes, begins_as, ending_of, pixel_columns, quoted,
+                         read_affectnet, read_fer2013, read_ferplus, read_folder, read_kdef, read_rafdb,
+                         split_named, text_of, to_array, without_broken)
 
 # %% ../nbs/13_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Format:
     title: str                                  # what it is called
     tree: str                                   # its layouts, as text
     find: Callable[[Tree], Iterable[tuple[str, float]]]  # a folder -> where it may begin, and how certainly
-    read: Callable[..., tuple]                  # where, tree, labels, broken -> data, classes as found or None
+    read: Callable[..., tuple]                  # where, tree, labels, broken -> data, classes as found
     labels: tuple[str, ...] = ()                # in the order of its numbers; (): those that are found
     counts: dict[str, Sequence[int]] | None = None  # published: split -> images of each label
     source: str = ""                            # where it is to be had, and under which terms
@@ -79,12 +80,12 @@ def role_of(
 ) -> str:               # "pixels", "votes", "list" or ""
     "What a table is by its first row."
     keys = {_key(f) for f in fields}
-    if "pixels" in keys or _pixel_columns(fields):
+    if "pixels" in keys or pixel_columns(fields):
         return "pixels"
     if len(keys & {_key(c) for c in _FERPLUS_HEADER}) >= 8:
         return "votes"
     named = keys & set(_IMAGE_KEYS) and keys & set(_LABEL_KEYS)
-    plain = 2 <= len(fields) < 12 and _ending(fields[0]) in _IMAGE_ENDINGS
+    plain = 2 <= len(fields) < 12 and ending_of(fields[0]) in _IMAGE_ENDINGS
     return "list" * bool(named or plain)
 
 
@@ -105,7 +106,7 @@ def tables(
     "The tables of the folder and what they are; of very many the first, upper folders before lower ones."
     endings = {".csv", ".tsv", ".txt", ".lst", ".gz", ".zip", ".tgz", ".tar", ".bz2", ".xz", ""}
     if not hasattr(self, "_tables"):
-        files = sorted((f for f in self.files() if _ending(f) in endings and not self.is_image(f)),
+        files = sorted((f for f in self.files() if ending_of(f) in endings and not self.is_image(f)),
                        key=lambda f: (f.count("/"), f))
         roles = {f: role_of(_first_row(self.root / f)) for f in files[:most]}
         self._tables = {f: role for f, role in roles.items() if role}
@@ -115,7 +116,7 @@ def tables(
 def by_paths(
     *patterns: str,      # regular expressions of paths below the place where the format begins
     sure: float = 1.0,   # how certain it then is
-) -> Callable[[Tree], list[tuple[str, float]]]:
+) -> Callable[[Tree], list[tuple[str, float]]]:  # a detector
     "A detector: wherever all the patterns are found below one folder."
     def find(tree: Tree) -> list[tuple[str, float]]:
         names, starts = tree.sample(), []
@@ -130,19 +131,21 @@ def by_names(
     pattern: str,         # regular expression of a file's name
     share: float = 0.5,   # of the images that must have such a name
     classes: bool = False,  # whether they must lie in folders named for emotions
-) -> Callable[[Tree], list[tuple[str, float]]]:
+) -> Callable[[Tree], list[tuple[str, float]]]:  # a detector
     "A detector: images whose names are like no others."
     rx = re.compile(pattern, re.I)
 
     def find(tree: Tree) -> list[tuple[str, float]]:
-        images = [f for f in tree.sample() if f[-1] != "/" and _ending(f) in _IMAGE_ENDINGS]
+        images = [f for f in tree.sample() if f[-1] != "/" and ending_of(f) in _IMAGE_ENDINGS]
         hits = [f for f in images if rx.fullmatch(f.rpartition("/")[2])]
         hits = [f for f in hits if not classes or "/" in f and is_emotion(f.split("/")[-2])]
         return [("", 1.0)] if hits and len(hits) >= share * len(images) else []
     return find
 
 
-def is_emotion(name: str) -> bool:
+def is_emotion(
+    name: str,  # of a class
+) -> bool:      # whether it is one under any known name
     "Whether a class is an emotion in any spelling."
     return bool(name.strip()) and canonical_label(name) in (*EMOTIONS, "contempt")
 
@@ -150,15 +153,15 @@ def is_emotion(name: str) -> bool:
 def label_order(
     labels: "str | Sequence[str] | dict[str, str] | None",  # names in order, pairs, or the name of an order
 ) -> tuple[tuple[str, ...], dict[str, str]]:  # the order, (): none; class as found -> label
-    """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or the
-    name of a known order, such as `"affectnet"`. Raises `ConfigError`."""
+    """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or
+    the name of a known order, such as `"affectnet"`. Raises `ConfigError`."""
     if isinstance(labels, str):
         known = LABEL_ORDERS | {f.name: f.labels for f in FORMATS.values() if f.labels}
         words = [w.strip() for w in labels.split(",") if w.strip()]
         pairs = [w.split("=", 1) for w in words if "=" in w]
         mixed = len(pairs) not in (0, len(words)) or not words
-        _expect(not mixed, "labels", repr(labels), "names in their order, pairs such as 0=angry,1=sad, or one of "
-                f"{', '.join(known)}", ConfigError)
+        _expect(not mixed, "labels", repr(labels), "names in their order, pairs such as 0=angry,1=sad, or "
+                f"one of {', '.join(known)}", ConfigError)
         labels = dict(pairs) if pairs else known.get(labels, words)
     if isinstance(labels, dict):
         names = {str(a).strip().lower(): canonical_label(b) for a, b in labels.items()}
@@ -186,14 +189,14 @@ def numbered(
             "--labels 1=happy,2=sad,", LabelError)
     return {f: order[k - first] for f, k in numbers.items()}
 
-
+# %% ../nbs/13_formats.ipynb #door010b
 def relabelled(
     ds: FERData,            # as a reader made it
     found: list[str],       # the class of each image, as it was found
     labels: Any,            # see `label_order`
     where: str | Path,      # the dataset
 ) -> tuple[FERData, dict[str, str]]:  # with labels; what was found -> label, where the two differ
-    "Translate the classes that were found. Raises `LabelError` for numbers without an order, and others' names."
+    "Translate the classes that were found. Raises `LabelError` for numbers without an order."
     (order, names), classes = label_order(labels), sorted(set(found))
     if all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes) and not names:
         meaning = numbered(classes, order, where)
@@ -216,8 +219,8 @@ def read_names(
     name: str = "",                 # of the dataset; "": the folder's
     broken: str = "error",          # of `BROKEN`
 ) -> tuple[FERData, list[str]]:     # with a column for every other named group; the class of each, as found
-    """Read images whose label stands in their path: `JA.AN1.39.tiff`, `03_happy.png`. Other named groups, such
-    as `subject` or `group`, become columns. Raises `DataError` for images without a label."""
+    """Read images whose label stands in their path: `KA.AN1.39.tiff`, `03_happy.png`. Other named groups,
+    such as `subject` or `group`, become columns. Raises `DataError` for images without a label."""
     rx, root, left = pattern_of(pattern, "label_pattern"), Path(root), LeftOut(broken)
     rows, files = [], _list_images(root)
     for p in files:
@@ -280,7 +283,7 @@ def _list_columns(
              if set(ks) & set(keys)}
     if {"image", "label"} <= set(named):
         return named, True
-    image = next((k for k, f in enumerate(fields) if _ending(f) in _IMAGE_ENDINGS), None)
+    image = next((k for k, f in enumerate(fields) if ending_of(f) in _IMAGE_ENDINGS), None)
     if image is None:
         return named, True
     rest = [k for k, f in enumerate(fields) if k != image and f]
@@ -293,8 +296,18 @@ def _list_rows(
     path: Path,  # of the list: CSV, TSV, words on a line, JSONL
 ) -> Iterator[tuple[str, dict[str, str]]]:  # "file, row n", and what stands in its columns
     "The rows of a list of images. Raises `DataError` for one without the columns image and label."
-    if _ending(path.name) in (".jsonl", ".ndjson"):
-        yield from _json_rows(path)
+    if ending_of(path.name) in (".jsonl", ".ndjson"):
+        with text_of(path) as f:
+            for k, line in enumerate(f, 1):
+                try:
+                    row = json.loads(line) if line.strip() else None
+                except (ValueError, RecursionError):
+                    row = "no JSON"
+                if row is not None:
+                    columns = _list_columns(list(map(str, row)))[0] if isinstance(row, dict) else {}
+                    names = list(row) if isinstance(row, dict) else []
+                    found = {c: row[names[i]] for c, i in columns.items()}
+                    yield f"{path}, row {k}", {c: str(x) for c, x in found.items() if x is not None}
         return
     by_blanks = len(next(_rows(path), ("", []))[1]) == 1
     rows = _rows(path, " " if by_blanks else "")
@@ -305,30 +318,15 @@ def _list_rows(
         fits = len(fields) > max(columns.values())
         yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
 
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    "The rows of a list with an object of JSON on each line."
-    with _text_of(path) as f:
-        for k, line in enumerate(f, 1):
-            at = f"{path}, row {k}"
-            try:
-                row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError):
-                row = "no JSON"
-            if row is not None:
-                columns = _list_columns(list(map(str, row)))[0] if isinstance(row, dict) else {}
-                names = list(row) if isinstance(row, dict) else []
-                yield at, {c: str(row[names[i]]) for c, i in columns.items() if row[names[i]] is not None}
-
 # %% ../nbs/13_formats.ipynb #door0113
 def read_list(
     paths: str | Path | Sequence[str | Path],  # lists of image, label and maybe split, subject, group
     broken: str = "error",                     # of `BROKEN`
     name: str = "",                            # of the dataset; "": the first list's
 ) -> tuple[FERData, list[str]]:                # the class of each image as it was found
-    """Read lists of images: CSV, TSV, JSONL or words on a line, with a header or none, packed or not. Paths are
-    relative to the list; a bare name may lie anywhere below it if it does so once. The split is that of the
-    column, else of the list's name (train_labels.csv), else of the image's folder, else train."""
+    """Read lists of images: CSV, TSV, JSONL or words on a line, with a header or none, packed or not. Paths
+    are relative to the list; a bare name may lie anywhere below it if it does so once. The split is that of
+    the column, else of the list's name (train_labels.csv), else of the image's folder, else train."""
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
     left, rows, images, seen = LeftOut(broken), [], [], {}
     for path in paths:
@@ -339,7 +337,8 @@ def read_list(
                 file = _inside(row["image"].replace("\\", "/").removeprefix("./"), at)
                 places = places or _names_below(path.parent)
                 found = _find_image(file, path.parent, places, at)
-                split = _usage_or(row.get("split"), own, file, at)
+                folders = [s for part in file.split("/")[:-1] if (s := split_named(part))]
+                split = _usage(row["split"], at) if row.get("split") else own or next(iter(folders), "train")
                 again = seen.setdefault(found, (at, row["label"]))
                 _expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
                         f"each image once ({again[0]}: {quoted(again[1])})")
@@ -373,14 +372,6 @@ def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) 
     _expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
             f"below {folder}", "one")
     return found[0]
-
-
-def _usage_or(text: str | None, own: str, file: str, at: str) -> str:
-    "The split of a row: that of its column, of its list, of the image's folder, or train."
-    if text:
-        return _usage(text, at)
-    folders = [s for part in file.split("/")[:-1] if (s := split_named(part))]
-    return own or (folders[0] if folders else "train")
 
 # %% ../nbs/13_formats.ipynb #door0115
 def read_yolo(
@@ -436,6 +427,13 @@ def read_parquet(
 ) -> tuple[FERData, list[str]]:                # the class of each image: its name, else its number
     """Read Parquet files whose rows hold encoded images and labels; the split stands in a file's name
     (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is not installed."""
+    def decoded(raw: bytes, at: str) -> np.ndarray:
+        try:
+            with _opened(BytesIO(raw)) as im:
+                return to_array(im)
+        except Exception as e:  # Pillow's readers meet damage with errors of every kind
+            raise ImageError(f"{at}: cannot be decoded as an image ({quoted(e)})") from e
+
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
     left, rows, images = LeftOut(broken), [], []
     for path in paths:
@@ -451,23 +449,15 @@ def read_parquet(
                 raw = data.get("bytes") if isinstance(data, dict) else data
                 at = f"{path}, row {k}"
                 _expect(isinstance(raw, bytes), at, f"a {type(raw).__name__}", "an encoded image")
-                images.append(_decoded(raw, at))
+                pixels = decoded(raw, at)
                 number = re.fullmatch(r"[0-9]+", str(found))
                 named = names[int(found)] if number and int(found) < len(names) else str(found)
                 rows.append({"id": i, "found": named, "split": split})
+                images.append(pixels)
     same = len({im.shape[:2] for im in images}) == 1
     _expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
     df = pd.DataFrame(rows, columns=["id", "found", "split"])
     return _by_found(df, _stack(images, df.id), paths[0].parent.name, left, paths[0])
-
-
-def _decoded(raw: bytes, at: str) -> np.ndarray:
-    "The pixels of an encoded image."
-    try:
-        with _opened(BytesIO(raw)) as im:
-            return to_array(im)
-    except Exception as e:  # Pillow's readers meet damage with errors of every kind
-        raise ImageError(f"{at}: cannot be decoded as an image ({quoted(e)})") from e
 
 
 def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -511,7 +501,9 @@ def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FE
     return read_fer2013(where, broken=broken), None
 
 
-def _find_fer2013(tree: Tree) -> list[tuple[str, float]]:
+def find_fer2013(
+    tree: Tree,                   # a folder
+) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "The CSV, the mirror by its file names, or folders named after Usage."
     usage = {f.rstrip("/").rpartition("/")[2] for f in tree.folders} & set(_USAGE)
     mirror = by_names(r"(Training|PublicTest|PrivateTest)_\d+\..*", 0.5)(tree)
@@ -524,13 +516,16 @@ FORMATS["fer2013"] = Format(
 fer2013.csv | icml_face_data.csv | train.csv    emotion,pixels[,Usage]; also .gz, .zip, .tar
 train/happy/Training_1.jpg  test/happy/PublicTest_2.jpg  test/happy/PrivateTest_3.jpg    at any depth
 Training/happy/1.jpg  PublicTest/happy/2.jpg  PrivateTest/happy/3.jpg""",
-    _find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE, own=r"(.*/)?(fer2013|icml_face_data|"
+    find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE, own=r"(.*/)?(fer2013|icml_face_data|"
     r"train|test)\.csv")
 
 # %% ../nbs/13_formats.ipynb #door012b
-def _find_ferplus(tree: Tree) -> list[tuple[str, float]]:
+def find_ferplus(
+    tree: Tree,                   # a folder
+) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "The folders of FER+'s script, or its table of votes."
-    votes = [f for f, role in tree.tables().items() if role == "votes" and Path(f).name.lower() != "label.csv"]
+    votes = [f for f, role in tree.tables().items() if role == "votes"
+             and Path(f).name.lower() != "label.csv"]
     return by_paths(r"FER2013(Train|Valid|Test)/label\.csv")(tree) or [(f, 1.0) for f in votes]
 
 
@@ -550,7 +545,7 @@ FORMATS["ferplus"] = Format(
 FER2013Train/label.csv  FER2013Train/fer0000000.png  FER2013Valid/...  FER2013Test/...
 fer2013new.csv  fer2013.csv    joined by row
 fer2013new.csv  images/FER2013Train/fer0000000.png ...    joined by name""",
-    _find_ferplus, _read_ferplus, LABEL_ORDERS["ferplus"], FERPLUS_COUNTS, "github.com/microsoft/FERPlus",
+    find_ferplus, _read_ferplus, LABEL_ORDERS["ferplus"], FERPLUS_COUNTS, "github.com/microsoft/FERPlus",
     own=r"(.*/)?(label|fer2013new|fer2013)\.csv")
 
 # %% ../nbs/13_formats.ipynb #door0122
@@ -558,11 +553,14 @@ FORMATS["kdef"] = Format(
     "kdef", "KDEF", """\
 KDEF/AF01/AF01ANS.JPG    series, sex, person, emotion, angle; at any depth; the angle S is read""",
     by_names(_KDEF_NAME.pattern + r"\.jpe?g", 0.3),
-    lambda where, tree, labels, broken: (read_kdef(where, broken={"error": "drop"}.get(broken, broken)), None),
+    lambda where, tree, labels, broken:
+    (read_kdef(where, broken={"error": "drop"}.get(broken, broken)), None),
     EMOTIONS, KDEF_COUNTS, "kdef.se")
 
 
-def _find_rafdb(tree: Tree) -> list[tuple[str, float]]:
+def find_rafdb(
+    tree: Tree,                   # a folder
+) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "The list, whatever it is called, or the mirror by the names of its images."
     starts = [f for f, _ in by_paths(r"(basic/)?EmoLabel/")(tree)]
     lists = [f.rpartition("/")[0] + "/" * ("/" in f) for f in tree.tables() if f.lower().endswith(".txt")
@@ -578,14 +576,16 @@ FORMATS["rafdb"] = Format(
 basic/EmoLabel/list_patition_label.txt  basic/Image/aligned/train_00001_aligned.jpg ...
 DATASET/train/1/train_00001_aligned.jpg  DATASET/test/7/test_0001_aligned.jpg  [train_labels.csv ...]
 labels.txt  images/train_00001_aligned.jpg ...""",
-    _find_rafdb, _fixed(read_rafdb), LABEL_ORDERS["rafdb"], RAFDB_COUNTS,
+    find_rafdb, _fixed(read_rafdb), LABEL_ORDERS["rafdb"], RAFDB_COUNTS,
     "whdeng.cn/RAF/model1.html, on request", own=r"(.*/)?(list_par?tition_label|labels|.*_manu_attri|"
     r".*_auto_attri)\.txt|(.*/)?(train|test)_labels\.csv")
 
 
-def _find_affectnet(tree: Tree) -> list[tuple[str, float]]:
+def find_affectnet(
+    tree: Tree,                   # a folder
+) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "The annotations of layout B, or the lists of layout A."
-    whole = [*by_paths(r"(train|val)_set/annotations/")(tree), *by_paths(r"Manually_Annotated_file_lists/")(tree)]
+    whole = by_paths(r"((train|val)_set/annotations|Manually_Annotated_file_lists)/")(tree)
     lists = by_paths(r"training\.csv", r"Manually_Annotated(_Images)?/.*")(tree)
     return whole or lists or by_paths(r"annotations/\d+_exp\.npy", r"images/")(tree)
 
@@ -594,7 +594,7 @@ FORMATS["affectnet"] = Format(
     "affectnet", "AffectNet", """\
 train_set/images/0.jpg  train_set/annotations/0_exp.npy 0_val.npy 0_aro.npy ...  val_set/...
 Manually_Annotated_file_lists/training.csv validation.csv  Manually_Annotated_Images/1/a.jpg ...""",
-    _find_affectnet, _fixed(read_affectnet), LABEL_ORDERS["affectnet"], AFFECTNET_COUNTS,
+    find_affectnet, _fixed(read_affectnet), LABEL_ORDERS["affectnet"], AFFECTNET_COUNTS,
     "mohammadmahoor.com/affectnet, on request",
     own=r".*\.npy|(.*/)?(training|validation|automatically_annotated)\.csv")
 
@@ -663,7 +663,7 @@ ckextended.csv    emotion,pixels,Usage with FER2013's numbers and 7, contempt; n
     lambda tree: [(f, 1.0) for f, role in tree.tables().items() if role == "pixels" and "ckext" in _key(f)],
     lambda where, tree, labels, broken:
     (_fer2013_csv(where, LeftOut(broken), (*EMOTIONS, "contempt"), "ckextended"), None),
-    (*EMOTIONS, "contempt"), None, "frames of CK+ on Kaggle, 920 rows; frames of one person are in all splits")
+    (*EMOTIONS, "contempt"), None, "CK+ on Kaggle, 920 rows; frames of one person are in all splits")
 
 # %% ../nbs/13_formats.ipynb #door0124
 _JAFFE_NAME = r"(?P<subject>K[ALMR]|MK|NA|NM|TM|UY|YM)\.(?P<label>AN|DI|FE|HA|NE|SA|SU)\d\.\d+\.\w+"
@@ -723,10 +723,12 @@ FORMATS["caers"] = Format(
     "caers", "CAER-S", """\
 CAER-S/train/Anger/0000.png  CAER-S/test/...    whole frames of films, not faces""",
     lambda tree: [("", 1.0)] if "caer" in f"{tree.root.resolve().name}/{'/'.join(tree.folders)}".lower()
-    and _find_folder(tree) else [], _classes_named("caers"), EMOTIONS, None, "caer-dataset.github.io")
+    and find_folder(tree) else [], _classes_named("caers"), EMOTIONS, None, "caer-dataset.github.io")
 
 # %% ../nbs/13_formats.ipynb #door0125
-def _find_folder(tree: Tree) -> list[tuple[str, float]]:
+def find_folder(
+    tree: Tree,                   # a folder
+) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "Class folders: more certain where two or more are named for emotions."
     images = [f for f in tree.sample() if f[-1] != "/" and tree.is_image(f)]
     classes = {f.split("/")[-2] for f in images if "/" in f}
@@ -738,10 +740,12 @@ FORMATS["folder"] = Format(
     "folder", "class folders", """\
 happy/1.png  sad/2.png ...
 train/happy/1.png  valid/...  test/...    splits above the classes, at any depth""",
-    _find_folder, _classes_named(""))
+    find_folder, _classes_named(""))
 
 
-def _find_yolo(tree: Tree) -> list[tuple[str, float]]:
+def find_yolo(
+    tree: Tree,                   # a folder
+) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "Folders images/ and labels/ beside each other, with a text file for an image."
     starts = {s for s, _ in by_paths(r"labels/[^/]+\.txt", r"images/[^/]+")(tree)}
     above = {re.sub(r"[^/]+/$", "", s) if split_named(Path(s).name) else s for s in starts}
@@ -751,15 +755,17 @@ def _find_yolo(tree: Tree) -> list[tuple[str, float]]:
 FORMATS["yolo"] = Format(
     "yolo", "images with YOLO labels", """\
 train/images/1.png  train/labels/1.txt    class x y width height; the class names stand in data.yaml""",
-    _find_yolo, lambda where, tree, labels, broken: read_yolo(where, broken),
+    find_yolo, lambda where, tree, labels, broken: read_yolo(where, broken),
     own=r".*\.txt|(.*/)?[^/]*\.ya?ml")
 
 
-def _find_list(tree: Tree) -> list[tuple[str, float]]:
+def find_list(
+    tree: Tree,                   # a folder
+) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "Lists of images; those of one folder that are named after splits are one."
     lists = [f for f, role in tree.tables().items() if role == "list"]
-    lists += [f for f in tree.files() if _ending(f) in (".jsonl", ".ndjson", ".parquet")]
-    sure = 0.4 if any(s == 0.6 for _, s in _find_folder(tree)) else 0.7
+    lists += [f for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
+    sure = 0.4 if any(s == 0.6 for _, s in find_folder(tree)) else 0.7
     alone = [f for f in lists if not _split_of_list(Path(f))]
     named = {f.rpartition("/")[0] + "/" * ("/" in f) for f in lists if f not in alone}
     return [(f, sure) for f in alone] + [(f, sure) for f in sorted(named)]
@@ -768,10 +774,10 @@ def _find_list(tree: Tree) -> list[tuple[str, float]]:
 def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
     "One list, or the lists of a folder that are named after splits."
     below = [Path(tree.root, f) for f, _ in tree.tables().items() if tree.tables()[f] == "list"]
-    below += [Path(tree.root, f) for f in tree.files() if _ending(f) in (".jsonl", ".ndjson", ".parquet")]
+    below += [Path(tree.root, f) for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
     lists = [where] if where.is_file() else [p for p in below if p.parent == where and _split_of_list(p)]
     lists = lists or [p for p in below if p.parent == where]
-    packed = [p for p in lists if _ending(p.name) == ".parquet"]
+    packed = [p for p in lists if ending_of(p.name) == ".parquet"]
     _expect(lists, where, "no list of images", "a table with the columns image and label")
     return read_parquet(packed, broken) if packed else read_list(lists, broken, where.stem)
 
@@ -781,7 +787,7 @@ FORMATS["list"] = Format(
 labels.csv | .tsv | .txt | .jsonl    image,label[,split,subject,group]; a header or none; paths relative to it
 train_labels.csv  valid_labels.csv    one list a split
 data/train-00000-of-00001.parquet    rows with encoded images, as hubs store them""",
-    _find_list, _read_list, own=r".*\.(csv|tsv|txt|jsonl|ndjson|lst|parquet)")
+    find_list, _read_list, own=r".*\.(csv|tsv|txt|jsonl|ndjson|lst|parquet)")
 
 # %% ../nbs/13_formats.ipynb #door0131
 @dataclass(frozen=True)
@@ -824,7 +830,7 @@ def detect(
     _expect(len(best) == 1, tree.root, f"can be read in {len(best)} ways: {ways}", way_on)
     return best[0]
 
-
+# %% ../nbs/13_formats.ipynb #door013b
 def tree_of(
     path: Path,  # a folder or a file
 ) -> Tree:       # of a file it is the file alone
@@ -836,7 +842,7 @@ def tree_of(
     with open(path, "rb") as f:
         what = begins_as(f.read(512))
     _expect(not tree.is_image(path.name), path, "an image", "a folder, or a table such as fer2013.csv,")
-    if what != "a Parquet file" and _ending(path.name) not in (".jsonl", ".ndjson"):
+    if what != "a Parquet file" and ending_of(path.name) not in (".jsonl", ".ndjson"):
         at, first = next(_rows(path), ("", []))
         first = first[0].split() if len(first) == 1 else first
         _expect(first, path, "the file is empty", "a table")
@@ -861,8 +867,8 @@ def need_classes(
     emotions = any(map(is_emotion, classes)) or all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes)
     what = f"classes {shown}: named after splits" if splits else f"one class alone: {shown}" if one else \
         f"classes {shown}: none is an emotion under any known name" if not emotions and not named else ""
-    _expect(not what, where, what, "classes named for emotions, or another reading (--as, see fer-nb formats), "
-            "or --labels with what they are (NAME,... or CLASS=NAME,...),", LabelError)
+    _expect(not what, where, what, "classes named for emotions, or another reading (--as, see fer-nb "
+            "formats), or --labels with what they are (NAME,... or CLASS=NAME,...),", LabelError)
 
 
 def _near(
@@ -918,6 +924,18 @@ def shared_splits(
             notes.append(f"{share:.0%} of {small} are images of {large} too: the two are not separate splits")
     return notes
 
+# %% ../nbs/13_formats.ipynb #door015b
+@patch
+def empty_classes(
+    self: Tree,
+) -> list[str]:  # their names
+    "Folders without images beside class folders that have some."
+    full = {f for f, names in self.folders.items() if f and any(self.is_image(f + n) for n in names)}
+    beside = {os.path.dirname(f[:-1]) for f in full if is_emotion(Path(f).name)}
+    above = {"/".join(f.split("/")[:k]) + "/" for f in full for k in range(1, f.count("/") + 1)}
+    return [Path(f).name for f in self.folders if f and f not in above
+            and os.path.dirname(f[:-1]) in beside and not split_named(Path(f).name)]
+
 # %% ../nbs/13_formats.ipynb #door0151
 def unread(
     ds: FERData,        # as read
@@ -938,21 +956,12 @@ def unread(
         if f in used or f == reading.where or own.fullmatch(f) and not image:
             continue
         if not image or f.rpartition("/")[2].partition(".")[0] not in gone:
-            left["images that it does not name" if image else f"files ({_ending(f) or 'no ending'})"] += 1
-    if empty := _empty_classes(tree):
+            left["images that it does not name" if image else f"files ({ending_of(f) or 'no ending'})"] += 1
+    if empty := tree.empty_classes():
         left[f"empty classes ({_some((quoted(e, 40) for e in empty), 4)})"] = len(empty)
     singular = (("files (", "file ("), ("images ", "image "), ("classes (", "class ("))
     return {next((kind.replace(a, b, 1) for a, b in singular if n == 1 and a in kind), kind): n
             for kind, n in (left + tree.skipped).items()}
-
-
-def _empty_classes(tree: Tree) -> list[str]:
-    "Folders without images beside class folders that have some."
-    full = {f for f, names in tree.folders.items() if f and any(tree.is_image(f + n) for n in names)}
-    beside = {os.path.dirname(f[:-1]) for f in full if is_emotion(Path(f).name)}
-    above = {"/".join(f.split("/")[:k]) + "/" for f in full for k in range(1, f.count("/") + 1)}
-    return [Path(f).name for f in tree.folders if f and f not in above
-            and os.path.dirname(f[:-1]) in beside and not split_named(Path(f).name)]
 
 
 def as_published(
@@ -1001,8 +1010,9 @@ def read(
         need_classes(found, labels is not None, single, path)
         ds, renamed = relabelled(ds, found, labels, path)
     else:
-        _expect(not names and set(order) in (set(), set(ds.labels)), path, f"{reading.format.title} has labels of "
-                f"its own, {', '.join(ds.labels)}", "these in any order, or --as folder or list,", ConfigError)
+        fits = not names and set(order) in (set(), set(ds.labels))
+        _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
+                "these in any order, or --as folder or list,", ConfigError)
         ds = ds.replace(labels=order or ds.labels, dropped=ds.dropped)
     ds = ds if votes is None else add_votes(ds, votes)
     ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
@@ -1038,6 +1048,6 @@ def _described(
     title = reading.format.title + " mirror" * (folder and reading.format.name == "fer2013") + \
         f" ({quoted(reading.where)})" * (folder and bool(reading.where))
     sizes = {s: int(n) for s in SPLITS if (n := (ds.df.split == s).sum())}
-    seen = Provenance(str(path), reading.format.name, title, sizes, ds.labels, unread(ds, tree, reading), renamed,
-                      as_published(ds, reading.format), notes)
+    seen = Provenance(str(path), reading.format.name, title, sizes, ds.labels, unread(ds, tree, reading),
+                      renamed, as_published(ds, reading.format), notes)
     return ds.replace(provenance=seen, dropped=ds.dropped)

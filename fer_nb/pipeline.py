@@ -622,7 +622,8 @@ def data_section(
     copies = int((splits.train.df.source != splits.train.df.id).sum()) if "source" in splits.train.df else 0
     read = f"{self.ds.provenance}. ".capitalize() if self.ds.provenance else ""
     text = (f"{read}{len(self.ds):,} images came in, {before:,} of them for training. "
-            f"{before - left + copies:,} training images were dropped as copies, contradictions, blanks or duplicates of reported "
+            f"{before - left + copies:,} training "
+            "images were dropped as copies, contradictions, blanks or duplicates of reported "
             f"images; {len(splits.valid):,} were held out for validation; {copies:,} transformed copies were "
             f"added to rare classes. {len(splits.duplicates):,} of {len(splits.test):,} reported images had "
             "a duplicate in training before cleaning.")

@@ -242,7 +242,7 @@ def test_labels_that_are_named_are_taken_as_they_are(tmp_path):
     assert set(got(tmp_path, labels={"cats": "happy", "dogs": "sad"})[0].df.label) == {"happy", "sad"}
     refused(LabelError, "dogs", read=lambda: read(tmp_path, labels=["cats"]))
     for bad in ("a=happy,sad", "happy,happy", ","):
-        refused(ConfigError, "labels=", read=lambda: read(tmp_path, labels=bad))
+        refused(ConfigError, "labels: ", read=lambda: read(tmp_path, labels=bad))
 
 
 def test_slips_and_classes_of_one_split_are_asked_about(tmp_path):
