@@ -30,9 +30,9 @@ from . import __version__
 from .config import PRESETS, Fit, Preset, load_config, override
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, keep_freed_memory, one_of,
                          progress, show_progress)
-from .data import (BROKEN, FORMATS, FERData, Tree, _shown, check_witness, detect, need_ids, read,
-                         read_ferplus, resized)
+from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES
+from .formats import FORMATS, detect, read
 from .predict import SHIPPED, VIDEO_ENDINGS, _student, weights_file
 from .store import command_line, from_text, read_record, run_record, write_record, write_table
 from .synth import make_faces
@@ -124,7 +124,7 @@ def need_layout(
     as_: str | None = None,   # a name in `data.FORMATS`; None: what the layout says
     seconds: float = 1.0,     # how long to look at most
 ) -> None:
-    """Raise `DataError` for a path that is no data set of a known form, or that can be read in two ways. Where the
+    """Raise `DataError` for a path that is no data set of a known form, or can be read in two ways. Where the
     time is up before all of a folder was seen, nothing is raised: the reader will say what is wrong."""
     tree = Tree(path, seconds) if path.is_dir() else path
     if not isinstance(tree, Tree) or tree.whole:
@@ -228,14 +228,15 @@ _ANY = Preset(teachers=(Fit(),) * 9)  # what names of settings are tried on befo
 _READING = {
     "--as": dict(dest="as_", choices=tuple(FORMATS), metavar="FORMAT",
                  help="read it as this, whatever it looks like (`fer-nb formats` shows them)"),
-    "--labels": dict(metavar="NAMES", help="what the classes of folders and lists are: their names in the order of "
-                                           "the numbers (angry,disgust,...), pairs (0=angry,1=sad), or one of "
-                                           "fer2013, ferplus, rafdb, affectnet"),
-    "--label-pattern": dict(metavar="REGEX", help="labels from file names: its group `label`, or its first one"),
+    "--labels": dict(metavar="NAMES",
+                     help="what the classes of folders and lists are: names in the order of the numbers "
+                          "(angry,disgust,...), pairs (0=angry,1=sad), or one of fer2013, rafdb, ..."),
+    "--label-pattern": dict(metavar="REGEX",
+                            help="labels from file names: its group `label`, or its first one"),
     "--subject-pattern": dict(metavar="REGEX", help="persons from file names, the same way"),
     "--broken": dict(choices=BROKEN, default="error",
-                     help="images that cannot be used end the reading (error), or are left out and listed: at most "
-                          "5 %% of them (drop), or however many (any) (default: %(default)s)")}
+                     help="images that cannot be used end the reading (error), or are left out and listed: "
+                          "at most 5 %% of them (drop), or however many (any) (default: %(default)s)")}
 _DATA = {"--data": dict(type=Path, required=True, metavar="PATH",
                         help="a folder, FER2013's CSV or a list of images")} | _READING
 _VOTES = {"--votes": dict(type=Path, metavar="CSV", help="FER+'s fer2013new.csv: ten votes about each image")}
@@ -257,7 +258,7 @@ def _which(weights: str | None, robust: bool) -> Path:
         print(f"fer-nb: {weights}: {path.name}, {_student(run, robust)[1]}", file=sys.stderr)
     return path
 
-
+# %% ../nbs/60_cli.ipynb #door6000
 @contextmanager
 def _told() -> Iterator[None]:
     "Within the block, warnings to users are lines on standard error, each once."
@@ -275,12 +276,12 @@ def read_data(
     args: argparse.Namespace,     # with --data and how to read it
     votes: Path | None = None,    # FER+'s votes, joined
     single: bool = False,         # one class alone is fine
-) -> FERData:
+) -> FERData:                    # with its provenance
     "The data set of a verb. Standard error says what was read, what was left out, and what looks wrong."
     with _told():
         try:
-            ds = read(args.data, votes, args.as_, args.labels, args.label_pattern, args.subject_pattern, args.broken,
-                      single)
+            ds = read(args.data, votes, args.as_, args.labels, args.label_pattern, args.subject_pattern,
+                      args.broken, single)
         except ImageError as e:
             raise ImageError(f"{e}\n--broken drop goes on without them") from e
     if os.environ.get("RANK", "0") == "0":
@@ -291,8 +292,8 @@ def read_data(
 class _FormatsVerb(Verb):
     "the data sets that are known, and what they look like"
 
-    description = ("For each format its name for --as, the layouts that are recognised, the order of its labels, the "
-                   "published numbers of images, and where it is to be had.")
+    description = ("For each format its name for --as, the layouts that are recognised, the order of its "
+                   "labels, the published numbers of images, and where it is to be had.")
     options = {"name": dict(nargs="*", metavar="FORMAT", help="only these (default: all)")}
 
     def run(self, args: argparse.Namespace) -> str:  # the formats
@@ -305,7 +306,8 @@ class _FormatsVerb(Verb):
             counts = ", ".join(f"{split} {sum(n):,}" for split, n in (f.counts or {}).items())
             facts = {"labels": ", ".join(f.labels), "published": counts, "source": f.source}
             tree = "\n".join(f"    {line}" for line in f.tree.splitlines())
-            parts.append(f"{f.name}: {f.title}\n{tree}\n" + "\n".join(f"  {k}: {v}" for k, v in facts.items() if v))
+            lines = [f"{f.name}: {f.title}", tree, *(f"  {k}: {v}" for k, v in facts.items() if v)]
+            parts.append("\n".join(lines))
         return "\n\n".join(parts)
 
 # %% ../nbs/60_cli.ipynb #60000016
@@ -378,13 +380,13 @@ class _AuditVerb(Verb):
         path: Path,    # a CSV with a column `id` and one a label
         ds: FERData,   # the images they belong to
     ) -> np.ndarray:   # (N, C), in the order of `ds`; NaN for images that are not in the file
-        """Probabilities of a study, joined by id. Raises `DataError` for a file without the labels, for an id that comes
-        twice, and where no id is one of the data; others that are missing or foreign are named in a warning."""
+        """Probabilities of a study, joined by id. Raises `DataError` for a file without the labels, for an id
+        that comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
         try:
             table = pd.read_csv(path, dtype={"id": str})
             table = table.assign(id=table.id.map(from_text, na_action="ignore")).set_index("id")[list(ds.labels)].astype(float)
         except (OSError, KeyError, ValueError) as e:
-            raise DataError(f"{path}: columns id, {', '.join(ds.labels)} expected ({_shown(e)})") from e
+            raise DataError(f"{path}: columns id, {', '.join(ds.labels)} expected ({quoted(e)})") from e
         with _told():
             need_ids(table.index, ds, path)
             probs = table.reindex(ds.df.id).to_numpy(float)
@@ -417,7 +419,8 @@ class _AuditVerb(Verb):
             for name, table in tables.items():
                 write_table(table, aside / f"{name}.csv")
             write_record(aside, sorted(p.name for p in aside.iterdir()),
-                         run_record(args.command, data=ds.fingerprint(), read=ds.provenance.facts()))
+                         run_record(args.command, data=ds.fingerprint(), read=ds.provenance.facts(),
+                                    **{} if other is None else {"against": other.fingerprint()}))
         shutil.rmtree(work, ignore_errors=True)
         return f"{report.summary().to_string()}{said}\ntables: {args.out}"
 

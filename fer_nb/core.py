@@ -64,34 +64,36 @@ class DownloadError(FERError):
     "A file that is fetched on demand could not be fetched or has the wrong checksum."
 
 # %% ../nbs/00_core.ipynb #57b4c534
-_SPELLINGS = {  # canonical name: other English words, then German, French, Spanish, Italian, Portuguese, Chinese,
-    "angry":     # Japanese, Korean, Russian and Turkish ones, without their accents
-    "anger angered angrily furious rage mad wut wutend arger argerlich zornig zorn colere fache enerve enfado enojo "
-    "enojado enojada enfadado enfadada ira rabbia arrabbiato arrabbiata raiva zangado zangada 愤怒 生气 憤怒 生氣 怒 怒り "
-    "분노 화남 гнев злость злои kizgin kizginlik ofke ofkeli sinirli",
+_SPELLINGS = {  # canonical name: other words for it in English, German, French, Spanish, Italian, Portuguese,
+    # Chinese, Japanese, Korean, Russian and Turkish, without their accents
+    "angry":
+        "anger angered angrily furious rage mad wut wutend arger argerlich zornig zorn colere fache enerve "
+        "enfado enojo enojado enojada enfadado enfadada ira rabbia arrabbiato arrabbiata raiva zangado "
+        "zangada 愤怒 生气 憤怒 生氣 怒 怒り 분노 화남 гнев злость злои kizgin kizginlik ofke ofkeli sinirli",
     "disgust":
-    "disgusted disgusting ekel angewidert degout degoute asco asqueado asqueada disgusto disgustato disgustata nojo "
-    "repugnancia 厌恶 恶心 厭惡 噁心 嫌悪 혐오 역겨움 отвращение igrenme tiksinti tiksinme",
+        "disgusted disgusting ekel angewidert degout degoute asco asqueado asqueada disgusto disgustato "
+        "disgustata nojo repugnancia 厌恶 恶心 厭惡 噁心 嫌悪 혐오 역겨움 отвращение igrenme tiksinti tiksinme",
     "fear":
-    "fearful fearfully afraid scared frightened angst angstlich furcht peur effraye apeure miedo temor asustado "
-    "asustada paura spaventato spaventata medo assustado assustada 恐惧 害怕 恐懼 恐怖 恐れ 두려움 공포 страх korku "
-    "korkmus",
+        "fearful fearfully afraid scared frightened angst angstlich furcht peur effraye apeure miedo temor "
+        "asustado asustada paura spaventato spaventata medo assustado assustada 恐惧 害怕 恐懼 恐怖 恐れ 두려움 공포 страх "
+        "korku korkmus",
     "happy":
-    "happiness happily joy joyful smile smiling freude glucklich frohlich joie heureux heureuse joyeux feliz "
-    "felicidad alegria alegre felice felicita gioia felicidade 高兴 快乐 开心 高興 快樂 開心 喜び 幸せ 嬉しい 행복 기쁨 "
-    "радость счастье счастливыи mutlu mutluluk",
+        "happiness happily joy joyful smile smiling freude glucklich frohlich joie heureux heureuse joyeux "
+        "feliz felicidad alegria alegre felice felicita gioia felicidade 高兴 快乐 开心 高興 快樂 開心 喜び 幸せ 嬉しい 행복 기쁨 "
+        "радость счастье счастливыи mutlu mutluluk",
     "sad":
-    "sadness sadly unhappy trauer traurig traurigkeit triste tristesse tristeza tristezza 悲伤 伤心 难过 悲傷 傷心 難過 "
-    "悲しみ 悲しい 슬픔 грусть печаль грустныи uzgun uzuntu mutsuz",
+        "sadness sadly unhappy trauer traurig traurigkeit triste tristesse tristeza tristezza 悲伤 伤心 难过 悲傷 "
+        "傷心 難過 悲しみ 悲しい 슬픔 грусть печаль грустныи uzgun uzuntu mutsuz",
     "surprise":
-    "surprised surprising surprize amazed astonished uberrascht uberraschung surpris etonne etonnement sorpresa "
-    "sorprendido sorprendida sorpreso surpresa surpreso 惊讶 吃惊 驚訝 驚き 놀람 놀라움 удивление saskin saskinlik",
+        "surprised surprising surprize amazed astonished uberrascht uberraschung surpris etonne etonnement "
+        "sorpresa sorprendido sorprendida sorpreso surpresa surpreso 惊讶 吃惊 驚訝 驚き 놀람 놀라움 удивление saskin "
+        "saskinlik",
     "neutral":
-    "neutrality calm normal neutre neutro neutra neutrale 中性 平静 平靜 无表情 無表情 中立 중립 무표정 неитральныи "
-    "неитрально notr",
+        "neutrality calm normal neutre neutro neutra neutrale 中性 平静 平靜 无表情 無表情 中立 중립 무표정 неитральныи "
+        "неитрально notr",
     "contempt":
-    "contemptuous disdain scorn verachtung mepris desprecio disprezzo desprezo 轻蔑 蔑视 輕蔑 軽蔑 경멸 презрение "
-    "kucumseme",
+        "contemptuous disdain scorn verachtung mepris desprecio disprezzo desprezo 轻蔑 蔑视 輕蔑 軽蔑 경멸 презрение "
+        "kucumseme",
 }
 
 
@@ -111,7 +113,7 @@ def canonical_label(
     if not isinstance(name, str) or not name.strip():
         raise LabelError(f"label {name!r} is not a name")
     key = _plain(name)
-    words = [w for w in re.split(r"[\W\d_]+", key) if w and w not in ("face", "faces", "emotion", "expression")]
+    words = [w for w in re.split(r"[\W\d_]+", key) if w not in ("", "face", "faces", "emotion", "expression")]
     return _ALIASES.get(key) or (_ALIASES.get(words[0]) if len(words) == 1 else None) or name.strip().lower()
 
 # %% ../nbs/00_core.ipynb #c0de0002

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'VOTE_COLUMNS', 'FERPLUS_COUNTS', 'FERPLUS_MODES', 'KDEF_COUNTS',
-           'KDEF_ANGLES', 'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'FORMATS', 'READERS', 'FERData', 'need_dataset',
-           'Provenance', 'to_array', 'Crop', 'read_image', 'read_images', 'image_shapes', 'ImageFiles', 'KeptPixels',
-           'LeftOut', 'Tree', 'read_fer2013', 'real_data', 'vote_targets', 'read_ferplus', 'add_votes', 'need_ids',
-           'check_witness', 'read_kdef', 'read_rafdb', 'read_affectnet', 'read_folder', 'Format', 'add_format',
-           'label_order', 'read_names', 'read_list', 'read_yolo', 'read_parquet', 'read_ckplus', 'read_expw', 'Reading',
-           'readings', 'detect', 'read', 'resized', 'show_faces']
+           'KDEF_ANGLES', 'RAFDB_COUNTS', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'Crop',
+           'begins_as', 'quoted', 'read_image', 'read_images', 'image_shapes', 'ImageFiles', 'KeptPixels', 'LeftOut',
+           'without_broken', 'text_of', 'ending_of', 'Tree', 'Provenance', 'split_named', 'pixel_columns',
+           'read_fer2013', 'real_data', 'vote_targets', 'read_ferplus', 'need_ids', 'check_witness', 'add_votes',
+           'read_kdef', 'read_rafdb', 'read_affectnet', 'read_folder', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
-import difflib
 import hashlib
-import json
+import importlib
 import os
 import re
 import shutil
@@ -26,9 +24,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import chain, combinations, compress, islice, product
+from itertools import chain, compress, islice, product
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -39,8 +37,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError,
-                         _ALIASES, _plain, atomic_file, cache_dir, canonical_label, need_columns, one_of,
-                         progress)
+                         atomic_file, cache_dir, canonical_label, need_columns, one_of, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -288,34 +285,6 @@ def assign(
     "The dataset with new or changed columns: `ds.assign(split=\"train\")`."
     return self.replace(df=self.df.assign(**columns))
 
-# %% ../nbs/04_data.ipynb #door0099
-@dataclass(frozen=True)
-class Provenance:
-    "What was read: as which format, how many images a split, what was left out, and whether counts are as published."
-
-    path: str                       # of the dataset
-    format: str                     # its name in `FORMATS`
-    title: str                      # what that is: "FER2013 mirror"
-    splits: dict[str, int]          # images of each split
-    labels: tuple[str, ...]         # in their order
-    left_out: dict[str, int]        # kind -> how many
-    renamed: dict[str, str]         # class names as found -> labels
-    counts: str = ""                # "counts as published", or where they differ; "": none were published
-    notes: tuple[str, ...] = ()     # what looks suspicious
-
-    def __str__(self) -> str:
-        sizes = ", ".join(f"{split} {n:,}" for split, n in self.splits.items())
-        left = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
-        names = ", ".join(f"{a} = {b}" for a, b in self.renamed.items())
-        parts = [f"read as {self.title}: {sizes}", f"{len(self.labels)} labels", f"names: {names}" * bool(names),
-                 f"left out: {left}" * bool(left), self.counts]
-        return _shown("; ".join(filter(None, parts)), 2000)
-
-    def facts(self) -> dict[str, Any]:  # for a record in JSON
-        "The same as plain values."
-        return asdict(self) | {"path": _shown(self.path, 1000), "labels": list(self.labels),
-                               "notes": list(self.notes), "line": str(self)}
-
 # %% ../nbs/04_data.ipynb #032c863c
 def to_array(
     im: Image.Image,  # an image that Pillow has opened or made; of an animation, its current frame
@@ -370,6 +339,44 @@ class Crop:
     def __str__(self) -> str:
         return f"{self.path} at {self.box}"
 
+# %% ../nbs/04_data.ipynb #door0001
+_BEGINNINGS = (  # of a file, and what it then is
+    (b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive"), (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"), (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"PAR1", "a Parquet file"), (b"SQLite format 3", "an SQLite database"), (b"%PDF", "a PDF"),
+    (b"\xd0\xcf\x11\xe0", "an Office file"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"),
+    (b"version https://git-lfs", "a pointer of Git LFS in the place of the file (`git lfs pull` fetches it)"),
+    (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML file"),
+)
+
+
+def begins_as(
+    file: bytes | Path,  # a file, or the first 512 bytes of one
+) -> str:                # "a zip archive", "an empty file"; "": maybe text, or not to be opened
+    "What a file is by its first bytes, whatever its name says."
+    head = file
+    if isinstance(file, Path):
+        try:
+            with open(file, "rb") as f:
+                head = f.read(512) or None
+        except OSError:
+            head = b""
+    if head is None:
+        return "an empty file"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if head.lstrip()[:1] in (b"<", b"\xef") else head
+    return next((what for begin, what in _BEGINNINGS if start.startswith(begin)), "")
+
+
+def quoted(
+    text: object,    # what stands in a file
+    most: int = 80,  # characters
+) -> str:            # what of it a message quotes
+    "The beginning of a text from a file, without control characters and what is no text."
+    clean = "".join(c if c.isprintable() else "?" for c in str(text)[:most])
+    return clean + "..." * (len(str(text)) > most)
+
 # %% ../nbs/04_data.ipynb #bb9b49fb
 def _opened(path: str | Path) -> Image.Image:
     "Open an image file: not a decompression bomb, and not EPS, for which Pillow would run Ghostscript."
@@ -392,9 +399,9 @@ def read_image(
         with nullcontext(path) if opened else _opened(path) as im:
             return to_array(im)
     except Exception as e:  # Pillow's readers meet damage with errors of every kind
-        what = "" if opened else _what_is(Path(path))
+        what = "" if opened else begins_as(Path(path))
         why = "no such file" if isinstance(e, FileNotFoundError) else \
-            f"cannot be decoded as an image ({what or _shown(e, 200)})"
+            f"cannot be decoded as an image ({what or quoted(e, 200)})"
         raise ImageError(f"{'the Pillow image' if opened else path}: {why}") from e
 
 
@@ -876,14 +883,14 @@ class LeftOut:
         self,
         i: str,           # id of the item, for the list
         split: str = "",  # its split, if that is known
-    ) -> Iterator[None]:
+    ) -> Iterator[None]:  # a `with` block
         "Within the block, an error of the package is a broken item."
         try:
             yield
         except FERError as e:
             if self.broken == "error":
                 raise
-            self.rows.append((i, split, _shown(e, 300)))
+            self.rows.append((i, split, quoted(e, 300)))
 
     def sound(
         self,
@@ -892,16 +899,23 @@ class LeftOut:
         splits: Sequence[str],           # of each
     ) -> np.ndarray:                     # bool (N,): those that can be decoded
         "Decode every image once and keep none of them; with `broken=\"error\"` nothing is looked at."
+        def fault(file: "Path | Crop") -> str:  # why it cannot be decoded
+            try:
+                read_image(file)
+            except ImageError as e:
+                return str(e)
+            return ""
+
         good = np.ones(len(files), bool)
         if self.broken == "error":
             return good
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(files), 512):
                 some = range(start, min(start + 512, len(files)))
-                for k, fault in zip(some, pool.map(_fault, [files[k] for k in some])):
-                    if fault:
+                for k, why in zip(some, pool.map(fault, [files[k] for k in some])):
+                    if why:
                         good[k] = False
-                        self.rows.append((ids[k], splits[k], _shown(fault, 300)))
+                        self.rows.append((ids[k], splits[k], quoted(why, 300)))
         return good
 
     def table(
@@ -916,65 +930,17 @@ class LeftOut:
                 f'at most {_MOST_BROKEN:.0%}, or broken="any" (--broken any),')
         return pd.DataFrame(self.rows, columns=["id", "split", "why"], dtype=str)
 
-
-def _fault(file: "Path | Crop") -> str:
-    "Why an image cannot be decoded; an empty text where it can."
-    try:
-        read_image(file)
-    except ImageError as e:
-        return str(e)
-    return ""
-
-
-def _without_broken(
-    ds: "FERData",     # as a reader made it, with files for images
+# %% ../nbs/04_data.ipynb #door001b
+def without_broken(
+    ds: FERData,       # as a reader made it, with files for images
     left: LeftOut,     # what was left out already
     where: str | Path, # the dataset
-) -> "FERData":        # its sound images; `dropped` holds the others
+) -> FERData:          # its sound images; `dropped` holds the others
     "Leave out what cannot be decoded, and add the list of all that was left out to `dropped`."
     files = [] if isinstance(ds._images, np.ndarray) else list(ds._images)
     good = left.sound(files, ds.df.id.tolist(), ds.df.split.tolist()) if files else np.ones(len(ds), bool)
     lost = left.table(len(ds) + len(left.rows) - int((~good).sum()), where)
     return ds.take(good).replace(dropped=pd.concat([ds.dropped, lost], ignore_index=True))
-
-# %% ../nbs/04_data.ipynb #door0001
-_BEGINNINGS = (  # of a file, and what it then is
-    (b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive"), (b"BZh", "a bzip2 archive"),
-    (b"\xfd7zXZ", "an xz archive"), (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"PAR1", "a Parquet file"), (b"SQLite format 3", "an SQLite database"), (b"%PDF", "a PDF"),
-    (b"\xd0\xcf\x11\xe0", "an Office file"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"),
-    (b"version https://git-lfs", "a pointer of Git LFS in the place of the file (`git lfs pull` fetches it)"),
-    (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML file"),
-)
-
-
-def _begins_as(
-    head: bytes,  # the first 512 bytes of a file
-) -> str:         # what they are the beginning of: "a zip archive"; "": maybe text
-    "What a file is by its first bytes, whatever its name says."
-    if head[257:262] == b"ustar":
-        return "a tar archive"
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if head.lstrip()[:1] in (b"<", b"\xef") else head
-    return next((what for begin, what in _BEGINNINGS if start.startswith(begin)), "")
-
-
-def _what_is(path: Path) -> str:
-    "What a file is that was taken for an image: empty, an HTML page, an archive; an empty text: not known."
-    try:
-        with open(path, "rb") as f:
-            head = f.read(512)
-    except OSError:
-        return ""
-    return _begins_as(head) if head else "an empty file"
-
-
-def _shown(
-    text: object,    # what stands in a file
-    most: int = 80,  # characters
-) -> str:            # what of it a message quotes
-    "The beginning of a text from a file, without control characters and what is no text."
-    clean = "".join(c if c.isprintable() else "?" for c in str(text)[:most])
-    return clean + "..." * (len(str(text)) > most)
 
 # %% ../nbs/04_data.ipynb #door0002
 _PACKED = {"a gzip archive": gzip.open, "a bzip2 archive": bz2.open, "an xz archive": lzma.open}
@@ -1003,10 +969,10 @@ def _unpacked(
 ) -> BinaryIO:         # its bytes, or those of the table in the archive that it is
     "Open a table's file; an archive is looked into. Raises `DataError` for what holds no table."
     raw = stack.enter_context(open(path, "rb"))
-    what = _begins_as(raw.peek(512)[:512])
+    what = begins_as(raw.peek(512)[:512])
     if what in _PACKED:
         raw = stack.enter_context(io.BufferedReader(_PACKED[what](path)))
-        what = _begins_as(raw.peek(512)[:512])
+        what = begins_as(raw.peek(512)[:512])
     if what == "a tar archive":
         tar = stack.enter_context(tarfile.open(path))
         name = _table_in([m.name for m in tar if m.isfile()], path, what)
@@ -1014,16 +980,17 @@ def _unpacked(
     if what == "a zip archive":
         archive = stack.enter_context(zipfile.ZipFile(path))
         names = [n for n in archive.namelist() if not n.endswith("/")]
-        _expect(not any(n.startswith("xl/") for n in names), path, "an Excel workbook", "a table saved as CSV")
+        workbook = any(n.startswith("xl/") for n in names)
+        _expect(not workbook, path, "an Excel workbook", "a table saved as CSV")
         return stack.enter_context(io.BufferedReader(archive.open(_table_in(names, path, what))))
     _expect(not what, path, what, "a table of text, such as CSV,")
     return raw
 
-
+# %% ../nbs/04_data.ipynb #door002b
 @contextmanager
-def _text_of(
+def text_of(
     path: Path,       # a table's file, packed or not
-) -> Iterator[TextIO]:
+) -> Iterator[TextIO]:  # a `with` block
     "The text of a table in UTF-8 or UTF-16; bytes that are no text stay what they are, for names of files."
     with ExitStack() as stack:
         raw = _unpacked(path, stack)
@@ -1033,15 +1000,6 @@ def _text_of(
         code = "utf-16" if wide else "utf-16-le" if bare else "utf-8-sig"
         yield stack.enter_context(io.TextIOWrapper(
             raw, code, "replace" if wide or bare else "surrogateescape", newline=""))
-
-
-def _separator(
-    line: str,  # the first one of a table
-) -> str:
-    "What stands between the fields: the most frequent of comma, semicolon, tab and bar outside of quotes."
-    bare = re.sub(r'"[^"]*"', "", line)
-    best = max(",;\t|", key=bare.count)
-    return best if best in bare else ","
 
 # %% ../nbs/04_data.ipynb #9d96634f
 _NO_TABLE = (OSError, csv.Error, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile,
@@ -1057,11 +1015,14 @@ def _rows(
     csv.field_size_limit(1 << 24)
     at = str(path)
     try:
-        with _text_of(path) as f:
+        with text_of(path) as f:
             first = f.readline(1 << 24)
             if said := re.fullmatch(r"sep=(.)\s*", first):  # as a spreadsheet writes it
                 first, sep = "\n", said[1]
-            reader = csv.reader(chain([first] if first else [], f), delimiter=sep or _separator(first))
+            bare = re.sub(r'"[^"]*"', "", first)  # outside of quotes
+            often = max(",;\t|", key=bare.count)
+            sep = sep or (often if often in bare else ",")
+            reader = csv.reader(chain([first] if first else [], f), delimiter=sep)
             at = f"{path}, row 1"
             for fields in reader:
                 fields = [x.strip() for x in fields if x or sep != " "]
@@ -1071,9 +1032,9 @@ def _rows(
                     yield at, fields
                 at = f"{path}, row {reader.line_num + 1}"
     except _NO_TABLE as e:
-        raise DataError(f"{at}: not a table ({_shown(e)})") from e
+        raise DataError(f"{at}: not a table ({quoted(e)})") from e
 
-
+# %% ../nbs/04_data.ipynb #door002c
 _SAME = {  # a column, and other names that it has
     "emotion": ("label", "class", "expression"), "pixels": ("pixel",), "usage": ("split", "set"),
     "imagename": ("image", "name", "file", "filename")}
@@ -1109,7 +1070,7 @@ def _table(
         rows, names = chain([(at, names)] if names else [], rows), list(columns)
     places = [_place(c, names) for c in columns]
     missing = [c for c, k in zip(columns, places) if k is None and c not in optional]
-    way_on = f"the header is {_shown(', '.join(names), 160)}" if names else "the file is empty"
+    way_on = f"the header is {quoted(', '.join(names), 160)}" if names else "the file is empty"
     need_columns(set(columns) - set(missing), columns, str(path), way_on)
     most = max(k for k in places if k is not None)
     for found, (at, fields) in enumerate(rows, 1):
@@ -1206,16 +1167,16 @@ def _matched(
 # %% ../nbs/04_data.ipynb #door0020
 _LITTER = re.compile(r"\..*|@eaDir|__MACOSX|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|"
                      r"(eh)?Thumbs.*\.db|desktop\.ini|Icon\r", re.I)
-_IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
-                  ".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"}
-_OTHER_ENDINGS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".xml", ".yaml", ".yml", ".html", ".htm",
-                  ".md", ".pdf", ".lst", ".log", ".parquet", ".mat", ".py", ".ipynb", ".zip", ".gz", ".tar", ".mp4",
-                  ".avi", ".wav", ".pkl", ".pt", ".h5", ".db", ".pts", ".rar", ".7z"}
+_IMAGE_ENDINGS = set(".png .jpg .jpeg .jpe .jfif .jif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pbm .pnm "
+                     ".jp2 .j2k .avif".split())
+_OTHER_ENDINGS = set(".txt .csv .tsv .json .jsonl .npy .npz .xml .yaml .yml .html .htm .md .pdf .lst .log "
+                     ".parquet .mat .py .ipynb .zip .gz .tar "
+                     ".mp4 .avi .wav .pkl .pt .h5 .db .pts .rar .7z".split())
 _IMAGE_BYTES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|P[1-6]\s|RIFF....WEBP|"
                           rb"\0\0\0\x0cjP  |....ftypavif", re.S)
 
 
-def _ending(name: str) -> str:
+def ending_of(name: str) -> str:
     "The ending of a file's name in small letters, without what follows a question mark."
     return os.path.splitext(name.partition("?")[0])[1].lower()
 
@@ -1260,7 +1221,7 @@ class Tree:
             for e in entries:
                 if _LITTER.fullmatch(e.name):
                     self.skipped["litter"] += 1
-                elif not _is_folder(e):
+                elif not (e.is_dir(follow_symlinks=False) or e.is_symlink() and os.path.isdir(e.path)):
                     names.append(e.name)
                 elif e.is_symlink() and (key := (e.stat().st_dev, e.stat().st_ino)) in above | linked:
                     self.skipped["link to a folder that is entered already"] += 1
@@ -1270,45 +1231,43 @@ class Tree:
             self.folders[below] = names
             todo += inner[::-1]
 
-    def files(
-        self,
-        below: str = "",   # in this folder and those in it
-    ) -> Iterator[str]:    # paths relative to the root
-        "All files, folder by folder."
-        for folder, names in self.folders.items():
-            if folder.startswith(below):
-                yield from (folder + name for name in names)
-
-    def images(
-        self,
-        below: str = "",  # in this folder and those in it
-    ) -> list[str]:       # paths relative to the root, sorted
-        "All image files."
-        return sorted((f for f in self.files(below) if self.is_image(f)), key=lambda f: f.split("/"))
-
-    def is_image(
-        self,
-        file: str,  # relative to the root
-    ) -> bool:
-        "Whether a file is an image by its ending, or by its first bytes where the ending says nothing."
-        ending = _ending(file)
-        if ending in _IMAGE_ENDINGS or ending in _OTHER_ENDINGS:
-            return ending in _IMAGE_ENDINGS
-        if file not in self._sniffed:
-            try:
-                with open(os.path.join(self.root, file), "rb") as f:
-                    self._sniffed[file] = _IMAGE_BYTES.match(f.read(16)) is not None
-            except OSError:
-                self._sniffed[file] = False
-        return self._sniffed[file]
+# %% ../nbs/04_data.ipynb #door002a
+@patch
+def files(
+    self: Tree,
+    below: str = "",   # in this folder and those in it
+) -> Iterator[str]:    # paths relative to the root
+    "All files, folder by folder."
+    for folder, names in self.folders.items():
+        if folder.startswith(below):
+            yield from (folder + name for name in names)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    "Whether an entry is a folder or a link to one; a link that leads nowhere is none."
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+@patch
+def images(
+    self: Tree,
+    below: str = "",  # in this folder and those in it
+) -> list[str]:       # paths relative to the root, sorted
+    "All image files."
+    return sorted((f for f in self.files(below) if self.is_image(f)), key=lambda f: f.split("/"))
+
+
+@patch
+def is_image(
+    self: Tree,
+    file: str,  # relative to the root
+) -> bool:      # by its ending, else by its first bytes
+    "Whether a file is an image by its ending, or by its first bytes where the ending says nothing."
+    ending = ending_of(file)
+    if ending in _IMAGE_ENDINGS or ending in _OTHER_ENDINGS:
+        return ending in _IMAGE_ENDINGS
+    if file not in self._sniffed:
+        try:
+            with open(os.path.join(self.root, file), "rb") as f:
+                self._sniffed[file] = _IMAGE_BYTES.match(f.read(16)) is not None
+        except OSError:
+            self._sniffed[file] = False
+    return self._sniffed[file]
 
 
 def _list_images(
@@ -1321,72 +1280,44 @@ def _list_images(
     _expect(files, root, found, f"a folder with images ({', '.join(sorted(_IMAGE_ENDINGS))})")
     return files
 
-# %% ../nbs/04_data.ipynb #door0023
-_IMAGE_KEYS = ("image", "path", "file", "filename", "imagepath", "filepath", "imagename", "imagefile", "img", "imgpath",
-               "name", "picture", "photo", "subdirectoryfilepath")
-_LABEL_KEYS = ("label", "emotion", "class", "expression", "category", "labels", "emotions", "target")
+# %% ../nbs/04_data.ipynb #door0099
+@dataclass(frozen=True)
+class Provenance:
+    "What was read: as which format, how many images, what was left out, whether counts are as published."
 
+    path: str                       # of the dataset
+    format: str                     # its name in `FORMATS`
+    title: str                      # what that is: "FER2013 mirror"
+    splits: dict[str, int]          # images of each split
+    labels: tuple[str, ...]         # in their order
+    left_out: dict[str, int]        # kind -> how many
+    renamed: dict[str, str]         # class names as found -> labels
+    counts: str = ""                # "counts as published", or where they differ; "": none were published
+    notes: tuple[str, ...] = ()     # what looks suspicious
 
-@patch
-def sample(
-    self: Tree,
-    most: int = 40,  # names of a folder
-) -> list[str]:      # paths relative to the root; folders end in a slash
-    "Some files of every folder, and the folders."
-    found = []
-    for folder, names in self.folders.items():
-        found += [folder] * bool(folder)
-        found += [folder + n for n in names[::max(1, len(names) // most)][:most + 1]]
-    return found
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{split} {n:,}" for split, n in self.splits.items())
+        left = ", ".join(f"{n:,} {kind}" for kind, n in self.left_out.items())
+        names = ", ".join(f"{a} = {b}" for a, b in self.renamed.items())
+        parts = [f"read as {self.title}: {sizes}", f"{len(self.labels)} labels",
+                 f"names: {names}" * bool(names), f"left out: {left}" * bool(left), self.counts]
+        return quoted("; ".join(filter(None, parts)), 2000)
 
-
-def _role(
-    fields: list[str],  # the first row of a table
-) -> str:               # "pixels", "votes", "list" or ""
-    "What a table is by its first row."
-    keys = {_key(f) for f in fields}
-    if "pixels" in keys or _pixel_columns(fields):
-        return "pixels"
-    if len(keys & {_key(c) for c in _FERPLUS_HEADER}) >= 8:
-        return "votes"
-    named = keys & set(_IMAGE_KEYS) and keys & set(_LABEL_KEYS)
-    plain = 2 <= len(fields) < 12 and _ending(fields[0]) in _IMAGE_ENDINGS
-    return "list" * bool(named or plain)
-
-
-def _first_row(path: Path) -> list[str]:
-    "The first row of a table, by blanks where nothing else parts it; empty where it is none."
-    try:
-        fields = next(_rows(path), ("", []))[1]
-        return fields[0].split() if len(fields) == 1 else fields
-    except FERError:
-        return []
-
-
-@patch
-def tables(
-    self: Tree,
-    most: int = 60,     # tables to look into
-) -> dict[str, str]:    # path relative to the root -> role
-    "The tables of the folder and what they are; of very many the first, upper folders before lower ones."
-    endings = {".csv", ".tsv", ".txt", ".lst", ".gz", ".zip", ".tgz", ".tar", ".bz2", ".xz", ""}
-    if not hasattr(self, "_tables"):
-        files = sorted((f for f in self.files() if _ending(f) in endings and not self.is_image(f)),
-                       key=lambda f: (f.count("/"), f))
-        roles = {f: _role(_first_row(self.root / f)) for f in files[:most]}
-        self._tables = {f: role for f, role in roles.items() if role}
-    return self._tables
+    def facts(self) -> dict[str, Any]:  # for a record in JSON
+        "The same as plain values."
+        return asdict(self) | {"path": quoted(self.path, 1000), "labels": list(self.labels),
+                               "notes": list(self.notes), "line": str(self)}
 
 # %% ../nbs/04_data.ipynb #87b30a8a
 _USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "trainset": "train", "trainingset": "train",
-                "valid": "valid", "val": "valid", "validation": "valid", "valset": "valid", "validset": "valid",
-                "validationset": "valid", "publictest": "valid",
+                "valid": "valid", "val": "valid", "validation": "valid", "valset": "valid",
+                "validset": "valid", "validationset": "valid", "publictest": "valid",
                 "test": "test", "testing": "test", "testset": "test", "privatetest": "test"}
 _BRACKETS = str.maketrans(dict.fromkeys("[](),;", " "))
 
 
-def _split_named(
+def split_named(
     text: str,  # a field or a folder's name
 ) -> str:       # train, valid, test; "": none of them
     "The split that a word names, in any capitals: `Training`, `val_set`, `PublicTest`, `FER2013Test`."
@@ -1395,8 +1326,8 @@ def _split_named(
 
 def _usage(text: str, at: str) -> str:
     "The split that the column Usage names."
-    split = _USAGE.get(text) or _split_named(text) * (_key(text) != "testing")  # public or private?
-    _expect(split, at, f"Usage {_shown(text)!r}", f"one of {', '.join(_USAGE)}")
+    split = _USAGE.get(text) or split_named(text) * (_key(text) != "testing")  # public or private?
+    _expect(split, at, f"Usage {quoted(text)!r}", f"one of {', '.join(_USAGE)}")
     return split
 
 
@@ -1406,7 +1337,7 @@ def _emotion(text: str, order: Sequence[str], at: str) -> str:
     name = order[int(number[1])] if number and int(number[1]) < len(order) else \
         "" if number or not text.strip() else canonical_label(text)
     more = "; 7 is contempt in CK+'s ckextended.csv (--as ckextended)" * (text == "7")
-    _expect(name in order, at, f"emotion {_shown(text)!r}{more}",
+    _expect(name in order, at, f"emotion {quoted(text)!r}{more}",
             f"one of {', '.join(map(str, range(len(order))))}, or a name,", LabelError)
     return name
 
@@ -1416,7 +1347,8 @@ def _parse_pixels(
     places: list[str],  # file and row of each, for the message
 ) -> np.ndarray:        # uint8 (N, 48, 48)
     "Parse many rows at once; where that fails, without brackets and commas, and look for the value to name."
-    for attempt in (texts, [t.translate(_BRACKETS) for t in texts]):
+    for bare in (False, True):
+        attempt = [t.translate(_BRACKETS) for t in texts] if bare else texts
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
             try:
@@ -1430,33 +1362,22 @@ def _parse_pixels(
         words = text.split()
         _expect(len(words) == 2304, at, f"{len(words)} pixels", "2304")
         odd = next((w for w in words if not re.fullmatch("-?[0-9]{1,9}", w) or not 0 <= int(w) <= 255), None)
-        _expect(odd is None, at, f"pixel {_shown(str(odd)[:40])!r}", "a whole number in 0-255")
+        _expect(odd is None, at, f"pixel {quoted(str(odd)[:40])!r}", "a whole number in 0-255")
     return np.array([t.split() for t in attempt], dtype=np.uint8).reshape(-1, 48, 48)
 
 # %% ../nbs/04_data.ipynb #door0030
-def _pixel_columns(
+def pixel_columns(
     fields: list[str],  # the first row of a table
 ) -> tuple[str, ...]:   # names of its columns; (): it is a header, or no row of pixels
     "Name the columns of a table of pixels that has no header, by what stands in its first row."
     pixels = [k for k, f in enumerate(fields) if len(f.split()) > 99 or f.count(",") > 99]
     if len(pixels) != 1:
         return ()
-    usage = [k for k, f in enumerate(fields) if _split_named(f)]
+    usage = [k for k, f in enumerate(fields) if split_named(f)]
     rest = [k for k in range(len(fields)) if k not in (*pixels, *usage) and fields[k]]
     names = dict.fromkeys(range(len(fields)), "") | {k: "Usage" for k in usage[:1]}
     names |= {pixels[0]: "pixels"} | {k: "emotion" for k in rest[-1:]}
     return tuple(name or f"column {k + 1}" for k, name in names.items())
-
-
-def _pixel_rows(
-    block: list[tuple[str, list[str]]],  # "file, row n", and emotion, pixels, Usage
-    order: Sequence[str],                # the emotions by number
-) -> tuple[list[tuple[str, str, str]], np.ndarray]:  # id, label, split of each; its pixels
-    "Parse rows of FER2013's CSV."
-    numbers = {str(k): name for k, name in enumerate(order)}
-    table = [(f"row{at.rpartition(' ')[2]}", numbers.get(emotion) or _emotion(emotion, order, at),
-              "train" if usage is None else _usage(usage, at)) for at, (emotion, _, usage) in block]
-    return table, _parse_pixels([pixels for _, (_, pixels, _) in block], [at for at, _ in block])
 
 
 def _fer2013_csv(
@@ -1466,9 +1387,15 @@ def _fer2013_csv(
     name: str = "fer2013",               # of the dataset
 ) -> FERData:
     "All rows of the CSV, checked, a thousand at a time; ids are `row` and the line of the file."
+    def parsed(block: list) -> tuple[list[tuple[str, str, str]], np.ndarray]:  # id, label, split; pixels
+        rows = [(f"row{at.rpartition(' ')[2]}", numbers.get(emotion) or _emotion(emotion, order, at),
+                 "train" if usage is None else _usage(usage, at)) for at, (emotion, _, usage) in block]
+        return rows, _parse_pixels([pixels for _, (_, pixels, _) in block], [at for at, _ in block])
+
     left, wanted = left or LeftOut(), ("emotion", "pixels", "Usage")
+    numbers = {str(k): e for k, e in enumerate(order)}
     first = next(_rows(path), ("", []))[1]
-    bare = _pixel_columns(first)
+    bare = pixel_columns(first)
     columns = tuple(c for c in wanted if not bare or c in bare)
     need_columns(columns, wanted[:2], str(path), "the first row is no header, and holds pixels")
     if _place("Usage", bare or first) is None and _place("pixels", bare or first) is not None:
@@ -1481,7 +1408,7 @@ def _fer2013_csv(
         alone = [block] if left.broken == "error" else [[row] for row in block]
         for part in alone:
             with left.item(part[0][0].removeprefix(f"{path}, ")):
-                found, pixels = _pixel_rows(part, order)
+                found, pixels = parsed(part)
                 table += found
                 images.append(pixels)
     dropped = left.table(len(table) + len(left.rows), path)
@@ -1529,12 +1456,12 @@ def _split_files(
             files.append(p)
     good = left.sound(files, [p.relative_to(root).as_posix() for p in files], splits)
     files, splits = list(compress(files, good)), list(compress(splits, good))
-    _expect(files or not left.rows, root, f"all {len(left.rows)} images are broken", "an image that can be used")
+    _expect(files or not left.rows, root, f"all {len(left.rows)} images are broken", "one that can be used")
     return files, splits
 
 # %% ../nbs/04_data.ipynb #67f7ed7a
 def read_fer2013(
-    path: str | Path,      # fer2013.csv or icml_face_data.csv, packed or not, or the folder above train/ and test/
+    path: str | Path,      # fer2013.csv, icml_face_data.csv, maybe packed; or the folder of train/ and test/
     strict: bool = False,  # raise, not warn, where counts, splits or image sizes are not the published ones
     splits: Sequence[str] | None = None,  # splits that the file must hold; None: train, valid and test
     broken: str = "error",  # of `BROKEN`: what is done with a row or a file that cannot be used
@@ -1544,7 +1471,7 @@ def read_fer2013(
         folders = p.relative_to(path).parts[:-2]
         found = [split for usage, split in _USAGE.items() if p.name.lower().startswith(usage.lower())]
         found += [_USAGE[f] for f in folders if f in _USAGE]
-        found += ["train"] * any(_split_named(f) == "train" for f in folders)
+        found += ["train"] * any(split_named(f) == "train" for f in folders)
         _expect(found, p, "neither PublicTest_ nor PrivateTest_ in the name, so its split is unknown",
                 "one of them (read_folder reads other layouts)")
         return found[0]
@@ -1680,7 +1607,7 @@ def read_ferplus(
     why = np.select(list(why.values()), list(why), "")
     ds = FERData(df, images, LABEL_ORDERS["ferplus"], "ferplus").take(why == "")
     ds = ds.replace(labels=ds.labels[:num_classes], dropped=df[["id", "split"]].assign(why=why)[why != ""])
-    ds = _without_broken(ds, left, path)
+    ds = without_broken(ds, left, path)
     published = {s: c[:num_classes] for s, c in FERPLUS_COUNTS.items() if s != "train" or mode == "majority"}
     expected = splits and [s for s in splits if s in published or s not in SPLITS]
     ds.check_counts(published, strict, expected, subset_ok=True)
@@ -1728,7 +1655,7 @@ def _ferplus_named(
     ids = _matched(rows, files, path, left)
     df = last[last.image_name.isin(ids)].reset_index(drop=True)
     for name, split in zip(df.image_name, df.split):
-        there = _split_named(files[name].parent.name) or split
+        there = split_named(files[name].parent.name) or split
         _expect(there == split, files[name], f"in a folder of {there}", f"{split}, as {path.name} says,")
     df.insert(0, "id", [files[name].relative_to(folder).as_posix() for name in df.image_name])
     return df, [files[name] for name in df.image_name]
@@ -1796,38 +1723,23 @@ def soft_labels(
     total = shares.sum(1, keepdims=True)
     return np.divide(shares, total, out=np.full_like(shares, np.nan), where=total > 0)
 
-# %% ../nbs/04_data.ipynb #4f26241e
-def add_votes(
-    ds: FERData,          # all of what `read_fer2013` read from a CSV, in its order
-    new_csv: str | Path,  # fer2013new.csv
-) -> FERData:             # the same labels, with `VOTE_COLUMNS`, image_name and `vote_label` beside them
-    "Put FER+'s votes beside FER2013's labels, row by row. Raises `DataError` where the rows differ."
-    votes = _read_votes(new_csv)
-    _same_rows(votes, ds, Path(new_csv), ds.name)
-    target = vote_targets(votes[list(VOTE_COLUMNS)].to_numpy())
-    label = np.where(target.any(1), np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)], "")
-    df = pd.concat([ds.df, votes.drop(columns="split")], axis=1).assign(vote_label=label)
-    known = [LABEL_ORDERS["ferplus"].index(e) for e in ds.labels]
-    if said := check_witness(ds, votes[[VOTE_COLUMNS[k] for k in known]].to_numpy(float), str(new_csv)):
-        warnings.warn(said, stacklevel=2)
-    return ds.replace(df=df, dropped=ds.dropped)
-
 # %% ../nbs/04_data.ipynb #door0041
 def need_ids(
     ids: Iterable[str],     # of a witness
     ds: FERData,            # the images it speaks of
     where: str | Path,      # of the witness
 ) -> None:
-    """Raise `DataError` where an id comes twice, or none is one of `ds`; warn of those that are missing or foreign."""
+    "Raise `DataError` where an id comes twice, or none is one of `ds`; warn of missing and foreign ones."
     ids = pd.Index(ids)
     twice, foreign = ids[ids.duplicated()].unique(), ids.difference(ds.df.id)
     missing = ds.df.id[~ds.df.id.isin(ids)]
-    _expect(not len(twice), where, f"{len(twice)} ids more than once: {_some(map(_shown, twice), 3)}", "each id once")
-    _expect(len(foreign) < len(ids), where, f"none of its ids is in {ds.name} ({_some(map(_shown, ids), 2)} here, "
-            f"{_some(map(_shown, ds.df.id), 2)} there)", "ids of the data")
+    _expect(not len(twice), where, f"{len(twice)} ids more than once: {_some(map(quoted, twice), 3)}",
+            "each id once")
+    _expect(len(foreign) < len(ids), where, f"none of its ids is in {ds.name} ({_some(map(quoted, ids), 2)} "
+            f"here, {_some(map(quoted, ds.df.id), 2)} there)", "ids of the data")
     for some, what in ((foreign, f"ids that are not in {ds.name}"), (missing, "images without a row")):
         if len(some):
-            warnings.warn(f"{where}: {len(some)} {what}: {_some(map(_shown, some), 3)}", stacklevel=3)
+            warnings.warn(f"{where}: {len(some)} {what}: {_some(map(quoted, some), 3)}", stacklevel=3)
 
 
 def check_witness(
@@ -1836,7 +1748,7 @@ def check_witness(
     name: str,             # of the witness
     reach: int = 5,        # rows by which it may have been moved
 ) -> str:                  # a warning; an empty text: nothing is odd
-    "Whether a witness speaks of these images: by its agreement with the labels, split by split, as they are and moved."
+    "Whether a witness speaks of these images: how well it agrees with the labels in each split, also moved."
     shares = np.nan_to_num(np.asarray(shares, float))
     shares, targets = shares / np.maximum(shares.sum(1, keepdims=True), 1e-9), ds.targets()
     whole = [("", np.ones(len(ds), bool))] + [(f" of {s}", (ds.df.split == s).to_numpy()) for s in SPLITS]
@@ -1856,13 +1768,33 @@ def _contradicts(
         return ""
     guess, classes = np.where(said, shares.argmax(1), -1), shares.shape[1]
     claimed = shares.max(1)[said].mean()
-    chance = float(np.bincount(guess[said], minlength=classes) @ np.bincount(targets[said], minlength=classes)) / n**2
+    chance = float(np.bincount(guess[said], minlength=classes)
+                   @ np.bincount(targets[said], minlength=classes)) / n**2
     agrees = {k: float((guess[said] == np.roll(targets, k)[said]).mean()) for k in range(-reach, reach + 1)}
-    here, best, spread = agrees[0], max(agrees, key=agrees.get), 3 * np.sqrt(max(chance * (1 - chance), 1e-4) / n)
+    here, best = agrees[0], max(agrees, key=agrees.get)
+    spread = 3 * np.sqrt(max(chance * (1 - chance), 1e-4) / n)
     if best and agrees[best] > max(here + 2 * spread, 0.5):
-        return f"{1 - here:.0%} of the labels{{part}}; moved by {abs(best)} rows it would {1 - agrees[best]:.0%}"
+        return (f"{1 - here:.0%} of the labels{{part}}; moved by {abs(best)} rows it would contradict "
+                f"{1 - agrees[best]:.0%}")
     low = here < max(chance + spread, claimed / 2)
-    return f"{1 - here:.0%} of the labels{{part}} (chance {1 - chance:.0%}; it claims {claimed:.0%} certainty)" * bool(low)
+    return (f"{1 - here:.0%} of the labels{{part}} (chance {1 - chance:.0%}; it claims {claimed:.0%} "
+            "certainty)") * bool(low)
+
+# %% ../nbs/04_data.ipynb #4f26241e
+def add_votes(
+    ds: FERData,          # all of what `read_fer2013` read from a CSV, in its order
+    new_csv: str | Path,  # fer2013new.csv
+) -> FERData:             # the same labels, with `VOTE_COLUMNS`, image_name and `vote_label` beside them
+    "Put FER+'s votes beside FER2013's labels, row by row. Raises `DataError` where the rows differ."
+    votes = _read_votes(new_csv)
+    _same_rows(votes, ds, Path(new_csv), ds.name)
+    target = vote_targets(votes[list(VOTE_COLUMNS)].to_numpy())
+    label = np.where(target.any(1), np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)], "")
+    df = pd.concat([ds.df, votes.drop(columns="split")], axis=1).assign(vote_label=label)
+    known = [LABEL_ORDERS["ferplus"].index(e) for e in ds.labels]
+    if said := check_witness(ds, votes[[VOTE_COLUMNS[k] for k in known]].to_numpy(float), str(new_csv)):
+        warnings.warn(said, stacklevel=2)
+    return ds.replace(df=df, dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #ff76ed7c
 KDEF_COUNTS = {"train": (140,) * 7}  # per angle: 70 people × 2 series, of each emotion
@@ -1982,13 +1914,13 @@ def read_rafdb(
         files = {i: files[i] for i in codes}
         df = df[df.id.isin(codes)].reset_index(drop=True)
         df[["gender", "race", "age"]] = np.array(list(codes.values())).reshape(-1, 3)
-    ds = _without_broken(FERData(df, list(files.values()), LABEL_ORDERS["rafdb"], "rafdb"), left, root)
+    ds = without_broken(FERData(df, list(files.values()), LABEL_ORDERS["rafdb"], "rafdb"), left, root)
     ds.check_counts(RAFDB_COUNTS, strict, subset_ok=True)
     return ds
 
-
+# %% ../nbs/04_data.ipynb #door002d
 def _rafdb_list(root: Path) -> Path | None:
-    "RAF-DB's list of labels: list_patition_label.txt (sic), or another whose first row names one of its images."
+    "RAF-DB's list of labels: list_patition_label.txt (sic), or another whose first row names its images."
     folders = [root / "EmoLabel", root / "basic/EmoLabel", root, root / "basic"]
     lists = [p for d in folders for p in sorted(d.glob("*.txt")) if d.is_dir()]
     for path in lists:
@@ -2001,7 +1933,7 @@ def _rafdb_list(root: Path) -> Path | None:
 def _rafdb_parts(base: Path) -> dict[str, Path]:
     "The split folders of the mirror that are there: train, test, valid, in any capitals."
     found = [d for d in sorted(base.iterdir()) if d.is_dir()] if base.is_dir() else []
-    return {_split_named(d.name): d for d in found if _split_named(d.name)}
+    return {split_named(d.name): d for d in found if split_named(d.name)}
 
 
 def _rafdb_id(name: str, at: str) -> str:
@@ -2052,7 +1984,8 @@ def _rafdb_mirror(
             with left.item(p.relative_to(root).as_posix(), split):
                 i, number = _rafdb_id(p.name, str(p.parent)), p.relative_to(folder).parts[0]
                 fits = i.startswith(f"{split}_") or split == "valid"
-                _expect(fits, p, f"in {split}/, so this copy was altered", f"a folder in {i.partition('_')[0]}/")
+                _expect(fits, p, f"in {split}/, so this copy was altered",
+                        f"a folder in {i.partition('_')[0]}/")
                 found.append((i, p))
                 labels.setdefault(i, _rafdb_label(number, str(p)))
                 moved = split == "valid" and "test" not in parts and i.startswith("test_")
@@ -2071,7 +2004,7 @@ def _rafdb_mirror(
         _matched(rows, {i: p for i, p in files.items() if i.startswith(split)}, source, left)
     return labels, files, splits
 
-
+# %% ../nbs/04_data.ipynb #door002e
 def _rafdb_codes(path: Path) -> tuple[int, int, int]:
     "Codes of gender, race and age on lines 6 to 8, below five landmarks."
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
@@ -2118,7 +2051,7 @@ def read_affectnet(
         images = [Crop(p, tuple(box)) for p, box in zip(images, boxes)]
     labels = LABEL_ORDERS["affectnet"][:num_classes]
     ds = FERData(df.drop(columns=["path", "expression"]), images, labels, "affectnet", dropped)
-    ds = _without_broken(ds, left, root)
+    ds = without_broken(ds, left, root)
     if not automatic:
         published = {s: row[:num_classes] for s, row in AFFECTNET_COUNTS.items()}
         ds.check_counts(published, strict, subset_ok=True)
@@ -2174,13 +2107,15 @@ def _index_lists(
         if home not in files:
             inside = list(_listing(home))
             files[home] = {f.lower(): f for f in inside} | {f: f for f in inside}
-        for at, (file, *box, _, exp, valence, arousal) in _table(path, _AFFECTNET_COLUMNS, header=False, left=left):
+        rows_of = _table(path, _AFFECTNET_COLUMNS, header=False, left=left)
+        for at, (file, *box, _, exp, valence, arousal) in rows_of:
             with left.item(f"{split}/{file}", split):
                 found = files[home].get(_inside(file, at)) or files[home].get(file.lower())
                 _expect(found or left.broken == "error", at, f"{file}: no such image", "an image")
                 lost += [] if found else [f"{at} ({file})"]
-                rows.append((f"{split}/{file}", split, by, (home / (found or file)).relative_to(root).as_posix(),
-                             *box_of(box), _whole_number(exp, 0, 10, at, "expression", LabelError),
+                place = (home / (found or file)).relative_to(root).as_posix()
+                rows.append((f"{split}/{file}", split, by, place, *box_of(box),
+                             _whole_number(exp, 0, 10, at, "expression", LabelError),
                              _affect(valence, at, "valence"), _affect(arousal, at, "arousal")))
                 places.append(at)
     unique = set(_by_id(((row[0], at) for row, at in zip(rows, places)), left).values())
@@ -2195,7 +2130,7 @@ def _index_lists(
 def _affectnet_sets(root: Path) -> dict[Path, str]:
     "The folders of layout B and their splits; `root` may be one of them."
     inside = {root / "train_set": "train", root / "val_set": "valid"}
-    alone = {root: _split_named(root.resolve().name) or "train"} if (root / "annotations").is_dir() else {}
+    alone = {root: split_named(root.resolve().name) or "train"} if (root / "annotations").is_dir() else {}
     return {d: split for d, split in inside.items() if d.is_dir()} or alone
 
 
@@ -2299,10 +2234,11 @@ def read_folder(
     "Read a folder of class folders, with or without split folders above them. Raises `DataError`."
     def split_of(path: Path) -> str:  # "" where no folder above the class folder is a split
         *above, name = path.relative_to(root).parts[:-1] or [""]
-        found = {_split_named(part) for part in above if _split_named(part)}
-        outside = name == "" or _split_named(name)
+        found = {split_named(part) for part in above if split_named(part)}
+        outside = name == "" or split_named(name)
         several = f"in folders of the splits {' and '.join(sorted(found))}"
-        _expect(not outside and len(found) < 2, path, f"lies {'outside any class folder' if outside else several}",
+        _expect(not outside and len(found) < 2, path,
+                f"lies {'outside any class folder' if outside else several}",
                 'an image inside a class folder, or broken="drop" (--broken drop),')
         return found.pop() if found else ""
 
@@ -2320,978 +2256,14 @@ def read_folder(
     ds = _from_files(files, root, [split or "train" for split in splits], labels, root.name)[0]
     return ds.replace(dropped=dropped)
 
-# %% ../nbs/04_data.ipynb #0b452780
-@dataclass(frozen=True)
-class Format:
-    "A format of datasets: its layout, how it is recognised and read, its labels, counts and source."
-
-    name: str                                   # for `as_` and --as
-    title: str                                  # what it is called
-    tree: str                                   # its layouts, as text
-    find: Callable[[Tree], Iterable[tuple[str, float]]]  # a folder -> where it may begin, and how certainly
-    read: Callable[..., "tuple[FERData, list[str] | None]"]  # where, tree, labels, broken -> data, classes as found
-    labels: tuple[str, ...] = ()                # in the order of its numbers; (): those that are found
-    counts: dict[str, Sequence[int]] | None = None  # published: split -> images of each label
-    source: str = ""                            # where it is to be had, and under which terms
-    own: str = ""                               # files it uses beside images, as a regular expression
-
-
-FORMATS: dict[str, Format] = {}
-
-
-def add_format(
-    declared: Format,  # with a name of its own
-) -> Format:           # the same
-    "Make a format known to `read` and the command."
-    FORMATS[declared.name] = declared
-    return declared
-
-# %% ../nbs/04_data.ipynb #door0101
-def _by_paths(
-    *patterns: str,      # regular expressions of paths below the place where the format begins
-    sure: float = 1.0,   # how certain it then is
-) -> Callable[[Tree], list[tuple[str, float]]]:
-    "A detector: wherever all the patterns are found below one folder."
-    def find(tree: Tree) -> list[tuple[str, float]]:
-        names, starts = tree.sample(), []
-        for pattern in patterns:
-            rx = re.compile(f"(?P<start>(?:.*?/)??)(?:{pattern})", re.I)
-            starts.append({m["start"] for name in names if (m := rx.fullmatch(name))})
-        return [(start, sure) for start in sorted(set.intersection(*starts))]
-    return find
-
-
-def _by_names(
-    pattern: str,         # regular expression of a file's name
-    share: float = 0.5,   # of the images that must have such a name
-    classes: bool = False,  # whether they must lie in folders named for emotions
-) -> Callable[[Tree], list[tuple[str, float]]]:
-    "A detector: images whose names are like no others."
-    rx = re.compile(pattern, re.I)
-
-    def find(tree: Tree) -> list[tuple[str, float]]:
-        images = [f for f in tree.sample() if f[-1] != "/" and _ending(f) in _IMAGE_ENDINGS]
-        hits = [f for f in images if rx.fullmatch(f.rpartition("/")[2])]
-        hits = [f for f in hits if not classes or "/" in f and _known(f.split("/")[-2])]
-        return [("", 1.0)] if hits and len(hits) >= share * len(images) else []
-    return find
-
-
-def _known(name: str) -> bool:
-    "Whether a class is an emotion in any spelling."
-    return bool(name.strip()) and canonical_label(name) in (*EMOTIONS, "contempt")
-
-# %% ../nbs/04_data.ipynb #door0103
-def label_order(
-    labels: "str | Sequence[str] | dict[str, str] | None",  # names in order, `NAME=LABEL` pairs, or a known order
-) -> tuple[tuple[str, ...], dict[str, str]]:  # the order, (): none; class as found -> label
-    """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or the name
-    of a known order, such as `"affectnet"`. Raises `ConfigError`."""
-    if isinstance(labels, str):
-        known = LABEL_ORDERS | {f.name: f.labels for f in FORMATS.values() if f.labels}
-        words = [w.strip() for w in labels.split(",") if w.strip()]
-        pairs = [w.split("=", 1) for w in words if "=" in w]
-        mixed = len(pairs) not in (0, len(words)) or not words
-        if mixed:
-            raise ConfigError(f"labels={labels!r}; names in their order, pairs such as 0=angry,1=sad, or one of "
-                              f"{', '.join(known)} expected")
-        labels = dict(pairs) if pairs else known.get(labels, words)
-    if isinstance(labels, dict):
-        names = {str(a).strip().lower(): canonical_label(b) for a, b in labels.items()}
-        return (), names
-    order = tuple(map(canonical_label, labels or ()))
-    if len(set(order)) < len(order):
-        raise ConfigError(f"labels={labels!r}; each label once expected")
-    return order, {}
-
-
-def _numbered(
-    found: Iterable[str],    # classes, all of them numbers
-    order: tuple[str, ...],  # the labels in their order
-    where: str | Path,       # the dataset
-) -> dict[str, str]:         # class -> label
-    "Numbers from 0, or from 1, as labels. Raises `LabelError` where that is not certain."
-    numbers = {f: int(float(f)) for f in found}
-    low, high = min(numbers.values()), max(numbers.values())
-    orders = ", ".join(f"{name} ({' '.join(o)})" for name, o in LABEL_ORDERS.items())
-    _expect(order, where, f"the classes are numbers, {low} to {high}, which mean other emotions in every dataset",
-            f"labels (--labels) in their order, as names with commas or as one of {orders},", LabelError)
-    first = 1 if high == len(order) and low > 0 else 0
-    _expect(high < len(order) + first and (low == 0 or first == 1), where, f"classes {low} to {high} for "
-            f"{len(order)} labels", "numbers from 0, or from 1 to the last, or pairs such as "
-            "--labels 1=happy,2=sad,", LabelError)
-    return {f: order[k - first] for f, k in numbers.items()}
-
-
-def _relabelled(
-    ds: FERData,            # as a reader made it
-    found: list[str],       # the class of each image, as it was found
-    labels: Any,            # see `label_order`
-    where: str | Path,      # the dataset
-) -> tuple[FERData, dict[str, str]]:  # with labels; what was found -> label, where the two differ
-    "Translate the classes that were found. Raises `LabelError` for numbers without an order, and foreign names."
-    (order, names), classes = label_order(labels), sorted(set(found))
-    if all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes) and not names:
-        meaning = _numbered(classes, order, where)
-    else:
-        meaning = {c: names.get(c.strip().lower()) or canonical_label(c) for c in classes}
-    foreign = sorted(c for c in classes if order and meaning[c] not in order)
-    _expect(not foreign, where, f"classes {_some(map(_shown, foreign))}", f"those of labels, {', '.join(order)},",
-            LabelError)
-    there = set(meaning.values())
-    order = order or tuple(e for e in EMOTIONS if e in there) + tuple(sorted(there - set(EMOTIONS)))
-    renamed = {c: m for c, m in meaning.items() if c.strip().lower() != m}
-    return ds.replace(df=ds.df.assign(label=[meaning[c] for c in found]), labels=order, dropped=ds.dropped), renamed
-
-# %% ../nbs/04_data.ipynb #door0111
-def read_names(
-    root: str | Path,               # folder with images
-    pattern: str,                   # regular expression of a path below it, with a group `label`, or one group
-    labels: Any = None,             # see `label_order`; None: what the pattern finds, as names
-    name: str = "",                 # of the dataset; "": the folder's
-    broken: str = "error",          # of `BROKEN`
-) -> tuple[FERData, list[str]]:     # with a column for every other named group; the class of each, as found
-    """Read images whose label stands in their path: `JA.AN1.39.tiff`, `03_happy.png`. Other named groups, such as
-    `subject` or `group`, become columns. Raises `DataError` for images without a label."""
-    rx, root, left = _compiled(pattern, "label_pattern"), Path(root), LeftOut(broken)
-    rows, files = [], _list_images(root)
-    for p in files:
-        i = p.relative_to(root).as_posix()
-        with left.item(i):
-            m = rx.search(i)
-            _expect(m and _found(m), p, f"no label by the pattern {pattern}", "one in each path")
-            split = {_split_named(part) for part in Path(i).parts[:-1]} - {""}
-            rows.append({"id": i, "found": _found(m), "split": split.pop() if split else "train"}
-                        | {k: v for k, v in m.groupdict().items() if k != "label"})
-    df = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["id", "found", "split"])
-    return _by_found(df, [root / i for i in df.id], name or root.name, left, root)
-
-
-def _compiled(pattern: str, name: str) -> re.Pattern:
-    "A regular expression with a group. Raises `ConfigError` for what is none."
-    try:
-        rx = re.compile(pattern)
-    except re.error as e:
-        raise ConfigError(f"{name}={pattern!r}: no regular expression ({e})") from e
-    one_of(f"groups of {name}", min(rx.groups, 1), (1,))
-    return rx
-
-
-def _found(m: re.Match) -> str:
-    "The group `label` of a match, or `subject`, or its first group."
-    groups = m.groupdict()
-    return (groups.get("label") or groups.get("subject") or m[1] or "").strip()
-
-
-def _by_found(
-    df: pd.DataFrame,     # id, found, split, and other columns
-    images: list,         # files or boxes
-    name: str,            # of the dataset
-    left: LeftOut,        # what was left out
-    where: str | Path,    # the dataset
-) -> tuple[FERData, list[str]]:  # labelled by the classes as they were found; those
-    "A dataset whose classes are not translated yet; broken images are left out."
-    _expect(len(df), where, "no image with a label", "at least one")
-    df = df.rename(columns={"found": "label"})
-    ds = _without_broken(FERData(df, images, sorted(set(df.label)), name), left, where)
-    return ds, ds.df.label.tolist()
-
-# %% ../nbs/04_data.ipynb #door0112
-_LIST_KEYS = {"image": _IMAGE_KEYS, "label": _LABEL_KEYS, "split": ("split", "usage", "set", "subset", "partition"),
-              "subject": ("subject", "person", "subjectid", "personid", "identity", "participant"),
-              "group": ("group", "sequence", "video", "clip", "groupid")}
-
-
-def _list_columns(
-    fields: list[str],  # the first row of a list
-) -> tuple[dict[str, int], bool]:  # column -> position; whether the row is a header
-    "The columns of a list, by its header, or by what stands in its first row."
-    keys = [_key(f) for f in fields]
-    named = {c: next(keys.index(k) for k in ks if k in keys) for c, ks in _LIST_KEYS.items() if set(ks) & set(keys)}
-    if {"image", "label"} <= set(named):
-        return named, True
-    image = next((k for k, f in enumerate(fields) if _ending(f) in _IMAGE_ENDINGS), None)
-    if image is None:
-        return named, True
-    rest = [k for k, f in enumerate(fields) if k != image and f]
-    split = [k for k in rest if _split_named(fields[k])]
-    return {"image": image} | dict(zip(("label",), (k for k in rest if k not in split))) | \
-        dict(zip(("split",), split)), False
-
-
-def _list_rows(
-    path: Path,  # of the list: CSV, TSV, words on a line, JSONL
-) -> Iterator[tuple[str, dict[str, str]]]:  # "file, row n", and what stands in its columns
-    "The rows of a list of images. Raises `DataError` for one without the columns image and label."
-    if _ending(path.name) in (".jsonl", ".ndjson"):
-        yield from _json_rows(path)
-        return
-    by_blanks = len(next(_rows(path), ("", []))[1]) == 1
-    rows = _rows(path, " " if by_blanks else "")
-    at, first = next(rows, ("", []))
-    columns, header = _list_columns(first)
-    need_columns(columns, ("image", "label"), str(path), f"the first row is {_shown(', '.join(first))}")
-    for at, fields in rows if header else chain([(at, first)], rows):
-        fits = len(fields) > max(columns.values())
-        yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    "The rows of a list with an object of JSON on each line."
-    with _text_of(path) as f:
-        for k, line in enumerate(f, 1):
-            at = f"{path}, row {k}"
-            try:
-                row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError):
-                row = "no JSON"
-            if row is not None:
-                columns = _list_columns(list(map(str, row)))[0] if isinstance(row, dict) else {}
-                names = list(row) if isinstance(row, dict) else []
-                yield at, {c: str(row[names[i]]) for c, i in columns.items() if row[names[i]] is not None}
-
-# %% ../nbs/04_data.ipynb #door0113
-def read_list(
-    paths: str | Path | Sequence[str | Path],  # lists of image, label and maybe split, subject, group
-    broken: str = "error",                     # of `BROKEN`
-    name: str = "",                            # of the dataset; "": the first list's
-) -> tuple[FERData, list[str]]:                # the class of each image as it was found
-    """Read lists of images: CSV, TSV, JSONL or words on a line, with a header or none, packed or not. Paths are
-    relative to the list; a bare name may lie anywhere below it if it does so once. The split is that of the column,
-    else of the list's name (train_labels.csv), else of the image's folder, else train."""
-    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    left, rows, images, seen = LeftOut(broken), [], [], {}
-    for path in paths:
-        own, places = _split_of_list(path), {}
-        for at, row in _list_rows(path):
-            with left.item(row.get("image", at.rpartition(", ")[2]), own):
-                _expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
-                file = _inside(row["image"].replace("\\", "/").removeprefix("./"), at)
-                places = places or _names_below(path.parent)
-                found = _find_image(file, path.parent, places, at)
-                split = _usage_or(row.get("split"), own, file, at)
-                again = seen.setdefault(found, (at, row["label"]))
-                _expect(again[0] == at, at, f"{_shown(file)} again, {_shown(row['label'])}",
-                        f"each image once ({again[0]}: {_shown(again[1])})")
-                rows.append({"id": found, "found": row["label"], "split": split}
-                            | {c: row[c] for c in ("subject", "group") if row.get(c)})
-                images.append(path.parent / found)
-    columns = [c for c in ("id", "found", "split", "subject", "group") if any(c in row for row in rows)]
-    df = pd.DataFrame(rows, columns=columns or ["id", "found", "split"])
-    return _by_found(df, images, name or paths[0].stem, left, paths[0])
-
-
-def _split_of_list(path: Path) -> str:
-    "The split that a list's name begins or ends with: train_labels.csv, labels-val.txt; an empty text: none."
-    words = re.split(r"[\W_]+", path.stem)
-    return next((s for w in (words[0], words[-1]) if (s := _split_named(w))), "")
-
-
-def _names_below(folder: Path) -> dict[str, list[str]]:
-    "The image files below a folder by their bare name."
-    found: dict[str, list[str]] = {}
-    for file in Tree(folder).images():
-        found.setdefault(file.rpartition("/")[2], []).append(file)
-    return found
-
-
-def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) -> str:
-    "The path of a listed image below the list's folder."
-    if (folder / file).is_file():
-        return file
-    found = [f for f in places.get(file.rpartition("/")[2], []) if f"/{f}".endswith(f"/{file}")]
-    _expect(len(found) == 1, at, f"{_shown(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} below "
-            f"{folder}", "one")
-    return found[0]
-
-
-def _usage_or(text: str | None, own: str, file: str, at: str) -> str:
-    "The split of a row: that of its column, of its list, of the image's folder, or train."
-    if text:
-        return _usage(text, at)
-    folders = [s for part in file.split("/")[:-1] if (s := _split_named(part))]
-    return own or (folders[0] if folders else "train")
-
-# %% ../nbs/04_data.ipynb #door0115
-def _numbers_beside(
-    root: Path,     # of the dataset
-    folder: str,    # of the text files, in the place of `images` in an image's path
-    left: LeftOut,  # what is done with broken items
-) -> Iterator[tuple[str, list[str]]]:  # path of an image below the root, the words of its first line
-    "Images with a text file each: `train/images/7.png` and `train/labels/7.txt`."
-    for p in _list_images(root):
-        i = p.relative_to(root).as_posix()
-        note = root / re.sub(r"(^|/)images/(?!.*/images/)", rf"\1{folder}/", i, flags=re.I)
-        note = note.with_suffix(".txt")
-        with left.item(i):
-            _expect(note.is_file(), p, f"no label ({note.relative_to(root)})", "one for each image")
-            first = next(_rows(note, " "), ("", []))[1]
-            _expect(first, note, "an empty file", "a class and a box")
-            yield i, first
-
-
-def read_yolo(
-    root: str | Path,       # holds images/ and labels/, or splits that do, and maybe data.yaml
-    broken: str = "error",  # of `BROKEN`
-) -> tuple[FERData, list[str]]:  # the class of each image as data.yaml names it, else its number
-    "Read a dataset in YOLO's form: for each image the class and the box of its first face, which is cut out."
-    root, left, rows, images = Path(root), LeftOut(broken), [], []
-    names = _yaml_names(root)
-    for i, (number, *box) in _numbers_beside(root, "labels", left):
-        with left.item(i):
-            k = _whole_number(number, 0, len(names) - 1 if names else 999, str(root / i), "class", LabelError)
-            split = {_split_named(part) for part in i.split("/")[:-1]} - {""}
-            rows.append({"id": i, "found": names[k] if names else str(k), "split": split.pop() if split else "train"})
-            images.append(_yolo_crop(root / i, box))
-    return _by_found(pd.DataFrame(rows, columns=["id", "found", "split"]), images, root.name, left, root)
-
-
-def _yaml_names(root: Path) -> list[str]:
-    "The class names in a data.yaml, as a list or a mapping from numbers; empty: none there."
-    file = next((f for d in (root, root.parent) for f in sorted(d.glob("*.y*ml"))), None)
-    text = file.read_text(encoding="utf-8", errors="replace") if file else ""
-    listed = re.search(r"^names:\s*\[([^\]]*)\]", text, re.M) or re.search(r"^names:\s*\n((?:[ \t-].*\n?)+)", text, re.M)
-    words = re.split(r",|\n", listed[1]) if listed else []
-    return [w for w in (re.sub(r"^\s*(-|\d+\s*:)?\s*|['\"\s]+$", "", w).strip("'\"") for w in words) if w]
-
-
-def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
-    "The box of a label (centre, width and height as shares of the image); the file, where that is all of it."
-    at = f"label of {file}"
-    _expect(len(box) >= 4, at, f"{len(box)} numbers", "four, a box,")
-    x, y, w, h = (_affect(b, at, "box") for b in box[:4])
-    if min(w, h) > 0.99:
-        return file
-    try:
-        with _opened(file) as im:
-            width, height = im.size
-    except Exception as e:  # Pillow's readers meet damage with errors of every kind
-        raise ImageError(f"{file}: cannot be decoded as an image ({_shown(e)})") from e
-    size = max(1, round(w * width)), max(1, round(h * height))
-    return Crop(file, (round((x - w / 2) * width), round((y - h / 2) * height), *size))
-
-# %% ../nbs/04_data.ipynb #door0116
-def read_parquet(
-    paths: str | Path | Sequence[str | Path],  # files as hubs store them: an image column, and a label
-    broken: str = "error",                     # of `BROKEN`
-) -> tuple[FERData, list[str]]:                # the class of each image: its name, else its number
-    """Read Parquet files whose rows hold encoded images and labels; the split stands in a file's name
-    (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is not installed."""
-    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    left, rows, images = LeftOut(broken), [], []
-    for path in paths:
-        table, names = _parquet_table(path)
-        columns = {_key(c): c for c in table}
-        image, label = (next((columns[k] for k in keys if k in columns), None)
-                        for keys in (("image", "img", "picture"), _LABEL_KEYS))
-        need_columns({"image": image, "label": label}.keys() - {k for k, v in (("image", image), ("label", label))
-                                                                if v is None}, ("image", "label"), str(path),
-                     f"the columns are {_shown(', '.join(table))}")
-        for k, (data, found) in enumerate(zip(table[image], table[label])):
-            i, split = f"{path.stem}/{k}", _split_of_list(path) or "train"
-            with left.item(i, split):
-                raw = data.get("bytes") if isinstance(data, dict) else data
-                _expect(isinstance(raw, bytes), f"{path}, row {k}", f"a {type(raw).__name__}", "an encoded image")
-                images.append(_decoded(raw, f"{path}, row {k}"))
-                number = re.fullmatch(r"[0-9]+", str(found))
-                named = names[int(found)] if number and int(found) < len(names) else str(found)
-                rows.append({"id": i, "found": named, "split": split})
-    same = len({im.shape[:2] for im in images}) == 1
-    _expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
-    df = pd.DataFrame(rows, columns=["id", "found", "split"])
-    return _by_found(df, _stack(images, df.id), paths[0].parent.name, left, paths[0])
-
-
-def _decoded(raw: bytes, at: str) -> np.ndarray:
-    "The pixels of an encoded image."
-    try:
-        with _opened(io.BytesIO(raw)) as im:
-            return to_array(im)
-    except Exception as e:  # Pillow's readers meet damage with errors of every kind
-        raise ImageError(f"{at}: cannot be decoded as an image ({_shown(e)})") from e
-
-
-def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    "The columns of a Parquet file, and the names of its classes where the file says them."
-    try:
-        import pyarrow.parquet as pq
-        table = pq.read_table(path)
-        about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    except ImportError as e:
-        raise DataError(f"{path}: a Parquet file; reading it needs pyarrow (pip install pyarrow)") from e
-    except Exception as e:  # a damaged file meets pyarrow with errors of every kind
-        raise DataError(f"{path}: not a Parquet file that can be read ({_shown(e)})") from e
-    features = about.get("info", {}).get("features", {}) if isinstance(about, dict) else {}
-    names = next((f["names"] for k, f in features.items() if _key(k) in _LABEL_KEYS and "names" in f), [])
-    return pd.DataFrame({c: table[c].to_pylist() for c in table.column_names}), list(map(str, names))
-
-# %% ../nbs/04_data.ipynb #door0121
-def _fixed(
-    read_it: Callable[..., FERData],  # a reader whose labels are fixed
-) -> Callable[..., tuple[FERData, None]]:
-    "A reader in the form that a declaration takes."
-    return lambda where, tree, labels, broken: (read_it(where, broken=broken), None)
-
-
-def _pixel_files(tree: Tree) -> list[str]:
-    "Tables of pixels; of the files of one competition, the one that holds all."
-    found = [f for f, role in tree.tables().items() if role == "pixels" and "ckext" not in _key(f)]
-    for best in ("fer2013.csv", "icml_face_data.csv", "train.csv"):
-        whole = [f for f in found if f.rpartition("/")[2].lower() == best]
-        parts = {f.rpartition("/")[2].lower() for f in found}
-        if len(whole) == 1 and parts <= {"fer2013.csv", "icml_face_data.csv", "train.csv", "test.csv"}:
-            return whole
-    return found
-
-
-def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, None]:
-    "The CSV or the folders; a table of pixels alone is named for what it is."
-    first = [] if where.is_dir() else [_key(f) for f in _first_row(where)]
-    _expect(first != ["pixels"], where, "pixels without labels, as Kaggle's test.csv has them",
-            "the columns emotion and pixels, as in icml_face_data.csv,")
-    return read_fer2013(where, broken=broken), None
-
-
-def _find_fer2013(tree: Tree) -> list[tuple[str, float]]:
-    "The CSV, the mirror by its file names, or folders named after Usage."
-    usage = {f.rstrip("/").rpartition("/")[2] for f in tree.folders} & set(_USAGE)
-    mirror = _by_names(r"(Training|PublicTest|PrivateTest)_\d+\..*", 0.5)(tree)
-    folders = [("", 1.0)] if len(usage) > 1 and not mirror and any(map(tree.is_image, tree.sample())) else []
-    return [(f, 1.0) for f in _pixel_files(tree)] + mirror + folders
-
-
-add_format(Format(
-    "fer2013", "FER2013", """\
-fer2013.csv | icml_face_data.csv | train.csv    emotion,pixels[,Usage]; also .gz, .zip, .tar
-train/happy/Training_1.jpg  test/happy/PublicTest_2.jpg  test/happy/PrivateTest_3.jpg    at any depth
-Training/happy/1.jpg  PublicTest/happy/2.jpg  PrivateTest/happy/3.jpg""",
-    _find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE, own=r"(.*/)?(fer2013|icml_face_data|"
-    r"train|test)\.csv"))
-
-
-def _find_ferplus(tree: Tree) -> list[tuple[str, float]]:
-    "The folders of FER+'s script, or its table of votes."
-    votes = [f for f, role in tree.tables().items() if role == "votes" and not f.lower().endswith("label.csv")]
-    return _by_paths(r"FER2013(Train|Valid|Test)/label\.csv")(tree) or [(f, 1.0) for f in votes]
-
-
-def _read_ferplus(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, None]:
-    "The folders; or the votes with FER2013's CSV beside them; or with the images that they name."
-    if where.is_dir():
-        return read_ferplus(where, broken=broken), None
-    pixels = _pixel_files(tree)
-    images = where.parent if next((f for f in tree.files() if tree.is_image(f)), None) else None
-    _expect(len(pixels) == 1 or images, where, "votes without images",
-            "fer2013.csv beside it (or --data fer2013.csv --votes fer2013new.csv), or FER+'s images,")
-    return read_ferplus(where, tree.root / pixels[0] if len(pixels) == 1 else images, broken=broken), None
-
-
-add_format(Format(
-    "ferplus", "FER+", """\
-FER2013Train/label.csv  FER2013Train/fer0000000.png  FER2013Valid/...  FER2013Test/...
-fer2013new.csv  fer2013.csv    joined by row
-fer2013new.csv  images/FER2013Train/fer0000000.png ...    joined by name""",
-    _find_ferplus, _read_ferplus, LABEL_ORDERS["ferplus"], FERPLUS_COUNTS, "github.com/microsoft/FERPlus",
-    own=r"(.*/)?(label|fer2013new|fer2013)\.csv"))
-
-# %% ../nbs/04_data.ipynb #door0122
-add_format(Format(
-    "kdef", "KDEF", """\
-KDEF/AF01/AF01ANS.JPG    series, sex, person, emotion, angle; at any depth; the angle S is read""",
-    _by_names(_KDEF_NAME.pattern + r"\.jpe?g", 0.3), lambda where, tree, labels, broken:
-    (read_kdef(where, broken="drop" if broken == "error" else broken), None), EMOTIONS, KDEF_COUNTS, "kdef.se"))
-
-
-def _find_rafdb(tree: Tree) -> list[tuple[str, float]]:
-    "The list, whatever it is called, or the mirror by the names of its images."
-    starts = [f for f, _ in _by_paths(r"(basic/)?EmoLabel/")(tree)]
-    lists = [f.rpartition("/")[0] + "/" * ("/" in f) for f in tree.tables() if f.lower().endswith(".txt")
-             and _RAFDB_NAME.fullmatch(_first_row(tree.root / f)[0]) and "emolabel" not in f.lower()]
-    rx = re.compile(r"(?P<start>(?:.*/)?)[^/]+/[1-7]/(train|test)_\d+(_aligned)?\.\w+", re.I)
-    mirror = {m["start"] for f in tree.sample() if (m := rx.fullmatch(f)) and _split_named(f.split("/")[-3])}
-    mirror = {start.removesuffix("DATASET/") for start in mirror}
-    return [(s, 1.0) for s in dict.fromkeys([*starts, *lists, *sorted(mirror)])]
-
-
-add_format(Format(
-    "rafdb", "RAF-DB", """\
-basic/EmoLabel/list_patition_label.txt  basic/Image/aligned/train_00001_aligned.jpg ...
-DATASET/train/1/train_00001_aligned.jpg  DATASET/test/7/test_0001_aligned.jpg  [train_labels.csv test_labels.csv]
-labels.txt  images/train_00001_aligned.jpg ...""",
-    _find_rafdb, _fixed(read_rafdb), LABEL_ORDERS["rafdb"], RAFDB_COUNTS, "whdeng.cn/RAF/model1.html, on request",
-    own=r"(.*/)?(list_par?tition_label|labels|.*_manu_attri|.*_auto_attri)\.txt|(.*/)?(train|test)_labels\.csv"))
-
-
-def _find_affectnet(tree: Tree) -> list[tuple[str, float]]:
-    "The annotations of layout B, or the lists of layout A."
-    whole = _by_paths(r"(train|val)_set/annotations/")(tree) + _by_paths(r"Manually_Annotated_file_lists/")(tree)
-    lists = _by_paths(r"training\.csv", r"Manually_Annotated(_Images)?/.*")(tree)
-    return whole or lists or _by_paths(r"annotations/\d+_exp\.npy", r"images/")(tree)
-
-
-add_format(Format(
-    "affectnet", "AffectNet", """\
-train_set/images/0.jpg  train_set/annotations/0_exp.npy 0_val.npy 0_aro.npy ...  val_set/...
-Manually_Annotated_file_lists/training.csv validation.csv  Manually_Annotated_Images/1/a.jpg ...""",
-    _find_affectnet, _fixed(read_affectnet), LABEL_ORDERS["affectnet"], AFFECTNET_COUNTS,
-    "mohammadmahoor.com/affectnet, on request", own=r".*\.npy|(.*/)?(training|validation|automatically_annotated)\.csv"))
-
-# %% ../nbs/04_data.ipynb #door0123
-_CK_NAME = r"S\d{3}_\d{3}_\d{8}"
-_CK_ORDER = ("neutral", "angry", "contempt", "disgust", "fear", "happy", "sad", "surprise")
-_CK_COUNTS = dict(zip(_CK_ORDER, (0, 45, 18, 59, 25, 69, 28, 83)))  # sequences
-
-
-def read_ckplus(
-    root: str | Path,       # holds Emotion/ and cohn-kanade-images/
-    broken: str = "error",  # of `BROKEN`
-) -> FERData:               # the last frame, the peak, of each labelled sequence; subject, group (the sequence)
-    "Read the official CK+. Raises `DataError` for a label without its sequence of images."
-    root, left, rows, frames = Path(root), LeftOut(broken), [], {}
-    for p in _list_images(root):
-        if m := re.fullmatch(rf"({_CK_NAME})\..*", p.name, re.I):
-            frames[m[1][:8].upper()] = p  # sorted: the last one stays
-    tree = Tree(root)
-    for file in sorted(f for f in tree.files() if f.lower().endswith("_emotion.txt")):
-        sequence = file.rpartition("/")[2][:8].upper()
-        with left.item(sequence, "train"):
-            first = next(_rows(root / file, " "), ("", [""]))[1]
-            k = _whole_number(first[0], 0, 7, str(root / file), "emotion", LabelError)
-            _expect(sequence in frames, root / file, "a label without images", f"the images of {sequence}")
-            rows.append((sequence, _CK_ORDER[k], "train", sequence[:4], sequence))
-    df = pd.DataFrame(rows, columns=["id", "label", "split", "subject", "group"])
-    labels = [e for e in _CK_ORDER if e in set(df.label) or e != "neutral"]
-    ds = FERData(df, [frames[i] for i in df.id], labels, "ckplus")
-    return _without_broken(ds, left, root)
-
-
-add_format(Format(
-    "ckplus", "CK+", """\
-Emotion/S005/001/S005_001_00000011_emotion.txt  cohn-kanade-images/S005/001/S005_001_00000011.png
-the peak frame of each labelled sequence; subject and group are columns""",
-    _by_paths(r"Emotion[^/]*/S\d{3}/\d{3}/[^/]*_emotion\.txt"), _fixed(read_ckplus), _CK_ORDER[1:],
-    {"train": [_CK_COUNTS[e] for e in _CK_ORDER[1:]]}, "Lucey et al. 2010; on request, for research",
-    own=r".*_(emotion|landmarks|facs)\.txt"))
-
-
-def _classes_named(
-    name: str,          # of the dataset
-    pattern: str = "",  # regular expression of a path; its named groups become columns
-) -> Callable[..., tuple[FERData, list[str]]]:
-    "A reader of class folders whose file names say more."
-    def read_it(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
-        ds = read_folder(where, broken=broken)
-        more = ds.df.id.str.extract(pattern) if pattern else pd.DataFrame()
-        found = [i.split("/")[-2] for i in ds.df.id]
-        df = ds.df.assign(**{c: more[c].to_numpy() for c in more})
-        return ds.replace(df=df, name=name or where.resolve().name, dropped=ds.dropped), found
-    return read_it
-
-
-add_format(Format(
-    "ck48", "CK+48", """\
-anger/S010_004_00000017.png  contempt/...  happy/...    the last three frames of each sequence
-subject and group are columns: frames of one sequence belong into one split""",
-    _by_names(_CK_NAME + r"\.\w+", 0.5, classes=True), _classes_named("ck48",
-    r"(?P<group>(?P<subject>S\d{3})_\d{3})_\d{8}\.\w+$"), _CK_ORDER[1:],
-    {"train": [3 * _CK_COUNTS[e] for e in _CK_ORDER[1:]]}, "crops of CK+ on Kaggle; no licence of their own"))
-add_format(Format(
-    "ckextended", "CK+ as a CSV", """\
-ckextended.csv    emotion,pixels,Usage with FER2013's numbers and 7, contempt; no subjects""",
-    lambda tree: [(f, 1.0) for f, role in tree.tables().items() if role == "pixels" and "ckext" in _key(f)],
-    lambda where, tree, labels, broken:
-    (_fer2013_csv(where, LeftOut(broken), (*EMOTIONS, "contempt"), "ckextended"), None), (*EMOTIONS, "contempt"),
-    None, "frames of CK+ on Kaggle, 920 rows; frames of one person are in all splits"))
-
-# %% ../nbs/04_data.ipynb #door0124
-_JAFFE_NAME = r"(?P<subject>K[ALMR]|MK|NA|NM|TM|UY|YM)\.(?P<label>AN|DI|FE|HA|NE|SA|SU)\d\.\d+\.\w+"
-_JAFFE_CODES = {"an": "angry", "di": "disgust", "fe": "fear", "ha": "happy", "ne": "neutral", "sa": "sad",
-                "su": "surprise"}
-
-
-def _read_jaffe(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, None]:
-    "The emotion and the person stand in each file's name."
-    ds, found = read_names(where, rf"(?i)(?:^|/){_JAFFE_NAME}$", name="jaffe", broken=broken)
-    ds = ds.replace(df=ds.df.assign(label=[_JAFFE_CODES[f.lower()] for f in found],
-                                    subject=ds.df.subject.str.upper()), labels=EMOTIONS, dropped=ds.dropped)
-    return ds, None
-
-
-add_format(Format(
-    "jaffe", "JAFFE", """\
-KA.AN1.39.tiff    person, emotion and take, number; subject is a column""",
-    _by_names(_JAFFE_NAME, 0.5), _read_jaffe, EMOTIONS, {"train": (30, 29, 32, 31, 31, 30, 30)},
-    "zenodo.org/record/3451524, on request, for research"))
-
-
-def read_expw(
-    root: str | Path,       # holds label/label.lst, and the images at any depth
-    broken: str = "error",  # of `BROKEN`
-) -> FERData:               # boxes of image files; group (the image), confidence
-    "Read ExpW: several faces an image, each with its box. Raises `DataError` naming the row."
-    root, left, rows, images = Path(root), LeftOut(broken), [], []
-    source = next((p for p in (root / "label/label.lst", root / "label.lst") if p.is_file()), root / "label/label.lst")
-    places, seen = _names_below(root), {}
-    for at, (name, face, *box, confidence, label) in _rows(source, " ", widths=(8,)):
-        with left.item(f"{name}/{face}", "train"):
-            file = _find_image(_inside(name, at), root, places, at)
-            top, low, bottom, high = (_whole_number(b, -9999, 99999, at, "box") for b in (box[0], box[1], box[3], box[2]))
-            k = _whole_number(label, 0, 6, at, "expression", LabelError)
-            again = seen.setdefault(f"{file}/{face}", at)
-            _expect(again == at, at, f"face {_shown(face)} of {_shown(name)} again", f"each once ({again})")
-            rows.append((f"{file}/{face}", EMOTIONS[k], "train", name, confidence))
-            images.append(Crop(root / file, (low, top, high - low, bottom - top)))
-    df = pd.DataFrame(rows, columns=["id", "label", "split", "group", "confidence"])
-    _expect(len(df), source, "no rows", "at least one")
-    return _without_broken(FERData(df, images, EMOTIONS, "expw"), left, root)
-
-
-add_format(Format(
-    "expw", "ExpW", """\
-label/label.lst    name, face, top, left, right, bottom, confidence, expression; image/origin/name.jpg""",
-    _by_paths(r"(label/)?label\.lst"), _fixed(read_expw), EMOTIONS, None, "mmlab.ie.cuhk.edu.hk/projects/"
-    "socialrelation, for research", own=r"(.*/)?label\.lst"))
-add_format(Format(
-    "sfew", "SFEW", """\
-Train/Angry/Movie_012345678_00000012.png  Val/...  Test/...    group, the film, is a column""",
-    _by_names(r"[A-Za-z0-9]+_\d{9}_\d{8}\.\w+", 0.5, classes=True),
-    _classes_named("sfew", r"(?P<group>[A-Za-z0-9]+)_\d{9}_\d{8}\.\w+$"), EMOTIONS, None,
-    "Dhall et al. 2011; on request, for research"))
-add_format(Format(
-    "caers", "CAER-S", """\
-CAER-S/train/Anger/0000.png  CAER-S/test/...    whole frames of films, not faces""",
-    lambda tree: [("", 1.0)] if "caer" in f"{tree.root.resolve().name}/{'/'.join(tree.folders)}".lower()
-    and _find_folder(tree) else [], _classes_named("caers"), EMOTIONS, None, "caer-dataset.github.io"))
-
-# %% ../nbs/04_data.ipynb #door0125
-def _find_folder(tree: Tree) -> list[tuple[str, float]]:
-    "Class folders: more certain where two or more are named for emotions."
-    images = [f for f in tree.sample() if f[-1] != "/" and tree.is_image(f)]
-    classes = {f.split("/")[-2] for f in images if "/" in f}
-    return [("", 0.6 if len({canonical_label(c) for c in classes if _known(c)}) > 1 else 0.2)] if images else []
-
-
-add_format(Format(
-    "folder", "class folders", """\
-happy/1.png  sad/2.png ...
-train/happy/1.png  valid/...  test/...    splits above the classes, at any depth""",
-    _find_folder, _classes_named("")))
-
-
-def _find_yolo(tree: Tree) -> list[tuple[str, float]]:
-    "Folders images/ and labels/ beside each other, with a text file for an image."
-    starts = {s for s, _ in _by_paths(r"labels/[^/]+\.txt", r"images/[^/]+")(tree)}
-    above = {re.sub(r"[^/]+/$", "", s) if _split_named(s.rstrip("/").rpartition("/")[2]) else s for s in starts}
-    return [(s, 0.8) for s in sorted(above)]
-
-
-add_format(Format(
-    "yolo", "images with YOLO labels", """\
-train/images/1.png  train/labels/1.txt    class x y width height; the class names stand in data.yaml""",
-    _find_yolo, lambda where, tree, labels, broken: read_yolo(where, broken), own=r".*\.txt|(.*/)?[^/]*\.ya?ml"))
-
-
-def _find_list(tree: Tree) -> list[tuple[str, float]]:
-    "Lists of images; those of one folder that are named after splits are one."
-    lists = [f for f, role in tree.tables().items() if role == "list"]
-    lists += [f for f in tree.files() if _ending(f) in (".jsonl", ".ndjson", ".parquet")]
-    sure = 0.4 if any(s == 0.6 for _, s in _find_folder(tree)) else 0.7
-    alone = [f for f in lists if not _split_of_list(Path(f))]
-    named = {f.rpartition("/")[0] + "/" * ("/" in f) for f in lists if f not in alone}
-    return [(f, sure) for f in alone] + [(f, sure) for f in sorted(named)]
-
-
-def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
-    "One list, or the lists of a folder that are named after splits."
-    below = [Path(tree.root, f) for f, _ in tree.tables().items() if tree.tables()[f] == "list"]
-    below += [Path(tree.root, f) for f in tree.files() if _ending(f) in (".jsonl", ".ndjson", ".parquet")]
-    lists = [where] if where.is_file() else [p for p in below if p.parent == where and _split_of_list(p)]
-    lists = lists or [p for p in below if p.parent == where]
-    packed = [p for p in lists if _ending(p.name) == ".parquet"]
-    _expect(lists, where, "no list of images", "a table with the columns image and label")
-    return read_parquet(packed, broken) if packed else read_list(lists, broken, where.stem)
-
-
-add_format(Format(
-    "list", "a list of images", """\
-labels.csv | .tsv | .txt | .jsonl    image,label[,split,subject,group]; a header or none; paths relative to it
-train_labels.csv  valid_labels.csv    one list a split
-data/train-00000-of-00001.parquet    rows with encoded images, as hubs store them""",
-    _find_list, _read_list, own=r".*\.(csv|tsv|txt|jsonl|ndjson|lst|parquet)"))
-
-# %% ../nbs/04_data.ipynb #door0131
-@dataclass(frozen=True)
-class Reading:
-    "One way to read a path: as which format, from where, and how certain that is."
-
-    format: Format
-    where: str      # below the path; "": the path itself
-    certainty: float
-
-
-def readings(
-    tree: Tree,                # of the path
-    as_: str | None = None,    # the only format that is asked for
-) -> list[Reading]:            # the most certain ones first
-    "All formats in which a folder could be read."
-    asked = [FORMATS[as_]] if as_ else FORMATS.values()
-    found = [Reading(f, start, sure) for f in asked for start, sure in f.find(tree)]
-    return sorted(found, key=lambda r: -r.certainty)
-
-
-def detect(
-    path: str | Path | Tree,   # of a dataset
-    as_: str | None = None,    # a name in `FORMATS`: nothing is guessed but where it begins
-) -> Reading:                  # the one that is more certain than all others
-    """What a path is. Raises `DataError` where it is nothing that is known, or where two readings are equally
-    certain, and `ConfigError` for an unknown `as_`."""
-    if as_ is not None:
-        one_of("as", as_, FORMATS)
-    tree = path if isinstance(path, Tree) else _tree_of(Path(path))
-    found = readings(tree, as_)
-    _expect(found or as_, tree.root, "no image files and no table of a known form in it",
-            "a layout that `fer-nb formats` shows")
-    if not found:
-        return Reading(FORMATS[as_], tree.file, 0.0)
-    best = [r for r in found if r.certainty == found[0].certainty]
-    ways = _some((f"{r.format.title} in {_shown(r.where) or '.'} (--as {r.format.name})" for r in best), 4)
-    same = len({r.format.name for r in best}) == 1
-    way_on = f"the path of one of them, such as {tree.root / best[0].where}," if same else "one of these --as"
-    _expect(len(best) == 1, tree.root, f"can be read in {len(best)} ways: {ways}", way_on)
-    return best[0]
-
-
-def _tree_of(path: Path) -> Tree:
-    "The tree of a folder; that of a file is the file alone. Raises `DataError` where neither is there."
-    _expect(path.exists(), path, "no such file or folder", "a data set")
-    if path.is_dir():
-        return Tree(path)
-    tree = Tree(path.parent, file=path.name)
-    with open(path, "rb") as f:
-        what = _begins_as(f.read(512))
-    _expect(not tree.is_image(path.name), path, "an image", "a data set: a folder, or a table such as fer2013.csv,")
-    if what != "a Parquet file" and _ending(path.name) not in (".jsonl", ".ndjson"):
-        at, first = next(_rows(path), ("", []))
-        first = first[0].split() if len(first) == 1 else first
-        _expect(first, path, "the file is empty", "a table")
-        role = _role(first) or "pixels" * bool({_key(f) for f in first} & {"emotion", "usage"})
-        _expect(role, path, f"a file that is no table of a known form; it begins with {_shown(', '.join(first))}",
-                "FER2013's CSV (emotion,pixels,Usage), or a list (image,label) with a .csv file or a folder of images")
-        tree._tables = {path.name: role}
-    return tree
-
-# %% ../nbs/04_data.ipynb #door0141
-def _need_classes(
-    found: Sequence[str],  # classes as they were found
-    named: bool,           # whether `labels` says what they are
-    single: bool,          # whether one emotion alone is fine
-    where: str | Path,     # the dataset
-) -> None:
-    "Refuse classes that are certainly none. Raises `LabelError`."
-    classes = sorted(set(found))
-    shown = _some((repr(_shown(c, 40)) for c in classes), 6)
-    splits = [c for c in classes if _split_named(c)]
-    one = len(classes) == 1 and not (single and _known(classes[0]))
-    emotions = any(map(_known, classes)) or all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes)
-    what = f"classes {shown}: named after splits" if splits else f"one class alone: {shown}" if one else \
-        f"classes {shown}: none is an emotion under any known name" if not emotions and not named else ""
-    _expect(not what, where, what, "classes named for emotions, or another reading (--as, see fer-nb formats), or "
-            "--labels with what they are (NAME,... or CLASS=NAME,...),", LabelError)
-
-
-def _near(
-    name: str,               # a class
-    others: Sequence[str],   # names that are known
-) -> str:                    # the one that it is a slip of; "": none
-    "A name that differs by a letter or so."
-    near = difflib.get_close_matches(_plain(name), [o for o in others if o != _plain(name)], 1, 0.75)
-    return near[0] if near and abs(len(near[0]) - len(_plain(name))) < 3 else ""
-
-
-def _odd_classes(
-    ds: FERData,    # with labels
-    named: bool,    # whether `labels` says what the classes are
-) -> list[str]:
-    "Classes that look like slips, and those that one split alone has."
-    own = [label for label in ds.labels if label not in (*EMOTIONS, "contempt") and not named]
-    notes = [f"class {_shown(c, 40)!r} is no known emotion" + (
-        f"; is it {near!r}? (--labels {_shown(c, 40)}={canonical_label(near)})" if near else "")
-        for c in own for near in [_near(c, list(_ALIASES)) or _near(c, [_plain(o) for o in own if o != c])]]
-    splits = {label: set(rows) for label, rows in ds.df.groupby("label").split}
-    alone = [f"{_shown(c, 40)!r} ({min(there)})" for c, there in splits.items() if len(there) == 1]
-    if ds.df.split.nunique() > 1 and alone:
-        notes.append(f"only one split has the class {_some(alone)}: it is learnt and never tested, or the reverse")
-    return notes
-
-# %% ../nbs/04_data.ipynb #door0142
-def _digests(ds: FERData, rows: np.ndarray) -> list[bytes]:
-    "A digest of the pixels, or of the file, of each image."
-    files = getattr(ds._images, "files", ds._images)
-    if isinstance(files, np.ndarray):
-        return [hashlib.sha1(np.ascontiguousarray(files[k])).digest() for k in rows]
-    found = []
-    for k in rows:
-        path, box = (files[k].path, files[k].box) if isinstance(files[k], Crop) else (files[k], "")
-        try:
-            found.append(hashlib.sha1(path.read_bytes() + str(box).encode()).digest())
-        except OSError:
-            found.append(str(path).encode("utf-8", "surrogateescape"))
-    return found
-
-
-def _shared_splits(
-    ds: FERData,          # any dataset
-    probe: int = 200,     # images of a split to look for in another
-    most: int = 20_000,   # images to look at
-) -> list[str]:           # what to say
-    "Splits whose images lie in another split for the most part, by a sample of each."
-    rows = {s: np.flatnonzero(ds.df.split == s) for s in SPLITS}
-    rows = {s: r for s, r in rows.items() if len(r) > 4}
-    if len(rows) < 2 or sum(map(len, rows.values())) > most and not isinstance(ds._images, np.ndarray):
-        return []
-    digests, notes = {s: _digests(ds, r) for s, r in rows.items()}, []
-    for small, large in combinations(sorted(rows, key=lambda s: len(rows[s])), 2):
-        some = digests[small][::max(1, len(rows[small]) // probe)]
-        share = np.mean([d in set_of for set_of in [set(digests[large])] for d in some])
-        if share > 0.5:
-            notes.append(f"{share:.0%} of {small} are images of {large} too: the two are not separate splits")
-    return notes
-
-# %% ../nbs/04_data.ipynb #door0151
-def _unread(
-    ds: FERData,        # as read
-    tree: Tree,         # of the path
-    reading: Reading,   # that was taken
-) -> dict[str, int]:    # kind -> how many
-    "What lies there and was not read, by kind."
-    files, home = getattr(ds._images, "files", ds._images), reading.where if reading.where.endswith("/") else ""
-    used = {home + i for i in ds.df.id} if isinstance(files, np.ndarray) else {
-        os.path.relpath(f.path if isinstance(f, Crop) else f, tree.root) for f in files}
-    gone = {i.rpartition("/")[2].partition(".")[0] for i in ds.dropped.id}
-    own = re.compile(reading.format.own or r"(?!)", re.I | re.S)
-    left, empty = Counter(), _empty_classes(tree)
-    for why, n in ds.dropped.why.value_counts().items():
-        left["broken" if ":" in why else why.replace("_", " ")] += int(n)
-    for f in tree.files():
-        if f in used or f == reading.where or own.fullmatch(f) and not tree.is_image(f):
-            continue
-        image, stem = tree.is_image(f), f.rpartition("/")[2].partition(".")[0]
-        if not image or stem not in gone:
-            left["images that it does not name" if image else f"files ({_ending(f) or 'no ending'})"] += 1
-    if empty:
-        left[f"empty classes ({_some((_shown(e, 40) for e in empty), 4)})"] = len(empty)
-    return {_one(kind, n): n for kind, n in (left + tree.skipped).items()}
-
-
-def _one(kind: str, n: int) -> str:
-    "A kind of things in the singular, where there is one."
-    return kind.replace("files (", "file (").replace("images ", "image ").replace("classes (", "class (") if n == 1 else kind
-
-
-def _empty_classes(tree: Tree) -> list[str]:
-    "Folders without images beside class folders that have some."
-    full = {f for f, names in tree.folders.items() if f and any(tree.is_image(f + n) for n in names)}
-    beside = {f.rstrip("/").rpartition("/")[0] for f in full if _known(f.rstrip("/").rpartition("/")[2])}
-    above = {"/".join(f.split("/")[:k]) + "/" for f in full for k in range(1, f.count("/") + 1)}
-    return [f.rstrip("/").rpartition("/")[2] for f in tree.folders if f and f not in above
-            and f.rstrip("/").rpartition("/")[0] in beside and _split_named(f.rstrip("/").rpartition("/")[2]) == ""]
-
-
-def _as_published(
-    ds: FERData,      # as read
-    format: Format,   # with published counts or none
-) -> str:             # for the provenance
-    "Whether each class of each split has as many images as published."
-    if not format.counts:
-        return ""
-    found, order = ds.counts(), format.labels
-    sums = [(s, int(sum(found[s].get(e, 0) for e in order)), sum(row)) for s, row in format.counts.items() if s in found]
-    same = [s for s, row in format.counts.items() if s in found
-            and all(int(found[s].get(e, 0)) == n for e, n in zip(order, row) if e in ds.labels)]
-    lacking = [s for s in format.counts if s not in found]
-    if len(same) == len(format.counts):
-        return "counts as published"
-    text = ", ".join(f"{s} {n:,} of {m:,}" for s, n, m in sums if s not in same)
-    return "counts differ from the published ones: " + ", ".join(
-        filter(None, [text, ", ".join(f"no {s}" for s in lacking)]))
-
-# %% ../nbs/04_data.ipynb #door0152
-def read(
-    path: str | Path,                 # a folder, or a file such as fer2013.csv
-    votes: str | Path | None = None,  # FER+'s fer2013new.csv, joined to FER2013's CSV
-    as_: str | None = None,           # a name in `FORMATS`; None: what the layout says
-    labels: "str | Sequence[str] | dict[str, str] | None" = None,  # of class folders and lists: see `label_order`
-    label_pattern: str | None = None,    # labels from file names: a regular expression with a group
-    subject_pattern: str | None = None,  # a column subject from each id: a regular expression with a group
-    broken: str = "error",            # of `BROKEN`: what is done with images that cannot be used
-    single: bool = False,             # one emotion alone is fine, as it is for a look at images
-) -> FERData:                         # its `provenance` says what was read, and what was left out
-    """Read a dataset in any known format. Raises `DataError` for what is none, is two, or is broken, `LabelError` for
-    classes that cannot be emotions, and what the format's reader raises."""
-    path = Path(path)
-    _expect(votes is None or not path.is_dir(), path, "votes can be joined to FER2013's CSV only, row by row",
-            "the path of fer2013.csv")
-    one_of("broken", broken, BROKEN)
-    label_order(labels)
-    tree = _tree_of(path)
-    if label_pattern is not None:
-        reading = Reading(replace(FORMATS["folder"], title="images with labels in their names"), "", 1.0)
-        ds, found = read_names(path, label_pattern, labels, broken=broken)
-    else:
-        reading = detect(tree, as_)
-        ds, found = reading.format.read(tree.root / reading.where, tree, labels, broken)
-    ds, renamed = _named_classes(ds, found, labels, single, path, reading)
-    if votes is not None:
-        ds = add_votes(ds, votes)
-    if subject_pattern is not None:
-        ds = _with_subjects(ds, subject_pattern)
-    notes = tuple(_odd_classes(ds, labels is not None) + _shared_splits(ds))
-    for note in notes:
-        warnings.warn(f"{path}: {note}", stacklevel=2)
-    sizes = {s: int(n) for s in SPLITS if (n := (ds.df.split == s).sum())}
-    seen = Provenance(str(path), reading.format.name, _title(reading, tree), sizes, ds.labels,
-                      _unread(ds, tree, reading), renamed, _as_published(ds, reading.format), notes)
-    return ds.replace(provenance=seen, dropped=ds.dropped)
-
-
-def _named_classes(
-    ds: FERData,                # as its reader made it
-    found: list[str] | None,    # the class of each image; None: the format's own labels
-    labels: Any,                # see `label_order`
-    single: bool,               # one emotion alone is fine
-    path: Path,                 # the dataset
-    reading: Reading,           # how it was read
-) -> tuple[FERData, dict[str, str]]:  # what was found -> label, where they differ
-    "Translate the classes, after a look at whether they can be emotions."
-    if found is None:
-        order, names = label_order(labels)
-        _expect(not names and set(order) in (set(), set(ds.labels)), path, f"{reading.format.title} has labels of its "
-                f"own, {', '.join(ds.labels)}", "these in any order as labels, or --as folder or list,", ConfigError)
-        return ds.replace(labels=order or ds.labels, dropped=ds.dropped), {}
-    if not found:
-        return ds, {}
-    _need_classes(found, labels is not None, single, path)
-    return _relabelled(ds, found, labels, path)
-
-
-def _with_subjects(ds: FERData, pattern: str) -> FERData:
-    "A column subject from the ids. Raises `DataError` for ids without one."
-    rx = _compiled(pattern, "subject_pattern")
-    matches = [rx.search(i) for i in ds.df.id]
-    lost = [i for i, m in zip(ds.df.id, matches) if m is None or not _found(m)]
-    _expect(not lost, ds.name, f"{len(lost)} ids without a subject by the pattern {pattern}: {_some(map(_shown, lost), 3)}",
-            "one in each")
-    return ds.replace(df=ds.df.assign(subject=[_found(m) for m in matches]), dropped=ds.dropped)
-
-
-def _title(reading: Reading, tree: Tree) -> str:
-    "What was read, in words, with the place in the path where it begins."
-    mirror = reading.format.name == "fer2013" and (tree.root / reading.where).is_dir()
-    where = f" ({_shown(reading.where)})" if reading.where and (tree.root / reading.where).is_dir() else ""
-    return reading.format.title + " mirror" * mirror + where
-
-
-READERS = FORMATS  # the formats by name
+# %% ../nbs/04_data.ipynb #door0201
+def __getattr__(
+    name: str,  # asked for of this module
+) -> Any:
+    "`read`, which knows all formats, stands in a module of its own, and is found here as well."
+    if name not in ("read", "READERS"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("fer_nb.formats"), {"READERS": "FORMATS"}.get(name, name))
 
 # %% ../nbs/04_data.ipynb #c5a65642
 def resized(

@@ -621,8 +621,9 @@ def data_section(
     before, left = len(found.ds.where(split="train")), len(splits.valid) + len(splits.train)
     copies = int((splits.train.df.source != splits.train.df.id).sum()) if "source" in splits.train.df else 0
     read = f"{self.ds.provenance}. ".capitalize() if self.ds.provenance else ""
-    text = (read + f"{len(self.ds):,} images came in, {before:,} of them for training. {before - left + copies:,} "
-            "training images were dropped as copies, contradictions, blanks or duplicates of reported "
+    text = (f"{read}{len(self.ds):,} images came in, {before:,} of them for training. "
+            f"{before - left + copies:,} training "
+            "images were dropped as copies, contradictions, blanks or duplicates of reported "
             f"images; {len(splits.valid):,} were held out for validation; {copies:,} transformed copies were "
             f"added to rare classes. {len(splits.duplicates):,} of {len(splits.test):,} reported images had "
             "a duplicate in training before cleaning.")
@@ -702,7 +703,8 @@ FILES = {   # file -> what it holds, in the order of the report
     "teacher_weights.csv": "weight of each teacher, emotion and epoch (from 0)",
     "adversarial.csv": "the adversarial phase, a row an epoch (from 0) and kind of image",
     "guard.csv": "accuracy of one training batch under attack, epoch by epoch (from 0)",
-    "left_out.csv": "what was not read, and why", "config.json": "settings, data, facts and record; fer-nb run --config reads it",
+    "left_out.csv": "what was not read, and why",
+    "config.json": "settings, data, facts and record; fer-nb run --config reads it",
     "record.json": "command, commit, versions, date, machine", "timings.json": "seconds that each step took"}
 
 

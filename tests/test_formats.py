@@ -19,8 +19,8 @@ from PIL import Image
 
 from fer_nb.cli import main
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
-from fer_nb.data import (FER2013_COUNTS, FORMATS, FERData, LeftOut, Tree, check_witness, detect, label_order, need_ids,
-                         read, read_fer2013, read_folder, read_kdef, read_list, read_rafdb)
+from fer_nb.data import FER2013_COUNTS, FERData, LeftOut, Tree, check_witness, need_ids, read_fer2013, read_folder, read_kdef, read_rafdb
+from fer_nb.formats import FORMATS, detect, label_order, read, read_list, shared_splits
 
 RNG = np.random.default_rng(7)
 PIXELS = RNG.integers(0, 256, (40, 48, 48), dtype=np.uint8)
@@ -242,7 +242,7 @@ def test_labels_that_are_named_are_taken_as_they_are(tmp_path):
     assert set(got(tmp_path, labels={"cats": "happy", "dogs": "sad"})[0].df.label) == {"happy", "sad"}
     refused(LabelError, "dogs", read=lambda: read(tmp_path, labels=["cats"]))
     for bad in ("a=happy,sad", "happy,happy", ","):
-        refused(ConfigError, "labels=", read=lambda: read(tmp_path, labels=bad))
+        refused(ConfigError, "labels: ", read=lambda: read(tmp_path, labels=bad))
 
 
 def test_slips_and_classes_of_one_split_are_asked_about(tmp_path):
@@ -264,8 +264,7 @@ def test_a_split_that_is_another_one_again_is_named(tmp_path):
         faces(tmp_path / split, *names)
     assert any("100% of train are images of valid" in s or "100% of valid are images of train" in s for s in got(tmp_path)[1])
     apart = FERData(pd.DataFrame({"id": map(str, range(20)), "label": "sad", "split": ["train"] * 10 + ["test"] * 10}), PIXELS[:20])
-    from fer_nb.data import _shared_splits
-    assert _shared_splits(apart) == []
+    assert shared_splits(apart) == []
 
 
 # ---- two readings
