@@ -12,11 +12,13 @@ __all__ = ['EMOTIONS', 'LABEL_ORDERS', 'FERError', 'DataError', 'ImageError', 'L
 import hashlib
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -62,19 +64,57 @@ class DownloadError(FERError):
     "A file that is fetched on demand could not be fetched or has the wrong checksum."
 
 # %% ../nbs/00_core.ipynb #57b4c534
-_ALIASES = {"anger": "angry", "disgusted": "disgust", "disgusting": "disgust", "fearful": "fear",
-            "afraid": "fear", "scared": "fear", "happiness": "happy", "happily": "happy", "joy": "happy",
-            "sadness": "sad", "surprised": "surprise", "surprising": "surprise", "calm": "neutral"}
+_SPELLINGS = {  # canonical name: other words for it in English, German, French, Spanish, Italian, Portuguese,
+    # Chinese, Japanese, Korean, Russian and Turkish, without their accents
+    "angry":
+        "anger angered angrily furious rage mad wut wutend arger argerlich zornig zorn colere fache enerve "
+        "enfado enojo enojado enojada enfadado enfadada ira rabbia arrabbiato arrabbiata raiva zangado "
+        "zangada 愤怒 生气 憤怒 生氣 怒 怒り 분노 화남 гнев злость злои kizgin kizginlik ofke ofkeli sinirli",
+    "disgust":
+        "disgusted disgusting ekel angewidert degout degoute asco asqueado asqueada disgusto disgustato "
+        "disgustata nojo repugnancia 厌恶 恶心 厭惡 噁心 嫌悪 혐오 역겨움 отвращение igrenme tiksinti tiksinme",
+    "fear":
+        "fearful fearfully afraid scared frightened angst angstlich furcht peur effraye apeure miedo temor "
+        "asustado asustada paura spaventato spaventata medo assustado assustada 恐惧 害怕 恐懼 恐怖 恐れ 두려움 공포 страх "
+        "korku korkmus",
+    "happy":
+        "happiness happily joy joyful smile smiling freude glucklich frohlich joie heureux heureuse joyeux "
+        "feliz felicidad alegria alegre felice felicita gioia felicidade 高兴 快乐 开心 高興 快樂 開心 喜び 幸せ 嬉しい 행복 기쁨 "
+        "радость счастье счастливыи mutlu mutluluk",
+    "sad":
+        "sadness sadly unhappy trauer traurig traurigkeit triste tristesse tristeza tristezza 悲伤 伤心 难过 悲傷 "
+        "傷心 難過 悲しみ 悲しい 슬픔 грусть печаль грустныи uzgun uzuntu mutsuz",
+    "surprise":
+        "surprised surprising surprize amazed astonished uberrascht uberraschung surpris etonne etonnement "
+        "sorpresa sorprendido sorprendida sorpreso surpresa surpreso 惊讶 吃惊 驚訝 驚き 놀람 놀라움 удивление saskin "
+        "saskinlik",
+    "neutral":
+        "neutrality calm normal neutre neutro neutra neutrale 中性 平静 平靜 无表情 無表情 中立 중립 무표정 неитральныи "
+        "неитрально notr",
+    "contempt":
+        "contemptuous disdain scorn verachtung mepris desprecio disprezzo desprezo 轻蔑 蔑视 輕蔑 軽蔑 경멸 презрение "
+        "kucumseme",
+}
+
+
+def _plain(text: str) -> str:
+    "Small letters without accents, so that `Wütend`, `WÜTEND` and `wutend` are one."
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in apart if not unicodedata.combining(c)).replace("ı", "i").strip()
+
+
+_ALIASES = {_plain(word): name for name, words in _SPELLINGS.items() for word in (name, *words.split())}
 
 
 def canonical_label(
-    name: str,  # an emotion in any spelling: "Anger", "happiness", "sad"
+    name: str,  # an emotion in any spelling: "Anger", "happiness", "0_sad", "Traurig", "生气"
 ) -> str:       # the canonical name; of an unknown one its lower case, for datasets with labels of their own
     "The canonical spelling of an emotion's `name`. Raises `LabelError` for anything but text."
     if not isinstance(name, str) or not name.strip():
         raise LabelError(f"label {name!r} is not a name")
-    key = name.strip().lower()
-    return _ALIASES.get(key, key)
+    key = _plain(name)
+    words = [w for w in re.split(r"[\W\d_]+", key) if w not in ("", "face", "faces", "emotion", "expression")]
+    return _ALIASES.get(key) or (_ALIASES.get(words[0]) if len(words) == 1 else None) or name.strip().lower()
 
 # %% ../nbs/00_core.ipynb #c0de0002
 def _expect(

@@ -197,7 +197,8 @@ class RunResults:
     ) -> dict:                        # what JSON can hold; `load_config` reads the settings back
         "All that is needed to run again."
         data = {"name": self.ds.name, "images": len(self.ds), "labels": list(self.ds.labels),
-                "fingerprint": self.ds.fingerprint()}
+                "fingerprint": self.ds.fingerprint(),
+                "read": self.ds.provenance and self.ds.provenance.facts()}
         record = run_record("fer_nb.pipeline") if record is None else record
         return {"preset": name, "seed": self.seed, "data": data, "settings": to_dict(self.preset),
                 "adversarial": self.adv and self.adv.config(),
@@ -619,8 +620,10 @@ def data_section(
     splits, found = self.splits, self.splits.audit
     before, left = len(found.ds.where(split="train")), len(splits.valid) + len(splits.train)
     copies = int((splits.train.df.source != splits.train.df.id).sum()) if "source" in splits.train.df else 0
-    text = (f"{len(self.ds):,} images came in, {before:,} of them for training. {before - left + copies:,} "
-            "training images were dropped as copies, contradictions, blanks or duplicates of reported "
+    read = f"{self.ds.provenance}. ".capitalize() if self.ds.provenance else ""
+    text = (f"{read}{len(self.ds):,} images came in, {before:,} of them for training. "
+            f"{before - left + copies:,} training "
+            "images were dropped as copies, contradictions, blanks or duplicates of reported "
             f"images; {len(splits.valid):,} were held out for validation; {copies:,} transformed copies were "
             f"added to rare classes. {len(splits.duplicates):,} of {len(splits.test):,} reported images had "
             "a duplicate in training before cleaning.")
@@ -700,6 +703,7 @@ FILES = {   # file -> what it holds, in the order of the report
     "teacher_weights.csv": "weight of each teacher, emotion and epoch (from 0)",
     "adversarial.csv": "the adversarial phase, a row an epoch (from 0) and kind of image",
     "guard.csv": "accuracy of one training batch under attack, epoch by epoch (from 0)",
+    "left_out.csv": "what was not read, and why",
     "config.json": "settings, data, facts and record; fer-nb run --config reads it",
     "record.json": "command, commit, versions, date, machine", "timings.json": "seconds that each step took"}
 
@@ -717,6 +721,8 @@ def write(
     tables = {"results": self.results, "intervals": self.intervals, "students": self.ranking,
               "confusion": self.cells, "history": self.history,
               "issues": self.splits.audit.issues.merge(ids, on="id")}
+    if len(self.ds.dropped):
+        tables["left_out"] = self.ds.dropped
     if len(pairs := self.paired_tests()):
         tables["comparison"] = pairs
     if self.eadd:

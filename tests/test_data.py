@@ -94,13 +94,13 @@ BAD_ROWS = {
     "far above the range": (f"3,{with_pixel('1' + '0' * 30)},Training", DataError, ["1" + "0" * 30, "0-255"]),
     "label above": (f"7,{ROW},Training", LabelError, ["'7'", "0, 1, 2, 3, 4, 5, 6"]),
     "label below": (f"-1,{ROW},Training", LabelError, ["'-1'", "0, 1, 2, 3, 4, 5, 6"]),
-    "label with a fraction": (f"3.0,{ROW},Training", LabelError, ["'3.0'"]),
-    "label by name": (f"happy,{ROW},Training", LabelError, ["'happy'"]),
+    "label with a fraction": (f"3.5,{ROW},Training", LabelError, ["'3.5'"]),
+    "label of another name": (f"bored,{ROW},Training", LabelError, ["'bored'"]),
     "no label": (f",{ROW},Training", LabelError, ["''"]),
     "label nan": (f"nan,{ROW},Training", LabelError, ["'nan'"]),
     "unknown usage": (f"3,{ROW},Testing", DataError, ["'Testing'", "PublicTest"]),
     "no usage": (f"3,{ROW},", DataError, ["''"]),
-    "usage in small letters": (f"3,{ROW},training", DataError, ["'training'"]),
+    "usage with a slip": (f"3,{ROW},trainin", DataError, ["'trainin'"]),
     "a short row": (f"3,{ROW}", DataError, ["2 fields", "3 expected"]),
     "a lone word": ("Training", DataError, ["1 fields"]),
 }
@@ -128,7 +128,7 @@ def test_two_wrong_rows_do_not_cancel_out(tmp_path):
     refused(DataError, "row 2: 2305 pixels", read=read_fer2013, path=path)
 
 
-@pytest.mark.parametrize("column", ["emotion", "pixels", "Usage"])
+@pytest.mark.parametrize("column", ["emotion", "pixels"])
 def test_a_missing_column_is_named(tmp_path, column):
     header = "emotion,pixels,Usage".replace(column, "other")
     path = csv_of(tmp_path / "fer2013.csv", f"3,{ROW},Training", header=header)

@@ -13,7 +13,7 @@ from PIL import Image
 from fer_nb import data
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import (AFFECTNET_COUNTS, FERPLUS_COUNTS, FERPLUS_MODES, KDEF_ANGLES, KDEF_COUNTS, RAFDB_COUNTS,
-                         READERS, VOTE_COLUMNS, Crop, FERData, _read_votes, add_votes, read, read_affectnet, read_fer2013,
+                         VOTE_COLUMNS, Crop, FERData, _read_votes, add_votes, read, read_affectnet, read_fer2013,
                          read_ferplus, read_folder, read_image, read_images, read_kdef, read_rafdb, resized,
                          vote_targets)
 
@@ -798,13 +798,15 @@ def test_read_chooses_the_reader_by_what_is_there(tmp_path, monkeypatch):
     layout_b(tmp_path / "b")
     save(tmp_path / "own/train/proud/1.png")
     save(tmp_path / "own/test/shy/2.png")
+    refused(LabelError, "'proud', 'shy'", "--labels", read=lambda: read(tmp_path / "own"))
     for path, reader in [(old, read_fer2013), (tmp_path / "mirror", read_fer2013), (tmp_path / "kdef/KDEF_and_AKDEF", read_kdef),
                          (tmp_path / "flat", read_kdef), (tmp_path / "raf", read_rafdb), (tmp_path / "raf/basic", read_rafdb),
                          (tmp_path / "rafmirror", read_rafdb), (tmp_path / "a", read_affectnet), (tmp_path / "b", read_affectnet),
                          (tmp_path / "own", read_folder)]:
-        assert same(read(str(path)), reader(path)) and read(path).name == reader(path).name, path
+        labels = ["proud", "shy"] if path.name == "own" else None
+        ds = read(str(path), labels=labels)
+        assert same(ds, reader(path)) and ds.name == reader(path).name and ds.provenance.splits == dict(ds.df.split.value_counts()), path
     assert same(read(old, new), add_votes(read_fer2013(old), new))
-    assert list(READERS)[-1] == "folder" and {r for _, r in READERS.values()} == {read_fer2013, read_kdef, read_rafdb, read_affectnet, read_folder}
 
 
 def test_read_refuses_what_no_reader_takes(tmp_path):

@@ -1,0 +1,602 @@
+"""One door for every data set: detection, what a read says, suspicion, broken items, lists, the small sets, witnesses.
+
+Each tree is built here, small, with the traps of the real layouts.
+"""
+import gzip
+import io
+import json
+import os
+import tarfile
+import time
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fer_nb.cli import main
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
+from fer_nb.data import FER2013_COUNTS, FERData, LeftOut, Tree, check_witness, need_ids, read_fer2013, read_folder, read_kdef, read_rafdb
+from fer_nb.formats import FORMATS, detect, label_order, read, read_list, shared_splits
+
+RNG = np.random.default_rng(7)
+PIXELS = RNG.integers(0, 256, (40, 48, 48), dtype=np.uint8)
+ROW = [" ".join(map(str, p.ravel())) for p in PIXELS[:6]]
+
+
+def save(path, k=0, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(PIXELS[k % len(PIXELS)]).save(path, **how)
+    return path
+
+
+def write(path, *lines, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+def faces(root, *names):
+    for k, name in enumerate(names):
+        save(root / name, k)
+    return root
+
+
+def got(path, **how):
+    "The dataset, and the texts of the warnings."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ds = read(path, **how)
+    return ds, [str(w.message) for w in said]
+
+
+def refused(error, *needles, read, lines=3):
+    with pytest.raises(FERError) as e:
+        read()
+    text = str(e.value)
+    assert type(e.value) is error, repr(e.value)
+    assert all(str(n) in text for n in needles), text
+    assert text.count("\n") < lines and all(c.isprintable() or c == "\n" for c in text), repr(text)
+    return text
+
+
+def labels_of(ds):
+    return dict(zip(ds.df.id, ds.df.label))
+
+
+# ---- FER2013's CSV in every dress
+
+LINES = ["emotion,pixels,Usage", f"0,{ROW[0]},Training", f"3,{ROW[1]},PublicTest", f"6,{ROW[2]},PrivateTest"]
+PLAIN = "\n".join(LINES) + "\n"
+DRESSES = {
+    "capitals.CSV": PLAIN.replace("emotion,pixels,Usage", "Emotion,PIXELS,usage").encode(),
+    "utf16.csv": PLAIN.encode("utf-16"), "utf16le.csv": PLAIN.encode("utf-16-le"), "bom.csv": PLAIN.encode("utf-8-sig"),
+    "semicolons.csv": PLAIN.replace(",", ";").encode(), "tabs.tsv": PLAIN.replace(",", "\t").encode(),
+    "spreadsheet.csv": ("sep=;\n" + PLAIN.replace(",", ";")).encode(),
+    "floats.csv": PLAIN.replace("\n0,", "\n0.0,").replace("\n3,", "\n3.0,").encode(),
+    "names.csv": PLAIN.replace("\n0,", "\nAnger,").replace("\n3,", "\nhappiness,").replace("\n6,", "\nNeutral,").encode(),
+    "words.csv": PLAIN.replace("Training", "train").replace("PublicTest", "val").replace("PrivateTest", "test").encode(),
+    "small.csv": PLAIN.lower().replace("emotion", "label").encode(), "bare.csv": "\n".join(LINES[1:]).encode(),
+    "order.csv": "\n".join(",".join(reversed(line.split(","))) for line in LINES[1:]).encode(),
+    "lists.csv": "\n".join([LINES[0], *(f'{a},"[{b.replace(" ", ", ")}]",{c}' for a, b, c in (x.split(",") for x in LINES[1:]))]).encode(),
+    "index.csv": "\n".join(f"{k or ''},{line},," for k, line in enumerate(LINES)).encode(),
+    "text.txt": PLAIN.encode(), "no_ending": PLAIN.encode(), "fer.csv.gz": gzip.compress(PLAIN.encode()),
+}
+
+
+@pytest.mark.parametrize("name", DRESSES)
+def test_the_csv_in_every_dress_gives_the_same_data(tmp_path, name):
+    (tmp_path / name).write_bytes(DRESSES[name])
+    ds, _ = got(tmp_path / name)
+    assert ds.df.label.tolist() == ["angry", "happy", "neutral"] and ds.df.split.tolist() == ["train", "valid", "test"]
+    assert (ds.array() == PIXELS[:3]).all() and ds.labels == EMOTIONS and ds.provenance.format == "fer2013"
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w", "w:bz2", "zip"])
+def test_archives_are_looked_into_whatever_they_are_called(tmp_path, mode):
+    path = tmp_path / "fer2013.csv"
+    names = {"fer2013/README": b"hello", "fer2013/._fer2013.csv": b"fork", "fer2013/fer2013.csv": PLAIN.encode()}
+    if mode == "zip":
+        with zipfile.ZipFile(path, "w") as z:
+            for name, raw in names.items():
+                z.writestr(name, raw)
+    else:
+        with tarfile.open(path, mode) as t:
+            for name, raw in names.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(raw)
+                t.addfile(info, io.BytesIO(raw))
+    assert (got(path)[0].array() == PIXELS[:3]).all()
+
+
+def test_an_archive_without_a_table_and_other_files_are_named_for_what_they_are(tmp_path):
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as z:
+        for k in range(30):
+            z.writestr(f"train/happy/{k}.jpg", b"x")
+    refused(DataError, "a zip archive of 30 files, 0 of them tables", "unpacked", read=lambda: read(tmp_path / "archive.zip"))
+    for name, raw, what in (("a.csv", b"\x89HDF\r\n", "an HDF5 file"), ("b.csv", b"<!DOCTYPE html><html>", "an HTML page"),
+                            ("c.csv", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"), ("d.csv", b"", "empty"),
+                            ("e.csv", b"PK\x03\x04broken", "not a table"), ("f.csv", b"\x1f\x8bbroken", "not a table"),
+                            ("g.csv", bytes(range(256)), "g.csv")):
+        (tmp_path / name).write_bytes(raw)
+        refused(DataError, name, what, read=lambda: read(tmp_path / name))
+    refused(DataError, "an image", read=lambda: read(save(tmp_path / "face.png")))
+
+
+def test_train_csv_is_training_data_and_test_csv_has_no_labels(tmp_path):
+    write(tmp_path / "train.csv", "emotion,pixels", f"0,{ROW[0]}", f"3,{ROW[1]}")
+    ds, said = got(tmp_path / "train.csv")
+    assert set(ds.df.split) == {"train"} and any("no column Usage" in s for s in said)
+    write(tmp_path / "test.csv", "pixels", ROW[2])
+    assert len(got(tmp_path)[0]) == 2
+    refused(DataError, "test.csv", "pixels without labels", read=lambda: read(tmp_path / "test.csv"))
+    write(tmp_path / "icml_face_data.csv", "emotion, Usage, pixels", f"0, Training, {ROW[0]}", f"3, PrivateTest, {ROW[1]}", f"1, PublicTest, {ROW[2]}")
+    assert got(tmp_path)[0].provenance.splits == {"train": 1, "valid": 1, "test": 1}
+    (tmp_path / "mine.csv").write_text(PLAIN)
+    refused(DataError, "can be read in", "icml_face_data.csv", read=lambda: read(tmp_path))
+
+
+def test_seven_is_contempt_in_cks_file_alone(tmp_path):
+    lines = [LINES[0], f"0,{ROW[0]},Training", f"7,{ROW[1]},Training"]
+    refused(LabelError, "row 3", "'7'", "--as ckextended", read=lambda: read(write(tmp_path / "a.csv", *lines)))
+    assert got(tmp_path / "a.csv", as_="ckextended")[0].df.label.tolist() == ["angry", "contempt"]
+    assert got(write(tmp_path / "b/ckextended.csv", *lines).parent)[0].provenance.format == "ckextended"
+
+
+def test_a_long_strange_header_is_cut_and_printable(tmp_path):
+    text = refused(DataError, "'emotion'", read=lambda: read_fer2013(write(tmp_path / "a.csv", "\0\x1b[31m" + "x," * 5000 + "pixels")))
+    assert len(text) < 500
+
+
+# ---- mirrors and class folders
+
+@pytest.mark.parametrize("above", ["", "archive/", "a/b/"])
+@pytest.mark.parametrize("train, test", [("train", "test"), ("Train", "Test"), ("TRAINING", "Testing")])
+def test_the_mirror_is_known_by_its_names_however_deep(tmp_path, above, train, test):
+    faces(tmp_path, *(above + f for f in (f"{train}/happy/Training_1.jpg", f"{train}/Anger/Training_2.jpg", f"{test}/happy/PublicTest_3.jpg",
+                                          f"{test}/Anger/PrivateTest_4.jpg")))
+    ds, _ = got(tmp_path)
+    assert ds.provenance.title == "FER2013 mirror" and ds.provenance.splits == {"train": 2, "valid": 1, "test": 1}
+
+
+def test_usage_folders_are_splits(tmp_path):
+    faces(tmp_path, *(f"x/{u}/{c}/{k}.jpg" for k, (u, c) in enumerate([(u, c) for u in ("Training", "PublicTest", "PrivateTest") for c in ("happy", "normal")])))
+    ds, _ = got(tmp_path)
+    assert ds.provenance.splits == {"train": 2, "valid": 2, "test": 2} and set(ds.df.label) == {"happy", "neutral"}
+
+
+def test_counts_as_published_are_said(tmp_path, monkeypatch):
+    path = tmp_path / "fer2013.csv"
+    path.write_text(PLAIN)
+    own = {s: [int((e, s) in (("angry", "train"), ("happy", "valid"), ("neutral", "test"))) for e in EMOTIONS] for s in FER2013_COUNTS}
+    monkeypatch.setattr("fer_nb.data.FER2013_COUNTS", own)
+    from dataclasses import replace
+    monkeypatch.setitem(FORMATS, "fer2013", replace(FORMATS["fer2013"], counts=own))
+    assert str(got(path)[0].provenance) == "read as FER2013: train 1, valid 1, test 1; 7 labels; counts as published"
+
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path):
+    faces(tmp_path, "happy/1.png", "sad/2.png", "sad/@eaDir/2.png", "__MACOSX/happy/1.png")
+    (tmp_path / "happy/film.mp4").touch(), (tmp_path / "happy/photo.heic").write_bytes(b"....ftypheic"), (tmp_path / "sad/Thumbs.db").touch()
+    (tmp_path / "fear").mkdir(), write(tmp_path / "README.md", "hello")
+    ds, _ = got(tmp_path)
+    assert ds.provenance.left_out == {"file (.mp4)": 1, "file (.heic)": 1, "file (.md)": 1, "empty class (fear)": 1, "litter": 3}
+    assert len(ds) == 2 and "left out: " in str(ds.provenance)
+    facts = json.loads(json.dumps(ds.provenance.facts()))
+    assert facts["format"] == "folder" and facts["splits"] == {"train": 2}
+
+
+@pytest.mark.parametrize("name, kind", [("a.jfif", "JPEG"), ("b.jpg?w=300&h=200", "JPEG"), ("c.gif", "GIF"), ("d.pgm", "PPM"), ("e.jpe", "JPEG"),
+                                        ("f", "PNG"), ("g.JPG_large", "JPEG"), ("h.ppm", "PPM"), ("i.jp2", "JPEG2000"), ("j.webp", "WEBP"), ("k.avif", "AVIF")])
+def test_images_are_known_by_their_bytes(tmp_path, name, kind):
+    faces(tmp_path, "happy/1.png")
+    (tmp_path / "sad").mkdir()
+    try:
+        with open(tmp_path / "sad" / name, "wb") as f:
+            Image.fromarray(PIXELS[1]).save(f, kind)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow has no {kind}")
+    assert got(tmp_path)[0].df.id.tolist() == ["happy/1.png", f"sad/{name}"]
+
+
+def test_linked_folders_are_entered_once_and_loops_end(tmp_path):
+    faces(tmp_path / "store", "a/1.png", "b/2.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/happy").symlink_to(tmp_path / "store/a")
+    (tmp_path / "data/sad").symlink_to(tmp_path / "store/b")
+    (tmp_path / "store/a/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "store/b/self").symlink_to(tmp_path / "store/b/self")
+    ds, _ = got(tmp_path / "data")
+    assert labels_of(ds) == {"happy/1.png": "happy", "sad/2.png": "sad"}
+    assert ds.provenance.left_out["link to a folder that is entered already"] == 1
+
+
+def test_numbers_need_an_order(tmp_path):
+    faces(tmp_path, *(f"train/{k}/{k}.png" for k in range(1, 8)))
+    refused(LabelError, "numbers, 1 to 7", "--labels", "rafdb", read=lambda: read(tmp_path))
+    assert labels_of(got(tmp_path, labels="rafdb")[0])["train/1/1.png"] == "surprise"
+    assert labels_of(got(tmp_path, labels="1=joy,2=sad,3=fear,4=anger,5=calm,6=disgust,7=surprise")[0])["train/1/1.png"] == "happy"
+    refused(LabelError, "1 to 7 for 8 labels", read=lambda: read(tmp_path, labels="affectnet"))
+    save(tmp_path / "train/0/0.png")
+    assert labels_of(got(tmp_path, labels="affectnet")[0])["train/7/7.png"] == "contempt"
+    refused(LabelError, "0 to 7 for 7 labels", read=lambda: read(tmp_path, labels=list(EMOTIONS)))
+
+
+@pytest.mark.parametrize("folders, words", [
+    (("images/1.png", "images/2.png"), "one class alone: 'images'"), (("a/FER2013Train/1.png", "a/FER2013Test/2.png"), "outside any class folder"),
+    (("train_set/1.png", "val_set/2.png"), "outside any class folder"), (("cats/1.png", "dogs/2.png"), "none is an emotion"), (("happy/1.png",), "one class alone")])
+def test_what_cannot_be_classes_is_refused_before_any_work(tmp_path, folders, words, capsys):
+    faces(tmp_path / "data", *folders)
+    with pytest.raises(FERError, match=words):
+        read(tmp_path / "data")
+    assert main(["run", "--data", str(tmp_path / "data"), "--preset", "tiny", "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_labels_that_are_named_are_taken_as_they_are(tmp_path):
+    faces(tmp_path, "cats/1.png", "dogs/2.png")
+    assert got(tmp_path, labels=["dogs", "cats"])[0].labels == ("dogs", "cats")
+    assert set(got(tmp_path, labels={"cats": "happy", "dogs": "sad"})[0].df.label) == {"happy", "sad"}
+    refused(LabelError, "dogs", read=lambda: read(tmp_path, labels=["cats"]))
+    for bad in ("a=happy,sad", "happy,happy", ","):
+        refused(ConfigError, "labels: ", read=lambda: read(tmp_path, labels=bad))
+
+
+def test_slips_and_classes_of_one_split_are_asked_about(tmp_path):
+    faces(tmp_path, "train/suprise/1.png", "train/neural/2.png", "test/neutral/3.png", "train/happy/4.png", "test/happy/5.png", "test/Traurig/6.png")
+    ds, said = got(tmp_path)
+    text = " ".join(said)
+    assert "'suprise' is no known emotion; is it 'surprise'?" in text and "is it 'neutral'?" in text
+    assert "'neutral' (test)" in text and ds.provenance.renamed == {"Traurig": "sad"} and len(ds.provenance.notes) == 3
+
+
+def test_a_list_whose_classes_are_splits_is_refused(tmp_path):
+    faces(tmp_path, "a.png", "b.png")
+    refused(LabelError, "named after splits", read=lambda: read(write(tmp_path / "l.csv", "image,label", "a.png,train", "b.png,test")))
+
+
+def test_a_split_that_is_another_one_again_is_named(tmp_path):
+    names = [f"{c}/{k}.png" for k in range(12) for c in (("happy", "sad")[k % 2],)]
+    for split in ("train", "valid"):
+        faces(tmp_path / split, *names)
+    assert any("100% of train are images of valid" in s or "100% of valid are images of train" in s for s in got(tmp_path)[1])
+    apart = FERData(pd.DataFrame({"id": map(str, range(20)), "label": "sad", "split": ["train"] * 10 + ["test"] * 10}), PIXELS[:20])
+    assert shared_splits(apart) == []
+
+
+# ---- two readings
+
+def test_a_tie_is_refused_with_both_names_and_as_decides(tmp_path):
+    write(tmp_path / "fer2013.csv", *LINES)
+    votes = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    write(tmp_path / "fer2013new.csv", f"Usage,Image name,{votes}", "Training,a.png,10,0,0,0,0,0,0,0,0,0", "PublicTest,b.png,0,10,0,0,0,0,0,0,0,0",
+          "PrivateTest,c.png,0,0,10,0,0,0,0,0,0,0")
+    refused(DataError, "--as fer2013", "--as ferplus", read=lambda: read(tmp_path))
+    assert got(tmp_path, as_="fer2013")[0].df.label.tolist() == ["angry", "happy", "neutral"]
+    assert got(tmp_path, as_="ferplus")[0].df.label.tolist() == ["neutral", "happy", "surprise"]
+    refused(ConfigError, "as='fer'", read=lambda: read(tmp_path, as_="fer"))
+    assert detect(tmp_path, "kdef").certainty == 0
+
+
+def test_ferplus_images_beside_the_table_are_joined_by_name(tmp_path):
+    votes = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    write(tmp_path / "fer2013new.csv", f"Usage,Image name,{votes}", "Training,fer1.png,10,0,0,0,0,0,0,0,0,0", "Training,fer2.png,0,10,0,0,0,0,0,0,0,0",
+          "PublicTest,fer3.png,0,0,0,10,0,0,0,0,0,0", "PrivateTest,,0,0,0,0,0,0,0,0,0,10")
+    faces(tmp_path / "images", "FER2013Train/fer2.png", "FER2013Train/fer1.png", "FER2013Valid/fer3.png")
+    ds, _ = got(tmp_path)
+    assert labels_of(ds) == {"images/FER2013Train/fer1.png": "neutral", "images/FER2013Train/fer2.png": "happy", "images/FER2013Valid/fer3.png": "sad"}
+    os.rename(tmp_path / "images/FER2013Valid/fer3.png", tmp_path / "images/FER2013Train/fer3.png")
+    refused(DataError, "fer3.png", "valid", read=lambda: read(tmp_path))
+
+
+def test_a_list_named_train_labels_makes_no_rafdb(tmp_path):
+    faces(tmp_path, "train/happy/0.png", "train/angry/1.png")
+    write(tmp_path / "train_labels.csv", "image,label", "0.png,happy", "1.png,angry")
+    ds, _ = got(tmp_path)
+    assert ds.provenance.format == "folder" and ds.provenance.left_out == {"file (.csv)": 1}
+
+
+# ---- RAF-DB as it goes round
+
+def test_rafdbs_valid_folder_holds_its_test_images(tmp_path):
+    faces(tmp_path, "train/1/train_00001_aligned.jpg", "train/7/train_00002_aligned.jpg", "valid/4/test_0001_aligned.jpg", "valid/5/test_0002_aligned.jpg")
+    ds, _ = got(tmp_path)
+    assert ds.provenance.splits == {"train": 2, "test": 2} and ds.df.label.tolist() == ["surprise", "neutral", "happy", "sad"]
+
+
+@pytest.mark.parametrize("list_, image", [("labels.txt", "images/{}_aligned.jpg"), ("EmoLabel/list_partition_label.txt", "Image/aligned/aligned/{}_aligned.jpg"),
+                                          ("x/basic/EmoLabel/list_patition_label.txt", "x/basic/Image/aligned/{}_aligned.jpg")])
+def test_rafdbs_list_under_its_several_names(tmp_path, list_, image):
+    faces(tmp_path, *(image.format(i) for i in ("train_00001", "test_0001")))
+    (write(tmp_path / list_)).write_bytes(b"train_00001.jpg 5\r\ntest_0001.jpg 7\r\n")
+    ds, _ = got(tmp_path)
+    assert labels_of(ds) == {"train_00001": "sad", "test_0001": "neutral"} and ds.provenance.format == "rafdb"
+
+
+# ---- the small sets
+
+def test_ckplus_reads_the_peak_of_each_labelled_sequence(tmp_path):
+    for person, take, label in ((5, 1, 3), (5, 2, 7), (10, 1, None)):
+        at = f"S{person:03}/{take:03}"
+        for frame in (1, 2, 11):
+            save(tmp_path / f"CK+/cohn-kanade-images/{at}/S{person:03}_{take:03}_{frame:08}.png", person + take + frame)
+        if label:
+            write(tmp_path / f"CK+/Emotion/{at}/S{person:03}_{take:03}_{11:08}_emotion.txt", f"   {label}.0000000e+00")
+    ds, _ = got(tmp_path)
+    assert labels_of(ds) == {"S005_001": "disgust", "S005_002": "surprise"} and set(ds.df.subject) == {"S005"}
+    assert (ds.image(0) == PIXELS[17]).all() and ds.provenance.left_out == {"images that it does not name": 7}
+
+
+def test_ck48_has_persons_and_sequences(tmp_path):
+    faces(tmp_path, *(f"CK+48/{c}/S0{p}_00{t}_0000001{f}.png" for c, p, t in (("anger", 10, 4), ("happy", 11, 6)) for f in range(3)))
+    ds, _ = got(tmp_path)
+    assert ds.provenance.format == "ck48" and set(ds.df.subject) == {"S010", "S011"} and set(ds.df.group) == {"S010_004", "S011_006"}
+
+
+def test_jaffe_by_its_names_at_any_depth(tmp_path):
+    faces(tmp_path, "x/jaffe/KA.AN1.39.tiff", "x/jaffe/KA.HA2.40.tiff", "x/jaffe/YM.NE1.41.tiff")
+    write(tmp_path / "x/jaffe/README", "hello")
+    ds, _ = got(tmp_path / "x")
+    assert ds.df.label.tolist() == ["angry", "happy", "neutral"] and ds.df.subject.tolist() == ["KA", "KA", "YM"]
+
+
+def test_expws_boxes_are_top_left_right_bottom(tmp_path):
+    faces(tmp_path, "image/origin/a.jpg", "image/origin/b.jpg")
+    write(tmp_path / "label/label.lst", "a.jpg 0 4 8 38 44 50.1 3", "a.jpg 1 0 0 10 10 20 6", "b.jpg 0 0 0 48 48 99 0")
+    ds, _ = got(tmp_path)
+    assert ds.df.label.tolist() == ["happy", "neutral", "angry"] and ds.df.group.tolist() == ["a.jpg", "a.jpg", "b.jpg"]
+    assert (ds.image(0) == np.asarray(Image.open(tmp_path / "image/origin/a.jpg"))[4:44, 8:38]).all()
+    write(tmp_path / "label/label.lst", "a.jpg 0 4 8 38 44 50.1 3", "a.jpg 0 4 8 38 44 50.1 3", "c.jpg 0 0 0 9 9 9 0", "b.jpg 0 0 0 48 48 99 9")
+    refused(DataError, "row 2", read=lambda: read(tmp_path))
+    assert len(got(tmp_path, broken="any")[0].dropped) == 3
+
+
+def test_sfew_and_caers(tmp_path):
+    faces(tmp_path / "SFEW", *(f"{s}/{c}/Film{k}_012345678_0000001{k}.png" for k, (s, c) in enumerate((s, c) for s in ("Train", "Val") for c in ("Angry", "Happy"))))
+    ds, _ = got(tmp_path / "SFEW")
+    assert ds.provenance.format == "sfew" and ds.df.group[0].startswith("Film") and ds.provenance.splits == {"train": 2, "valid": 2}
+    faces(tmp_path / "CAER-S", *(f"{s}/{c}/000{k}.png" for k, (s, c) in enumerate((s, c) for s in ("train", "test") for c in ("Anger", "Happy"))))
+    assert got(tmp_path / "CAER-S")[0].provenance.format == "caers"
+
+
+@pytest.mark.parametrize("names", ["names: ['Anger', 'Happy']", "nc: 2\nnames:\n  0: Anger\n  1: Happy\n", "names:\n- Anger\n- 'Happy'\n", None])
+def test_yolo_takes_its_names_from_the_yaml(tmp_path, names):
+    faces(tmp_path, "train/images/a.png", "train/images/b.png", "valid/images/c.png")
+    write(tmp_path / "train/labels/a.txt", "0 0.5 0.5 1 1"), write(tmp_path / "train/labels/b.txt", "1 0.5 0.5 0.5 0.25")
+    write(tmp_path / "valid/labels/c.txt", "1 0.5 0.5 1 1")
+    if names is None:
+        refused(LabelError, "numbers, 0 to 1", read=lambda: read(tmp_path))
+        ds, _ = got(tmp_path, labels="angry,happy")
+    else:
+        write(tmp_path / "data.yaml", "path: .", names)
+        ds, _ = got(tmp_path)
+    assert ds.df.label.tolist() == ["angry", "happy", "happy"] and ds.image(1).shape == (12, 24) and ds.provenance.splits == {"train": 2, "valid": 1}
+
+
+def test_affectnets_inner_folder_and_its_litter(tmp_path, monkeypatch):
+    monkeypatch.setenv("FER_NB_CACHE", str(tmp_path / "cache"))
+    for k, exp in enumerate((1, 2, 1)):
+        save(tmp_path / f"A/val_set/images/{k}.jpg", k)
+        (tmp_path / "A/val_set/annotations").mkdir(exist_ok=True)
+        for what, value in (("exp", str(exp)), ("val", "0.1"), ("aro", "0.2")):
+            np.save(tmp_path / f"A/val_set/annotations/{k}_{what}.npy", np.array(value))
+    (tmp_path / "A/val_set/annotations/._3_exp.npy").write_bytes(b"fork")
+    for path in (tmp_path / "A", tmp_path / "A/val_set", tmp_path):
+        ds, _ = got(path)
+        assert ds.df.label.tolist() == ["happy", "sad", "happy"] and ds.provenance.splits == {"valid": 3}, path
+    (tmp_path / "A/val_set/images/1.jpg").unlink()
+    refused(DataError, "1_exp.npy", "--broken drop", read=lambda: read(tmp_path / "A"))
+    ds, _ = got(tmp_path / "A", broken="any")
+    assert len(ds) == 2 and ds.dropped.id.tolist() == ["1"] and ds.provenance.left_out["broken"] == 1
+
+
+# ---- lists
+
+LISTS = {
+    "labels.csv": ["image,label,split,subject", "images/0.png,happy,train,p1", "images/1.png,Wut,test,p2"],
+    "labels.tsv": ["path\temotion\tset", "images/0.png\thappiness\ttraining", "images\\1.png\tanger\tTEST"],
+    "labels.txt": ["images/0.png happy", "images/1.png angry"],
+    "bare.csv": ["images/0.png,happy,train", "1.png,angry,test"],
+    "spread.csv": ["Label;File Name;Usage", "joy;./images/0.png;Training", "rage;images/1.png;PrivateTest"],
+    "list.jsonl": ['{"file_name": "images/0.png", "label": "happy", "split": "train"}', "", '{"file_name": "images/1.png", "label": "angry", "split": "test"}'],
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("whole", [True, False])
+def test_lists_of_every_kind(tmp_path, name, whole):
+    faces(tmp_path, "images/0.png", "images/1.png")
+    path = write(tmp_path / name, *LISTS[name])
+    ds, _ = got(tmp_path if whole else path)
+    assert labels_of(ds) == {"images/0.png": "happy", "images/1.png": "angry"} and ds.provenance.format == "list"
+    assert ds.df.split.tolist() == (["train", "train"] if name == "labels.txt" else ["train", "test"])
+    assert name != "labels.csv" or ds.df.subject.tolist() == ["p1", "p2"]
+
+
+def test_lists_named_after_splits_are_one(tmp_path):
+    faces(tmp_path, "train/a.png", "train/b.png", "val/c.png", "test/d.png")
+    for split, rows in (("train", ["a.png,6", "b.png,3"]), ("val", ["c.png,3"]), ("test", ["d.png,0"])):
+        write(tmp_path / f"{split}_labels.csv", *rows)
+    refused(LabelError, "--labels", read=lambda: read(tmp_path))
+    ds, _ = got(tmp_path, labels="fer2013")
+    assert ds.df.label.tolist() == ["angry", "neutral", "happy", "happy"] or set(ds.df.label) == {"angry", "neutral", "happy"}
+    assert ds.provenance.splits == {"train": 2, "valid": 1, "test": 1}
+
+
+@pytest.mark.parametrize("row, words", [
+    ("../a.png,happy", "inside"), ("/etc/passwd,happy", "inside"), ("none.png,happy", "no such image"), ("images/0.png,sad", "again"),
+    ("images/1.png,", "no image or no label"), ("images/1.png,happy,x,y,z", "")])
+def test_a_bad_row_of_a_list_is_named_or_left_out(tmp_path, row, words):
+    faces(tmp_path, "images/0.png", "images/1.png", "images/2.png")
+    path = write(tmp_path / "list.csv", "image,label", "images/0.png,happy", "images/2.png,sad", row)
+    if not words:
+        assert len(got(path)[0]) == 3
+        return
+    refused(DataError, "list.csv, row 4", words, read=lambda: read(path))
+    ds, _ = got(path, broken="any")
+    assert len(ds) == 2 and len(ds.dropped) == 1 and "row 4" in ds.dropped.why[0]
+
+
+def test_the_same_bare_name_twice_is_not_guessed(tmp_path):
+    faces(tmp_path, "x/a.png", "y/a.png", "x/b.png")
+    refused(DataError, "2 such images", read=lambda: read(write(tmp_path / "l.csv", "b.png,happy", "a.png,sad")))
+
+
+def test_labels_and_persons_from_file_names(tmp_path, capsys):
+    faces(tmp_path / "data", "p1_happy_1.png", "p1_sad_2.png", "p2_happy_3.png")
+    how = {"label_pattern": r"_([a-z]+)_", "subject_pattern": r"^(p\d)"}
+    ds, _ = got(tmp_path / "data", **how)
+    assert ds.df.label.tolist() == ["happy", "sad", "happy"] and ds.df.subject.tolist() == ["p1", "p1", "p2"]
+    assert main(["audit", "--data", str(tmp_path / "data"), "--label-pattern", how["label_pattern"], "--subject-pattern", how["subject_pattern"],
+                 "--exact", "--out", str(tmp_path / "out")]) == 0
+    assert "fer-nb: read as images with labels in their names: train 3" in capsys.readouterr().err
+    refused(DataError, "no label by the pattern", read=lambda: read(tmp_path / "data", label_pattern="_(x)_"))
+    refused(ConfigError, "label_pattern", read=lambda: read(tmp_path / "data", label_pattern="_(x"))
+    refused(DataError, "3 ids without a subject", read=lambda: read(tmp_path / "data", **how | {"subject_pattern": "(q)"}))
+    coded, _ = got(tmp_path / "data", label_pattern=r"_\w+_(?P<label>\d)", labels="1=happy,2=sad,3=fear")
+    assert coded.df.label.tolist() == ["happy", "sad", "fear"]
+
+
+# ---- going on without what is broken
+
+def half_broken(root, good=40):
+    faces(root, *(f"{('happy', 'sad')[k % 2]}/{k}.png" for k in range(good)))
+    (root / "happy/cut.jpg").write_bytes(save(root / "x.jpg", 3).read_bytes()[:300])
+    (root / "x.jpg").unlink()
+    (root / "sad/page.jpg").write_bytes(b"<!DOCTYPE html><html><body>no</body></html>")
+    return root
+
+
+def test_broken_images_are_left_out_and_listed(tmp_path, capsys):
+    root = half_broken(tmp_path / "data")
+    refused(ImageError, "2 of 42", "cut.jpg", "an HTML page", read=lambda: read(root), lines=5)
+    ds, _ = got(root, broken="drop")
+    assert len(ds) == 40 and set(ds.dropped.id) == {"happy/cut.jpg", "sad/page.jpg"} and ds.provenance.left_out == {"broken": 2}
+    assert main(["audit", "--data", str(root), "--exact", "--out", str(tmp_path / "a")]) == 2
+    assert "--broken drop" in capsys.readouterr().err
+    assert main(["audit", "--data", str(root), "--exact", "--broken", "drop", "--out", str(tmp_path / "a")]) == 0
+    left = pd.read_csv(tmp_path / "a/left_out.csv")
+    assert set(left.id) == {"happy/cut.jpg", "sad/page.jpg"} and json.loads((tmp_path / "a/record.json").read_text())
+    (root / "sad/empty.png").touch()
+    refused(DataError, "3 of 43 items are broken", "--broken any", read=lambda: read(root, broken="drop"))
+    assert len(read(root, broken="any")) == 40
+
+
+def test_broken_rows_of_the_csv_are_left_out(tmp_path):
+    rows = [f"{k % 7},{ROW[k % 6]},Training" for k in range(60)]
+    bad = [f"3,{ROW[0]}", f"9,{ROW[0]},Training", f"3,{ROW[0]} 7,Training"]
+    path = write(tmp_path / "fer2013.csv", LINES[0], *rows[:30], *bad, *rows[30:])
+    refused(DataError, "row 32", "2 fields", read=lambda: read(path))
+    ds = read(path, broken="drop")
+    assert len(ds) == 60 and ds.dropped.id.tolist() == ["row 32", "row 33", "row 34"]
+    assert (ds.array()[30] == PIXELS[0]).all() and ds.df.id[30] == "row35"
+
+
+@pytest.mark.parametrize("make, reader", [
+    (lambda r: (faces(r, "Image/aligned/train_00001_aligned.jpg", "Image/aligned/test_0001_aligned.jpg", "Image/aligned/train_00009_aligned.jpg"),
+                write(r / "EmoLabel/list_patition_label.txt", "train_00001.jpg 5", "test_0001.jpg 7", "train_00003.jpg 9", "test_0004.jpg 1")), read_rafdb),
+    (lambda r: (faces(r, "happy/a.png", "sad/b.png", "stray.png"),), read_folder)])
+def test_items_without_partner_are_left_out(tmp_path, make, reader):
+    make(tmp_path)
+    with pytest.raises(FERError):
+        reader(tmp_path)
+    ds = reader(tmp_path, broken="any")
+    assert len(ds) == 2 and len(ds.dropped) == (3 if reader is read_rafdb else 1)
+
+
+def test_one_word_for_broken_everywhere():
+    refused(ConfigError, "broken='skip'", read=lambda: LeftOut("skip"))
+    refused(ConfigError, "broken='skip'", read=lambda: read(".", broken="skip"))
+
+
+# ---- what the command says
+
+def test_the_command_says_what_it_read_first(tmp_path, capsys):
+    faces(tmp_path / "data", "train/Traurig/1.png", "train/happy/2.png", "test/happy/3.png")
+    assert main(["audit", "--data", str(tmp_path / "data"), "--exact", "--out", str(tmp_path / "out")]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1] == "fer-nb: read as class folders: train 2, test 1; 2 labels; names: Traurig = sad"
+    assert err[0].startswith("fer-nb: warning: ") and "'sad' (train)" in err[0]
+    assert json.loads((tmp_path / "out/record.json").read_text())
+
+
+def test_the_formats_are_shown(capsys):
+    assert main(["formats"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}: {f.title}" in out and f.tree.splitlines()[0] in out for name, f in FORMATS.items())
+    assert main(["formats", "jafe"]) == 2 and "format='jafe'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_declaration_is_whole(name):
+    f = FORMATS[name]
+    assert f.title and f.tree and callable(f.find) and (f.labels or name in ("folder", "list", "yolo"))
+    assert not f.counts or all(len(row) == len(f.labels) for row in f.counts.values())
+    assert f.source or name in ("folder", "list", "yolo")
+
+
+def test_parts_keep_where_they_come_from(tmp_path):
+    ds, _ = got(faces(tmp_path, "happy/1.png", "sad/2.png"))
+    parts = [ds.take([0]), ds.where(label="sad"), ds.assign(split="test"), ds.replace(name="x")]
+    assert all(p.provenance is ds.provenance for p in parts)
+
+
+@pytest.mark.slow
+def test_a_big_tree_is_detected_in_seconds(tmp_path):
+    for c in EMOTIONS:
+        (tmp_path / "a/train" / c).mkdir(parents=True)
+        for k in range(64_286):
+            os.close(os.open(tmp_path / "a/train" / c / f"image{k:07}.jpg", os.O_CREAT))
+    start = time.monotonic()
+    assert detect(Tree(tmp_path)).format.name == "folder"
+    assert time.monotonic() - start < 10
+
+
+# ---- witnesses
+
+def witness(n=200, seed=0):
+    rng = np.random.default_rng(seed)
+    ds = FERData(pd.DataFrame({"id": [f"im{k}" for k in range(n)], "label": rng.choice(EMOTIONS, n), "split": ["train"] * (n - n // 3) + ["test"] * (n // 3)}),
+                 np.zeros((n, 2, 2), np.uint8), name="faces")
+    return ds, np.eye(7)[ds.targets()] * .8 + .2 / 7, rng
+
+
+def test_a_good_witness_is_believed_and_a_moved_or_shuffled_one_is_not():
+    ds, good, rng = witness()
+    weak = good.copy()
+    weak[::3] = np.roll(good[::3], 1, 1)                                              # wrong in a third of all
+    for fine in (good, weak, np.where(np.arange(200)[:, None] < 100, np.nan, good), good[:, ::1] * 10):
+        assert check_witness(ds, fine, "w") == ""
+    for moved in (-4, -1, 2, 5):
+        assert f"moved by {abs(moved)} rows" in check_witness(ds, np.roll(good, moved, 0), "w")
+    assert "w contradicts" in check_witness(ds, good[rng.permutation(200)], "w")
+    part = good.copy()
+    part[:134] = part[:134][rng.permutation(134)]                                     # shuffled in one split alone
+    assert "w contradicts" in check_witness(ds, part, "w")
+    assert check_witness(ds.take(range(10)), good[::-1][:10], "w") == ""              # too few to say
+
+
+def test_ids_of_a_witness():
+    ds, *_ = witness(30)
+    refused(DataError, "1 ids more than once: im3", read=lambda: need_ids([*ds.df.id, "im3"], ds, "p.csv"))
+    refused(DataError, "none of its ids", "row2", "im0", read=lambda: need_ids(["row2"], ds, "p.csv"))
+    with pytest.warns(UserWarning) as said:
+        need_ids(["im1", "other"], ds, "p.csv")
+    assert "1 ids that are not in faces: other" in str(said[0].message) and "29 images without a row: im0" in str(said[1].message)
+
+
+def test_votes_of_other_rows_are_doubted(tmp_path):
+    rng = np.random.default_rng(3)
+    emotion = rng.integers(0, 7, 80)
+    names = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+    order = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
+    path = write(tmp_path / "fer2013.csv", LINES[0], *(f"{e},{ROW[k % 6]},Training" for k, e in enumerate(emotion)))
+    def table(name, rows):
+        return write(tmp_path / name, f"Usage,Image name,{','.join(order)}", *(
+            f"Training,f{k}.png,{','.join('10' if names[e] == o else '0' for o in order)}" for k, e in enumerate(rows)))
+    assert not any("contradicts" in s for s in got(path, votes=table("good.csv", emotion))[1])
+    assert any("moved by 1 rows" in s for s in got(path, votes=table("moved.csv", np.roll(emotion, 1)))[1])
+    assert any("contradicts" in s for s in got(path, votes=table("shuffled.csv", rng.permutation(emotion)))[1])
