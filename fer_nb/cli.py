@@ -286,28 +286,6 @@ def read_data(
         print(f"fer-nb: {ds.provenance}", file=sys.stderr)
     return ds
 
-# %% ../nbs/60_cli.ipynb #door6001
-class _FormatsVerb(Verb):
-    "the data sets that are known, and what they look like"
-
-    description = ("For each format its name for --as, the layouts that are recognised, the order of its "
-                   "labels, the published numbers of images, and where it is to be had.")
-    options = {"name": dict(nargs="*", metavar="FORMAT", help="only these (default: all)")}
-
-    def run(self, args: argparse.Namespace) -> str:  # the formats
-        "Show the declarations of the readers."
-        for name in args.name:
-            one_of("format", name, FORMATS)
-        shown = [FORMATS[name] for name in args.name or FORMATS]
-        parts = []
-        for f in shown:
-            counts = ", ".join(f"{split} {sum(n):,}" for split, n in (f.counts or {}).items())
-            facts = {"labels": ", ".join(f.labels), "published": counts, "source": f.source}
-            tree = "\n".join(f"    {line}" for line in f.tree.splitlines())
-            lines = [f"{f.name}: {f.title}", tree, *(f"  {k}: {v}" for k, v in facts.items() if v)]
-            parts.append("\n".join(lines))
-        return "\n\n".join(parts)
-
 # %% ../nbs/60_cli.ipynb #60000016
 class _DemoVerb(Verb):
     "the whole way on the embedded synthetic faces"
@@ -353,6 +331,28 @@ class _RunVerb(_DemoVerb):
                    "AffectNet, KDEF, CK+, ..., a folder of class folders, a list of images.")
     options = _DATA | {flag: settings for flag, settings in _DemoVerb.options.items() if flag != "--images"}
     options["--preset"] = options["--preset"] | {"default": "cpu"}
+
+# %% ../nbs/60_cli.ipynb #door6001
+class _FormatsVerb(Verb):
+    "the data sets that are known, and what they look like"
+
+    description = ("For each format its name for --as, the layouts that are recognised, the order of its "
+                   "labels, the published numbers of images, and where it is to be had.")
+    options = {"name": dict(nargs="*", metavar="FORMAT", help="only these (default: all)")}
+
+    def run(self, args: argparse.Namespace) -> str:  # the formats
+        "Show the declarations of the readers."
+        for name in args.name:
+            one_of("format", name, FORMATS)
+        shown = [FORMATS[name] for name in args.name or FORMATS]
+        parts = []
+        for f in shown:
+            counts = ", ".join(f"{split} {sum(n):,}" for split, n in (f.counts or {}).items())
+            facts = {"labels": ", ".join(f.labels), "published": counts, "source": f.source}
+            tree = "\n".join(f"    {line}" for line in f.tree.splitlines())
+            lines = [f"{f.name}: {f.title}", tree, *(f"  {k}: {v}" for k, v in facts.items() if v)]
+            parts.append("\n".join(lines))
+        return "\n\n".join(parts)
 
 # %% ../nbs/60_cli.ipynb #60000005
 class _AuditVerb(Verb):

@@ -753,7 +753,9 @@ _IMAGE_BYTES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|P[1-6]\s
                           rb"\0\0\0\x0cjP  |....ftypavif", re.S)
 
 
-def ending_of(name: str) -> str:
+def ending_of(
+    name: str,  # of a file
+) -> str:       # ".jpg"
     "The ending of a file's name in small letters, without what follows a question mark."
     return os.path.splitext(name.partition("?")[0])[1].lower()
 

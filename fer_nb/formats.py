@@ -883,7 +883,7 @@ def _near(
 def odd_classes(
     ds: FERData,    # with labels
     named: bool,    # whether `labels` says what the classes are
-) -> list[str]:
+) -> list[str]:    # what to say
     "Classes that look like slips, and those that one split alone has."
     own = [label for label in ds.labels if label not in (*EMOTIONS, "contempt") and not named]
     notes = [f"class {quoted(c, 40)!r} is no known emotion" + (
