@@ -366,7 +366,7 @@ def _names_below(folder: Path) -> dict[str, list[str]]:
 
 def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) -> str:
     "The path of a listed image below the list's folder."
-    if (folder / file).is_file():
+    if os.path.isfile(folder / file):  # False also for a name that no file can have
         return file
     found = [f for f in places.get(file.rpartition("/")[2], []) if f"/{f}".endswith(f"/{file}")]
     _expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
