@@ -887,7 +887,7 @@ def odd_classes(
     "Classes that look like slips, and those that one split alone has."
     own = [label for label in ds.labels if label not in (*EMOTIONS, "contempt") and not named]
     notes = [f"class {quoted(c, 40)!r} is no known emotion" + (
-        f"; is it {near!r}? (--labels {quoted(c, 40)}={canonical_label(near)})" if near else "")
+        f"; is it {canonical_label(near)!r}? (--labels {quoted(c, 40)}={canonical_label(near)})" if near else "")
         for c in own for near in [_near(c, list(_ALIASES)) or _near(c, [_plain(o) for o in own if o != c])]]
     splits = {label: set(rows) for label, rows in ds.df.groupby("label").split}
     alone = [f"{quoted(c, 40)!r} ({min(there)})" for c, there in splits.items() if len(there) == 1]
@@ -977,7 +977,8 @@ def as_published(
         if split not in found:
             odd.append(f"no {split}")
         elif any(found[split][e] != numbers.get(e, 0) for e in ds.labels):
-            odd.append(f"{split} {found[split].sum():,} of {sum(row):,}")
+            k, n = sum(found[split][e] != numbers.get(e, 0) for e in ds.labels), found[split].sum()
+            odd.append(f"{split} {n:,} of {sum(row):,}" if n != sum(row) else f"{split} in {k} classes")
     return "counts differ from the published ones: " + ", ".join(odd) if odd else "counts as published"
 
 # %% ../nbs/13_formats.ipynb #door0152
