@@ -886,9 +886,12 @@ def odd_classes(
 ) -> list[str]:    # what to say
     "Classes that look like slips, and those that one split alone has."
     own = [label for label in ds.labels if label not in (*EMOTIONS, "contempt") and not named]
-    notes = [f"class {quoted(c, 40)!r} is no known emotion" + (
-        f"; is it {canonical_label(near)!r}? (--labels {quoted(c, 40)}={canonical_label(near)})" if near else "")
-        for c in own for near in [_near(c, list(_ALIASES)) or _near(c, [_plain(o) for o in own if o != c])]]
+    notes = []
+    for label in own:
+        near = _near(label, list(_ALIASES)) or _near(label, [_plain(o) for o in own if o != label])
+        name = canonical_label(near) if near else ""
+        hint = f"; is it {name!r}? (--labels {quoted(label, 40)}={name})" * bool(near)
+        notes.append(f"class {quoted(label, 40)!r} is no known emotion{hint}")
     splits = {label: set(rows) for label, rows in ds.df.groupby("label").split}
     alone = [f"{quoted(c, 40)!r} ({min(there)})" for c, there in splits.items() if len(there) == 1]
     if ds.df.split.nunique() > 1 and alone:
