@@ -366,7 +366,7 @@ def _names_below(folder: Path) -> dict[str, list[str]]:
 
 def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) -> str:
     "The path of a listed image below the list's folder."
-    if (folder / file).is_file():
+    if os.path.isfile(folder / file):  # False also for a name that no file can have
         return file
     found = [f for f in places.get(file.rpartition("/")[2], []) if f"/{f}".endswith(f"/{file}")]
     _expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
@@ -883,12 +883,15 @@ def _near(
 def odd_classes(
     ds: FERData,    # with labels
     named: bool,    # whether `labels` says what the classes are
-) -> list[str]:
+) -> list[str]:    # what to say
     "Classes that look like slips, and those that one split alone has."
     own = [label for label in ds.labels if label not in (*EMOTIONS, "contempt") and not named]
-    notes = [f"class {quoted(c, 40)!r} is no known emotion" + (
-        f"; is it {near!r}? (--labels {quoted(c, 40)}={canonical_label(near)})" if near else "")
-        for c in own for near in [_near(c, list(_ALIASES)) or _near(c, [_plain(o) for o in own if o != c])]]
+    notes = []
+    for label in own:
+        near = _near(label, list(_ALIASES)) or _near(label, [_plain(o) for o in own if o != label])
+        name = canonical_label(near) if near else ""
+        hint = f"; is it {name!r}? (--labels {quoted(label, 40)}={name})" * bool(near)
+        notes.append(f"class {quoted(label, 40)!r} is no known emotion{hint}")
     splits = {label: set(rows) for label, rows in ds.df.groupby("label").split}
     alone = [f"{quoted(c, 40)!r} ({min(there)})" for c, there in splits.items() if len(there) == 1]
     if ds.df.split.nunique() > 1 and alone:
@@ -977,7 +980,8 @@ def as_published(
         if split not in found:
             odd.append(f"no {split}")
         elif any(found[split][e] != numbers.get(e, 0) for e in ds.labels):
-            odd.append(f"{split} {found[split].sum():,} of {sum(row):,}")
+            k, n = sum(found[split][e] != numbers.get(e, 0) for e in ds.labels), found[split].sum()
+            odd.append(f"{split} {n:,} of {sum(row):,}" if n != sum(row) else f"{split} in {k} classes")
     return "counts differ from the published ones: " + ", ".join(odd) if odd else "counts as published"
 
 # %% ../nbs/13_formats.ipynb #door0152

@@ -430,7 +430,7 @@ def folder_of_faces(tmp_path_factory):
 
 def test_evaluate_gives_what_evaluate_gives(folder_of_faces, tmp_path, capsys):
     "The table of the command is that of `evaluate` on tempered logits with the planted duplicates; the record says how."
-    from fer_nb.data import read
+    from fer_nb.formats import read
     from fer_nb.evaluate import evaluate, predict_logits
     from fer_nb.models import load_teacher
     root, out = folder_of_faces, tmp_path / "e.csv"
@@ -544,7 +544,8 @@ def test_an_existing_folder_that_shall_be_replaced_needs_room_beside_it(tmp_path
 
 def test_evaluate_says_whose_training_images_they_were(folder_of_faces):
     from fer_nb.cli import trained_on
-    from fer_nb.data import read, resized
+    from fer_nb.data import resized
+    from fer_nb.formats import read
     ds = read(folder_of_faces / "data")
     small = resized(ds, 24).fingerprint()
     assert "86 images of this data set; its epoch was chosen on 9 others" in trained_on(
@@ -585,7 +586,7 @@ def test_export_leaves_nothing_where_the_images_cannot_be_used(folder_of_faces, 
 
 
 def test_export_in_int8_takes_its_ranges_from_training_images(folder_of_faces, tmp_path, capsys):
-    from fer_nb.data import read
+    from fer_nb.formats import read
     from fer_nb.export import OnnxModel
     root, to = folder_of_faces, tmp_path / "a-int8.onnx"
     assert main(["export", "--weights", str(root / "run"), "--data", str(root / "data"), "--int8", "--images", "16", "--to", str(to)]) == 0

@@ -5,6 +5,7 @@ Which of these tests concern which room is listed in tests/README.md.
 Damaged images are in test_data.py, weights in test_models.py, checkpoints in test_train.py, pages in test_report.py,
 test_review.py and test_explore.py. Here: tables, lists, annotations, caches, run folders, and names that lead elsewhere.
 """
+import gzip
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 
 from fer_nb.core import DataError, FERError, ImageError, file_sha256
 from fer_nb.data import FERData, _read_votes, read_affectnet, read_fer2013, read_ferplus, read_folder, read_image, read_kdef, read_rafdb
+from fer_nb.formats import read as read_path
 from fer_nb.models import HyFER, HyFERConfig, load_hyfer, load_teacher, save_hyfer
 from fer_nb.predict import Network, Recogniser, as_image
 from fer_nb.report import Section, write_report
@@ -115,6 +117,52 @@ def kdef(root):
     return root / "AF01/AF01HAS.JPG", lambda path: read_kdef(path.parents[1])
 
 
+def packed(root):
+    path, read = fer2013(root)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    return path, read
+
+
+def listed(root):
+    for name in "ab":
+        save_image(root / f"images/{name}.png")
+    return text(root / "list.csv", "image;label;split", "images/a.png;happy;train", "b.png;Wut;test"), read_path
+
+
+def listed_json(root):
+    save_image(root / "a.png"), save_image(root / "b.png")
+    return text(root / "list.jsonl", '{"file_name": "a.png", "label": "happy"}', '{"file_name": "b.png", "label": "sad"}'), read_path
+
+
+def boxes(root):
+    save_image(root / "image/origin/a.jpg")
+    return text(root / "label/label.lst", "a.jpg 0 4 8 38 44 50.1 3", "a.jpg 1 0 0 10 10 20 6"), lambda path: read_path(path.parents[1])
+
+
+def yolo(root):
+    save_image(root / "images/a.png"), save_image(root / "images/b.png"), text(root / "labels/b.txt", "1 0.5 0.5 1 1")
+    text(root / "data.yaml", "names: [angry, happy]")
+    return text(root / "labels/a.txt", "0 0.5 0.5 0.5 0.5"), lambda path: read_path(path.parents[1])
+
+
+def yaml_names(root):
+    yolo(root)
+    return root / "data.yaml", lambda path: read_path(path.parent)
+
+
+def peaks(root):
+    for frame in ("01", "11"):
+        save_image(root / f"cohn-kanade-images/S005/001/S005_001_000000{frame}.png")
+    return text(root / "Emotion/S005/001/S005_001_00000011_emotion.txt", "   3.0000000e+00"), lambda path: read_path(path.parents[3])
+
+
+def probabilities(root):
+    from fer_nb.cli import VERBS
+    import pandas as pd
+    ds = FERData(pd.DataFrame({"id": ["a", "b"], "label": ["sad", "happy"], "split": "train"}), np.stack([PICTURE] * 2), ["sad", "happy"])
+    return text(root / "probs.csv", "id,sad,happy", "a,0.9,0.1", "b,0.2,0.8"), lambda path: VERBS["audit"].read_probabilities(path, ds)
+
+
 def decisions(root):
     line = {k: "x" for k in ("time", "reviewer", "id", "kind", "action", "dataset")}
     return text(root / "log", *[json.dumps(line | {"id": f"im{k}"}) for k in range(4)]), read_decisions
@@ -125,7 +173,7 @@ def weights(root):
     return save_hyfer(model, root / "m.safetensors"), load_teacher
 
 
-KINDS = [fer2013, votes, ferplus, rafdb, rafdb_codes, rafdb_mirror, affectnet, affectnet_arrays, affectnet_index, kdef, decisions,
+KINDS = [fer2013, packed, listed, listed_json, boxes, yolo, yaml_names, peaks, probabilities, votes, ferplus, rafdb, rafdb_codes, rafdb_mirror, affectnet, affectnet_arrays, affectnet_index, kdef, decisions,
          weights]
 
 
@@ -162,7 +210,7 @@ def test_damage_is_read_or_refused_with_our_error(kind, tmp_path):
     fuzz()
 
 
-@pytest.mark.parametrize("kind", [fer2013, votes, affectnet, affectnet_arrays, decisions, weights])
+@pytest.mark.parametrize("kind", [fer2013, packed, listed, listed_json, boxes, yolo, peaks, probabilities, votes, affectnet, affectnet_arrays, decisions, weights])
 def test_any_bytes_at_all(kind, tmp_path):
     path, read = kind(tmp_path)
 

@@ -13,9 +13,10 @@ from PIL import Image
 from fer_nb import data
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import (AFFECTNET_COUNTS, FERPLUS_COUNTS, FERPLUS_MODES, KDEF_ANGLES, KDEF_COUNTS, RAFDB_COUNTS,
-                         VOTE_COLUMNS, Crop, FERData, _read_votes, add_votes, read, read_affectnet, read_fer2013,
+                         VOTE_COLUMNS, Crop, FERData, _read_votes, add_votes, read_affectnet, read_fer2013,
                          read_ferplus, read_folder, read_image, read_images, read_kdef, read_rafdb, resized,
                          vote_targets)
+from fer_nb.formats import read
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (48, 48), dtype=np.uint8)
 FERPLUS = LABEL_ORDERS["ferplus"]
@@ -810,6 +811,9 @@ def test_read_chooses_the_reader_by_what_is_there(tmp_path, monkeypatch):
 
 
 def test_read_refuses_what_no_reader_takes(tmp_path):
+    assert data.read is read and data.READERS is __import__("fer_nb.formats").formats.FORMATS
+    with pytest.raises(AttributeError, match="reed"):
+        data.reed
     refused(DataError, tmp_path / "none", "no such file or folder", read=lambda: read(tmp_path / "none"))
     refused(DataError, "notes.txt", ".csv file or a folder", read=lambda: read(write(tmp_path / "notes.txt", "hello")))
     refused(DataError, "row by row", read=lambda: read(tmp_path, "votes.csv"))
