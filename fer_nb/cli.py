@@ -288,28 +288,6 @@ def read_data(
         print(f"fer-nb: {ds.provenance}", file=sys.stderr)
     return ds
 
-# %% ../nbs/60_cli.ipynb #door6001
-class _FormatsVerb(Verb):
-    "the data sets that are known, and what they look like"
-
-    description = ("For each format its name for --as, the layouts that are recognised, the order of its "
-                   "labels, the published numbers of images, and where it is to be had.")
-    options = {"name": dict(nargs="*", metavar="FORMAT", help="only these (default: all)")}
-
-    def run(self, args: argparse.Namespace) -> str:  # the formats
-        "Show the declarations of the readers."
-        for name in args.name:
-            one_of("format", name, FORMATS)
-        shown = [FORMATS[name] for name in args.name or FORMATS]
-        parts = []
-        for f in shown:
-            counts = ", ".join(f"{split} {sum(n):,}" for split, n in (f.counts or {}).items())
-            facts = {"labels": ", ".join(f.labels), "published": counts, "source": f.source}
-            tree = "\n".join(f"    {line}" for line in f.tree.splitlines())
-            lines = [f"{f.name}: {f.title}", tree, *(f"  {k}: {v}" for k, v in facts.items() if v)]
-            parts.append("\n".join(lines))
-        return "\n\n".join(parts)
-
 # %% ../nbs/60_cli.ipynb #60000016
 class _DemoVerb(Verb):
     "the whole way on the embedded synthetic faces"
@@ -356,6 +334,28 @@ class _RunVerb(_DemoVerb):
     options = _DATA | {flag: settings for flag, settings in _DemoVerb.options.items() if flag != "--images"}
     options["--preset"] = options["--preset"] | {"default": "cpu"}
 
+# %% ../nbs/60_cli.ipynb #door6001
+class _FormatsVerb(Verb):
+    "the data sets that are known, and what they look like"
+
+    description = ("For each format its name for --as, the layouts that are recognised, the order of its "
+                   "labels, the published numbers of images, and where it is to be had.")
+    options = {"name": dict(nargs="*", metavar="FORMAT", help="only these (default: all)")}
+
+    def run(self, args: argparse.Namespace) -> str:  # the formats
+        "Show the declarations of the readers."
+        for name in args.name:
+            one_of("format", name, FORMATS)
+        shown = [FORMATS[name] for name in args.name or FORMATS]
+        parts = []
+        for f in shown:
+            counts = ", ".join(f"{split} {sum(n):,}" for split, n in (f.counts or {}).items())
+            facts = {"labels": ", ".join(f.labels), "published": counts, "source": f.source}
+            tree = "\n".join(f"    {line}" for line in f.tree.splitlines())
+            lines = [f"{f.name}: {f.title}", tree, *(f"  {k}: {v}" for k, v in facts.items() if v)]
+            parts.append("\n".join(lines))
+        return "\n\n".join(parts)
+
 # %% ../nbs/60_cli.ipynb #60000005
 class _AuditVerb(Verb):
     "what is wrong with a dataset"
@@ -384,7 +384,8 @@ class _AuditVerb(Verb):
         that comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
         try:
             table = pd.read_csv(path, dtype={"id": str})
-            table = table.assign(id=table.id.map(from_text, na_action="ignore")).set_index("id")[list(ds.labels)].astype(float)
+            ids = table.id.map(from_text, na_action="ignore")
+            table = table.assign(id=ids).set_index("id")[list(ds.labels)].astype(float)
         except (OSError, KeyError, ValueError) as e:
             raise DataError(f"{path}: columns id, {', '.join(ds.labels)} expected ({quoted(e)})") from e
         with _told():
@@ -396,7 +397,8 @@ class _AuditVerb(Verb):
 
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."
-        ds, other = read_data(args, args.votes, single=True), None if args.against is None else read(args.against)
+        ds = read_data(args, args.votes, single=True)
+        other = None if args.against is None else read(args.against)
         from fer_nb.audit import audit
         from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces

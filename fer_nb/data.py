@@ -127,7 +127,7 @@ def image(
     i: int,        # position in the table
 ) -> np.ndarray:   # uint8, grey (H, W) or colour (H, W, 3)
     "Image number `i`, read from its file if it is one."
-    return self._images[i] if self.in_memory() else self._images.read(i)
+    return self._images[i] if self.in_memory() else self._images.decoded(i)
 
 
 @patch
@@ -615,7 +615,7 @@ def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
 
 # %% ../nbs/04_data.ipynb #551c070a
 @patch
-def read(
+def decoded(
     self: ImageFiles,
     i: int,        # position
 ) -> np.ndarray:   # uint8 (H, W) or (H, W, 3)
@@ -635,7 +635,7 @@ def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 
         for start in range(0, len(self), 64):
             yield from self.known["kept"].take(self.rows[start:start + 64])
         return
-    for image in _in_turn(self.read, range(len(self))):
+    for image in _in_turn(self.decoded, range(len(self))):
         if isinstance(image, ImageError):
             failures.append(image)
         elif not failures:
@@ -987,25 +987,30 @@ def _unpacked(
     return raw
 
 # %% ../nbs/04_data.ipynb #door002b
+_NO_TABLE = (OSError, csv.Error, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile,
+             RuntimeError, NotImplementedError, UnicodeError, ValueError)
+
+
 @contextmanager
 def text_of(
     path: Path,       # a table's file, packed or not
 ) -> Iterator[TextIO]:  # a `with` block
     "The text of a table in UTF-8 or UTF-16; bytes that are no text stay what they are, for names of files."
-    with ExitStack() as stack:
-        raw = _unpacked(path, stack)
-        head = raw.peek(512)[:512]
-        wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
-        bare = len(head) > 3 and not wide and head[1:64:2].count(0) > len(head[1:64:2]) / 2
-        code = "utf-16" if wide else "utf-16-le" if bare else "utf-8-sig"
-        yield stack.enter_context(io.TextIOWrapper(
-            raw, code, "replace" if wide or bare else "surrogateescape", newline=""))
+    try:
+        with ExitStack() as stack:
+            raw = _unpacked(path, stack)
+            head = raw.peek(512)[:512]
+            wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
+            bare = len(head) > 3 and not wide and head[1:64:2].count(0) > len(head[1:64:2]) / 2
+            code = "utf-16" if wide else "utf-16-le" if bare else "utf-8-sig"
+            yield stack.enter_context(io.TextIOWrapper(
+                raw, code, "replace" if wide or bare else "surrogateescape", newline=""))
+    except FERError:
+        raise
+    except _NO_TABLE as e:
+        raise DataError(f"{path}: not a table ({quoted(e)})") from e
 
 # %% ../nbs/04_data.ipynb #9d96634f
-_NO_TABLE = (OSError, csv.Error, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile,
-             RuntimeError, NotImplementedError, UnicodeError, ValueError)
-
-
 def _rows(
     path: Path,                     # a table without quoted line breaks, packed or not
     sep: str = "",                  # between its fields; " ": one or more; "": what the first line has
@@ -1014,8 +1019,8 @@ def _rows(
     "The rows of a text table without blank lines. Raises `DataError` for what is none, and for other widths."
     csv.field_size_limit(1 << 24)
     at = str(path)
-    try:
-        with text_of(path) as f:
+    with text_of(path) as f:
+        try:
             first = f.readline(1 << 24)
             if said := re.fullmatch(r"sep=(.)\s*", first):  # as a spreadsheet writes it
                 first, sep = "\n", said[1]
@@ -1031,8 +1036,8 @@ def _rows(
                             " or ".join(map(str, widths)))
                     yield at, fields
                 at = f"{path}, row {reader.line_num + 1}"
-    except _NO_TABLE as e:
-        raise DataError(f"{at}: not a table ({quoted(e)})") from e
+        except _NO_TABLE as e:
+            raise DataError(f"{at}: not a table ({quoted(e)})") from e
 
 # %% ../nbs/04_data.ipynb #door002c
 _SAME = {  # a column, and other names that it has
@@ -1176,7 +1181,9 @@ _IMAGE_BYTES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|P[1-6]\s
                           rb"\0\0\0\x0cjP  |....ftypavif", re.S)
 
 
-def ending_of(name: str) -> str:
+def ending_of(
+    name: str,  # of a file
+) -> str:       # ".jpg"
     "The ending of a file's name in small letters, without what follows a question mark."
     return os.path.splitext(name.partition("?")[0])[1].lower()
 

@@ -88,7 +88,7 @@ def image_batches(
     at_least("bs", bs, 1, "images", whole=True)
     y = torch.from_numpy(ds.targets())
     for start in range(0, len(ds), bs):
-        batch = ds.take(np.arange(start, min(start + bs, len(ds)))).array()
+        batch = ds.batch(np.arange(start, min(start + bs, len(ds))))
         x = torch.from_numpy(batch).to(device).float().div_(255)
         x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
         yield start, x.contiguous(memory_format=torch.channels_last), y[start:start + bs].to(device)

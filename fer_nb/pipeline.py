@@ -620,7 +620,7 @@ def data_section(
     splits, found = self.splits, self.splits.audit
     before, left = len(found.ds.where(split="train")), len(splits.valid) + len(splits.train)
     copies = int((splits.train.df.source != splits.train.df.id).sum()) if "source" in splits.train.df else 0
-    read = f"{self.ds.provenance}. ".capitalize() if self.ds.provenance else ""
+    read = f"R{str(self.ds.provenance)[1:]}. " if self.ds.provenance else ""
     text = (f"{read}{len(self.ds):,} images came in, {before:,} of them for training. "
             f"{before - left + copies:,} training "
             "images were dropped as copies, contradictions, blanks or duplicates of reported "

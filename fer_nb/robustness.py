@@ -130,7 +130,7 @@ def corruption_curve(
         _level(kind, severity)
     tables = [pd.DataFrame(columns=["split", "subset", "kind", "severity", "metric", "value", "n", "labels"])]
     for part, what in ds.split_samples(n, seed):
-        keys = np.array([crc32(str(i).encode()) for i in part.df.id], dtype=np.int64)
+        keys = np.array([crc32(str(i).encode(errors="surrogatepass")) for i in part.df.id], dtype=np.int64)
         for kind, severity in settings:
             with eval_mode(model, device) as where, torch.inference_mode():
                 z = logits_of([model(corrupt(x, kind, severity, keys[start:start + bs], seed))

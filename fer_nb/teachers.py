@@ -303,7 +303,7 @@ class NetworkTeacher(TeacherBase):
         show: bool = False,          # draw progress
     ) -> pd.DataFrame:               # history
         "Fit the network. Raises `CheckpointError` for another run's checkpoint."
-        own, labels, colour = seed + 100 + self.place, splits.train.labels, splits.train.array().ndim == 4
+        own, labels, colour = seed + 100 + self.place, splits.train.labels, len(splits.train.shape()) == 4
         seed_everything(own)
         self.network, self.labels = make_network(self.settings, labels, 3 if colour else 1), labels
         self.network.name = self.name
