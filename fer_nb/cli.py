@@ -384,7 +384,7 @@ class _AuditVerb(Verb):
         that comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
         try:
             table = pd.read_csv(path, dtype={"id": str})
-            ids = table.id.map(from_text, na_action="ignore")
+            ids = table["id"].map(from_text, na_action="ignore")
             table = table.assign(id=ids).set_index("id")[list(ds.labels)].astype(float)
         except (OSError, KeyError, ValueError) as e:
             raise DataError(f"{path}: columns id, {', '.join(ds.labels)} expected ({quoted(e)})") from e

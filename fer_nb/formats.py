@@ -292,22 +292,30 @@ def _list_columns(
         dict(zip(("split",), split)), False
 
 
+def _records(path: Path) -> Iterator[object]:
+    "The rows of a Parquet file, or the lines of a JSONL file: a mapping each; None: an empty line."
+    if ending_of(path.name) == ".parquet":
+        yield from _parquet_table(path)[0].to_dict("records")
+        return
+    with text_of(path) as f:
+        for line in f:
+            try:
+                yield json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError):
+                yield "no JSON"
+
+
 def _list_rows(
     path: Path,  # of the list: CSV, TSV, words on a line, JSONL
 ) -> Iterator[tuple[str, dict[str, str]]]:  # "file, row n", and what stands in its columns
     "The rows of a list of images. Raises `DataError` for one without the columns image and label."
-    if ending_of(path.name) in (".jsonl", ".ndjson"):
-        with text_of(path) as f:
-            for k, line in enumerate(f, 1):
-                try:
-                    row = json.loads(line) if line.strip() else None
-                except (ValueError, RecursionError):
-                    row = "no JSON"
-                if row is not None:
-                    columns = _list_columns(list(map(str, row)))[0] if isinstance(row, dict) else {}
-                    names = list(row) if isinstance(row, dict) else []
-                    found = {c: row[names[i]] for c, i in columns.items()}
-                    yield f"{path}, row {k}", {c: str(x) for c, x in found.items() if x is not None}
+    if ending_of(path.name) in (".jsonl", ".ndjson", ".parquet"):
+        for k, row in enumerate(_records(path), 1):
+            if row is not None:
+                columns = _list_columns(list(map(str, row)))[0] if isinstance(row, dict) else {}
+                names = list(row) if isinstance(row, dict) else []
+                found = {c: row[names[i]] for c, i in columns.items()}
+                yield f"{path}, row {k}", {c: str(x) for c, x in found.items() if x is not None}
         return
     by_blanks = len(next(_rows(path), ("", []))[1]) == 1
     rows = _rows(path, " " if by_blanks else "")
@@ -425,8 +433,8 @@ def read_parquet(
     paths: str | Path | Sequence[str | Path],  # files as hubs store them: an image column, and a label
     broken: str = "error",                     # of `BROKEN`
 ) -> tuple[FERData, list[str]]:                # the class of each image: its name, else its number
-    """Read Parquet files whose rows hold encoded images and labels; the split stands in a file's name
-    (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is not installed."""
+    """Read Parquet files whose rows hold labels and encoded images, or the names of image files; the split
+    stands in a file's name (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is not installed."""
     def decoded(raw: bytes, at: str) -> np.ndarray:
         try:
             with _opened(BytesIO(raw)) as im:
@@ -443,6 +451,8 @@ def read_parquet(
                         for keys in (("image", "img", "picture"), _LABEL_KEYS))
         there = [name for name, column in (("image", image), ("label", label)) if column is not None]
         need_columns(there, ("image", "label"), str(path), f"the columns are {quoted(', '.join(table))}")
+        if isinstance(table[image].iloc[0] if len(table) else None, str):  # names of files: a list like others
+            return read_list(paths, broken, paths[0].stem)
         for k, (data, found) in enumerate(zip(table[image], table[label])):
             i, split = f"{path.stem}/{k}", _split_of_list(path) or "train"
             with left.item(i, split):
@@ -467,7 +477,7 @@ def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         table = pq.read_table(path)
         about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     except ImportError as e:
-        raise DataError(f"{path}: a Parquet file; reading it needs pyarrow (pip install pyarrow)") from e
+        raise DataError(f"{path}: a Parquet file; reading it needs pyarrow: pip install fer-nb[parquet]") from e
     except Exception as e:  # a damaged file meets pyarrow with errors of every kind
         raise DataError(f"{path}: not a Parquet file that can be read ({quoted(e)})") from e
     features = about.get("info", {}).get("features", {}) if isinstance(about, dict) else {}

@@ -600,3 +600,43 @@ def test_votes_of_other_rows_are_doubted(tmp_path):
     assert not any("contradicts" in s for s in got(path, votes=table("good.csv", emotion))[1])
     assert any("moved by 1 rows" in s for s in got(path, votes=table("moved.csv", np.roll(emotion, 1)))[1])
     assert any("contradicts" in s for s in got(path, votes=table("shuffled.csv", rng.permutation(emotion)))[1])
+
+
+# ---- Parquet ----
+
+def parquet(path, labels, struct=True, names=(), images=None):
+    "A file as hubs store it: encoded images, as bytes or in a struct with a path, and labels."
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    encoded = []
+    for k in range(len(labels)):
+        Image.fromarray(PIXELS[k]).save(data := io.BytesIO(), "png")
+        encoded.append(data.getvalue())
+    encoded = [{"bytes": b, "path": None} for b in encoded] if struct else encoded
+    table = pa.table({"image": encoded if images is None else images, "label": labels})
+    features = {"info": {"features": {"label": {"names": list(names), "_type": "ClassLabel"}}}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({b"huggingface": json.dumps(features).encode()}) if names else table, path)
+    return path
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_as_hubs_store_it(tmp_path, struct):
+    names = ["Happiness", "Sadness", "Anger"]
+    for split, labels in (("train", [0, 1, 2, 2]), ("validation", [1, 0]), ("test", [2, 1, 0])):
+        parquet(tmp_path / f"data/{split}-00000-of-00001.parquet", labels, struct, names)
+    for path in (tmp_path, tmp_path / "data"):
+        ds, _ = got(path)
+        assert ds.counts()["all"].to_dict() == {"angry": 3, "happy": 3, "sad": 3} and set(ds.df.split) == {"train", "valid", "test"}
+        assert ds.where(split="test").df.label.tolist() == ["angry", "sad", "happy"]
+        assert (ds.where(split="train").array() == PIXELS[:4]).all()
+
+
+def test_parquet_of_numbers_and_of_file_names(tmp_path):
+    file = parquet(tmp_path / "faces.parquet", [0, 3, 4])
+    refused(LabelError, "--labels", "numbers", read=lambda: read(file))
+    assert read(file, labels="fer2013").df.label.tolist() == ["angry", "happy", "sad"]
+    faces(tmp_path / "own", *(f"im/{k}.png" for k in range(3)))
+    listed = parquet(tmp_path / "own/list.parquet", ["happy", "sad", "happy"], images=[f"im/{k}.png" for k in range(3)])
+    assert read(listed).df.id.tolist() == ["im/0.png", "im/1.png", "im/2.png"]
+    listed.write_bytes(b"PAR1" + bytes(60))
+    refused(DataError, listed, "not a Parquet file", read=lambda: read(listed))

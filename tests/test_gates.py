@@ -105,7 +105,7 @@ def test_the_measures_of_the_house_count(tmp_path: Path) -> None:
     for name, data in (("04_data", toy), ("09_audit", later), ("12_review", {**GOOD, "cells": [dict(code("#| default_exp review"), id="r")]})):
         (tmp_path / f"nbs/{name}.ipynb").write_text(json.dumps(data), encoding="utf-8")
     found = gates.house(tmp_path)
-    assert found["public"] == ["data.twice", "data.never_seen"] and found["private"] == ["data._one"] == found["private used once"]
+    assert found["public"] == ["data.twice", "data.never_seen"] and found["private"] == ["data._one"] == found["private used once per 1,000 lines"]
     assert found["public never shown"] == ["data.never_seen"] and len(found["raises"]) == len(found["checked"]) == 1
     assert len(found["lines over 110 characters"]) == 1 and len(found["cells over 60 lines"]) == 1
     assert found["upward imports"] == ["09_audit.ipynb: review"]
