@@ -34,7 +34,8 @@ def _check(
     kinds = {f.name: getattr(f.type, "__args__", (f.type,)) for f in fields(settings)}
     wrong += [f"{name}={given[name]!r}; {' or '.join(k.__name__ for k in kind)} expected"
               for name, kind in kinds.items() if name not in (*absent, *choices)
-              and all(k in (bool, str, type(None), Augment) for k in kind) and not isinstance(given[name], kind)]
+              and all(k in (bool, str, type(None), Augment) for k in kind)
+              and not isinstance(given[name], kind)]
     if wrong:
         raise ConfigError("; ".join(wrong))
     for name in [n for n in least if n not in absent]:
@@ -125,7 +126,7 @@ class Fit:
         self._check_class_weights()
         restarts, cycle = self.schedule == "warm_restarts", self.restart_epochs
         clashes = {
-            f"restart_epochs={cycle} of schedule={self.schedule!r}; a whole number, of 'warm_restarts', expected":
+            f"restart_epochs={cycle} of schedule={self.schedule!r}; whole, of 'warm_restarts', expected":
                 cycle is not None and not (restarts and type(cycle) is int and cycle >= 1),
             f"warmup={self.warmup} of schedule='warm_restarts', which begins at the peak; None expected":
                 restarts and self.warmup,

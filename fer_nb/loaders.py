@@ -476,7 +476,8 @@ def _label_name(
     "The name of a label. Raises `LabelError` for what is none."
     y = y.item() if getattr(y, "shape", None) == () else y
     if not isinstance(y, (str, int, float)) or y not in labels and y not in range(len(labels)):
-        raise LabelError(f"label {str(y)[:40]!r} is not one of {', '.join(labels)}, nor a position among them")
+        raise LabelError(f"label {str(y)[:40]!r} is not one of {', '.join(labels)}, nor a position among "
+                         "them")
     return y if isinstance(y, str) else labels[int(y)]
 
 
@@ -507,8 +508,8 @@ def _as_faces(
     paired = [isinstance(item, tuple) and len(item) == 2 for item in items]
     pairs = any(paired)
     if (labelled or pairs) and not all(paired):
-        raise DataError(f"{len(items) - sum(paired)} of {len(items)} images without labels; with_labels needs a "
-                        "FERData, or (image, label) pairs")
+        raise DataError(f"{len(items) - sum(paired)} of {len(items)} images without labels; with_labels "
+                        "needs a FERData, or (image, label) pairs")
     named = [_label_name(y, labels) for _, y in items] if pairs else labels[0]
     images = np.stack([_as_image(item[0] if pairs else item, like.shape) for item in items])
     df = pd.DataFrame({"id": [f"item {k}" for k in range(len(items))], "label": named, "split": "test"})

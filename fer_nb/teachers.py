@@ -96,9 +96,10 @@ def key_of(
     if views:
         if train.views is None or (fs := train.after_batch.fs):
             raise ConfigError("the training loader " + (
-                "shows a new view every epoch; give it a number of views to cache logits" if train.views is None
-                else f"has {', '.join(f.name for f in fs)} in after_batch, which cached logits would not know; "
-                "`.mean()` of logits that were cached before it, or the network itself as teacher, expected"))
+                "shows a new view every epoch; give it a number of views to cache logits"
+                if train.views is None else
+                f"has {', '.join(f.name for f in fs)} in after_batch, which cached logits do not know; "
+                "`.mean()` of logits cached before it, or the network itself as teacher, expected"))
         augment = None if train.augment is None else asdict(train.augment)
         if augment and "minor" in augment:
             augment["minor"] = digest(np.array(augment["minor"]))
@@ -383,7 +384,8 @@ def _view_logits(
         x = x if augment is None else augment(x, ids, view, like.seed)
         z = ask(teacher, x.to(device, memory_format=torch.channels_last), who)
         if not out:
-            check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x), known and len(known), who)
+            check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x),
+                         known and len(known), who)
         out.append(z.float().cpu())
     return _half(torch.cat(out), loader, f"teacher {name}, view {view}")
 

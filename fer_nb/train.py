@@ -209,7 +209,7 @@ class CheckInputRange(Callback):
         "Check the range of the first batch."
         if self.iter:
             return
-        low, high = self.xb[0].min().item(), self.xb[0].max().item()  # of several inputs the images come first
+        low, high = self.xb[0].min().item(), self.xb[0].max().item()  # of several inputs the first
         if low < -0.01 or high > 1.01 or 0 < high <= 1 / 255 + 1e-6:
             part = "training" if self.training else "validation"
             raise ImageError(f"{part} images have values in [{low:.3g}, {high:.3g}]; [0, 1] expected, "
@@ -671,15 +671,6 @@ def _labels_of(
                           f"{type(loader.dataset).__name__}")
     return torch.tensor([int(y) for y in lists[-1]]), list(names)
 
-# %% ../nbs/30_train.ipynb #accur001
-@wraps(accuracy)
-def _accuracy(
-    pred: torch.Tensor,   # logits (B, C)
-    y: torch.Tensor,      # labels (B,), or shares of the labels (B, C)
-) -> torch.Tensor:        # ()
-    "fastai's, of the label with the largest share."
-    return accuracy(pred, dominant_labels(y)[0])
-
 # %% ../nbs/30_train.ipynb #loss0006
 @patch
 def loss_for(
@@ -859,7 +850,7 @@ class _Tracked:
         vars(self).update(state)
 
 
-_MEMORIES = {GradientAccumulation: Accumulate, TrackerCallback: _Tracked}  # of fastai's callbacks, that keep none
+_MEMORIES = {GradientAccumulation: Accumulate, TrackerCallback: _Tracked}  # of fastai's callbacks
 
 
 class Checkpoint(Callback):
@@ -1153,7 +1144,7 @@ _ONCE = {"mix": MixHandler, "accumulate": GradientAccumulation, "amp": MixedPrec
 
 
 @patch
-def _check_beside(
+def check_beside(
     self: Fit,
     model: nn.Module,           # to fit
     dls: DataLoaders,           # for it
@@ -1164,8 +1155,8 @@ def _check_beside(
     wrong = [f"{type(cb).__name__} beside {name}={getattr(self, name)!r}; one of the two expected"
              for cb in cbs for name, kind in _ONCE.items()
              if isinstance(cb, kind) and getattr(self, name) is not None]
-    wrong += [f"{type(cb).__name__}, but schedule={self.schedule!r} sets the rate in every batch; the schedule "
-              "alone, or a fastai Learner, expected" for cb in cbs
+    wrong += [f"{type(cb).__name__}, but schedule={self.schedule!r} sets the rate in every batch; the "
+              "schedule alone, or a fastai Learner, expected" for cb in cbs
               if isinstance(cb, ReduceLROnPlateau) or plan.keys() & getattr(cb, "scheds", {}).keys()]
     if len(loaders) < 2:
         wrong += [f"a {type(dls).__name__} with {len(loaders)} loaders; fastai's DataLoaders(train, valid) "
@@ -1176,7 +1167,8 @@ def _check_beside(
     if wrong:
         raise ConfigError("; ".join(wrong))
     names, own = getattr(dls, "vocab", None) or (), isinstance(dls.train, ReplayLoader)
-    if hasattr(model, "labels") and (own or model.labels and all(isinstance(n, str) for n in names) and names):
+    named = names and all(isinstance(n, str) for n in names) and getattr(model, "labels", None)
+    if named or own and hasattr(model, "labels"):
         check_names(model.labels, names)
     if own:
         with torch.no_grad(), eval_mode(model) as where:
@@ -1202,7 +1194,12 @@ def fit_model(
     the data's, `ImageError` for images outside [0, 1], `ConfigError` for settings that make no sense."""
     fit = replace(fit if isinstance(fit, Fit) else Fit(epochs=fit), **changes)
     cbs = [cb() if isinstance(cb, type) else cb for cb in L(cbs)]
-    fit._check_beside(model, dls, cbs)
+    fit.check_beside(model, dls, cbs)
+
+    @wraps(accuracy)
+    def measure(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return accuracy(z, dominant_labels(y)[0])  # of shares the largest
+
     rank, world = rank_world()
     seed_everything(seed + 1_000_003 * rank)
     device = _device_of(dls, model)
@@ -1218,7 +1215,7 @@ def fit_model(
         own += [Distributed(described)] if world > 1 else []
     if isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer):
         opt_func = partial(OptimWrapper, opt=opt_func)
-    learn = ResumableLearner(dls, model, loss, opt_func or fit.optimiser_for(), metrics=_accuracy,
+    learn = ResumableLearner(dls, model, loss, opt_func or fit.optimiser_for(), metrics=measure,
                              splitter=lambda _: groups, cbs=[*own, *cbs])
     learn.remove_cb(ProgressCallback)
     learn.create_opt()
