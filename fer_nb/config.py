@@ -26,12 +26,18 @@ def _check(
     shares: Mapping[str, str] = {},          # field -> whether 0 and 1 are fine, see `core.share`
     choices: Mapping[str, tuple] = {},       # field -> its values
 ) -> None:
-    "Raise `ConfigError` for the first field that is out of its range, or None where its type is not."
+    "Raise `ConfigError` for fields of another type, or for the first that is out of its range."
     given = vars(settings)
     types = {f.name: str(f.type) for f in fields(settings)}
     absent = {name: "None" in types[name] for name in types if given[name] is None}
-    if bare := [name for name, fine in absent.items() if not fine]:
-        raise ConfigError(f"{bare[0]}=None; a value expected")
+    wrong = [f"{name}=None; a value expected" for name, fine in absent.items() if not fine]
+    kinds = {f.name: getattr(f.type, "__args__", (f.type,)) for f in fields(settings)}
+    wrong += [f"{name}={given[name]!r}; {' or '.join(k.__name__ for k in kind)} expected"
+              for name, kind in kinds.items() if name not in (*absent, *choices)
+              and all(k in (bool, str, type(None), Augment) for k in kind)
+              and not isinstance(given[name], kind)]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
     for name in [n for n in least if n not in absent]:
         whole = "int" in types[name] and isinstance(given[name], float)
         at_least(name, given[name], least[name], whole=whole)
@@ -120,8 +126,8 @@ class Fit:
         self._check_class_weights()
         restarts, cycle = self.schedule == "warm_restarts", self.restart_epochs
         clashes = {
-            f"restart_epochs={cycle} of schedule={self.schedule!r}; at least 1, of 'warm_restarts', expected":
-                cycle is not None and not (restarts and cycle >= 1),
+            f"restart_epochs={cycle} of schedule={self.schedule!r}; whole, of 'warm_restarts', expected":
+                cycle is not None and not (restarts and type(cycle) is int and cycle >= 1),
             f"warmup={self.warmup} of schedule='warm_restarts', which begins at the peak; None expected":
                 restarts and self.warmup,
             f"keep='last', patience={self.patience}; 'best', or 'last' without patience, expected":

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import fastai.optimizer
@@ -26,9 +26,10 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
-from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.mixup import CutMix, MixHandler, MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds, combined_cos
+from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
@@ -43,10 +44,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm.auto import tqdm
 
+from .checks import ask, check_logits, check_names, check_targets, dominant_labels
 from .config import Fit, to_dict
 from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
 from .data import FERData
-from .evaluate import check_labels
+from .evaluate import eval_mode
 from .launch import all_reduce, gather, map_ranks, rank_world
 from .loaders import ReplayLoader, dataloaders
 from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher
@@ -64,9 +66,11 @@ read_checkpoint, write_checkpoint = read_state, write_state
 def _measured(
     recorder: Recorder,                      # after an epoch
 ) -> tuple[float, float, float] | None:  # training loss, validation loss, accuracy; None: epoch cut short
-    "Losses and accuracy of the epoch that just ended."
+    "Losses and accuracy of the epoch that just ended, by their names."
     whole = len(recorder.log) == len(recorder.metric_names)
-    return tuple(float(v) for v in recorder.log[1:4]) if whole else None
+    log = {name.removeprefix("valid_"): value for name, value in zip(recorder.metric_names, recorder.log)}
+    names = ("train_loss", "loss", "accuracy")
+    return tuple(float(log[name]) for name in names) if whole and {*names} <= log.keys() else None
 
 
 class KeepBest(Callback):
@@ -83,7 +87,11 @@ class KeepBest(Callback):
         self.patience = patience
 
     def before_fit(self) -> None:
-        "Begin without a best epoch, whatever an earlier fit left."
+        "Begin without a best epoch, whatever an earlier fit left. Raises `ConfigError` without accuracies."
+        names = [str(name).removeprefix("valid_") for name in self.recorder.metric_names]
+        if "accuracy" not in names:
+            raise ConfigError(f"KeepBest chooses by the accuracy; this learner's measures are "
+                              f"{', '.join(names)}; metrics=[accuracy, ...] expected")
         self.best, self.state, self.best_epoch, self.target = (-1.0, 0.0), None, None, self.model
 
     def after_epoch(self) -> None:
@@ -192,7 +200,8 @@ class StopOnNaN(Callback):
 
 # %% ../nbs/30_train.ipynb #dfee6fe8
 class CheckInputRange(Callback):
-    "Stop with an `ImageError` where the first batch of a pass is not in [0, 1], or was divided by 255 twice."
+    """Look at the first batch of a pass: `ImageError` for images that are not in [0, 1], or were divided by
+    255 twice; `ConfigError` and `LabelError` for outputs and targets that do not go together."""
 
     order = -50  # what the loader gives, before other callbacks change it
 
@@ -200,11 +209,18 @@ class CheckInputRange(Callback):
         "Check the range of the first batch."
         if self.iter:
             return
-        low, high = self.x.min().item(), self.x.max().item()
+        low, high = self.xb[0].min().item(), self.xb[0].max().item()  # of several inputs the first
         if low < -0.01 or high > 1.01 or 0 < high <= 1 / 255 + 1e-6:
             part = "training" if self.training else "validation"
             raise ImageError(f"{part} images have values in [{low:.3g}, {high:.3g}]; [0, 1] expected, "
                              "for the normalisation is inside the network")
+
+    def after_pred(self) -> None:
+        "Check outputs and targets of the first batch; what is not finite is `StopOnNaN`'s."
+        if self.iter == 0:
+            z, n = self.pred, len(self.xb[0])
+            check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, n)
+            check_targets(self.y, n, z.shape[1])
 
 # %% ../nbs/30_train.ipynb #56d7fb05
 class EMA(Callback):
@@ -276,7 +292,7 @@ class Amp(MixedPrecision):
 
     def before_fit(self) -> None:
         "Make autocast and scaler for the device of the batches."
-        device, half = torch.device(self.dls.device).type, self.amp_mode == AMPMode.FP16
+        device, half = _device_of(self.dls, self.model).type, self.amp_mode == AMPMode.FP16
         self.autocast = torch.autocast(device, torch.float16 if half else torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=half), []
         self.strided = [m for m in self.model.modules() if device == "cpu" and isinstance(m, nn.Conv2d)
@@ -528,11 +544,13 @@ class Accumulate(GradientAccumulation):
     def before_fit(self) -> None:
         "Begin with nothing. Raises `ConfigError` for steps that are longer than an epoch."
         at_least("accumulate", self.batches, 1, "batches, as many as an epoch has,", most=len(self.dls.train))
+        self.images = _batch_sizes(self.dls)[0]
+        at_least("the batch size of these loaders", self.images, 1, "images, the same in each batch,")
         super().before_fit()
 
     def before_batch(self) -> None:
         "Count images of this process: it may have a part of each batch."
-        self.n_acc = self.batches * self.dls.train.bs
+        self.n_acc = self.batches * self.images
         if (part := getattr(self.dl, "batch_part", None)) is not None:
             self.n_acc = self.n_acc * len(self.y) / part[1]  # whole: the part of each batch is the same
 
@@ -634,7 +652,8 @@ def weights_of(
         raise ConfigError(f"class_weights={chosen!r} for the labels {tuple(labels)}{without}; one number for "
                           "each, or 'balanced' where each has images, expected")
     w = 1 / n if chosen == "balanced" else torch.tensor(chosen, dtype=torch.double)
-    shown = (n > 0).double() if self.sampler == "balanced" else n
+    drawn = getattr(dls.train, "weights", None)  # how often an epoch shows each image
+    shown = n if drawn is None else torch.bincount(y, torch.tensor(drawn), len(labels)).double()
     return (w * shown.sum() / (shown @ w)).float()
 
 
@@ -645,10 +664,12 @@ def _labels_of(
     loader = dls.train
     if isinstance(loader, ReplayLoader):
         return loader.y, list(loader.ds.labels)
-    if not hasattr(loader.dataset, "tls"):
-        raise ConfigError(f"class_weights count the labels of a ReplayLoader or of a DataBlock's loaders; "
-                          f"this one is a {type(loader).__name__} of a {type(loader.dataset).__name__}")
-    return torch.tensor([int(y) for y in loader.dataset.tls[-1]]), list(dls.vocab)
+    names, lists = getattr(dls, "vocab", None), getattr(loader.dataset, "tls", None)
+    if not names or not lists or np.ndim(lists[-1][0]):
+        raise ConfigError("class_weights count the labels of a ReplayLoader or of a DataBlock's loaders with "
+                          f"one class an image; this one is a {type(loader).__name__} of a "
+                          f"{type(loader.dataset).__name__}")
+    return torch.tensor([int(y) for y in lists[-1]]), list(names)
 
 # %% ../nbs/30_train.ipynb #loss0006
 @patch
@@ -770,7 +791,14 @@ def _foreign(
              if isinstance(i, (list, tuple, L, np.ndarray, pd.Series, pd.DataFrame)) else None for i in items]
     return {"loader": type(dls.train).__name__, "images": sizes, "items": named,
             "labels": labels and [*map(str, labels)],
-            "bs": [getattr(dl, "bs", None) or getattr(dl, "batch_size", None) for dl in dls]}
+            "bs": _batch_sizes(dls)}
+
+
+def _batch_sizes(
+    dls: DataLoaders,   # fastai's or PyTorch's
+) -> list[int | None]:  # of training and validation; None: the loader has no fixed one
+    "How many images a batch has."
+    return [getattr(dl, "bs", None) or getattr(dl, "batch_size", None) for dl in dls]
 
 
 def _told(
@@ -807,6 +835,24 @@ def identity(
     return plain({"settings": settings, "data": data, "callbacks": callbacks, "model": weights})
 
 # %% ../nbs/30_train.ipynb #45903656
+class _Tracked:
+    "What fastai's trackers remember: the best value, and how many epochs ago it was."
+
+    def state_dict(self) -> dict:  # plain values
+        "What an early stop depends on."
+        return {"best": float(self.best)} | ({"wait": self.wait} if "wait" in vars(self) else {})
+
+    def load_state_dict(
+        self,
+        state: dict,  # from `state_dict`
+    ) -> None:
+        "Put it back."
+        vars(self).update(state)
+
+
+_MEMORIES = {GradientAccumulation: Accumulate, TrackerCallback: _Tracked}  # of fastai's callbacks
+
+
 class Checkpoint(Callback):
     "Save all of a training's state after every epoch; `ResumableLearner` begins where it says."
 
@@ -841,10 +887,13 @@ class Checkpoint(Callback):
         self.save(self.epoch + 1)
 
     @property
-    def stateful(self) -> list[Callback]:  # in the learner's order
-        "The callbacks whose class has the two methods."
-        return [cb for cb in self.learn.cbs
-                if hasattr(type(cb), "state_dict") and hasattr(type(cb), "load_state_dict")]
+    def stateful(self) -> list[tuple[Callback, type]]:  # in the learner's order
+        "The callbacks that remember something, and the class with the two methods: their own, or ours."
+        def kind(cb: Callback) -> type | None:
+            own = hasattr(type(cb), "state_dict") and hasattr(type(cb), "load_state_dict")
+            return type(cb) if own else next((m for k, m in _MEMORIES.items() if isinstance(cb, k)), None)
+
+        return [(cb, kind(cb)) for cb in self.learn.cbs if kind(cb)]
 
     @property
     def environment(self) -> dict:  # plain values
@@ -981,7 +1030,7 @@ def save(
         "model": self.model.state_dict(), "optimizer": _listed(self.opt.state_dict()),
         "loader_epoch": self.loader_state(epochs), "train_iter": self.learn.train_iter,
         "smooth_loss": [smooth.count, smooth.val.as_subclass(torch.Tensor)],
-        "callbacks": [[cb.name, cb.state_dict()] for cb in self.stateful], "rng": generators[0],
+        "callbacks": [[cb.name, kind.state_dict(cb)] for cb, kind in self.stateful], "rng": generators[0],
         "rng of other processes": generators[1:]}, self.path)
 
 
@@ -991,7 +1040,7 @@ def restore(
     found: dict,    # from `save`
 ) -> int:           # complete epochs
     "Check that the state is this training's, then put everything back, the random generators last."
-    there, here = [name for name, _ in found["callbacks"]], [cb.name for cb in self.stateful]
+    there, here = [name for name, _ in found["callbacks"]], [cb.name for cb, _ in self.stateful]
     if differ := differences(found["described"] | {"memories": there}, self.described | {"memories": here}):
         more = f" (and {len(differ) - 3} more)" * (len(differ) > 3)
         raise CheckpointError(f"{self.path}: of another run: {'; '.join(differ[:3])}{more}; another file, or "
@@ -1004,8 +1053,8 @@ def restore(
     self.set_loaders(found["loader_epoch"], found["epoch"])
     self.learn.train_iter = found["train_iter"]
     self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = found["smooth_loss"]
-    for cb, (_, state) in zip(self.stateful, found["callbacks"]):
-        cb.load_state_dict(state)
+    for (cb, kind), (_, state) in zip(self.stateful, found["callbacks"]):
+        kind.load_state_dict(cb, state)
     generators = [found["rng"], *found.get("rng of other processes", ())]
     self.set_generators(generators[rank_world()[0] % len(generators)])
     return found["epoch"]
@@ -1090,6 +1139,41 @@ def after_validate(self: Distributed) -> None:
         sums = torch.tensor([metric.total, metric.count], dtype=torch.double, device=self.dls.device)
         metric.total, metric.count = all_reduce(sums).tolist()
 
+# %% ../nbs/30_train.ipynb #beside01
+_ONCE = {"mix": MixHandler, "accumulate": GradientAccumulation, "amp": MixedPrecision, "ema": EMA}
+
+
+@patch
+def check_beside(
+    self: Fit,
+    model: nn.Module,           # to fit
+    dls: DataLoaders,           # for it
+    cbs: Sequence[Callback],    # the caller's
+) -> None:
+    "Raise `ConfigError` for what would be done twice, undone or missed, `LabelError` for other labels."
+    loaders, plan = getattr(dls, "loaders", ()), self.schedules()
+    wrong = [f"{type(cb).__name__} beside {name}={getattr(self, name)!r}; one of the two expected"
+             for cb in cbs for name, kind in _ONCE.items()
+             if isinstance(cb, kind) and getattr(self, name) is not None]
+    wrong += [f"{type(cb).__name__}, but schedule={self.schedule!r} sets the rate in every batch; the "
+              "schedule alone, or a fastai Learner, expected" for cb in cbs
+              if isinstance(cb, ReduceLROnPlateau) or plan.keys() & getattr(cb, "scheds", {}).keys()]
+    if len(loaders) < 2:
+        wrong += [f"a {type(dls).__name__} with {len(loaders)} loaders; fastai's DataLoaders(train, valid) "
+                  "expected"]
+    elif self.sampler is not None and getattr(dls.train, "weights", None) is None:
+        wrong += [f"sampler={self.sampler!r}, but these loaders show each image once; those of "
+                  "make_loaders(train, valid, fit), or dataloaders(..., weights=...), expected"]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    names, own = getattr(dls, "vocab", None) or (), isinstance(dls.train, ReplayLoader)
+    named = names and all(isinstance(n, str) for n in names) and getattr(model, "labels", None)
+    if named or own and hasattr(model, "labels"):
+        check_names(model.labels, names)
+    if own:
+        with torch.no_grad(), eval_mode(model) as where:
+            ask(model, dls.train.images(np.arange(1)).to(where))  # says in words if it is for other images
+
 # %% ../nbs/30_train.ipynb #a18f85ef
 def fit_model(
     model: nn.Module,                       # takes images in [0, 1]; changed in place
@@ -1108,12 +1192,14 @@ def fit_model(
     average's). Raises `TrainingError` for a loss that is not a number, `CheckpointError` for a checkpoint
     that is damaged, of another run, or cannot be written, `LabelError` for a model of other labels than
     the data's, `ImageError` for images outside [0, 1], `ConfigError` for settings that make no sense."""
-    fit = replace(Fit(epochs=fit) if isinstance(fit, int) else fit, **changes)
-    if hasattr(model, "labels") and isinstance(dls.train, ReplayLoader):
-        check_labels(model, dls.train.ds)
-    if fit.sampler is not None and getattr(dls.train, "weights", None) is None:
-        raise ConfigError(f"sampler={fit.sampler!r}, but these loaders show each image once; those of "
-                          "make_loaders(train, valid, fit), or dataloaders(..., weights=...), expected")
+    fit = replace(fit if isinstance(fit, Fit) else Fit(epochs=fit), **changes)
+    cbs = [cb() if isinstance(cb, type) else cb for cb in L(cbs)]
+    fit.check_beside(model, dls, cbs)
+
+    @wraps(accuracy)
+    def measure(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return accuracy(z, dominant_labels(y)[0])  # of shares the largest
+
     rank, world = rank_world()
     seed_everything(seed + 1_000_003 * rank)
     device = _device_of(dls, model)
@@ -1129,7 +1215,7 @@ def fit_model(
         own += [Distributed(described)] if world > 1 else []
     if isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer):
         opt_func = partial(OptimWrapper, opt=opt_func)
-    learn = ResumableLearner(dls, model, loss, opt_func or fit.optimiser_for(), metrics=accuracy,
+    learn = ResumableLearner(dls, model, loss, opt_func or fit.optimiser_for(), metrics=measure,
                              splitter=lambda _: groups, cbs=[*own, *cbs])
     learn.remove_cb(ProgressCallback)
     learn.create_opt()

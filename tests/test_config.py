@@ -155,3 +155,9 @@ def test_a_run_of_an_older_version_is_refused_by_its_fields():
 def test_no_torch_is_loaded():
     code = "import sys, fer_nb.config as c; c.from_dict({}); print([m for m in ('torch', 'fastai', 'timm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name, value", [("pretrained", "no"), ("decay_all", "False"), ("network", 5), ("augment", {}), ("device", 0)])
+def test_a_field_of_another_type_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}="):
+        Fit(**{name: value})

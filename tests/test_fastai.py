@@ -11,7 +11,11 @@ import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import LRFinder  # noqa: F401  (brings fit_one_cycle, fine_tune and lr_find)
+from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback  # noqa: F401  (brings Learner.no_bar)
+from fastai.callback.schedule import ParamScheduler, SchedLin
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Transform
 from fastai.data.load import DataLoader
@@ -19,6 +23,7 @@ from fastai.data.transforms import IndexSplitter
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy, error_rate
 from fastai.optimizer import SGD, OptimWrapper
 from PIL import Image
 from torch import nn
@@ -31,7 +36,7 @@ from fer_nb.data import FERData
 from fer_nb.loaders import LoaderEpoch, ReplayLoader, ReplayLoaders, dataloaders, folds, holdout
 from fer_nb.sqs import QuadLoader, quad_dataloaders
 from fer_nb.synth import make_faces
-from fer_nb.train import Checkpoint, ResumableLearner, fit_model
+from fer_nb.train import Checkpoint, KeepBest, ResumableLearner, fit_model
 
 plt.switch_backend("agg")
 FACES = make_faces(100, seed=0, defects=None)[0]
@@ -620,3 +625,125 @@ def test_quads_balance_and_views_are_loaders_too():
     assert views(learn, 3) == [0, 1] and len(quietly(learn.get_preds, dl=dls.test_dl([FACES.image(0)]))[0]) == 1
     more = dataloaders(balance(TRAIN, "max"), VALID, bs=16, device="cpu")
     assert len(quietly(learner(more).get_preds, ds_idx=0)[0]) == len(more.train.ds)
+
+
+# ---- what would be silently wrong beside a recipe ----
+
+@pytest.mark.parametrize("cb, changes, says", [
+    (MixUp(), {"mix": .4}, "MixUp beside mix"), (GradientAccumulation(32), {"accumulate": 2}, "GradientAccumulation beside accumulate"),
+    (ReduceLROnPlateau(), {}, "ReduceLROnPlateau, but schedule"), (ParamScheduler({"lr": SchedLin(.1, .2)}), {}, "ParamScheduler, but schedule")])
+def test_what_is_done_twice_or_undone_is_refused(cb, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        fit_model(net(), loaders(), 1, cbs=[cb], **changes)
+
+
+def test_callbacks_are_given_as_fastai_takes_them():
+    fits = [fit_model(net(), loaders(), 1, cbs=cbs) for cbs in (GradientClip, GradientClip(), [GradientClip])]
+    assert fits[0].equals(fits[1]) and fits[0].equals(fits[2])
+
+
+@pytest.mark.parametrize("make", [lambda: EarlyStoppingCallback("train_loss", np.greater, patience=3), lambda: GradientAccumulation(40)],
+                         ids=["early stop", "waiting gradients"])
+def test_what_fastais_callbacks_remember_is_resumed(make, tmp_path):
+    def run(path, stop=None):
+        model = net()
+        history = fit_model(model, loaders(), 6, [make(), stop_in(stop)] if stop else
+                            [make(), Callback(before_batch=lambda cb: None)], checkpoint=path, keep="last")
+        return history, torch.cat([p.flatten() for p in model.parameters()])
+    whole = run(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", 2)
+    again = run(tmp_path / "b")
+    assert whole[0].equals(again[0]) and torch.equal(whole[1], again[1])
+
+
+def test_the_best_epoch_is_that_of_the_accuracy_whatever_else_is_measured():
+    learns = [Learner(loaders(), net(), CrossEntropyLossFlat(), SGD, lr=.1, metrics=metrics, cbs=KeepBest())
+              for metrics in ([accuracy], [error_rate, accuracy], [error_rate])]
+    for learn in learns[:2]:
+        quietly(learn.fit, 3)
+    assert learns[0].keep_best.best == learns[1].keep_best.best and torch.equal(flat(learns[0]), flat(learns[1]))
+    with pytest.raises(ConfigError, match="error_rate, time; metrics="):
+        quietly(learns[2].fit, 1)
+
+
+def test_a_network_of_other_labels_than_a_datablocks_is_refused():
+    model = net()
+    model.labels = EMOTIONS[::-1]
+    with pytest.raises(LabelError, match="another order"):
+        fit_model(model, block(), 1)
+
+
+def plain(y, n_inp=1, bs=8):
+    x = pixels(FACES)[:len(y)]
+    data = torch.utils.data.TensorDataset(x, *[torch.zeros(len(y), 2)] * (n_inp - 1), y)
+    made = DataLoaders(*[torch.utils.data.DataLoader(data, bs) for _ in range(2)])
+    for dl in (*made, made):
+        dl.n_inp = n_inp
+    return made
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"amp": "bf16"}, {"mix": .3}])
+def test_pytorchs_loaders_take_the_whole_recipe(changes):
+    targets = torch.from_numpy(FACES.targets())[:32].long()
+    assert len(fit_model(net(), plain(targets), 1, **changes)) == 1
+
+
+def test_soft_targets_of_ones_own_are_validated_by_their_largest_share():
+    y = torch.nn.functional.one_hot(torch.from_numpy(FACES.targets())[:32].long(), 7).float()
+    histories = [fit_model(net(), plain(t), 2, smoothing=0) for t in (y, y.argmax(1))]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-5)
+
+
+def test_the_images_come_first_among_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x, extra):
+            return self.net(x)
+
+    assert len(fit_model(Two(), plain(torch.arange(32) % 7, n_inp=2), 1)) == 1
+
+
+@pytest.mark.parametrize("y, error", [(torch.arange(32) % 8, "7 classes"), (torch.arange(32.) % 7, "float32"),
+                                      (torch.zeros(32, 1).long(), "int64")])
+def test_targets_that_are_none_are_said(y, error):
+    with pytest.raises(LabelError, match=error):
+        fit_model(net(), plain(y), 1)
+
+
+@pytest.mark.parametrize("model, error", [
+    (nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1 channels"),
+    (nn.Sequential(net(), nn.Softmax(1)), "remove its softmax"), (net(1), r"\(16, 1\)")])
+def test_networks_of_something_else_are_said(model, error):
+    with pytest.raises(ConfigError, match=error):
+        fit_model(model, loaders(), 1)
+
+
+@pytest.mark.parametrize("dls", [DataLoaders(loaders().train), tuple(loaders())])
+def test_both_loaders_are_needed(dls):
+    with pytest.raises(ConfigError, match="DataLoaders\\(train, valid\\) expected"):
+        fit_model(net(), dls, 1)
+
+
+@pytest.mark.parametrize("label", [-1, 7, 3.5, None, float("nan"), "joyful", np.zeros(2)], ids=str)
+def test_a_label_that_is_none_is_said(label):
+    with pytest.raises(LabelError, match="is not one of"):
+        loaders().test_dl([(FACES.image(0), label)], with_labels=True)
+    with pytest.raises(DataError, match="1 of 2 images without labels"):
+        loaders().test_dl([FACES.image(0), (FACES.image(0), 1)])
+
+
+def test_nothing_is_not_the_validation_images():
+    with pytest.raises(DataError, match="no images"):
+        loaders().test_dl(None)
+
+
+def test_class_weights_know_how_often_images_are_drawn():
+    dls = loaders(weights={label: 1 + k for k, label in enumerate(EMOTIONS)})
+    from fer_nb.config import Fit
+    shown = torch.from_numpy(dls.train.weights.copy())
+    w = Fit(class_weights="balanced").weights_of(dls)[dls.train.y]
+    assert float((w * shown).sum() / shown.sum()) == pytest.approx(1)

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.data.core import Transform
+from fastai.torch_core import TensorImageBW
 from torch import nn
 
 from fer_nb.augment import Augment
@@ -476,3 +478,45 @@ def test_annotators_need_votes_and_have_no_opinion_without(splits):
     dls = dataloaders(voted.train, voted.valid, bs=32)
     cached = teacher.cache(dls.train, dls.valid)
     assert isinstance(cached, CachedLogits) and not cached.train_mask.all()
+
+
+# ---- networks and loaders that are none of a teacher's ----
+
+class Says(nn.Module):
+    "A network that returns what a function of the flat images says."
+
+    def __init__(self, says, labels=small_net(0).labels):
+        super().__init__()
+        self.says, self.labels = says, labels
+
+    def forward(self, x):
+        return self.says(x.flatten(1))
+
+
+@pytest.mark.parametrize("net, error, text", [
+    (Says(lambda x: x[:, :7], None), LabelError, "does not name its outputs"), (Says(lambda x: x[:, :7].softmax(1)), ConfigError, "softmax"),
+    (Says(lambda x: x[:, :5]), ConfigError, r"expected logits \(\d+, 7\)"), (Says(lambda x: nn.Conv2d(3, 7, 3)(x[:, :9].view(-1, 1, 3, 3))),
+                                                                          ConfigError, "cannot read images of 1 channels")],
+    ids=["no labels", "softmax", "five outputs", "colour"])
+def test_a_network_that_is_no_teacher_is_said_before_anything_is_cached(dls, net, error, text):
+    with pytest.raises(error, match=text):
+        teacher_logits(net, dls.train, dls.valid)
+
+
+class Upside(Transform):
+    "Of pictures."
+    def encodes(self, x: TensorImageBW):
+        return x.flip(-2)
+
+
+def test_cached_logits_do_not_know_what_is_done_to_batches(dls):
+    cached = teacher_logits(small_net(1), dls.train, dls.valid, "t")
+    dls.train.after_batch.add(Upside())
+    try:
+        with pytest.raises(ConfigError, match="after_batch"):
+            teacher_logits(small_net(1), dls.train, dls.valid)
+        with pytest.raises(ConfigError, match="after_batch"):
+            fit(dls, [EADD([cached])], 1)
+        fit(dls, [EADD([cached.mean()])], 1)  # of no view in particular
+    finally:
+        dls.train.after_batch.fs.clear()
