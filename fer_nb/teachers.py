@@ -375,7 +375,7 @@ def _view_logits(
         x = loader.x[ids].float().div_(255)
         augment = like.augment if loader is like else _common_augment(like)
         x = x if augment is None else augment(x, ids, view, like.seed)
-        out.append(teacher(x.to(device, memory_format=torch.channels_last)).float().cpu())
+        out.append(ask(teacher, x.to(device, memory_format=torch.channels_last)).float().cpu())
     return _half(torch.cat(out), loader, f"teacher {name}, view {view}")
 
 
