@@ -27,7 +27,7 @@ from torch import nn
 
 from .attacks import fgsm, margin, pgd, square_search
 from .augment import gaussian_blur, hash_normal
-from .checks import ask
+from .checks import ask, check_logits
 from .core import ConfigError, DataError, atomic_file, hash_uniform, one_of, positive, share
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
@@ -320,6 +320,8 @@ def auto_attack(
     for part, what in ds.split_samples(n, seed):
         logits = []
         with eval_mode(model, device) as where, _undisturbed(model):
+            with torch.no_grad():  # says in words what the attacks could not work with
+                check_logits(ask(model, next(image_batches(part, 1, where))[1]), 1, classes)
             engine = make(model, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
                           version="custom")
             engine.apgd.n_restarts = engine.fab.n_restarts = 1

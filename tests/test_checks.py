@@ -310,6 +310,19 @@ def test_a_term_wants_a_loss_that_is_a_mean(reduction, name, form):
     assert torch.equal(model.fc.weight, before)
 
 
+@pytest.mark.parametrize("name", ["AdversarialTraining", "TRADES"])
+def test_a_batch_that_is_cut_after_the_attack_is_refused(name):
+    class Cut(Callback):
+        order = 50
+
+        def before_batch(self):
+            self.learn.xb, self.learn.yb = (self.xb[0][:6],), (self.yb[0][:6],)
+    with pytest.raises(ConfigError, match="14 images when some were attacked, 6 predictions"):
+        fit(plain_loaders(X, Y), CALLBACKS[name](None), Cut())
+    Cut.order = 0
+    fit(plain_loaders(X, Y), CALLBACKS[name](None), Cut())
+
+
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_64_bits_are_logged_as_without_a_term(name):
     "fastai's losses give its log 32 bits whatever the network has; so does a term."
