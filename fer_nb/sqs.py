@@ -283,8 +283,8 @@ class SQS(LossTerm):
             wrong.append(f"the enhanced classifier has {linear[-1].out_features} classes, the network "
                          f"{count}; detach_sqs and attach_sqs make a new one")
         if outside := self.untrained():
-            wrong.append(f"the optimiser does not know {', '.join(outside)} (attach_sqs came after it, or "
-                         "the splitter leaves them out); learn.create_opt() makes a new one")
+            wrong.append(f"the optimiser does not know {', '.join(outside)} (attach_sqs came later, or the "
+                         "splitter leaves them out); learn.create_opt() makes a new one")
         if self.distinct and len(classes) < 3:
             wrong.append(f"classes {classes}; two negatives of distinct classes need 3, or distinct=False")
         if wrong:
