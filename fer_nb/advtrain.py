@@ -223,8 +223,8 @@ def after_pred(self: AdversarialTraining) -> None:
     "After the forward pass: add up loss and hits of attacked and clean rows, for TRADES predict the former."
     z, y, mask = logits_in(self.pred), self.adv_targets, self.adv_mask
     if len(z) != len(mask):
-        raise ConfigError(f"{len(mask)} images when some were attacked, {len(z)} predictions; a callback that "
-                          f"changes the batch must come before order {self.order}")
+        raise ConfigError(f"{len(mask)} images when some were attacked, {len(z)} predictions; a callback "
+                          f"that changes the batch must come before order {self.order}")
     if self.adv_rows is None:
         parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
     else:
