@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .attacks import check_eps, deepfool, fgsm, pgd
-from .checks import ask, dominant_labels
+from .checks import ask, check_logits, dominant_labels
 from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
 from .evaluate import eval_mode
 from .launch import gather
@@ -91,6 +91,11 @@ class AdversarialTraining(LossTerm):
         self.trades, self.collapse = trades, collapse
         self.guard = (10 if "fgsm" in self.attacks else 0) if guard is None else guard
         self._check()
+
+    @property
+    def adds(self) -> bool:
+        "Whether there is the term of TRADES."
+        return self.trades > 0
 
     @property
     def kinds(self) -> tuple[str, ...]:  # in the order given
@@ -194,7 +199,8 @@ def _craft(
     with eval_mode(self.model):
         if self.trades and attack in ("fgsm", "pgd"):
             with torch.no_grad():
-                y = logits_in(ask(self.model, x)).softmax(1)
+                check_logits(z := logits_in(ask(self.model, x, several=True)), len(x))
+                y = z.softmax(1)
         adv = call(self.model, x, y)
     if not isinstance(adv, torch.Tensor) or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
         found = tuple(getattr(adv, "shape", ())) or type(adv).__name__
@@ -216,10 +222,13 @@ def _appended(
 def after_pred(self: AdversarialTraining) -> None:
     "After the forward pass: add up loss and hits of attacked and clean rows, for TRADES predict the former."
     z, y, mask = logits_in(self.pred), self.adv_targets, self.adv_mask
+    if len(z) != len(mask):
+        raise ConfigError(f"{len(mask)} images when some were attacked, {len(z)} predictions; a callback "
+                          f"that changes the batch must come before order {self.order}")
     if self.adv_rows is None:
         parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
     else:
-        self.adv_pred = logits_in(self.model(self.adv_rows))
+        self.adv_pred = logits_in(ask(self.model, self.adv_rows, several=True))
         parts = (self.now, self.adv_pred, y[mask]), ("clean", z, y)
     for kind, z, y in parts:
         z, y = z.detach(), y if y.ndim == 1 else y.to(z)
@@ -297,7 +306,7 @@ def _probe(self: AdversarialTraining) -> tuple[float, float]:  # accuracies unde
                  pgd(self.model, x, y, steps=self.guard, **ball))
         with torch.no_grad():
             labels = dominant_labels(y)[0]
-            return tuple((logits_in(self.model(a)).argmax(1) == labels).float().mean().item() for a in found)
+            return tuple((ask(self.model, a).argmax(1) == labels).float().mean().item() for a in found)
 
 
 @patch

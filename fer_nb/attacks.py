@@ -60,7 +60,7 @@ def _logits(
     "The logits of `x`, or a typed error that says what the model returned instead."
     z = ask(model, x)
     check_logits(z, len(x))
-    if x.requires_grad and not z.requires_grad:
+    if x.requires_grad and torch.is_grad_enabled() and not z.requires_grad:
         raise ConfigError("the model returned logits that carry no gradient (does it detach its input?)")
     if y is not None:
         check_targets(y, len(x), z.shape[1])
@@ -316,6 +316,7 @@ def square_search(
     check_eps(eps)
     _check_effort(queries=queries)
     g = torch.Generator().manual_seed(0) if generator is None else generator
+    x = x.detach().as_subclass(torch.Tensor)
     y, stripes = y.to(x.device), torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
     adv = (x + eps * (2.0 * stripes.to(x) - 1)).clamp(0, 1)
     best, y = margin(model, adv, y), dominant_labels(y)[0]

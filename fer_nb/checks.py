@@ -161,20 +161,29 @@ def check_logits(
 
 
 _OTHER_IMAGES = r"channels|shapes cannot|doesn't match|must match the size"  # how PyTorch and timm say it
+_OTHER_TYPE = r"should be the same|same dtype|same device|expected scalar type"
 
 
 def ask(
     model: nn.Module,         # a network
     x: torch.Tensor,          # images (B, C, H, W)
     who: str = "the model",   # which network
+    several: bool = False,    # whether it may return anything but a tensor
 ) -> object:                  # what it returns
-    "Call a network. Raises `ConfigError` where PyTorch says that it is one for other images."
+    """Call a network. Raises `ConfigError` where PyTorch says that it is one for other images, types or
+    devices, and for no tensor."""
     try:
-        return model(x)
+        z = model(x)
     except (RuntimeError, AssertionError, ValueError) as e:
-        if isinstance(e, FERError) or not re.search(_OTHER_IMAGES, str(e)):
+        if isinstance(e, FERError) or not re.search(f"{_OTHER_IMAGES}|{_OTHER_TYPE}", str(e)):
             raise
         said, (channels, *sides) = str(e).splitlines()[0][:200], x.shape[1:]
+        if re.search(_OTHER_TYPE, said):
+            raise ConfigError(f"{who} cannot read images of {x.dtype} on {x.device} ({said}); bring both to "
+                              "one type and one device") from e
         raise ConfigError(f"{who} cannot read images of {channels} channels and "
                           f"{' x '.join(map(str, sides))} pixels ({said}); make it with in_chans={channels}, "
                           "or let `models.create_teacher`, which adapts both, make it") from e
+    if not (several or isinstance(z, torch.Tensor)):
+        check_logits(z, len(x), who=who)
+    return z

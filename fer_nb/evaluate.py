@@ -438,7 +438,7 @@ def _attacked_scores(
             draw = int(hash_uniform(seed, start) * 2**53)
             for part, adv in zip(parts, _adversaries(model, x, t, attack, eps, effort, draw)):
                 with torch.inference_mode():
-                    part.append(model(adv))
+                    part.append(ask(model, adv))
             sizes.append((adv - x).flatten(1).norm(float(effort["norm"][1:]), dim=1))
     for e, part in zip(eps, parts):
         z = logits_of(part, ds)

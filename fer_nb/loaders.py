@@ -497,6 +497,18 @@ def _as_image(
     return a
 
 
+def _label_name(
+    y: object,              # a name, or a position among the labels
+    labels: Sequence[str],  # all names
+) -> str:
+    "The name of a label. Raises `LabelError` for what is none."
+    y = y.item() if getattr(y, "shape", None) == () else y
+    if not isinstance(y, (str, int, float)) or y not in labels and y not in range(len(labels)):
+        raise LabelError(f"label {str(y)[:40]!r} is not one of {', '.join(labels)}, nor a position among "
+                         "them")
+    return y if isinstance(y, str) else labels[int(y)]
+
+
 def _as_faces(
     items: object,                 # a `FERData`, or images, or (image, label) pairs
     like: _Faces,                  # whose size and labels they get
@@ -521,10 +533,12 @@ def _as_faces(
     if one or len(dims) == 2 or len(dims) == 3 and (dims[2] == 3 or dims[0] == len(like.shape) == 3):
         raise DataError(f"{type(items).__name__}: one image; a list of images, or a FERData, expected")
     items = list(items)
-    pairs = all(isinstance(item, tuple) and len(item) == 2 for item in items)
-    if labelled and not pairs:
-        raise DataError("images without labels; with_labels needs a FERData, or (image, label) pairs")
-    named = [y if isinstance(y, str) else labels[int(y)] for _, y in items] if pairs else labels[0]
+    paired = [isinstance(item, tuple) and len(item) == 2 for item in items]
+    pairs = any(paired)
+    if (labelled or pairs) and not all(paired):
+        raise DataError(f"{len(items) - sum(paired)} of {len(items)} images without labels; with_labels "
+                        "needs a FERData, or (image, label) pairs")
+    named = [_label_name(y, labels) for _, y in items] if pairs else labels[0]
     images = np.stack([_as_image(item[0] if pairs else item, like.shape) for item in items])
     df = pd.DataFrame({"id": [f"item {k}" for k in range(len(items))], "label": named, "split": "test"})
     return _Faces(FERData(df, images, labels, "items"), pairs and labelled is not False, like.shape)
@@ -812,7 +826,8 @@ class ReplayLoaders(DataLoaders):
     ) -> ReplayLoader:                     # exactly these images, in order, as they are
         "A loader of new images, for `learn.get_preds(dl=...)`."
         one_of("rm_type_tfms", rm_type_tfms, [None])
-        return self.valid.new(test_items, labelled=with_labels, **kwargs)
+        items = () if test_items is None else test_items  # None would be the validation images
+        return self.valid.new(items, labelled=with_labels, **kwargs)
 
 # %% ../nbs/11_loaders.ipynb #bc8e1d74
 def _image_weights(

@@ -27,6 +27,7 @@ from torch import nn
 
 from .attacks import fgsm, margin, pgd, square_search
 from .augment import gaussian_blur, hash_normal
+from .checks import ask, check_logits
 from .core import ConfigError, DataError, atomic_file, hash_uniform, one_of, positive, share
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
@@ -133,7 +134,7 @@ def corruption_curve(
         keys = np.array([crc32(str(i).encode(errors="surrogatepass")) for i in part.df.id], dtype=np.int64)
         for kind, severity in settings:
             with eval_mode(model, device) as where, torch.inference_mode():
-                z = logits_of([model(corrupt(x, kind, severity, keys[start:start + bs], seed))
+                z = logits_of([ask(model, corrupt(x, kind, severity, keys[start:start + bs], seed))
                                for start, x, _ in image_batches(part, bs, where)], part)
             tables.append(result_table(scores(z, part.targets(), ds.labels), ds.labels, **what, kind=kind,
                                        severity=float(severity)))
@@ -195,12 +196,12 @@ def _signs(
     how many images have a loss without any gradient."""
     def steepest(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         a = a.clone().requires_grad_()
-        grad, = torch.autograd.grad(F.cross_entropy(model(a), b, reduction="sum"), a)
+        grad, = torch.autograd.grad(F.cross_entropy(ask(model, a), b, reduction="sum"), a)
         return grad.flatten(1).abs().amax(1)
 
     with torch.no_grad():
-        once = _in_parts(lambda a, b: model(a), x, y, bs)
-        again = _in_parts(lambda a, b: model(pgd(model, a, b, eps=0.0)), x, y, bs)
+        once = _in_parts(lambda a, b: ask(model, a), x, y, bs)
+        again = _in_parts(lambda a, b: ask(model, pgd(model, a, b, eps=0.0)), x, y, bs)
     unsteady = (once - again).abs().max() / once.abs().max().clamp_min(1e-12)
     return unsteady.item(), (_in_parts(steepest, x, y, bs) == 0).float().mean().item()
 
@@ -319,6 +320,8 @@ def auto_attack(
     for part, what in ds.split_samples(n, seed):
         logits = []
         with eval_mode(model, device) as where, _undisturbed(model):
+            with torch.no_grad():  # says in words what the attacks could not work with
+                check_logits(ask(model, next(image_batches(part, 1, where))[1]), 1, classes)
             engine = make(model, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
                           version="custom")
             engine.apgd.n_restarts = engine.fab.n_restarts = 1

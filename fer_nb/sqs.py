@@ -282,6 +282,9 @@ class SQS(LossTerm):
         if linear and count not in (None, linear[-1].out_features):
             wrong.append(f"the enhanced classifier has {linear[-1].out_features} classes, the network "
                          f"{count}; detach_sqs and attach_sqs make a new one")
+        if outside := self.untrained():
+            wrong.append(f"the optimiser does not know {', '.join(outside)} (attach_sqs came later, or the "
+                         "splitter leaves them out); learn.create_opt() makes a new one")
         if self.distinct and len(classes) < 3:
             wrong.append(f"classes {classes}; two negatives of distinct classes need 3, or distinct=False")
         if wrong:
@@ -360,6 +363,16 @@ def sqs_layout(
     return layout
 
 # %% ../nbs/33_sqs.ipynb #5b117124
+@patch
+def untrained(self: SQS) -> list[str]:  # of the network's parameters
+    "Parts that only training needs, are not frozen, and no step would reach."
+    net, opt = unwrapped(self.learn.model, adapter=True), getattr(self.learn.opt, "param_lists", None)
+    known = {id(p) for group in opt or () for p in group}
+    parts = {part: getattr(net, part, None) for part in ("enhanced", "quad_weights")}
+    return [name for part, own in parts.items() if own is not None and opt is not None
+            for name, p in own.named_parameters(part) if p.requires_grad and id(p) not in known]
+
+
 @patch
 def before_batch(self: SQS) -> None:
     "Store the features that the forward pass of this batch computes."

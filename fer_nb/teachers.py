@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from .checks import ask
+from .checks import ask, check_logits, check_names
 from .config import Fit, to_dict
 from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns, seed_everything
 from .data import VOTE_COLUMNS, FERData
@@ -89,13 +89,17 @@ def key_of(
     views: bool = True,    # False: of logits that are the same for every view
     **more: object,        # what else they depend on: the teacher
 ) -> dict[str, object]:    # JSON: digests of the images, augmentation, seed, views
-    "What logits of these loaders depend on. Raises `ConfigError` for a loader with endless views."
+    """What logits of these loaders depend on. Raises `ConfigError` for a loader with endless views, or with
+    transforms of its own that the logits would not know."""
     key = {"training images": train.ds.fingerprint(), "training rows": digest(_positions(train)),
            "validation images": valid.ds.fingerprint()}
     if views:
-        if train.views is None:
-            raise ConfigError("the training loader shows a new view every epoch; give it a number of views "
-                              "to cache logits")
+        if train.views is None or (fs := train.after_batch.fs):
+            raise ConfigError("the training loader " + (
+                "shows a new view every epoch; give it a number of views to cache logits"
+                if train.views is None else
+                f"has {', '.join(f.name for f in fs)} in after_batch, which cached logits do not know; "
+                "`.mean()` of logits cached before it, or the network itself as teacher, expected"))
         augment = None if train.augment is None else asdict(train.augment)
         if augment and "minor" in augment:
             augment["minor"] = digest(np.array(augment["minor"]))
@@ -341,7 +345,9 @@ def teacher_logits(
 ) -> CachedLogits:                      # in memory; 14 bytes an image and view for seven classes
     """Call a network on every view once. Raises `ConfigError` for a loader with endless views,
     `StaleCacheError` for a folder that holds something else, `DataError` for logits that are not finite."""
-    name, labels = name or getattr(teacher, "name", type(teacher).__name__), tuple(teacher.labels)
+    name, labels = name or getattr(teacher, "name", type(teacher).__name__), getattr(teacher, "labels", None)
+    if not labels:
+        check_names(labels, train.ds.labels, f"teacher {name}")  # says what to do
     key = CachedLogits.key_of(train, valid, teacher=weights_digest(teacher), name=name, labels=list(labels))
     store = Store(folder, key, damaged="remake")
     todo = [(part, view) for view in range(train.views) for part in ("train", "valid")]
@@ -357,7 +363,7 @@ def teacher_logits(
 
     with eval_mode(teacher):
         tables = map_ranks(todo, view_of, f"teacher {name}, views" if show else "")
-    return CachedLogits(name, labels, np.stack(tables[::2]), np.stack(tables[1::2]), key)
+    return CachedLogits(name, tuple(labels), np.stack(tables[::2]), np.stack(tables[1::2]), key)
 
 # %% ../nbs/31_teachers.ipynb #6e5bd4c8
 @torch.inference_mode()
@@ -371,11 +377,16 @@ def _view_logits(
 ) -> np.ndarray:            # float16 (N, C)
     "The teacher's logits for one view of every image."
     out, device = [], next(teacher.parameters(), torch.empty(0, device=like.device)).device
+    known, who = getattr(teacher, "labels", None), f"teacher {name}"
     for ids in np.array_split(np.arange(len(loader.x)), -(-len(loader.x) // bs)):
         x = loader.x[ids].float().div_(255)
         augment = like.augment if loader is like else _common_augment(like)
         x = x if augment is None else augment(x, ids, view, like.seed)
-        out.append(teacher(x.to(device, memory_format=torch.channels_last)).float().cpu())
+        z = ask(teacher, x.to(device, memory_format=torch.channels_last), who)
+        if not out:
+            check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x),
+                         known and len(known), who)
+        out.append(z.float().cpu())
     return _half(torch.cat(out), loader, f"teacher {name}, view {view}")
 
 

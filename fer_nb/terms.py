@@ -71,6 +71,7 @@ class LossTerm(Callback):
     first = -10**9       # the order in `after_loss`
     outputs = None       # of the network, once its first batch has come
     need_outputs = None  # how many outputs it must have; None: any number from 2 on
+    adds = True          # whether there is a term: it needs a loss that is a mean
 
     def __call__(
         self,
@@ -104,7 +105,8 @@ class LossTerm(Callback):
         with torch.autocast(self.loss_grad.device.type, enabled=False):
             total = self.total(self.loss_grad)
         if total is not None:
-            self.learn.loss_grad, self.learn.loss = total, total.detach().clone()
+            self.learn.loss_grad = total
+            self.learn.loss = total.detach().to(self.learn.loss.dtype, copy=True)  # as fastai's log knows it
 
     @property
     def fitting(self) -> bool:
@@ -115,8 +117,13 @@ class LossTerm(Callback):
 def logits_in(
     pred: torch.Tensor | tuple,  # what a model returned
 ) -> torch.Tensor:               # logits (B, C)
-    "The logits, as a plain tensor of full precision, also of a model that returns more than them."
-    z = (pred if isinstance(pred, torch.Tensor) else pred[0]).as_subclass(torch.Tensor)
+    """The logits, as a plain tensor of full precision, also of a model that returns more than them. Raises
+    `ConfigError` for one that returns none."""
+    z = pred[0] if isinstance(pred, (tuple, list)) and len(pred) else pred
+    if not isinstance(z, torch.Tensor):
+        raise ConfigError(f"the model returned a {type(z).__name__}; expected logits (B, K), or a tuple that "
+                          "begins with them")
+    z = z.as_subclass(torch.Tensor)
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
@@ -130,11 +137,23 @@ def check_batch(self: LossTerm) -> None:
     if any(is_kind(cb, "NonNativeMixedPrecision") for cb in self.learn.cbs):
         x = x.float()  # the halves are its own
     if new := self.outputs is None:
+        if self.adds:
+            self.check_reduction()
         check_images(x)
         self.try_out(self.xb[0][:1].as_subclass(torch.Tensor))
     if new or ((x.device.type == "cpu" or self.iter == 0) and not self.batch_fits(x, y)):
         check_images(x)
         check_targets(y, len(x), self.outputs)
+
+
+@patch
+def check_reduction(self: LossTerm) -> None:
+    "Raise `ConfigError` unless the learner's loss is a mean over the images, as all terms are."
+    loss = getattr(mixer(self.learn), "old_lf", self.learn.loss_func)
+    how = getattr(loss, "keywords", {}).get("reduction", getattr(loss, "reduction", "mean"))
+    if how != "mean":
+        raise ConfigError(f"loss_func has reduction={how!r}; 'mean' expected, for what "
+                          f"{type(self).__name__} adds is a mean over the images")
 
 
 @patch
@@ -156,7 +175,7 @@ def try_out(
     "Send an image through the network as it is, and count the classes. Raises `ConfigError`."
     model = unwrapped(self.model)  # one image is no reason to compile anew
     with eval_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        z = logits_in(ask(model, x))
+        z = logits_in(ask(model, x, several=True))
     check_logits(z, len(x), self.need_outputs)
     self.outputs = z.shape[1]
 

@@ -1,6 +1,7 @@
 """One check at every door: the same images, targets, temperatures, logits and names are taken, and the same refused."""
 import random
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ with warnings.catch_warnings():
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Recorder
+    from fastai.losses import CrossEntropyLossFlat
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.attacks import deepfool, fgsm, margin, pgd, square_search
@@ -255,6 +257,12 @@ def test_outputs(name):
     assert found == dict.fromkeys(NETWORK_DOORS, expected)
 
 
+@pytest.mark.parametrize("name", [*CALLBACKS, *ATTACKS, "a teacher", "a teacher's accuracy", "evaluate", "predict_logits"])
+def test_a_network_that_returns_a_dict(name):
+    with pytest.raises(ConfigError, match="returned a dict"):
+        NETWORK_DOORS[name](lambda z: {"logits": z})
+
+
 CHANNEL_DOORS = {
     **callback_doors(lambda cb: train(cb, X, Y, Net(chans=3))), **{n: lambda a=a: a(Net(chans=3).eval(), X, Y) for n, a in ATTACKS.items()},
     "a teacher": lambda: fit(plain_loaders(X, Y), EADD([Net(2, chans=3)], accuracy="running")),
@@ -265,6 +273,63 @@ CHANNEL_DOORS = {
 def test_a_network_of_three_channels_on_grey_images(door):
     with pytest.raises(ConfigError, match="cannot read images of 1 channels"):
         CHANNEL_DOORS[door]()
+
+
+TYPE_DOORS = {
+    **callback_doors(lambda cb: fit(plain_loaders(X.double(), Y), cb(Net(2)), model=Net())),
+    **{n: lambda a=a: a(Net().eval(), X.double(), Y) for n, a in ATTACKS.items()},
+    "evaluate": lambda: evaluate(Net().double(), FACES)}
+
+
+@pytest.mark.parametrize("door", TYPE_DOORS)
+def test_a_network_of_another_type_than_its_images(door):
+    with pytest.raises(ConfigError, match="bring both to one type and one device"):
+        TYPE_DOORS[door]()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_images_with_a_gradient_are_attacked_as_those_without(name):
+    model, (a, b) = Net().eval(), (X.clone().requires_grad_(), X)
+    draws = [(torch.manual_seed(0), ATTACKS[name](model, x, Y))[1] for x in (a, b)]
+    assert torch.equal(*draws) and not draws[0].requires_grad and a.grad is None
+
+
+# ---- the loss that a term is added to ----
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("form", [lambda how: nn.CrossEntropyLoss(reduction=how), lambda how: partial(F.cross_entropy, reduction=how)])
+def test_a_term_wants_a_loss_that_is_a_mean(reduction, name, form):
+    learn = Learner(plain_loaders(X, Y), model := Net(), form(reduction), cbs=[CALLBACKS[name](None)])
+    before = model.fc.weight.clone()
+    with learn.no_bar(), learn.no_logging():
+        if name == "AdversarialTraining" and reduction == "sum":  # adds nothing
+            return learn.fit(1)
+        with pytest.raises((ConfigError, RuntimeError), match="reduction=|scalar outputs"):
+            learn.fit(1)
+    assert torch.equal(model.fc.weight, before)
+
+
+@pytest.mark.parametrize("name", ["AdversarialTraining", "TRADES"])
+def test_a_batch_that_is_cut_after_the_attack_is_refused(name):
+    class Cut(Callback):
+        order = 50
+
+        def before_batch(self):
+            self.learn.xb, self.learn.yb = (self.xb[0][:6],), (self.yb[0][:6],)
+    with pytest.raises(ConfigError, match="14 images when some were attacked, 6 predictions"):
+        fit(plain_loaders(X, Y), CALLBACKS[name](None), Cut())
+    Cut.order = 0
+    fit(plain_loaders(X, Y), CALLBACKS[name](None), Cut())
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_64_bits_are_logged_as_without_a_term(name):
+    "fastai's losses give its log 32 bits whatever the network has; so does a term."
+    learn = Learner(plain_loaders(X.double(), Y), Net().double(), CrossEntropyLossFlat(), cbs=[CALLBACKS[name](Net(2).double())])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert np.isfinite(learn.recorder.values[0]).all()
 
 
 @pytest.mark.parametrize("cb", [lambda: SQS(), lambda: AdversarialTraining("fgsm")])

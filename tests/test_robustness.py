@@ -375,6 +375,15 @@ def test_autoattack_bad_settings(model, ds, kwargs, why):
 
 
 @needs_autoattack
+@pytest.mark.parametrize("change, why", [(lambda m: m.double(), "one type"), (lambda m: m.append(nn.Softmax(1)), "softmax"),
+                                         (lambda m: m.register_forward_hook(lambda m, x, z: (z, z)), "a tuple")])
+def test_autoattack_says_what_it_cannot_work_with(ds, change, why):
+    change(model := net())
+    with pytest.raises(ConfigError, match=why):
+        auto_attack(model, ds, n=7)
+
+
+@needs_autoattack
 @pytest.mark.parametrize("names, run", [("xy", ["apgd-ce", "fab-t", "square"]), ("xyz", ["apgd-ce", "apgd-dlr", "fab-t", "square"]),
                                         ("wxyz", ["apgd-ce", "apgd-t", "fab-t", "square"])])
 def test_few_classes_get_what_their_number_allows(names, run, monkeypatch):

@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     from fastai.callback.progress import ProgressCallback
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
+    from fastai.torch_core import trainable_params
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.augment import Augment
@@ -417,6 +418,33 @@ def test_models_without_a_map(dls):
     model.forward = lambda x: model.fc(x.flatten(1))
     with pytest.raises(ConfigError, match="forward does not call forward_features"):
         learner(model, dls, SQS()).fit(1)
+
+
+@pytest.mark.parametrize("late", ["after a fit", "again", "splitter"])
+def test_parts_that_no_step_would_reach_are_refused(dls, late):
+    model = hyfer() if late == "after a fit" else attach_sqs(hyfer(), learnable=True)
+    learn = learner(model, dls)
+    if late == "splitter":
+        learn.splitter = lambda m: [list(m.get_classifier().parameters())]
+    learn.fit(1)
+    attach_sqs(model, learnable=True)  # new weights of α, β, γ and τ
+    learn.add_cb(SQS())
+    missing = "quad_weights.log " if late == "again" else "enhanced.1.weight, enhanced.1.bias, quad_weights.log "
+    with pytest.raises(ConfigError, match=f"does not know {missing}"):
+        learn.fit(1)
+    learn.splitter = trainable_params
+    learn.create_opt()
+    parts = [p.detach().clone() for part in (model.enhanced, model.quad_weights) for p in part.parameters()]
+    learn.fit(1)
+    assert not any(torch.equal(p, q) for p, q in zip(parts, [*model.enhanced.parameters(), *model.quad_weights.parameters()]))
+
+
+def test_parts_that_are_frozen_stay_so(dls):
+    model = attach_sqs(hyfer())
+    model.enhanced.requires_grad_(False)
+    before = model.enhanced[1].weight.clone()
+    learner(model, dls, SQS()).fit(1)
+    assert torch.equal(model.enhanced[1].weight, before)
 
 
 def test_two_classes(data):
