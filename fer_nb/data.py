@@ -586,7 +586,7 @@ def shapes(self: ImageFiles) -> np.ndarray:  # int32 (n, 3): height, width, and 
         shapes[:, 2] |= self.colour
     return shapes
 
-
+# %% ../nbs/04_data.ipynb #37de319e
 @patch
 def shape(self: ImageFiles) -> tuple[int, ...]:  # (H, W) or (H, W, 3), which grey images become beside colour
     "The one shape of all images. Raises `ImageError` where sizes differ."

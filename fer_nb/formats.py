@@ -434,7 +434,8 @@ def read_parquet(
     broken: str = "error",                     # of `BROKEN`
 ) -> tuple[FERData, list[str]]:                # the class of each image: its name, else its number
     """Read Parquet files whose rows hold labels and encoded images, or the names of image files; the split
-    stands in a file's name (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is not installed."""
+    stands in a file's name (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is not
+    installed."""
     def decoded(raw: bytes, at: str) -> np.ndarray:
         try:
             with _opened(BytesIO(raw)) as im:
@@ -451,7 +452,7 @@ def read_parquet(
                         for keys in (("image", "img", "picture"), _LABEL_KEYS))
         there = [name for name, column in (("image", image), ("label", label)) if column is not None]
         need_columns(there, ("image", "label"), str(path), f"the columns are {quoted(', '.join(table))}")
-        if isinstance(table[image].iloc[0] if len(table) else None, str):  # names of files: a list like others
+        if len(table) and isinstance(table[image].iloc[0], str):  # names of files: a list like others
             return read_list(paths, broken, paths[0].stem)
         for k, (data, found) in enumerate(zip(table[image], table[label])):
             i, split = f"{path.stem}/{k}", _split_of_list(path) or "train"
@@ -477,7 +478,7 @@ def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         table = pq.read_table(path)
         about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     except ImportError as e:
-        raise DataError(f"{path}: a Parquet file; reading it needs pyarrow: pip install fer-nb[parquet]") from e
+        raise DataError(f"{path}: a Parquet file, which needs pyarrow: pip install fer-nb[parquet]") from e
     except Exception as e:  # a damaged file meets pyarrow with errors of every kind
         raise DataError(f"{path}: not a Parquet file that can be read ({quoted(e)})") from e
     features = about.get("info", {}).get("features", {}) if isinstance(about, dict) else {}
@@ -780,7 +781,7 @@ def find_list(
     named = {f.rpartition("/")[0] + "/" * ("/" in f) for f in lists if f not in alone}
     return [(f, sure) for f in alone] + [(f, sure) for f in sorted(named)]
 
-
+# %% ../nbs/14_formats.ipynb #f4b45bb9
 def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
     "One list, or the lists of a folder that are named after splits."
     below = [Path(tree.root, f) for f, _ in tree.tables().items() if tree.tables()[f] == "list"]

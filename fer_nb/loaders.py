@@ -385,7 +385,7 @@ class _OnDisk:
         x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
         return x if np.ndim(rows) else x[0]
 
-
+# %% ../nbs/11_loaders.ipynb #1e5fb8e9
 class _Faces:
     "The images of a loader as the dataset that fastai asks for: pictures, label names, items, decoding."
 
@@ -508,7 +508,7 @@ def _label_name(
                          "them")
     return y if isinstance(y, str) else labels[int(y)]
 
-
+# %% ../nbs/11_loaders.ipynb #56819a40
 def _as_faces(
     items: object,                 # a `FERData`, or images, or (image, label) pairs
     like: _Faces,                  # whose size and labels they get

@@ -114,7 +114,7 @@ def from_text(
     return _ESCAPED.sub(lambda m: chr(int(m[1] or m[2], 16)), text)
 
 # %% ../nbs/03_store.ipynb #str0rag2
-pd.set_option("mode.string_storage", "python")
+pd.options.mode.string_storage = "python"
 
 # %% ../nbs/03_store.ipynb #5e0a0011
 OLD_WORDS = {"without_twins": "without_duplicates", "twins_in_training": "duplicates_in_training"}

@@ -145,7 +145,7 @@ def check_batch(self: LossTerm) -> None:
         check_images(x)
         check_targets(y, len(x), self.outputs)
 
-
+# %% ../nbs/29_terms.ipynb #64453a50
 @patch
 def check_reduction(self: LossTerm) -> None:
     "Raise `ConfigError` unless the learner's loss is a mean over the images, as all terms are."
@@ -161,7 +161,7 @@ def batch_fits(
     self: LossTerm,
     x: torch.Tensor,   # images
     y: torch.Tensor,   # targets
-) -> bool:
+) -> bool:             # whether they are as they should be
     "Whether there is nothing to say about a batch; one question to a card."
     same = isinstance(x, torch.Tensor) and x.ndim == 4 and x.is_floating_point() and len(y) == len(x)
     return same and bool(images_fit(x) & targets_fit(y, self.outputs))
