@@ -63,7 +63,7 @@ class FERData:
     def __init__(
         self,
         df: pd.DataFrame,                     # one row an image: id, label, split, and any other columns
-        images: "np.ndarray | Sequence | ImageFiles",  # uint8 (N, H, W[, 3]), or N image files or `Crop`s
+        images: np.ndarray | Sequence,        # uint8 (N, H, W[, 3]), or N image files or `Crop`s
         labels: Sequence[str] = EMOTIONS,     # the label names, in the order that `targets` counts them
         name: str = "",                       # shown in reports
         dropped: pd.DataFrame | None = None,  # what a reader left out: id, split, why; parts have none
