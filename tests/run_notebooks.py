@@ -34,7 +34,7 @@ READS_RESULTS = re.compile(r"""results["')/]|benchmarks/""")  # in code: this pa
 READS_DATA = re.compile(r"(?<!def )\b(real_data|fer2013_folder)\((?!\))")  # a page that looks at real data
 NUMBER = re.compile(r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 NOISE = re.compile(r"0x[0-9a-f]{6,}|\bT_[0-9a-f]{5}\w*|<style.*?</style>"  # addresses, ids of styled tables
-                   r"|[^\n]*\r|Epoch \d+/\d+ :[^\n]*", re.S)  # what a bar drew over itself: how often depends on the clock
+                   r"|^\d\d:\d\d:\d\d [^\n]*\d left\n|[^\n]*\r|Epoch \d+/\d+ :[^\n]*", re.S | re.M)  # bars, and lines that say how long is left: the clock decides
 
 
 @dataclass

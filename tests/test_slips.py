@@ -170,7 +170,7 @@ def test_percentages_are_no_accuracies():
     for acc in ([[60.0], [62.0]], [[np.nan], [0.5]], [[-0.1], [0.5]]):
         with pytest.raises(ConfigError, match="shares from 0 to 1"):
             eadd_weights(acc, 0.1)
-    with pytest.raises(ConfigError, match="a positive T expected"):
+    with pytest.raises(ConfigError, match="T=0; a positive number"):
         distill_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0)
 
 
