@@ -744,7 +744,7 @@ def find_folder(
     images = [f for f in tree.sample() if f[-1] != "/" and tree.is_image(f)]
     classes = {f.split("/")[-2] for f in images if "/" in f}
     known = {canonical_label(c) for c in classes if is_emotion(c)}
-    return [("", 0.6 if len(known) > 1 else 0.2)] if images else []
+    return [("", 0.6 if len(known) > 1 else 0.2)] if classes else []
 
 
 FORMATS["folder"] = Format(
@@ -830,7 +830,7 @@ def detect(
         one_of("as", as_, FORMATS)
     tree = path if isinstance(path, Tree) else tree_of(Path(path))
     found = readings(tree, as_)
-    _expect(found or as_, tree.root, "no image files and no table of a known form in it",
+    _expect(found or as_, tree.root, "no image files in class folders and no table of a known form",
             "a layout that `fer-nb formats` shows")
     if not found:
         return Reading(FORMATS[as_], tree.file, 0.0)

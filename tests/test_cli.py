@@ -344,7 +344,7 @@ REFUSED = [  # arguments; words of the message; {faces} is a data set, {photos} 
     ("evaluate --data nowhere.csv", "nowhere.csv"), ("evaluate --data {faces} --model no.onnx", "no.onnx: no such file"),
     ("export --weights no.safetensors", "no.safetensors: no such file"), ("predict nofile.jpg", "nofile.jpg: no such file"),
     ("predict {file} --weights fragile", "accurate, robust"), ("study robust --data {faces} --weights no.safetensors", "no.safetensors"),
-    *((f"{verb} --data {{photos}}", "AF01ANS.JPG") for verb in ("run", "audit", "study kfold", "ship", "evaluate", "export --int8")),
+    *((f"{verb} --data {{photos}}", "a layout that `fer-nb formats` shows") for verb in ("run", "audit", "study kfold", "ship", "evaluate", "export --int8")),
     *((f"{verb} --out {{old}}", "exists already") for verb in ("demo", "run --data {faces}", "audit --data {faces}")),
     *((f"{verb} --out {{file}}", "a file is there") for verb in ("demo", "run --data {faces}", "audit --data {faces}", "study kfold --data {faces}", "ship --data {faces}")),
     *((f"{verb} {{old}}", "a folder is there") for verb in ("evaluate --data {faces} --out", "export --to", "predict {file} --to")),
@@ -399,7 +399,7 @@ def test_a_big_folder_that_is_no_data_set_is_refused_in_two_seconds(tmp_path, ca
         (tmp_path / f"home/projects/{k}/src").mkdir(parents=True)
         (tmp_path / f"home/projects/{k}/src/logo.txt").touch()
     start = time.monotonic()
-    with pytest.raises(DataError, match="no image files and no table.*fer-nb formats"):
+    with pytest.raises(DataError, match="no image files in class folders and no table.*fer-nb formats"):
         need_layout(tmp_path / "home")
     (tmp_path / "home/projects/7/src/logo.png").touch()
     assert main(["audit", "--data", str(tmp_path / "home"), "--out", str(tmp_path / "out")]) == 2
