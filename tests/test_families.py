@@ -275,6 +275,9 @@ class Pair(Own):
     def forward_features(self, x):
         return super().forward_features(x), x
 
+    def forward_head(self, y, pre_logits: bool = False):
+        return super().forward_head(y[0], pre_logits)
+
 
 class Two(Own):
     def forward(self, x):

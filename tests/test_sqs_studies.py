@@ -173,9 +173,11 @@ def test_every_kind_of_arm_trains(faces, arm, monkeypatch):
         assert log.tau[0] != 0.5 and log.tau[0] == pytest.approx(0.5, abs=0.1)
 
 
-def test_quads_need_a_feature_map(faces):
-    with pytest.raises(ConfigError, match="forward_features"):
-        sqs_fit(sqs_parts(faces, TOY), TOY, Arm("resnet18"))
+def test_quads_take_a_network_of_timm_and_need_a_feature_map(faces):
+    net, history, log = sqs_fit(sqs_parts(faces, TOY), TOY, Arm("resnet18"))
+    assert len(log) == len(history) and log.sqs.gt(0).all() and getattr(net.net, "enhanced", None) is None
+    with pytest.raises(ConfigError, match="global_pool"):
+        sqs_fit(sqs_parts(faces, TOY), TOY, Arm("test_vit"))
 
 
 def test_the_second_fit_has_all_images_and_the_chosen_length(faces, monkeypatch):
