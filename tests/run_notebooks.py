@@ -29,7 +29,7 @@ from decimal import Decimal
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKERS = min(2, os.cpu_count() or 1)  # each has its own threads: see OMP_NUM_THREADS in the Makefile
+WORKERS = min(2, os.cpu_count() or 1)  # of one thread each
 READS_RESULTS = re.compile(r"""results["')/]|benchmarks/""")  # in code: this page shows files of results
 READS_DATA = re.compile(r"(?<!def )\b(real_data|fer2013_folder)\((?!\))")  # a page that looks at real data
 NUMBER = re.compile(r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
@@ -187,6 +187,7 @@ def main(
     os.chdir(ROOT)
     paths = paths or sorted(Path(p).resolve() for p in nbglob(as_path=True))
     flags = [f for f in get_config().tst_flags.split() if f not in args.flags]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the Makefile: the last digits of a training depend on it
     started, context = time.time(), multiprocessing.get_context("spawn")  # each notebook has a fresh process
     try:
         with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:
