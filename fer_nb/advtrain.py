@@ -68,6 +68,7 @@ _GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note
 class AdversarialTraining(LossTerm):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
     first = LossTerm.first + 2  # TRADES adds after EADD, whose weight α is not for it
+    logs = ("adv_log", "guard_log")
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from .core import ConfigError, at_least, one_of, progress
 from .launch import gather
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
-from .terms import LossTerm, batch_targets, class_names, is_search, logits_in
+from .terms import LossTerm, batch_targets, class_names, logits_in
 
 # %% ../nbs/32_distill.ipynb #ffe8e84d
 def eadd_weights(
@@ -116,6 +116,7 @@ class EADD(LossTerm):
     "Emotion-Aware Dynamic Distillation as a fastai callback (Eq. 1-5)."
 
     first = LossTerm.first  # before the other terms: α is of the loss that the learner was given
+    logs = ("acc", "history", "_loaded")
 
     def __init__(
         self,
@@ -145,14 +146,13 @@ class EADD(LossTerm):
         self.names = [n if names.count(n) == 1 else f"{n} ({k + 1})" for k, n in enumerate(names)]
         columns = ["epoch", "teacher", "emotion", "accuracy", "weight", "alpha", "T"]
         self.history = pd.DataFrame(columns=columns)
-        self.acc, self._loaded, self._new_fit, self._kept = None, False, True, None
+        self.acc, self._loaded, self._new_fit = None, False, True
 
 # %% ../nbs/32_distill.ipynb #5f7a0011
 @patch
 def before_fit(self: EADD) -> None:
     """Check labels, cached views and settings, unless fastai only validates or predicts. Raises `ConfigError`
     or `LabelError`."""
-    self.after_fit()  # of a search that crashed
     self._new_fit, self.learn.clean_xb = True, None  # an attack that crashed may have left its images
     if not self.fitting:
         return
@@ -171,15 +171,6 @@ def before_fit(self: EADD) -> None:
                       f"{', '.join(map(str, self.emotions))}", stacklevel=2)
     self.need_outputs = len(self.emotions)
     self.settings_at(0.0)
-    if is_search(self.learn):
-        self._kept = (None if self.acc is None else self.acc.copy()), self._loaded, self.history
-
-
-@patch
-def after_fit(self: EADD) -> None:
-    "After a search for a learning rate: accuracies and history are what they were."
-    if self._kept is not None:
-        (self.acc, self._loaded, self.history), self._kept = self._kept, None
 
 
 @patch
@@ -225,8 +216,6 @@ def before_train(self: EADD) -> None:
         self.acc = self.measure_views() if replayed else self.measure_loader()
     alpha, T, tau = self.settings_at(self.epoch / self.n_epoch)
     self.weights = eadd_weights(self.acc, tau).to(T.device)
-    if self._kept is not None:
-        return
     rows = [(self.epoch, name, emotion, self.acc[i, e], self.weights[i, e].item(), alpha, T[e].item())
             for i, name in enumerate(self.names) for e, emotion in enumerate(self.emotions)]
     table = pd.DataFrame(rows, columns=self.history.columns)

@@ -234,6 +234,7 @@ class SQS(LossTerm):
     order, first = 11, LossTerm.first + 1  # the map is of attacked images; what it adds to is EADD's loss
     _features, _maps, _batches, _asked, _new_fit = (), (), (), None, True
     _untap = staticmethod(lambda: None)
+    logs = ("sqs_log",)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@
 __all__ = ['is_kind', 'mixer', 'batch_targets', 'is_search', 'diverged', 'LossTerm', 'logits_in', 'class_names']
 
 # %% ../nbs/29_terms.ipynb #7e450006
+import copy
 import warnings
 
 import torch
@@ -72,6 +73,8 @@ class LossTerm(Callback):
     outputs = None       # of the network, once its first batch has come
     need_outputs = None  # how many outputs it must have; None: any number from 2 on
     adds = True          # whether there is a term: it needs a loss that is a mean
+    logs = ()            # attributes that a search for a learning rate leaves as they are, of `self` or `learn`
+    before_search = None # what they were; None: there is no search
 
     def __call__(
         self,
@@ -80,6 +83,9 @@ class LossTerm(Callback):
         "Hear of an event; of a training batch after it was checked, and of its loss before all others."
         if event_name == "before_fit":
             self.outputs = None
+            self.forget_search()  # one that crashed
+            if is_search(self.learn):
+                self.before_search = copy.deepcopy(self.logged())
         try:
             if event_name == "before_batch" and self.run and self.learn.training:
                 self.check_batch()
@@ -92,6 +98,20 @@ class LossTerm(Callback):
             vars(self).pop("order", None)
             if event_name == "after_pred":
                 vars(self)["order"] = self.first
+            if event_name == "after_fit":
+                self.forget_search()
+
+    def logged(self) -> list[dict[str, object]]:  # of `self` and of `learn`: name -> value, where it is there
+        "What `logs` names."
+        return [{k: vars(owner)[k] for k in self.logs if k in vars(owner)} for owner in (self, self.learn)]
+
+    def forget_search(self) -> None:
+        "Put back what the logs were before a search for a learning rate."
+        for owner, now, was in zip((self, self.learn), self.logged(), self.before_search or ()):
+            for k in now:
+                vars(owner).pop(k)
+            vars(owner).update(was)
+        self.before_search = None
 
     def total(
         self,

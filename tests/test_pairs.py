@@ -253,3 +253,28 @@ def test_in_fit_model():
     (step,), own = fit(GradientAccumulation(48)), fit()
     assert len(own) == 3
     torch.testing.assert_close(step, sum(own) / 3, rtol=1e-4, atol=1e-6)
+
+
+def test_a_search_for_a_learning_rate_leaves_no_log(tmp_path):
+    "Neither before the first fit nor between two; accuracies and logs are those of the fits alone."
+    from fastai.callback.schedule import Learner  # with lr_find
+    faces = make_faces(90, seed=0, defects=None)[0]
+
+    def run(search):
+        torch.manual_seed(0)
+        dls = dataloaders(faces.where(split="train").take(range(48)), faces.where(split="valid"), bs=16, device="cpu", views=1)
+        eadd = EADD(teachers(torch.float), accuracy="running")
+        learn = Learner(dls, Net(1), CrossEntropy(), path=tmp_path, cbs=[eadd, SQS(), AdversarialTraining("fgsm", eps=0.1, guard=2)])
+        seen = []
+        with learn.no_bar(), learn.no_logging():
+            for _ in range(2):
+                if search:
+                    learn.lr_find(num_it=7, show_plot=False)
+                names = ("sqs_log", "adv_log", "guard_log")
+                seen += [eadd.history, None if eadd.acc is None else eadd.acc.tolist(), *(getattr(learn, k, None) for k in names)]
+                torch.manual_seed(1)
+                learn.fit(2, 1e-3)
+        return [*seen, learn.sqs_log, learn.adv_log, learn.guard_log, eadd.history]
+
+    for alone, searched in zip(run(False), run(True), strict=True):
+        assert alone.equals(searched) if hasattr(alone, "equals") else alone == searched
