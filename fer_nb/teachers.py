@@ -146,8 +146,13 @@ def batch_logits(
     self: CachedLogits,
     learn: Learner,   # in a training batch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # float32 (B, C); bool (B,), None: all valid
-    "Logits for the images of this batch, before any attack."
-    loader, device = learn.dls.train, learn.dls.device
+    """Logits for the images of this batch, before any attack. Raises `ConfigError` where the batch is no
+    longer what the loader gave."""
+    loader, device, y = learn.dls.train, learn.dls.device, learn.yb[0]
+    look = y.ndim == 1 and (y.device.type == "cpu" or learn.iter == 0)  # a card would have to wait
+    if len(y) != len(loader.ids) or look and not torch.equal(y.cpu().long(), loader.y[loader.ids]):
+        raise ConfigError(f"teacher {self.name}: a callback has cut, reordered or relabelled the batch, and "
+                          "cached logits are those of the loader's; give the network itself")
     z = torch.from_numpy(self.train[loader.view % len(self.train)][loader.ids]).to(device).float()
     return z, None if self.train_mask is None else torch.from_numpy(self.train_mask[loader.ids]).to(device)
 

@@ -335,3 +335,22 @@ def test_the_settings_can_be_written_down():
     config = EADD([small_net(7)], tau=[0.1] * 7, accuracy=np.full((1, 7), 0.5), alpha=lambda p: p).config()
     assert json.loads(json.dumps(config)) == config and config["alpha"] == [0, 0.25, 0.5, 0.75, 1]
     assert config["of"] == EADD([small_net(7)]).config()["of"] != EADD([small_net(8)]).config()["of"]
+
+
+class Change(Callback):
+    "Changes images and labels of training batches."
+    run_valid = False
+
+    def __init__(self, change):
+        self.change = change
+
+    def before_batch(self):
+        self.learn.xb, self.learn.yb = ((part,) for part in self.change(self.x, self.y))
+
+
+@pytest.mark.parametrize("change", [lambda x, y: (x.flip(0), y.flip(0)), lambda x, y: (x[:3], y[:3]), lambda x, y: (x, (y + 1) % 7)],
+                         ids=["reordered", "cut", "relabelled"])
+def test_cached_logits_are_not_of_a_batch_that_a_callback_changed(dls, change):
+    kept = teacher_logits(small_net(7), dls.train, dls.valid)
+    with pytest.raises(ConfigError, match="cut, reordered or relabelled"):
+        fit(dls, [EADD([kept]), Change(change)])
