@@ -884,11 +884,17 @@ def dataloaders(
     weights: Mapping | np.ndarray | None = None,  # draw training images by them: {label: weight}, or (N,)
 ) -> ReplayLoaders:                               # fastai DataLoaders; `.vocab` are the label names
     """Training and validation loaders. Raises `DataError` where the label sets differ, or where an id or
-    source is on both sides; warns of a class that occurs in validation and not in training."""
+    source is on both sides, `ConfigError` for a device that is not there; warns of a class that occurs in
+    validation and not in training."""
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:  # PyTorch knows no such device, or there is none
+        raise ConfigError(f"device={str(device)!r} cannot be used here ({str(e).splitlines()[0][:100]}); "
+                          "'cpu' expected, or None for the card where there is one") from e
     augment = Augment() if augment is None else augment
     dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights),
                         ReplayLoader(valid, 2 * bs, False, augment, seed, device=device), device=device)

@@ -657,3 +657,9 @@ def test_no_augmentation_can_be_asked_for():
     x, _ = next(iter(dls.train))
     torch.testing.assert_close(x, dls.train.x[dls.train.ids].float() / 255, atol=1e-5, rtol=0)
     assert dls.vocab == list(EMOTIONS)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(faces, device):
+    with pytest.raises(ConfigError, match=f"device='{device}' cannot be used here"):
+        dataloaders(faces.where(split="train"), faces.where(split="valid"), device=device)
