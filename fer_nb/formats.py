@@ -387,37 +387,52 @@ def read_yolo(
     broken: str = "error",  # of `BROKEN`
 ) -> tuple[FERData, list[str]]:  # the class of each image as data.yaml names it, else its number
     "Read a dataset in YOLO's form: for each image the class and the box of its first face, which is cut out."
-    root, left, rows, images = Path(root), LeftOut(broken), [], []
+    root, left, rows, images, others = Path(root), LeftOut(broken), [], [], []
     names = _yaml_names(root)
     for p in _list_images(root):
         i = p.relative_to(root).as_posix()
         note = (root / re.sub(r"(^|/)images/(?!.*/images/)", r"\1labels/", i, flags=re.I)).with_suffix(".txt")
         with left.item(i):
             _expect(note.is_file(), p, f"no label ({note.relative_to(root)})", "one for each image")
-            number, *box = next(_rows(note, " "), ("", [""]))[1]
+            (_, (number, *box)), *more = list(_rows(note, " ")) or [("", [""])]
             k = _whole_number(number, 0, len(names) - 1 if names else 999, str(note), "class", LabelError)
             split = {split_named(part) for part in i.split("/")[:-1]} - {""}
             crop = _yolo_crop(p, box)
             rows.append((i, names[k] if names else str(k), split.pop() if split else "train"))
             images.append(crop)
-    return _by_found(pd.DataFrame(rows, columns=["id", "found", "split"]), images, root.name, left, root)
+            others += [(f"{i}#{k}", rows[-1][2], "faces_beside_the_first") for k, _ in enumerate(more, 2)]
+    df = pd.DataFrame(rows, columns=["id", "found", "split"])
+    ds, found = _by_found(df, images, root.name, left, root)
+    beside = pd.DataFrame(others, columns=ds.dropped.columns, dtype=str)
+    return ds.replace(dropped=pd.concat([ds.dropped, beside], ignore_index=True)), found
 
 
 def _yaml_names(root: Path) -> list[str]:
     "The class names in a data.yaml, as a list or a mapping from numbers; empty: none there."
-    file = next((f for d in (root, root.parent) for f in sorted(d.glob("*.y*ml"))), None)
-    text = file.read_text(encoding="utf-8", errors="replace") if file else ""
-    listed = re.search(r"^names:\s*\[([^\]]*)\]", text, re.M) or \
-        re.search(r"^names:\s*\n((?:[ \t-].*\n?)+)", text, re.M)
-    words = re.split(r",|\n", listed[1]) if listed else []
-    return [w for w in (re.sub(r"^\s*(-|\d+\s*:)?\s*|['\"\s]+$", "", w).strip("'\"") for w in words) if w]
+    import yaml
+    for file in (f for d in (root, root.parent) for f in sorted(d.glob("*.y*ml"))):
+        try:
+            about = yaml.load(file.read_bytes(), yaml.BaseLoader)  # words, whatever they look like
+        except (yaml.YAMLError, OSError, ValueError, RecursionError) as e:
+            raise DataError(f"{file}: not YAML ({quoted(e)})") from e
+        names = about.get("names") if isinstance(about, dict) else None
+        if isinstance(names, dict):
+            at = {str(k): name for k, name in names.items()}
+            names = [at.get(str(k)) for k in range(len(at))]
+        if names:
+            words = isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
+            _expect(words, file, f"names: {quoted(about['names'])}", "a name for each class from 0")
+            return names
+    return []
 
 
 def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
     "The box of a label (centre, width and height as shares of the image); the file, where that is all of it."
     at = f"label of {file}"
-    _expect(len(box) >= 4, at, f"{len(box)} numbers", "four, a box,")
+    _expect(len(box) in (4, 5), at, f"{len(box)} numbers", "a box: x, y, width, height, maybe a certainty,")
     x, y, w, h = (_affect(b, at, "box") for b in box[:4])
+    _expect(min(np.nan_to_num([x, y, w, h], nan=-1)) >= 0 and min(w, h) > 0, at,
+            f"box {quoted(' '.join(box[:4]))}", "four shares of the image, 0 to 1,")
     if min(w, h) > 0.99:
         return file
     try:

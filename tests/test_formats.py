@@ -362,7 +362,7 @@ def test_sfew_and_caers(tmp_path):
     assert got(tmp_path / "CAER-S")[0].provenance.format == "caers"
 
 
-@pytest.mark.parametrize("names", ["names: ['Anger', 'Happy']", "nc: 2\nnames:\n  0: Anger\n  1: Happy\n", "names:\n- Anger\n- 'Happy'\n", None])
+@pytest.mark.parametrize("names", ["names: ['Anger', 'Happy']", "nc: 2\nnames:\n  0: Anger\n  1: Happy\n", "names:\n- Anger\n- 'Happy'\n", "names: {1: Happy, 0: Anger}", "names:\n  - Anger  # 0\n  - Happy\n", None])
 def test_yolo_takes_its_names_from_the_yaml(tmp_path, names):
     faces(tmp_path, "train/images/a.png", "train/images/b.png", "valid/images/c.png")
     write(tmp_path / "train/labels/a.txt", "0 0.5 0.5 1 1"), write(tmp_path / "train/labels/b.txt", "1 0.5 0.5 0.5 0.25")
@@ -374,6 +374,20 @@ def test_yolo_takes_its_names_from_the_yaml(tmp_path, names):
         write(tmp_path / "data.yaml", "path: .", names)
         ds, _ = got(tmp_path)
     assert ds.df.label.tolist() == ["angry", "happy", "happy"] and ds.image(1).shape == (12, 24) and ds.provenance.splits == {"train": 2, "valid": 1}
+
+
+def test_yolo_says_which_faces_it_leaves_out_and_refuses_other_labels(tmp_path):
+    faces(tmp_path, "images/a.png", "images/b.png")
+    write(tmp_path / "data.yaml", "names: [angry, happy]"), write(tmp_path / "labels/a.txt", "0 .5 .5 .5 .5", "1 .2 .2 .1 .1", "1 .8 .8 .1 .1")
+    write(tmp_path / "labels/b.txt", "1 .5 .5 .5 .5 .9")
+    ds, _ = got(tmp_path)
+    assert ds.provenance.left_out == {"faces beside the first": 2} and ds.dropped.id.tolist() == ["images/a.png#2", "images/a.png#3"]
+    for bad, text in (("0 .5 .5 -2 .5", "-2"), ("0 .5 .5 -.5 .5", "-.5"), ("0 .5 .5 0 .5", " 0 "), ("0 .1 .1 .9 .1 .5 .9", "6 numbers"), ("0 nan .5 .5 .5", "nan")):
+        write(tmp_path / "labels/a.txt", bad)
+        refused(DataError, "a.png", text, read=lambda: read(tmp_path))
+    for bad in ("names: {0: angry, 2: happy}", "names: [", "names: 5"):
+        write(tmp_path / "labels/a.txt", "0 .5 .5 .5 .5"), write(tmp_path / "data.yaml", bad)
+        refused(DataError, "data.yaml", read=lambda: read(tmp_path))
 
 
 def test_affectnets_inner_folder_and_its_litter(tmp_path, monkeypatch):
