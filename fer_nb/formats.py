@@ -164,11 +164,19 @@ def label_order(
                 f"one of {', '.join(known)}", ConfigError)
         labels = dict(pairs) if pairs else known.get(labels, words)
     if isinstance(labels, dict):
-        names = {str(a).strip().lower(): canonical_label(b) for a, b in labels.items()}
+        names = {_class_key(str(a)): canonical_label(b) for a, b in labels.items()}
         return (), names
     order = tuple(map(canonical_label, labels or ()))
     _expect(len(set(order)) == len(order), "labels", repr(labels), "each label once", ConfigError)
     return order, {}
+
+
+_NO_NAME = re.compile(r"[+-]?[0-9.]+|nan|none|null|n/a|na|", re.I)
+
+
+def _class_key(name: str) -> str:
+    "A class as pairs name it: in small letters, 6.0 as 6."
+    return re.sub(r"^([0-9]+)\.0*$", r"\1", name.strip().lower())
 
 
 def numbered(
@@ -198,10 +206,16 @@ def relabelled(
 ) -> tuple[FERData, dict[str, str]]:  # with labels; what was found -> label, where the two differ
     "Translate the classes that were found. Raises `LabelError` for numbers without an order."
     (order, names), classes = label_order(labels), sorted(set(found))
+    idle = sorted(set(names) - set(map(_class_key, classes)))
+    _expect(not idle, where, f"no class {_some(map(quoted, idle))} in {_some(map(quoted, classes))}",
+            "labels for classes that are there", LabelError)
     if all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes) and not names:
         meaning = numbered(classes, order, where)
     else:
-        meaning = {c: names.get(c.strip().lower()) or canonical_label(c) for c in classes}
+        meaning = {c: names.get(_class_key(c)) or canonical_label(c) for c in classes}
+        bare = [c for c in classes if _class_key(c) not in names and _NO_NAME.fullmatch(c.strip())]
+        _expect(not bare, where, f"classes {_some(map(quoted, bare))} beside names", "names alone, or pairs "
+                f"such as --labels {bare[:1] and quoted(bare[0], 20)}=happy,", LabelError)
     foreign = sorted(c for c in classes if order and meaning[c] not in order)
     _expect(not foreign, where, f"classes {_some(map(quoted, foreign))}",
             f"those of labels, {', '.join(order)},", LabelError)
@@ -519,11 +533,14 @@ def _pixel_files(tree: Tree) -> list[str]:
     return found
 
 
-def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, None]:
-    "The CSV or the folders; a table of pixels alone is named for what it is."
+def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str] | None]:
+    "The CSV or the folders; pairs say what its numbers are; pixels alone are named for what they are."
     first = [] if where.is_dir() else [_key(f) for f in _first_row(where)]
     _expect(first != ["pixels"], where, "pixels without labels, as Kaggle's test.csv has them",
             "the columns emotion and pixels, as in icml_face_data.csv,")
+    if label_order(labels)[1] and where.is_file():  # pairs: other numbers than FER2013's
+        ds = _fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
+        return ds, ds.df.label.tolist()
     return read_fer2013(where, broken=broken), None
 
 
@@ -1040,10 +1057,10 @@ def read(
         need_classes(found, labels is not None, single, path)
         ds, renamed = relabelled(ds, found, labels, path)
     else:
-        fits = not names and set(order) in (set(), set(ds.labels))
+        fits = not names and order in ((), tuple(ds.labels))
         _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
-                "these in any order, or --as folder or list,", ConfigError)
-        ds = ds.replace(labels=order or ds.labels, dropped=ds.dropped)
+                "no labels (--labels), or other numbers as pairs (--as fer2013 --labels 0=happy,1=...), or "
+                "another reading (--as folder, --as list),", ConfigError)
     ds = ds if votes is None else add_votes(ds, votes)
     ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
     return _described(ds, path, tree, reading, renamed, labels is not None)

@@ -225,6 +225,26 @@ def test_numbers_need_an_order(tmp_path):
     refused(LabelError, "0 to 7 for 7 labels", read=lambda: read(tmp_path, labels=list(EMOTIONS)))
 
 
+def test_pairs_that_name_nothing_and_numbers_beside_names_are_refused(tmp_path):
+    faces(tmp_path / "a", "angry/1.png", "happy/2.png", "foo/3.png")
+    refused(LabelError, "no class fooo", read=lambda: read(tmp_path / "a", labels="fooo=sad"))
+    assert got(tmp_path / "a", labels="Foo=sad")[0].labels == ("angry", "happy", "sad")
+    for odd in ("5", "-1", "nan", "None", "3.0"):
+        refused(LabelError, odd, "beside names", read=lambda: read(faces(tmp_path / odd, "angry/1.png", "happy/2.png", f"{odd}/3.png")))
+    assert got(tmp_path / "5", labels="5=sad")[0].labels == ("angry", "happy", "sad")
+    assert got(tmp_path / "3.0", labels="3=sad")[0].labels == ("angry", "happy", "sad")
+    refused(LabelError, "1 beside names", read=lambda: read(faces(tmp_path / "b", "0/1.png", "1/2.png"), labels="0=happy"))
+
+
+def test_the_numbers_of_a_table_of_pixels_mean_what_is_said(tmp_path):
+    path = write(tmp_path / "mine.csv", "emotion,pixels", *(f"{k},{ROW[k]}" for k in range(3)))
+    for order in ("rafdb", "neutral,happy,surprise"):
+        refused(ConfigError, "labels of its own", "pairs", read=lambda: read(path, labels=order))
+    assert got(path, labels="fer2013")[0].df.label.tolist() == ["angry", "disgust", "fear"]
+    assert got(path, labels="0=neutral,1=happy,2=surprise")[0].df.label.tolist() == ["neutral", "happy", "surprise"]
+    refused(LabelError, "2 beside names", read=lambda: read(path, labels="0=neutral,1=happy"))
+
+
 @pytest.mark.parametrize("folders, words", [
     (("images/1.png", "images/2.png"), "one class alone: 'images'"), (("a/FER2013Train/1.png", "a/FER2013Test/2.png"), "outside any class folder"),
     (("train_set/1.png", "val_set/2.png"), "outside any class folder"), (("cats/1.png", "dogs/2.png"), "none is an emotion"), (("happy/1.png",), "one class alone")])
