@@ -6,8 +6,8 @@
 __all__ = ['FORMATS', 'Format', 'role_of', 'by_paths', 'by_names', 'is_emotion', 'label_order', 'numbered', 'relabelled',
            'read_names', 'pattern_of', 'read_list', 'read_yolo', 'read_parquet', 'find_fer2013', 'find_ferplus',
            'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder', 'find_yolo', 'find_list',
-           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'unread',
-           'as_published', 'read', 'with_subjects']
+           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'no_splits',
+           'unread', 'as_published', 'read', 'with_subjects']
 
 # %% ../nbs/14_formats.ipynb #form0005
 import difflib
@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from io import BytesIO
 from itertools import chain, combinations
 from pathlib import Path
@@ -156,7 +157,7 @@ def label_order(
     """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or
     the name of a known order, such as `"affectnet"`. Raises `ConfigError`."""
     if isinstance(labels, str):
-        known = LABEL_ORDERS | {f.name: f.labels for f in FORMATS.values() if f.labels}
+        known = LABEL_ORDERS | {name: FORMATS[name].labels for name in ("ckplus", "ckextended", "expw")}
         words = [w.strip() for w in labels.split(",") if w.strip()]
         pairs = [w.split("=", 1) for w in words if "=" in w]
         mixed = len(pairs) not in (0, len(words)) or not words
@@ -360,7 +361,8 @@ def read_list(
                 places = places or _names_below(path.parent)
                 found = _find_image(file, path.parent, places, at)
                 folders = [s for part in file.split("/")[:-1] if (s := split_named(part))]
-                split = _usage(row["split"], at) if row.get("split") else own or next(iter(folders), "train")
+                split = split_named(row["split"]) if "split" in row else own or next(iter(folders), "train")
+                _expect(split, at, f"split {quoted(row.get('split'))!r}", f"one of {', '.join(SPLITS)}")
                 again = seen.setdefault(found, (at, row["label"]))
                 _expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
                         f"each image once ({again[0]}: {quoted(again[1])})")
@@ -527,16 +529,22 @@ def _pixel_files(tree: Tree) -> list[str]:
     found = [f for f, role in tree.tables().items() if role == "pixels" and "ckext" not in _key(f)]
     for best in ("fer2013.csv", "icml_face_data.csv", "train.csv"):
         whole = [f for f in found if f.rpartition("/")[2].lower() == best]
-        parts = {f.rpartition("/")[2].lower() for f in found}
-        if len(whole) == 1 and parts <= {"fer2013.csv", "icml_face_data.csv", "train.csv", "test.csv"}:
+        others = [f for f in found if f not in whole and not _bare_pixels(tree.root / f)]
+        names = {f.rpartition("/")[2].lower() for f in others}
+        kaggle = "icml_face_data.csv" in {best, *names} or best == "fer2013.csv"
+        if len(whole) == 1 and names <= {"icml_face_data.csv", *["train.csv"] * kaggle}:
             return whole
     return found
 
 
+def _bare_pixels(path: Path) -> bool:
+    "Whether a table holds pixels without labels, as Kaggle's test.csv does."
+    return not path.is_dir() and [_key(f) for f in _first_row(path)] == ["pixels"]
+
+
 def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str] | None]:
     "The CSV or the folders; pairs say what its numbers are; pixels alone are named for what they are."
-    first = [] if where.is_dir() else [_key(f) for f in _first_row(where)]
-    _expect(first != ["pixels"], where, "pixels without labels, as Kaggle's test.csv has them",
+    _expect(not _bare_pixels(where), where, "pixels without labels, as Kaggle's test.csv has them",
             "the columns emotion and pixels, as in icml_face_data.csv,")
     if label_order(labels)[1] and where.is_file():  # pairs: other numbers than FER2013's
         ds = _fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
@@ -559,8 +567,7 @@ FORMATS["fer2013"] = Format(
 fer2013.csv | icml_face_data.csv | train.csv    emotion,pixels[,Usage]; also .gz, .zip, .tar
 train/happy/Training_1.jpg  test/happy/PublicTest_2.jpg  test/happy/PrivateTest_3.jpg    at any depth
 Training/happy/1.jpg  PublicTest/happy/2.jpg  PrivateTest/happy/3.jpg""",
-    find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE, own=r"(.*/)?(fer2013|icml_face_data|"
-    r"train|test)\.csv")
+    find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE)
 
 # %% ../nbs/14_formats.ipynb #door012b
 def find_ferplus(
@@ -945,30 +952,49 @@ def odd_classes(
 # %% ../nbs/14_formats.ipynb #door0142
 def shared_splits(
     ds: FERData,          # any dataset
-    probe: int = 200,     # images of a split to look for in another
-    most: int = 20_000,   # images to look at
+    probe: int = 200,     # images of a split to look for in another; of very large ones fewer
 ) -> list[str]:           # what to say
-    "Splits whose images lie in another split for the most part, by a sample of each."
+    "Splits whose images lie in another split for the most part, by a sample of the smaller one."
     files = getattr(ds._images, "files", ds._images)
+    pixels = isinstance(files, np.ndarray)
 
-    def digest(k: int) -> bytes:  # of the pixels, or of the file and the box in it
-        if isinstance(files, np.ndarray):
-            return hashlib.sha1(np.ascontiguousarray(files[k])).digest()
-        path, box = (files[k].path, files[k].box) if isinstance(files[k], Crop) else (files[k], "")
-        there = path.is_file()
-        return hashlib.sha1((path.read_bytes() if there else str(k).encode()) + str(box).encode()).digest()
+    def size(k: int) -> int:  # of a file; only those of one size can be the same
+        try:
+            return 0 if pixels else os.stat(getattr(files[k], "path", files[k])).st_size
+        except OSError:
+            return -1
+
+    @lru_cache(None)
+    def digest(k: int) -> str:  # of the pixels, or of the file's beginning and the box in it
+        if pixels:
+            return hashlib.sha1(np.ascontiguousarray(files[k])).hexdigest()
+        if sizes[k] < 0:
+            return f"{k}"
+        with open(getattr(files[k], "path", files[k]), "rb") as f:
+            return f"{hashlib.sha1(f.read(1 << 16)).hexdigest()} {sizes[k]} {getattr(files[k], 'box', '')}"
 
     rows = {s: np.flatnonzero(ds.df.split == s) for s in SPLITS}
     rows = {s: r for s, r in rows.items() if len(r) > 4}
-    if len(rows) < 2 or len(ds) > most and not isinstance(files, np.ndarray):
-        return []
-    digests, notes = {s: [digest(k) for k in r] for s, r in rows.items()}, []
+    sizes, notes = np.array([size(k) for k in range(len(ds))] if len(rows) > 1 else []), []
+    probe = min(probe, max(20, 4_000_000 // max(len(ds), 1)))
     for small, large in combinations(sorted(rows, key=lambda s: len(rows[s])), 2):
-        some = digests[small][::max(1, len(rows[small]) // probe)]
-        share = np.isin(some, digests[large]).mean()
+        some = rows[small][::max(1, len(rows[small]) // probe)]
+        like = rows[large][np.isin(sizes[rows[large]], sizes[some])]
+        share = np.isin(list(map(digest, some)), list(map(digest, like))).mean()
         if share > 0.5:
             notes.append(f"{share:.0%} of {small} are images of {large} too: the two are not separate splits")
     return notes
+
+
+def no_splits(
+    ds: FERData,    # from class folders
+) -> list[str]:     # what to say
+    "Folders above the classes of which none names a split."
+    above = sorted({i.rpartition("/")[0].rpartition("/")[0] for i in ds.df.id})
+    if len(above) < 2 or (ds.df.split != "train").any() or any(map(split_named, "/".join(above).split("/"))):
+        return []
+    return [f"no folder above the classes names a split ({_some((quoted(a, 40) for a in above), 4)}): all "
+            "images are read as train"]
 
 # %% ../nbs/14_formats.ipynb #door015b
 @patch
@@ -1046,24 +1072,26 @@ def read(
     one_of("broken", broken, BROKEN)
     order, names = label_order(labels)
     tree = tree_of(path)
-    if label_pattern is not None:
-        reading = Reading(replace(FORMATS["folder"], title="images with labels in their names"), "", 1.0)
-        ds, found = read_names(path, label_pattern, labels, broken=broken)
-    else:
-        reading = detect(tree, as_)
-        ds, found = reading.format.read(tree.root / reading.where, tree, labels, broken)
-    renamed = {}
-    if found:
-        need_classes(found, labels is not None, single, path)
-        ds, renamed = relabelled(ds, found, labels, path)
-    else:
-        fits = not names and order in ((), tuple(ds.labels))
-        _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
-                "no labels (--labels), or other numbers as pairs (--as fer2013 --labels 0=happy,1=...), or "
-                "another reading (--as folder, --as list),", ConfigError)
-    ds = ds if votes is None else add_votes(ds, votes)
-    ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
-    return _described(ds, path, tree, reading, renamed, labels is not None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if label_pattern is not None:
+            reading = Reading(replace(FORMATS["folder"], title="images with labels in their names"), "", 1.0)
+            ds, found = read_names(path, label_pattern, labels, broken=broken)
+        else:
+            reading = detect(tree, as_)
+            ds, found = reading.format.read(tree.root / reading.where, tree, labels, broken)
+        renamed = {}
+        if found:
+            need_classes(found, labels is not None, single, path)
+            ds, renamed = relabelled(ds, found, labels, path)
+        else:
+            fits = not names and order in ((), tuple(ds.labels))
+            _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
+                    "no labels (--labels), another reading (--as folder, --as list), or, of a table of pixels, "
+                    "pairs (--labels 0=happy,1=...),", ConfigError)
+        ds = ds if votes is None else add_votes(ds, votes)
+        ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
+    return _described(ds, path, tree, reading, renamed, labels is not None, said)
 
 
 def with_subjects(
@@ -1086,11 +1114,16 @@ def _described(
     reading: Reading,         # that was taken
     renamed: dict[str, str],  # class as found -> label
     named: bool,              # whether `labels` was given
+    said: list,               # warnings of the reader
 ) -> FERData:                 # with its provenance
     "Say where a dataset comes from, and warn of what looks wrong in it."
-    notes = tuple(odd_classes(ds, named) + shared_splits(ds))
+    for w in said:
+        warnings.warn(w.message, w.category, stacklevel=3)
+    texts = [str(w.message) for w in said if issubclass(w.category, UserWarning)]
+    notes = odd_classes(ds, named) + shared_splits(ds) + no_splits(ds) * (reading.format.name == "folder")
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=3)
+    notes = (*notes, *(quoted(t, 500) for t in texts if "counts differ" not in t))
     folder = (tree.root / reading.where).is_dir()
     title = reading.format.title + " mirror" * (folder and reading.format.name == "fer2013") + \
         f" ({quoted(reading.where)})" * (folder and bool(reading.where))
