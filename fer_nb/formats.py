@@ -6,8 +6,8 @@
 __all__ = ['FORMATS', 'Format', 'role_of', 'by_paths', 'by_names', 'is_emotion', 'label_order', 'numbered', 'relabelled',
            'read_names', 'pattern_of', 'read_list', 'read_yolo', 'read_parquet', 'find_fer2013', 'find_ferplus',
            'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder', 'find_yolo', 'find_list',
-           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'no_splits',
-           'unread', 'as_published', 'read', 'with_subjects']
+           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'straddling',
+           'no_splits', 'unread', 'as_published', 'read', 'with_subjects']
 
 # %% ../nbs/14_formats.ipynb #form0005
 import difflib
@@ -337,6 +337,9 @@ def _list_rows(
     at, first = next(rows, ("", []))
     columns, header = _list_columns(first)
     need_columns(columns, ("image", "label"), str(path), f"the first row is {quoted(', '.join(first))}")
+    unused = [f for k, f in enumerate(first) if f and k not in columns.values()]
+    if unused:
+        warnings.warn(f"{path}: columns that are not read: {_some(map(quoted, unused))}", stacklevel=2)
     for at, fields in rows if header else chain([(at, first)], rows):
         fits = len(fields) > max(columns.values())
         yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
@@ -986,6 +989,20 @@ def shared_splits(
     return notes
 
 
+def straddling(
+    ds: FERData,    # maybe with columns subject and group
+) -> list[str]:     # what to say
+    "Persons and sequences that have images in several splits: a test on them is too easy."
+    notes = []
+    for column, what in (("subject", "subjects"), ("group", "groups (frames of one sequence or film)")):
+        named = ds.df[ds.df[column].notna() & (ds.df[column] != "")] if column in ds.df else ds.df[:0]
+        many = named.groupby(column).split.nunique() if len(named) else pd.Series(dtype=int)
+        if n := int((many > 1).sum()):
+            notes.append(f"{n} of {len(many)} {what} are in several splits "
+                         f"({_some(map(quoted, many.index[many > 1]), 3)}): scores on them are too high")
+    return notes
+
+
 def no_splits(
     ds: FERData,    # from class folders
 ) -> list[str]:     # what to say
@@ -1120,7 +1137,8 @@ def _described(
     for w in said:
         warnings.warn(w.message, w.category, stacklevel=3)
     texts = [str(w.message) for w in said if issubclass(w.category, UserWarning)]
-    notes = odd_classes(ds, named) + shared_splits(ds) + no_splits(ds) * (reading.format.name == "folder")
+    notes = odd_classes(ds, named) + shared_splits(ds) + straddling(ds)
+    notes += no_splits(ds) * (reading.format.name == "folder")
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=3)
     notes = (*notes, *(quoted(t, 500) for t in texts if "counts differ" not in t))

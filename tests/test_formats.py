@@ -743,3 +743,21 @@ def test_votes_without_an_image_of_their_own_are_listed(tmp_path):
     ds, _ = got(tmp_path)
     assert ds.df.label.tolist() == ["happy"] * 3 + ["neutral"] and ds.provenance.left_out == {"blank name": 1, "identical to a later row": 1}
     assert dict(zip(ds.dropped.id, ds.dropped.why)) == {"row5": "identical_to_a_later_row", "row6": "blank_name"}
+
+
+def test_persons_and_sequences_in_several_splits_are_said(tmp_path):
+    faces(tmp_path / "ck", *(f"{'train' if k % 2 else 'test'}/{e}/S{10 + k // 4:03}_001_{k:08}.png" for k in range(8) for e in ("anger", "happy")))
+    notes = got(tmp_path / "ck")[0].provenance.notes
+    assert any("2 of 2 subjects are in several splits (S010, S011)" in n for n in notes) and any("groups" in n for n in notes)
+    faces(tmp_path / "list", *(f"{k}.png" for k in range(8)))
+    for split, word in ((lambda k: k % 2, "4 of 4 subjects"), (lambda k: k // 4, "")):
+        path = write(tmp_path / "list/list.csv", "image,label,split,subject", *(f"{k}.png,{('happy', 'sad')[k // 2 % 2]},{('train', 'test')[split(k)]},p{k // 2}" for k in range(8)))
+        assert [n for n in got(path)[0].provenance.notes if "several" in n] == [] if not word else any(word in n for n in got(path)[0].provenance.notes)
+
+
+def test_columns_of_a_list_that_are_not_read_are_said(tmp_path):
+    faces(tmp_path, "0.png", "1.png")
+    path = write(tmp_path / "list.csv", ",image,x1,x2,label,emotion", "0,0.png,1,2,happy,fear", "1,1.png,1,2,sad,fear")
+    assert any(n.endswith("columns that are not read: x1, x2, emotion") for n in got(path)[0].provenance.notes)
+    path = write(tmp_path / "list.csv", "0.png,happy,extra", "1.png,sad,extra")
+    assert any("extra" in n for n in got(path)[0].provenance.notes)
