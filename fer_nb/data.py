@@ -1318,7 +1318,8 @@ class Provenance:
 # %% ../nbs/04_data.ipynb #87b30a8a
 _USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "trainset": "train", "trainingset": "train",
-                "valid": "valid", "val": "valid", "dev": "valid", "devset": "valid", "validation": "valid", "valset": "valid",
+                "valid": "valid", "val": "valid", "dev": "valid", "devset": "valid",
+                "validation": "valid", "valset": "valid",
                 "validset": "valid", "validationset": "valid", "publictest": "valid",
                 "test": "test", "testing": "test", "testset": "test", "privatetest": "test"}
 _BRACKETS = str.maketrans(dict.fromkeys("[](),;", " "))
@@ -2016,8 +2017,8 @@ def _rafdb_mirror(
                 moved = split == "valid" and "test" not in parts and i.startswith("test_")
                 splits.setdefault(i, "test" if moved else split)
     if (n := sum(s == "test" for s in splits.values())) and "test" not in parts:
-        warnings.warn(f"{parts['valid']}: {n} images that are RAF-DB's test images by their names are read as "
-                      "test", stacklevel=3)
+        warnings.warn(f"{base}: {n} images that are RAF-DB's test images by their names are read as test",
+                      stacklevel=3)
     files = _by_id(found, left)
     for folder, split in product(dict.fromkeys((base, root)), ("train", "test")):
         source, rows = folder / f"{split}_labels.csv", []

@@ -157,7 +157,8 @@ def label_order(
     """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or
     the name of a known order, such as `"affectnet"`. Raises `ConfigError`."""
     if isinstance(labels, str):
-        known = LABEL_ORDERS | {name: FORMATS[name].labels for name in ("ckplus", "ckextended", "expw")}
+        numbers = ("ckplus", "ckextended", "expw")  # formats with numbers of their own
+        known = LABEL_ORDERS | {name: FORMATS[name].labels for name in numbers if name in FORMATS}
         words = [w.strip() for w in labels.split(",") if w.strip()]
         pairs = [w.split("=", 1) for w in words if "=" in w]
         mixed = len(pairs) not in (0, len(words)) or not words
@@ -988,7 +989,7 @@ def shared_splits(
             notes.append(f"{share:.0%} of {small} are images of {large} too: the two are not separate splits")
     return notes
 
-
+# %% ../nbs/14_formats.ipynb #door0147
 def straddling(
     ds: FERData,    # maybe with columns subject and group
 ) -> list[str]:     # what to say
@@ -1104,8 +1105,8 @@ def read(
         else:
             fits = not names and order in ((), tuple(ds.labels))
             _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
-                    "no labels (--labels), another reading (--as folder, --as list), or, of a table of pixels, "
-                    "pairs (--labels 0=happy,1=...),", ConfigError)
+                    "no labels (--labels), another reading (--as folder, --as list), or, of a table of "
+                    "pixels, pairs (--labels 0=happy,1=...),", ConfigError)
         ds = ds if votes is None else add_votes(ds, votes)
         ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
     return _described(ds, path, tree, reading, renamed, labels is not None, said)
