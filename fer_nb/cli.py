@@ -398,7 +398,9 @@ class _AuditVerb(Verb):
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."
         ds = read_data(args, args.votes, single=True)
-        other = None if args.against is None else read(args.against)
+        alone = dict.fromkeys(("as_", "labels", "label_pattern", "subject_pattern")) | {"data": args.against}
+        other = None if args.against is None else \
+            read_data(argparse.Namespace(**vars(args) | alone), single=True)
         from fer_nb.audit import audit
         from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces
@@ -422,7 +424,8 @@ class _AuditVerb(Verb):
                 write_table(table, aside / f"{name}.csv")
             write_record(aside, sorted(p.name for p in aside.iterdir()),
                          run_record(args.command, data=ds.fingerprint(), read=ds.provenance.facts(),
-                                    **{} if other is None else {"against": other.fingerprint()}))
+                                    **{} if other is None else {"against": other.fingerprint(),
+                                                                "against_read": other.provenance.facts()}))
         shutil.rmtree(work, ignore_errors=True)
         return f"{report.summary().to_string()}{said}\ntables: {args.out}"
 

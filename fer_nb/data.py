@@ -1318,7 +1318,8 @@ class Provenance:
 # %% ../nbs/04_data.ipynb #87b30a8a
 _USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "trainset": "train", "trainingset": "train",
-                "valid": "valid", "val": "valid", "validation": "valid", "valset": "valid",
+                "valid": "valid", "val": "valid", "dev": "valid", "devset": "valid",
+                "validation": "valid", "valset": "valid",
                 "validset": "valid", "validationset": "valid", "publictest": "valid",
                 "test": "test", "testing": "test", "testset": "test", "privatetest": "test"}
 _BRACKETS = str.maketrans(dict.fromkeys("[](),;", " "))
@@ -1474,6 +1475,8 @@ def read_fer2013(
     broken: str = "error",  # of `BROKEN`: what is done with a row or a file that cannot be used
 ) -> FERData:              # grey 48 × 48; Training, PublicTest, PrivateTest are train, valid, test
     "Read FER2013 from its CSV or its class folders, checking every row. Raises the `FERError` that fits."
+    moved: Counter = Counter()
+
     def split_of(p: Path) -> str:
         folders = p.relative_to(path).parts[:-2]
         found = [split for usage, split in _USAGE.items() if p.name.lower().startswith(usage.lower())]
@@ -1481,11 +1484,18 @@ def read_fer2013(
         found += ["train"] * any(split_named(f) == "train" for f in folders)
         _expect(found, p, "neither PublicTest_ nor PrivateTest_ in the name, so its split is unknown",
                 "one of them (read_folder reads other layouts)")
+        there = next(filter(None, map(split_named, reversed(folders))), found[0])
+        if there not in (found[0], "test" if found[0] == "valid" else ""):  # test/ holds both halves
+            moved[f"{found[0]} in a folder of {there}"] += 1
         return found[0]
 
     path, left = Path(path), LeftOut(broken)
     if path.is_dir():
         files, sides = _split_files(path, split_of, left)
+        if moved:
+            some = _some(f"{n} of {what}" for what, n in moved.items())
+            warnings.warn(f"{path}: images lie in another split's folder than their names say ({some}); the "
+                          "names count", stacklevel=2)
         ds, shapes = _from_files(files, path, sides, EMOTIONS, "fer2013")
         ds = ds.replace(dropped=left.table(len(files) + len(left.rows), path))
         if odd := Counter(shape for shape in shapes if shape != (48, 48)):
@@ -1609,8 +1619,10 @@ def read_ferplus(
     votes = df[list(VOTE_COLUMNS)].to_numpy()
     target = _by_rule(votes, df["rule"])
     df.insert(1, "label", np.array(LABEL_ORDERS["ferplus"])[target.argmax(1)])
-    why = {"blank_name": df.image_name == "", "no_face": ~target.any(1) & (2 * votes[:, 9] > votes.sum(1)),
-           "unknown": ~target.any(1), "contempt": (df.label == "contempt") & (num_classes == 7)}
+    again = df.image_name.duplicated(keep="last") & (isinstance(images, list) and path.is_file())
+    why = {"blank_name": df.image_name == "", "identical_to_a_later_row": again,
+           "no_face": ~target.any(1) & (2 * votes[:, 9] > votes.sum(1)), "unknown": ~target.any(1),
+           "contempt": (df.label == "contempt") & (num_classes == 7)}
     why = np.select(list(why.values()), list(why), "")
     ds = FERData(df, images, LABEL_ORDERS["ferplus"], "ferplus").take(why == "")
     ds = ds.replace(labels=ds.labels[:num_classes], dropped=df[["id", "split"]].assign(why=why)[why != ""])
@@ -1656,16 +1668,20 @@ def _ferplus_named(
 ) -> tuple[pd.DataFrame, list[Path]]:  # the rows with an image, and those
     """Votes beside the images that FER+'s script wrote under the names of the list. Of a name that comes
     again, which is that of an identical image, the last row counts, as its file does."""
-    last = votes[(votes.image_name != "") & ~votes.image_name.duplicated(keep="last")]
+    unused = (votes.image_name == "") | votes.image_name.duplicated(keep="last")
+    last = votes[~unused]
     files = {p.name: p for p in _list_images(folder)}
     rows = [(name, f"{path}, row {k + 2}") for k, name in last.image_name.items()]
     ids = _matched(rows, files, path, left)
-    df = last[last.image_name.isin(ids)].reset_index(drop=True)
-    for name, split in zip(df.image_name, df.split):
+    df = votes[unused | votes.image_name.isin(ids)].copy()
+    for name, split in zip(last.image_name, last.split):
+        if name not in files:
+            continue
         there = split_named(files[name].parent.name) or split
         _expect(there == split, files[name], f"in a folder of {there}", f"{split}, as {path.name} says,")
-    df.insert(0, "id", [files[name].relative_to(folder).as_posix() for name in df.image_name])
-    return df, [files[name] for name in df.image_name]
+    df.insert(0, "id", [f"row{k + 2}" if unused[k] else files[name].relative_to(folder).as_posix()
+                        for k, name in df.image_name.items()])
+    return df.reset_index(drop=True), [files.get(name, folder) for name in df.image_name]
 
 
 def _same_rows(
@@ -1842,6 +1858,9 @@ def read_kdef(
     ds.check_counts(published, strict, subset_ok=True)
     usable = (df.broken == "").to_numpy() | (broken == "keep")
     why = df.loc[~usable, ["id", "split", "broken"]].rename(columns={"broken": "why"})
+    left = LeftOut(broken if broken in BROKEN else "any")
+    left.rows = list(why.itertuples(index=False))
+    left.table(len(df), root)
     return ds.take(usable).replace(dropped=pd.concat([dropped, why]))
 
 # %% ../nbs/04_data.ipynb #745e19ec
@@ -1997,6 +2016,9 @@ def _rafdb_mirror(
                 labels.setdefault(i, _rafdb_label(number, str(p)))
                 moved = split == "valid" and "test" not in parts and i.startswith("test_")
                 splits.setdefault(i, "test" if moved else split)
+    if (n := sum(s == "test" for s in splits.values())) and "test" not in parts:
+        warnings.warn(f"{base}: {n} images that are RAF-DB's test images by their names are read as test",
+                      stacklevel=3)
     files = _by_id(found, left)
     for folder, split in product(dict.fromkeys((base, root)), ("train", "test")):
         source, rows = folder / f"{split}_labels.csv", []

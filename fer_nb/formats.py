@@ -6,8 +6,8 @@
 __all__ = ['FORMATS', 'Format', 'role_of', 'by_paths', 'by_names', 'is_emotion', 'label_order', 'numbered', 'relabelled',
            'read_names', 'pattern_of', 'read_list', 'read_yolo', 'read_parquet', 'find_fer2013', 'find_ferplus',
            'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder', 'find_yolo', 'find_list',
-           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'unread',
-           'as_published', 'read', 'with_subjects']
+           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'straddling',
+           'no_splits', 'unread', 'as_published', 'read', 'with_subjects']
 
 # %% ../nbs/14_formats.ipynb #form0005
 import difflib
@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from io import BytesIO
 from itertools import chain, combinations
 from pathlib import Path
@@ -156,7 +157,8 @@ def label_order(
     """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or
     the name of a known order, such as `"affectnet"`. Raises `ConfigError`."""
     if isinstance(labels, str):
-        known = LABEL_ORDERS | {f.name: f.labels for f in FORMATS.values() if f.labels}
+        numbers = ("ckplus", "ckextended", "expw")  # formats with numbers of their own
+        known = LABEL_ORDERS | {name: FORMATS[name].labels for name in numbers if name in FORMATS}
         words = [w.strip() for w in labels.split(",") if w.strip()]
         pairs = [w.split("=", 1) for w in words if "=" in w]
         mixed = len(pairs) not in (0, len(words)) or not words
@@ -164,11 +166,19 @@ def label_order(
                 f"one of {', '.join(known)}", ConfigError)
         labels = dict(pairs) if pairs else known.get(labels, words)
     if isinstance(labels, dict):
-        names = {str(a).strip().lower(): canonical_label(b) for a, b in labels.items()}
+        names = {_class_key(str(a)): canonical_label(b) for a, b in labels.items()}
         return (), names
     order = tuple(map(canonical_label, labels or ()))
     _expect(len(set(order)) == len(order), "labels", repr(labels), "each label once", ConfigError)
     return order, {}
+
+
+_NO_NAME = re.compile(r"[+-]?[0-9.]+|nan|none|null|n/a|na|", re.I)
+
+
+def _class_key(name: str) -> str:
+    "A class as pairs name it: in small letters, 6.0 as 6."
+    return re.sub(r"^([0-9]+)\.0*$", r"\1", name.strip().lower())
 
 
 def numbered(
@@ -198,10 +208,16 @@ def relabelled(
 ) -> tuple[FERData, dict[str, str]]:  # with labels; what was found -> label, where the two differ
     "Translate the classes that were found. Raises `LabelError` for numbers without an order."
     (order, names), classes = label_order(labels), sorted(set(found))
+    idle = sorted(set(names) - set(map(_class_key, classes)))
+    _expect(not idle, where, f"no class {_some(map(quoted, idle))} in {_some(map(quoted, classes))}",
+            "labels for classes that are there", LabelError)
     if all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes) and not names:
         meaning = numbered(classes, order, where)
     else:
-        meaning = {c: names.get(c.strip().lower()) or canonical_label(c) for c in classes}
+        meaning = {c: names.get(_class_key(c)) or canonical_label(c) for c in classes}
+        bare = [c for c in classes if _class_key(c) not in names and _NO_NAME.fullmatch(c.strip())]
+        _expect(not bare, where, f"classes {_some(map(quoted, bare))} beside names", "names alone, or pairs "
+                f"such as --labels {bare[:1] and quoted(bare[0], 20)}=happy,", LabelError)
     foreign = sorted(c for c in classes if order and meaning[c] not in order)
     _expect(not foreign, where, f"classes {_some(map(quoted, foreign))}",
             f"those of labels, {', '.join(order)},", LabelError)
@@ -322,6 +338,9 @@ def _list_rows(
     at, first = next(rows, ("", []))
     columns, header = _list_columns(first)
     need_columns(columns, ("image", "label"), str(path), f"the first row is {quoted(', '.join(first))}")
+    unused = [f for k, f in enumerate(first) if f and k not in columns.values()]
+    if unused:
+        warnings.warn(f"{path}: columns that are not read: {_some(map(quoted, unused))}", stacklevel=2)
     for at, fields in rows if header else chain([(at, first)], rows):
         fits = len(fields) > max(columns.values())
         yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
@@ -346,7 +365,8 @@ def read_list(
                 places = places or _names_below(path.parent)
                 found = _find_image(file, path.parent, places, at)
                 folders = [s for part in file.split("/")[:-1] if (s := split_named(part))]
-                split = _usage(row["split"], at) if row.get("split") else own or next(iter(folders), "train")
+                split = split_named(row["split"]) if "split" in row else own or next(iter(folders), "train")
+                _expect(split, at, f"split {quoted(row.get('split'))!r}", f"one of {', '.join(SPLITS)}")
                 again = seen.setdefault(found, (at, row["label"]))
                 _expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
                         f"each image once ({again[0]}: {quoted(again[1])})")
@@ -387,37 +407,52 @@ def read_yolo(
     broken: str = "error",  # of `BROKEN`
 ) -> tuple[FERData, list[str]]:  # the class of each image as data.yaml names it, else its number
     "Read a dataset in YOLO's form: for each image the class and the box of its first face, which is cut out."
-    root, left, rows, images = Path(root), LeftOut(broken), [], []
+    root, left, rows, images, others = Path(root), LeftOut(broken), [], [], []
     names = _yaml_names(root)
     for p in _list_images(root):
         i = p.relative_to(root).as_posix()
         note = (root / re.sub(r"(^|/)images/(?!.*/images/)", r"\1labels/", i, flags=re.I)).with_suffix(".txt")
         with left.item(i):
             _expect(note.is_file(), p, f"no label ({note.relative_to(root)})", "one for each image")
-            number, *box = next(_rows(note, " "), ("", [""]))[1]
+            (_, (number, *box)), *more = list(_rows(note, " ")) or [("", [""])]
             k = _whole_number(number, 0, len(names) - 1 if names else 999, str(note), "class", LabelError)
             split = {split_named(part) for part in i.split("/")[:-1]} - {""}
             crop = _yolo_crop(p, box)
             rows.append((i, names[k] if names else str(k), split.pop() if split else "train"))
             images.append(crop)
-    return _by_found(pd.DataFrame(rows, columns=["id", "found", "split"]), images, root.name, left, root)
+            others += [(f"{i}#{k}", rows[-1][2], "faces_beside_the_first") for k, _ in enumerate(more, 2)]
+    df = pd.DataFrame(rows, columns=["id", "found", "split"])
+    ds, found = _by_found(df, images, root.name, left, root)
+    beside = pd.DataFrame(others, columns=ds.dropped.columns, dtype=str)
+    return ds.replace(dropped=pd.concat([ds.dropped, beside], ignore_index=True)), found
 
 
 def _yaml_names(root: Path) -> list[str]:
     "The class names in a data.yaml, as a list or a mapping from numbers; empty: none there."
-    file = next((f for d in (root, root.parent) for f in sorted(d.glob("*.y*ml"))), None)
-    text = file.read_text(encoding="utf-8", errors="replace") if file else ""
-    listed = re.search(r"^names:\s*\[([^\]]*)\]", text, re.M) or \
-        re.search(r"^names:\s*\n((?:[ \t-].*\n?)+)", text, re.M)
-    words = re.split(r",|\n", listed[1]) if listed else []
-    return [w for w in (re.sub(r"^\s*(-|\d+\s*:)?\s*|['\"\s]+$", "", w).strip("'\"") for w in words) if w]
+    import yaml
+    for file in (f for d in (root, root.parent) for f in sorted(d.glob("*.y*ml"))):
+        try:
+            about = yaml.load(file.read_bytes(), yaml.BaseLoader)  # words, whatever they look like
+        except (yaml.YAMLError, OSError, ValueError, RecursionError) as e:
+            raise DataError(f"{file}: not YAML ({quoted(e)})") from e
+        names = about.get("names") if isinstance(about, dict) else None
+        if isinstance(names, dict):
+            at = {str(k): name for k, name in names.items()}
+            names = [at.get(str(k)) for k in range(len(at))]
+        if names:
+            words = isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
+            _expect(words, file, f"names: {quoted(about['names'])}", "a name for each class from 0")
+            return names
+    return []
 
 
 def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
     "The box of a label (centre, width and height as shares of the image); the file, where that is all of it."
     at = f"label of {file}"
-    _expect(len(box) >= 4, at, f"{len(box)} numbers", "four, a box,")
+    _expect(len(box) in (4, 5), at, f"{len(box)} numbers", "a box: x, y, width, height, maybe a certainty,")
     x, y, w, h = (_affect(b, at, "box") for b in box[:4])
+    _expect(min(np.nan_to_num([x, y, w, h], nan=-1)) >= 0 and min(w, h) > 0, at,
+            f"box {quoted(' '.join(box[:4]))}", "four shares of the image, 0 to 1,")
     if min(w, h) > 0.99:
         return file
     try:
@@ -498,17 +533,26 @@ def _pixel_files(tree: Tree) -> list[str]:
     found = [f for f, role in tree.tables().items() if role == "pixels" and "ckext" not in _key(f)]
     for best in ("fer2013.csv", "icml_face_data.csv", "train.csv"):
         whole = [f for f in found if f.rpartition("/")[2].lower() == best]
-        parts = {f.rpartition("/")[2].lower() for f in found}
-        if len(whole) == 1 and parts <= {"fer2013.csv", "icml_face_data.csv", "train.csv", "test.csv"}:
+        others = [f for f in found if f not in whole and not _bare_pixels(tree.root / f)]
+        names = {f.rpartition("/")[2].lower() for f in others}
+        kaggle = "icml_face_data.csv" in {best, *names} or best == "fer2013.csv"
+        if len(whole) == 1 and names <= {"icml_face_data.csv", *["train.csv"] * kaggle}:
             return whole
     return found
 
 
-def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, None]:
-    "The CSV or the folders; a table of pixels alone is named for what it is."
-    first = [] if where.is_dir() else [_key(f) for f in _first_row(where)]
-    _expect(first != ["pixels"], where, "pixels without labels, as Kaggle's test.csv has them",
+def _bare_pixels(path: Path) -> bool:
+    "Whether a table holds pixels without labels, as Kaggle's test.csv does."
+    return not path.is_dir() and [_key(f) for f in _first_row(path)] == ["pixels"]
+
+
+def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str] | None]:
+    "The CSV or the folders; pairs say what its numbers are; pixels alone are named for what they are."
+    _expect(not _bare_pixels(where), where, "pixels without labels, as Kaggle's test.csv has them",
             "the columns emotion and pixels, as in icml_face_data.csv,")
+    if label_order(labels)[1] and where.is_file():  # pairs: other numbers than FER2013's
+        ds = _fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
+        return ds, ds.df.label.tolist()
     return read_fer2013(where, broken=broken), None
 
 
@@ -527,8 +571,7 @@ FORMATS["fer2013"] = Format(
 fer2013.csv | icml_face_data.csv | train.csv    emotion,pixels[,Usage]; also .gz, .zip, .tar
 train/happy/Training_1.jpg  test/happy/PublicTest_2.jpg  test/happy/PrivateTest_3.jpg    at any depth
 Training/happy/1.jpg  PublicTest/happy/2.jpg  PrivateTest/happy/3.jpg""",
-    find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE, own=r"(.*/)?(fer2013|icml_face_data|"
-    r"train|test)\.csv")
+    find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE)
 
 # %% ../nbs/14_formats.ipynb #door012b
 def find_ferplus(
@@ -913,30 +956,63 @@ def odd_classes(
 # %% ../nbs/14_formats.ipynb #door0142
 def shared_splits(
     ds: FERData,          # any dataset
-    probe: int = 200,     # images of a split to look for in another
-    most: int = 20_000,   # images to look at
+    probe: int = 200,     # images of a split to look for in another; of very large ones fewer
 ) -> list[str]:           # what to say
-    "Splits whose images lie in another split for the most part, by a sample of each."
+    "Splits whose images lie in another split for the most part, by a sample of the smaller one."
     files = getattr(ds._images, "files", ds._images)
+    pixels = isinstance(files, np.ndarray)
 
-    def digest(k: int) -> bytes:  # of the pixels, or of the file and the box in it
-        if isinstance(files, np.ndarray):
-            return hashlib.sha1(np.ascontiguousarray(files[k])).digest()
-        path, box = (files[k].path, files[k].box) if isinstance(files[k], Crop) else (files[k], "")
-        there = path.is_file()
-        return hashlib.sha1((path.read_bytes() if there else str(k).encode()) + str(box).encode()).digest()
+    def size(k: int) -> int:  # of a file; only those of one size can be the same
+        try:
+            return 0 if pixels else os.stat(getattr(files[k], "path", files[k])).st_size
+        except OSError:
+            return -1
+
+    @lru_cache(None)
+    def digest(k: int) -> str:  # of the pixels, or of the file's beginning and the box in it
+        if pixels:
+            return hashlib.sha1(np.ascontiguousarray(files[k])).hexdigest()
+        if sizes[k] < 0:
+            return f"{k}"
+        with open(getattr(files[k], "path", files[k]), "rb") as f:
+            return f"{hashlib.sha1(f.read(1 << 16)).hexdigest()} {sizes[k]} {getattr(files[k], 'box', '')}"
 
     rows = {s: np.flatnonzero(ds.df.split == s) for s in SPLITS}
     rows = {s: r for s, r in rows.items() if len(r) > 4}
-    if len(rows) < 2 or len(ds) > most and not isinstance(files, np.ndarray):
-        return []
-    digests, notes = {s: [digest(k) for k in r] for s, r in rows.items()}, []
+    sizes, notes = np.array([size(k) for k in range(len(ds))] if len(rows) > 1 else []), []
+    probe = min(probe, max(20, 4_000_000 // max(len(ds), 1)))
     for small, large in combinations(sorted(rows, key=lambda s: len(rows[s])), 2):
-        some = digests[small][::max(1, len(rows[small]) // probe)]
-        share = np.isin(some, digests[large]).mean()
+        some = rows[small][::max(1, len(rows[small]) // probe)]
+        like = rows[large][np.isin(sizes[rows[large]], sizes[some])]
+        share = np.isin(list(map(digest, some)), list(map(digest, like))).mean()
         if share > 0.5:
             notes.append(f"{share:.0%} of {small} are images of {large} too: the two are not separate splits")
     return notes
+
+# %% ../nbs/14_formats.ipynb #door0147
+def straddling(
+    ds: FERData,    # maybe with columns subject and group
+) -> list[str]:     # what to say
+    "Persons and sequences that have images in several splits: a test on them is too easy."
+    notes = []
+    for column, what in (("subject", "subjects"), ("group", "groups (frames of one sequence or film)")):
+        named = ds.df[ds.df[column].notna() & (ds.df[column] != "")] if column in ds.df else ds.df[:0]
+        many = named.groupby(column).split.nunique() if len(named) else pd.Series(dtype=int)
+        if n := int((many > 1).sum()):
+            notes.append(f"{n} of {len(many)} {what} are in several splits "
+                         f"({_some(map(quoted, many.index[many > 1]), 3)}): scores on them are too high")
+    return notes
+
+
+def no_splits(
+    ds: FERData,    # from class folders
+) -> list[str]:     # what to say
+    "Folders above the classes of which none names a split."
+    above = sorted({i.rpartition("/")[0].rpartition("/")[0] for i in ds.df.id})
+    if len(above) < 2 or (ds.df.split != "train").any() or any(map(split_named, "/".join(above).split("/"))):
+        return []
+    return [f"no folder above the classes names a split ({_some((quoted(a, 40) for a in above), 4)}): all "
+            "images are read as train"]
 
 # %% ../nbs/14_formats.ipynb #door015b
 @patch
@@ -1014,24 +1090,26 @@ def read(
     one_of("broken", broken, BROKEN)
     order, names = label_order(labels)
     tree = tree_of(path)
-    if label_pattern is not None:
-        reading = Reading(replace(FORMATS["folder"], title="images with labels in their names"), "", 1.0)
-        ds, found = read_names(path, label_pattern, labels, broken=broken)
-    else:
-        reading = detect(tree, as_)
-        ds, found = reading.format.read(tree.root / reading.where, tree, labels, broken)
-    renamed = {}
-    if found:
-        need_classes(found, labels is not None, single, path)
-        ds, renamed = relabelled(ds, found, labels, path)
-    else:
-        fits = not names and set(order) in (set(), set(ds.labels))
-        _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
-                "these in any order, or --as folder or list,", ConfigError)
-        ds = ds.replace(labels=order or ds.labels, dropped=ds.dropped)
-    ds = ds if votes is None else add_votes(ds, votes)
-    ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
-    return _described(ds, path, tree, reading, renamed, labels is not None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if label_pattern is not None:
+            reading = Reading(replace(FORMATS["folder"], title="images with labels in their names"), "", 1.0)
+            ds, found = read_names(path, label_pattern, labels, broken=broken)
+        else:
+            reading = detect(tree, as_)
+            ds, found = reading.format.read(tree.root / reading.where, tree, labels, broken)
+        renamed = {}
+        if found:
+            need_classes(found, labels is not None, single, path)
+            ds, renamed = relabelled(ds, found, labels, path)
+        else:
+            fits = not names and order in ((), tuple(ds.labels))
+            _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
+                    "no labels (--labels), another reading (--as folder, --as list), or, of a table of "
+                    "pixels, pairs (--labels 0=happy,1=...),", ConfigError)
+        ds = ds if votes is None else add_votes(ds, votes)
+        ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
+    return _described(ds, path, tree, reading, renamed, labels is not None, said)
 
 
 def with_subjects(
@@ -1054,11 +1132,17 @@ def _described(
     reading: Reading,         # that was taken
     renamed: dict[str, str],  # class as found -> label
     named: bool,              # whether `labels` was given
+    said: list,               # warnings of the reader
 ) -> FERData:                 # with its provenance
     "Say where a dataset comes from, and warn of what looks wrong in it."
-    notes = tuple(odd_classes(ds, named) + shared_splits(ds))
+    for w in said:
+        warnings.warn(w.message, w.category, stacklevel=3)
+    texts = [str(w.message) for w in said if issubclass(w.category, UserWarning)]
+    notes = odd_classes(ds, named) + shared_splits(ds) + straddling(ds)
+    notes += no_splits(ds) * (reading.format.name == "folder")
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=3)
+    notes = (*notes, *(quoted(t, 500) for t in texts if "counts differ" not in t))
     folder = (tree.root / reading.where).is_dir()
     title = reading.format.title + " mirror" * (folder and reading.format.name == "fer2013") + \
         f" ({quoted(reading.where)})" * (folder and bool(reading.where))

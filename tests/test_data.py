@@ -344,7 +344,7 @@ def test_splits_are_found_at_any_depth(tmp_path, above):
 
 
 @pytest.mark.parametrize("name, needle", [
-    ("dev/happy/x.png", "none of the split folders"), ("happy/x.png", "none of the split folders"),
+    ("eval/happy/x.png", "none of the split folders"), ("happy/x.png", "none of the split folders"),
     ("test/x.png", "outside any class folder"), ("x.png", "outside any class folder"),
     ("test/train/happy/x.png", "test and train")])
 def test_an_image_of_unknown_split_is_refused(tmp_path, name, needle):

@@ -225,6 +225,26 @@ def test_numbers_need_an_order(tmp_path):
     refused(LabelError, "0 to 7 for 7 labels", read=lambda: read(tmp_path, labels=list(EMOTIONS)))
 
 
+def test_pairs_that_name_nothing_and_numbers_beside_names_are_refused(tmp_path):
+    faces(tmp_path / "a", "angry/1.png", "happy/2.png", "foo/3.png")
+    refused(LabelError, "no class fooo", read=lambda: read(tmp_path / "a", labels="fooo=sad"))
+    assert got(tmp_path / "a", labels="Foo=sad")[0].labels == ("angry", "happy", "sad")
+    for odd in ("5", "-1", "nan", "None", "3.0"):
+        refused(LabelError, odd, "beside names", read=lambda: read(faces(tmp_path / odd, "angry/1.png", "happy/2.png", f"{odd}/3.png")))
+    assert got(tmp_path / "5", labels="5=sad")[0].labels == ("angry", "happy", "sad")
+    assert got(tmp_path / "3.0", labels="3=sad")[0].labels == ("angry", "happy", "sad")
+    refused(LabelError, "1 beside names", read=lambda: read(faces(tmp_path / "b", "0/1.png", "1/2.png"), labels="0=happy"))
+
+
+def test_the_numbers_of_a_table_of_pixels_mean_what_is_said(tmp_path):
+    path = write(tmp_path / "mine.csv", "emotion,pixels", *(f"{k},{ROW[k]}" for k in range(3)))
+    for order in ("rafdb", "neutral,happy,surprise"):
+        refused(ConfigError, "labels of its own", "pairs", read=lambda: read(path, labels=order))
+    assert got(path, labels="fer2013")[0].df.label.tolist() == ["angry", "disgust", "fear"]
+    assert got(path, labels="0=neutral,1=happy,2=surprise")[0].df.label.tolist() == ["neutral", "happy", "surprise"]
+    refused(LabelError, "2 beside names", read=lambda: read(path, labels="0=neutral,1=happy"))
+
+
 @pytest.mark.parametrize("folders, words", [
     (("images/1.png", "images/2.png"), "one class alone: 'images'"), (("a/FER2013Train/1.png", "a/FER2013Test/2.png"), "outside any class folder"),
     (("train_set/1.png", "val_set/2.png"), "outside any class folder"), (("cats/1.png", "dogs/2.png"), "none is an emotion"), (("happy/1.png",), "one class alone")])
@@ -362,7 +382,7 @@ def test_sfew_and_caers(tmp_path):
     assert got(tmp_path / "CAER-S")[0].provenance.format == "caers"
 
 
-@pytest.mark.parametrize("names", ["names: ['Anger', 'Happy']", "nc: 2\nnames:\n  0: Anger\n  1: Happy\n", "names:\n- Anger\n- 'Happy'\n", None])
+@pytest.mark.parametrize("names", ["names: ['Anger', 'Happy']", "nc: 2\nnames:\n  0: Anger\n  1: Happy\n", "names:\n- Anger\n- 'Happy'\n", "names: {1: Happy, 0: Anger}", "names:\n  - Anger  # 0\n  - Happy\n", None])
 def test_yolo_takes_its_names_from_the_yaml(tmp_path, names):
     faces(tmp_path, "train/images/a.png", "train/images/b.png", "valid/images/c.png")
     write(tmp_path / "train/labels/a.txt", "0 0.5 0.5 1 1"), write(tmp_path / "train/labels/b.txt", "1 0.5 0.5 0.5 0.25")
@@ -374,6 +394,20 @@ def test_yolo_takes_its_names_from_the_yaml(tmp_path, names):
         write(tmp_path / "data.yaml", "path: .", names)
         ds, _ = got(tmp_path)
     assert ds.df.label.tolist() == ["angry", "happy", "happy"] and ds.image(1).shape == (12, 24) and ds.provenance.splits == {"train": 2, "valid": 1}
+
+
+def test_yolo_says_which_faces_it_leaves_out_and_refuses_other_labels(tmp_path):
+    faces(tmp_path, "images/a.png", "images/b.png")
+    write(tmp_path / "data.yaml", "names: [angry, happy]"), write(tmp_path / "labels/a.txt", "0 .5 .5 .5 .5", "1 .2 .2 .1 .1", "1 .8 .8 .1 .1")
+    write(tmp_path / "labels/b.txt", "1 .5 .5 .5 .5 .9")
+    ds, _ = got(tmp_path)
+    assert ds.provenance.left_out == {"faces beside the first": 2} and ds.dropped.id.tolist() == ["images/a.png#2", "images/a.png#3"]
+    for bad, text in (("0 .5 .5 -2 .5", "-2"), ("0 .5 .5 -.5 .5", "-.5"), ("0 .5 .5 0 .5", " 0 "), ("0 .1 .1 .9 .1 .5 .9", "6 numbers"), ("0 nan .5 .5 .5", "nan")):
+        write(tmp_path / "labels/a.txt", bad)
+        refused(DataError, "a.png", text, read=lambda: read(tmp_path))
+    for bad in ("names: {0: angry, 2: happy}", "names: [", "names: 5"):
+        write(tmp_path / "labels/a.txt", "0 .5 .5 .5 .5"), write(tmp_path / "data.yaml", bad)
+        refused(DataError, "data.yaml", read=lambda: read(tmp_path))
 
 
 def test_affectnets_inner_folder_and_its_litter(tmp_path, monkeypatch):
@@ -640,3 +674,90 @@ def test_parquet_of_numbers_and_of_file_names(tmp_path):
     assert read(listed).df.id.tolist() == ["im/0.png", "im/1.png", "im/2.png"]
     listed.write_bytes(b"PAR1" + bytes(60))
     refused(DataError, listed, "not a Parquet file", read=lambda: read(listed))
+
+
+def test_what_a_reader_moves_or_merges_is_said_and_kept(tmp_path):
+    faces(tmp_path / "fer", "train/angry/Training_1.jpg", "test/happy/Training_2.jpg", "train/sad/PrivateTest_3.jpg", "test/sad/PublicTest_4.jpg", "valid/sad/PublicTest_5.jpg")
+    ds, said = got(tmp_path / "fer")
+    assert any("1 of train in a folder of test, 1 of test in a folder of train" in w for w in said)
+    assert any("names count" in note for note in ds.provenance.facts()["notes"])
+    faces(tmp_path / "raf", "train/1/train_00001_aligned.jpg", "valid/2/test_0001_aligned.jpg")
+    ds, said = got(tmp_path / "raf")
+    assert ds.provenance.splits == {"train": 1, "test": 1} and any("read as test" in note for note in ds.provenance.notes)
+    for folders, word in ((("fold1", "fold2"), "fold1"), (("train_aug", "holdout"), "holdout"), (("p1", "p2", "p3"), "p1")):
+        root = faces(tmp_path / word, *(f"{f}/{c}/1.png" for f in folders for c in ("happy", "sad")))
+        assert any(word in note and "read as train" in note for note in got(root)[0].provenance.notes)
+    root = faces(tmp_path / "dev", *(f"{f}/{c}/1.png" for f in ("train", "dev") for c in ("happy", "sad")))
+    assert got(root)[0].provenance.splits == {"train": 2, "valid": 2}
+
+
+def test_two_labelled_tables_are_not_one_and_a_table_that_is_not_read_is_counted(tmp_path):
+    rows = [f"{k},{ROW[k]}" for k in range(3)]
+    for name in ("train.csv", "test.csv"):
+        write(tmp_path / "two" / name, "emotion,pixels", *rows)
+    refused(DataError, "2 ways", "train.csv", "test.csv", read=lambda: read(tmp_path / "two"))
+    write(tmp_path / "kaggle/train.csv", "emotion,pixels", *rows), write(tmp_path / "kaggle/test.csv", "pixels", *ROW)
+    ds, _ = got(tmp_path / "kaggle")
+    assert len(ds) == 3 and ds.provenance.left_out == {"file (.csv)": 1}
+
+
+def test_only_formats_with_numbers_lend_their_order(tmp_path):
+    faces(tmp_path, "0/1.png", "1/2.png")
+    for name in ("sfew", "caers", "kdef", "jaffe"):  # a name like any other, and no order
+        refused(LabelError, "0 to 1 for 1 labels", read=lambda: read(tmp_path, labels=name))
+    assert label_order("ckplus")[0][1] == "contempt" and label_order("expw")[0] == EMOTIONS
+
+
+def test_the_split_of_a_list_is_never_guessed_where_it_has_a_column(tmp_path):
+    faces(tmp_path, "train/0.png", "train/1.png", "train/2.png")
+    path = write(tmp_path / "list.csv", "image,label,split", "train/0.png,happy,Testing", "train/1.png,sad,dev", "train/2.png,sad,train")
+    assert got(path)[0].provenance.splits == {"train": 1, "valid": 1, "test": 1}
+    for odd in ("", "fold3"):
+        write(path, "image,label,split", "train/0.png,happy,train", f"train/1.png,sad,{odd}")
+        refused(DataError, "row 3", f"split {odd!r}", read=lambda: read(path))
+
+
+def test_a_kdef_of_which_much_is_broken_is_refused(tmp_path):
+    faces(tmp_path, *(f"AF{p:02}/AF{p:02}{e}S.JPG" for p in range(1, 6) for e in ("HA", "SA")))
+    for name in ("AF01/AF01HAS.JPG", "AF01/AF01SAS.JPG"):
+        (tmp_path / name).write_bytes(b"no image")
+    refused(DataError, "2 of 10 items are broken", "--broken any", read=lambda: got(tmp_path, broken="drop"))
+    assert len(got(tmp_path, broken="any")[0]) == 8
+
+
+@pytest.mark.parametrize("n", [30, 20_100])
+def test_shared_splits_of_files_are_found_in_any_number(tmp_path, n):
+    files = [save(tmp_path / f"{k}.png", k) for k in range(12)]
+    table = pd.DataFrame({"id": [f"{k}" for k in range(n)], "label": "happy", "split": ["test"] * 10 + ["train"] * (n - 10)})
+    same = [files[k % 10] for k in range(n)]
+    assert "100% of test are images of train" in shared_splits(FERData(table, same, ["happy"]))[0]
+    apart = files[:10] + [files[10 + k % 2] for k in range(n - 10)]
+    assert shared_splits(FERData(table, apart, ["happy"])) == []
+
+
+def test_votes_without_an_image_of_their_own_are_listed(tmp_path):
+    head = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    faces(tmp_path, *(f"images/FER2013Train/fer{k:07}.png" for k in range(4)))
+    rows = [f"Training,fer{k:07}.png,0,10,0,0,0,0,0,0,0,0" for k in range(4)]
+    write(tmp_path / "fer2013new.csv", head, *rows, "Training,,0,0,0,0,0,0,0,0,0,10", "Training,fer0000003.png,10,0,0,0,0,0,0,0,0,0")
+    ds, _ = got(tmp_path)
+    assert ds.df.label.tolist() == ["happy"] * 3 + ["neutral"] and ds.provenance.left_out == {"blank name": 1, "identical to a later row": 1}
+    assert dict(zip(ds.dropped.id, ds.dropped.why)) == {"row5": "identical_to_a_later_row", "row6": "blank_name"}
+
+
+def test_persons_and_sequences_in_several_splits_are_said(tmp_path):
+    faces(tmp_path / "ck", *(f"{'train' if k % 2 else 'test'}/{e}/S{10 + k // 4:03}_001_{k:08}.png" for k in range(8) for e in ("anger", "happy")))
+    notes = got(tmp_path / "ck")[0].provenance.notes
+    assert any("2 of 2 subjects are in several splits (S010, S011)" in n for n in notes) and any("groups" in n for n in notes)
+    faces(tmp_path / "list", *(f"{k}.png" for k in range(8)))
+    for split, word in ((lambda k: k % 2, "4 of 4 subjects"), (lambda k: k // 4, "")):
+        path = write(tmp_path / "list/list.csv", "image,label,split,subject", *(f"{k}.png,{('happy', 'sad')[k // 2 % 2]},{('train', 'test')[split(k)]},p{k // 2}" for k in range(8)))
+        assert [n for n in got(path)[0].provenance.notes if "several" in n] == [] if not word else any(word in n for n in got(path)[0].provenance.notes)
+
+
+def test_columns_of_a_list_that_are_not_read_are_said(tmp_path):
+    faces(tmp_path, "0.png", "1.png")
+    path = write(tmp_path / "list.csv", ",image,x1,x2,label,emotion", "0,0.png,1,2,happy,fear", "1,1.png,1,2,sad,fear")
+    assert any(n.endswith("columns that are not read: x1, x2, emotion") for n in got(path)[0].provenance.notes)
+    path = write(tmp_path / "list.csv", "0.png,happy,extra", "1.png,sad,extra")
+    assert any("extra" in n for n in got(path)[0].provenance.notes)

@@ -396,7 +396,24 @@ def test_a_folder_of_such_names_is_audited_and_the_ids_come_back(tmp_path, drawn
     issues = read_table(tmp_path / "out/issues.csv")
     assert issues.id.tolist() == expected.id.tolist() and set(issues.id) <= set(ds.df.id)
     assert sorted(read_table(tmp_path / "out/against.csv").id.unique()) == sorted(ds.df.id)
-    assert "0 of data's 72 training images are in the other data's test split of 10" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "0 of data's 72 training images are in the other data's test split of 10" in said.out
+    assert said.err.count("read as class folders: train 72") == 2  # both say what they are
+
+
+def test_the_other_data_set_is_read_as_openly_as_the_first(tmp_path, capsys):
+    "Broken images of it are left out with --broken, one class is fine, and the record holds both provenances."
+    for k in range(30):
+        for name in (f"a/happy/{k}.png", f"a/sad/{k + 30}.png", f"b/happy/{k}.png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(k).integers(0, 256, (48, 48), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "b/happy/0.png").write_bytes(b"<html>")
+    command = ["audit", "--data", str(tmp_path / "a"), "--against", str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--exact"]
+    assert main(command) == 2 and "0.png" in capsys.readouterr().err
+    assert main([*command, "--broken", "drop"]) == 0
+    assert "read as class folders: train 29; 1 labels; left out: 1 broken" in capsys.readouterr().err
+    facts = next((tmp_path / "out").glob("*.json")).read_text()
+    assert "train 29" in facts and "against_read" in facts
 
 
 @pytest.mark.slow
