@@ -351,6 +351,8 @@ def test_fer2013_has_280_public_test_images_with_a_byte_identical_duplicate_in_t
     train = {im.tobytes() for im in pixels[split == "train"]}
     tainted = np.array([im.tobytes() in train for im in shown])
     assert tainted.sum() == table.test_images["pixels"] and (tainted & (shown.std((1, 2)) > 0)).sum() == 279
+    with pytest.warns(UserWarning, match="2348 test images"):
+        folds(ds, 5, seed=0, protocol="paper")
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.15, 0.2])
