@@ -143,7 +143,7 @@ def unwrapped(
 def shell(
     model: nn.Module,  # any network
 ) -> nn.Module:        # in evaluation mode
-    "A copy that shares all tensors, without hooks and compiled methods: to be asked, not to be trained."
+    "A copy that shares all tensors, without hooks and compiled methods: for trial runs, not for training."
     parts = [vars(m) for m in model.modules()]
     memo = {id(t): t for t in tree_leaves(parts) if isinstance(t, torch.Tensor)}
     memo |= {id(v): type(v)() for part in parts for k, v in part.items() if k.endswith("_hooks")}

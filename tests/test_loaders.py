@@ -14,11 +14,11 @@ from fer_nb.augment import Augment
 from fer_nb.balance import balance
 from fer_nb.config import Data
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
-from fer_nb.data import FERData
+from fer_nb.data import FERData, read_fer2013
 from fer_nb.duplicates import DuplicateSearch
 from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, leak_groups,
                             leakage_table, make_splits, official_split)
-from fer_nb.synth import make_faces
+from fer_nb.synth import fer2013_folder, make_faces
 
 MISSING = [None, np.nan, pd.NA, pd.NaT, ""]
 
@@ -351,6 +351,17 @@ def test_fer2013_has_280_public_test_images_with_a_byte_identical_duplicate_in_t
     train = {im.tobytes() for im in pixels[split == "train"]}
     tainted = np.array([im.tobytes() in train for im in shown])
     assert tainted.sum() == table.test_images["pixels"] and (tainted & (shown.std((1, 2)) > 0)).sum() == 279
+
+
+@pytest.mark.realdata
+def test_random_folds_of_fer2013_test_2348_images_with_a_byte_identical_duplicate_in_training():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ds = read_fer2013(fer2013_folder() / "fer2013.csv").where(split=["train", "valid"])
+        if len(ds) != 32_298:
+            pytest.skip("real data: no fer2013.csv; set FER_NB_DATA to the folder that holds it")
+        folds(ds, 5, seed=0, protocol="paper")
+    assert any("2348 test images" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.15, 0.2])
