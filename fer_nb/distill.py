@@ -56,7 +56,8 @@ def distill_loss(
     z_t: torch.Tensor,        # teacher logits (B, C)
     T: float | Sequence[float] | torch.Tensor,  # temperature: a number, or one per sample (B,)
 ) -> torch.Tensor:            # scalar, mean over the batch
-    "Temperature-scaled KL divergence from teacher to student (Eq. 3 and 4). Raises `ConfigError`."
+    """Temperature-scaled KL divergence from teacher to student (Eq. 3 and 4). Raises `ConfigError` for logits
+    that do not match, are not finite or are probabilities, and for T ≤ 0."""
     check_logits(z_s, len(z_s), who="the student")
     check_logits(z_t, *z_s.shape, who="the teacher")
     T = temperature("T", T, len(z_s), "samples", z_s).expand(len(z_s))[:, None]
@@ -95,9 +96,10 @@ def eadd_distill(
     weights: torch.Tensor | np.ndarray,       # ω (N, E), from `eadd_weights`
     T: float | Sequence[float] | torch.Tensor,  # T_e: one, or one per emotion (E,)
     over: str = "label",  # "label": each sample uses its own emotion; "all": the literal double sum
-    valid_mask: torch.Tensor | np.ndarray | None = None,  # bool (N, B), who has an opinion; None: everyone
+    valid_mask: torch.Tensor | np.ndarray | None = None,  # bool (N, B), False: abstains; None: none does
 ) -> torch.Tensor:                            # scalar, mean over the batch
-    "The distillation part of Eq. 1. Raises `ConfigError`, or `LabelError` for targets that fit nothing."
+    """The distillation part of Eq. 1. Raises `ConfigError` for logits, weights or temperatures that do not
+    match, `LabelError` for targets that are neither class numbers nor shares."""
     one_of("over", over, ("label", "all"))
     check_logits(z_s, len(z_s), who="the student")
     check_targets(y, *z_s.shape)
