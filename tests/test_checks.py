@@ -27,7 +27,7 @@ from fer_nb.evaluate import confusion, evaluate, logits_of, predict_logits
 from fer_nb.loaders import dataloaders
 from fer_nb.sqs import SQS, form_quads, spatial_similarity
 from fer_nb.synth import make_faces
-from fer_nb.teachers import CachedLogits, teacher_logits
+from fer_nb.teachers import teacher_logits
 
 B, C = 14, 7
 G = torch.Generator().manual_seed(0)
