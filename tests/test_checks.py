@@ -21,13 +21,14 @@ with warnings.catch_warnings():
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.attacks import deepfool, fgsm, margin, pgd, square_search
+from fer_nb.checks import targets_fit
 from fer_nb.core import EMOTIONS, ConfigError, FERError, ImageError, LabelError
 from fer_nb.distill import EADD, distill_loss, eadd_distill, eadd_weights
 from fer_nb.evaluate import confusion, evaluate, logits_of, predict_logits
 from fer_nb.loaders import dataloaders
 from fer_nb.sqs import SQS, form_quads, spatial_similarity
 from fer_nb.synth import make_faces
-from fer_nb.teachers import CachedLogits, teacher_logits
+from fer_nb.teachers import teacher_logits
 
 B, C = 14, 7
 G = torch.Generator().manual_seed(0)
@@ -162,6 +163,12 @@ def test_targets(name):
 def test_targets_of_other_classes(name):
     y, expected = MODEL_TARGETS[name]
     assert {door: answer(call, y, error=LabelError) for door, call in MODEL_DOORS.items()} == dict.fromkeys(MODEL_DOORS, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
+def test_small_integers_are_compared_with_many_classes(dtype):
+    """300 is no number of 8 bits."""
+    assert [bool(targets_fit(torch.tensor([0, 100], dtype=dtype), n)) for n in (300, 200, 101, 100)] == [True] * 3 + [False]
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
@@ -369,10 +376,18 @@ def test_loaders_of_plain_pytorch(accuracy):
     assert len(learn.eadd.history) == 14 and len(learn.guard_log) == 2 and len(learn.sqs_log) == 2
 
 
+class Drawing(list):
+    "Items that take from every random generator, as somebody's augmentation may."
+
+    def __getitem__(self, i):
+        random.random(), np.random.random(), torch.rand(1)
+        return super().__getitem__(i)
+
+
 @pytest.mark.parametrize("kind", [DataLoader, torch.utils.data.DataLoader])
 def test_the_teachers_are_measured_by_what_the_valid_loader_gives(kind):
     """Against a plain loop; and neither the fit nor any generator is moved by it."""
-    valid = list(zip(torch.rand(20, 1, 12, 12, generator=G), torch.arange(20) % 5))
+    valid = Drawing(zip(torch.rand(20, 1, 12, 12, generator=G), torch.arange(20) % 5))
     teacher = Net(2)
     eadd = EADD([teacher])
     dls = plain_loaders(X, Y, 4, kind, valid=valid)

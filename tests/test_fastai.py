@@ -2,6 +2,7 @@
 import copy
 import random
 import warnings
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Transform
 from fastai.data.load import DataLoader
-from fastai.data.transforms import IndexSplitter
+from fastai.data.transforms import IndexSplitter, Normalize
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
@@ -31,12 +32,13 @@ from torch import nn
 from fer_nb.audit import audit
 from fer_nb.augment import Augment
 from fer_nb.balance import balance
+from fer_nb.config import Fit
 from fer_nb.core import EMOTIONS, ConfigError, DataError, ImageError, LabelError, seed_everything
 from fer_nb.data import FERData
-from fer_nb.loaders import LoaderEpoch, ReplayLoader, ReplayLoaders, dataloaders, folds, holdout
+from fer_nb.loaders import LoaderEpoch, ReplayLoader, ReplayLoaders, _warn_of_twins, dataloaders, folds, holdout
 from fer_nb.sqs import QuadLoader, quad_dataloaders
 from fer_nb.synth import make_faces
-from fer_nb.train import Checkpoint, KeepBest, ResumableLearner, fit_model
+from fer_nb.train import Checkpoint, CheckpointError, KeepBest, ResumableLearner, fit_model
 
 plt.switch_backend("agg")
 FACES = make_faces(100, seed=0, defects=None)[0]
@@ -113,20 +115,23 @@ BESIDE = {
 }
 
 
+@cache
+def two_fits(beside=lambda learn: None, when="between two fits"):
+    "All weights, and the batches, of two fits of a learner."
+    learn, seen = learner(), Seen()
+    for k in range(2):
+        if (k == 1) == (when == "between two fits"):
+            beside(learn)
+        seed_everything(0)
+        quietly(learn.fit, 2, cbs=seen)
+    return flat(learn), seen.batches
+
+
 @pytest.mark.parametrize("when", ["before the first fit", "between two fits"])
 @pytest.mark.parametrize("what", BESIDE)
 def test_what_is_no_fit_changes_nothing(what, when):
     """Bit-equal to the fits alone: weights, positions, views, pixels."""
-    def run(beside):
-        learn, seen = learner(), Seen()
-        for k in range(2):
-            if (k == 1) == (when == "between two fits"):
-                beside(learn)
-            seed_everything(0)
-            quietly(learn.fit, 2, cbs=seen)
-        return flat(learn), seen.batches
-
-    alone, disturbed = run(lambda learn: None), run(BESIDE[what])
+    disturbed, alone = two_fits(BESIDE[what], when), two_fits()
     assert alone[1] == disturbed[1] and torch.equal(alone[0], disturbed[0])
 
 
@@ -347,7 +352,7 @@ def test_tta_is_the_mean_over_views(fitted):
     plain, _ = quietly(fitted.tta, n=3, beta=1)
     assert torch.equal(z, again) and not torch.allclose(z, plain)
     torch.testing.assert_close(plain, quietly(fitted.get_preds)[0])
-    own, y = quietly(fitted.tta, ds_idx=0, n=1)
+    _, y = quietly(fitted.tta, ds_idx=0, n=1)
     assert y.tolist() == TRAIN.targets().tolist()
 
 
@@ -371,7 +376,6 @@ def test_vision_learner_infers_classes_and_loss_and_normalises_once():
     assert learn.model[-1][-1].out_features == 7 and type(learn.loss_func) is CrossEntropyLossFlat
     colour = TRAIN.replace(images=np.repeat(TRAIN.array()[..., None], 3, -1))
     dls = dataloaders(colour, VALID.replace(images=np.repeat(VALID.array()[..., None], 3, -1)), bs=8, device="cpu")
-    from fastai.data.transforms import Normalize
     dls.add_tfms([Normalize.from_stats([.5] * 3, [.25] * 3, cuda=False)], "after_batch")
     x = next(iter(dls.valid))[0]
     by_hand = (dls.valid.x[:16].float() / 255 - .5) / .25
@@ -513,7 +517,7 @@ def test_weights_resume_and_are_part_of_what_a_training_is(tmp_path):
     whole = run(tmp_path / "a", **weighted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", 2, **weighted)
-    with pytest.raises(Exception, match="weights"):
+    with pytest.raises(CheckpointError, match="weights"):
         run(tmp_path / "b")
     assert torch.equal(run(tmp_path / "b", **weighted), whole)
 
@@ -574,9 +578,9 @@ def test_workers_are_warned_of_and_other_loaders_told_apart(tmp_path):
     with pytest.warns(UserWarning, match="worker processes"):
         with pytest.raises(KeyboardInterrupt):
             fit_model(net(), block(workers=1), 1, [stop_in(0)], checkpoint=tmp_path / "x")
-    with pytest.raises(Exception, match="of another run.*(loader|bs)"):
+    with pytest.raises(CheckpointError, match="of another run.*(loader|bs)"):
         fit_model(net(), torch_loaders(), 1, [stop_in(0)], checkpoint=tmp_path / "x")
-    with pytest.raises(Exception, match="of another run.*items"):                # another fold, of the same size
+    with pytest.raises(CheckpointError, match="of another run.*items"):                # another fold, of the same size
         fit_model(net(), block(held=range(30)), 1, [stop_in(0)], checkpoint=tmp_path / "x")
 
 
@@ -610,7 +614,6 @@ def test_folds_warn_of_duplicates_that_they_part(how):
 
 
 def test_more_images_than_are_searched_are_said():
-    from fer_nb.loaders import _warn_of_twins
     ds = make_faces(20, seed=0, defects=None)[0]
     with pytest.warns(UserWarning, match="20 images that no audit has seen.*not searched"):
         _warn_of_twins(ds, np.arange(20), [], most=10)
@@ -743,7 +746,6 @@ def test_nothing_is_not_the_validation_images():
 
 def test_class_weights_know_how_often_images_are_drawn():
     dls = loaders(weights={label: 1 + k for k, label in enumerate(EMOTIONS)})
-    from fer_nb.config import Fit
     shown = torch.from_numpy(dls.train.weights.copy())
     w = Fit(class_weights="balanced").weights_of(dls)[dls.train.y]
     assert float((w * shown).sum() / shown.sum()) == pytest.approx(1)
