@@ -151,7 +151,7 @@ def before_batch(self: AdversarialTraining) -> None:
     if self.guard and self.watched is None:
         self.watched = tuple(torch.cat(parts) for parts in zip(*gather((x.cpu(), y.cpu()))))
     attack, generator = self._draw(x)
-    rows = self.adv_mask.nonzero().flatten()
+    rows = self.attacked
     if not len(rows):
         return
     adv = self._craft(x[rows], y[rows], attack, generator)
@@ -173,6 +173,8 @@ def _draw(
     rows[torch.randperm(size, generator=g)[:int(self.ratio * size + 0.5)]] = True
     mine = rows[start:start + len(x)]
     self.learn.adv_mask = mine.to(x.device)
+    # numbers, counted here: to count a mask on a card, its host would have to wait for it
+    self.attacked, self.clean = (part.nonzero()[:, 0].to(x.device) for part in (mine, ~mine))
     self.weight = int(mine.sum()) * size / max(1, int(rows.sum()) * len(x))
     which = int(torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), 1, generator=g))
     earlier = int(rows[:start].sum())  # whose random starts are those of other processes
@@ -222,15 +224,15 @@ def _appended(
 @patch
 def after_pred(self: AdversarialTraining) -> None:
     "After the forward pass: add up loss and hits of attacked and clean rows, for TRADES predict the former."
-    z, y, mask = logits_in(self.pred), self.adv_targets, self.adv_mask
-    if len(z) != len(mask):
-        raise ConfigError(f"{len(mask)} images when some were attacked, {len(z)} predictions; a callback "
+    z, y, rows = logits_in(self.pred), self.adv_targets, self.attacked
+    if len(z) != len(y):
+        raise ConfigError(f"{len(y)} images when some were attacked, {len(z)} predictions; a callback "
                           f"that changes the batch must come before order {self.order}")
     if self.adv_rows is None:
-        parts = (self.now, z[mask], y[mask]), ("clean", z[~mask], y[~mask])
+        parts = (self.now, z[rows], y[rows]), ("clean", z[self.clean], y[self.clean])
     else:
         self.adv_pred = logits_in(ask(self.model, self.adv_rows, several=True))
-        parts = (self.now, self.adv_pred, y[mask]), ("clean", z, y)
+        parts = (self.now, self.adv_pred, y[rows]), ("clean", z, y)
     for kind, z, y in parts:
         z, y = z.detach(), y if y.ndim == 1 else y.to(z)
         loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == dominant_labels(y)[0]).sum()
@@ -245,7 +247,7 @@ def total(
     "The loss and the term of TRADES."
     if self.adv_pred is None:
         return None
-    clean = logits_in(self.pred)[self.adv_mask]
+    clean = logits_in(self.pred)[self.attacked]
     return loss + self.trades * self.weight * _disagreement(clean, self.adv_pred)
 
 # %% ../nbs/34_advtrain.ipynb #34aa0007
@@ -271,7 +273,7 @@ def before_train(self: AdversarialTraining) -> None:
 def after_batch(self: AdversarialTraining) -> None:
     "After a batch, also a cancelled one: free its tensors."
     self.learn.clean_xb, self.learn.adv_mask = None, None
-    self.adv_rows, self.adv_pred, self.adv_targets = None, None, None
+    self.adv_rows, self.adv_pred, self.adv_targets, self.attacked, self.clean = (None,) * 5
 
 
 @patch

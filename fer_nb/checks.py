@@ -47,6 +47,13 @@ def check_images(
                          "normalisation belongs inside the model)")
 
 # %% ../nbs/13_checks.ipynb #c4ec0021
+def _are_shares(
+    y: torch.Tensor,   # (B, C)
+) -> torch.Tensor:     # bool (B,)
+    "Which rows are distributions; one with NaN is none."
+    return (y >= 0).all(1) & ((y.float().sum(1) - 1).abs() < 1e-3)
+
+
 def targets_fit(
     y: torch.Tensor,   # class numbers (B,), or distributions (B, C)
     classes: int,      # C
@@ -54,8 +61,8 @@ def targets_fit(
     "Whether class numbers lie in [0, C), or rows are distributions; NaN is none."
     y = y.detach().as_subclass(torch.Tensor)
     if y.ndim == 2:
-        return ((y >= 0) & (y.sum(1, keepdim=True) - 1).abs().lt(1e-3)).all()
-    y = y.long()
+        return _are_shares(y).all()
+    y = y.long()  # 8 bits may be too few for `classes`
     return ((y >= 0) & (y < classes)).all()
 
 
@@ -70,8 +77,7 @@ def check_targets(
     if not isinstance(y, torch.Tensor):
         fault = f"{name} is a {type(y).__name__}"
     elif y.is_floating_point() and y.ndim == 2 and len(y) == n:
-        rows = (y >= 0).all(1) & ((y.float().sum(1) - 1).abs() < 1e-3)
-        if not rows.all():  # NaN is not at least 0
+        if not (rows := _are_shares(y)).all():
             fault = f"{name}[{int((~rows).nonzero()[0])}] is not a distribution"
         elif y.shape[1] != (classes or y.shape[1]):
             fault = f"{name} has probabilities for {y.shape[1]} classes; the model has {classes} classes"
