@@ -310,7 +310,9 @@ def test_the_sources_open_no_pickle():
             assert "allow_pickle=False" in call, (path.name, call)
         for call in re.findall(r"torch\.load\([^\n]*", code):
             assert "weights_only=True" in call, (path.name, call)
-        assert not re.search(r"^\s*(import|from) (pickle|marshal|shelve|joblib|dill)|read_pickle|yaml\.load|(?<![.\w])(eval|exec)\(", code, re.M), path.name
+        assert not re.search(r"^\s*(import|from) (pickle|marshal|shelve|joblib|dill)|read_pickle|(?<![.\w])(eval|exec)\(", code, re.M), path.name
+        for call in re.findall(r"yaml\.\w*load\w*\([^\n]*", code):
+            assert re.search(r"yaml\.(BaseLoader|SafeLoader|safe_load)\b", call), (path.name, call)
 
 
 def test_postscript_is_not_run(tmp_path):
