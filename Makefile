@@ -36,7 +36,7 @@ demo: env  ## the whole way on the embedded data set; results in runs/demo
 
 test: env  ## every notebook, then every test
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python tests/run_notebooks.py --summary $(SUMMARY)
-	OMP_NUM_THREADS=2 MPLBACKEND=agg NOTEBOOKS="$$(cat $(SUMMARY))" $(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 MPLBACKEND=agg NOTEBOOKS="$$(cat $(SUMMARY))" $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 lab: env  ## JupyterLab on the notebooks (as root: make lab LAB=--allow-root)
 	$(BIN)/jupyter lab nbs $(LAB)
