@@ -34,7 +34,7 @@ from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_f
 from .experiment import STUDIES
 from .formats import FORMATS, detect, read
 from .predict import SHIPPED, VIDEO_ENDINGS, _student, weights_file
-from .reproduce import BUDGETS, ITEMS, LAYOUTS, preset_of, reproducible, reproduce
+from .reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, reproducible, reproduce
 from .store import command_line, from_text, read_record, run_record, write_record, write_table
 from .synth import make_faces
 
@@ -529,7 +529,7 @@ class _ReproduceVerb(Verb):
             return listed.to_string(index=False)
         keep_freed_memory()
         _say("loading PyTorch and fastai")
-        preset_of(args.paper, args.budget, args.set)  # settings that do not exist are refused before the data
+        budget_preset(args.paper, args.budget, args.set)  # settings that do not exist are refused before the data
         ds = args.as_
         if args.data is not None:
             ds = read_data(args, args.votes)

@@ -175,34 +175,15 @@ class Distillation:
     "How teachers teach (EADD)."
 
     alpha: float = 0.5           # weight of the cross-entropy (Eq. 1)
-    T: float | tuple[float, ...] = 3.0    # temperature T_e (Eq. 3): one, or one for each label in its order
-    tau: float | tuple[float, ...] = 0.1  # τ_e, how sharply better teachers are preferred (Eq. 5): the same
+    T: float = 3.0               # temperature (Eq. 3)
+    tau: float = 0.1             # how sharply better teachers are preferred (Eq. 5)
     views: int = 4               # augmented views of each image whose logits are cached
     cached_views: str = "each"  # the student sees these views; "mean": new ones, with the mean of the logits
     over: str = "label"          # see `distill.eadd_distill`
-    accuracy: str = "valid"      # what Acc(t) is measured on: "valid", or "running", the training batches
 
     def __post_init__(self):
-        _check(self, {"alpha": 0, "views": 1},
-               choices={"cached_views": ("each", "mean"), "over": ("label", "all"),
-                        "accuracy": ("valid", "running")})
-        for name in ("T", "tau"):
-            given = getattr(self, name)
-            for number in given if isinstance(given, (list, tuple)) else [given]:
-                positive(name, number)
-            if isinstance(given, list):
-                object.__setattr__(self, name, tuple(given))
-
-    def check_emotions(
-        self,
-        labels: Sequence[str],   # of the data
-    ) -> None:
-        "Raise `ConfigError` for temperatures that are not one a label, before anything is trained."
-        wrong = [f"distillation.{name} has {len(v)} numbers; one, or one for each of {', '.join(labels)}, "
-                 "expected" for name in ("T", "tau")
-                 if isinstance(v := getattr(self, name), tuple) and len(v) != len(labels)]
-        if wrong:
-            raise ConfigError("; ".join(wrong))
+        _check(self, {"alpha": 0, "views": 1}, ("T", "tau"),
+               choices={"cached_views": ("each", "mean"), "over": ("label", "all")})
 
 # %% ../nbs/01_config.ipynb #81e8adfc
 @dataclass(frozen=True)
@@ -356,7 +337,7 @@ def _fault(
     cls: type,     # the class that was expected
 ) -> str:          # "student.epochs='many'; a valid integer expected"
     "An error in the words of this package."
-    members = ("str", "int", "float", "tuple[float, ...]")  # of a union: pydantic names the one it tried
+    members = ("str", "int", "tuple[float, ...]")  # of a union: pydantic names the one it tried
     at = [str(k) for k in error["loc"] if k not in members]
     path, says = ".".join(at) or "settings", error["msg"].replace("Input should be ", "")
     if error["type"] == "unexpected_keyword_argument":

@@ -355,7 +355,6 @@ class SharedParts:
 
     def student(self, preset: Preset, seed: int) -> tuple[Splits, HyFER]:
         "Splits, and the student after phase 1."
-        preset.distillation.check_emotions(self.ds.labels)
         seen = Distillation(views=preset.distillation.views, cached_views=preset.distillation.cached_views)
         splits, cached = self.of_seed(replace(preset, distillation=seen), seed)
         file = self.store.checkpoint("phase 1", digest(repr(preset))[:12], seed)

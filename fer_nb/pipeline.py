@@ -77,7 +77,6 @@ def fit_teachers(
 ) -> tuple[list[TeacherBase], list[CachedLogits], list[pd.DataFrame]]:  # teachers, their logits, histories
     """All teachers of a preset, a first-generation student among them. Raises `ConfigError`, `DataError` or
     `LabelError` before anything is fitted where one of them cannot be used."""
-    preset.distillation.check_emotions(splits.train.labels)
     teachers, histories = make_teachers(preset.teachers), []
     for teacher in teachers:
         teacher.check(splits, seed)
@@ -113,7 +112,7 @@ def fit_student(
         student = make_network(preset.student, labels, 3 if colour else 1)
     else:
         student = adapted(start, labels)
-    eadd = EADD(list(cached), how.alpha, how.T, how.tau, how.accuracy, over=how.over) if cached else None
+    eadd = EADD(list(cached), how.alpha, how.T, how.tau, over=how.over) if cached else None
     views = how.views if how.cached_views == "each" else None
     dls = make_loaders(splits.train, splits.valid, preset.student, seed, views)
     cbs = [*([eadd] if eadd else []), *cbs]
