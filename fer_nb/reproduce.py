@@ -396,6 +396,7 @@ def reproduce(
     on, here = "run on the data", ds
     if not isinstance(ds, FERData):
         name = ds or (one.datasets or ("fer2013",))[0]
+        one_of("dataset", name, one.datasets or LAYOUTS)
         here = drawn(name, limits.faces if one.datasets else 14, defects=one.defects)
         on = f"not run on the data: {len(here)} drawn faces in the splits of {LAYOUTS[name][0]}"
     if not one.datasets:
