@@ -20,7 +20,7 @@ from .config import PRESETS, Preset, override
 from .core import ConfigError, at_least, one_of
 from .data import FERData
 from .store import run_record, write_record, write_table
-from .synth import make_faces
+from .synth import DEFECTS, make_faces
 
 # %% ../nbs/47_reproduce.ipynb #47000008
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def drawn(
 ) -> FERData:               # under the data set's name
     "Drawn faces in the splits of a data set. Raises `ConfigError` for another name."
     one_of("dataset", dataset, LAYOUTS)
-    more = {} if defects else {"defects": None}
-    ds = make_faces(n, seed, splits=LAYOUTS[dataset][1], balance="uniform", **more)[0]
+    alone = {kind: share for kind, share in DEFECTS.items() if kind != "leak"}  # for a leak takes two splits
+    planted = (alone if dataset == "kdef" else DEFECTS) if defects else None
+    ds = make_faces(n, seed, planted, splits=LAYOUTS[dataset][1], balance="uniform")[0]
     return (ds if dataset == "kdef" else ds.replace(df=ds.df.drop(columns="subject"))).replace(name=dataset)
 
 # %% ../nbs/47_reproduce.ipynb #47000014
@@ -115,12 +116,12 @@ class Reproduced:
         return {name: t for name, t in self.tables.items() if name not in ("runs", "costs")}
 
     def __repr__(self) -> str:
-        parts = [table.fillna("").to_string() for table in self.shown.values()]
+        parts = [table.to_string(na_rep="") for table in self.shown.values()]
         return "\n\n".join(["\n".join(self.heading), *parts])
 
     def _repr_html_(self) -> str:
         lines = [f"<p><b>{html.escape(self.heading[0])}</b><br>{html.escape(self.heading[1])}</p>"]
-        return "\n".join(lines + [table.fillna("").to_html() for table in self.shown.values()])
+        return "\n".join(lines + [table.to_html(na_rep="") for table in self.shown.values()])
 
     def write(
         self,
