@@ -45,6 +45,7 @@ def affine_maps(
 
 # %% ../nbs/07_augment.ipynb #26818ba5
 @lru_cache(8)
+@torch.inference_mode(False)  # it outlives the block that asks first
 def _places(
     H: int,                # height
     W: int,                # width
@@ -72,6 +73,7 @@ def warp(
 
 # %% ../nbs/07_augment.ipynb #9b47e325
 @cache
+@torch.inference_mode(False)
 def _normal_quantiles(
     device: torch.device,  # where
 ) -> torch.Tensor:         # float32 (65536,)
@@ -133,7 +135,7 @@ def gaussian_blur(
 
 # %% ../nbs/07_augment.ipynb #bb63a010
 _all_ = ["Augment"]  # declared in `config`
-_PIECE = 600 * 2**10  # bytes of floats that are changed together on the CPU: one colour image of 224 pixels
+_PIECE = 1200 * 2**10  # bytes of floats that are changed together on the CPU: two colour images of 224 pixels
 
 
 @patch
