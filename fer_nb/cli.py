@@ -33,6 +33,7 @@ from .core import (ConfigError, DataError, FERError, ImageError, LabelError, kee
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES
 from .formats import FORMATS, detect, read
+from .launch import AMP, enough_memory, machine, pick_device, process_group
 from .predict import SHIPPED, VIDEO_ENDINGS, _student, weights_file
 from .store import command_line, from_text, read_record, run_record, write_record, write_table
 from .synth import make_faces
@@ -46,6 +47,7 @@ class Verb:
 
     description = ""                     # what `--help` says beside the arguments
     options: dict[str, dict] = {}        # what argparse's `add_argument` takes, by flag
+    machine: tuple[str, ...] = ()        # of `_MACHINE`: what can be said about the machine that does it
     resumes = False                      # whether it goes on in a folder that is there
     aside = True                         # whether its folder is made beside its place and renamed at the end
 
@@ -84,6 +86,15 @@ def nearest(
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+_MACHINE = {
+    "--device": dict(metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: CUDA where there is a card)"),
+    "--workers": dict(type=int, metavar="N",
+                      help="threads that read images ahead, processes that search for faces (default: by the "
+                           "data: none for images in memory)"),
+    "--amp": dict(choices=AMP[1:], help="mixed precision in place of what the settings say: auto is what the "
+                                        "card can do, off is float32; attacks stay in float32")}
+
+
 class _Parser(argparse.ArgumentParser):
     "An argument parser that suggests: the nearest of the choices, verbs or flags."
 
@@ -115,6 +126,8 @@ def parser(
         p = verbs.add_parser(name, help=v.__doc__, description=v.description, allow_abbrev=False)
         if verb in (None, name):
             v.add_args(p)
+            for flag in v.machine:
+                p.add_argument(flag, **_MACHINE[flag])
             main.flags += re.findall(r"--[\w-]+", p.format_usage())
     return main
 
@@ -194,9 +207,12 @@ def main(
         args.command = command_line(argv)
         processes = nullcontext((0, 1))
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            from fer_nb.launch import process_group
             processes = process_group()
-        with processes as (rank, _), show_progress():
+        switches = {flag[2:]: getattr(args, flag[2:]) for flag in VERBS[args.verb].machine}
+        memory = enough_memory(f"fer-nb {args.verb}", "smaller batches, smaller images, or another --device")
+        with processes as (rank, _), show_progress(), machine(**switches), memory:
+            if switches.get("device"):
+                pick_device()  # refused before anything is read
             done = VERBS[args.verb].run(args)
     except (FERError, OSError) as e:  # such as a disk that is full
         print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
@@ -295,6 +311,7 @@ class _DemoVerb(Verb):
     description = ("Audit, clean, split, balance, teachers, EADD, adversarial training, evaluation and "
                    "report on synthetic faces with planted defects. Leaves report.html, results.csv, "
                    "config.json and weights.")
+    machine = ("--device", "--workers", "--amp")
     options = {
         "--images": dict(type=int, default=2500, metavar="N", help="faces to draw (default: 2500)"),
         "--preset": dict(default="demo", metavar="NAME",
@@ -363,6 +380,7 @@ class _AuditVerb(Verb):
     description = ("Look for duplicates, leaks, contradictory and doubtful labels, faceless and poor images. "
                    "Leaves issues.csv, counts.csv, summary.csv and table1.csv in the folder, and with "
                    "--against against.csv and against_summary.csv.")
+    machine = ("--workers",)
     options = _DATA | _VOTES | _OVERWRITE | {
         "--probs": dict(type=Path, metavar="CSV",
                         help="out-of-fold probabilities, as `fer-nb study labels` leaves them"),
@@ -410,7 +428,7 @@ class _AuditVerb(Verb):
             search, said = None if args.exact else DuplicateSearch(), ""
             report = audit(ds, search=search,
                            probs=None if args.probs is None else self.read_probabilities(args.probs, ds),
-                           faces=find_faces(ds) if args.faces else None, folder=work)
+                           faces=find_faces(ds, args.workers or 1) if args.faces else None, folder=work)
             tables = {"issues": report.issues, "summary": report.summary().reset_index(names="kind"),
                       "counts": report.counts(), "table1": report.table1().reset_index()}
             if other is not None:
@@ -434,6 +452,7 @@ class _StudyVerb(Verb):
     "what a protocol, a teacher, a variant is worth; how well label errors are found"
 
     resumes, aside = True, False
+    machine = ("--device", "--workers", "--amp")
     options = _DATA | _VOTES | {
         "--out": dict(type=Path, metavar="DIR", help="folder for the runs (default: runs/NAME-WHAT)")}
 
@@ -487,6 +506,7 @@ class _ShipVerb(Verb):
     description = ("Teachers, EADD and adversarial training at length. Leaves weights with their cards, "
                    "results.csv, history.csv and teacher_weights.csv; takes hours, and goes on where it was "
                    "broken off.")
+    machine = ("--device", "--workers", "--amp")
     options = _DATA | _VOTES | _SETTINGS | _OVERWRITE | {
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",
                           help=".safetensors of a network trained on the same images, which teaches too; "
@@ -574,6 +594,7 @@ def readable(
 class _EvaluateVerb(Verb):
     "how good a network is on a data set"
 
+    machine = ("--device",)
     description = ("All metrics of a network on one split, with and without the images that have a duplicate "
                    "in the training split: accuracy, F1, recall of each class, calibration, with 95 % "
                    "bootstrap intervals. Says whether the network was trained on these data. Leaves the tidy "
@@ -606,6 +627,10 @@ class _EvaluateVerb(Verb):
         _say("loading PyTorch")
         from fer_nb.evaluate import evaluate, predict_logits, shared_labels
         net = _load(path)
+        if path.suffix.lower() != ".onnx":
+            net = net.to(pick_device())
+        else:
+            one_of("--device of an ONNX file", args.device or "cpu", ("cpu",))
         images, judge = whole, "the data set's own labels"
         if args.votes is not None:
             whole = read_ferplus(args.votes, whole, num_classes=7 + ("contempt" in net.labels), splits=there)
@@ -733,7 +758,7 @@ class _PredictVerb(Verb):
 
     description = ("Find the faces and recognise their emotions. Exit status: 0 all done, 1 some files could "
                    "not be read (each is named on standard error, the others are done), 2 nothing done.")
-    aside = False
+    machine, aside = ("--device",), False
     options = {
         "paths": dict(nargs="*", metavar="PHOTO|FOLDER|VIDEO", help="folders are searched with all in them"),
         "--camera": dict(type=int, metavar="N",
@@ -792,7 +817,7 @@ class _PredictVerb(Verb):
         from fer_nb.faces import FaceFinder, landmarker_file
         from fer_nb.predict import Recogniser, Result, write_annotated, write_results
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
-        recogniser, counts = Recogniser(weights, args.crop, FaceFinder(args.smallest)), Counter()
+        recogniser, counts = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device), Counter()
         if args.crop:
             landmarker_file()  # where it is missing, that is known before the first line
         results, to = self.results(args, recogniser), args.to

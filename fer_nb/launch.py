@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AMP', 'RankError', 'rank_world', 'single_process', 'process_group', 'gather', 'all_reduce', 'map_ranks',
-           'rank0_folder', 'Machine', 'on_machine', 'machine', 'pick_device', 'peak_memory', 'fast_math', 'OutOfMemory',
-           'enough_memory']
+           'rank0_folder', 'Machine', 'on_machine', 'machine', 'pick_device', 'wide', 'peak_memory', 'fast_math',
+           'OutOfMemory', 'enough_memory']
 
 # %% ../nbs/02_launch.ipynb #a62cc97a
 import os
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import clear_frames
 from typing import TypeVar
 
 from .core import ConfigError, FERError, at_least, atomic_folder, one_of, progress
@@ -234,6 +235,14 @@ def pick_device(
                           "'cpu' expected, or None for the card where there is one") from e
 
 
+def wide(
+    device: "torch.device",   # where sums are made
+) -> "torch.dtype":           # float64; on Apple's devices, which have none, float32
+    "The type of long sums."
+    import torch
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def peak_memory(
     device: "torch.device",   # where a work was done
 ) -> float:                   # GiB, the most at one time; of the CPU, of the whole process
@@ -279,5 +288,7 @@ def enough_memory(
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, MemoryError) and not _FULL.search(str(e)):
             raise
-        said = (str(e).strip() or type(e).__name__).splitlines()[0]
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        said = next((line.strip() for line in lines if _FULL.search(line)), lines[-1].strip())
+        clear_frames(e.__traceback__)  # whose variables would hold what was allocated before
         raise OutOfMemory(f"{doing}: out of memory ({said[:100]})\n{way_on}") from e
