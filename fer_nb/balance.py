@@ -83,17 +83,17 @@ class ClassAugment:
 
     def __call__(
         self,
-        x: torch.Tensor,             # images (B, C, H, W) in [0, 1]
+        x: torch.Tensor,             # images (B, C, H, W), bytes or floats in [0, 1]
         ids: np.ndarray,             # integer key of each image (B,)
         view: int | np.ndarray = 0,  # which of the image's views, one or one an image (B,)
         seed: int = 0,               # another seed, other views
-    ) -> torch.Tensor:               # (B, C, H, W) in [0, 1]
+    ) -> torch.Tensor:               # float (B, C, H, W) in [0, 1]
         "View number `view` of each image, by its class."
         ids = np.asarray(ids)
         view = np.broadcast_to(view, ids.shape)
         minor = (ids >= 0) & (ids < len(self._is_minor))
         minor[minor] = self._is_minor[ids[minor]]
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
         for augment, mask in ((self.augment, ~minor), (self.minority, minor)):
             if mask.any():
                 at = torch.from_numpy(np.flatnonzero(mask)).to(x.device)

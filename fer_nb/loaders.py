@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['leak_groups', 'folds', 'leakage_table', 'as_split', 'official_split', 'clean_test', 'holdout', 'Splits',
-           'make_splits', 'ReplayLoader', 'ReplayLoaders', 'dataloaders', 'LoaderEpoch']
+           'make_splits', 'ReplayLoader', 'as_shown', 'ReplayLoaders', 'dataloaders', 'LoaderEpoch']
 
 # %% ../nbs/11_loaders.ipynb #a607c323
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +31,12 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .audit import Audit, audit, duplicate_issues
 from .augment import Augment
-from .balance import balance
+from .balance import ClassAugment, balance
 from .config import Data
 from .core import ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, one_of
 from .data import IN_MEMORY, Crop, FERData, _from_floats, read_image
 from .duplicates import DuplicateSearch, components, find_duplicates
+from .launch import on_machine, pick_device
 
 # %% ../nbs/11_loaders.ipynb #20a9a223
 def leak_groups(
@@ -580,20 +583,23 @@ class ReplayLoader(TfmdDL):
         device: torch.device | str | None = "cpu",  # where the batches go; None: they stay
         rows: np.ndarray | None = None,  # positions (M,) in an epoch, repeats allowed; None: each image once
         weights: Mapping | np.ndarray | None = None,  # draw an epoch by them, see `dataloaders`; None: do not
+        workers: int | None = None,  # threads that read batches ahead, see `ahead`; None: by the machine
     ):
         faces = ds
         if not isinstance(ds, _Faces):
             _need_images(ds if rows is None else rows, f"{ds.name}: no images to load")
             faces = _Faces(ds)
             faces.split_idx = 1 - bool(train)
-        for name, value in {"bs": bs, "views": 1 if views is None else views}.items():
-            at_least(name, value, 1, whole=True)
+        for name, value, least in (("bs", bs, 1), ("views", 1 if views is None else views, 1),
+                                   ("workers", workers or 0, 0)):
+            at_least(name, value, least, whole=True)
         self.ds, self.x, self.y, self.rows = faces.ds, faces.x, faces.y, None
         if rows is not None:
             self.rows = _positions(rows, self.ds, "rows")
             self.x, self.y = _Repeated(self.x, self.rows), self.y[self.rows]
         self.weights = None if weights is None else _image_weights(weights, self.ds, rows, train)
         self.train, self.changes, self.seed, self.views, self.asked_bs = train, augment, seed, views, bs
+        self.workers = workers
         self.ids, self.rank_world, self.batch_part = None, (0, 1), None
         self._epoch, self.first, self.mark = 0, 0, None
         super().__init__(faces, bs=max(1, min(bs, len(self.x))), num_workers=0, do_setup=False, shuffle=train,
@@ -630,18 +636,51 @@ def get_idxs(
     order = np.argsort(hash_uniform(self.seed, self.epoch, np.arange(self.n), -1), kind="stable")
     return (order if self.weights is None else _draw(self.weights, order, self.seed, self.epoch)).tolist()
 
+# %% ../nbs/11_loaders.ipynb #dev11002
+def as_shown(
+    x: torch.Tensor,          # bytes (B, C, H, W), where the images shall be
+    augment: Callable | None,  # changes; None: none
+    ids: np.ndarray,          # key of each image (B,)
+    view: int | np.ndarray,   # which view, one or one an image
+    seed: int,                # of the views
+) -> torch.Tensor:            # float (B, C, H, W) in [0, 1]
+    "Images from their bytes, changed or as they are."
+    if isinstance(augment, (Augment, ClassAugment)):  # which take bytes
+        return augment(x, ids, view, seed)
+    x = x.float().div_(255)
+    return x if augment is None else augment(x, ids, view, seed)
+
+
+@patch
+def pixels(
+    self: ReplayLoader,
+    ids: np.ndarray,        # positions (B,)
+) -> torch.Tensor:          # uint8 (B, C, H, W), on the host
+    "Fetch images; where they go to a card, into pinned memory. Any thread may do it."
+    x, ids = self.x, np.asarray(ids)
+    if isinstance(x, _Repeated):
+        x, ids = x.x, x.rows[ids]
+    if isinstance(x, torch.Tensor):  # whole images at once, which indexing would gather byte by byte
+        x = x.permute(0, 2, 3, 1).index_select(0, torch.from_numpy(ids.astype(np.int64))).permute(0, 3, 1, 2)
+    else:
+        x = x[ids]
+    return x.pin_memory() if self.device is not None and self.device.type == "cuda" else x
+
 
 @patch
 def images(
     self: ReplayLoader,
     ids: np.ndarray,            # positions (B,)
     view: int | np.ndarray | None = None,  # which view, one or one an image; None: the current epoch's
-) -> torch.Tensor:              # float (B, C, H, W) in [0, 1]
+    pixels: torch.Tensor | None = None,    # that `pixels` fetched before; None: fetch them
+) -> torch.Tensor:              # float (B, C, H, W) in [0, 1], on the loader's device
     "The images at `ids` as the student sees them in `view`."
-    x, augment, view = self.x[ids].float().div_(255), self.augment, self.view if view is None else view
+    x, augment, view = pixels, self.augment, self.view if view is None else view
+    x = self.pixels(ids) if x is None else x
+    x = x if self.device is None else x.to(self.device, non_blocking=True)
     if augment is None and self.dataset.split_idx == 0:     # `learn.tta`
         augment, view = getattr(self.changes, "augment", self.changes), self.dataset.passes
-    return x if augment is None else augment(x, ids, view, self.seed)
+    return as_shown(x, augment, ids, view, self.seed)
 
 
 @patch
@@ -692,13 +731,15 @@ def do_item(
 def create_batch(
     self: ReplayLoader,
     b: list[int],    # positions of one batch; the k-th repeat of position p in this epoch is p + k·n
+    pixels: torch.Tensor | None = None,   # that `pixels` fetched before; None: fetch them
 ) -> tuple[torch.Tensor, ...]:     # x float (B, C, H, W) in [0, 1], y int64 (B,)
-    """Index, scale and augment the images at `b`. A repeat shows a view of its own; with `views`, whose
+    """Fetch, scale and augment the images at `b`. A repeat shows a view of its own; with `views`, whose
     logits may be cached, the same."""
     again, self.ids = np.divmod(np.asarray(b), self.n)
     own = self.views is None and again.any()
-    x = self.images(self.ids, self.view + 1_000_003 * again if own else None)
-    batch = x.contiguous(memory_format=torch.channels_last), self.y[self.ids]
+    x = self.images(self.ids, self.view + 1_000_003 * again if own else None, pixels)
+    last = torch.channels_last if on_machine().channels_last else torch.contiguous_format
+    batch = x.contiguous(memory_format=last), self.y[self.ids]
     if self.after_batch.fs:  # fastai's transforms go by the type
         batch = self.dataset.kind(batch[0]), TensorCategory(batch[1])
     return batch if self.dataset.labelled else batch[:1]
@@ -713,6 +754,43 @@ def do_batch(
     return self.create_batch(b)
 
 
+@patch(as_prop=True)
+def ahead(
+    self: ReplayLoader,
+) -> int:                # threads; 0: each batch is read when it is asked for
+    "How many batches are read while the network computes."
+    here = self.device is None or self.device.type == "cpu"
+    there = isinstance(getattr(self.x, "x", self.x), torch.Tensor)  # not in files
+    asked = on_machine().workers if self.workers is None else self.workers
+    return (0 if here and there else 2) if asked is None else asked
+
+
+@patch
+def create_batches(
+    self: ReplayLoader,
+    samps: Iterable[int],                  # positions in the order of this epoch
+) -> Iterator[tuple[torch.Tensor, ...]]:   # see `create_batch`
+    "The batches of an epoch, in order; `ahead` threads fetch pixels of the next ones."
+    def fetch(b: list[int]) -> torch.Tensor:
+        return self.pixels(np.asarray(b) % self.n)
+
+    parts = ((b, self.batch_part) for b in self.chunkify(map(self.do_item, samps)))
+    if not (n := self.ahead):
+        yield from (self.do_batch(b) for b, _ in parts)
+        return
+    waiting, pool = deque(), ThreadPoolExecutor(n, "batches")
+    try:
+        while True:
+            while len(waiting) <= n and (part := next(parts, None)):
+                waiting.append((*part, pool.submit(fetch, part[0])))
+            if not waiting:
+                return
+            b, self.batch_part, pixels = waiting.popleft()
+            yield self.create_batch(b, pixels.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 @patch
 def to_detach(
     self: ReplayLoader,
@@ -725,7 +803,7 @@ def to_detach(
     return torch_core.to_detach(b, cpu, gather=False)
 
 # %% ../nbs/11_loaders.ipynb #ed0748f2
-_OWN = ("bs", "train", "augment", "seed", "views", "device", "rows", "weights")
+_OWN = ("bs", "train", "augment", "seed", "views", "device", "rows", "weights", "workers")
 _OF_FASTAI = ("batch_size", "shuffle", "shuffled", "drop_last", "labelled", "get_idxs", "after_item",
               "before_batch", "after_batch")
 _NO_MATTER = ("num_workers", "pin_memory", "timeout", "persistent_workers", "pin_memory_device", "verbose",
@@ -772,7 +850,7 @@ def new(
     faces = _faces_of(self, dataset, train, changes)
     same = train and faces.ds is self.ds
     own = {"bs": self.asked_bs, "augment": self.changes, "seed": self.seed, "views": self.views,
-           "device": self.device, "rows": self.rows if same else None,
+           "device": self.device, "workers": self.workers, "rows": self.rows if same else None,
            "weights": self.weights if same else None, "train": train}
     if changes.get("batch_size") is not None:
         own["bs"] = changes["batch_size"]
@@ -879,9 +957,10 @@ def dataloaders(
     augment: Augment | None = None,               # changes of the training images; None: the paper's geometry
     seed: int = 0,                                # order and views
     views: int | None = None,                     # see `ReplayLoader`
-    device: torch.device | str | None = None,     # None: CUDA where there is one
+    device: torch.device | str | None = None,     # None: that of `launch.machine`, else CUDA if there is one
     rows: np.ndarray | None = None,               # see `ReplayLoader`; of the training images
     weights: Mapping | np.ndarray | None = None,  # draw training images by them: {label: weight}, or (N,)
+    workers: int | None = None,                   # see `ReplayLoader`
 ) -> ReplayLoaders:                               # fastai DataLoaders; `.vocab` are the label names
     """Training and validation loaders. Raises `DataError` where the label sets differ, or where an id or
     source is on both sides, `ConfigError` for a device that is not there; warns of a class that occurs in
@@ -889,15 +968,11 @@ def dataloaders(
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:  # PyTorch knows no such device, or there is none
-        raise ConfigError(f"device={str(device)!r} cannot be used here ({str(e).splitlines()[0][:100]}); "
-                          "'cpu' expected, or None for the card where there is one") from e
+    device = pick_device(device)
     augment = Augment() if augment is None else augment
-    dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights),
-                        ReplayLoader(valid, 2 * bs, False, augment, seed, device=device), device=device)
+    dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights, workers),
+                        ReplayLoader(valid, 2 * bs, False, augment, seed, device=device, workers=workers),
+                        device=device)
     shown = set(train.df.label.iloc[slice(None) if rows is None else dls.train.rows])
     if missing := [label for label in train.labels if label in set(valid.df.label) - shown]:
         warnings.warn(f"{train.name or 'dataset'}: validation has images of {', '.join(missing)}, "

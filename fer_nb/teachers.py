@@ -30,7 +30,7 @@ from .data import VOTE_COLUMNS, FERData
 from .evaluate import eval_mode, predict_logits
 from .faces import FaceRefiner
 from .launch import map_ranks
-from .loaders import ReplayLoader, Splits
+from .loaders import ReplayLoader, Splits, as_shown
 from .models import GeometryTeacher, load_teacher, weights_digest
 from .store import Store, StoreError, differences, digest, plain
 from .train import fit_model, make_loaders, make_network
@@ -384,9 +384,8 @@ def _view_logits(
     out, device = [], next(teacher.parameters(), torch.empty(0, device=like.device)).device
     known, who = getattr(teacher, "labels", None), f"teacher {name}"
     for ids in np.array_split(np.arange(len(loader.x)), -(-len(loader.x) // bs)):
-        x = loader.x[ids].float().div_(255)
         augment = like.augment if loader is like else _common_augment(like)
-        x = x if augment is None else augment(x, ids, view, like.seed)
+        x = as_shown(loader.pixels(ids).to(device, non_blocking=True), augment, ids, view, like.seed)
         z = ask(teacher, x.to(device, memory_format=torch.channels_last), who)
         if not out:
             check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x),
