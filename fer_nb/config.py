@@ -6,13 +6,13 @@
 __all__ = ['OPTIMISERS', 'PRESETS', 'PARTS', 'DMC_FIT', 'DMC_GEOMETRY', 'DMC_DATA', 'DMC_TEACHERS', 'DMC_STUDENT', 'DMC_EADD',
            'DMC_ATTACKED', 'DMC_MEASURED', 'SQS_CLAUSES', 'PAPERS', 'SILENT', 'Augment', 'Fit', 'Data', 'Distillation',
            'Adversarial', 'Evaluation', 'Quads', 'Preset', 'Clause', 'preset_of', 'fitting', 'varied', 'paper_rows',
-           'shown', 'to_dict', 'from_dict', 'load_config', 'override']
+           'shown', 'tried', 'to_dict', 'from_dict', 'load_config', 'override']
 
 # %% ../nbs/01_config.ipynb #c0f10004
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from operator import attrgetter
@@ -425,7 +425,7 @@ DMC_ATTACKED = [
 DMC_MEASURED = [
     Clause("evaluation.n", None, "Table 5 of all images", "Table 5", "every reported image is attacked"),
     Clause("evaluation.eps", (0, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255), "", "",
-           "open: the whole curve"),
+           "the whole curve"),
     Clause("evaluation.steps", 10, "", "", "of PGD")]
 
 # %% ../nbs/01_config.ipynb #papers06
@@ -540,6 +540,25 @@ def shown(
     if isinstance(value, float) and 0 < value < 0.05 and abs(2 * 255 * value - round(2 * 255 * value)) < 1e-6:
         return f"{255 * value:g}/255"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+# %% ../nbs/01_config.ipynb #short002
+def tried(
+    preset: Preset,               # settings
+    epochs: int | None = None,    # of every fit; None: as they are
+    new_weights: bool = False,    # begin without published weights
+) -> Preset:                      # the same otherwise
+    "A preset with other epochs or without published weights, in all of its fits."
+    def fit(f: Fit) -> Fit:
+        n = f.epochs if epochs is None else epochs
+        most = {k: min(v, n) for k in ("restart_epochs", "freeze_epochs") if (v := getattr(f, k))}
+        return replace(f, epochs=n, pretrained=f.pretrained and not new_weights, **most)
+
+    first, under, how = preset.born_again, preset.adversarial, preset.distillation
+    views = how.views if epochs is None else min(how.views, epochs)
+    return replace(preset, teachers=tuple(map(fit, preset.teachers)), student=fit(preset.student),
+                   adversarial=under and replace(under, fit=fit(under.fit)),
+                   distillation=replace(how, views=views),
+                   born_again=first and tried(first, epochs, new_weights))
 
 # %% ../nbs/01_config.ipynb #e608e98c
 def to_dict(
