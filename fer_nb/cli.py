@@ -293,8 +293,8 @@ def read_data(
 
 # %% ../nbs/60_cli.ipynb #trying01
 _TRYING = {
-    "--dry-run": dict(action="store_true", help="run nothing; print each setting, beside the paper's word where "
-                                                "there is one, and steps, memory, disk and time"),
+    "--dry-run": dict(action="store_true", help="run nothing; print each setting, beside the paper's word "
+                                                "where there is one, and steps, memory, disk and time"),
     "--measure": dict(action="store_true", help="the same, its time from ten seconds of training instead of "
                                                 "stored rates"),
     "--epochs": dict(type=int, metavar="N", help="of every fit, instead of the preset's"),
@@ -328,14 +328,16 @@ def run_sqs(
     seeds = range(args.seed, args.seed + preset.evaluation.seeds)
     runs = sqs_study(ds, "comparison", preset, seeds, work, say=_say)
     record = run_record(args.command, preset=name, data=ds.fingerprint())
-    config = {"preset": name, "settings": to_dict(preset), "record": record} | ({"trial": trial} if trial else {})
+    config = {"preset": name, "settings": to_dict(preset), "record": record}
+    config |= {"trial": trial} if trial else {}
     with rank0_folder(args.out, args.overwrite) as folder:
         write_table(runs, folder / "sqs.csv")
         (folder / "config.json").write_text(json.dumps(config, indent=1))
         write_record(folder, ["sqs.csv", "config.json"], record)
     shutil.rmtree(work, ignore_errors=True)
     tables = "\n\n".join(table.to_string() for table in (accuracy_table(runs, 1), metrics_table(runs)))
-    return f"{tables}\ntable: {args.out / 'sqs.csv'}" + f"\na trial, not run on the data: {trial}" * bool(trial)
+    tried_only = f"\na trial, not run on the data: {trial}" * bool(trial)
+    return f"{tables}\ntable: {args.out / 'sqs.csv'}{tried_only}"
 
 # %% ../nbs/60_cli.ipynb #60000016
 class _DemoVerb(Verb):
@@ -347,9 +349,9 @@ class _DemoVerb(Verb):
     options = {
         "--images": dict(type=int, default=2500, metavar="N", help="faces to draw (default: 2500)"),
         "--preset": dict(default="demo", metavar="NAME",
-                         help=f"{', '.join(PRESETS)}: tiny is a smoke test, demo for the embedded faces, cpu for "
-                              "FER2013 on two cores within 40 minutes, paper-... the papers, -gpu what one "
-                              "does on one card today (default: %(default)s)"),
+                         help=f"{', '.join(PRESETS)}: tiny is a smoke test, demo for the embedded faces, "
+                              "cpu for FER2013 on two cores within 40 minutes, paper-... the papers, -gpu "
+                              "what one does on one card today (default: %(default)s)"),
         **_SETTINGS,
         "--out": dict(type=Path, metavar="DIR",
                       help="run folder; appears complete or not at all (default: runs/NAME-PRESET-seedN)"),
@@ -361,20 +363,23 @@ class _DemoVerb(Verb):
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
         name = "demo" if args.verb == "demo" else args.data.resolve().stem
         label = args.preset if args.config is None else args.config.stem
+        if args.dry_run or args.measure:
+            return "out", None, True
         return "out", args.out or Path("runs") / f"{name}-{label}-seed{args.seed}", True
 
     def run(self, args: argparse.Namespace) -> str:  # where the report is
         "Run the pipeline, or say what it would take."
         keep_freed_memory()
         one_of("preset", args.preset, PRESETS)
-        preset = tried(_chosen(PRESETS[args.preset], args), args.epochs, args.new_weights)
+        few = args.images if args.verb == "run" else None
+        preset = tried(_chosen(PRESETS[args.preset], args), args.epochs, args.new_weights, few)
         if args.weights_dir is not None:
             os.environ["FER_NB_WEIGHTS"] = str(args.weights_dir)
         ds = make_faces(args.images, seed=args.seed)[0] if args.verb == "demo" else read_data(args)
         whole, n = len(ds), parts_in(ds, preset)
-        if args.verb == "run" and args.images is not None:
+        if few is not None:
             from fer_nb.pipeline import capped
-            ds = capped(ds, args.images, args.seed)
+            ds = capped(ds, few, args.seed)
             n = parts_in(ds, preset)
         if args.dry_run or args.measure:
             rates = measured_rates(preset, n, say=_say) if args.measure else None
@@ -391,9 +396,10 @@ class _DemoVerb(Verb):
             return run_sqs(ds, preset, args, trial)
         from fer_nb.pipeline import run
         run(ds, preset, args.out, args.seed, args.overwrite, not args.quiet, args.command, trial)
-        return f"report: {args.out / 'report.html'}" + f"\na trial, not run on the data: {trial}" * bool(trial)
+        tried_only = f"\na trial, not run on the data: {trial}" * bool(trial)
+        return f"report: {args.out / 'report.html'}{tried_only}"
 
-
+# %% ../nbs/60_cli.ipynb #runverb1
 class _RunVerb(_DemoVerb):
     "the same with your data"
 
@@ -681,6 +687,11 @@ class _EvaluateVerb(Verb):
             judge = "FER+'s labels, the majority of the votes"
         part = whole.where(split=args.split)
         both, said = [label for label in whole.labels if label in net.labels], []
+        if (without := getattr(net, "record", {}).get("faces")) is not None:
+            from fer_nb.faces import FaceRefiner
+            policy = {"no_face": {"error": "raise"}.get(without, without)}
+            part = FaceRefiner(net.input_size, policy=policy).refine(part)
+            said.append(f"faces cut out, as in its training; images without one: {without}")
         if {*net.labels} == {*whole.labels}:
             part = part.replace(labels=net.labels)  # by name; the order is the network's
             z = predict_logits(net, part, tta=args.tta)

@@ -235,7 +235,7 @@ def disk_of(
     return {"cached logits": logits, "checkpoints": 16 * sum(fitted),
             "pixels": n.all * side**2 * n.chans, "results": n.times * (12 * min(fitted, default=0) + 10**7)}
 
-
+# %% ../nbs/35_plan.ipynb #plan0033
 def plan(
     preset: Preset,      # settings
     n: Images,           # the data
@@ -248,7 +248,8 @@ def plan(
     for part in parts_of(preset, n, classes):
         cost = cost_of(part.network, part.size, n.chans)
         work = 2 * cost.macs * part.passes
-        here = cores * (cost.rate or CORE) if not rates else rates.get((part.network, part.size), cores * CORE)
+        here = cores * (cost.rate or CORE)
+        here = rates.get((part.network, part.size), cores * CORE) if rates else here
         mixed = part.fit is not None and part.fit.amp is not None
         rows.append((part.name, part.steps, part.passes / 1e6, work / 1e12,
                      (memory_of(part, n) if part.fit else 0) / 1e9,
@@ -309,8 +310,8 @@ def need_memory(
         fits = int((free - base - 16 * cost.parameters) // (1.25 * cost.kept / half or 1))
         way = f"a batch of {fits}" if fits >= 1 else "a smaller network"
         raise ConfigError(f"{worst.name}: about {need[worst] / 1e9:.1f} GB for batches of {worst.fit.bs} at "
-                          f"{worst.size} px, and {free / 1e9:.1f} GB are free on {where}; {way}, mixed precision (amp) "
-                          "or another preset fits; --anyway begins all the same")
+                          f"{worst.size} px, and {free / 1e9:.1f} GB are free on {where}; {way}, mixed "
+                          "precision (amp) or another preset fits; --anyway begins all the same")
 
 # %% ../nbs/35_plan.ipynb #plan0025
 def measured_rates(
@@ -319,14 +320,15 @@ def measured_rates(
     seconds: float = 10.0,   # in all
     say: Callable[[str], None] = lambda text: None,   # gets a line for each network
 ) -> dict[tuple[str, int | None], float]:             # (network, size) -> operations a second, in training
-    "Train each network of a preset for some seconds, with new weights and random images, where it would be trained."
+    "Train each network of a preset for some seconds, where it would be trained, on random images."
     import time
 
     import torch
     from fer_nb.core import EMOTIONS
     from fer_nb.train import make_network
     device = preset.student.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    fits = {(p.network, p.size): p.fit for p in parts_of(preset, n) if p.fit and cost_of(p.network, p.size, n.chans).macs}
+    fits = {(p.network, p.size): p.fit for p in parts_of(preset, n)
+            if p.fit and cost_of(p.network, p.size, n.chans).macs}
     rates = {}
     for (network, size), fit in fits.items():
         net = make_network(Fit(network, size, pretrained=False), EMOTIONS, n.chans).train().to(device)
@@ -351,7 +353,8 @@ def measured_rates(
             done += bs
         took = time.perf_counter() - started
         rates[network, size] = 6 * cost_of(network, size, n.chans).macs * done / took
-        say(f"{network}, {size} px: {rates[network, size] / 1e9:,.0f} billion operations a second on {device}")
+        billions = rates[network, size] / 1e9
+        say(f"{network}, {size} px: {billions:,.0f} billion operations a second on {device}")
     return rates
 
 # %% ../nbs/35_plan.ipynb #plan0028
@@ -385,7 +388,7 @@ def describe(
     base = BASE + held(preset, n)
     lines += [f"time:   {'; '.join(hours)} (estimated from counted multiplications; "
               f"{'timed here' if rates else 'stored rates, right within a factor of three'})",
-              f"memory: {table['memory (GB)'].max():.1f} GB for the largest fit, beside {base / tb:.1f} GB for the "
-              "program and images that are held in memory",
+              f"memory: {table['memory (GB)'].max():.1f} GB for the largest fit, beside {base / tb:.1f} GB "
+              "for the program, finished networks, and images that are held",
               "disk:   " + ", ".join(f"{k} {v:.2f} GB" for k, v in disk.items())]
     return "\n".join(lines)
