@@ -817,7 +817,8 @@ class _PredictVerb(Verb):
         from fer_nb.faces import FaceFinder, landmarker_file
         from fer_nb.predict import Recogniser, Result, write_annotated, write_results
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
-        recogniser, counts = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device), Counter()
+        recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device)
+        counts = Counter()
         if args.crop:
             landmarker_file()  # where it is missing, that is known before the first line
         results, to = self.results(args, recogniser), args.to

@@ -682,7 +682,7 @@ def images(
         augment, view = getattr(self.changes, "augment", self.changes), self.dataset.passes
     return as_shown(x, augment, ids, view, self.seed)
 
-
+# %% ../nbs/11_loaders.ipynb #dev11005
 @patch
 def before_iter(
     self: ReplayLoader,
