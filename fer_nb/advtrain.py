@@ -236,7 +236,8 @@ def after_pred(self: AdversarialTraining) -> None:
     for kind, z, y in parts:
         z, y = z.detach(), y if y.ndim == 1 else y.to(z)
         loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == dominant_labels(y)[0]).sum()
-        self.sums[kind] = self.sums.get(kind, 0) + torch.stack([loss.new_tensor(len(y)), loss, hits]).to(wide(z.device))
+        now = torch.stack([loss.new_tensor(len(y)), loss, hits]).to(wide(z.device))
+        self.sums[kind] = self.sums.get(kind, 0) + now
 
 
 @patch

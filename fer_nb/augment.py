@@ -100,8 +100,19 @@ def normal_numbers(
 ) -> torch.Tensor:       # float32 (B, n), standard normal, cut at ±4.2
     "Normal numbers that depend on key and position alone, on the device of the keys."
     position = torch.arange(1, -(-n // 3) + 1, device=keys.device).mul_(_signed(GOLDEN))
-    h = keys[:, None] + position
-    part = torch.empty_like(h)
+    found = torch.empty(len(keys), len(position), 3, device=keys.device)
+    few = max(1, 2**16 // max(1, len(position))) if keys.device.type == "cpu" else max(1, len(keys))
+    for part, own in zip(found.split(few), keys.split(few)):  # on the CPU, what stays in the cache
+        _fill(part, own[:, None] + position)
+    return found.view(len(keys), -1)[:, :n]
+
+
+def _fill(
+    out: torch.Tensor,  # float32 (b, m, 3), gets the numbers
+    h: torch.Tensor,    # int64 (b, m), what is left to be mixed; changed
+) -> None:
+    "The last step of the hash, and the quantiles of three parts of each."
+    part, one = torch.empty_like(h), torch.empty(h.numel(), device=h.device)
 
     def shifted(shift: int, bits: int) -> torch.Tensor:
         return torch.bitwise_right_shift(h, shift, out=part).bitwise_and_(2**bits - 1)
@@ -109,12 +120,9 @@ def normal_numbers(
     for shift, factor in MIX:
         h.bitwise_xor_(shifted(shift, 64 - shift)).mul_(_signed(factor))
     h.bitwise_xor_(shifted(31, 33))
-    table, one = _normal_quantiles(keys.device), torch.empty(h.numel(), device=keys.device)
-    found = torch.empty(*h.shape, 3, device=keys.device)
     for k in range(3):
-        torch.index_select(table, 0, shifted(16 * (k + 1), 16).view(-1), out=one)
-        found[..., k] = one.view(h.shape)
-    return found.view(len(keys), -1)[:, :n]
+        torch.index_select(_normal_quantiles(h.device), 0, shifted(16 * (k + 1), 16).view(-1), out=one)
+        out[..., k] = one.view(h.shape)
 
 
 def hash_normal(
@@ -133,13 +141,18 @@ def gaussian_blur(
     radius: int,          # where the kernel ends, pixels; at least three times the largest `sigma`
 ) -> torch.Tensor:        # (B, C, H, W); edges are repeated outward
     "Blur every image of a batch by its own amount."
-    B, C, H, W = x.shape
+    H, W = x.shape[-2:]
     at = torch.arange(-radius, radius + 1, device=x.device)
     k = torch.exp(-0.5 * (at / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    k = (k / k.sum(1, keepdim=True)).to(x.dtype).repeat_interleave(C, 0)[:, None, None]
-    x = F.pad(x.reshape(1, B * C, H, W), 4 * [radius], mode="replicate")
-    x = F.conv2d(F.conv2d(x, k, groups=B * C), k.transpose(2, 3), groups=B * C)
-    return x.view(B, C, H, W)
+    k = (k / k.sum(1, keepdim=True)).to(x.dtype)[:, :, None, None, None]
+    x = F.pad(x, 4 * [radius], mode="replicate")
+    across = x[..., :W] * k[:, 0]  # sums of shifted images: a convolution would want many channels
+    for j in range(1, 2 * radius + 1):
+        across.addcmul_(x[..., j:j + W], k[:, j])
+    down = across[..., :H, :] * k[:, 0]
+    for j in range(1, 2 * radius + 1):
+        down.addcmul_(across[..., j:j + H, :], k[:, j])
+    return down
 
 # %% ../nbs/07_augment.ipynb #bb63a010
 _all_ = ["Augment"]  # declared in `config`
@@ -179,10 +192,8 @@ def _piece(
     self: Augment,
     x: torch.Tensor,  # images (B, C, H, W)
 ) -> int:             # how many of them are changed together
-    "On a card all; on the CPU what stays in the cache, and about 16 channels where PyTorch convolves."
-    if x.device.type != "cpu" or not x.numel():
-        return max(1, len(x))
-    return max(1, _PIECE // (4 * x[0].numel()), 16 // x.shape[1] if self.blur else 1)
+    "On a card all; on the CPU what stays in the cache."
+    return max(1, _PIECE // (4 * x[0].numel()) if x.device.type == "cpu" and x.numel() else len(x))
 
 # %% ../nbs/07_augment.ipynb #5b117032
 @patch

@@ -186,7 +186,7 @@ class Machine:
     "What a computer is asked to do with the same settings: where it computes, how exactly, how fast."
 
     device: str | None = None     # "cpu", "cuda", "cuda:1", "mps"; None: CUDA where there is one
-    workers: int | None = None    # threads that read ahead, processes that search for faces; None: by the data
+    workers: int | None = None    # threads that read ahead, processes for faces; None: by the data
     amp: str | None = None        # of `AMP`, in place of a fit's; None: what the fit says
     tf32: bool = False            # products of float32 numbers in TF32 on a card
     benchmark: bool = False       # let cuDNN try which algorithm is fastest

@@ -447,7 +447,8 @@ def total(
     quads = quads.to(y.device)[:, rows]
     terms = self._terms(y, rows, quads) if len(rows) else torch.zeros(3, device=y.device)
     extra = terms @ terms.new_tensor([self.enhanced, self.kl, self.lam])
-    base, *values, added = torch.stack([v.detach().to(wide(v.device)).mean() for v in (loss, *terms, extra)]).tolist()
+    parts = [v.detach().to(wide(v.device)).mean() for v in (loss, *terms, extra)]
+    base, *values, added = torch.stack(parts).tolist()
     if not np.isfinite(added):
         raise DataError(f"epoch {self.epoch + 1}, batch {self.iter + 1}: the terms of SQS are "
                         f"{values}; the feature map holds values that are not finite")

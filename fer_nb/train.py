@@ -1162,8 +1162,8 @@ def compiled(
         yield
     except TorchDynamoException as e:
         said = str(e).strip().splitlines()[0]
-        raise ConfigError(f"compile=True: {type(model).__name__} cannot be compiled here ({said[:150]}); a C++ "
-                          "compiler, or compile=False, expected") from e
+        raise ConfigError(f"compile=True: {type(model).__name__} cannot be compiled here ({said[:150]}); a "
+                          "C++ compiler, or compile=False, expected") from e
     finally:
         model._compiled_call_impl = None
 
@@ -1180,8 +1180,8 @@ def in_memory(
         "smaller images or a smaller network"
     way += "; or amp='auto'" * (device.type == "cuda" and self.amp is None)
     if checkpoint is not None:
-        way += (f"\n{checkpoint} keeps the complete epochs; the same call goes on from it where there is more "
-                "memory, another batch size wants another file")
+        way += (f"\n{checkpoint} keeps the complete epochs; the same call goes on from it where there is "
+                "more memory, another batch size wants another file")
     return enough_memory(f"a fit with batches of {bs} images on {device}", way)
 
 # %% ../nbs/30_train.ipynb #beside01
