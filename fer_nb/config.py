@@ -287,6 +287,9 @@ class Preset:
         differ = [k for k in shared if first and attrgetter(k)(self) != attrgetter(k)(first)]
         wrong = [f"born_again differs in {', '.join(differ)}; the same expected, for both generations learn "
                  "from one bank of logits"] if differ else []
+        if self.evaluation.seeds is not None and (self.data.folds or self.teachers or self.adversarial):
+            wrong.append(f"evaluation.seeds={self.evaluation.seeds} beside folds, teachers or an adversarial "
+                         "phase; without them expected, for SQSNet has a protocol of its own, one fit a seed")
         if first and first.born_again:
             wrong.append("born_again.born_again: one earlier generation expected")
         if wrong:
