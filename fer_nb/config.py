@@ -489,7 +489,7 @@ PAPERS["paper-dmc-gpu"] = varied(PAPERS["paper-dmc"], {
     for name, value in {"bs": bs, "lr": lr, "amp": "auto"}.items()})
 PAPERS["paper-sqs-gpu"] = varied(SQS_CLAUSES, {"student.bs": 128, "student.lr": 4.2e-4,
                                                "student.amp": "auto"})
-PRESETS |= {name: preset_of(clauses) for name, clauses in PAPERS.items()}
+PRESETS = PRESETS | {name: preset_of(clauses) for name, clauses in PAPERS.items()}
 PRESETS["cpu-sqs"] = Preset(
     Data(targets=None), student=Fit("light_64", 48, epochs=8, lr=1e-3, bs=64, augment=Augment(erase=0.25),
                                     schedule="warm_restarts", restart_epochs=8),

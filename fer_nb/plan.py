@@ -74,8 +74,23 @@ def cost_of(
         return Cost(0, 0, 0)
     return count(network, size, in_chans)
 
-# %% ../nbs/35_plan.ipynb #plan0009
-COUNTED: dict[tuple[str, int | None, int], Cost] = {}   # filled below
+# %% ../nbs/35_plan.ipynb #plan0010
+COUNTED: dict[tuple[str, int | None, int], Cost] = {   # network, size, channels
+    ("crossvit_18", 240, 3): Cost(42_602_126, 9_030_491_232, 150_724_148, 96e9),
+    ("davit_b", 224, 3): Cost(86_936_583, 15_472_780_288, 242_360_008, 80e9),
+    ("efficientnet_lite0", 32, 3): Cost(3_379_975, 7_843_808, 1_810_380),
+    ("efficientnet_lite0", 64, 3): Cost(3_379_975, 31_348_352, 6_720_588),
+    ("efficientnet_lite0", 80, 3): Cost(3_379_975, 56_041_840, 10_807_180),
+    ("light", 48, 1): Cost(452_279, 19_108_864, 1_787_008),
+    ("light", 48, 3): Cost(452_711, 19_357_696, 1_805_440),
+    ("light_64", 48, 3): Cost(5_071_770, 115_910_144, 11_660_788),
+    ("mobilevit_s", 256, 3): Cost(4_942_119, 2_000_195_968, 189_153_216, 38e9),
+    ("paper", 224, 1): Cost(715_319, 193_142_656, 29_654_752, 24e9),
+    ("paper", 224, 3): Cost(715_607, 196_755_328, 30_056_160, 24e9),
+    ("resnet18", 32, 3): Cost(11_180_103, 37_015_040, 473_856),
+    ("resnet18", 48, 3): Cost(11_180_103, 97_959_424, 1_071_872),
+    ("sqsnet", 224, 3): Cost(93_528_688, 12_295_570_368, 570_023_624),
+}
 
 # %% ../nbs/35_plan.ipynb #plan0012
 @dataclass(frozen=True)
@@ -267,24 +282,6 @@ def plan(
     return pd.DataFrame(rows, columns=["part", "steps", "passes (millions)", "TFLOP", "memory (GB)",
                                        "hours here" if rates else f"hours, {cores} core{'s' * (cores > 1)}",
                                        "hours, a card"])
-
-# %% ../nbs/35_plan.ipynb #plan0010
-COUNTED |= {
-    ("crossvit_18", 240, 3): Cost(42_602_126, 9_030_491_232, 150_724_148, 96e9),
-    ("davit_b", 224, 3): Cost(86_936_583, 15_472_780_288, 242_360_008, 80e9),
-    ("efficientnet_lite0", 32, 3): Cost(3_379_975, 7_843_808, 1_810_380),
-    ("efficientnet_lite0", 64, 3): Cost(3_379_975, 31_348_352, 6_720_588),
-    ("efficientnet_lite0", 80, 3): Cost(3_379_975, 56_041_840, 10_807_180),
-    ("light", 48, 1): Cost(452_279, 19_108_864, 1_787_008),
-    ("light", 48, 3): Cost(452_711, 19_357_696, 1_805_440),
-    ("light_64", 48, 3): Cost(5_071_770, 115_910_144, 11_660_788),
-    ("mobilevit_s", 256, 3): Cost(4_942_119, 2_000_195_968, 189_153_216, 38e9),
-    ("paper", 224, 1): Cost(715_319, 193_142_656, 29_654_752, 24e9),
-    ("paper", 224, 3): Cost(715_607, 196_755_328, 30_056_160, 24e9),
-    ("resnet18", 32, 3): Cost(11_180_103, 37_015_040, 473_856),
-    ("resnet18", 48, 3): Cost(11_180_103, 97_959_424, 1_071_872),
-    ("sqsnet", 224, 3): Cost(93_528_688, 12_295_570_368, 570_023_624),
-}
 
 # %% ../nbs/35_plan.ipynb #plan0022
 def available() -> tuple[int, str]:   # bytes, and of what
