@@ -362,7 +362,7 @@ def preset_of(
 def fitting(
     part: str,               # "student", "teachers" or "adversarial.fit"
     said: Mapping[str, tuple],   # field of `Fit` -> value, word, where, why
-) -> list[Clause]:
+) -> list[Clause]:   # in the same order
     "The clauses of one fit."
     return [Clause(f"{part}.{name}", *clause) for name, clause in said.items()]
 
@@ -529,7 +529,7 @@ def paper_rows(
 
 def shown(
     value: object,   # of a field
-) -> str:
+) -> str:            # "4/255", "vflip 0.5"
     "A value as a table shows it: what differs from the defaults of its class, and ε as a share of 255."
     if value is None:
         return "none"

@@ -404,7 +404,7 @@ class Originals:
         self,
         side: int | None,         # in pixels; None: as they are
         enlarge: bool = False,    # smaller ones too; else the network does it, which is as good and cheaper
-    ) -> FERData:
+    ) -> FERData:                 # in the order of `ds`
         "All images; where they are of one size and smaller, they stay as they are unless `enlarge`."
         sizes = set(self.ds.sizes())
         small = len(sizes) == 1 and max(next(iter(sizes))) <= (side or np.inf)

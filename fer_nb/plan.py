@@ -34,7 +34,7 @@ def count(
     network: str,        # a variant of HyFER or SQSNet, a name in `TEACHERS`, or a timm model
     size: int | None,    # side of its input; None: its own
     in_chans: int = 3,   # channels of the images
-) -> Cost:
+) -> Cost:               # its rate not measured
     "Count on the meta device."
     import torch
     from fer_nb.models import HYFER, SQSNET, HyFER, SQSNet, count_macs, create_teacher
@@ -65,7 +65,7 @@ def cost_of(
     network: str,        # as for `count`; teachers of another kind cost nothing to speak of
     size: int | None,    # side of its input
     in_chans: int = 3,   # channels of the images
-) -> Cost:
+) -> Cost:               # of one image
     "What is stored, or is counted now."
     chans = in_chans if (network, size, 1) in COUNTED else 3
     if (network, size, chans) in COUNTED:
@@ -139,7 +139,7 @@ def images_of(
     name: str = "",         # of the data set
     side: int = 48,         # of the images, the longer one
     chans: int = 3,         # channels
-) -> Images:
+) -> Images:             # of one fold or seed
     "Sizes of the parts, before cleaning."
     data, seeds = preset.data, preset.evaluation.seeds
     splits = {s: int(counts[s].sum()) for s in counts if s != "all"}
@@ -157,7 +157,7 @@ def images_of(
 def images_in(
     ds: "FERData",    # as it came
     preset: Preset,   # settings
-) -> Images:
+) -> Images:       # see `images_of`
     "How many images a run has in its parts, and how large they are, by the first one."
     first = ds.image(0) if len(ds) else [[0]]
     colour = len(ds) and first.ndim == 3
@@ -371,7 +371,7 @@ def describe(
     name: str | None = None,     # of the preset, if it is a paper's
     classes: int = 7,            # labels
     rates: Mapping[tuple[str, int | None], float] | None = None,   # from `measured_rates`
-) -> str:
+) -> str:                     # lines
     "Settings beside the paper's words, and what they will take."
     lines, tb = [], 1e9
     if name in PAPERS:
