@@ -287,6 +287,9 @@ class Preset:
         differ = [k for k in shared if first and attrgetter(k)(self) != attrgetter(k)(first)]
         wrong = [f"born_again differs in {', '.join(differ)}; the same expected, for both generations learn "
                  "from one bank of logits"] if differ else []
+        if self.evaluation.seeds is not None and (self.data.folds or self.teachers or self.adversarial):
+            wrong.append(f"evaluation.seeds={self.evaluation.seeds} beside folds, teachers or an adversarial "
+                         "phase; without them expected, for SQSNet has a protocol of its own, one fit a seed")
         if first and first.born_again:
             wrong.append("born_again.born_again: one earlier generation expected")
         if wrong:
@@ -359,7 +362,7 @@ def preset_of(
 def fitting(
     part: str,               # "student", "teachers" or "adversarial.fit"
     said: Mapping[str, tuple],   # field of `Fit` -> value, word, where, why
-) -> list[Clause]:
+) -> list[Clause]:   # in the same order
     "The clauses of one fit."
     return [Clause(f"{part}.{name}", *clause) for name, clause in said.items()]
 
@@ -486,7 +489,7 @@ PAPERS["paper-dmc-gpu"] = varied(PAPERS["paper-dmc"], {
     for name, value in {"bs": bs, "lr": lr, "amp": "auto"}.items()})
 PAPERS["paper-sqs-gpu"] = varied(SQS_CLAUSES, {"student.bs": 128, "student.lr": 4.2e-4,
                                                "student.amp": "auto"})
-PRESETS |= {name: preset_of(clauses) for name, clauses in PAPERS.items()}
+PRESETS = PRESETS | {name: preset_of(clauses) for name, clauses in PAPERS.items()}
 PRESETS["cpu-sqs"] = Preset(
     Data(targets=None), student=Fit("light_64", 48, epochs=8, lr=1e-3, bs=64, augment=Augment(erase=0.25),
                                     schedule="warm_restarts", restart_epochs=8),
@@ -526,7 +529,7 @@ def paper_rows(
 
 def shown(
     value: object,   # of a field
-) -> str:
+) -> str:            # "4/255", "vflip 0.5"
     "A value as a table shows it: what differs from the defaults of its class, and ε as a share of 255."
     if value is None:
         return "none"

@@ -572,7 +572,7 @@ class Teacher(Normalised):
         return cls(net, size, settings["name"], labels, settings.get("weights"))
 
 # %% ../nbs/20_models.ipynb #wdir0002
-def weights_folder() -> Path:
+def weights_folder() -> Path:  # which need not be there
     "Where files of published weights are looked for: $FER_NB_WEIGHTS, else a folder of the cache."
     return Path(os.environ.get("FER_NB_WEIGHTS") or cache_dir() / "weights").expanduser()
 

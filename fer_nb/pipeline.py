@@ -41,6 +41,7 @@ from .launch import rank0_folder
 from .loaders import Originals, Splits, as_split, balanced, folds, leak_groups, make_splits
 from .metrics import ece, reliability, score_intervals, scores
 from .models import count_macs, fuse, latency_ms, need_size, need_weights, save
+from .plan import images_in, need_memory
 from .plots import (gradcam_grid, plot_confusion, plot_counts, plot_duplicates, plot_history,
                           plot_reliability, plot_robust, plot_weights)
 from .report import (Headline, Section, confusion_matrix, percent_range, robust_table, share_intervals,
@@ -889,6 +890,7 @@ def need_networks(
     """Refuse, before the data are looked at, what cannot be trained: teachers that make no sense, sizes that
     a network does not take, published weights that cannot be had. Raises `ConfigError`, `DownloadError`."""
     make_teachers(preset.teachers)
+    one_of("evaluation.seeds, which are for sqs_studies.sqs_study,", preset.evaluation.seeds, (None,))
     fits = [preset.student, *preset.teachers, *([preset.born_again.student] if preset.born_again else [])]
     for fit in fits:
         need_size(fit.network, fit.size)
@@ -904,17 +906,21 @@ def run(
     show: bool = True,                          # tell about progress
     command: str | None = None,                 # for the record, see `store.command_line`; None: this call
     trial: str | None = None,                   # why this is no result of the preset, for the report
+    anyway: bool = False,                       # begin even where the estimate does not fit into memory
 ) -> Path:  # `out`: report.html, results.csv, config.json, issues.csv, weights
     """Audit to report in one call; with `data.folds` once for each fold, see `run_folds`. A run that was
     broken off goes on exactly where it stopped: checkpoints and cached logits lie in a folder `<out>.work`
     until all is done. Raises `ConfigError` for an unknown preset or impossible settings, `DataError` where
     the data do not allow the splits or the folder exists, `DownloadError` for weights that cannot be had,
-    `StoreError` where the work of another run lies there (delete that folder to begin again)."""
+    `StoreError` where the work of another run lies there (delete that folder to begin again). SQSNet's
+    protocol, of one fit a seed, is `sqs_studies.sqs_study`."""
     name = preset if isinstance(preset, str) else "own"
     if isinstance(preset, str):
         one_of("preset", preset, PRESETS)
         preset = PRESETS[preset]
     need_networks(preset)
+    if not anyway and len(ds):
+        need_memory(preset, images_in(ds, preset))
     if preset.data.folds is not None:
         return run_folds(ds, preset, out, seed, overwrite, show, command, trial, name)
     started, marks, work = time.perf_counter(), [], Path(out).with_name(Path(out).name + ".work")
@@ -1054,7 +1060,8 @@ def run_folds(
             if not (work / f"fold-{k}").exists():
                 if show:
                     print(f"fold {k + 1} of {n}", flush=True)
-                run(part, one, work / f"fold-{k}", seed, show=show, command=command, trial=trial)
+                run(part, one, work / f"fold-{k}", seed, show=show, command=command, trial=trial,
+                    anyway=True)
             tables.append(read_table(work / f"fold-{k}/results.csv").assign(fold=k))
         results = pd.concat(tables, ignore_index=True)
         summary = fold_summary(results)
