@@ -33,7 +33,7 @@ from PIL import Image
 
 from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
                          one_of, progress)
-from .data import FERData, _stack, _warn_or_raise, read_image
+from .data import FERData, stacked, _warn_or_raise, read_image
 from .store import Store, StoreError, digest
 
 # %% ../nbs/06_faces.ipynb #ea39d4d0
@@ -524,7 +524,7 @@ def refine(
     rows, lost = np.flatnonzero(action == "keep"), (action == "drop").to_numpy()
     df = ds.df.iloc[rows].assign(face_status=status[rows])
     images = [self._refined(ds.image(i), landmarks[i]) for i in rows]
-    return ds.replace(df=df, images=_stack(images, df.id.tolist(), self.size),
+    return ds.replace(df=df, images=stacked(images, df.id.tolist(), self.size),
                       dropped=pd.concat([ds.dropped, ds.df[["id", "split"]].assign(why=status)[lost]]))
 
 

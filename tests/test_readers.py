@@ -13,7 +13,7 @@ from PIL import Image
 from fer_nb import data
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import (AFFECTNET_COUNTS, FERPLUS_COUNTS, FERPLUS_MODES, KDEF_ANGLES, KDEF_COUNTS, RAFDB_COUNTS,
-                         VOTE_COLUMNS, Crop, FERData, _read_votes, add_votes, read_affectnet, read_fer2013,
+                         VOTE_COLUMNS, Crop, FERData, read_votes, add_votes, read_affectnet, read_fer2013,
                          read_ferplus, read_folder, read_image, read_images, read_kdef, read_rafdb, resized,
                          vote_targets)
 from fer_nb.formats import read
@@ -208,13 +208,13 @@ def test_ferplus_asks_of_fer2013_what_it_is_asked_for(tmp_path, monkeypatch):
     ("Training,x.png,4,0,0,1.5,3,2,0,0,0,0", DataError, "'1.5'"), ("Training,x.png,9,9,0,0,0,0,0,0,0,0", DataError, "18 votes")])
 def test_a_bad_row_of_votes_is_named(tmp_path, row, error, needle):
     path = write(tmp_path / "new.csv", HEADER, "Training,y.png,10,0,0,0,0,0,0,0,0,0", row)
-    refused(error, f"{path}, row 3", needle, read=lambda: _read_votes(path))
+    refused(error, f"{path}, row 3", needle, read=lambda: read_votes(path))
 
 
 def test_a_table_of_votes_without_rows_or_columns_is_refused(tmp_path):
-    refused(DataError, "empty", read=lambda: _read_votes(write(tmp_path / "a.csv")))
-    refused(DataError, "no rows", read=lambda: _read_votes(write(tmp_path / "b.csv", HEADER)))
-    refused(DataError, "'NF'", read=lambda: _read_votes(write(tmp_path / "c.csv", HEADER[:-3])))
+    refused(DataError, "empty", read=lambda: read_votes(write(tmp_path / "a.csv")))
+    refused(DataError, "no rows", read=lambda: read_votes(write(tmp_path / "b.csv", HEADER)))
+    refused(DataError, "'NF'", read=lambda: read_votes(write(tmp_path / "c.csv", HEADER[:-3])))
 
 
 def test_add_votes_keeps_labels_rows_and_order(tmp_path):
@@ -284,7 +284,7 @@ def test_real_ferplus_has_the_published_counts(real_votes, mode, train, blank, r
         seven = read_ferplus(path, fer2013, num_classes=7, strict=True, splits=("train", "valid"))
         assert len(seven) == len(ds) - 119 - 13
     sample = np.random.default_rng(0).choice(len(fer2013), 2000, replace=False)
-    agree(_read_votes(path)[list(VOTE_COLUMNS)].to_numpy()[sample], mode)
+    agree(read_votes(path)[list(VOTE_COLUMNS)].to_numpy()[sample], mode)
     with pytest.raises(DataError, match="no test images; 3153 were published"):
         read_ferplus(path, fer2013, mode, strict=True)
 
