@@ -28,8 +28,8 @@ import pandas as pd
 
 from . import __version__
 from .config import PRESETS, Fit, Preset, load_config, override
-from .core import (ConfigError, DataError, FERError, ImageError, LabelError, keep_freed_memory, one_of,
-                         progress, show_progress)
+from .core import (ConfigError, DataError, FERError, LabelError, keep_freed_memory, one_of, progress,
+                         show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES
 from .formats import FORMATS, detect, read
@@ -279,11 +279,8 @@ def read_data(
 ) -> FERData:                    # with its provenance
     "The data set of a verb. Standard error says what was read, what was left out, and what looks wrong."
     with _told():
-        try:
-            ds = read(args.data, votes, args.as_, args.labels, args.label_pattern, args.subject_pattern,
-                      args.broken, single)
-        except ImageError as e:
-            raise ImageError(f"{e}\n--broken drop goes on without them") from e
+        ds = read(args.data, votes, args.as_, args.labels, args.label_pattern, args.subject_pattern,
+                  args.broken, single)
     if os.environ.get("RANK", "0") == "0":
         print(f"fer-nb: {ds.provenance}", file=sys.stderr)
     return ds
@@ -368,6 +365,9 @@ class _AuditVerb(Verb):
                         help="out-of-fold probabilities, as `fer-nb study labels` leaves them"),
         "--against": dict(type=Path, metavar="PATH",
                           help="another dataset: which images are in both, by split"),
+        "--against-as": dict(choices=tuple(FORMATS), metavar="FORMAT", help="how that one is read, as --as"),
+        "--against-labels": dict(metavar="NAMES", help="what its classes are, as --labels"),
+        "--against-label-pattern": dict(metavar="REGEX", help="its labels from file names"),
         "--exact": dict(action="store_true", help="byte-identical images only"),
         "--faces": dict(action="store_true", help="look for faces too (about 10 ms an image)"),
         "--out": dict(type=Path, metavar="DIR", help="folder for the tables (default: runs/NAME-audit)")}
@@ -395,12 +395,23 @@ class _AuditVerb(Verb):
                 warnings.warn(said, stacklevel=2)
         return probs
 
+    def read_other(self, args: argparse.Namespace) -> FERData:
+        "The dataset of --against, by options of its own. Raises `FERError` that names these."
+        own = {"data": args.against, "as_": args.against_as, "labels": args.against_labels,
+               "label_pattern": args.against_label_pattern, "subject_pattern": None}
+        try:
+            return read_data(argparse.Namespace(**vars(args) | own), single=True)
+        except FERError as e:
+            text = re.sub(r"--(as|labels|label-pattern)\b", r"--against-\1", str(e))
+            raise type(e)(f"--against: {text}") from e
+
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."
         ds = read_data(args, args.votes, single=True)
-        alone = dict.fromkeys(("as_", "labels", "label_pattern", "subject_pattern")) | {"data": args.against}
-        other = None if args.against is None else \
-            read_data(argparse.Namespace(**vars(args) | alone), single=True)
+        own = ("against_as", "against_labels", "against_label_pattern")
+        if args.against is None and any(getattr(args, name) is not None for name in own):
+            raise ConfigError("--against-as, --against-labels, --against-label-pattern: --against expected")
+        other = None if args.against is None else self.read_other(args)
         from fer_nb.audit import audit
         from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces

@@ -408,7 +408,8 @@ def open_image(path: str | Path) -> Image.Image:
     return im
 
 
-_FURTHER = bytes(64) + b"".join(bytes([255, 0xd0 + k]) + bytes(64) for k in range(8))  # with restart marks
+_MORE = bytes(range(1, 250)) * 3
+_FURTHER = (_MORE, b"".join(bytes([255, 0xd0 + k]) + _MORE for k in range(8)))  # the second: after restart marks
 
 
 def is_cut(
@@ -422,8 +423,11 @@ def is_cut(
         return False
     raw = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
     body, mark, rest = raw.rpartition(b"\xff\xd9")
-    with Image.open(io.BytesIO(body + _FURTHER + mark + rest), formats=["JPEG"]) as further:
-        return bool(mark) and not np.array_equal(np.asarray(further), np.asarray(im))
+    for more in _FURTHER if mark else ():
+        with Image.open(io.BytesIO(body + more + mark + rest), formats=["JPEG"]) as further:
+            if not np.array_equal(np.asarray(further), np.asarray(im)):
+                return True
+    return False
 
 
 def decode(
@@ -649,9 +653,11 @@ def and_copies(
     copies: Copies,     # of these files
 ) -> ImageFiles:        # these files, then their copies
     "The files with copies behind them, as one sequence."
-    shapes = self.known["shapes"][self.rows].tolist() + [[*self.shape()[:2], len(self.shape()) - 2]] * len(copies)
-    new = ImageFiles([*self, *(Copy(copies, k) for k in range(len(copies)))], side=self.side, colour=self.colour)
-    new.known["shapes"], new.first = np.array(shapes, np.int32).reshape(-1, 3), self
+    height, width, *colour = self.shape()
+    made = [Copy(copies, k) for k in range(len(copies))]
+    shapes = [self.known["shapes"][self.rows], [[height, width, len(colour)]] * len(made)]
+    new = ImageFiles([*self, *made], side=self.side, colour=self.colour)
+    new.known["shapes"], new.first = np.concatenate(shapes).astype(np.int32), self
     return new
 
 # %% ../nbs/04_data.ipynb #259481c5

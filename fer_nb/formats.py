@@ -1107,6 +1107,7 @@ def read(
             expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
                     "no labels (--labels), another reading (--as folder, --as list), or, of a table of "
                     "pixels, pairs (--labels 0=happy,1=...),", ConfigError)
+        expect(len(ds), path, f"none of {len(ds.dropped)} images can be used", "at least one")
         ds = ds if votes is None else add_votes(ds, votes)
         ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
     return _described(ds, path, tree, reading, renamed, labels is not None, said)
