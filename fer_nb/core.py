@@ -76,35 +76,46 @@ class DownloadError(FERError):
 
 # %% ../nbs/00_core.ipynb #57b4c534
 _SPELLINGS = {  # canonical name: other words for it in English, German, French, Spanish, Italian, Portuguese,
-    # Chinese, Japanese, Korean, Russian and Turkish, without their accents
+    # Chinese, Japanese, Korean, Russian and Turkish, without their accents; in the last lines more German,
+    # Dutch, Polish, Swedish, Indonesian, Hindi and Arabic
     "angry":
         "anger angered angrily furious rage mad wut wutend arger argerlich zornig zorn colere fache enerve "
         "enfado enojo enojado enojada enfadado enfadada ira rabbia arrabbiato arrabbiata raiva zangado "
-        "zangada 愤怒 生气 憤怒 生氣 怒 怒り 분노 화남 гнев злость злои kizgin kizginlik ofke ofkeli sinirli",
+        "zangada 愤怒 生气 憤怒 生氣 怒 怒り 분노 화남 гнев злость злои kizgin kizginlik ofke ofkeli sinirli "
+        "boos woede kwaad złość gniew zły arg ilska marah गुस्सा क्रोध غضب غاضب",
     "disgust":
         "disgusted disgusting ekel angewidert degout degoute asco asqueado asqueada disgusto disgustato "
-        "disgustata nojo repugnancia 厌恶 恶心 厭惡 噁心 嫌悪 혐오 역겨움 отвращение igrenme tiksinti tiksinme",
+        "disgustata nojo repugnancia 厌恶 恶心 厭惡 噁心 嫌悪 혐오 역겨움 отвращение igrenme tiksinti tiksinme "
+        "angeekelt walging afschuw wstręt obrzydzenie avsky äckel jijik घृणा اشمئزاز",
     "fear":
         "fearful fearfully afraid scared frightened angst angstlich furcht peur effraye apeure miedo temor "
         "asustado asustada paura spaventato spaventata medo assustado assustada 恐惧 害怕 恐懼 恐怖 恐れ 두려움 공포 страх "
-        "korku korkmus",
+        "korku korkmus "
+        "bang strach lęk przestraszony rädsla rädd takut डर भय خوف خائف",
     "happy":
         "happiness happily joy joyful smile smiling freude glucklich frohlich joie heureux heureuse joyeux "
         "feliz felicidad alegria alegre felice felicita gioia felicidade 高兴 快乐 开心 高興 快樂 開心 喜び 幸せ 嬉しい 행복 기쁨 "
-        "радость счастье счастливыи mutlu mutluluk",
+        "радость счастье счастливыи mutlu mutluluk "
+        "glück blij vrolijk radość radosny szczęście szczęśliwy glad "
+        "glädje lycklig senang bahagia खुश खुशी سعادة سعيد فرح",
     "sad":
         "sadness sadly unhappy trauer traurig traurigkeit triste tristesse tristeza tristezza 悲伤 伤心 难过 悲傷 "
-        "傷心 難過 悲しみ 悲しい 슬픔 грусть печаль грустныи uzgun uzuntu mutsuz",
+        "傷心 難過 悲しみ 悲しい 슬픔 грусть печаль грустныи uzgun uzuntu mutsuz "
+        "verdrietig droevig verdriet smutek smutny ledsen sorgsen sedih दुखी दुख उदास حزن حزين",
     "surprise":
         "surprised surprising surprize amazed astonished uberrascht uberraschung surpris etonne etonnement "
         "sorpresa sorprendido sorprendida sorpreso surpresa surpreso 惊讶 吃惊 驚訝 驚き 놀람 놀라움 удивление saskin "
-        "saskinlik",
+        "saskinlik "
+        "verrast verrassing verbaasd zaskoczenie zaskoczony zdziwienie förvånad "
+        "överraskad terkejut आश्चर्य مفاجأة متفاجئ",
     "neutral":
         "neutrality calm normal neutre neutro neutra neutrale 中性 平静 平靜 无表情 無表情 中立 중립 무표정 неитральныи "
-        "неитрально notr",
+        "неитрально notr "
+        "neutraal neutralny netral सामान्य तटस्थ محايد",
     "contempt":
         "contemptuous disdain scorn verachtung mepris desprecio disprezzo desprezo 轻蔑 蔑视 輕蔑 軽蔑 경멸 презрение "
-        "kucumseme",
+        "kucumseme "
+        "minachting pogarda förakt तिरस्कार احتقار",
 }
 
 

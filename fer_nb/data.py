@@ -40,8 +40,8 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError,
-                         atomic_file, cache_dir, canonical_label, need_columns, one_of, printable,
-                         progress)
+                         atomic_file, cache_dir, canonical_label, need_columns, one_of, plain_letters,
+                         printable, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -361,7 +361,8 @@ class Copy:
 
 # %% ../nbs/04_data.ipynb #door0001
 _BEGINNINGS = (  # of a file, and what it then is
-    (b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive"), (b"BZh", "a bzip2 archive"),
+    (b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive"),
+    (b"PK\x05\x06", "an empty zip archive"), (b"BZh", "a bzip2 archive"),
     (b"\xfd7zXZ", "an xz archive"), (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf", "a 7-Zip archive"),
     (b"PAR1", "a Parquet file"), (b"SQLite format 3", "an SQLite database"), (b"%PDF", "a PDF"),
     (b"\xd0\xcf\x11\xe0", "an Office file"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"),
@@ -409,7 +410,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 _MORE = bytes(range(1, 250)) * 3
-_FURTHER = (_MORE, b"".join(bytes([255, 0xd0 + k]) + _MORE for k in range(8)))  # the second: after restart marks
+_FURTHER = (_MORE, b"".join(bytes([255, 0xd0 + k]) + _MORE for k in range(8)))  # and with restart marks
 
 
 def is_cut(
@@ -1142,8 +1143,9 @@ def text_of(
             raw = _unpacked(path, stack)
             head = raw.peek(512)[:512]
             wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
-            bare = len(head) > 3 and not wide and head[1:64:2].count(0) > len(head[1:64:2]) / 2
-            code = "utf-16" if wide else "utf-16-le" if bare else "utf-8-sig"
+            zeros = {"utf-16-le": head[1:64:2], "utf-16-be": head[:64:2]}  # of Latin letters
+            bare = [code for code, z in zeros.items() if not wide and z.count(0) > max(len(z) / 2, 1)]
+            code = "utf-16" if wide else bare[0] if bare else "utf-8-sig"
             yield stack.enter_context(io.TextIOWrapper(
                 raw, code, "replace" if wide or bare else "surrogateescape", newline=""))
     except FERError:
@@ -1168,15 +1170,19 @@ def table_rows(
             bare = re.sub(r'"[^"]*"', "", first)  # outside of quotes
             often = max(",;\t|", key=bare.count)
             sep = sep or (often if often in bare else ",")
-            reader = csv.reader(chain([first] if first else [], f), delimiter=sep)
-            at = f"{path}, row 1"
-            for fields in reader:
+            lines, number = chain([first] if first else [], f), 0
+            for line in lines:
+                number += 1
+                at, fields = f"{path}, row {number}", line.rstrip("\r\n").split(sep)
+                if '"' in line:  # which only `csv` can part, maybe with the lines that follow
+                    reader = csv.reader(chain([line], lines), delimiter=sep)
+                    fields = next(reader)
+                    number += reader.line_num - 1
                 fields = [x.strip() for x in fields if x or sep != " "]
                 if any(fields):
                     expect(not widths or len(fields) in widths, at, f"{len(fields)} fields",
-                            " or ".join(map(str, widths)))
+                           " or ".join(map(str, widths)))
                     yield at, fields
-                at = f"{path}, row {reader.line_num + 1}"
         except _NO_TABLE as e:
             raise DataError(f"{at}: not a table ({quoted(e)})") from e
 
@@ -1214,6 +1220,8 @@ def _table(
     at, names = next(rows, ("", []))
     if not header and _place(columns[0], names) is None:
         rows, names = chain([(at, names)] if names else [], rows), list(columns)
+    twice = [c for c in columns if [key_of(name) for name in names].count(key_of(c)) > 1]
+    expect(not twice, path, f"several columns {', '.join(twice)}", "one of each")
     places = [_place(c, names) for c in columns]
     missing = [c for c, k in zip(columns, places) if k is None and c not in optional]
     way_on = f"the header is {quoted(', '.join(names), 160)}" if names else "the file is empty"
@@ -1312,7 +1320,7 @@ def _matched(
 
 # %% ../nbs/04_data.ipynb #door0020
 _LITTER = re.compile(r"\..*|@eaDir|__MACOSX|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|"
-                     r"(eh)?Thumbs.*\.db|desktop\.ini|Icon\r", re.I)
+                     r"(eh)?Thumbs.*\.db|desktop\.ini|Icon\r|.*~|.*\.(crdownload|part|partial|tmp)", re.I)
 IMAGE_ENDINGS = set(".png .jpg .jpeg .jpe .jfif .jif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pbm .pnm "
                      ".jp2 .j2k .avif".split())
 _OTHER_ENDINGS = set(".txt .csv .tsv .json .jsonl .npy .npz .xml .yaml .yml .html .htm .md .pdf .lst .log "
@@ -1458,24 +1466,29 @@ class Provenance:
 
 # %% ../nbs/04_data.ipynb #87b30a8a
 USAGE = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
-_SPLIT_NAMES = {"train": "train", "training": "train", "trainset": "train", "trainingset": "train",
-                "valid": "valid", "val": "valid", "dev": "valid", "devset": "valid",
-                "validation": "valid", "valset": "valid",
-                "validset": "valid", "validationset": "valid", "publictest": "valid",
-                "test": "test", "testing": "test", "testset": "test", "privatetest": "test"}
+_SPLIT_NAMES = {word: split for split, words in {
+    "train": "train training entrenamiento entrainement treino addestramento 训练 訓練",
+    "valid": "valid val dev validation publictest validacion validacao validierung validazione 验证 驗證",
+    "test": "test testing privatetest prueba pruebas teste 测试 測試"}.items() for word in words.split()}
+_BESIDE = "(?:set|images?|imgs?|data|split|folder|dir|faces?|aligned|cropped|fer|集)*"  # say nothing more
+_SPLIT_NAME = re.compile(f"{_BESIDE}({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))}){_BESIDE}")
 _BRACKETS = str.maketrans(dict.fromkeys("[](),;", " "))
 
 
+@lru_cache(1 << 16)
 def split_named(
     text: str,  # a field or a folder's name
 ) -> str:       # train, valid, test; "": none of them
-    "The split that a word names, in any capitals: `Training`, `val_set`, `PublicTest`, `FER2013Test`."
-    return _SPLIT_NAMES.get(key_of(text).removeprefix("fer2013"), "")
+    "The split that a word names, in any capitals: `Training`, `val_set`, `PublicTest`, `1_test_images`."
+    match = _SPLIT_NAME.fullmatch(re.sub(r"\d", "", key_of(plain_letters(text))))
+    return _SPLIT_NAMES[match[1]] if match else ""
 
 
 def usage_of(text: str, at: str) -> str:
     "The split that the column Usage names."
-    split = USAGE.get(text) or split_named(text) * (key_of(text) != "testing")  # public or private?
+    if text in USAGE:  # nearly always
+        return USAGE[text]
+    split = split_named(text) * (key_of(text) != "testing")  # public or private?
     expect(split, at, f"Usage {quoted(text)!r}", f"one of {', '.join(USAGE)}")
     return split
 
@@ -1498,15 +1511,18 @@ def _parse_pixels(
     "Parse many rows at once; where that fails, without brackets and commas, and look for the value to name."
     for bare in (False, True):
         attempt = [t.translate(_BRACKETS) for t in texts] if bare else texts
+        single = all(t.count(" ") == 2303 for t in attempt)  # then no row has more numbers than it should
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
             try:
-                rows = [np.fromstring(t, dtype=np.int64, sep=" ") for t in attempt]
+                rows = [np.fromstring(t, dtype=np.int64, sep=" ")
+                        for t in ([" ".join(attempt)] if single else attempt)]
             except (ValueError, DeprecationWarning):
                 continue
-        if all(r.size == 2304 for r in rows) and min(r.min() for r in rows) >= 0 \
-                and max(r.max() for r in rows) <= 255:
-            return np.stack(rows).astype(np.uint8).reshape(-1, 48, 48)
+        if {r.size for r in rows} == {2304 * len(texts) // len(rows)}:
+            flat = rows[0] if len(rows) == 1 else np.concatenate(rows)
+            if flat.view(np.uint64).max() <= 255:  # negative ones are large there
+                return flat.astype(np.uint8).reshape(-1, 48, 48)
     for text, at in zip(attempt, places):
         words = text.split()
         expect(len(words) == 2304, at, f"{len(words)} pixels", "2304")
@@ -1535,7 +1551,7 @@ def fer2013_csv(
     order: Sequence[str] = EMOTIONS,     # the emotions by number
     name: str = "fer2013",               # of the dataset
 ) -> FERData:
-    "All rows of the CSV, checked, a thousand at a time; ids are `row` and the line of the file."
+    "All rows of the CSV, checked, a hundred at a time; ids are `row` and the line of the file."
     def parsed(block: list) -> tuple[list[tuple[str, str, str]], np.ndarray]:  # id, label, split; pixels
         rows = [(f"row{at.rpartition(' ')[2]}", numbers.get(emotion) or _emotion(emotion, order, at),
                  "train" if usage is None else usage_of(usage, at)) for at, (emotion, _, usage) in block]
@@ -1553,7 +1569,7 @@ def fer2013_csv(
     places = [(bare or columns).index(c) if c in (bare or columns) else None for c in wanted]
     rows = ((at, [None if k is None else fields[k] for k in places]) for at, fields in rows)
     images, table = [np.empty((0, 48, 48), np.uint8)], []
-    while block := list(islice(rows, 1024)):
+    while block := list(islice(rows, 128)):
         alone = [block] if left.broken == "error" else [[row] for row in block]
         for part in alone:
             with left.item(part[0][0].removeprefix(f"{path}, ")):

@@ -285,9 +285,12 @@ def _by_found(
 
 # %% ../nbs/14_formats.ipynb #door0112
 _LIST_KEYS = {"image": _IMAGE_KEYS, "label": _LABEL_KEYS,
-              "split": ("split", "usage", "set", "subset", "partition"),
+              "split": ("split", "usage", "set", "subset", "partition"), "is_valid": ("isvalid",),
               "subject": ("subject", "person", "subjectid", "personid", "identity", "participant"),
               "group": ("group", "sequence", "video", "clip", "groupid")}
+
+
+_IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}  # fastai's column
 
 
 def _list_columns(
@@ -365,8 +368,11 @@ def read_list(
                 places = places or _names_below(path.parent)
                 found = _find_image(file, path.parent, places, at)
                 folders = [s for part in file.split("/")[:-1] if (s := split_named(part))]
-                split = split_named(row["split"]) if "split" in row else own or next(iter(folders), "train")
-                expect(split, at, f"split {quoted(row.get('split'))!r}", f"one of {', '.join(SPLITS)}")
+                flag = _IS_VALID.get(row.get("is_valid", "").lower(), "")
+                split = split_named(row["split"]) if "split" in row else flag if "is_valid" in row else \
+                    own or next(iter(folders), "train")
+                expect(split, at, f"split {quoted(row.get('split', row.get('is_valid')))!r}",
+                       f"one of {', '.join(SPLITS if 'split' in row else _IS_VALID)}")
                 again = seen.setdefault(found, (at, row["label"]))
                 expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
                         f"each image once ({again[0]}: {quoted(again[1])})")
@@ -552,7 +558,11 @@ def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FE
     if label_order(labels)[1] and where.is_file():  # pairs: other numbers than FER2013's
         ds = fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
         return ds, ds.df.label.tolist()
-    return read_fer2013(where, broken=broken), None
+    ds = read_fer2013(where, broken=broken)
+    if where.is_file() and ds.df.label.nunique() > 4 and EMOTIONS[0] not in set(ds.df.label):
+        warnings.warn(f"{where}: no row has the emotion 0, {EMOTIONS[0]}: do its numbers begin with 1? "
+                      "(--labels 1=...,2=...)", stacklevel=2)
+    return ds, None
 
 
 def find_fer2013(
@@ -1007,10 +1017,14 @@ def straddling(
 def no_splits(
     ds: FERData,    # from class folders
 ) -> list[str]:     # what to say
-    "Folders above the classes of which none names a split."
+    "Folders above the classes of which none names a split. Raises `DataError` where some seem to mean one."
     above = sorted({i.rpartition("/")[0].rpartition("/")[0] for i in ds.df.id})
     if len(above) < 2 or (ds.df.split != "train").any() or any(map(split_named, "/".join(above).split("/"))):
         return []
+    words = {"eval", "evaluation", "holdout", "heldout", *SPLITS[1:]}
+    odd = [a for a in above if any({w, split_named(w)} & words for w in re.findall(r"[^\W\d_]+", a.lower()))]
+    expect(not odd, ds.name, f"folders {some_of((quoted(a, 40) for a in odd), 3)} seem to be splits, and "
+           "their names do not say which", f"names such as {', '.join(SPLITS)}")
     return [f"no folder above the classes names a split ({some_of((quoted(a, 40) for a in above), 4)}): all "
             "images are read as train"]
 

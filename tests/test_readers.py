@@ -1,4 +1,5 @@
 """The readers of FER+, KDEF, RAF-DB and AffectNet: tiny trees of each layout with the traps of the real ones."""
+import csv
 import os
 import shutil
 import warnings
@@ -819,3 +820,25 @@ def test_read_refuses_what_no_reader_takes(tmp_path):
     refused(DataError, "row by row", read=lambda: read(tmp_path, "votes.csv"))
     (tmp_path / "empty").mkdir()
     refused(DataError, "no image files", read=lambda: read(tmp_path / "empty"))
+
+
+def test_rows_are_those_of_the_csv_module(tmp_path):
+    "With quotes, line breaks in them, any end of lines, blank lines and fields: the same fields and the same numbers of rows."
+    path = tmp_path / "a.csv"
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.lists(st.text('ab ,"\'\n\r;', max_size=5), min_size=2, max_size=4), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"]), st.booleans())
+    def same(rows, end, quote):
+        with open(path, "w", newline="", encoding="utf-8") as f:
+            f.write(f"x,y{end}")
+            csv.writer(f, lineterminator=end, quoting=csv.QUOTE_ALL if quote else csv.QUOTE_MINIMAL).writerows(rows)
+        expected = []
+        with open(path, newline="", encoding="utf-8") as f:
+            reader, number = csv.reader(f), 1
+            for fields in reader:
+                fields = [x.strip() for x in fields]
+                expected += [(f"{path}, row {number}", fields)] * any(fields)
+                number = reader.line_num + 1
+        assert list(data.table_rows(path)) == expected
+
+    same()
