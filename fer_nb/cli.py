@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from . import __version__
 from .config import PRESETS, Fit, Preset, load_config, override
@@ -395,23 +396,10 @@ class _AuditVerb(Verb):
                 warnings.warn(said, stacklevel=2)
         return probs
 
-    def read_other(self, args: argparse.Namespace) -> FERData:
-        "The dataset of --against, by options of its own. Raises `FERError` that names these."
-        own = {"data": args.against, "as_": args.against_as, "labels": args.against_labels,
-               "label_pattern": args.against_label_pattern, "subject_pattern": None}
-        try:
-            return read_data(argparse.Namespace(**vars(args) | own), single=True)
-        except FERError as e:
-            text = re.sub(r"--(as|labels|label-pattern)\b", r"--against-\1", str(e))
-            raise type(e)(f"--against: {text}") from e
-
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."
         ds = read_data(args, args.votes, single=True)
-        own = ("against_as", "against_labels", "against_label_pattern")
-        if args.against is None and any(getattr(args, name) is not None for name in own):
-            raise ConfigError("--against-as, --against-labels, --against-label-pattern: --against expected")
-        other = None if args.against is None else self.read_other(args)
+        other = self.read_other(args)
         from fer_nb.audit import audit
         from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces
@@ -439,6 +427,25 @@ class _AuditVerb(Verb):
                                                                 "against_read": other.provenance.facts()}))
         shutil.rmtree(work, ignore_errors=True)
         return f"{report.summary().to_string()}{said}\ntables: {args.out}"
+
+# %% ../nbs/60_cli.ipynb #29d50ac0
+@patch
+def read_other(
+    self: _AuditVerb,
+    args: argparse.Namespace,  # with --against
+) -> FERData | None:           # what it names; None: nothing
+    "The dataset of --against, by options of its own. Raises `FERError` that names these."
+    own = {"as_": args.against_as, "labels": args.against_labels, "label_pattern": args.against_label_pattern}
+    if args.against is None and any(value is not None for value in own.values()):
+        raise ConfigError("--against-as, --against-labels, --against-label-pattern: --against expected")
+    if args.against is None:
+        return None
+    own |= {"data": args.against, "subject_pattern": None}
+    try:
+        return read_data(argparse.Namespace(**vars(args) | own), single=True)
+    except FERError as e:
+        text = re.sub(r"--(as|labels|label-pattern)\b", r"--against-\1", str(e))
+        raise type(e)(f"--against: {text}") from e
 
 # %% ../nbs/60_cli.ipynb #60000007
 class _StudyVerb(Verb):

@@ -127,7 +127,7 @@ def plain_letters(text: str) -> str:
 
 ALIASES = {plain_letters(word): name for name, words in _SPELLINGS.items() for word in (name, *words.split())}
 
-
+# %% ../nbs/00_core.ipynb #15cd70e0
 def canonical_label(
     name: str,  # an emotion in any spelling: "Anger", "happiness", "0_sad", "Traurig", "生气"
 ) -> str:       # the canonical name; of an unknown one its lower case, for datasets with labels of their own

@@ -442,7 +442,7 @@ def decode(
             raise ImageError("cut short: its end is missing")
         return pixels
 
-
+# %% ../nbs/04_data.ipynb #e5ffc1c9
 def read_image(
     path: str | Path | Crop | Copy | Image.Image,  # a file, a box in one, a copy, or what Pillow has made
     whole: bool = False,  # look whether a progressive JPEG is all there
@@ -461,7 +461,7 @@ def read_image(
             f"cannot be decoded as an image ({what or quoted(e, 200)})"
         raise ImageError(f"{'the Pillow image' if opened else printable(path)}: {why}") from e
 
-
+# %% ../nbs/04_data.ipynb #c6c0e42d
 _T, _R = TypeVar("_T"), TypeVar("_R")
 
 
@@ -581,6 +581,8 @@ def _header(im: Image.Image) -> tuple[int, ...] | None:
 class ImageFiles(Sequence):
     "Image files as a sequence of paths, `Crop`s and `Copy`s; parts of it share what is known of the files."
 
+    first: "ImageFiles | None" = None  # in front of copies: the originals, whose pixels may be kept
+
     def __init__(
         self,
         files: Iterable[str | Path | Crop],            # image files
@@ -619,9 +621,7 @@ class ImageFiles(Sequence):
             new.first = None
         return new
 
-    first: "ImageFiles | None" = None  # in front of copies: the originals, whose pixels may be kept
-
-
+# %% ../nbs/04_data.ipynb #3944b6f4
 class Copies:
     "Changed copies of images. None is held: what makes them is known, and each is made when it is read."
 
@@ -1503,7 +1503,7 @@ def _emotion(text: str, order: Sequence[str], at: str) -> str:
             f"one of {', '.join(map(str, range(len(order))))}, or a name,", LabelError)
     return name
 
-
+# %% ../nbs/04_data.ipynb #2a99a903
 def _parse_pixels(
     texts: list[str],   # `pixels` fields of 48 × 48 numbers
     places: list[str],  # file and row of each, for the message
