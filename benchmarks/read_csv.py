@@ -35,7 +35,8 @@ def seconds(
 ) -> float:         # of the processor, without imports
     "Read once, in a process of its own."
     env = os.environ | {"PYTHONPATH": str(tree), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code + TIMED, str(path)], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code + TIMED, str(path.resolve())], env=env, cwd=tree,  # -c looks there first
+                          capture_output=True, text=True, check=True)
     took, *found = done.stdout.split()[-3:]
     sums.add(tuple(found))
     assert len(sums) == 1, f"two readers disagree: {sums}"
@@ -61,7 +62,7 @@ def main() -> None:
         turns = {"read_fer2013": lambda: seconds(READER, path, HERE.parent, sums),
                  "read_csv and split": lambda: seconds(SPLIT, path, HERE.parent, sums)}
         if options.before:
-            turns["read_fer2013, before"] = lambda: seconds(READER, path, options.before, sums)
+            turns["read_fer2013, before"] = lambda: seconds(READER, path, options.before.resolve(), sums)
         times = take_turns(turns, options.repeats)
         n = int(next(iter(sums))[0])
         others = [name for name in turns if name != "read_fer2013"]
