@@ -33,7 +33,7 @@ from PIL import Image
 
 from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
                          one_of, progress)
-from .data import Crop, FERData, ImageFiles, _stack, _warn_or_raise, read_image
+from .data import Crop, FERData, ImageFiles, _warn_or_raise, read_image, stacked
 from .store import Store, StoreError, digest
 
 # %% ../nbs/06_faces.ipynb #ea39d4d0
@@ -571,7 +571,7 @@ def refine(
     df = ds.df.iloc[rows].assign(face_status=status[rows])
     if ds.in_memory() or ds._images.side:
         faces = (self._refined(ds.image(i), landmarks[i]) for i in rows)
-        images = _stack(list(faces), df.id.tolist(), self.size)
+        images = stacked(list(faces), df.id.tolist(), self.size)
     else:
         images = self.crops(ds.take(rows), landmarks[rows])
     return ds.replace(df=df, images=images,

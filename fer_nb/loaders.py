@@ -407,7 +407,7 @@ class Originals:
         self,
         side: int | None,         # in pixels; None: as they are
         enlarge: bool = False,    # smaller ones too; else the network does it, which is as good and cheaper
-    ) -> FERData:
+    ) -> FERData:                 # in the order of `ds`
         "All images; where they are of one size and smaller, they stay as they are unless `enlarge`."
         sizes = set(self.ds.sizes())
         small = len(sizes) == 1 and max(next(iter(sizes))) <= (side or np.inf)
@@ -771,7 +771,7 @@ def images(
         augment, view = getattr(self.changes, "augment", self.changes), self.dataset.passes
     return as_shown(x, augment, ids, view, self.seed)
 
-
+# %% ../nbs/11_loaders.ipynb #dev11005
 @patch
 def before_iter(
     self: ReplayLoader,

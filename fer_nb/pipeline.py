@@ -691,7 +691,8 @@ def data_section(
     splits, found = self.splits, self.splits.audit
     before, left = len(found.ds.where(split="train")), len(splits.valid) + len(splits.train)
     copies = int((splits.train.df.source != splits.train.df.id).sum()) if "source" in splits.train.df else 0
-    read = f"R{str(self.ds.provenance)[1:]}. " if self.ds.provenance else ""
+    seen = self.ds.provenance
+    read = f"R{str(seen)[1:]}. " + "".join(f"Note: {note}. " for note in seen.notes) if seen else ""
     text = (f"{read}{len(self.ds):,} images came in, {before:,} of them for training. "
             f"{before - left + copies:,} training "
             "images were dropped as copies, contradictions, blanks or duplicates of reported "

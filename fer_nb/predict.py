@@ -183,7 +183,7 @@ def weights_file(
                         "folder of a run expected")
     return path
 
-
+# %% ../nbs/50_predict.ipynb #dev50001
 @patch(cls_method=True)
 def read(
     cls: Network,

@@ -29,7 +29,7 @@ from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import eval_mode, predict_logits
 from .faces import FaceRefiner
-from .launch import map_ranks
+from .launch import map_ranks, on_machine
 from .loaders import Originals, ReplayLoader, Splits, as_shown
 from .models import GeometryTeacher, load_teacher, weights_digest
 from .store import Store, StoreError, differences, digest, plain
@@ -585,7 +585,7 @@ class LandmarkTeacher(TeacherBase):
     ) -> pd.DataFrame:               # empty
         "Find the faces of all images, fit the network to those of the training images."
         own, ds = seed + 100 + self.place, splits.audit.ds
-        self.geometry = Geometry.find(ds, workers=max(1, self.settings.workers))
+        self.geometry = Geometry.find(ds, workers=max(1, on_machine().workers or self.settings.workers))
         features = self.geometry.features.shape[1]
         def fitted() -> dict:
             return dict(self.geometry.fit(splits.train, self.settings, own).state_dict())
