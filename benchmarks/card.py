@@ -31,7 +31,7 @@ def install(
     wheels = sorted((folder / "wheels").glob("*.whl"))
     if not wheels:
         return "no wheels: what is installed is used"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(folder / "wheels")]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]  # all that is needed is in the folder
     done = subprocess.run([*command, *map(str, wheels)], capture_output=True, text=True)
     return f"{len(wheels)} wheels installed" if not done.returncode else f"pip: {done.stderr.strip().splitlines()[-1]}"
 

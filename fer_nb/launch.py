@@ -223,7 +223,7 @@ def machine(
 # %% ../nbs/02_launch.ipynb #devs0006
 def pick_device(
     device: "torch.device | str | None" = None,  # None: that of `machine`, else CUDA where there is one
-) -> "torch.device":
+) -> "torch.device":                             # one that can be used
     "Where to compute. Raises `ConfigError` for a device that cannot be used here."
     import torch
     device = device or on_machine().device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -281,7 +281,7 @@ class OutOfMemory(FERError):
 def enough_memory(
     doing: str,    # what the block does, for the message
     way_on: str,   # what to try instead
-) -> Iterator[None]:
+) -> Iterator[None]:  # a `with` block
     "Turn the errors of every allocator into `OutOfMemory`, which says what to try; others pass."
     try:
         yield
