@@ -218,7 +218,10 @@ def prepared(
         voted = csv.is_file() and votes.is_file()
         ds = read(where, votes if voted else None)
         said = f"{where.name}: {ds.provenance}"
-    return ds.take(np.linspace(0, len(ds) - 1, 300).astype(int)) if tiny and len(ds) > 300 else ds, said, voted
+    if tiny:  # of each class as many
+        per = [np.flatnonzero(ds.df.label == label) for label in ds.labels]
+        ds = ds.take(np.sort(np.concatenate([at[np.linspace(0, len(at) - 1, min(len(at), 60)).astype(int)] for at in per if len(at)])))
+    return ds, said, voted
 
 
 def recipe(
@@ -254,6 +257,7 @@ def train(
     "The shipped recipe for as long as there is time; each epoch is a checkpoint, each minute a copy of the weights."
     from fastai.callback.core import Callback
     from fastai.torch_core import defaults
+    from fer_nb.core import FERError
     from fer_nb.hyfer_studies import train_shipped
     from fer_nb.launch import machine
     from safetensors.torch import save_file
@@ -293,6 +297,8 @@ def train(
             done = train_shipped(ds, out / "shipped", recipe(voted, options.new_weights, options.tiny), overwrite=True, say=say,
                                  command="python benchmarks/card.py")
         status = f"complete: {done.name}"
+    except FERError as e:  # the report keeps what was done before
+        status = f"{type(e).__name__}: {e}"
     except KeyboardInterrupt:
         status = f"ended by the clock during: {lines[-1] if lines else 'the beginning'}; the same call goes on"
     return {"status": status, "data": said, "images": len(ds), "minutes": options.minutes, "weights": sorted(p.name for p in kept.glob("*.safetensors"))}
