@@ -30,7 +30,7 @@ from fastcore.basics import patch
 
 from . import __version__
 from .config import PRESETS, Fit, Preset, load_config, override, to_dict, tried
-from .core import (ConfigError, DataError, FERError, ImageError, LabelError, keep_freed_memory, one_of,
+from .core import (ConfigError, DataError, FERError, LabelError, keep_freed_memory, one_of,
                          progress, show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES

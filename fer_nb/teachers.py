@@ -406,7 +406,8 @@ def _view_logits(
     known, who = getattr(teacher, "labels", None), f"teacher {name}"
     for ids in np.array_split(np.arange(len(loader.x)), -(-len(loader.x) // bs)):
         augment = like.augment if loader is like else _common_augment(like)
-        x = as_shown((loader if seen is None else seen).pixels(ids).to(device, non_blocking=True), augment, ids, view, like.seed)
+        source = loader if seen is None else seen
+        x = as_shown(source.pixels(ids).to(device, non_blocking=True), augment, ids, view, like.seed)
         z = ask(teacher, x.to(device, memory_format=torch.channels_last), who)
         if not out:
             check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x),
