@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from .audit import audit
-from .config import Augment, Data, Distillation, Evaluation, Fit, Preset, Quads, to_dict
+from .config import PRESETS, Data, Distillation, Preset, Quads, to_dict
 from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_everything
 from .data import FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
@@ -38,15 +38,7 @@ from .teachers import NetworkTeacher
 from .train import fit_model, make_loaders
 
 # %% ../nbs/45_sqs_studies.ipynb #5536d808
-SQS_PRESETS = {  # quads, no teachers, no adversarial phase
-    name: Preset(Data(targets=None), student=fit, quads=Quads(), adversarial=None,
-                 evaluation=Evaluation(tta="five"))
-    for name, fit in {
-        "paper": Fit("paper", None, epochs=50, lr=3e-4, bs=64, wd=1e-5, mix=0.4, cut=0.5, patience=10,
-                     schedule="warm_restarts", restart_epochs=50,
-                     augment=Augment(erase=0.5, erase_size=(0.14, 0.57))),
-        "light": Fit("light_64", 48, epochs=8, lr=1e-3, bs=64, augment=Augment(erase=0.25),
-                     schedule="warm_restarts", restart_epochs=8)}.items()}
+SQS_PRESETS = {"paper": PRESETS["paper-sqs"], "light": PRESETS["cpu-sqs"]}  # quads, no teachers
 
 
 def _as_preset(
