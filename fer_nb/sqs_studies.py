@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from .audit import audit
-from .config import PRESETS, Data, Distillation, Preset, Quads, to_dict
+from .config import PRESETS, Data, Distillation, Fit, Preset, Quads, to_dict
 from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_everything
 from .data import FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
