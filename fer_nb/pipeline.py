@@ -77,7 +77,7 @@ def refined(
     found = faces.df.face_status.isin(["ok", "many_faces"]).sum()
     said = [f"faces: {found:,} cut out at {side} px"]
     if several := (faces.df.face_status == "many_faces").sum():
-        said.append(f"of {several:,} images with several faces the main one")
+        said.append(f"the main one of {several:,} with several faces")
     if len(without):
         what = "whole" if preset.data.refine == "keep" else "left out"
         said.append(f"{len(without):,} images without a face {what} ({by})")

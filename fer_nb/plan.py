@@ -207,16 +207,18 @@ def memory_of(
     "What a fit needs beside the images."
     cost = cost_of(part.network, part.size, n.chans)
     half = 2 if part.fit.amp else 1
-    return 16 * cost.parameters + part.fit.bs * cost.kept // half
+    return 16 * cost.parameters + 5 * part.fit.bs * cost.kept // (4 * half)
 
 
 def held(
     preset: Preset,   # settings
     n: Images,        # of the data
 ) -> int:             # bytes
-    "Pixels in memory: a balanced training part, else what is kept without asking; the rest is on the disk."
+    """Pixels in memory: a balanced training part, else what is kept without asking; the rest is on the disk.
+    And the teachers, each with a copy of its best epoch."""
+    teachers = sum(8 * cost_of(fit.network, fit.size, n.chans).parameters for fit in preset.teachers)
     pixels = n.shown * (preset.student.size or n.side)**2 * n.chans
-    return pixels if preset.data.targets is not None else min(pixels, 100 * 2**20)
+    return teachers + (pixels if preset.data.targets is not None else min(pixels, 100 * 2**20))
 
 
 def disk_of(
@@ -304,7 +306,7 @@ def need_memory(
     if need[worst] > free:
         cost = cost_of(worst.network, worst.size, n.chans)
         half = 2 if worst.fit.amp else 1
-        fits = int((free - base - 16 * cost.parameters) // (cost.kept / half or 1))
+        fits = int((free - base - 16 * cost.parameters) // (1.25 * cost.kept / half or 1))
         way = f"a batch of {fits}" if fits >= 1 else "a smaller network"
         raise ConfigError(f"{worst.name}: about {need[worst] / 1e9:.1f} GB for batches of {worst.fit.bs} at "
                           f"{worst.size} px, and {free / 1e9:.1f} GB are free on {where}; {way}, mixed precision (amp) "
