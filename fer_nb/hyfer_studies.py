@@ -210,7 +210,9 @@ def folds_of(
     folds cannot be made."""
     one_of("protocol", protocol, ("honest", "subject", "paper"))
     search = DuplicateSearch() if preset.data.near_duplicates else None
-    pool = audit(ds.assign(split="train"), ("duplicate", "multilabel"), search).grouped()
+    small = ds if preset.student.size is None else resized(ds, preset.student.size)
+    found = audit(small.assign(split="train"), ("duplicate", "multilabel"), search)
+    pool = ds.assign(split="train", group=found.groups)
     groups = None if protocol == "paper" else leak_groups(pool)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore" if protocol == "paper" else "default", message=".*random folds leak")
