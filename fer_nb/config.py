@@ -165,7 +165,7 @@ class Data:
     targets: str | int | None = "median"   # class balance, see `loaders.balanced`; None: leave as it is
     copies: Augment | None = None          # of the copies that balance classes; None: see `balance.balance`
     rare_copies: Augment | None = None     # of those of minority classes; None: the same
-    refine: str | None = None  # cut faces out; one not found: whole image "keep", "drop", "error"; None: do not
+    refine: str | None = None  # cut faces out; of none: "keep" whole, "drop", "error"; None: do not cut
     folds: int | None = None               # of a cross-validation; None: one run on the splits there are
     folds_by: str | None = None  # "honest", "subject" or "paper", see `loaders.folds`; None: "honest"
     protocol: str | None = None  # of SQSNet: "rafdb", "ferplus" or "affectnet"; None: by the splits there are
@@ -178,14 +178,14 @@ class Data:
         if isinstance(self.targets, str):
             one_of("targets", self.targets, ("max", "median", "paper"))
 
-
+# %% ../nbs/01_config.ipynb #c0f1001a
 @dataclass(frozen=True)
 class Distillation:
     "How teachers teach (EADD)."
 
     alpha: float = 0.5           # weight of the cross-entropy (Eq. 1)
     T: float | dict[str, float] | tuple[tuple[str, float], ...] = 3.0  # temperature (Eq. 3), or by emotion
-    tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # trust in the better (Eq. 5), the same
+    tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # of trust (Eq. 5), the same
     accuracy: str | None = None  # of a teacher (Eq. 5): on "valid" images, or "running"; None: "valid"
     views: int = 4               # augmented views of each image whose logits are cached
     cached_views: str = "each"  # the student sees these views; "mean": new ones, with the mean of the logits
@@ -201,7 +201,8 @@ class Distillation:
             for emotion, value in given if isinstance(given, tuple) else [("", given)]:
                 positive(f"{name}.{emotion}".strip("."), value)
         _check(self, {"alpha": 0, "views": 1}, choices={
-            "cached_views": ("each", "mean"), "over": ("label", "all"), "accuracy": (None, "valid", "running")})
+            "cached_views": ("each", "mean"), "over": ("label", "all"),
+            "accuracy": (None, "valid", "running")})
 
     def of(
         self,
@@ -286,6 +287,9 @@ class Preset:
         differ = [k for k in shared if first and attrgetter(k)(self) != attrgetter(k)(first)]
         wrong = [f"born_again differs in {', '.join(differ)}; the same expected, for both generations learn "
                  "from one bank of logits"] if differ else []
+        if self.evaluation.seeds is not None and (self.data.folds or self.teachers or self.adversarial):
+            wrong.append(f"evaluation.seeds={self.evaluation.seeds} beside folds, teachers or an adversarial "
+                         "phase; without them expected, for SQSNet has a protocol of its own, one fit a seed")
         if first and first.born_again:
             wrong.append("born_again.born_again: one earlier generation expected")
         if wrong:
@@ -546,6 +550,7 @@ def tried(
     preset: Preset,               # settings
     epochs: int | None = None,    # of every fit; None: as they are
     new_weights: bool = False,    # begin without published weights
+    images: int | None = None,    # of the data; a tenth of them is attacked at the end; None: as it is
 ) -> Preset:                      # the same otherwise
     "A preset with other epochs or without published weights, in all of its fits."
     def fit(f: Fit) -> Fit:
@@ -554,10 +559,11 @@ def tried(
         return replace(f, epochs=n, pretrained=f.pretrained and not new_weights, **most)
 
     first, under, how = preset.born_again, preset.adversarial, preset.distillation
+    few = preset.evaluation.n if images is None else min(preset.evaluation.n or images, max(1, images // 10))
     views = how.views if epochs is None else min(how.views, epochs)
     return replace(preset, teachers=tuple(map(fit, preset.teachers)), student=fit(preset.student),
                    adversarial=under and replace(under, fit=fit(under.fit)),
-                   distillation=replace(how, views=views),
+                   distillation=replace(how, views=views), evaluation=replace(preset.evaluation, n=few),
                    born_again=first and tried(first, epochs, new_weights))
 
 # %% ../nbs/01_config.ipynb #e608e98c
@@ -610,7 +616,7 @@ def _fault(
     "An error in the words of this package."
     members = ("str", "int", "float", "dict[str,float]", "tuple[float, ...]", "tuple[tuple[str, float], ...]")
     at = [str(k) for k in error["loc"] if k not in members]
-    path, says = ".".join(at) or "settings", error["msg"].replace("Input should be ", "")  # of a union, a member
+    path, says = ".".join(at) or "settings", error["msg"].replace("Input should be ", "")
     if error["type"] == "unexpected_keyword_argument":
         holder = next((PARTS[k] for k in reversed(at[:-1]) if k in PARTS), cls)
         close = get_close_matches(at[-1], [f.name for f in fields(holder)], n=1)

@@ -544,8 +544,8 @@ def crops(
     settings = (self.size, self.margin, self.align, self.mask, self.background)
     points = landmarks[:, list(_EDGE), :2].astype(np.float32)
     found = ~np.isnan(points[:, 0, 0])
-    files = [FaceCrop(getattr(f, "path", f), getattr(f, "box", None), points[k] if found[k] else None, settings)
-             for k, f in enumerate(ds._images)]
+    places = [(getattr(f, "path", f), getattr(f, "box", None)) for f in ds._images]
+    files = [FaceCrop(*place, p if yes else None, settings) for place, p, yes in zip(places, points, found)]
     colour = ds._images.shapes()[:, 2].astype(bool)
     return ImageFiles(files, [(self.size, self.size, 3)[:2 + c] for c in colour])
 

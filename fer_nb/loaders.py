@@ -397,7 +397,8 @@ class Originals:
         seed: int = 0,    # of the copies
     ):
         self.ds, self.data, self.seed, self.last = ds, data, seed, ("", None)
-        self.mark = digest(ds.df.id.tolist(), ds.df.label.tolist(), [*map(list, ds.sizes())], repr(data), seed)
+        sizes = [*map(list, ds.sizes())]
+        self.mark = digest(ds.df.id.tolist(), ds.df.label.tolist(), sizes, repr(data), seed)
 
     def of_size(
         self,
@@ -430,7 +431,8 @@ class Originals:
         if self.last[0] == key and not anew:
             return self.last[1]
         df, whole = part.df[own], self.of_size(side, enlarge)
-        if not anew and side is not None and len(set(whole.sizes())) == 1 and whole.sizes()[0] == part.sizes()[0]:
+        same = side is not None and {*whole.sizes()} == {*part.sizes()[:1]}
+        if same and not anew:
             return part
         at = pd.Series(np.arange(len(whole)), whole.df.id)
         made = whole.take(at.loc[df.id].to_numpy()).replace(df=df, name=part.name, labels=part.labels)

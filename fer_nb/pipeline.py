@@ -8,6 +8,7 @@ __all__ = ['SPLIT_NAMES', 'STYLE', 'NOT_RUN', 'FILES', 'quiet', 'refined', 'prep
            'fold_parts', 'fold_summary', 'capped', 'fold_report', 'run_folds']
 
 # %% ../nbs/41_pipeline.ipynb #f49ccee1
+import gc
 import json
 import logging
 import shutil
@@ -40,6 +41,7 @@ from .launch import rank0_folder
 from .loaders import Originals, Splits, as_split, balanced, folds, leak_groups, make_splits
 from .metrics import ece, reliability, score_intervals, scores
 from .models import count_macs, fuse, latency_ms, need_size, need_weights, save
+from .plan import images_in, need_memory
 from .plots import (gradcam_grid, plot_confusion, plot_counts, plot_duplicates, plot_history,
                           plot_reliability, plot_robust, plot_weights)
 from .report import (Headline, Section, confusion_matrix, percent_range, robust_table, share_intervals,
@@ -61,7 +63,7 @@ def refined(
     preset: Preset,                      # its `data.refine`, and sizes
     say: Callable[[str], None] = quiet,  # called with what was found
     workers: int = 1,                    # processes of the face finder
-) -> FERData:                            # faces, with the column `face_status`; `ds`, where it is none or has it
+) -> FERData:                            # faces, with `face_status`; `ds`, where there is none to cut
     """Faces cut out, as large as any network of the preset takes them, but not enlarged. Raises `ImageError`
     for images without a face where `data.refine` is "error", `ConfigError` without MediaPipe."""
     if preset.data.refine is None or "face_status" in ds.df or not len(ds):
@@ -84,21 +86,22 @@ def refined(
     say("; ".join(said))
     return faces
 
-
+# %% ../nbs/41_pipeline.ipynb #prep0006
 def prepare(
     ds: FERData,                         # as it came, of any sizes
     preset: Preset,                      # its data, and sizes
     seed: int = 0,                       # of the hold-outs and the copies
     say: Callable[[str], None] = quiet,  # called with what was done
 ) -> Splits:                             # at the student's size, with the originals for the teachers
-    """The data of a run: audit, clean, hold out, refine, resize, balance. Raises `DataError` where the data do
-    not allow the splits, `ConfigError` for settings that are not of these labels."""
+    """The data of a run: audit, clean, hold out, refine, resize, balance. Raises `DataError` where the data
+    do not allow the splits, `ConfigError` for settings that are not of these labels."""
     data, size = preset.data, preset.student.size
     for name in ("T", "tau") if preset.teachers else ():
         preset.distillation.of(name, ds.labels)
     small = ds if size is None else resized(ds, size)
     splits = make_splits(small, replace(data, targets=None), seed)
-    originals = splits.originals = Originals(refined(ds, preset, say, max(1, preset.student.workers)), data, seed)
+    faces = refined(ds, preset, say, max(1, preset.student.workers))
+    originals = splits.originals = Originals(faces, data, seed)
 
     def own(part: FERData) -> FERData:
         part = part.take(part.df.id.isin(originals.ds.df.id).to_numpy()).assign(original=originals.mark)
@@ -144,6 +147,7 @@ def fit_teachers(
     for teacher in teachers:
         say(f"teacher {teacher.name}")
         histories.append(teacher.fit(splits, seed, store, show))
+        gc.collect()  # a Learner and its callbacks hold each other, and the moments of its optimiser
     if (first := preset.born_again) is not None:
         say("the first-generation student")
         cached, name = cache_logits(teachers, splits, first, seed, store, show), "first-generation HyFER"
@@ -502,7 +506,7 @@ def sentences(
                 f"--seed {self.seed + 1}, --seed {self.seed + 2} and so on.")
     return [f"A trial, {NOT_RUN}: {self.trial}."] * bool(self.trial) + said
 
-
+# %% ../nbs/41_pipeline.ipynb #indepen1
 @patch
 def independence(
     self: RunResults,
@@ -805,7 +809,8 @@ def write(
         save(self.students[student], folder / f"{file}.safetensors", seed=self.seed,
              versions=config["versions"], **data_record(self.splits),
              accuracy=clean[["split", "subset", "value", "n"]].to_dict("records"),
-             **({} if np.isnan(row.temperature) else {"temperature": float(row.temperature)}))
+             **({} if np.isnan(row.temperature) else {"temperature": float(row.temperature)}),
+             **({} if self.preset.data.refine is None else {"faces": self.preset.data.refine}))
     title = f"fer_nb: {self.ds.name or 'run'}, preset {name}, seed {self.seed}"
     files = {file: what for file, what in FILES.items() if file[:-4] in tables or file.endswith(".json")}
     files |= {f"{file}.safetensors": f"weights of {student}" for file, student in self.weight_files.items()}
@@ -882,15 +887,16 @@ def step_seconds(
 def need_networks(
     preset: Preset,   # settings
 ) -> None:
-    """Refuse, before the data are looked at, what cannot be trained: teachers that make no sense, sizes that a
-    network does not take, published weights that cannot be had. Raises `ConfigError`, `DownloadError`."""
+    """Refuse, before the data are looked at, what cannot be trained: teachers that make no sense, sizes that
+    a network does not take, published weights that cannot be had. Raises `ConfigError`, `DownloadError`."""
     make_teachers(preset.teachers)
+    one_of("evaluation.seeds, which are for sqs_studies.sqs_study,", preset.evaluation.seeds, (None,))
     fits = [preset.student, *preset.teachers, *([preset.born_again.student] if preset.born_again else [])]
     for fit in fits:
         need_size(fit.network, fit.size)
     need_weights([fit.network for fit in fits if fit.pretrained])
 
-
+# %% ../nbs/41_pipeline.ipynb #runrun01
 def run(
     ds: FERData,                                # a data set, as a reader gave it
     preset: str | Preset = "cpu",               # a name in `PRESETS`, or settings of your own
@@ -899,18 +905,22 @@ def run(
     overwrite: bool = False,                    # replace a run folder that is there
     show: bool = True,                          # tell about progress
     command: str | None = None,                 # for the record, see `store.command_line`; None: this call
-    trial: str | None = None,                   # why this is no result of the preset; the report begins with it
+    trial: str | None = None,                   # why this is no result of the preset, for the report
+    anyway: bool = False,                       # begin even where the estimate does not fit into memory
 ) -> Path:  # `out`: report.html, results.csv, config.json, issues.csv, weights
     """Audit to report in one call; with `data.folds` once for each fold, see `run_folds`. A run that was
     broken off goes on exactly where it stopped: checkpoints and cached logits lie in a folder `<out>.work`
     until all is done. Raises `ConfigError` for an unknown preset or impossible settings, `DataError` where
     the data do not allow the splits or the folder exists, `DownloadError` for weights that cannot be had,
-    `StoreError` where the work of another run lies there (delete that folder to begin again)."""
+    `StoreError` where the work of another run lies there (delete that folder to begin again). SQSNet's
+    protocol, of one fit a seed, is `sqs_studies.sqs_study`."""
     name = preset if isinstance(preset, str) else "own"
     if isinstance(preset, str):
         one_of("preset", preset, PRESETS)
         preset = PRESETS[preset]
     need_networks(preset)
+    if not anyway and len(ds):
+        need_memory(preset, images_in(ds, preset))
     if preset.data.folds is not None:
         return run_folds(ds, preset, out, seed, overwrite, show, command, trial, name)
     started, marks, work = time.perf_counter(), [], Path(out).with_name(Path(out).name + ".work")
@@ -963,9 +973,10 @@ def fold_parts(
     least = pd.concat([pd.Series(groups[rows]).groupby(pool.df.label.to_numpy()[rows]).nunique()
                        for train, _ in parts for rows in [train[kept[train]]]]).groupby(level=0).min()
     if few := [f"{label!r} has {n}" for label, n in least.items() if n < 5]:
-        raise DataError(f"{ds.name}: {len(parts)} folds leave too little of a class to train on: {', '.join(few)} "
-                        "images that do not belong together in one of them, and 5 are needed, for some are "
-                        "held out; take fewer folds (data.folds), none (data.folds=null), or more images")
+        raise DataError(f"{ds.name}: {len(parts)} folds leave too little of a class to train on: "
+                        f"{', '.join(few)} images that do not belong together in one of them, and 5 are "
+                        "needed, for some are held out; take fewer folds (data.folds), none "
+                        "(data.folds=null), or more images")
     return [as_split(pool, fold) for fold in parts]
 
 
@@ -1006,16 +1017,17 @@ def fold_report(
 ) -> None:
     "The page of a cross-validation: Table 2 of the first paper, and the folds as links."
     clean = summary[(summary.attack == "none") & (summary.subset == "all") & (summary.tta == "none")]
-    names = {"accuracy": "accuracy", "macro_precision": "precision", "macro_recall": "recall", "macro_f1": "F1",
-             "loss": "loss"}
+    names = {"accuracy": "accuracy", "macro_precision": "precision", "macro_recall": "recall",
+             "macro_f1": "F1", "loss": "loss"}
     text = (clean["mean"].map("{:.3f}".format) + " ± " + clean.sd.map("{:.3f}".format)).rename("value")
-    table = clean[["model", "metric"]].assign(value=text).pivot(index="model", columns="metric", values="value")
+    table = clean[["model", "metric"]].assign(value=text).pivot(
+        index="model", columns="metric", values="value")
     table = table.reindex(clean.model.unique())[[n for n in names if n in table]].rename(columns=names)
     last = clean[(clean.model == clean.model.iloc[-1]) & (clean.metric == "accuracy")].iloc[0]
     count = int(last.folds)
     said = [f"A trial, {NOT_RUN}: {trial}."] * bool(trial)
-    said.append(f"Mean and standard deviation over {count} folds of {last.model}. Each fold is a run of its own, "
-                "whose test images were in no other fold's test part and in no training part of its own.")
+    said.append(f"Mean and standard deviation over {count} folds of {last.model}. Each fold is a run of "
+                "its own, whose test images are in no other fold's test part and in no training part of it.")
     numbers = [("accuracy", f"{100 * last['mean']:.1f} ± {100 * last.sd:.1f} %", f"{count} folds")]
     links = [(f"fold-{k}/report.html", f"fold {k}") for k in range(count)]
     links += [("folds.csv", "every metric of every fold"), ("summary.csv", "their means and deviations")]
@@ -1023,7 +1035,7 @@ def fold_report(
         "Shares as they are, not in per cent", table.reset_index())])], settings,
         headline=Headline(numbers, "\n\n".join(said)), record=record, beside=links)
 
-
+# %% ../nbs/41_pipeline.ipynb #folds004
 def run_folds(
     ds: FERData,                 # as it came
     preset: Preset,              # with `data.folds`
@@ -1048,7 +1060,8 @@ def run_folds(
             if not (work / f"fold-{k}").exists():
                 if show:
                     print(f"fold {k + 1} of {n}", flush=True)
-                run(part, one, work / f"fold-{k}", seed, show=show, command=command, trial=trial)
+                run(part, one, work / f"fold-{k}", seed, show=show, command=command, trial=trial,
+                    anyway=True)
             tables.append(read_table(work / f"fold-{k}/results.csv").assign(fold=k))
         results = pd.concat(tables, ignore_index=True)
         summary = fold_summary(results)

@@ -90,6 +90,9 @@ def _torch_network(
     if not getattr(model, "labels", None) or isinstance(model, GeometryTeacher):
         raise ConfigError(f"{name}: a {type(model).__name__} without .labels, or a network of landmarks; "
                           "a network of images with the names of its outputs, in order, expected")
+    if "faces" in (getattr(model, "record", None) or {}):
+        warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
+                      "what is around it, which it has not seen", stacklevel=3)
     net = fuse(model) if isinstance(model, HyFER) else copy.deepcopy(model).eval()
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
 

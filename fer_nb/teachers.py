@@ -321,14 +321,6 @@ class NetworkTeacher(TeacherBase):
         return fit_model(self.network, dls, self.settings, phase=f"teacher {self.name}", seed=seed, show=show,
                          checkpoint=store and store.path(f"teacher-{self.slug}.ckpt"))
 
-    def own(
-        self,
-        ds: FERData,   # any images
-    ) -> FERData:      # of the run's data: the same images as they came, at the teacher's size; else `ds`
-        "What the teacher sees of images: its own size, not the student's enlarged."
-        side = self.settings.size or getattr(self.network, "input_size", None)
-        return ds if self.originals is None else self.originals.like(ds, side)
-
     def logits(
         self,
         ds: FERData,   # any images
@@ -346,7 +338,18 @@ class NetworkTeacher(TeacherBase):
         "Logits for every view that a student will see."
         folder, seen = store and store.path(f"logits-{self.slug}-{train.seed}"), [
             self.own(loader.ds) for loader in (train, valid)]
-        return teacher_logits(self.network, train, valid, self.name, folder=folder, show=show, seen=seen)
+        bs = min(256, 4 * self.settings.bs)  # looking on takes less memory than training
+        return teacher_logits(self.network, train, valid, self.name, bs, folder, show, seen)
+
+# %% ../nbs/31_teachers.ipynb #ownsize1
+@patch
+def own(
+    self: NetworkTeacher,
+    ds: FERData,   # any images
+) -> FERData:      # of the run's data: the same images as they came, at the teacher's size; else `ds`
+    "What the teacher sees of images: its own size, not the student's enlarged."
+    side = self.settings.size or getattr(self.network, "input_size", None)
+    return ds if self.originals is None else self.originals.like(ds, side)
 
 # %% ../nbs/31_teachers.ipynb #200ebe4d
 def teacher_logits(
