@@ -230,8 +230,8 @@ def over_folds(
     "A study of one split, once in each fold with one seed."
     tables = []
     for fold, ds in enumerate(parts):
-        found = study(ds, seeds=(seed,), out=Path(out) / f"fold-{fold}", say=lambda t: say(f"fold {fold}, {t}"),
-                      **settings)
+        folder, tell = Path(out) / f"fold-{fold}", lambda text, fold=fold: say(f"fold {fold}, {text}")
+        found = study(ds, seeds=(seed,), out=folder, say=tell, **settings)
         tables.append(found.drop(columns="seed").assign(fold=fold))
     return pd.concat(tables, ignore_index=True)
 
@@ -305,7 +305,7 @@ _ATTACKED = {"accuracy": "accuracy (%)", "loss": "loss", "macro_precision": "pre
 def attack_table(
     runs: pd.DataFrame,         # from `kfold_study(attacked=True)`
     dataset: str | None = None, # whose figures of the paper stand beside; None: none do
-) -> pd.DataFrame:              # a row an attack and ε: the five figures, mean ± sd over folds, and the paper's
+) -> pd.DataFrame:              # a row an attack and ε: five figures, mean ± sd over folds; the paper's
     "Table 5 from these runs. The paper does not say its ε, so its row is shown once, with ε left open."
     one = runs[(runs.attack != "none") & runs.metric.isin(_ATTACKED) & np.isfinite(runs.eps)]
     one = one.assign(eps=(255 * one.eps).map("{:.3g}/255".format))
@@ -479,9 +479,10 @@ def teacher_results(
     runs: pd.DataFrame,        # from `teacher_study`
     subset: str = "all",       # or "without_duplicates"
 ) -> pd.DataFrame:             # a row a teacher
-    "Table 3 from these runs: accuracy and loss, mean ± sd over folds, what each costs, and the paper's figures."
-    parts = [pivot_mean_sd(reported(runs, m, subset=subset), "teacher", "metric", {m: name}, m == "accuracy", d)
-             for m, name, d in (("accuracy", "accuracy (%)", 2), ("loss", "loss", 3))]
+    "Table 3 from these runs: accuracy and loss, mean ± sd over folds, costs, and the paper's figures."
+    parts = [pivot_mean_sd(reported(runs, metric, subset=subset), "teacher", "metric", {metric: name},
+                           metric == "accuracy", digits)
+             for metric, name, digits in (("accuracy", "accuracy (%)", 2), ("loss", "loss", 3))]
     table, known = pd.concat(parts, axis=1), [name for name in runs.teacher.unique() if name in TEACHERS]
     costs = teacher_table(known).set_index("teacher").drop(columns="timm model")
     counted = costs[["px", "parameters (M)", "GMACs", "MiB"]]

@@ -4,9 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'LAYOUTS', 'ITEMS', 'TITLES', 'SQS_PROTOCOL_OF', 'Budget', 'budget_preset', 'drawn', 'Reproduced', 'Item',
-           'item', 'honest_folds', 'dmc_table1', 'dmc_table2', 'costs_of', 'dmc_table3', 'dmc_table4', 'dmc_table5',
-           'dmc_figure1', 'dmc_figure2', 'sqs_runs', 'sqs_item', 'table_of', 'sqs_figure1', 'sqs_figure2',
-           'sqs_figure3', 'sqs_gradcam', 'reproduce', 'reproducible']
+           'item', 'honest_folds', 'reproduce', 'reproducible']
 
 # %% ../nbs/47_reproduce.ipynb #47000005
 import html
@@ -28,7 +26,7 @@ class Budget:
     "How much is spent on a table."
 
     help: str                     # in a line
-    dmc: str                      # preset of the first paper, a name in `config.PRESETS`; "study": its studies' own
+    dmc: str                      # preset of the first paper; "study": that of its studies
     sqs: str                      # preset of the second
     seeds: int                    # runs a row, where a table is over seeds
     folds: int                    # where it is over folds
@@ -41,11 +39,12 @@ _SMALL = ("{network: resnet18, size: 32, pretrained: false, epochs: 1, bs: 64}",
           "{network: efficientnet_lite0, size: 32, pretrained: false, epochs: 1, bs: 64}",
           "{network: efficientvit_m2, size: 224, pretrained: false, epochs: 1, bs: 64}")
 BUDGETS = {
-    "tiny": Budget("one epoch of small networks with new weights, to see that all runs", "tiny", "tiny-sqs", 1, 2, 140,
-                   ("efficientvit_m2",), {
+    "tiny": Budget("one epoch of small networks with new weights, to see that all runs", "tiny", "tiny-sqs",
+                   1, 2, 140, ("efficientvit_m2",), {
                        "dmc": (f"teachers=[{', '.join(_SMALL)}]", "evaluation.n=14"),
                        "sqs": ("student.pretrained=false", "evaluation.tta=flip")}),
-    "cpu": Budget("light networks at 48 to 64 px, eight epochs: an evening on two cores", "study", "cpu-sqs", 3, 5, 2500),
+    "cpu": Budget("light networks at 48 to 64 px, eight epochs: an evening on two cores", "study", "cpu-sqs",
+                  3, 5, 2500),
     "gpu": Budget("the paper's networks and epochs, mixed precision and larger batches", "paper-dmc-gpu",
                   "paper-sqs-gpu", 5, 5, 2500),
     "paper": Budget("the paper's own settings", "paper-dmc", "paper-sqs", 5, 5, 2500),
@@ -176,7 +175,7 @@ def honest_folds(
 
 
 @item("dmc", "table 1", "what is wrong with the data, class by class", _DMC, defects=True)
-def dmc_table1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _dmc_table1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "The audit's counts, and the paper's."
     from fer_nb.audit import PAPER_TABLE1, audit, error_ratio
     from fer_nb.duplicates import DuplicateSearch
@@ -186,24 +185,26 @@ def dmc_table1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Call
     return {"table": table.round(3)}
 
 
-@item("dmc", "table 2", "the whole framework in five folds, random ones as in the paper beside honest ones", _DMC, folded=True)
-def dmc_table2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+@item("dmc", "table 2", "the whole framework in five folds, random as in the paper beside honest ones", _DMC,
+      folded=True)
+def _dmc_table2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "Each model's four figures, mean ± sd over folds, for each way to fold."
     from fer_nb.hyfer_studies import PAPER_TABLE2, kfold_study, kfold_table
     from fer_nb.report import mean_sd
     runs, tables = [], {}
     for protocol in ("paper", honest_folds(ds)):
-        found = kfold_study(ds, preset, budget.folds, protocol=protocol, out=out / f"folds-{protocol}", say=say)
+        folder = out / f"folds-{protocol}"
+        found = kfold_study(ds, preset, budget.folds, protocol=protocol, out=folder, say=say)
         runs.append(found.assign(protocol=protocol))
         tables[{"paper": "random folds"}.get(protocol, f"{protocol} folds")] = kfold_table(found)
     table = pd.concat(tables, names=["folds", "model"])
     if ds.name in PAPER_TABLE2:
         printed = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in PAPER_TABLE2[ds.name]]
         table.loc[("paper: five folds", "Proposed (ours)"), :] = printed
-    return {"table": table, "runs": pd.concat(runs, ignore_index=True), "costs": costs_of(out, "folds-*")}
+    return {"table": table, "runs": pd.concat(runs, ignore_index=True), "costs": _costs_of(out, "folds-*")}
 
 
-def costs_of(
+def _costs_of(
     out: Path,     # folder of the studies
     which: str,    # pattern of their names
 ) -> pd.DataFrame: # as from `training_costs`
@@ -212,50 +213,56 @@ def costs_of(
     return pd.concat([training_costs(folder) for folder in sorted(out.glob(which))], ignore_index=True)
 
 # %% ../nbs/47_reproduce.ipynb #47000018
-@item("dmc", "table 3", "eight candidates for a teacher: accuracy, loss and what they cost", _DMC, folded=True)
-def dmc_table3(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+@item("dmc", "table 3", "eight candidates for a teacher: accuracy, loss and what they cost", _DMC,
+      folded=True)
+def _dmc_table3(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "Each candidate in every fold."
     from fer_nb.hyfer_studies import PAPER_TABLE3, candidates, teacher_results, teacher_study
     fits = candidates(preset, budget.candidates or tuple(PAPER_TABLE3))
-    runs = teacher_study(ds, fits, preset, budget.folds, protocol=honest_folds(ds), out=out / "teachers", say=say)
-    return {"table": teacher_results(runs), "runs": runs, "costs": costs_of(out, "teachers")}
+    runs = teacher_study(ds, fits, preset, budget.folds, protocol=honest_folds(ds), out=out / "teachers",
+                         say=say)
+    return {"table": teacher_results(runs), "runs": runs, "costs": _costs_of(out, "teachers")}
 
 
 @item("dmc", "table 4", "no teacher to three, before and after the data-centric half", _DMC, folded=True)
-def dmc_table4(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _dmc_table4(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "Accuracy and loss over folds, and what teachers and preprocessing add."
-    from fer_nb.hyfer_studies import distillation_gains, distillation_study, distillation_table, folds_of, over_folds
+    from fer_nb.hyfer_studies import (distillation_gains, distillation_study, distillation_table, folds_of,
+                                      over_folds)
     preset = replace(preset, adversarial=None)
     parts = folds_of(ds, preset, budget.folds, protocol=honest_folds(ds))
     runs = over_folds(distillation_study, parts, out / "distillation", say=say, preset=preset)
     return {"accuracy": distillation_table(runs, "test"), "loss": distillation_table(runs, "test", "loss"),
             "gains": distillation_gains(runs, "test").round(3), "runs": runs,
-            "costs": costs_of(out, "distillation")}
+            "costs": _costs_of(out, "distillation")}
 
 
 @item("dmc", "table 5", "the student under FGSM, PGD and DeepFool, in folds", _DMC, folded=True)
-def dmc_table5(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _dmc_table5(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "Five figures under each attack and ε."
     from fer_nb.hyfer_studies import attack_table, kfold_study
-    runs = kfold_study(ds, preset, budget.folds, protocol=honest_folds(ds), out=out / "attacked", say=say, attacked=True)
-    return {"table": attack_table(runs, ds.name), "runs": runs, "costs": costs_of(out, "attacked")}
+    runs = kfold_study(ds, preset, budget.folds, protocol=honest_folds(ds), out=out / "attacked", say=say,
+                       attacked=True)
+    return {"table": attack_table(runs, ds.name), "runs": runs, "costs": _costs_of(out, "attacked")}
 
 # %% ../nbs/47_reproduce.ipynb #47000019
 @item("dmc", "figure 1", "the framework, as it is run here", (), )
-def dmc_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _dmc_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "A drawing; nothing is trained."
     from fer_nb.plots import plot_scheme
     boxes = {"images": (0, 0), "audit: duplicates, leaks, contradictions": (1, 0), "face refinement": (2, 0),
-             "class-aware balancing": (3, 0), "teachers, fine-tuned": (1, 1), "accuracy of each emotion": (2, 1),
+             "class-aware balancing": (3, 0), "teachers, fine-tuned": (1, 1),
+             "accuracy of each emotion": (2, 1),
              "EADD: HyFER learns": (3, 1), "FGSM, PGD, DeepFool": (2, 2), "adversarial training": (3, 2),
              "HyFER": (4, 2)}
     names = list(boxes)
-    arrows = [(names[a], names[b]) for a, b in ((0, 1), (1, 2), (2, 3), (3, 4), (3, 6), (4, 5), (5, 6), (6, 8), (7, 8), (8, 9))]
+    ends = ((0, 1), (1, 2), (2, 3), (3, 4), (3, 6), (4, 5), (5, 6), (6, 8), (7, 8), (8, 9))
+    arrows = [(names[a], names[b]) for a, b in ends]
     return {"figure": plot_scheme(boxes, arrows, dashed=names[4:6] + names[7:8]).figure}
 
 
 @item("dmc", "figure 2", "images that the audit discards", _DMC, defects=True)
-def dmc_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _dmc_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "A gallery, and how many there are."
     from fer_nb.audit import audit
     from fer_nb.plots import plot_discarded
@@ -266,7 +273,7 @@ def dmc_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Cal
 _SQS = ("rafdb", "ferplus", "affectnet")
 
 
-def sqs_runs(
+def _sqs_runs(
     arms: str,          # a table's arms, see `sqs_studies.study_arms`
     ds: FERData,        # the data
     preset: Preset,     # settings
@@ -277,32 +284,32 @@ def sqs_runs(
     "The fits of a table; those that another table has made are taken up."
     from fer_nb.sqs_studies import sqs_study, study_arms
     runs = sqs_study(ds, arms, preset, range(budget.seeds), out / "sqs", SQS_PROTOCOL_OF.get(ds.name), say)
-    costs = costs_of(out, "sqs")
+    costs = _costs_of(out, "sqs")
     return runs, costs[costs.arm.isin(study_arms(arms, preset))]
 
 
 SQS_PROTOCOL_OF = {name: name for name in _SQS}   # data set: its protocol; of another by its splits
 
 
-def sqs_item(
+def _sqs_item(
     number: int,    # of the table
     help: str,      # in a line
-    arms: str,      # see `sqs_runs`
+    arms: str,      # see `_sqs_runs`
     table: Callable[[pd.DataFrame, pd.DataFrame, Preset], pd.DataFrame],   # (runs, costs, preset) -> table
 ) -> None:
     "Enter a table that is one study and one table of its runs."
     def make(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
-        runs, costs = sqs_runs(arms, ds, preset, budget, out, say)
+        runs, costs = _sqs_runs(arms, ds, preset, budget, out, say)
         return {"table": table(runs, costs, preset), "runs": runs, "costs": costs}
 
     item("sqs", f"table {number}", help, _SQS)(make)
 
 
-def table_of(
+def _table_of(
     name: str,          # of a function in `sqs_studies`
     *args: object,      # after the runs
     **settings: object, # by name
-) -> Callable[[pd.DataFrame, pd.DataFrame, Preset], pd.DataFrame]:   # for `sqs_item`
+) -> Callable[[pd.DataFrame, pd.DataFrame, Preset], pd.DataFrame]:   # for `_sqs_item`
     "A table of the runs, judged with the preset's views."
     def make(runs: pd.DataFrame, costs: pd.DataFrame, preset: Preset) -> pd.DataFrame:
         from fer_nb import sqs_studies
@@ -311,17 +318,19 @@ def table_of(
     return make
 
 
-sqs_item(1, "SQSNet beside other methods", "comparison", table_of("accuracy_table", 1))
-sqs_item(2, "SQSNet beside other architectures", "architectures", table_of("accuracy_table", 2))
-sqs_item(3, "what the networks cost, training hours and memory among it", "efficiency", table_of("efficiency_table"))
-sqs_item(4, "other values of the settings of SQS", "sensitivity", table_of("sensitivity_table"))
-sqs_item(5, "whether SQSNet is better than its parts, paired by seed", "ablation", table_of("significance_table"))
-sqs_item(6, "more than accuracy", "comparison", table_of("metrics_table", paper=True))
-sqs_item(7, "without a part", "ablation", table_of("accuracy_table", 7))
+_sqs_item(1, "SQSNet beside other methods", "comparison", _table_of("accuracy_table", 1))
+_sqs_item(2, "SQSNet beside other architectures", "architectures", _table_of("accuracy_table", 2))
+_sqs_item(3, "what the networks cost, training hours and memory among it", "efficiency",
+         _table_of("efficiency_table"))
+_sqs_item(4, "other values of the settings of SQS", "sensitivity", _table_of("sensitivity_table"))
+_sqs_item(5, "whether SQSNet is better than its parts, paired by seed", "ablation",
+         _table_of("significance_table"))
+_sqs_item(6, "more than accuracy", "comparison", _table_of("metrics_table", paper=True))
+_sqs_item(7, "without a part", "ablation", _table_of("accuracy_table", 7))
 
 # %% ../nbs/47_reproduce.ipynb #47000022
 @item("sqs", "figure 1", "three ways to compare features", ())
-def sqs_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _sqs_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "A drawing; nothing is trained."
     from fer_nb.plots import plot_scheme
     boxes = {"A: maps": (0, 0), "pooled vector": (1, 0), "one distance": (2, 0), "B: CNN and Swin": (0, 1),
@@ -333,11 +342,12 @@ def sqs_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Cal
 
 
 @item("sqs", "figure 2", "SQSNet, and what training adds", ())
-def sqs_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _sqs_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "A drawing; nothing is trained."
     from fer_nb.plots import plot_scheme
-    boxes = {"face": (0, 0), "EfficientNet: Q": (1, 0), "Swin: K, V": (1, 1), "cross attention (Eq. 3, 4)": (2, 0),
-             "base classifier": (3, 0), "emotion": (4, 0), "positive, two negatives, same backbones": (0, 2),
+    boxes = {"face": (0, 0), "EfficientNet: Q": (1, 0), "Swin: K, V": (1, 1),
+             "cross attention (Eq. 3, 4)": (2, 0), "base classifier": (3, 0), "emotion": (4, 0),
+             "positive, two negatives, same backbones": (0, 2),
              "similarity, refinement (Eq. 6 to 8)": (2, 2), "enhanced classifier": (3, 2),
              "KL, hinge (Eq. 10, 11)": (4, 2)}
     names = list(boxes)
@@ -346,18 +356,18 @@ def sqs_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Cal
 
 
 @item("sqs", "figure 3", "the confusion matrix", _SQS)
-def sqs_figure3(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _sqs_figure3(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "Counts over all seeds, drawn in % of each row."
     from fer_nb.plots import plot_confusion
     from fer_nb.sqs_studies import confusion_of
-    runs, costs = sqs_runs("comparison", ds, preset, budget, out, say)
+    runs, costs = _sqs_runs("comparison", ds, preset, budget, out, say)
     counts = confusion_of(runs, runs.dataset.iloc[0], tta=preset.evaluation.tta)
     ax = plot_confusion(counts, title=f"SQSNet, {runs.dataset.iloc[0]}")
     return {"table": counts, "figure": ax.figure, "runs": runs, "costs": costs}
 
 
 @item("sqs", "gradcam", "where SQSNet looks", _SQS)
-def sqs_gradcam(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
+def _sqs_gradcam(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "Grad-CAM of SQSNet, with SQS in training and without, on the first reported image of each class."
     from fer_nb.plots import gradcam_grid
     from fer_nb.sqs_studies import Arm, sqs_fit, sqs_parts

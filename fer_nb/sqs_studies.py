@@ -380,7 +380,8 @@ def significance_table(
 # %% ../nbs/45_sqs_studies.ipynb #2adbb786
 PAPER_SQS_TABLE6 = {"RAF-DB": ("91.90 ± 0.28", "91.75 ± 0.31", "91.88 ± 0.29", "91.82 ± 0.30", "89.2–94.1"),
                     "FERPlus": ("91.11 ± 0.31", "90.95 ± 0.34", "91.08 ± 0.32", "90.98 ± 0.33", "88.5–93.7"),
-                    "AffectNet": ("67.15 ± 0.42", "58.32 ± 0.58", "66.89 ± 0.45", "62.45 ± 0.51", "42.3–78.9")}
+                    "AffectNet": ("67.15 ± 0.42", "58.32 ± 0.58", "66.89 ± 0.45", "62.45 ± 0.51",
+                                  "42.3–78.9")}
 
 
 def metrics_table(
@@ -435,7 +436,7 @@ def efficiency_table(
     pair, rows = SQSNET[preset.student.network], {}
     for name, fits in costs.groupby("arm", sort=False):
         arm = EFFICIENCY[name]
-        net = SQSNet(7, pair) if arm.network is None else create_teacher(arm.network, 7, False, pair.input_size)
+        net = create_teacher(arm.network, 7, False, pair.input_size) if arm.network else SQSNet(7, pair)
         rows[name] = {"px": pair.input_size, "parameters (M)": sum(p.numel() for p in net.parameters()) / 1e6,
                       "GMACs": count_macs(net.eval(), pair.input_size, 3) / 1e9,
                       "ms": latency_ms(net, pair.input_size, 3), "training (h)": fits.hours.mean(),
