@@ -38,7 +38,7 @@ from .loaders import Splits, as_split, folds, leak_groups, make_splits
 from .metrics import ece
 from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save_hyfer, teacher_table,
                            weights_digest)
-from .pipeline import cache_logits, fit_adversarial, fit_student, fit_teachers
+from .pipeline import cache_logits, fit_adversarial, fit_student, fit_teachers, prepare
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, tradeoff
 from .store import Store, digest, write_table
@@ -63,17 +63,13 @@ SHIP = replace(_FIRST, student=replace(_LONG, network="light_res", epochs=150), 
                distillation=Distillation(views=12, alpha=0.5, T=2.0, cached_views="mean"))
 
 # %% ../nbs/44_hyfer_studies.ipynb #cafc85c1
-_ARMS = {"before": {"clean": False, "targets": None}, "after": {}}
+_ARMS = {"before": {"clean": False, "targets": None, "refine": None}, "after": {},
+         "not refined": {"refine": None}}  # the last one where the data are refined
 
 
-def _prepared(
-    ds: FERData,      # as it came, or a fold of it
-    preset: Preset,   # settings
-    seed: int = 0,    # of hold-out and copies
-) -> Splits:          # at the student's size
-    "What is trained on, held out and reported."
-    size = preset.student.size
-    return make_splits(ds if size is None else resized(ds, size), preset.data, seed)
+def _arms(runs: pd.DataFrame) -> list[str]:
+    "The arms of a table, in order."
+    return [arm for arm in _ARMS if (runs.arm == arm).any()]
 
 
 def _rows(
@@ -128,9 +124,10 @@ def distillation_study(
     at_least("seeds", len(seeds), 1)
     _one_generation(preset)
     store, tables = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint()}), []
-    for arm, changes in _ARMS.items():
+    arms = {arm: how for arm, how in _ARMS.items() if arm != "not refined" or preset.data.refine is not None}
+    for arm, changes in arms.items():
         budget, part = replace(preset, data=replace(preset.data, **changes)), store.part(arm)
-        splits = _prepared(ds, budget)
+        splits = prepare(ds, budget)
         sizes = [f"{len(getattr(splits, name)):,} {name}" for name in ("train", "valid", "test")]
         say(f"{arm}: {', '.join(sizes)} images")
         with measured_cost(part.path("teachers.cost.csv"), arm=arm, model="teachers"):
@@ -175,12 +172,12 @@ def distillation_table(
     FER2013 and KDEF; the runs' column `dataset` says which of them, if any, stands beside."""
     one = reported(runs, metric, subset=subset, split=split)
     one = one.assign(row=one.model.where(one.model != "HyFER", "HyFER, " + one.teachers.map(_count)))
-    table = pivot_mean_sd(one, "row", "arm", percent=metric not in NOT_SHARES, digits=2)[list(_ARMS)]
+    table = pivot_mean_sd(one, "row", "arm", percent=metric not in NOT_SHARES, digits=2)[_arms(one)]
     dataset = one.dataset.iloc[0] if "dataset" in one and one.dataset.nunique() == 1 else None
     printed = PAPER_TABLE4.get((dataset, metric), ())
     if printed:
         paper = pd.DataFrame(printed, [f"HyFER, {_count(n)}" for n in range(len(printed))],
-                             [f"paper: {arm}" for arm in _ARMS])
+                             ["paper: before", "paper: after"])
         table = table.join(paper)
     return table.rename_axis(index=None)
 
@@ -192,9 +189,10 @@ def distillation_gains(
 ) -> pd.DataFrame:             # what is compared; difference, low, high (95 %), p, seeds, p_holm
     "Paired t tests over seeds: each number of teachers against none, and after against before."
     one = reported(runs, metric, split=split, model="HyFER")
-    counts = sorted(set(one.teachers))
-    pairs = {f"{arm}: {_count(n)} against none": ((arm, n), (arm, 0)) for arm in _ARMS for n in counts if n}
-    pairs |= {f"{_count(n)}: after against before": (("after", n), ("before", n)) for n in counts}
+    counts, arms = sorted(set(one.teachers)), _arms(one)
+    pairs = {f"{arm}: {_count(n)} against none": ((arm, n), (arm, 0)) for arm in arms for n in counts if n}
+    pairs |= {f"{_count(n)}: after against {arm}": (("after", n), (arm, n)) for arm in arms if arm != "after"
+              for n in counts}
     scale, by = 1.0 if metric in NOT_SHARES else 100.0, "fold" if "fold" in one else "seed"
     table = paired_differences(one, pairs, ["arm", "teachers"], by, scale).rename(columns={"n": "seeds"})
     return table[["difference", "low", "high", "p", "seeds", "p_holm"]]
@@ -212,7 +210,9 @@ def folds_of(
     folds cannot be made."""
     one_of("protocol", protocol, ("honest", "subject", "paper"))
     search = DuplicateSearch() if preset.data.near_duplicates else None
-    pool = audit(ds.assign(split="train"), ("duplicate", "multilabel"), search).grouped()
+    small = ds if preset.student.size is None else resized(ds, preset.student.size)
+    found = audit(small.assign(split="train"), ("duplicate", "multilabel"), search)
+    pool = ds.assign(split="train", group=found.groups)
     groups = None if protocol == "paper" else leak_groups(pool)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore" if protocol == "paper" else "default", message=".*random folds leak")
@@ -230,8 +230,8 @@ def over_folds(
     "A study of one split, once in each fold with one seed."
     tables = []
     for fold, ds in enumerate(parts):
-        found = study(ds, seeds=(seed,), out=Path(out) / f"fold-{fold}", say=lambda t: say(f"fold {fold}, {t}"),
-                      **settings)
+        folder, tell = Path(out) / f"fold-{fold}", lambda text, fold=fold: say(f"fold {fold}, {text}")
+        found = study(ds, seeds=(seed,), out=folder, say=tell, **settings)
         tables.append(found.drop(columns="seed").assign(fold=fold))
     return pd.concat(tables, ignore_index=True)
 
@@ -261,7 +261,7 @@ def kfold_study(
 
     def crossed(protocol: str, seed: int, fold: int) -> pd.DataFrame:
         part = store.part(f"fold-{fold}")
-        splits = _prepared(parts[fold], preset, seed)
+        splits = prepare(parts[fold], preset, seed)
         with measured_cost(store.path(f"fold-{fold}.cost.csv"), protocol=protocol, fold=fold):
             teachers, student, hardened = trained(splits, part, fold)
         models = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
@@ -305,7 +305,7 @@ _ATTACKED = {"accuracy": "accuracy (%)", "loss": "loss", "macro_precision": "pre
 def attack_table(
     runs: pd.DataFrame,         # from `kfold_study(attacked=True)`
     dataset: str | None = None, # whose figures of the paper stand beside; None: none do
-) -> pd.DataFrame:              # a row an attack and ε: the five figures, mean ± sd over folds, and the paper's
+) -> pd.DataFrame:              # a row an attack and ε: five figures, mean ± sd over folds; the paper's
     "Table 5 from these runs. The paper does not say its ε, so its row is shown once, with ε left open."
     one = runs[(runs.attack != "none") & runs.metric.isin(_ATTACKED) & np.isfinite(runs.eps)]
     one = one.assign(eps=(255 * one.eps).map("{:.3g}/255".format))
@@ -335,7 +335,7 @@ class SharedParts:
 
     def of_data(self, data: Data, size: int | None, teachers: tuple[Fit, ...]) -> tuple[Splits, list]:
         "Splits, and teachers that are trained on them."
-        splits = _prepared(self.ds, Preset(data, student=Fit(size=size)))
+        splits = prepare(self.ds, Preset(data, student=Fit(size=size)))
         part = self.store.part("teachers-" + digest(repr((data, size, teachers)))[:12])
         return splits, trained_teachers(teachers, splits, 0, part, self.say)
 
@@ -346,6 +346,8 @@ class SharedParts:
 
     def student(self, preset: Preset, seed: int) -> tuple[Splits, HyFER]:
         "Splits, and the student after phase 1."
+        for name in ("T", "tau"):
+            preset.distillation.of(name, self.ds.labels)
         seen = Distillation(views=preset.distillation.views, cached_views=preset.distillation.cached_views)
         splits, cached = self.of_seed(replace(preset, distillation=seen), seed)
         file = self.store.checkpoint("phase 1", digest(repr(preset))[:12], seed)
@@ -461,7 +463,7 @@ def teacher_study(
     identity = {"data": ds.fingerprint(), "cleaning": to_dict(preset.data), "k": k, "seed": seed,
                 "protocol": protocol}
     store, parts = Store(out, identity), folds_of(ds, preset, k, seed, protocol)
-    splits_of = lru_cache(1)(lambda fold: _prepared(parts[fold], preset, seed))
+    splits_of = lru_cache(1)(lambda fold: prepare(parts[fold], preset, seed))
 
     def run(name: str, seed: int, fold: int) -> pd.DataFrame:
         splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=to_dict(fits[name]))
@@ -477,9 +479,10 @@ def teacher_results(
     runs: pd.DataFrame,        # from `teacher_study`
     subset: str = "all",       # or "without_duplicates"
 ) -> pd.DataFrame:             # a row a teacher
-    "Table 3 from these runs: accuracy and loss, mean ± sd over folds, what each costs, and the paper's figures."
-    parts = [pivot_mean_sd(reported(runs, m, subset=subset), "teacher", "metric", {m: name}, m == "accuracy", d)
-             for m, name, d in (("accuracy", "accuracy (%)", 2), ("loss", "loss", 3))]
+    "Table 3 from these runs: accuracy and loss, mean ± sd over folds, costs, and the paper's figures."
+    parts = [pivot_mean_sd(reported(runs, metric, subset=subset), "teacher", "metric", {metric: name},
+                           metric == "accuracy", digits)
+             for metric, name, digits in (("accuracy", "accuracy (%)", 2), ("loss", "loss", 3))]
     table, known = pd.concat(parts, axis=1), [name for name in runs.teacher.unique() if name in TEACHERS]
     costs = teacher_table(known).set_index("teacher").drop(columns="timm model")
     counted = costs[["px", "parameters (M)", "GMACs", "MiB"]]
@@ -513,7 +516,7 @@ def variant_study(
         one_of("variant", variant, HYFER)
     preset = replace(preset, teachers=(), born_again=None)
     store = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint()})
-    splits = _prepared(ds, preset)
+    splits = prepare(ds, preset)
 
     def run(variant: str, seed: int) -> pd.DataFrame:
         budget = replace(preset, student=replace(preset.student, network=variant))

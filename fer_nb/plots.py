@@ -484,7 +484,8 @@ def plot_discarded(
     turn = issues.assign(turn=issues.groupby("kind").cumcount(), kind=pd.Categorical(issues.kind, kinds))
     some = turn.sort_values(["turn", "kind"]).head(n).sort_values(["kind", "turn"])
     rows = pd.Index(found.ds.df.id).get_indexer(some.id)
-    titles = [f"{kind.replace('_', ' ')}\n{label}" for kind, label in zip(some.kind, found.ds.df.label.iloc[rows])]
+    labels = found.ds.df.label.iloc[rows]
+    titles = [f"{kind.replace('_', ' ')}\n{label}" for kind, label in zip(some.kind, labels)]
     axes = show_faces(found.ds, rows, titles)
     for ax in axes:
         ax.title.set_fontsize("x-small")

@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from .audit import audit
-from .config import Augment, Data, Distillation, Evaluation, Fit, Preset, Quads, to_dict
+from .config import PRESETS, Data, Distillation, Fit, Preset, Quads, to_dict
 from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_everything
 from .data import FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
@@ -38,15 +38,7 @@ from .teachers import NetworkTeacher
 from .train import fit_model, make_loaders
 
 # %% ../nbs/45_sqs_studies.ipynb #5536d808
-SQS_PRESETS = {  # quads, no teachers, no adversarial phase
-    name: Preset(Data(targets=None), student=fit, quads=Quads(), adversarial=None,
-                 evaluation=Evaluation(tta="five"))
-    for name, fit in {
-        "paper": Fit("paper", None, epochs=50, lr=3e-4, bs=64, wd=1e-5, mix=0.4, cut=0.5, patience=10,
-                     schedule="warm_restarts", restart_epochs=50,
-                     augment=Augment(erase=0.5, erase_size=(0.14, 0.57))),
-        "light": Fit("light_64", 48, epochs=8, lr=1e-3, bs=64, augment=Augment(erase=0.25),
-                     schedule="warm_restarts", restart_epochs=8)}.items()}
+SQS_PRESETS = {"paper": PRESETS["paper-sqs"], "light": PRESETS["cpu-sqs"]}  # quads, no teachers
 
 
 def _as_preset(
@@ -388,7 +380,8 @@ def significance_table(
 # %% ../nbs/45_sqs_studies.ipynb #2adbb786
 PAPER_SQS_TABLE6 = {"RAF-DB": ("91.90 ± 0.28", "91.75 ± 0.31", "91.88 ± 0.29", "91.82 ± 0.30", "89.2–94.1"),
                     "FERPlus": ("91.11 ± 0.31", "90.95 ± 0.34", "91.08 ± 0.32", "90.98 ± 0.33", "88.5–93.7"),
-                    "AffectNet": ("67.15 ± 0.42", "58.32 ± 0.58", "66.89 ± 0.45", "62.45 ± 0.51", "42.3–78.9")}
+                    "AffectNet": ("67.15 ± 0.42", "58.32 ± 0.58", "66.89 ± 0.45", "62.45 ± 0.51",
+                                  "42.3–78.9")}
 
 
 def metrics_table(
@@ -443,7 +436,7 @@ def efficiency_table(
     pair, rows = SQSNET[preset.student.network], {}
     for name, fits in costs.groupby("arm", sort=False):
         arm = EFFICIENCY[name]
-        net = SQSNet(7, pair) if arm.network is None else create_teacher(arm.network, 7, False, pair.input_size)
+        net = create_teacher(arm.network, 7, False, pair.input_size) if arm.network else SQSNet(7, pair)
         rows[name] = {"px": pair.input_size, "parameters (M)": sum(p.numel() for p in net.parameters()) / 1e6,
                       "GMACs": count_macs(net.eval(), pair.input_size, 3) / 1e9,
                       "ms": latency_ms(net, pair.input_size, 3), "training (h)": fits.hours.mean(),
