@@ -138,7 +138,7 @@ def mirrored_maps(
     turned = [(ORIENTATIONS // 2 - k) % ORIENTATIONS for k in range(ORIENTATIONS)]
     return grey.flip(-1), maps.flip(-1)[:, turned]
 
-
+# %% ../nbs/08_duplicates.ipynb #90573c0d
 def sampling(
     at: torch.Tensor,  # (n,) positions, in pixels
     sigma: float,      # of the Gaussian round each
@@ -557,7 +557,7 @@ def align(
             found["hidden"] = covered_share(fine, moved, mask)
     return found
 
-
+# %% ../nbs/08_duplicates.ipynb #e2e82db6
 def plausible(
     maps: torch.Tensor,  # (P, 2, 3)
 ) -> torch.Tensor:       # bool (P,)
@@ -720,7 +720,7 @@ def looked_at(
                       "duplicates, alignment")
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]} if parts else {}
 
-
+# %% ../nbs/08_duplicates.ipynb #69994173
 @patch
 def near(
     self: DuplicateSearch,
