@@ -601,10 +601,12 @@ class _ReproduceVerb(Verb):
                           help=f"which data set --data is, or is drawn: {', '.join(LAYOUTS)}"),
         **{flag: how for flag, how in _READING.items() if flag != "--as"}, **_VOTES,
         "--budget": dict(choices=tuple(BUDGETS), default="tiny",
-                         help="; ".join(f"{name}: {b.help}" for name, b in BUDGETS.items()) + " (default: tiny)"),
+                         help="; ".join([f"{name}: {b.help}" for name, b in BUDGETS.items()] +
+                                        ["(default: tiny)"])),
         "--seeds": dict(type=int, metavar="N", help="runs a row (default: the budget's)"),
         "--folds": dict(type=int, metavar="N", help="folds (default: the budget's)"),
-        "--part": dict(type=int, default=1, metavar="N", help="train on one part of N of the training images"),
+        "--part": dict(type=int, default=1, metavar="N",
+                       help="train on one part of N of the training images"),
         "--set": _SETTINGS["--set"],
         "--out": dict(type=Path, metavar="DIR", help="folder (default: runs/reproduce)")}
 
@@ -619,7 +621,8 @@ class _ReproduceVerb(Verb):
     def what(self, args: argparse.Namespace) -> str:  # such as "table 4"; "": nothing was asked for
         "Which table or figure. Raises `ConfigError` for both, or for one that there is not."
         asked = [f"table {args.table}"] * (args.table is not None)
-        asked += [f"figure {args.figure}" if str(args.figure).isdecimal() else args.figure] * bool(args.figure)
+        number = str(args.figure).isdecimal()
+        asked += [f"figure {args.figure}" if number else args.figure] * bool(args.figure)
         if len(asked) > 1:
             raise ConfigError("--table and --figure; one of the two expected")
         if asked:
@@ -633,13 +636,13 @@ class _ReproduceVerb(Verb):
             return listed.to_string(index=False)
         keep_freed_memory()
         _say("loading PyTorch and fastai")
-        budget_preset(args.paper, args.budget, args.set)  # settings that do not exist are refused before the data
+        budget_preset(args.paper, args.budget, args.set)  # what does not exist is refused early
         ds = args.as_
         if args.data is not None:
             ds = read_data(args, args.votes)
             ds = read_ferplus(args.votes, ds) if args.paper == "sqs" and args.votes is not None else ds
-        made = reproduce(args.paper, what, ds, args.budget, args.out, args.set, args.seeds, args.folds, args.part,
-                         _say)
+        made = reproduce(args.paper, what, ds, args.budget, args.out, args.set, args.seeds, args.folds,
+                         args.part, _say)
         name = "-".join(word for word in (args.paper, *what.split(), made.dataset, args.budget) if word)
         if os.environ.get("RANK", "0") == "0":
             (args.out / name).mkdir(parents=True, exist_ok=True)
