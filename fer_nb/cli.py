@@ -635,8 +635,8 @@ class _ReproduceVerb(Verb):
             listed = reproducible().query("paper == @args.paper").drop(columns="paper")
             return listed.to_string(index=False)
         keep_freed_memory()
-        _say("loading PyTorch and fastai")
         budget_preset(args.paper, args.budget, args.set)  # what does not exist is refused early
+        _say("loading PyTorch and fastai")
         ds = args.as_
         if args.data is not None:
             ds = read_data(args, args.votes)
