@@ -50,7 +50,7 @@ def duplicate_issues(
     near = near.assign(p=first[near.i.to_numpy(int)], q=first[near.j.to_numpy(int)])[["p", "q", *of_pair]]
     several = np.unique(first[exact.j.to_numpy(int)])
     itself = pd.DataFrame({"p": several, "q": several, "score": 1.0, "how": "exact", "chance": 0.0,
-                           "change": ""})
+                           "change": "identical"})
     links = pd.concat([itself, near, near.rename(columns={"p": "q", "q": "p"})], ignore_index=True)
     images = pd.DataFrame({"p": first, "i": np.arange(len(df)), "label": df.label.to_numpy(),
                            "rank": df.split.map({s: k for k, s in enumerate(SPLITS)}).to_numpy()})
@@ -332,10 +332,14 @@ def notes(self: Audit) -> list[str]:  # sentences; none where there is nothing t
     if every.listed > every.faceless:
         most, least = classes.listed_percent.idxmax(), classes.listed_percent.idxmin()
         said.append(
-            f"no_face: {every.listed:,.0f} images are listed, {every.faceless:,.0f} of them are judged to show no "
-            "face. The others stay: on FER2013 nearly all such images were faces, in profile, behind hands or cut "
-            f"off. To drop all that are listed would take {classes.listed_percent[most]:.1f} % of {most} and "
+            f"no_face: {every.listed:,.0f} images are listed, {every.faceless:,.0f} of them are judged to show "
+            "no face. The others stay: on FER2013 nearly all such images were faces, in profile, behind hands "
+            f"or cut off. To drop all that are listed would take {classes.listed_percent[most]:.1f} % of {most} and "
             f"{classes.listed_percent[least]:.1f} % of {least}.")
+    close = self.duplicates[~self.duplicates.how.isin(["exact", "similar"])]
+    if len(close) and close.get("chance", pd.Series(dtype=float)).notna().any():
+        said.append(f"duplicates: {len(close):,} pairs are not byte-identical; by the search's own estimate "
+                    f"at most {len(self.ds) * close.chance.max():.1f} of them are wrong.")
     if series := (self.issues.kind == "similar").sum():
         said.append(f"similar: {series:,} images look much like another photograph. They are no duplicates "
                     "and stay; folds keep them together.")

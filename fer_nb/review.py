@@ -42,8 +42,8 @@ def review_items(
     kinds: Sequence[str] | None = None,   # only images with one of these kinds of issue; None: all
     labels: Sequence[str] | None = None,  # only images with one of these labels; None: all
 ) -> pd.DataFrame:                        # id, row, label, split, group, kind ("duplicate+leak"), score, rule
-    """A row an image to look at; that it is `similar` to another is no reason unless `kinds` asks for it. Raises
-    `ConfigError` for an unknown kind of issue or label."""
+    """A row an image to look at; that it is `similar` to another is no reason unless `kinds` asks for it.
+    Raises `ConfigError` for an unknown kind of issue or label."""
     rules = audit.actions()
     by_rule = rules[["id", "why"]].rename(columns={"why": "kind"})
     found = pd.concat([audit.issues[["id", "kind", "score"]], by_rule])

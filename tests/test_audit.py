@@ -148,6 +148,7 @@ def test_similar_images_are_no_duplicates_and_stay_together(monkeypatch):
     assert len(set(report.groups[:5])) == 1 and report.groups[5] != report.groups[0]
     assert report.summary().loc["similar"].to_dict() == {"train": 3, "test": 1, "all": 4}
     assert report.table1()["multilabel"].sum() == 1
+    assert [note[:10] for note in report.notes()] == ["duplicates", "similar: 4"]
     clean = report.clean()
     assert clean.df.id.tolist() == ["im000", "im002", "im005"], "similar images stay, whatever their splits and labels"
     assert clean.df.group.nunique() == 2 and clean.df.photo.nunique() == 3
@@ -159,9 +160,9 @@ def test_what_explains_a_pair_and_how_likely_it_is_by_chance_stands_in_the_table
     rows = told(monkeypatch, SERIES, SEEN).issues.set_index(["kind", "id"])
     assert rows.loc[("multilabel", "im001"), ["partner", "change", "chance"]].tolist() == ["im004", "shifted by 2 px", 1e-9]
     assert rows.loc[("similar", "im002"), ["partner", "change", "chance"]].tolist() == ["im000", "turned", 1e-3]
-    assert rows.loc[("duplicate", "im003"), ["partner", "change", "chance"]].tolist() == ["im000", "", 0]
+    assert rows.loc[("duplicate", "im003"), ["partner", "change", "chance"]].tolist() == ["im000", "identical", 0]
     bare = told(monkeypatch, SERIES, SEEN.drop(columns=["chance", "change"])).issues.set_index(["kind", "id"])
-    assert bare.change.eq("").all() and np.isnan(bare.chance["multilabel", "im001"])
+    assert bare.change["similar", "im002"] == "" and np.isnan(bare.chance["multilabel", "im001"])
     other = audit(SERIES, ("low_quality",), limits=QualityLimits(sharpness=1e9)).issues
     assert len(other) and other.change.eq("").all() and other.chance.isna().all()
 
