@@ -200,7 +200,7 @@ def changed_copies(
 ) -> torch.Tensor:               # float (N, 48, 48)
     "Copies as people make them: moved, in other light, blurred, noisy, framed, partly covered."
     n = len(x)
-    gamma, contrast, light = (_uniform(n, size, share, generator) for size, share in ((.7, .2), (.5, .3), (30, .2)))
+    gamma, contrast, light = (_uniform(n, *sizes, generator) for sizes in ((.7, .2), (.5, .3), (30, .2)))
     y = 255 * (moved_copies(x, generator).clamp(0, 255) / 255) ** gamma.exp()[:, None, None]
     y = (y * contrast.exp()[:, None, None] + light[:, None, None]).clamp(0, 255)
     kind = torch.randint(14, (n,), generator=generator)
@@ -209,7 +209,8 @@ def changed_copies(
     y[kind == 2] += 20 * torch.randn(int((kind == 2).sum()), 48, 48, generator=generator)
     at = torch.arange(48)
     random = torch.rand(n, 6, generator=generator)
-    grey, height, width, wide = random[:, 0] * 255, 8 + random[:, 1] * 20, 8 + random[:, 2] * 20, 1 + random[:, 5] * 9
+    grey, wide = random[:, 0] * 255, 1 + random[:, 5] * 9
+    height, width = 8 + random[:, 1] * 20, 8 + random[:, 2] * 20
     top, left = random[:, 3] * (48 - height), random[:, 4] * (48 - width)
     def between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         return (at >= low[:, None]) & (at < high[:, None])
@@ -230,12 +231,13 @@ def discriminant(
     keep: int = 96,        # axes kept
     ridge: float = 1e-3,   # of the mean variance, added to every one
 ) -> torch.Tensor:         # (D, keep)
-    "The axes in which images differ most, relative to what a change does to them (linear discriminant analysis)."
+    "The axes in which images differ most relative to what a change does: linear discriminant analysis."
     change, between = (before - after).double(), (before - before.mean(0)).double()
     within = change.T @ change / len(change)
     within += (ridge * within.diagonal().mean() + 1e-9) * torch.eye(len(within), dtype=torch.double)
     white = torch.linalg.inv(torch.linalg.cholesky(within))
-    return (white.T @ torch.linalg.eigh(white @ (between.T @ between) @ white.T / len(before))[1][:, -keep:]).float()
+    axes = torch.linalg.eigh(white @ (between.T @ between) @ white.T / len(before))[1]
+    return (white.T @ axes[:, -keep:]).float()
 
 # %% ../nbs/08_duplicates.ipynb #8d8f6fc7
 def best_hits(
@@ -258,7 +260,7 @@ def nearest_pairs(
     keep: int,                        # partners of a row
     block: int = 1024,                # rows and columns compared at once: memory is block² floats
     top: int = 0,                     # first row of the band
-    cut: int = 0,                     # rows below it have partners from it on, and the other way round; 0: all
+    cut: int = 0,                     # rows below it have partners from it on, and vice versa; 0: all
 ) -> np.ndarray:                      # (n, 4): row, column, cosine, view
     "The best partners of a band of rows: the largest dot products of any view of the row with another image."
     stop = min(top + block, len(vectors))
@@ -270,8 +272,8 @@ def nearest_pairs(
             scores = torch.mm(query[top:stop], w.T, out=buffer[:size * len(w)].view(size, len(w)))
             rows = (scores.amax(1, keepdim=True) >= limit).nonzero()[:, 0]
             i, j = (scores[rows] >= limit[rows]).nonzero(as_tuple=True)
-            hit = torch.stack([top + rows[i], left + j, scores[rows[i], j].double(), torch.full_like(i, view)], 1)
-            new.append(hit.double().numpy())
+            i, score = rows[i], scores[rows[i], j].double()
+            new.append(torch.stack([top + i, left + j, score, torch.full_like(i, view)], 1).numpy())
         if sum(map(len, new)) > 8 * keep * size or left + block >= len(vectors):
             found = np.concatenate([found, *new])
             i, j = found[:, 0], found[:, 1]
@@ -417,7 +419,8 @@ def covered_share(
         n = seen.sum((1, 2), keepdim=True).clamp_min(1)
         mean_a, mean_b = ((x * seen).sum((1, 2), keepdim=True) / n for x in (a, b))
         part = (a - mean_a) * seen
-        slope = (part * (b - mean_b)).sum((1, 2), keepdim=True) / part.square().sum((1, 2), keepdim=True).clamp_min(1)
+        square = part.square().sum((1, 2), keepdim=True).clamp_min(1)
+        slope = (part * (b - mean_b)).sum((1, 2), keepdim=True) / square
         rest = (b - mean_b - slope * (a - mean_a)).abs()
         spread = (rest * seen).sum((1, 2), keepdim=True) / n
         seen = mask * (rest < (3 * spread).clamp_min(least))
@@ -460,8 +463,8 @@ class DuplicateSearch:
         at_least("block", self.block, 1)
         at_least("candidates", self.candidates, 1)
         if not 0 < self.error <= 0.1 or not 0 <= self.similar <= 1:
-            raise ConfigError(f"error={self.error!r}, similar={self.similar!r}; wrong pairs an image expected, "
-                              "above 0 and at most 0.1, and from 0 to 1 for those that are only similar")
+            raise ConfigError(f"error={self.error!r}, similar={self.similar!r}; wrong pairs an image "
+                              "expected, above 0 and at most 0.1, and 0 to 1 for those only similar")
 
 # %% ../nbs/08_duplicates.ipynb #2c3dd576
 @patch
@@ -485,8 +488,8 @@ def levels(
 def views(
     self: DuplicateSearch,
     thumbs: torch.Tensor,  # uint8 (N, 48, 48), of the images that are compared
-) -> tuple[list[torch.Tensor], list[tuple]]:  # unit vectors (N, D) of each view; mirrored, down, right of each
-    "Descriptions of the images as they are, moved, and mirrored; the first view is of the images as they are."
+) -> tuple[list[torch.Tensor], list[tuple]]:  # unit vectors (N, D) of each view; its way
+    "Descriptions of the images as they are, moved, and mirrored; a way: mirrored, down, right."
     generator = torch.Generator().manual_seed(0)
     some = thumbs[torch.randperm(len(thumbs), generator=generator)[:6000]]
     if len(some) < 500:
@@ -546,7 +549,8 @@ def align(
         fine, moved = smoothed(a, kind.blur), warped(smoothed(b, kind.blur)[:, None], maps)[:, 0]
         if not k:
             fine, moved, found["sharpness"] = equally_sharp(fine, moved, mask)
-        r, every = (block_correlations(fine, moved, m, 8, 2, seen) for m, seen in ((mask * ~clipped, 0.35), (mask, 0.6)))
+        ways = ((mask * ~clipped, 0.35), (mask, 0.6))
+        r, every = (block_correlations(fine, moved, m, 8, 2, seen) for m, seen in ways)
         r = torch.where((~r.isnan()).sum(1, keepdim=True) >= 8, r, every)
         found[f"score {k}"] = block_score(r, kind.quantile)
         if not k:
@@ -586,12 +590,13 @@ def equally_sharp(
     a: torch.Tensor,     # float (P, S, S)
     b: torch.Tensor,     # the same, aligned
     mask: torch.Tensor,  # float (P, S, S)
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # both, the sharper one blurred; how sharp `b` was beside `a`
+) -> tuple[torch.Tensor, ...]:  # both, the sharper one blurred; how sharp `b` was beside `a`
     "Blur the sharper image of each pair until both are equally sharp."
     detail_a, detail_b = fine_detail(a, mask).clamp_min(1e-3), fine_detail(b, mask).clamp_min(1e-3)
     gap = (detail_b / detail_a).log()
     a, b = a.clone(), b.clone()
-    for image, detail, goal, rows in ((a, detail_a, detail_b, gap < -0.3), (b, detail_b, detail_a, gap > 0.3)):
+    ways = ((a, detail_a, detail_b, gap < -0.3), (b, detail_b, detail_a, gap > 0.3))
+    for image, detail, goal, rows in ways:
         rows = rows.nonzero()[:, 0]
         part, least = image[rows], (detail[rows] / goal[rows]).log().abs()
         for sigma in (0.8, 1.2, 1.6, 2.0) if len(rows) else ():
@@ -632,13 +637,14 @@ def explained(
     turn, zoom, stretch, shift = (x.numpy() for x in motion(torch.from_numpy(found["maps"])))
     crop = 1 - np.minimum(zoom, 1 / zoom)
     far = shift * 24
-    parts = [(flip, "mirrored"), (np.abs(turn) >= 1.5, "rotated by {0:.0f}°"), (crop >= .03, "cropped {1:.0f} %"),
+    parts = [(flip, "mirrored"), (np.abs(turn) >= 1.5, "rotated by {0:.0f}°"),
+             (crop >= .03, "cropped {1:.0f} %"),
              (stretch >= 1.04, "stretched {2:.0f} %"), ((far >= .8) & (crop < .03), "shifted {3:.0f} px"),
              (found["hidden"] >= .03, "covered {4:.0f} %"),
              (np.abs(np.log(found["sharpness"])) > .25, "blurred")]
     numbers = np.stack([np.abs(turn), 100 * crop, 100 * (stretch - 1), far, 100 * found["hidden"]], 1)
-    return [", ".join(text.format(*numbers[k]) for yes, text in parts if yes[k]) or "other light or compression"
-            for k in range(len(flip))]
+    return [", ".join(text.format(*numbers[k]) for yes, text in parts if yes[k])
+            or "other light or compression" for k in range(len(flip))]
 
 # %% ../nbs/08_duplicates.ipynb #0d216faa
 def _table(
@@ -646,7 +652,7 @@ def _table(
 ) -> pd.DataFrame:       # with their types
     "The pairs as they are handed back."
     types = {"i": np.int64, "j": np.int64, "score": float, "how": object, "chance": float, "change": object}
-    return pd.DataFrame({name: np.array(column, kind) for (name, kind), column in zip(types.items(), columns)})
+    return pd.DataFrame({name: np.array(x, kind) for (name, kind), x in zip(types.items(), columns)})
 
 
 def unordered(
@@ -677,7 +683,8 @@ def decided(
     scales = [alikeness(score[found["plausible"]], kind, self.error) for score, kind in zip(scores, EVIDENCE)]
     chances = np.stack([chance_of(*parts) for parts in zip(scores, EVIDENCE, scales)])
     best = chances.argmin(0)[None]
-    score, chance = (np.take_along_axis(x, best, 0)[0] for x in (scores, np.minimum(1, len(EVIDENCE) * chances)))
+    chances = np.minimum(1, len(EVIDENCE) * chances)
+    score, chance = (np.take_along_axis(x, best, 0)[0] for x in (scores, chances))
     same = found["plausible"] & (chance <= self.error)
     alike = found["plausible"] & ~same & (chance <= self.similar) & (cosine >= 0.7)
     how = np.where(same, np.where(proposed, "feature", np.where(flip, "mirror", "near")), "similar")
@@ -708,7 +715,8 @@ def looked_at(
             found[-1]["row"] += k
         return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
 
-    parts = map_ranks(range(0, len(pairs), part), lambda top: store.array(f"pairs-{top:010}", lambda: aligned(top)),
+    parts = map_ranks(range(0, len(pairs), part),
+                      lambda top: store.array(f"pairs-{top:010}", lambda: aligned(top)),
                       "duplicates, alignment")
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]} if parts else {}
 
@@ -737,7 +745,8 @@ def near(
         def band(top: int) -> np.ndarray:
             return nearest_pairs(queries, queries[0], least, self.candidates, self.block, top, cut)
         found = map_ranks(range(0, len(rows), self.block),
-                          lambda top: store.array(f"{name}-{top:010}", lambda: band(top)), f"duplicates, {name}")
+                          lambda top: store.array(f"{name}-{top:010}", lambda: band(top)),
+                          f"duplicates, {name}")
         found = np.concatenate(found)
         return np.c_[rows.numpy()[found[:, :2].astype(int)], found[:, 2:]]
 
@@ -751,12 +760,14 @@ def near(
     seen = self.looked_at(found, ways, thumbs, levels, store)
     found = found[seen["row"]] if seen else found[:0]
     way = found[:, 3].astype(int)
-    table = self.decided(seen, found[:, :2].astype(int), found[:, 2], ways[way, 0] > 0, way >= last) if seen else \
-        _table(*[[]] * 6)
+    table = _table(*[[]] * 6)
+    if seen:
+        table = self.decided(seen, found[:, :2].astype(int), found[:, 2], ways[way, 0] > 0, way >= last)
     if not self.trust_features or not len(more):
         return table
     n = len(more)
-    trusted = _table(more[:, :2].min(1), more[:, :2].max(1), more[:, 2], ["feature"] * n, [np.nan] * n, ["by features"] * n)
+    trusted = _table(more[:, :2].min(1), more[:, :2].max(1), more[:, 2], ["feature"] * n, [np.nan] * n,
+                     ["by features"] * n)
     return pd.concat([table[table.how != "similar"], trusted], ignore_index=True)
 
 # %% ../nbs/08_duplicates.ipynb #5b117012
@@ -782,8 +793,8 @@ def find_duplicates(
     rows = np.arange(len(ds))
     first = pd.Series(rows).groupby(pd.Series(digests, dtype=object)).transform("first").to_numpy()
     copies = np.flatnonzero(first != rows)
-    tables = [_table(first[copies], copies, np.ones(len(copies)), ["exact"] * len(copies), np.zeros(len(copies)),
-                     ["identical"] * len(copies))]
+    n = len(copies)
+    tables = [_table(first[copies], copies, [1.0] * n, ["exact"] * n, [0.0] * n, ["identical"] * n)]
     if search is not None and len(ds) - len(copies) > 1:
         tables.append(search.near(thumbs, torch.from_numpy(np.unique(first)), features, folder))
     table = pd.concat(tables, ignore_index=True)
@@ -809,7 +820,7 @@ def duplicates_across(
     b: FERData,                                          # the other
     search: DuplicateSearch | None = DuplicateSearch(),  # None: byte-identical images only
     folder: str | Path | None = None,                    # see `find_duplicates`
-) -> pd.DataFrame:  # id, split, label (of a), other, other_split, other_label (of b), score, how, chance, change
+) -> pd.DataFrame:  # id, split, label (of a), other..., other_label (of b), score, how, chance, change
     """Images of `a` that are in `b` too: one row an image and split of `b`, with its best partner there.
     Raises `ImageError` for files that are no images."""
     both = pd.concat([ds.df[["id", "split", "label"]].assign(pixels=pixel_digests(ds), b=k)
@@ -818,7 +829,8 @@ def duplicates_across(
     one = both[both.b == 0].drop_duplicates("first")
     two = both[both.b == 1].drop_duplicates("first")
     same = one.merge(two, on="pixels")
-    pairs = [pd.DataFrame({"i": same.first_x, "j": same.first_y, "score": 1.0, "how": "exact", "chance": 0.0, "change": "identical"})]
+    n = len(same)
+    pairs = [_table(same.first_x, same.first_y, [1.0] * n, ["exact"] * n, [0.0] * n, ["identical"] * n)]
     if search is not None and len(one) and len(two):
         thumbs = torch.cat([grey_thumbs(a), grey_thumbs(b)])
         rows = torch.from_numpy(np.unique(both["first"]))
@@ -832,7 +844,8 @@ def duplicates_across(
     table = left.merge(right, left_on="j", right_on="other_first").rename(columns={"other_id": "other"})
     table = table.sort_values(["order", "score"], ascending=[True, False], kind="stable")
     table = table.drop_duplicates(["id", "other_split"])
-    columns = ["id", "split", "label", "other", "other_split", "other_label", "score", "how", "chance", "change"]
+    columns = ["id", "split", "label", "other", "other_split", "other_label", "score", "how",
+               "chance", "change"]
     return table.sort_values(["split", "id"], kind="stable", ignore_index=True)[columns]
 
 
