@@ -498,6 +498,8 @@ class _AuditVerb(Verb):
                            faces=find_faces(ds, args.workers or 1) if args.faces else None, folder=work)
             tables = {"issues": report.issues, "summary": report.summary().reset_index(names="kind"),
                       "counts": report.counts(), "table1": report.table1().reset_index()}
+            if "no_face" in report.kinds:
+                tables["no_face"] = report.no_face_rates().reset_index(names="label")
             if other is not None:
                 tables["against"] = found = duplicates_across(ds, other, search, work)
                 table, line = across_summary(found, ds, other)
@@ -512,7 +514,8 @@ class _AuditVerb(Verb):
                                     **{} if other is None else {"against": other.fingerprint(),
                                                                 "against_read": other.provenance.facts()}))
         shutil.rmtree(work, ignore_errors=True)
-        return f"{report.summary().to_string()}{said}\ntables: {args.out}"
+        notes = "".join(f"\n{note}" for note in report.notes())
+        return f"{report.summary().to_string()}{notes}{said}\ntables: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #29d50ac0
 @patch

@@ -403,6 +403,8 @@ def block_score(
 ) -> torch.Tensor:               # (P,), 0 where too few blocks show anything
     "The median, or another quantile, over the blocks that show something."
     enough = (~correlations.isnan()).sum(1) >= least
+    if not len(enough):
+        return correlations.new_zeros(0)
     return torch.where(enough, correlations.nanquantile(quantile, dim=1), 0).nan_to_num(0)
 
 

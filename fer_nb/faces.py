@@ -501,9 +501,24 @@ def find_faces(
     workers: int = 1,                  # processes; 1 is this one
     cache: bool | str | Path = True,   # True: below `cache_dir()`; False: none; or a folder
     refiner: FaceRefiner | None = None,  # settings of the finder; None: the defaults
-) -> pd.DataFrame:                     # id, status, faces, box_x, box_y, box_w, box_h, roll, error
-    "The face in every image of `ds`, as a table."
-    return (refiner or FaceRefiner()).find(ds, workers, cache)[0]
+) -> pd.DataFrame:                     # id, status, faces, box_x, ..., box_h, roll, error, evidence
+    "The face in every image of `ds`, as a table; `evidence` is the detector's where no face was found."
+    refiner = refiner or FaceRefiner()
+    table = refiner.find(ds, workers, cache)[0]
+    missed = np.flatnonzero(table.status == "no_face")
+    return table.assign(evidence=pd.Series([refiner.evidence(ds.image(i)) for i in missed], missed, float))
+
+# %% ../nbs/06_faces.ipynb #evid0002
+@patch
+def evidence(
+    self: FaceRefiner,
+    image: np.ndarray,                           # uint8 (H, W) or (H, W, 3)
+    frames: tuple[float, ...] = (0.25, 0.5, 1),  # their widths, in image sides
+) -> float:                                      # 0: no trace of a face, to 1
+    "The best score of the detector for what may be a face, on average over frames of several widths."
+    detect = _mediapipe("detector", self._file, 0.05)
+    found = [detect(_framed(image, width, 128)[0]).detections for width in frames]
+    return float(np.mean([max((d.categories[0].score for d in few), default=0) for few in found]))
 
 # %% ../nbs/06_faces.ipynb #lazycrop
 _EDGE = (*FACE_OVAL, *(point for eye in _EYES for point in eye))   # the points that a crop depends on

@@ -44,7 +44,7 @@ from .store import digest
 def leak_groups(
     ds: FERData,                                   # the dataset
     columns: Sequence[str] = ("group", "source", "subject"),  # columns that tie images together, if present
-    identical: bool | None = None,  # tie byte-identical images; None: if `group` is asked for and incomplete
+    identical: bool | None = None,  # tie byte-identical images; None: where `group` or `photo` is incomplete
 ) -> np.ndarray:  # int (N,), the same number for images that must stay together
     """Connected components of images that share a value in any of `columns`; missing and empty values tie
     nothing, but an image without a `source` is its own."""
@@ -56,7 +56,8 @@ def leak_groups(
             rows.append(known)
             cols.append(known[first][codes[known]])
     if identical is None:
-        identical = "group" in columns and ((codes := _codes(ds, "group")) is None or (codes < 0).any())
+        asked = [_codes(ds, column) for column in ("group", "photo") if column in columns]
+        identical = any(codes is None or (codes < 0).any() for codes in asked)
     if identical:
         duplicates = find_duplicates(ds, None)
         rows.append(duplicates.j.to_numpy())
@@ -139,7 +140,7 @@ def _warn_of_twins(
     parts: Sequence[tuple[np.ndarray, np.ndarray]],   # positions: training, test
     most: int = 50_000,     # images; more are not searched
 ) -> None:
-    "Warn of duplicates that were parted, unless an audit's groups were kept together."
+    "Warn of duplicates and similar images that were parted, unless an audit's groups were kept together."
     code, name = _codes(ds, "group"), ds.name or "dataset"
     if code is not None and (code >= 0).all() and pd.Series(groups).groupby(code).nunique().max() == 1:
         return
@@ -153,9 +154,11 @@ def _warn_of_twins(
     for _, test in parts:
         tested = np.isin(np.arange(len(ds)), test)
         apart |= tested[pairs.i] != tested[pairs.j]
+    counts = pairs.how[apart].value_counts()
     if apart.any():
-        found = ", ".join(f"{n} {how}" for how, n in pairs.how[apart].value_counts().items())
-        warnings.warn(f"{name}: {apart.sum()} pairs of duplicates are in training and in test ({found}); "
+        found = ", ".join(f"{n} {how}" for how, n in counts.items())
+        what = "similar images" if list(counts.index) == ["similar"] else "duplicates"
+        warnings.warn(f"{name}: {apart.sum()} pairs of {what} are in training and in test ({found}); "
                       f"{way}", stacklevel=3)
 
 # %% ../nbs/11_loaders.ipynb #needim00
@@ -292,13 +295,15 @@ def _split_names(
 
 def clean_test(
     ds: FERData,                            # all splits together, as they came
-    groups: np.ndarray | None = None,  # (N,), as `audit(ds).groups`; None: the columns `group` and `source`
+    groups: np.ndarray | None = None,  # (N,), as `audit(ds).photos`; None: by the columns, see below
     reference: str | Sequence[str] = "train",  # the split or splits that were trained on
 ) -> FERData:  # the images of the other splits that have no duplicate in `reference`
-    """Test images without the duplicates of training images. Raises `DataError` if there are no images of
-    `reference`, or if every other image has a duplicate there."""
+    """Test images without the duplicates of training images: those that share a `photo` (where there is no
+    such column, a `group`) or a `source`. Raises `DataError` if there are no images of `reference`, or if
+    every other image has a duplicate there."""
     [reference] = _split_names(ds, reference)
-    groups = leak_groups(ds, ("group", "source")) if groups is None else _groups_of(ds, groups)
+    same = "photo" if "photo" in ds.df else "group"
+    groups = leak_groups(ds, (same, "source")) if groups is None else _groups_of(ds, groups)
     trained = ds.df.split.isin(reference).to_numpy()
     clean = ~np.isin(groups, groups[trained])
     _need_images(np.flatnonzero(clean), f"{ds.name}: without a duplicate in {', '.join(reference)}: "

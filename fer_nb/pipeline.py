@@ -353,7 +353,7 @@ def facts(
     self: RunResults,
 ) -> dict:   # what JSON can hold
     "Counts and choices of the run, for the report's sentences."
-    splits, preset, groups = self.splits, self.preset, pd.Series(self.splits.audit.groups)
+    splits, preset, groups = self.splits, self.preset, pd.Series(self.splits.audit.photos)
     groups.index = splits.audit.ds.df.id
     learned = groups[[*splits.train.sources(), *splits.valid.sources()]]
     given = [fit.network for fit in preset.teachers if fit.network.endswith(".safetensors")]

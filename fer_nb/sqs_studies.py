@@ -85,7 +85,7 @@ def sqs_parts(
     if protocol != "ferplus":
         train, valid = map(everything.take, holdout(everything, preset.data.holdout, seed))
     valid = valid.take(~valid.df.group.isin(test.df.group).to_numpy())
-    duplicates = set(test.df.id[test.df.group.isin(everything.df.group)])
+    duplicates = set(test.df.id[test.df.photo.isin(everything.df.photo)])
     return _SQSParts(train, valid, test, duplicates, found, everything if protocol == "rafdb" else None)
 
 # %% ../nbs/45_sqs_studies.ipynb #5d53e6fc
