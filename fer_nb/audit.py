@@ -335,7 +335,8 @@ def notes(self: Audit) -> list[str]:  # sentences; none where there is nothing t
             f"no_face: {every.listed:,.0f} images are listed, {every.faceless:,.0f} of them are judged to "
             "show no face. The others stay: on FER2013 nearly all such images were faces, in profile, behind "
             "hands or cut off. To drop all that are listed would take "
-            f"{classes.listed_percent[most]:.1f} % of {most} and {classes.listed_percent[least]:.1f} % of {least}.")
+            f"{classes.listed_percent[most]:.1f} % of {most} and "
+            f"{classes.listed_percent[least]:.1f} % of {least}.")
     close = self.duplicates[~self.duplicates.how.isin(["exact", "similar"])]
     if len(close) and close.get("chance", pd.Series(dtype=float)).notna().any():
         said.append(f"duplicates: {len(close):,} pairs are not byte-identical; by the search's own estimate "
