@@ -113,6 +113,14 @@ def report(
     print("settings:", settings)
     print("machine:", machine())
     rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    out.write_text(json.dumps({"settings": settings, "machine": machine(), "results": rows}, indent=1) + "\n")
-    write_record(out.parent, [out.name], run_record(f"python benchmarks/{out.stem}.py"))
+    save(out, {"settings": settings, "machine": machine(), "results": rows})
     return table
+
+
+def save(
+    out: Path,                   # result file
+    result: dict[str, object],   # what was measured
+) -> None:
+    "Write a result, and enter what made it into the record beside it."
+    out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_record(out.parent, [out.name], run_record(f"python benchmarks/{out.stem}.py"))

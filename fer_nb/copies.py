@@ -378,10 +378,11 @@ def recall(
     changes: Mapping[str, Steps],                # such as `CHANGES["test"]`
     each: int = 200,                             # copies a change
     others: int = 4000,                          # images without a copy in every search
+    at_once: int = 20,                           # changes in one search, at most
     seed: int = 0,                               # other originals, other details
 ) -> Recall:                                     # tables
     "How many planted copies a search reports, change by change. Raises `DataError` where the images do not suffice."
-    at_once = max(1, (len(ds) - others) // each)
+    at_once = max(1, min(at_once, (len(ds) - others) // each))
     parts = [dict(list(changes.items())[k:k + at_once]) for k in range(0, len(changes), at_once)]
     pairs, wrong, images = [], [], 0
     for k, part in enumerate(parts):
