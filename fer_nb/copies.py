@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Steps', 'CHANGE_KINDS', 'CHANGES', 'recorded', 'as_bytes', 'relit', 'warped', 'shift_by', 'moved', 'framed',
-           'lettered', 'covered', 'change', 'planted', 'Recall', 'recall']
+           'lettered', 'covered', 'change', 'planted', 'Recall', 'planted_sets', 'recall']
 
 # %% ../nbs/15_copies.ipynb #329dae28
 import io
@@ -426,28 +426,36 @@ def planted(
 class Recall:
     "What `recall` found."
     table: pd.DataFrame   # one row a change: made, found, recall, similar
-    pairs: pd.DataFrame   # one row a planted copy: change, i, j, found, how, score
-    wrong: pd.DataFrame   # reported pairs of different pictures, as the search gave them
+    pairs: pd.DataFrame   # one row a planted copy: change, i, j, found, how, score, and the set `search`
+    wrong: pd.DataFrame   # other reported pairs, as the search gave them, and the set `search`
     images: int           # how many were searched, the copies with them
-    ds: FERData           # the images of the last search, which i and j of its pairs count
+
+
+def planted_sets(
+    ds: FERData,                      # different pictures of one size, more than `others`
+    changes: Mapping[str, Steps],     # such as `CHANGES["test"]`
+    each: int = 200,                  # copies a change
+    others: int = 4000,               # images without a copy in every set
+    at_once: int = 20,                # changes in one set, at most
+    seed: int = 0,                    # other originals, other details
+) -> list[tuple[FERData, pd.DataFrame]]:  # what `planted` gives, each for some of the changes
+    "As many sets as it takes to give every change its originals. Raises `DataError` where images are too few."
+    at_once = max(1, min(at_once, (len(ds) - others) // each))
+    sets = []
+    for k in range(0, len(changes), at_once):
+        part = dict(list(changes.items())[k:k + at_once])
+        rows = np.random.default_rng([seed, k]).permutation(len(ds))[:others + each * len(part)]
+        sets.append(planted(ds.take(np.sort(rows)), part, each, seed + k))
+    return sets
 
 
 def recall(
-    search: Callable[[FERData], pd.DataFrame],   # gives pairs i, j and how, such as `find_duplicates`
-    ds: FERData,                                 # different pictures of one size, more than `others`
-    changes: Mapping[str, Steps],                # such as `CHANGES["test"]`
-    each: int = 200,                             # copies a change
-    others: int = 4000,                          # images without a copy in every search
-    at_once: int = 20,                           # changes in one search, at most
-    seed: int = 0,                               # other originals, other details
-) -> Recall:                                     # tables
-    "How many planted copies a search reports, change by change. Raises `DataError` where images are too few."
-    at_once = max(1, min(at_once, (len(ds) - others) // each))
-    parts = [dict(list(changes.items())[k:k + at_once]) for k in range(0, len(changes), at_once)]
+    search: Callable[[FERData], pd.DataFrame],     # gives pairs i, j and how, such as `find_duplicates`
+    sets: Sequence[tuple[FERData, pd.DataFrame]],  # see `planted_sets`
+) -> Recall:                                       # tables
+    "How many planted copies a search reports, change by change."
     pairs, wrong, images = [], [], 0
-    for k, part in enumerate(parts):
-        rows = np.random.default_rng([seed, k]).permutation(len(ds))[:others + each * len(part)]
-        made, truth = planted(ds.take(np.sort(rows)), part, each, seed + k)
+    for k, (made, truth) in enumerate(sets):
         reported = search(made)
         reported = reported.assign(i=reported[["i", "j"]].min(axis=1), j=reported[["i", "j"]].max(axis=1))
         columns = ["i", "j", *reported.columns.intersection(["how", "score", "chance"])]
@@ -461,4 +469,4 @@ def recall(
     by = pairs.groupby("change", sort=False)
     table = pd.DataFrame({"made": by.size(), "found": by.found.sum(), "recall": by.found.mean(),
                           "similar": by.how.agg(lambda how: (how == "similar").sum())}).reset_index()
-    return Recall(table, pairs, wrong, images, made)
+    return Recall(table, pairs, wrong, images)

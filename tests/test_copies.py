@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
 
-from fer_nb.copies import CHANGE_KINDS, CHANGES, change, planted, recall, shift_by, warped
+from fer_nb.copies import CHANGE_KINDS, CHANGES, change, planted, planted_sets, recall, shift_by, warped
 from fer_nb.core import ConfigError, DataError
 from fer_nb.data import FERData
 
@@ -120,7 +120,7 @@ def test_counts_against_plain_loops():
         said.append((len(made), table))
         return table.sample(frac=1, random_state=0)
 
-    got = recall(guess, ds, changes, each=10, others=40, seed=4)
+    got = recall(guess, planted_sets(ds, changes, each=10, others=40, seed=4))
     assert len(said) == 2 and got.images == sum(n for n, _ in said)       # two changes fit in one search, then the third
     found = similar = 0
     for k, (_, table) in enumerate(said):
@@ -141,5 +141,6 @@ def test_a_search_that_compares_pixels_finds_what_is_unchanged():
         i, j = np.nonzero(np.triu(np.corrcoef(x) > .998, 1))
         return pd.DataFrame({"i": i, "j": j, "how": "near"})
 
-    got = recall(same, ds, {"darker": (("brightness", .5),), "half": (("resize", .4),)}, each=20, others=5)
+    changes = {"darker": (("brightness", .5),), "half": (("resize", .4),)}
+    got = recall(same, planted_sets(ds, changes, each=20, others=5))
     assert got.table.recall.tolist()[0] > .9 and len(got.wrong) == 0
