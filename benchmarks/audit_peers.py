@@ -201,7 +201,7 @@ def pool(
 
 
 SIZES = {  # list: copies of a change, other images
-    "targets": (200, 4000), "development": (100, 4000), "test": (200, 4000), "scripts": (100, 4000)}
+    "targets": (200, 4000), "development": (50, 4000), "test": (100, 4000), "scripts": (100, 4000)}
 SMALL = {"targets": (40, 1000), "test": (20, 1000), "scripts": (40, 1000)}   # for what takes long
 
 
@@ -253,11 +253,10 @@ def planted_lists(
     data: str,      # their name in the result
     part: str,      # a list of `CHANGES`
     small: bool,    # for what takes long
-    half: bool,     # half as many copies
 ) -> list[list]:    # see `copies.planted_sets`
     "The planted copies of a list, made once for all contestants."
-    return [planted_sets(ds, changes, each, others, seed=list(CHANGES).index(part))
-            for changes, each, others in runs(part, small, half or data == "drawn")]
+    return [planted_sets(ds, changes, each, others, at_once=32, seed=list(CHANGES).index(part))
+            for changes, each, others in runs(part, small, data == "drawn")]
 
 
 def measure(
@@ -266,11 +265,11 @@ def measure(
     ds: FERData,    # different pictures
     data: str,      # their name in the result
     part: str,      # a list of `CHANGES`
-    half: bool,     # half as many copies
+    small: bool,    # for what takes long
 ) -> tuple[list[dict], dict]:  # rows; pairs that were not planted
     "One contestant on one list."
     rows, wrong, images, start = [], 0, 0, cpu()
-    for sets in planted_lists(ds, data, part, name in SLOW, half):
+    for sets in planted_lists(ds, data, part, small):
         found = recall(what, sets)
         interval = share_interval(found.table.recall, found.table.made)
         for row, low, high in zip(found.table.to_dict("records"), *interval):
@@ -301,7 +300,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="folder with an earlier version of the package")
     parser.add_argument("--singles", type=Path, help="file that keeps which images are single")
     parser.add_argument("--wrong", type=float, default=1, help="wrong pairs allowed in 10,000 images")
-    parser.add_argument("--half", action="store_true", help="half as many images")
+    parser.add_argument("--small", action="store_true", help="few copies for every contestant")
     parser.add_argument("--apart", type=int, default=10_000, help="different pictures without a copy")
     parser.add_argument("--whole", action="store_true", help="all of FER2013 too")
     options = parser.parse_args()
@@ -313,8 +312,8 @@ def main() -> None:
         package = {"imagededup": "imagededup", "cleanvision": "cleanvision", "pHash": "imagehash"}.get(name.split()[0].strip(","))
         settings[f"{name}; {data}"] = setting | ({"version": version(package)} if package else {})
         print(name, data, setting, flush=True)
-        for part in [p for p in options.lists if name not in SLOW or p in SMALL]:
-            new, cost = measure(name, search, ds, data, part, options.half)
+        for part in [p for p in options.lists if p in (SMALL if options.small or name in SLOW else SIZES)]:
+            new, cost = measure(name, search, ds, data, part, options.small or name in SLOW)
             new = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in new]
             rows = [r for r in rows if (r["what"], r["data"], r["list"]) != (name, data, part)] + new
             settings[f"{name}; {data}"].setdefault("lists", []).append(cost)

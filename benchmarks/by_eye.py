@@ -62,6 +62,7 @@ def main() -> None:
     "Draw the pairs, or read the verdicts."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets and pairs.csv")
+    parser.add_argument("--found", type=Path, help="pairs that `duplicates.py --found` has written")
     parser.add_argument("--read", type=Path, nargs="*", help="tables with verdicts")
     parser.add_argument("--before", type=Path, help="folder with an earlier version of the package")
     parser.add_argument("--singles", type=Path, help="as for audit_peers.py")
@@ -78,9 +79,9 @@ def main() -> None:
         return
     options.sheets.mkdir(parents=True, exist_ok=True)
     ds, start = fer2013(0), cpu()
-    found = find_duplicates(ds)
-    facts = {"images": len(ds), "cpu_seconds": round(cpu() - start, 1), "pairs": found.how.value_counts().to_dict()}
-    found.to_csv(options.sheets / "found.csv", index=False)
+    found = pd.read_csv(options.found) if options.found else find_duplicates(ds)
+    facts = {"images": len(ds), "pairs": found.how.value_counts().to_dict()}
+    facts |= {} if options.found else {"cpu_seconds": round(cpu() - start, 1)}
     chosen = [drawn(found, options.pairs)]
     leaks = leaked(ds, found)
     facts["leaks"] = len(leaks)

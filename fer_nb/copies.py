@@ -439,7 +439,7 @@ def planted_sets(
     at_once: int = 20,                # changes in one set, at most
     seed: int = 0,                    # other originals, other details
 ) -> list[tuple[FERData, pd.DataFrame]]:  # what `planted` gives, each for some of the changes
-    "As many sets as it takes to give every change its originals. Raises `DataError` where images are too few."
+    "As many sets as it takes to give every change its originals. Raises `DataError` for too few images."
     at_once = max(1, min(at_once, (len(ds) - others) // each))
     sets = []
     for k in range(0, len(changes), at_once):
