@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import arguments, fer2013, machine, save
+from common import arguments, fer2013, machine, save, sheet
 from PIL import Image
 
-from fer_nb.copies import CHANGES, planted_sets, recall
+from fer_nb.copies import CHANGES, Recall, planted_sets, recall
 from fer_nb.data import FERData
 from fer_nb.duplicates import find_duplicates
 from fer_nb.metrics import share_interval
@@ -259,6 +259,21 @@ def planted_lists(
             for changes, each, others in runs(part, small, data == "drawn")]
 
 
+def drawn(
+    found: Recall,   # of a contestant
+    sets: list,      # that it searched
+    folder: Path,    # where to put it
+    name: str,       # of the files
+) -> None:
+    "Other pairs than the planted ones, for reading by eye."
+    wrong = found.wrong[found.wrong.how != "similar"].reset_index(drop=True)
+    both = np.concatenate([sets[row.search][0].array()[[row.i, row.j]] for row in wrong.itertuples()] or [np.zeros((0, 48, 48))])
+    wrong = wrong.assign(number=wrong.index, at=wrong.i.astype(str) + " " + wrong.j.astype(str), i=2 * wrong.index, j=2 * wrong.index + 1)
+    wrong.to_csv(folder / f"{name}.csv", index=False)
+    for k in range(0, len(wrong), 49):
+        sheet(both, wrong[k:k + 49], folder / f"{name} {k // 49}.png")
+
+
 def measure(
     name: str,      # a contestant
     what: Search,   # as it was set
@@ -266,6 +281,7 @@ def measure(
     data: str,      # their name in the result
     part: str,      # a list of `CHANGES`
     small: bool,    # for what takes long
+    sheets: Path | None = None,  # folder for contact sheets of pairs that were not planted
 ) -> tuple[list[dict], dict]:  # rows; pairs that were not planted
     "One contestant on one list."
     rows, wrong, images, start = [], 0, 0, cpu()
@@ -274,6 +290,8 @@ def measure(
         interval = share_interval(found.table.recall, found.table.made)
         for row, low, high in zip(found.table.to_dict("records"), *interval):
             rows.append({"what": name, "data": data, "list": part, **row, "low": low, "high": high})
+        if sheets:
+            drawn(found, sets, sheets, f"{name} {data} {part} {len(sets[0][1])}")
         wrong, images = wrong + int((found.wrong.how != "similar").sum()), images + found.images
     mean = np.mean([row["recall"] for row in rows])
     print(f"{name}, {data}, {part}: {mean:.3f}; {wrong} other pairs in {images:,} images", flush=True)
@@ -301,6 +319,7 @@ def main() -> None:
     parser.add_argument("--singles", type=Path, help="file that keeps which images are single")
     parser.add_argument("--wrong", type=float, default=1, help="wrong pairs allowed in 10,000 images")
     parser.add_argument("--small", action="store_true", help="few copies for every contestant")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets of pairs that were not planted")
     parser.add_argument("--apart", type=int, default=10_000, help="different pictures without a copy")
     parser.add_argument("--whole", action="store_true", help="all of FER2013 too")
     options = parser.parse_args()
@@ -313,7 +332,7 @@ def main() -> None:
         settings[f"{name}; {data}"] = setting | ({"version": version(package)} if package else {})
         print(name, data, setting, flush=True)
         for part in [p for p in options.lists if p in (SMALL if options.small or name in SLOW else SIZES)]:
-            new, cost = measure(name, search, ds, data, part, options.small or name in SLOW)
+            new, cost = measure(name, search, ds, data, part, options.small or name in SLOW, options.sheets)
             new = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in new]
             rows = [r for r in rows if (r["what"], r["data"], r["list"]) != (name, data, part)] + new
             settings[f"{name}; {data}"].setdefault("lists", []).append(cost)

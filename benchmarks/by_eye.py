@@ -8,32 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from audit_peers import before, cpu, pool
-from common import HERE, fer2013, machine, save
-from PIL import Image, ImageDraw
+from common import HERE, fer2013, machine, save, sheet
 
 from fer_nb.data import FERData
 from fer_nb.duplicates import components, find_duplicates
-
-
-def sheet(
-    images: np.ndarray,    # uint8 (N, 48, 48)
-    pairs: pd.DataFrame,   # i, j, number
-    path: Path,            # PNG file
-    cols: int = 7,         # pairs in a line
-    zoom: int = 2,         # pixels a pixel
-) -> None:
-    "Pairs side by side, numbered; a mirrored one is turned back."
-    cell, line = (2 * 48 * zoom + 12, 48 * zoom + 16)
-    page = Image.new("L", (cols * cell, -(-len(pairs) // cols) * line), 255)
-    pen = ImageDraw.Draw(page)
-    for k, row in enumerate(pairs.itertuples()):
-        x, y = k % cols * cell, k // cols * line
-        b = images[row.j][:, ::-1] if row.how == "mirror" else images[row.j]
-        for n, image in enumerate((images[row.i], b)):
-            page.paste(Image.fromarray(np.ascontiguousarray(image)).resize((48 * zoom,) * 2, Image.Resampling.BICUBIC),
-                       (x + n * 48 * zoom, y + 14))
-        pen.text((x, y), f"{row.number}  {row.how} {row.score:.3f}", fill=0)
-    page.save(path)
 
 
 def drawn(
