@@ -6,9 +6,9 @@
 __all__ = ['ORIENTATIONS', 'BLANK_STD', 'SHIFTS', 'MIRROR_SHIFTS', 'EVIDENCE', 'grey_thumbs', 'pixel_digests', 'unit_vectors',
            'smoothed', 'oriented', 'mirrored_maps', 'sampling', 'described', 'moved_copies', 'changed_copies',
            'discriminant', 'best_hits', 'nearest_pairs', 'contrast_normalised', 'plain_borders', 'without_borders',
-           'within_borders', 'pixel_places', 'warped', 'refined', 'block_correlations', 'block_score', 'Evidence',
-           'DuplicateSearch', 'plausible', 'motion', 'relative_sharpness', 'chance_of', 'alikeness', 'explained',
-           'unordered', 'find_duplicates', 'components', 'duplicates_across', 'across_summary']
+           'within_borders', 'pixel_places', 'warped', 'refined', 'block_correlations', 'block_score', 'covered_share',
+           'Evidence', 'DuplicateSearch', 'plausible', 'motion', 'relative_sharpness', 'chance_of', 'alikeness',
+           'explained', 'unordered', 'find_duplicates', 'components', 'duplicates_across', 'across_summary']
 
 # %% ../nbs/08_duplicates.ipynb #017cbef6
 import math
@@ -94,7 +94,7 @@ def unit_vectors(
     norm = v.norm(dim=1, keepdim=True)
     return v * ((norm > 1e-3) / norm.clamp_min(1e-3))
 
-# %% ../nbs/08_duplicates.ipynb #b5e020fc
+# %% ../nbs/08_duplicates.ipynb #30ef2197
 def smoothed(
     x: torch.Tensor,  # float (..., S, S)
     sigma: float,     # of the Gaussian, in pixels
@@ -107,7 +107,7 @@ def smoothed(
     blur = weights[:, side:2 * side].clone()
     blur[:, 0] += weights[:, :side].sum(1)
     blur[:, -1] += weights[:, 2 * side:].sum(1)
-    return blur @ (x @ blur.T)
+    return ((x @ blur.T).transpose(-1, -2).contiguous() @ blur.T).transpose(-1, -2)
 
 
 ORIENTATIONS = 8  # directions of gradients that are told apart
@@ -164,7 +164,7 @@ def described(
     rows, cols = (sampling(torch.arange(0.5, 24, 2) + s, 0.8, True) for s in shift)
     return torch.cat([F.normalize(gradients), 2 * unit_vectors(rows @ (grey @ cols.T))], 1)
 
-# %% ../nbs/08_duplicates.ipynb #1673a01c
+# %% ../nbs/08_duplicates.ipynb #b3d5aad5
 def _uniform(
     n: int,                      # numbers
     size: float,                 # largest
@@ -222,7 +222,7 @@ def changed_copies(
     low = torch.where((random[:, 4] < .3)[:, None, None], low.flip(1), low)
     return torch.where((kind == 7)[:, None, None] & low, grey[:, None, None], y).clamp(0, 255)
 
-# %% ../nbs/08_duplicates.ipynb #62c37cf9
+# %% ../nbs/08_duplicates.ipynb #9522311b
 def discriminant(
     before: torch.Tensor,  # descriptions (N, D)
     after: torch.Tensor,   # of the changed copies (N, D)
@@ -236,7 +236,7 @@ def discriminant(
     white = torch.linalg.inv(torch.linalg.cholesky(within))
     return (white.T @ torch.linalg.eigh(white @ (between.T @ between) @ white.T / len(before))[1][:, -keep:]).float()
 
-# %% ../nbs/08_duplicates.ipynb #d2a2ef73
+# %% ../nbs/08_duplicates.ipynb #580214e2
 def best_hits(
     hits: np.ndarray,  # (n, 4): row, column, score, view
     keep: int,         # of each row
@@ -261,7 +261,7 @@ def nearest_pairs(
 ) -> np.ndarray:                      # (n, 4): row, column, cosine, view
     "The best partners of a band of rows: the largest dot products of any view of the row with another image."
     stop = min(top + block, len(vectors))
-    size, found, limit = stop - top, np.empty((0, 4)), torch.full((stop - top, 1), least)
+    size, found, limit = stop - top, np.empty((0, 4)), torch.full((stop - top, 1), float(least))
     buffer, new = torch.empty(block * block), []
     for left in range(0, len(vectors), block):
         w = vectors[left:left + block]
@@ -275,11 +275,12 @@ def nearest_pairs(
             found = np.concatenate([found, *new])
             i, j = found[:, 0], found[:, 1]
             found, new = best_hits(found[(i != j) & ((i < cut) != (j < cut) if cut else True)], keep), []
-            full = found[keep - 1:][found[keep - 1:, 0] == found[:len(found) - keep + 1, 0]]
-            limit[full[:, 0].astype(int) - top, 0] = torch.from_numpy(full[:, 2]).float()
+            last = found[keep - 1:]
+            last = last[last[:, 0] == found[:len(last), 0]]
+            limit[last[:, 0].astype(int) - top, 0] = torch.from_numpy(last[:, 2]).float()
     return found
 
-# %% ../nbs/08_duplicates.ipynb #7d546f89
+# %% ../nbs/08_duplicates.ipynb #10195e5e
 def contrast_normalised(
     x: torch.Tensor,  # float (..., S, S)
     sigma: float,     # of the surroundings, in pixels
@@ -327,7 +328,7 @@ def within_borders(
     cols = (at >= b[:, 2:3]) & (at <= 48 - 48 / side - b[:, 3:])
     return (rows[:, :, None] & cols[:, None]).float()
 
-# %% ../nbs/08_duplicates.ipynb #cadcb8f7
+# %% ../nbs/08_duplicates.ipynb #cf0c79c5
 def pixel_places(
     side: int,       # of the image
 ) -> torch.Tensor:   # (3, side²): x, y, 1, from -1 to 1
@@ -372,7 +373,7 @@ def refined(
         maps = (torch.cat([maps, last], 1) @ torch.linalg.inv(back))[:, :2]
     return maps
 
-# %% ../nbs/08_duplicates.ipynb #211abd23
+# %% ../nbs/08_duplicates.ipynb #7f865cb3
 def block_correlations(
     a: torch.Tensor,      # float (P, S, S)
     b: torch.Tensor,      # the same, aligned
@@ -400,7 +401,27 @@ def block_score(
     enough = (~correlations.isnan()).sum(1) >= least
     return torch.where(enough, correlations.nanquantile(quantile, dim=1), 0).nan_to_num(0)
 
-# %% ../nbs/08_duplicates.ipynb #56f4d082
+
+
+def covered_share(
+    a: torch.Tensor,      # float (P, S, S)
+    b: torch.Tensor,      # the same, aligned
+    mask: torch.Tensor,   # float (P, S, S)
+    least: float = 25.0,  # grey levels that light and compression do not explain
+) -> torch.Tensor:        # (P,) share of the pixels that can be seen
+    "How much of the images a straight line between their grey levels does not explain: text, patches, hands."
+    seen = mask
+    for _ in range(3):
+        n = seen.sum((1, 2), keepdim=True).clamp_min(1)
+        mean_a, mean_b = ((x * seen).sum((1, 2), keepdim=True) / n for x in (a, b))
+        part = (a - mean_a) * seen
+        slope = (part * (b - mean_b)).sum((1, 2), keepdim=True) / part.square().sum((1, 2), keepdim=True).clamp_min(1)
+        rest = (b - mean_b - slope * (a - mean_a)).abs()
+        spread = (rest * seen).sum((1, 2), keepdim=True) / n
+        seen = mask * (rest < (3 * spread).clamp_min(least))
+    return 1 - seen.sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
+
+# %% ../nbs/08_duplicates.ipynb #781cfabf
 BLANK_STD = 3.0  # grey levels; an image whose pixels vary less shows nothing
 SHIFTS = ((0, 0), (0, 2), (2, 0), (2, 2), (-2, 2))                     # views, in pixels of 24
 MIRROR_SHIFTS = ((0, 0), (0, 2), (0, -2), (2, 0), (2, 2), (2, -2))     # that another view does not undo
@@ -436,10 +457,11 @@ class DuplicateSearch:
     def __post_init__(self):
         at_least("block", self.block, 1)
         at_least("candidates", self.candidates, 1)
-        if not 0 < self.error <= 0.1:
-            raise ConfigError(f"error={self.error!r}; wrong pairs an image, above 0 and at most 0.1, expected")
+        if not 0 < self.error <= 0.1 or not 0 <= self.similar <= 1:
+            raise ConfigError(f"error={self.error!r}, similar={self.similar!r}; wrong pairs an image expected, "
+                              "above 0 and at most 0.1, and from 0 to 1 for those that are only similar")
 
-# %% ../nbs/08_duplicates.ipynb #6ad79419
+# %% ../nbs/08_duplicates.ipynb #15373149
 @patch
 def levels(
     self: DuplicateSearch,
@@ -484,7 +506,7 @@ def views(
             out[start:start + 256] = F.normalize((described(*of, tuple(shift)) - mean) @ axes)
     return vectors, ways
 
-# %% ../nbs/08_duplicates.ipynb #0027bd07
+# %% ../nbs/08_duplicates.ipynb #d183a0e8
 @patch
 def align(
     self: DuplicateSearch,
@@ -520,7 +542,7 @@ def align(
         r = block_correlations(fine, moved, mask, 8, 2)
         found[f"score {k}"] = block_score(r, kind.quantile)
         if not k:
-            found["hidden"] = (r < 0.5).sum(1) / (~r.isnan()).sum(1).clamp_min(1)
+            found["hidden"] = covered_share(fine, moved, mask)
             found["sharpness"] = relative_sharpness(fine, moved, mask)
     return found
 
@@ -555,7 +577,7 @@ def relative_sharpness(
         return ((fine * mask).square().sum((1, 2)) / (x * mask).square().sum((1, 2)).clamp_min(1e-3)).sqrt()
     return detail(b) / detail(a).clamp_min(1e-3)
 
-# %% ../nbs/08_duplicates.ipynb #0eb4425e
+# %% ../nbs/08_duplicates.ipynb #edfc63a7
 def chance_of(
     score: np.ndarray,   # block scores
     kind: Evidence,      # what they are
@@ -588,13 +610,85 @@ def explained(
     far = shift * 24
     parts = [(flip, "mirrored"), (np.abs(turn) >= 1.5, "rotated by {0:.0f}°"), (crop >= .03, "cropped {1:.0f} %"),
              (stretch >= 1.04, "stretched {2:.0f} %"), ((far >= .8) & (crop < .03), "shifted {3:.0f} px"),
-             (found["hidden"] >= .08, "covered {4:.0f} %"),
+             (found["hidden"] >= .03, "covered {4:.0f} %"),
              (np.abs(np.log(found["sharpness"])) > .25, "blurred")]
     numbers = np.stack([np.abs(turn), 100 * crop, 100 * (stretch - 1), far, 100 * found["hidden"]], 1)
     return [", ".join(text.format(*numbers[k]) for yes, text in parts if yes[k]) or "other light or compression"
             for k in range(len(flip))]
 
-# %% ../nbs/08_duplicates.ipynb #311f4b51
+# %% ../nbs/08_duplicates.ipynb #debfa0b8
+def _table(
+    *columns: Sequence,  # i, j, score, how, chance, change
+) -> pd.DataFrame:       # with their types
+    "The pairs as they are handed back."
+    types = {"i": np.int64, "j": np.int64, "score": float, "how": object, "chance": float, "change": object}
+    return pd.DataFrame({name: np.array(column, kind) for (name, kind), column in zip(types.items(), columns)})
+
+
+def unordered(
+    hits: np.ndarray,  # (n, 4): row, column, score, way
+    ways: np.ndarray,  # (ways, 3): mirrored, down, right
+    last: int,         # ways from it on count where no other found the pair
+) -> np.ndarray:       # the same columns, a pair and its mirror image once
+    "Pairs that were found from either side or in several ways, once, the best first found."
+    way = hits[:, 3].astype(int)
+    keys = np.stack([hits[:, :2].min(1), hits[:, :2].max(1), ways[way, 0]])
+    order = np.lexsort((way, -hits[:, 2], way >= last, *keys[::-1]))
+    new = np.ones(len(hits), bool)
+    new[1:] = (np.diff(keys[:, order]) != 0).any(0)
+    return hits[order[new]]
+
+
+@patch
+def decided(
+    self: DuplicateSearch,
+    found: dict[str, np.ndarray],  # from `align`
+    pairs: np.ndarray,             # (n, 2)
+    cosine: np.ndarray,            # (n,) of the descriptions
+    flip: np.ndarray,              # bool (n,)
+    proposed: np.ndarray,          # bool (n,): by features alone
+) -> pd.DataFrame:                 # i, j, score, how, chance, change
+    "Which aligned pairs are duplicates, and which are only similar."
+    scores = np.stack([found[f"score {k}"] for k in range(len(EVIDENCE))])
+    scales = [alikeness(score[found["plausible"]], kind, self.error) for score, kind in zip(scores, EVIDENCE)]
+    chances = np.stack([chance_of(*parts) for parts in zip(scores, EVIDENCE, scales)])
+    best = chances.argmin(0)[None]
+    score, chance = (np.take_along_axis(x, best, 0)[0] for x in (scores, np.minimum(1, len(EVIDENCE) * chances)))
+    same = found["plausible"] & (chance <= self.error)
+    alike = found["plausible"] & ~same & (chance <= self.similar) & (cosine >= 0.7)
+    how = np.where(same, np.where(proposed, "feature", np.where(flip, "mirror", "near")), "similar")
+    table = _table(pairs.min(1), pairs.max(1), score, how, chance, explained(found, flip))
+    return table[same | alike]
+
+# %% ../nbs/08_duplicates.ipynb #271602b4
+@patch
+def looked_at(
+    self: DuplicateSearch,
+    hits: np.ndarray,                 # (n, 4): positions of two images, cosine, way
+    ways: np.ndarray,                 # (ways, 3): mirrored, down, right
+    thumbs: torch.Tensor,             # uint8 (N, 48, 48)
+    levels: dict[str, torch.Tensor],  # from `levels`
+    store: Store,                     # of finished parts
+    part: int = 16_384,               # pairs of a stored part
+) -> dict[str, np.ndarray]:           # from `align`, of all
+    "Align all candidates, a stored part at a time."
+    pairs, way = torch.from_numpy(hits[:, :2].astype(int)), torch.from_numpy(ways[hits[:, 3].astype(int)])
+    maps = torch.eye(2, 3).repeat(len(pairs), 1, 1)
+    maps[:, :, 2] = -way[:, [2, 1]] / 12
+
+    def aligned(top: int) -> dict[str, np.ndarray]:
+        found = []
+        for k in range(top, min(top + part, len(pairs)), 512):
+            some = slice(k, min(k + 512, top + part))
+            found.append(self.align(pairs[some], maps[some], way[some, 0] > 0, thumbs, levels))
+            found[-1]["row"] += k
+        return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
+
+    parts = map_ranks(range(0, len(pairs), part), lambda top: store.array(f"pairs-{top:010}", lambda: aligned(top)),
+                      "duplicates, alignment")
+    return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]} if parts else {}
+
+
 @patch
 def near(
     self: DuplicateSearch,
@@ -613,85 +707,33 @@ def near(
     rows = rows[levels["lively"][rows]]
     cut = int((rows < apart).sum())
     if len(rows) < 2 or apart and cut in (0, len(rows)):
-        return decided(self, [])
+        return _table(*[[]] * 6)
 
-    def bands(name: str, queries: Sequence[torch.Tensor], least: float) -> np.ndarray:
-        return np.concatenate(map_ranks(
-            range(0, len(rows), self.block),
-            lambda top: store.array(f"{name}-{top:010}", lambda: {"hits": nearest_pairs(
-                queries, queries[0], least, self.candidates, self.block, top, cut)})["hits"],
-            f"duplicates, {name}"))
+    def hits(name: str, queries: Sequence[torch.Tensor], least: float) -> np.ndarray:
+        def band(top: int) -> np.ndarray:
+            return nearest_pairs(queries, queries[0], least, self.candidates, self.block, top, cut)
+        found = map_ranks(range(0, len(rows), self.block),
+                          lambda top: store.array(f"{name}-{top:010}", lambda: band(top)), f"duplicates, {name}")
+        found = np.concatenate(found)
+        return np.c_[rows.numpy()[found[:, :2].astype(int)], found[:, 2:]]
 
     vectors, ways = self.views(thumbs[rows])
-    hits = [bands("candidates", vectors, self.least)]
-    if features is not None:
-        more = bands("features", [features[rows]], self.feature)
-        starts = len(ways) + np.arange(1 + self.mirrored)
-        ways = ways + [(False, 0, 0), (True, 0, 0)][:len(starts)]
-        hits += [np.c_[more[:, :3], np.full(len(more), way)] for way in starts]
-    hits = unordered(np.concatenate(hits), np.array(ways))
-    i, j = rows[torch.from_numpy(hits[:, :2].astype(int)).T]
-    pairs, way = torch.stack([i, j], 1), torch.tensor(ways)[hits[:, 3].astype(int)]
-    starts = torch.eye(2, 3).repeat(len(pairs), 1, 1)
-    starts[:, :, 2] = -way[:, [2, 1]] / 12
-
-    def looked(top: int) -> dict[str, np.ndarray]:
-        parts = [self.align(*(x[k:k + 512] for x in (pairs, starts, way[:, 0].bool())), thumbs, levels)
-                 | {"top": torch.tensor(k)} for k in range(top, min(top + 16_384, len(pairs)), 512)]
-        for part in parts:
-            part["row"] += part.pop("top")
-        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-
-    parts = map_ranks(range(0, len(pairs), 16_384), lambda top: store.array(f"pairs-{top:010}", lambda: looked(top)),
-                      "duplicates, aligned")
-    if not parts:
-        return _table([], [], [], [], [], [])
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return self.decided(found, pairs.numpy()[found["row"]], hits[found["row"], 2], way.numpy()[found["row"], 0] > 0,
-                        hits[found["row"], 3] >= len(ways) - (0 if features is None else 1 + self.mirrored))
-
-
-def unordered(
-    hits: np.ndarray,   # (n, 4): row, column, score, way
-    ways: np.ndarray,   # (ways, 3): mirrored, down, right
-) -> np.ndarray:        # the same columns, a pair and mirror image once
-    "Pairs that were found from either side, once."
-    low, high = hits[:, :2].min(1), hits[:, :2].max(1)
-    flip = ways[hits[:, 3].astype(int), 0]
-    hits = hits[np.lexsort((hits[:, 3], -hits[:, 2], flip, high, low))]
-    low, high = hits[:, :2].min(1), hits[:, :2].max(1)
-    flip = ways[hits[:, 3].astype(int), 0]
-    new = np.ones(len(hits), bool)
-    new[1:] = (np.diff(low) != 0) | (np.diff(high) != 0) | (np.diff(flip) != 0)
-    return hits[new]
-
-
-def _table(i, j, score, how, chance, change) -> pd.DataFrame:
-    "The columns of the result."
-    return pd.DataFrame({"i": np.array(i, np.int64), "j": np.array(j, np.int64), "score": np.array(score, float),
-                         "how": np.array(how, object), "chance": np.array(chance, float), "change": np.array(change, object)})
-
-
-@patch
-def decided(
-    self: DuplicateSearch,
-    found: dict[str, np.ndarray],  # from `align`
-    pairs: np.ndarray,             # (n, 2)
-    cosine: np.ndarray,            # (n,) of the descriptions
-    flip: np.ndarray,              # bool (n,)
-    proposed: np.ndarray,          # bool (n,): by features
-) -> pd.DataFrame:                 # i, j, score, how, chance, change
-    "Which aligned pairs are duplicates, and which are only similar."
-    scores = np.stack([found[f"score {k}"] for k in range(len(EVIDENCE))])
-    scales = [alikeness(score[found["plausible"]], kind, self.error) for score, kind in zip(scores, EVIDENCE)]
-    chances = np.stack([chance_of(*parts) for parts in zip(scores, EVIDENCE, scales)])
-    best = chances.argmin(0)[None]
-    score, chance = (np.take_along_axis(x, best, 0)[0] for x in (scores, np.minimum(1, len(EVIDENCE) * chances)))
-    same = found["plausible"] & (chance <= self.error)
-    alike = found["plausible"] & ~same & (chance <= self.similar) & (cosine >= 0.7)
-    how = np.where(same, np.where(proposed, "feature", np.where(flip, "mirror", "near")), "similar")
-    table = _table(pairs.min(1), pairs.max(1), score, how, chance, explained(found, flip))
-    return table[same | alike]
+    found = hits("candidates", vectors, self.least)
+    more = np.empty((0, 4)) if features is None else hits("features", [features[rows]], self.feature)
+    last, extra = len(ways), [(False, 0, 0), (True, 0, 0)][:1 + self.mirrored]
+    ways = np.array(ways + extra)
+    found = [found] + [np.c_[more[:, :3], np.full(len(more), last + k)] for k in range(len(extra))]
+    found = unordered(np.concatenate(found), ways, last)
+    seen = self.looked_at(found, ways, thumbs, levels, store)
+    found = found[seen["row"]] if seen else found[:0]
+    way = found[:, 3].astype(int)
+    table = self.decided(seen, found[:, :2].astype(int), found[:, 2], ways[way, 0] > 0, way >= last) if seen else \
+        _table(*[[]] * 6)
+    if not self.trust_features or not len(more):
+        return table
+    n = len(more)
+    trusted = _table(more[:, :2].min(1), more[:, :2].max(1), more[:, 2], ["feature"] * n, [np.nan] * n, ["by features"] * n)
+    return pd.concat([table[table.how != "similar"], trusted], ignore_index=True)
 
 # %% ../nbs/08_duplicates.ipynb #5b117012
 def find_duplicates(

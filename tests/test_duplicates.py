@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+import fer_nb.duplicates
 from fer_nb.core import ConfigError, DataError, ImageError
 from fer_nb.data import FERData
 from fer_nb.synth import make_faces
-from fer_nb.duplicates import (DuplicateSearch, best_hits, block_correlations, block_score, changed_copies, chance_of, discriminant,
+from fer_nb.duplicates import (EVIDENCE, DuplicateSearch, best_hits, block_correlations, block_score, changed_copies, chance_of, discriminant,
                                find_duplicates, grey_thumbs, motion, nearest_pairs, plain_borders, refined, unit_vectors,
                                without_borders)
 
@@ -49,7 +50,15 @@ CHANGES = {
     "brighter": lambda im: (im * 0.8 + 30).round().astype(np.uint8),
     "noisy": noisy,
     "shifted mirror": lambda im: shifted(im[:, ::-1]),
+    "rotated": lambda im: np.asarray(Image.fromarray(im).rotate(7, Image.BILINEAR, fillcolor=int(im.mean()))),
+    "cropped": lambda im: np.asarray(Image.fromarray(im).resize((48, 48), Image.BICUBIC, (0, 4, 41, 45))),
+    "covered": lambda im: np.where((np.mgrid[:48, :48] // 12 == 1).all(0), 0, im).astype(np.uint8),
+    "framed": lambda im: np.pad(im[4:-4, 4:-4], 4, constant_values=255),
+    "half as large": lambda im: np.asarray(Image.fromarray(im).resize((24, 24)).resize((48, 48))),
+    "gamma": lambda im: (255 * (im / 255) ** 1.8).round().astype(np.uint8),
 }
+WORDS = {"shift": "shifted", "mirror": "mirrored", "shifted mirror": "mirrored", "rotated": "rotated by 7°", "cropped": "cropped 1",
+         "covered": "covered"}
 
 
 def pairs(duplicates):
@@ -148,7 +157,7 @@ def test_alignment_finds_the_map_that_was_applied(turn, zoom, right):
 
 def test_borders_are_measured_and_filled():
     image = torch.from_numpy(smooth(1)).clone()
-    image[:, :3], image[:, :, -5:] = 0, 255
+    image[:, :3], image[:, :, -5:] = 9, 9
     assert plain_borders(image).tolist() == [[3, 0, 0, 5]]
     inner = without_borders(image, plain_borders(image))
     assert torch.equal(inner[0, 0], inner[0, 3]) and torch.equal(inner[0, :, -1], inner[0, :, -6])
@@ -164,7 +173,7 @@ def test_changed_copies_are_images_and_the_same_for_a_seed():
 
 
 def test_the_chance_falls_with_the_score():
-    chances = chance_of(np.linspace(0, 1, 50))
+    chances = chance_of(np.linspace(0, 1, 50), EVIDENCE[0])
     assert (np.diff(chances) <= 0).all() and chances[0] == 1 and 0 < chances[-1] < 1e-9
 
 
@@ -180,7 +189,8 @@ def test_changed_copies_are_found_and_nothing_else(change, changed_first):
     expected = [(k, 30 + k) for k in range(8)] if not changed_first else [(k, 8 + k) for k in range(8)]
     assert list(zip(duplicates.i, duplicates.j)) == expected
     assert set(duplicates.how) == {"mirror" if "mirror" in change else "near"}
-    assert (duplicates.score >= 0.95).all() and (duplicates.score <= 1 + 1e-5).all()
+    assert (duplicates.score >= 0.95).all() and (duplicates.score <= 1 + 1e-5).all() and (duplicates.chance <= 1e-4).all()
+    assert duplicates.change.str.contains(WORDS.get(change, "")).mean() >= .75, duplicates.change.tolist()
 
 
 def test_mirrors_are_left_alone_on_request():
@@ -211,6 +221,57 @@ def test_thousands_of_identical_blanks_are_as_many_pairs():
     assert len(duplicates) == 2999 and set(duplicates.i) == {0} and set(duplicates.how) == {"exact"}
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (3, 90)])
+def test_blanks_of_every_size_and_colour_are_compared_with_none(shape):
+    images = np.stack([np.full(shape, k // 2, np.uint8) for k in range(500)])
+    assert set(find_duplicates(dataset(images)).how) == {"exact"} and len(find_duplicates(dataset(images))) == 250
+
+
+def test_of_many_copies_each_is_paired_with_a_few():
+    image = smooth(1)[0]
+    images = np.stack([np.clip(image * (.7 + .0005 * k), 0, 255).round().astype(np.uint8) for k in range(600)])
+    duplicates = find_duplicates(dataset(images), DuplicateSearch(candidates=3))
+    exact = duplicates.how == "exact"
+    assert (~exact).sum() <= 3 * 2 * (600 - exact.sum()), "no row has more than its candidates, straight and mirrored"
+
+
+def expressions(n):
+    "Drawn faces whose mouth is another's: the same person in another moment."
+    faces = make_faces(3 * n, seed=8, defects=None)[0].array()
+    other = faces[:n].copy()
+    other[:, 28:44, 8:40] = faces[n:2 * n, 28:44, 8:40]
+    return np.concatenate([faces, other])
+
+
+def test_another_photograph_of_a_person_is_no_duplicate():
+    images = expressions(60)
+    table = find_duplicates(dataset(images), DuplicateSearch(similar=.1))
+    assert set(table.how) <= {"similar", "near", "mirror"} and (table.how == "similar").any()
+    assert (table.chance[table.how == "similar"] > 1e-4).all() and (table.chance[table.how != "similar"] <= 1e-4).all()
+    none = find_duplicates(dataset(images), DuplicateSearch(similar=0))
+    assert "similar" not in set(none.how)
+    pd.testing.assert_frame_equal(none, table[table.how != "similar"].reset_index(drop=True))
+
+
+def test_a_smaller_error_finds_fewer():
+    images = np.concatenate([smooth(60), np.stack([noisy(noisy(noisy(im))) for im in smooth(60)])])
+    found = [set(pairs(find_duplicates(dataset(images), DuplicateSearch(error=error, similar=0)))) for error in (1e-2, 1e-6, 1e-12)]
+    assert found[2] <= found[1] <= found[0] and len(found[0]) == 60
+
+
+def test_a_killed_search_computes_the_missing_parts_only(tmp_path, monkeypatch):
+    images = np.concatenate([smooth(60), smooth(60)[:20, :, ::-1]])
+    search = DuplicateSearch(block=30)
+    whole = find_duplicates(dataset(images), search, folder=tmp_path)
+    parts = sorted(tmp_path.rglob("*.npz"))
+    assert len(parts) == 4 and {part.name.split("-")[0] for part in parts} == {"candidates", "pairs"}
+    parts[1].unlink()
+    bands, nearest = [], fer_nb.duplicates.nearest_pairs
+    monkeypatch.setattr(fer_nb.duplicates, "nearest_pairs", lambda *a: bands.append(a[5]) or nearest(*a))
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
+    assert bands == [30]
+
+
 def test_planted_copies_of_synthetic_faces():
     ds, truth = make_faces(800, seed=21)
     at = {id: k for k, id in enumerate(ds.df.id)}
@@ -229,11 +290,11 @@ def test_tiny_datasets_give_an_empty_table_of_the_same_columns(n, search):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         duplicates = find_duplicates(dataset(smooth(n)), search)
-    assert list(duplicates.columns) == ["i", "j", "score", "how"] and len(duplicates) == 0
+    assert list(duplicates.columns) == ["i", "j", "score", "how", "chance", "change"] and len(duplicates) == 0
     assert duplicates.i.dtype == duplicates.j.dtype == np.int64
 
 
-@pytest.mark.parametrize("bad", [dict(reach=-1), dict(reach=13), dict(zooms=()), dict(zooms=(0.5, 1.0)), dict(block=0)])
+@pytest.mark.parametrize("bad", [dict(error=0.), dict(error=2), dict(similar=-1.), dict(similar=2.), dict(candidates=0), dict(block=0)])
 def test_settings_that_make_no_sense_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         DuplicateSearch(**bad)
@@ -325,7 +386,7 @@ def with_features():
 def test_features_propose_and_alignment_decides():
     ds, features = with_features()
     assert pairs(find_duplicates(ds, DuplicateSearch(), features)) == [(0, 10, "near")]
-    blind = DuplicateSearch(candidate=2)                                            # nothing but features proposes
+    blind = DuplicateSearch(least=2)                                            # nothing but features proposes
     assert len(find_duplicates(ds, blind)) == 0
     duplicates = find_duplicates(ds, blind, features)
     assert pairs(duplicates) == [(0, 10, "feature")]
@@ -342,8 +403,8 @@ def test_features_find_mirrors_and_leave_blanks_and_copies_alone():
     blank = np.full((1, 48, 48), 7, np.uint8)
     images = np.concatenate([smooth(4), smooth(4)[:1, :, ::-1], blank, blank + 1, smooth(4)[:1]])
     ds, features = dataset(images), np.ones((8, 2))
-    assert pairs(find_duplicates(ds, DuplicateSearch(candidate=2), features)) == [(0, 4, "feature"), (0, 7, "exact")]
-    trusted = find_duplicates(ds, DuplicateSearch(candidate=2, trust_features=True), features)
+    assert pairs(find_duplicates(ds, DuplicateSearch(least=2), features)) == [(0, 4, "feature"), (0, 7, "exact")]
+    trusted = find_duplicates(ds, DuplicateSearch(least=2, trust_features=True), features)
     trusted = trusted[trusted.how == "feature"]
     assert len(trusted) and not {5, 6, 7} & {*trusted.i, *trusted.j}
 
