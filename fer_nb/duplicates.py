@@ -464,7 +464,7 @@ class DuplicateSearch:
         at_least("candidates", self.candidates, 1)
         if not 0 < self.error <= 0.1 or not 0 <= self.similar <= 1:
             raise ConfigError(f"error={self.error!r}, similar={self.similar!r}; wrong pairs an image "
-                              "expected, above 0 and at most 0.1, and from 0 to 1 for those that are only similar")
+                              "expected, above 0 and at most 0.1, and 0 to 1 for those only similar")
 
 # %% ../nbs/08_duplicates.ipynb #2c3dd576
 @patch
@@ -489,7 +489,7 @@ def views(
     self: DuplicateSearch,
     thumbs: torch.Tensor,  # uint8 (N, 48, 48), of the images that are compared
 ) -> tuple[list[torch.Tensor], list[tuple]]:  # unit vectors (N, D) of each view; its way
-    "Descriptions of the images as they are (the first view), moved, and mirrored; ways: mirrored, down, right."
+    "Descriptions of the images as they are, moved, and mirrored; a way: mirrored, down, right."
     generator = torch.Generator().manual_seed(0)
     some = thumbs[torch.randperm(len(thumbs), generator=generator)[:6000]]
     if len(some) < 500:
@@ -716,7 +716,8 @@ def looked_at(
         return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
 
     parts = map_ranks(range(0, len(pairs), part),
-                      lambda top: store.array(f"pairs-{top:010}", lambda: aligned(top)), "duplicates, alignment")
+                      lambda top: store.array(f"pairs-{top:010}", lambda: aligned(top)),
+                      "duplicates, alignment")
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]} if parts else {}
 
 
