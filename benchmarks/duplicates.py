@@ -45,14 +45,14 @@ def main() -> None:
         times.setdefault(name, []).append(cpu() - start)
 
     for _ in range(options.repeats):
+        timed("find_duplicates", lambda: find_duplicates(ds, search))
+        if options.found:
+            kept["find_duplicates"].to_csv(options.found, index=False)
         timed("descriptions (views)", lambda: search.views(thumbs))
         views = kept["descriptions (views)"][0]
         timed("bare products of the views, tiles", lambda: in_tiles(views, search.block))
         timed("find_duplicates, exact only", lambda: find_duplicates(ds, None))
-        timed("find_duplicates", lambda: find_duplicates(ds, search))
     found = kept["find_duplicates"]
-    if options.found:
-        found.to_csv(options.found, index=False)
     settings = {"data": ds.name, "images": len(ds), "distinct": len(thumbs), "block": search.block, "seconds": "of the processor",
                 "views": len(views), "numbers": views[0].shape[1], "repeats": options.repeats,
                 "pairs": found.how.value_counts().sort_index().to_dict()}
