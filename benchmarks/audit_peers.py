@@ -201,7 +201,7 @@ def pool(
 
 
 SIZES = {  # list: copies of a change, other images
-    "targets": (200, 4000), "development": (50, 4000), "test": (100, 4000), "scripts": (100, 4000)}
+    "targets": (200, 4000), "test": (40, 2000), "scripts": (40, 1000), "development": (20, 1000)}
 SMALL = {"targets": (40, 1000), "test": (20, 1000), "scripts": (40, 1000)}   # for what takes long
 
 
@@ -255,7 +255,7 @@ def planted_lists(
     small: bool,    # for what takes long
 ) -> list[list]:    # see `copies.planted_sets`
     "The planted copies of a list, made once for all contestants."
-    return [planted_sets(ds, changes, each, others, at_once=32, seed=list(CHANGES).index(part))
+    return [planted_sets(ds, changes, each, others, at_once=60, seed=list(CHANGES).index(part))
             for changes, each, others in runs(part, small, data == "drawn")]
 
 
@@ -338,7 +338,8 @@ def main() -> None:
             settings[f"{name}; {data}"].setdefault("lists", []).append(cost)
         if options.whole and data == "FER2013" and name not in SLOW:
             real = [r for r in real if r["what"] != name] + [whole(name, search)]
-        settings["targets"] = TARGETS
+            settings["targets"] = TARGETS
+            save(options.out, {"settings": settings, "machine": machine(), "changes": rows, "whole": real})
         save(options.out, {"settings": settings, "machine": machine(), "changes": rows, "whole": real})
     table = pd.DataFrame(rows).pivot_table(index=["data", "list"], columns="what", values="recall", sort=False)
     print(table.round(3).to_string())
