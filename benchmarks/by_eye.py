@@ -81,11 +81,11 @@ def main() -> None:
         chosen.append(alike.sample(min(options.pairs // 2, len(alike)), random_state=3).assign(why="similar"))
     singles = pool("FER2013", options.singles, options.before)
     singles = singles.take(np.linspace(0, len(singles) - 1, min(len(singles), 10_000)).astype(int))
-    alone = find_duplicates(singles)
     at = {id: k for k, id in enumerate(ds.df.id)}
-    place = np.array([at[id] for id in singles.df.id])
-    chosen.append(alone[alone.how != "similar"].assign(i=lambda t: place[t.i], j=lambda t: place[t.j], why="single"))
-    facts |= {"different_images": len(singles), "pairs_of_different_images": int((alone.how != "similar").sum())}
+    place = [at[id] for id in singles.df.id]
+    alone = found[found.i.isin(place) & found.j.isin(place) & (found.how != "similar")]
+    chosen.append(alone.assign(why="single"))
+    facts |= {"single_images": len(singles), "pairs_of_single_images": len(alone)}
     table = pd.concat(chosen, ignore_index=True)
     table = table.assign(number=np.arange(len(table)), id_i=ds.df.id.to_numpy()[table.i], id_j=ds.df.id.to_numpy()[table.j], verdict="")
     for why, part in table.groupby("why", sort=False):
