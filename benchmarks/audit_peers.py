@@ -336,10 +336,10 @@ def main() -> None:
             new = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in new]
             rows = [r for r in rows if (r["what"], r["data"], r["list"]) != (name, data, part)] + new
             settings[f"{name}; {data}"].setdefault("lists", []).append(cost)
-        if options.whole and data == "FER2013" and name not in SLOW:
-            real = [r for r in real if r["what"] != name] + [whole(name, search)]
             settings["targets"] = TARGETS
             save(options.out, {"settings": settings, "machine": machine(), "changes": rows, "whole": real})
+        if options.whole and data == "FER2013" and name not in SLOW:
+            real = [r for r in real if r["what"] != name] + [whole(name, search)]
         save(options.out, {"settings": settings, "machine": machine(), "changes": rows, "whole": real})
     table = pd.DataFrame(rows).pivot_table(index=["data", "list"], columns="what", values="recall", sort=False)
     print(table.round(3).to_string())
