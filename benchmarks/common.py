@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from skimage.data import astronaut
 
 from fer_nb.core import EMOTIONS
 from fer_nb.data import FERData, read_fer2013, real_data
-from fer_nb.store import run_record, write_record
+from fer_nb.store import command_line, run_record, write_record
 from fer_nb.synth import make_faces
 
 HERE = Path(__file__).resolve().parent
@@ -144,4 +145,5 @@ def save(
 ) -> None:
     "Write a result, and enter what made it into the record beside it."
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_record(out.parent, [out.name], run_record(f"python benchmarks/{out.stem}.py"))
+    words = command_line(sys.argv[1:]).removeprefix("fer-nb")
+    write_record(out.parent, [out.name], run_record(f"python benchmarks/{Path(sys.argv[0]).name}{words}"))
