@@ -1511,7 +1511,8 @@ def _parse_pixels(
     "Parse many rows at once; where that fails, without brackets and commas, and look for the value to name."
     for bare in (False, True):
         attempt = [t.translate(_BRACKETS) for t in texts] if bare else texts
-        single = all(t.count(" ") == 2303 for t in attempt)  # then no row has more numbers than it should
+        single = all(t.count(" ") == 2303 and "  " not in t and t == t.strip() and t.isprintable()
+                     for t in attempt)  # then every row has as many numbers as it should
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
             try:
