@@ -283,8 +283,19 @@ def test_an_onnx_file_without_torch(tmp_path, portrait):
     grey = np.asarray(Image.fromarray(np.array(crop, np.uint8).reshape(48, 48, 3)).convert("L"), np.float32) / 255
     z = grey.ravel() @ weight / temperature
     np.testing.assert_allclose(list(probs.values()), np.exp(z) / np.exp(z).sum(), atol=1e-4)
-    said = [line for line in done.stderr.splitlines() if not re.match(r"WARNING: .*log|[IW]\d{4} ", line)]    # MediaPipe's own log
-    assert not re.search("warn|Exception", "\n".join(said), re.I), done.stderr
+    assert not re.search("warn|exception", without_native_log(done.stderr), re.I), done.stderr
+
+
+def without_native_log(stderr):
+    "Leave out the lines that MediaPipe's compiled code logs; some depend on where memory happens to lie."
+    return re.sub(r"^(WARNING: (Logging before InitGoogle|All log messages before).*|[IWE]\d{4} \d\d:\d\d:.*)$", "", stderr, flags=re.M)
+
+
+def test_only_native_lines_count_as_log():
+    log = ("WARNING: Logging before InitGoogle() is written to STDERR\n"
+           "W0000 00:00:1795857731.125014   30264 inference_runner_litert.cc:1418] Input tensor memory is not aligned; a warning\n")
+    ours = "UserWarning: something\nWARNING: ours\n"
+    assert without_native_log(log + ours).strip() == ours.strip()
 
 
 @pytest.mark.parametrize("fact", ["labels", "input_size", "in_chans"])
