@@ -14,10 +14,10 @@ SUMMARY := $(VENV)/notebooks.txt
 PINS = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lab docs export check hooks clean distclean
+.PHONY: help env demo test test-gpu lab docs export check hooks clean distclean
 
 help:  ## list these commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
 
 env: $(STAMP)  ## the environment in .venv: a few minutes the first time, nothing when it is up to date
 
@@ -36,7 +36,10 @@ demo: env  ## the whole way on the embedded data set; results in runs/demo
 
 test: env  ## every notebook, then every test
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python tests/run_notebooks.py --summary $(SUMMARY)
-	OMP_NUM_THREADS=2 MPLBACKEND=agg NOTEBOOKS="$$(cat $(SUMMARY))" $(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 MPLBACKEND=agg NOTEBOOKS="$$(cat $(SUMMARY))" $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
+
+test-gpu: env  ## the tests of a CUDA card, which `make test` skips; without a card it fails
+	MPLBACKEND=agg FER_NB_NEEDS_GPU=1 $(BIN)/python -m pytest -q -m gpu --durations=10
 
 lab: env  ## JupyterLab on the notebooks (as root: make lab LAB=--allow-root)
 	$(BIN)/jupyter lab nbs $(LAB)

@@ -2,6 +2,7 @@
 
 CPU seconds are fitted, which other programs on the machine disturb least."""
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import arguments, fer2013, machine
+from common import arguments, fer2013, machine, save
 from PIL import Image
 
+from fer_nb.copies import CHANGES, change
 from fer_nb.data import FERData
 from fer_nb.duplicates import find_duplicates
 
@@ -23,7 +25,8 @@ PROJECTIONS = {"AffectNet-7/8 (414,798 + 5,500 images)": 414_798 + 5_500}
 def blends(
     n: int,  # number of images
 ) -> FERData:  # distinct pictures, grey 48 × 48
-    "Faces mixed in pairs, one of them moved, perhaps mirrored: as many different pictures as wanted."
+    """Faces mixed in pairs, one of them moved, perhaps mirrored: as many different pictures as wanted. One picture
+    in twenty is replaced by a changed copy of another, by the changes of `copies` in turn."""
     faces = fer2013(0).array()
     rng = np.random.default_rng(0)
     images = np.empty((n, 48, 48), np.uint8)
@@ -33,6 +36,9 @@ def blends(
         b = np.roll(np.where(rng.random((k, 1, 1)) < .5, b[:, :, ::-1], b), tuple(rng.integers(-6, 7, 2)), (1, 2))
         share = rng.uniform(.35, .65, (k, 1, 1)).astype(np.float32)
         images[start:start + k] = share * a + (1 - share) * b
+    changes = list(CHANGES["development"].values())
+    for k in range(n // 20):
+        images[n - 1 - k] = change(images[k], changes[k % len(changes)], np.random.default_rng(k))
     df = pd.DataFrame({"id": np.arange(n).astype(str), "label": "happy", "split": "train"})
     return FERData(df, images, name="blends")
 
@@ -49,6 +55,11 @@ def as_files(
     return FERData(ds.df, paths, name="files")
 
 
+def peak_mb() -> float:  # megabytes
+    "The most memory that this process has had, and that the largest one it started has had."
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+
+
 def one_size(
     n: int,       # number of images
     files: bool,  # as JPEG files of 224 pixels
@@ -56,11 +67,11 @@ def one_size(
     "Search once; meant for a process of its own."
     with tempfile.TemporaryDirectory() as folder:
         ds = as_files(blends(n), Path(folder), 224) if files else blends(n)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        start, cpu = time.perf_counter(), time.process_time()
+        before = peak_mb()
+        start, cpu = time.perf_counter(), sum(os.times()[:4])                # with processes that the search starts
         duplicates = find_duplicates(ds)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        seconds, cpu = time.perf_counter() - start, sum(os.times()[:4]) - cpu
+    peak = peak_mb()
     return {"images": n, "from": "224-px JPEG files" if files else "array", "seconds": round(seconds, 2),
             "cpu_seconds": round(cpu, 2), "peak_mb": round(peak), "before_mb": round(before), "pairs": len(duplicates)}
 
@@ -68,7 +79,7 @@ def one_size(
 def main() -> None:
     "Run the benchmark."
     parser = arguments("audit_growth", __doc__, 0, 1)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 25_000, 50_000, 100_000, 200_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 32_000, 100_000, 200_000])
     parser.add_argument("--files", type=int, nargs="*", default=[2_000, 8_000], help="sizes read from JPEG files")
     parser.add_argument("--one", type=int, help="run this size only, in this process, and print its row")
     parser.add_argument("--as-files", action="store_true", help="with --one")
@@ -95,8 +106,7 @@ def main() -> None:
         result[name] = {"projected_cpu_seconds": round(linear * n + square * n**2),
                         "projected_peak_gb": round((last.peak_mb + kb / 1024 * (n - last.images)) / 1024, 1)}
     print(json.dumps(result, indent=1, ensure_ascii=False))
-    text = json.dumps({"machine": machine(), "rows": rows, "fit": result}, indent=1, ensure_ascii=False)
-    options.out.write_text(text + "\n")
+    save(options.out, {"machine": machine(), "rows": rows, "fit": result})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from skimage.data import astronaut
 
 from fer_nb.core import EMOTIONS
 from fer_nb.data import FERData, read_fer2013, real_data
-from fer_nb.store import run_record, write_record
+from fer_nb.store import command_line, run_record, write_record
 from fer_nb.synth import make_faces
 
 HERE = Path(__file__).resolve().parent
@@ -67,6 +68,27 @@ def photograph() -> np.ndarray:  # uint8 (480, 640, 3)
     return np.asarray(Image.fromarray(astronaut()).resize((640, 640), Image.Resampling.LANCZOS).crop((0, 20, 640, 500)))
 
 
+def sheet(
+    images: np.ndarray,    # uint8 (N, 48, 48)
+    pairs: pd.DataFrame,   # i, j, number
+    path: Path,            # PNG file
+    cols: int = 7,         # pairs in a line
+    zoom: int = 2,         # pixels a pixel
+) -> None:
+    "Pairs side by side, numbered; a mirrored one is turned back."
+    cell, line = (2 * 48 * zoom + 12, 48 * zoom + 16)
+    page = Image.new("L", (cols * cell, -(-len(pairs) // cols) * line), 255)
+    pen = ImageDraw.Draw(page)
+    for k, row in enumerate(pairs.itertuples()):
+        x, y = k % cols * cell, k // cols * line
+        b = images[row.j][:, ::-1] if row.how == "mirror" else images[row.j]
+        for n, image in enumerate((images[row.i], b)):
+            page.paste(Image.fromarray(np.ascontiguousarray(image)).resize((48 * zoom,) * 2, Image.Resampling.BICUBIC),
+                       (x + n * 48 * zoom, y + 14))
+        pen.text((x, y), f"{row.number}  {row.how} {row.score:.3f}", fill=0)
+    page.save(path)
+
+
 def machine() -> dict[str, str | int]:  # what a reader needs to know, and nothing that says where it ran
     "The machine and the versions."
     return {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count() or 0,
@@ -113,6 +135,15 @@ def report(
     print("settings:", settings)
     print("machine:", machine())
     rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    out.write_text(json.dumps({"settings": settings, "machine": machine(), "results": rows}, indent=1) + "\n")
-    write_record(out.parent, [out.name], run_record(f"python benchmarks/{out.stem}.py"))
+    save(out, {"settings": settings, "machine": machine(), "results": rows})
     return table
+
+
+def save(
+    out: Path,                   # result file
+    result: dict[str, object],   # what was measured
+) -> None:
+    "Write a result, and enter what made it into the record beside it."
+    out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    words = command_line(sys.argv[1:]).removeprefix("fer-nb")
+    write_record(out.parent, [out.name], run_record(f"python benchmarks/{Path(sys.argv[0]).name}{words}"))

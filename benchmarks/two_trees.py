@@ -1,4 +1,4 @@
-"""The step of SQS and the epoch of EADD under two checkouts of the package, in pairs: what a change costs.
+"""The step of SQS, the epoch of EADD and the batches of a loader under two checkouts of the package, in pairs: what a change costs.
 
     python benchmarks/two_trees.py OLD NEW      # folders with fer_nb and benchmarks in them
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-KINDS = ("SQS", "EADD, cached", "EADD, asked", "plain")
+KINDS = ("SQS", "EADD, cached", "EADD, asked", "plain", "batches: geometry", "batches: colour", "batches: erased", "batches: texture")
 WORKER = """
 import argparse, sys, time, torch
 from functools import partial
@@ -34,7 +34,25 @@ torch.manual_seed(1)
 teacher = create_teacher("efficientnet_lite0", pretrained=False, input_size=64).requires_grad_(False).eval()
 dls = eadd_epoch.loaders(ds, eadd.bs)
 kept = teacher_logits(teacher, dls.train, dls.valid)
-run = {"SQS": lambda: sqs_step.epoch(ds, sqs, sqs_step.SQS), "EADD, cached": lambda: eadd_epoch.epoch(ds, eadd, [kept], {}, ""),
+from fer_nb.augment import Augment
+from fer_nb.core import keep_freed_memory
+from fer_nb.data import resized
+from fer_nb.loaders import ReplayLoader
+keep_freed_memory()
+large = resized(ds.take(range(64)), 224)
+large = large.replace(images=large.array()[..., None].repeat(3, 3))
+changes = {"geometry": {}, "colour": {"brightness": 0.1, "contrast": 0.2}, "erased": {"erase": 0.5, "erase_size": (0.14, 0.57)},
+           "texture": {"brightness": 0.15, "contrast": 0.25, "noise": 0.03, "blur": 0.7}}
+
+def batches(name):  # 256 colour images of 224 pixels, made and thrown away
+    loader, start = ReplayLoader(large, 32, True, Augment(**changes[name])), time.process_time()
+    for _ in range(4):
+        for batch in loader:
+            pass
+    return time.process_time() - start
+
+run = {f"batches: {name}": (lambda name=name: batches(name)) for name in changes}
+run |= {"SQS": lambda: sqs_step.epoch(ds, sqs, sqs_step.SQS), "EADD, cached": lambda: eadd_epoch.epoch(ds, eadd, [kept], {}, ""),
        "EADD, asked": lambda: eadd_epoch.epoch(ds, eadd, [teacher], {}, ""), "plain": lambda: eadd_epoch.epoch(ds, eadd, [], {}, "")}
 print("ready", flush=True)
 for line in sys.stdin:
@@ -53,7 +71,7 @@ class Tree:
     ):
         folder = Path(folder).resolve()
         env = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'benchmarks'}", "PYTHONWARNINGS": "ignore"}
-        self.process = subprocess.Popen([sys.executable, "-c", WORKER, clock, str(images)], env=env, text=True,
+        self.process = subprocess.Popen([sys.executable, "-c", WORKER, clock, str(images)], env=env, text=True, cwd=folder,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.answer("ready")
 

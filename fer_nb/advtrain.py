@@ -20,7 +20,7 @@ from .attacks import check_eps, deepfool, fgsm, pgd
 from .checks import ask, check_logits, dominant_labels
 from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
 from .evaluate import eval_mode
-from .launch import gather
+from .launch import gather, wide
 from .terms import LossTerm, batch_targets, logits_in
 
 # %% ../nbs/34_advtrain.ipynb #9b3d0283
@@ -236,7 +236,8 @@ def after_pred(self: AdversarialTraining) -> None:
     for kind, z, y in parts:
         z, y = z.detach(), y if y.ndim == 1 else y.to(z)
         loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == dominant_labels(y)[0]).sum()
-        self.sums[kind] = self.sums.get(kind, 0) + torch.stack([loss.new_tensor(len(y)), loss, hits]).double()
+        now = torch.stack([loss.new_tensor(len(y)), loss, hits]).to(wide(z.device))
+        self.sums[kind] = self.sums.get(kind, 0) + now
 
 
 @patch

@@ -7,7 +7,7 @@ __all__ = ['PAPER_TARGETS', 'target_counts', 'minority_classes', 'ClassAugment',
 
 # %% ../nbs/10_balance.ipynb #3b117d4b
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 
 from .augment import Augment
 from .core import ConfigError, DataError, one_of
-from .data import FERData
+from .data import Copies, FERData
+from .store import digest
 
 # %% ../nbs/10_balance.ipynb #741bfd8c
 PAPER_TARGETS = {
@@ -83,22 +84,35 @@ class ClassAugment:
 
     def __call__(
         self,
-        x: torch.Tensor,             # images (B, C, H, W) in [0, 1]
+        x: torch.Tensor,             # images (B, C, H, W), bytes or floats in [0, 1]
         ids: np.ndarray,             # integer key of each image (B,)
         view: int | np.ndarray = 0,  # which of the image's views, one or one an image (B,)
         seed: int = 0,               # another seed, other views
-    ) -> torch.Tensor:               # (B, C, H, W) in [0, 1]
+    ) -> torch.Tensor:               # float (B, C, H, W) in [0, 1]
         "View number `view` of each image, by its class."
         ids = np.asarray(ids)
         view = np.broadcast_to(view, ids.shape)
         minor = (ids >= 0) & (ids < len(self._is_minor))
         minor[minor] = self._is_minor[ids[minor]]
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
         for augment, mask in ((self.augment, ~minor), (self.minority, minor)):
             if mask.any():
                 at = torch.from_numpy(np.flatnonzero(mask)).to(x.device)
                 out[at] = augment(x[at], ids[mask], view[mask], seed)
         return out
+
+    def changed(
+        self,
+        images: np.ndarray,     # uint8 (M, H, W) or (M, H, W, 3)
+        rows: np.ndarray,       # the key of each (M,)
+        views: np.ndarray,      # view of each (M,)
+        seed: int = 0,          # another seed, other views
+    ) -> np.ndarray:            # uint8, the same shape
+        "The given view of each image, as bytes."
+        x = torch.from_numpy(images).float() / 255
+        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+        y = (self(x, rows, views, seed) * 255).round().byte()
+        return y.permute(0, 2, 3, 1).numpy() if images.ndim == 4 else y[:, 0].numpy()
 
     def copies(
         self,
@@ -110,10 +124,7 @@ class ClassAugment:
         "Changed copies of some of `images`, computed 512 at a time."
         out = np.empty((len(rows), *images.shape[1:]), np.uint8)
         for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 512)):
-            x = torch.from_numpy(images[rows[part]]).float() / 255
-            x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
-            y = (self(x, rows[part], views[part], seed) * 255).round().byte()
-            out[part] = y.permute(0, 2, 3, 1).numpy() if images.ndim == 4 else y[:, 0].numpy()
+            out[part] = self.changed(images[rows[part]], rows[part], views[part], seed)
         return out
 
 # %% ../nbs/10_balance.ipynb #cce0b32e
@@ -176,5 +187,10 @@ def balance(
                           tuple(np.flatnonzero(minor).tolist()))
     source, number = plan.source.to_numpy(), (plan.view + 1).astype(str).to_numpy()
     copies = df.iloc[plan.row].assign(id=source + "#copy" + number, source=source)
-    images = change.copies(ds.array(), plan.row.to_numpy(), plan.view.to_numpy(), seed)
-    return ds.replace(df=pd.concat([df, copies]), images=np.concatenate([ds.array(), images]))
+    rows, views = plan.row.to_numpy(), plan.view.to_numpy()
+    if ds.in_memory():
+        images = np.concatenate([ds.array(), change.copies(ds.array(), rows, views, seed)])
+    else:
+        about, files = f"{change} {digest(np.packbits(minor).tobytes())} {seed}", ds.keep()._images
+        images = files.and_copies(Copies(files, rows, views, partial(change.changed, seed=seed), about))
+    return ds.replace(df=pd.concat([df, copies]), images=images)

@@ -22,7 +22,7 @@ from torch import nn
 from .checks import (check_images, check_logits, check_names, check_targets, dominant_labels,
                            temperature)
 from .core import ConfigError, at_least, one_of, progress
-from .launch import gather
+from .launch import gather, wide
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
 from .terms import LossTerm, batch_targets, class_names, logits_in
@@ -80,7 +80,7 @@ def _distances(
         "The weighted distances of the samples, if these are their emotions."
         w, own = (weights[:, e], T[e]) if e.ndim == 1 else ((weights[:, None] * e).sum(2), (e * T).sum(1))
         if silent:
-            w64 = w.double() * mask  # may be tiny where a teacher that is hardly trusted is alone
+            w64 = w.to(wide(w.device)) * mask  # may be tiny where a teacher that is hardly trusted is alone
             w = (w64 / w64.sum(0)).nan_to_num(0.0).to(w.dtype)
         return (w * _kl_per_sample(z_s, z_t, own[:, None])).sum(0).mean()
 

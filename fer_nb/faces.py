@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LANDMARKER_URL', 'LANDMARKER_SHA256', 'FACE_OVAL', 'BLENDSHAPES', 'STATUSES', 'FACE_POINTS', 'FER2013_FRAME',
            'landmarker_file', 'face_box', 'face_roll', 'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces',
-           'FoundFace', 'FaceFinder', 'box_overlap', 'face_square']
+           'FaceCrop', 'FoundFace', 'FaceFinder', 'box_overlap', 'face_square']
 
 # %% ../nbs/06_faces.ipynb #d092f56e
 import importlib.util
@@ -33,7 +33,7 @@ from PIL import Image
 
 from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
                          one_of, progress)
-from .data import FERData, _stack, _warn_or_raise, read_image
+from .data import Crop, FERData, ImageFiles, _warn_or_raise, read_image, stacked
 from .store import Store, StoreError, digest
 
 # %% ../nbs/06_faces.ipynb #ea39d4d0
@@ -501,9 +501,68 @@ def find_faces(
     workers: int = 1,                  # processes; 1 is this one
     cache: bool | str | Path = True,   # True: below `cache_dir()`; False: none; or a folder
     refiner: FaceRefiner | None = None,  # settings of the finder; None: the defaults
-) -> pd.DataFrame:                     # id, status, faces, box_x, box_y, box_w, box_h, roll, error
-    "The face in every image of `ds`, as a table."
-    return (refiner or FaceRefiner()).find(ds, workers, cache)[0]
+) -> pd.DataFrame:                     # id, status, faces, box_x, ..., box_h, roll, error, evidence
+    "The face in every image of `ds`, as a table; `evidence` is the detector's where no face was found."
+    refiner = refiner or FaceRefiner()
+    table = refiner.find(ds, workers, cache)[0]
+    missed = np.flatnonzero(table.status == "no_face")
+    return table.assign(evidence=pd.Series([refiner.evidence(ds.image(i)) for i in missed], missed, float))
+
+# %% ../nbs/06_faces.ipynb #evid0002
+@patch
+def evidence(
+    self: FaceRefiner,
+    image: np.ndarray,                           # uint8 (H, W) or (H, W, 3)
+    frames: tuple[float, ...] = (0.25, 0.5, 1),  # their widths, in image sides
+) -> float:                                      # 0: no trace of a face, to 1
+    "The best score of the detector for what may be a face, on average over frames of several widths."
+    detect = _mediapipe("detector", self._file, 0.05)
+    found = [detect(_framed(image, width, 128)[0]).detections for width in frames]
+    return float(np.mean([max((d.categories[0].score for d in few), default=0) for few in found]))
+
+# %% ../nbs/06_faces.ipynb #lazycrop
+_EDGE = (*FACE_OVAL, *(point for eye in _EYES for point in eye))   # the points that a crop depends on
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceCrop(Crop):
+    "The face in an image file, cut out when it is read; the whole image, scaled, where there is none."
+
+    points: np.ndarray | None   # float32 (40, 2), those of the mesh that the crop depends on; None: no face
+    settings: tuple             # size, margin, align, mask and background of the refiner
+
+    def cut(
+        self,
+        image: np.ndarray,  # the whole image (H, W[, 3])
+    ) -> np.ndarray:        # uint8 (size, size[, 3])
+        "The face, upright, centred and alone."
+        part = image if self.box is None else Crop(self.path, self.box).cut(image)
+        size, points = self.settings[0], self.points
+        if points is None:
+            return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BILINEAR))
+        landmarks = np.zeros((max(_EDGE) + 1, 2), np.float32)
+        landmarks[list(_EDGE)] = points
+        return crop_face(part, landmarks, *self.settings)
+
+    def __str__(self) -> str:
+        where = self.path if self.box is None else f"{self.path} at {self.box}"
+        return f"{where}, face {digest(self.points, list(self.settings))}"
+
+
+@patch
+def crops(
+    self: FaceRefiner,
+    ds: FERData,             # image files as they came
+    landmarks: np.ndarray,   # (N, 478, 3), NaN where there is no face
+) -> ImageFiles:             # of N `FaceCrop`s
+    "The faces of files, each of which is cut out when it is read."
+    settings = (self.size, self.margin, self.align, self.mask, self.background)
+    points = landmarks[:, list(_EDGE), :2].astype(np.float32)
+    found = ~np.isnan(points[:, 0, 0])
+    places = [(getattr(f, "path", f), getattr(f, "box", None)) for f in ds._images]
+    files = [FaceCrop(*place, p if yes else None, settings) for place, p, yes in zip(places, points, found)]
+    colour = ds._images.shapes()[:, 2].astype(bool)
+    return ImageFiles(files, [(self.size, self.size, 3)[:2 + c] for c in colour])
 
 # %% ../nbs/06_faces.ipynb #8a525d2e
 @patch
@@ -513,18 +572,24 @@ def refine(
     workers: int = 1,                # processes for the finder; 1 is this one
     cache: bool | str | Path = True,  # True: below `cache_dir()`; False: none; or a folder
 ) -> FERData:                        # crops, the same ids and labels, and the column `face_status`
-    "Refine every image of `ds`. A status whose policy is `raise` raises `ImageError` with the first id."
+    """Refine every image of `ds`: of files when they are read, else now. A status whose policy is `raise`
+    raises `ImageError` with the first id."""
     table, landmarks, _ = self.find(ds, workers, cache)
     action, status = table.status.map({"ok": "keep", **self.policy}), table.status.to_numpy()
     for stops, rows in ((True, action == "raise"), (False, (action == "drop") & (status == "error"))):
         if rows.any():
             first = table[rows].iloc[0]
             text = f"{ds.name}: {rows.sum()} images, the first {first.id!r}: {first.error or first.status}"
-            _warn_or_raise(text if stops else f"{text}; dropped", stops, ImageError)
+            way = "; their policy may be 'keep' (the whole image) or 'drop'" if stops else "; dropped"
+            _warn_or_raise(text + way * (not stops or first.status != "error"), stops, ImageError)
     rows, lost = np.flatnonzero(action == "keep"), (action == "drop").to_numpy()
     df = ds.df.iloc[rows].assign(face_status=status[rows])
-    images = [self._refined(ds.image(i), landmarks[i]) for i in rows]
-    return ds.replace(df=df, images=_stack(images, df.id.tolist(), self.size),
+    if ds.in_memory() or ds._images.side:
+        faces = (self._refined(ds.image(i), landmarks[i]) for i in rows)
+        images = stacked(list(faces), df.id.tolist(), self.size)
+    else:
+        images = self.crops(ds.take(rows), landmarks[rows])
+    return ds.replace(df=df, images=images,
                       dropped=pd.concat([ds.dropped, ds.df[["id", "split"]].assign(why=status)[lost]]))
 
 

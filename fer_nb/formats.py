@@ -29,15 +29,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import (_ALIASES, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
-                         LabelError, _plain, canonical_label, need_columns, one_of)
-from .data import (_FERPLUS_HEADER, _IMAGE_ENDINGS, _KAGGLE, _KDEF_NAME, _RAFDB_NAME, _USAGE,
-                         AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, KDEF_COUNTS,
-                         RAFDB_COUNTS, SPLITS, Crop, FERData, LeftOut, Provenance, Tree, _affect, _expect,
-                         _fer2013_csv, _inside, _key, _list_images, _opened, _rows, _some, _stack, _usage,
-                         _whole_number, add_votes, begins_as, ending_of, pixel_columns, quoted,
-                         read_affectnet, read_fer2013, read_ferplus, read_folder, read_kdef, read_rafdb,
-                         split_named, text_of, to_array, without_broken)
+from .core import (ALIASES, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
+                         LabelError, canonical_label, need_columns, one_of, plain_letters)
+from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FERPLUS_HEADER,
+                         IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS, RAFDB_NAME, SPLITS,
+                         USAGE, Crop, FERData, LeftOut, Provenance, Tree, add_votes, affect_of, begins_as,
+                         decode, ending_of, expect, fer2013_csv, key_of, list_images, open_image, path_inside,
+                         pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus, read_folder,
+                         read_kdef, read_rafdb, some_of, split_named, stacked, table_rows, text_of,
+                         whole_number, without_broken)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ def role_of(
     fields: list[str],  # the first row of a table
 ) -> str:               # "pixels", "votes", "list" or ""
     "What a table is by its first row."
-    keys = {_key(f) for f in fields}
+    keys = {key_of(f) for f in fields}
     if "pixels" in keys or pixel_columns(fields):
         return "pixels"
-    if len(keys & {_key(c) for c in _FERPLUS_HEADER}) >= 8:
+    if len(keys & {key_of(c) for c in FERPLUS_HEADER}) >= 8:
         return "votes"
     named = keys & set(_IMAGE_KEYS) and keys & set(_LABEL_KEYS)
-    plain = 2 <= len(fields) < 12 and ending_of(fields[0]) in _IMAGE_ENDINGS
+    plain = 2 <= len(fields) < 12 and ending_of(fields[0]) in IMAGE_ENDINGS
     return "list" * bool(named or plain)
 
 
 def _first_row(path: Path) -> list[str]:
     "The first row of a table, by blanks where nothing else parts it; empty where it is none."
     try:
-        fields = next(_rows(path), ("", []))[1]
+        fields = next(table_rows(path), ("", []))[1]
         return fields[0].split() if len(fields) == 1 else fields
     except FERError:
         return []
@@ -137,7 +137,7 @@ def by_names(
     rx = re.compile(pattern, re.I)
 
     def find(tree: Tree) -> list[tuple[str, float]]:
-        images = [f for f in tree.sample() if f[-1] != "/" and ending_of(f) in _IMAGE_ENDINGS]
+        images = [f for f in tree.sample() if f[-1] != "/" and ending_of(f) in IMAGE_ENDINGS]
         hits = [f for f in images if rx.fullmatch(f.rpartition("/")[2])]
         hits = [f for f in hits if not classes or "/" in f and is_emotion(f.split("/")[-2])]
         return [("", 1.0)] if hits and len(hits) >= share * len(images) else []
@@ -162,14 +162,14 @@ def label_order(
         words = [w.strip() for w in labels.split(",") if w.strip()]
         pairs = [w.split("=", 1) for w in words if "=" in w]
         mixed = len(pairs) not in (0, len(words)) or not words
-        _expect(not mixed, "labels", repr(labels), "names in their order, pairs such as 0=angry,1=sad, or "
+        expect(not mixed, "labels", repr(labels), "names in their order, pairs such as 0=angry,1=sad, or "
                 f"one of {', '.join(known)}", ConfigError)
         labels = dict(pairs) if pairs else known.get(labels, words)
     if isinstance(labels, dict):
         names = {_class_key(str(a)): canonical_label(b) for a, b in labels.items()}
         return (), names
     order = tuple(map(canonical_label, labels or ()))
-    _expect(len(set(order)) == len(order), "labels", repr(labels), "each label once", ConfigError)
+    expect(len(set(order)) == len(order), "labels", repr(labels), "each label once", ConfigError)
     return order, {}
 
 
@@ -190,11 +190,11 @@ def numbered(
     numbers = {f: int(float(f)) for f in found}
     low, high = min(numbers.values()), max(numbers.values())
     orders = ", ".join(f"{name} ({' '.join(o)})" for name, o in LABEL_ORDERS.items())
-    _expect(order, where, f"the classes are numbers, {low} to {high}, which mean other emotions in every "
+    expect(order, where, f"the classes are numbers, {low} to {high}, which mean other emotions in every "
             f"dataset", f"labels (--labels) in their order, as names with commas or as one of {orders},",
             LabelError)
     first = 1 if high == len(order) and low > 0 else 0
-    _expect(high < len(order) + first and (low == 0 or first == 1), where, f"classes {low} to {high} for "
+    expect(high < len(order) + first and (low == 0 or first == 1), where, f"classes {low} to {high} for "
             f"{len(order)} labels", "numbers from 0, or from 1 to the last, or pairs such as "
             "--labels 1=happy,2=sad,", LabelError)
     return {f: order[k - first] for f, k in numbers.items()}
@@ -209,17 +209,17 @@ def relabelled(
     "Translate the classes that were found. Raises `LabelError` for numbers without an order."
     (order, names), classes = label_order(labels), sorted(set(found))
     idle = sorted(set(names) - set(map(_class_key, classes)))
-    _expect(not idle, where, f"no class {_some(map(quoted, idle))} in {_some(map(quoted, classes))}",
+    expect(not idle, where, f"no class {some_of(map(quoted, idle))} in {some_of(map(quoted, classes))}",
             "labels for classes that are there", LabelError)
     if all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes) and not names:
         meaning = numbered(classes, order, where)
     else:
         meaning = {c: names.get(_class_key(c)) or canonical_label(c) for c in classes}
         bare = [c for c in classes if _class_key(c) not in names and _NO_NAME.fullmatch(c.strip())]
-        _expect(not bare, where, f"classes {_some(map(quoted, bare))} beside names", "names alone, or pairs "
+        expect(not bare, where, f"classes {some_of(map(quoted, bare))} beside names", "names alone, or pairs "
                 f"such as --labels {bare[:1] and quoted(bare[0], 20)}=happy,", LabelError)
     foreign = sorted(c for c in classes if order and meaning[c] not in order)
-    _expect(not foreign, where, f"classes {_some(map(quoted, foreign))}",
+    expect(not foreign, where, f"classes {some_of(map(quoted, foreign))}",
             f"those of labels, {', '.join(order)},", LabelError)
     there = set(meaning.values())
     order = order or tuple(e for e in EMOTIONS if e in there) + tuple(sorted(there - set(EMOTIONS)))
@@ -238,12 +238,12 @@ def read_names(
     """Read images whose label stands in their path: `KA.AN1.39.tiff`, `03_happy.png`. Other named groups,
     such as `subject` or `group`, become columns. Raises `DataError` for images without a label."""
     rx, root, left = pattern_of(pattern, "label_pattern"), Path(root), LeftOut(broken)
-    rows, files = [], _list_images(root)
+    rows, files = [], list_images(root)
     for p in files:
         i = p.relative_to(root).as_posix()
         with left.item(i):
             m = rx.search(i)
-            _expect(m and _found(m), p, f"no label by the pattern {pattern}", "one in each path")
+            expect(m and _found(m), p, f"no label by the pattern {pattern}", "one in each path")
             split = {split_named(part) for part in Path(i).parts[:-1]} - {""}
             rows.append({"id": i, "found": _found(m), "split": split.pop() if split else "train"}
                         | {k: v for k, v in m.groupdict().items() if k != "label"})
@@ -278,28 +278,31 @@ def _by_found(
     where: str | Path,    # the dataset
 ) -> tuple[FERData, list[str]]:  # labelled by the classes as they were found; those
     "A dataset whose classes are not translated yet; broken images are left out."
-    _expect(len(df), where, "no image with a label", "at least one")
+    expect(len(df), where, "no image with a label", "at least one")
     df = df.rename(columns={"found": "label"})
     ds = without_broken(FERData(df, images, sorted(set(df.label)), name), left, where)
     return ds, ds.df.label.tolist()
 
 # %% ../nbs/14_formats.ipynb #door0112
 _LIST_KEYS = {"image": _IMAGE_KEYS, "label": _LABEL_KEYS,
-              "split": ("split", "usage", "set", "subset", "partition"),
+              "split": ("split", "usage", "set", "subset", "partition"), "is_valid": ("isvalid",),
               "subject": ("subject", "person", "subjectid", "personid", "identity", "participant"),
               "group": ("group", "sequence", "video", "clip", "groupid")}
+
+
+_IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}  # fastai's column
 
 
 def _list_columns(
     fields: list[str],  # the first row of a list
 ) -> tuple[dict[str, int], bool]:  # column -> position; whether the row is a header
     "The columns of a list, by its header, or by what stands in its first row."
-    keys = [_key(f) for f in fields]
+    keys = [key_of(f) for f in fields]
     named = {c: next(keys.index(k) for k in ks if k in keys) for c, ks in _LIST_KEYS.items()
              if set(ks) & set(keys)}
     if {"image", "label"} <= set(named):
         return named, True
-    image = next((k for k, f in enumerate(fields) if ending_of(f) in _IMAGE_ENDINGS), None)
+    image = next((k for k, f in enumerate(fields) if ending_of(f) in IMAGE_ENDINGS), None)
     if image is None:
         return named, True
     rest = [k for k, f in enumerate(fields) if k != image and f]
@@ -333,14 +336,14 @@ def _list_rows(
                 found = {c: row[names[i]] for c, i in columns.items()}
                 yield f"{path}, row {k}", {c: str(x) for c, x in found.items() if x is not None}
         return
-    by_blanks = len(next(_rows(path), ("", []))[1]) == 1
-    rows = _rows(path, " " if by_blanks else "")
+    by_blanks = len(next(table_rows(path), ("", []))[1]) == 1
+    rows = table_rows(path, " " if by_blanks else "")
     at, first = next(rows, ("", []))
     columns, header = _list_columns(first)
     need_columns(columns, ("image", "label"), str(path), f"the first row is {quoted(', '.join(first))}")
     unused = [f for k, f in enumerate(first) if f and k not in columns.values()]
     if unused:
-        warnings.warn(f"{path}: columns that are not read: {_some(map(quoted, unused))}", stacklevel=2)
+        warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
     for at, fields in rows if header else chain([(at, first)], rows):
         fits = len(fields) > max(columns.values())
         yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
@@ -360,15 +363,18 @@ def read_list(
         own, places = _split_of_list(path), {}
         for at, row in _list_rows(path):
             with left.item(row.get("image", at.rpartition(", ")[2]), own):
-                _expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
-                file = _inside(row["image"].replace("\\", "/").removeprefix("./"), at)
+                expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
+                file = path_inside(row["image"].replace("\\", "/").removeprefix("./"), at)
                 places = places or _names_below(path.parent)
                 found = _find_image(file, path.parent, places, at)
                 folders = [s for part in file.split("/")[:-1] if (s := split_named(part))]
-                split = split_named(row["split"]) if "split" in row else own or next(iter(folders), "train")
-                _expect(split, at, f"split {quoted(row.get('split'))!r}", f"one of {', '.join(SPLITS)}")
+                flag = _IS_VALID.get(row.get("is_valid", "").lower(), "")
+                split = split_named(row["split"]) if "split" in row else flag if "is_valid" in row else \
+                    own or next(iter(folders), "train")
+                expect(split, at, f"split {quoted(row.get('split', row.get('is_valid')))!r}",
+                       f"one of {', '.join(SPLITS if 'split' in row else _IS_VALID)}")
                 again = seen.setdefault(found, (at, row["label"]))
-                _expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
+                expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
                         f"each image once ({again[0]}: {quoted(again[1])})")
                 rows.append({"id": found, "found": row["label"], "split": split}
                             | {c: row[c] for c in ("subject", "group") if row.get(c)})
@@ -397,7 +403,7 @@ def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) 
     if os.path.isfile(folder / file):  # False also for a name that no file can have
         return file
     found = [f for f in places.get(file.rpartition("/")[2], []) if f"/{f}".endswith(f"/{file}")]
-    _expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
+    expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
             f"below {folder}", "one")
     return found[0]
 
@@ -409,13 +415,13 @@ def read_yolo(
     "Read a dataset in YOLO's form: for each image the class and the box of its first face, which is cut out."
     root, left, rows, images, others = Path(root), LeftOut(broken), [], [], []
     names = _yaml_names(root)
-    for p in _list_images(root):
+    for p in list_images(root):
         i = p.relative_to(root).as_posix()
         note = (root / re.sub(r"(^|/)images/(?!.*/images/)", r"\1labels/", i, flags=re.I)).with_suffix(".txt")
         with left.item(i):
-            _expect(note.is_file(), p, f"no label ({note.relative_to(root)})", "one for each image")
-            (_, (number, *box)), *more = list(_rows(note, " ")) or [("", [""])]
-            k = _whole_number(number, 0, len(names) - 1 if names else 999, str(note), "class", LabelError)
+            expect(note.is_file(), p, f"no label ({note.relative_to(root)})", "one for each image")
+            (_, (number, *box)), *more = list(table_rows(note, " ")) or [("", [""])]
+            k = whole_number(number, 0, len(names) - 1 if names else 999, str(note), "class", LabelError)
             split = {split_named(part) for part in i.split("/")[:-1]} - {""}
             crop = _yolo_crop(p, box)
             rows.append((i, names[k] if names else str(k), split.pop() if split else "train"))
@@ -441,7 +447,7 @@ def _yaml_names(root: Path) -> list[str]:
             names = [at.get(str(k)) for k in range(len(at))]
         if names:
             words = isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
-            _expect(words, file, f"names: {quoted(about['names'])}", "a name for each class from 0")
+            expect(words, file, f"names: {quoted(about['names'])}", "a name for each class from 0")
             return names
     return []
 
@@ -449,14 +455,14 @@ def _yaml_names(root: Path) -> list[str]:
 def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
     "The box of a label (centre, width and height as shares of the image); the file, where that is all of it."
     at = f"label of {file}"
-    _expect(len(box) in (4, 5), at, f"{len(box)} numbers", "a box: x, y, width, height, maybe a certainty,")
-    x, y, w, h = (_affect(b, at, "box") for b in box[:4])
-    _expect(min(np.nan_to_num([x, y, w, h], nan=-1)) >= 0 and min(w, h) > 0, at,
+    expect(len(box) in (4, 5), at, f"{len(box)} numbers", "a box: x, y, width, height, maybe a certainty,")
+    x, y, w, h = (affect_of(b, at, "box") for b in box[:4])
+    expect(min(np.nan_to_num([x, y, w, h], nan=-1)) >= 0 and min(w, h) > 0, at,
             f"box {quoted(' '.join(box[:4]))}", "four shares of the image, 0 to 1,")
     if min(w, h) > 0.99:
         return file
     try:
-        with _opened(file) as im:
+        with open_image(file) as im:
             width, height = im.size
     except Exception as e:  # Pillow's readers meet damage with errors of every kind
         raise ImageError(f"{file}: cannot be decoded as an image ({quoted(e)})") from e
@@ -473,8 +479,7 @@ def read_parquet(
     installed."""
     def decoded(raw: bytes, at: str) -> np.ndarray:
         try:
-            with _opened(BytesIO(raw)) as im:
-                return to_array(im)
+            return decode(BytesIO(raw), whole=True)
         except Exception as e:  # Pillow's readers meet damage with errors of every kind
             raise ImageError(f"{at}: cannot be decoded as an image ({quoted(e)})") from e
 
@@ -482,7 +487,7 @@ def read_parquet(
     left, rows, images = LeftOut(broken), [], []
     for path in paths:
         table, names = _parquet_table(path)
-        columns = {_key(c): c for c in table}
+        columns = {key_of(c): c for c in table}
         image, label = (next((columns[k] for k in keys if k in columns), None)
                         for keys in (("image", "img", "picture"), _LABEL_KEYS))
         there = [name for name, column in (("image", image), ("label", label)) if column is not None]
@@ -494,16 +499,16 @@ def read_parquet(
             with left.item(i, split):
                 raw = data.get("bytes") if isinstance(data, dict) else data
                 at = f"{path}, row {k}"
-                _expect(isinstance(raw, bytes), at, f"a {type(raw).__name__}", "an encoded image")
+                expect(isinstance(raw, bytes), at, f"a {type(raw).__name__}", "an encoded image")
                 pixels = decoded(raw, at)
                 number = re.fullmatch(r"[0-9]+", str(found))
                 named = names[int(found)] if number and int(found) < len(names) else str(found)
                 rows.append({"id": i, "found": named, "split": split})
                 images.append(pixels)
     same = len({im.shape[:2] for im in images}) == 1
-    _expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
+    expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
     df = pd.DataFrame(rows, columns=["id", "found", "split"])
-    return _by_found(df, _stack(images, df.id), paths[0].parent.name, left, paths[0])
+    return _by_found(df, stacked(images, df.id), paths[0].parent.name, left, paths[0])
 
 
 def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -517,7 +522,7 @@ def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     except Exception as e:  # a damaged file meets pyarrow with errors of every kind
         raise DataError(f"{path}: not a Parquet file that can be read ({quoted(e)})") from e
     features = about.get("info", {}).get("features", {}) if isinstance(about, dict) else {}
-    names = next((f["names"] for k, f in features.items() if _key(k) in _LABEL_KEYS and "names" in f), [])
+    names = next((f["names"] for k, f in features.items() if key_of(k) in _LABEL_KEYS and "names" in f), [])
     return pd.DataFrame({c: table[c].to_pylist() for c in table.column_names}), list(map(str, names))
 
 # %% ../nbs/14_formats.ipynb #door0121
@@ -530,7 +535,7 @@ def _fixed(
 
 def _pixel_files(tree: Tree) -> list[str]:
     "Tables of pixels; of the files of one competition, the one that holds all."
-    found = [f for f, role in tree.tables().items() if role == "pixels" and "ckext" not in _key(f)]
+    found = [f for f, role in tree.tables().items() if role == "pixels" and "ckext" not in key_of(f)]
     for best in ("fer2013.csv", "icml_face_data.csv", "train.csv"):
         whole = [f for f in found if f.rpartition("/")[2].lower() == best]
         others = [f for f in found if f not in whole and not _bare_pixels(tree.root / f)]
@@ -543,24 +548,28 @@ def _pixel_files(tree: Tree) -> list[str]:
 
 def _bare_pixels(path: Path) -> bool:
     "Whether a table holds pixels without labels, as Kaggle's test.csv does."
-    return not path.is_dir() and [_key(f) for f in _first_row(path)] == ["pixels"]
+    return not path.is_dir() and [key_of(f) for f in _first_row(path)] == ["pixels"]
 
 
 def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str] | None]:
     "The CSV or the folders; pairs say what its numbers are; pixels alone are named for what they are."
-    _expect(not _bare_pixels(where), where, "pixels without labels, as Kaggle's test.csv has them",
+    expect(not _bare_pixels(where), where, "pixels without labels, as Kaggle's test.csv has them",
             "the columns emotion and pixels, as in icml_face_data.csv,")
     if label_order(labels)[1] and where.is_file():  # pairs: other numbers than FER2013's
-        ds = _fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
+        ds = fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
         return ds, ds.df.label.tolist()
-    return read_fer2013(where, broken=broken), None
+    ds = read_fer2013(where, broken=broken)
+    if where.is_file() and ds.df.label.nunique() > 4 and EMOTIONS[0] not in set(ds.df.label):
+        warnings.warn(f"{where}: no row has the emotion 0, {EMOTIONS[0]}: do its numbers begin with 1? "
+                      "(--labels 1=...,2=...)", stacklevel=2)
+    return ds, None
 
 
 def find_fer2013(
     tree: Tree,                   # a folder
 ) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "The CSV, the mirror by its file names, or folders named after Usage."
-    usage = {f.rstrip("/").rpartition("/")[2] for f in tree.folders} & set(_USAGE)
+    usage = {f.rstrip("/").rpartition("/")[2] for f in tree.folders} & set(USAGE)
     mirror = by_names(r"(Training|PublicTest|PrivateTest)_\d+\..*", 0.5)(tree)
     folders = [("", 1.0)] if len(usage) > 1 and not mirror and any(map(tree.is_image, tree.sample())) else []
     return [(f, 1.0) for f in _pixel_files(tree)] + mirror + folders
@@ -571,7 +580,7 @@ FORMATS["fer2013"] = Format(
 fer2013.csv | icml_face_data.csv | train.csv    emotion,pixels[,Usage]; also .gz, .zip, .tar
 train/happy/Training_1.jpg  test/happy/PublicTest_2.jpg  test/happy/PrivateTest_3.jpg    at any depth
 Training/happy/1.jpg  PublicTest/happy/2.jpg  PrivateTest/happy/3.jpg""",
-    find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, _KAGGLE)
+    find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, KAGGLE)
 
 # %% ../nbs/14_formats.ipynb #door012b
 def find_ferplus(
@@ -589,7 +598,7 @@ def _read_ferplus(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FE
         return read_ferplus(where, broken=broken), None
     pixels = _pixel_files(tree)
     images = where.parent if next((f for f in tree.files() if tree.is_image(f)), None) else None
-    _expect(len(pixels) == 1 or images, where, "votes without images",
+    expect(len(pixels) == 1 or images, where, "votes without images",
             "fer2013.csv beside it (or --data fer2013.csv --votes fer2013new.csv), or FER+'s images,")
     return read_ferplus(where, tree.root / pixels[0] if len(pixels) == 1 else images, broken=broken), None
 
@@ -606,7 +615,7 @@ fer2013new.csv  images/FER2013Train/fer0000000.png ...    joined by name""",
 FORMATS["kdef"] = Format(
     "kdef", "KDEF", """\
 KDEF/AF01/AF01ANS.JPG    series, sex, person, emotion, angle; at any depth; the angle S is read""",
-    by_names(_KDEF_NAME.pattern + r"\.jpe?g", 0.3),
+    by_names(KDEF_NAME.pattern + r"\.jpe?g", 0.3),
     lambda where, tree, labels, broken:
     (read_kdef(where, broken={"error": "drop"}.get(broken, broken)), None),
     EMOTIONS, KDEF_COUNTS, "kdef.se")
@@ -618,7 +627,7 @@ def find_rafdb(
     "The list, whatever it is called, or the mirror by the names of its images."
     starts = [f for f, _ in by_paths(r"(basic/)?EmoLabel/")(tree)]
     lists = [f.rpartition("/")[0] + "/" * ("/" in f) for f in tree.tables() if f.lower().endswith(".txt")
-             and _RAFDB_NAME.fullmatch(_first_row(tree.root / f)[0]) and "emolabel" not in f.lower()]
+             and RAFDB_NAME.fullmatch(_first_row(tree.root / f)[0]) and "emolabel" not in f.lower()]
     rx = re.compile(r"(?P<start>(?:.*/)?)[^/]+/[1-7]/(train|test)_\d+(_aligned)?\.\w+", re.I)
     mirror = {m["start"] for f in tree.sample() if (m := rx.fullmatch(f)) and split_named(f.split("/")[-3])}
     mirror = {start.removesuffix("DATASET/") for start in mirror}
@@ -664,16 +673,16 @@ def read_ckplus(
 ) -> FERData:               # the last frame, the peak, of each labelled sequence; subject, group
     "Read the official CK+. Raises `DataError` for a label without its sequence of images."
     root, left, rows, frames = Path(root), LeftOut(broken), [], {}
-    for p in _list_images(root):
+    for p in list_images(root):
         if m := re.fullmatch(rf"({_CK_NAME})\..*", p.name, re.I):
             frames[m[1][:8].upper()] = p  # sorted: the last one stays
     tree = Tree(root)
     for file in sorted(f for f in tree.files() if f.lower().endswith("_emotion.txt")):
         sequence = file.rpartition("/")[2][:8].upper()
         with left.item(sequence, "train"):
-            first = next(_rows(root / file, " "), ("", [""]))[1]
-            k = _whole_number(first[0], 0, 7, str(root / file), "emotion", LabelError)
-            _expect(sequence in frames, root / file, "a label without images", f"the images of {sequence}")
+            first = next(table_rows(root / file, " "), ("", [""]))[1]
+            k = whole_number(first[0], 0, 7, str(root / file), "emotion", LabelError)
+            expect(sequence in frames, root / file, "a label without images", f"the images of {sequence}")
             rows.append((sequence, _CK_ORDER[k], "train", sequence[:4], sequence))
     df = pd.DataFrame(rows, columns=["id", "label", "split", "subject", "group"])
     labels = [e for e in _CK_ORDER if e in set(df.label) or e != "neutral"]
@@ -714,9 +723,9 @@ subject and group are columns: frames of one sequence belong into one split""",
 FORMATS["ckextended"] = Format(
     "ckextended", "CK+ as a CSV", """\
 ckextended.csv    emotion,pixels,Usage with FER2013's numbers and 7, contempt; no subjects""",
-    lambda tree: [(f, 1.0) for f, role in tree.tables().items() if role == "pixels" and "ckext" in _key(f)],
+    lambda tree: [(f, 1.0) for f, role in tree.tables().items() if role == "pixels" and "ckext" in key_of(f)],
     lambda where, tree, labels, broken:
-    (_fer2013_csv(where, LeftOut(broken), (*EMOTIONS, "contempt"), "ckextended"), None),
+    (fer2013_csv(where, LeftOut(broken), (*EMOTIONS, "contempt"), "ckextended"), None),
     (*EMOTIONS, "contempt"), None, "CK+ on Kaggle, 920 rows; frames of one person are in all splits")
 
 # %% ../nbs/14_formats.ipynb #door0124
@@ -748,17 +757,17 @@ def read_expw(
     root, left, rows, images = Path(root), LeftOut(broken), [], []
     source = root / "label.lst" if (root / "label.lst").is_file() else root / "label/label.lst"
     places, seen = _names_below(root), {}
-    for at, (name, face, *box, confidence, label) in _rows(source, " ", widths=(8,)):
+    for at, (name, face, *box, confidence, label) in table_rows(source, " ", widths=(8,)):
         with left.item(f"{name}/{face}", "train"):
-            file = _find_image(_inside(name, at), root, places, at)
-            top, low, high, bottom = (_whole_number(b, -9999, 99999, at, "box") for b in box)
-            k = _whole_number(label, 0, 6, at, "expression", LabelError)
+            file = _find_image(path_inside(name, at), root, places, at)
+            top, low, high, bottom = (whole_number(b, -9999, 99999, at, "box") for b in box)
+            k = whole_number(label, 0, 6, at, "expression", LabelError)
             again = seen.setdefault(f"{file}/{face}", at)
-            _expect(again == at, at, f"face {quoted(face)} of {quoted(name)} again", f"each once ({again})")
+            expect(again == at, at, f"face {quoted(face)} of {quoted(name)} again", f"each once ({again})")
             rows.append((f"{file}/{face}", EMOTIONS[k], "train", name, confidence))
             images.append(Crop(root / file, (low, top, high - low, bottom - top)))
     df = pd.DataFrame(rows, columns=["id", "label", "split", "group", "confidence"])
-    _expect(len(df), source, "no rows", "at least one")
+    expect(len(df), source, "no rows", "at least one")
     return without_broken(FERData(df, images, EMOTIONS, "expw"), left, root)
 
 
@@ -832,7 +841,7 @@ def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERDa
     lists = [where] if where.is_file() else [p for p in below if p.parent == where and _split_of_list(p)]
     lists = lists or [p for p in below if p.parent == where]
     packed = [p for p in lists if ending_of(p.name) == ".parquet"]
-    _expect(lists, where, "no list of images", "a table with the columns image and label")
+    expect(lists, where, "no list of images", "a table with the columns image and label")
     return read_parquet(packed, broken) if packed else read_list(lists, broken, where.stem)
 
 
@@ -873,15 +882,15 @@ def detect(
         one_of("as", as_, FORMATS)
     tree = path if isinstance(path, Tree) else tree_of(Path(path))
     found = readings(tree, as_)
-    _expect(found or as_, tree.root, "no image files in class folders and no table of a known form",
+    expect(found or as_, tree.root, "no image files in class folders and no table of a known form",
             "a layout that `fer-nb formats` shows")
     if not found:
         return Reading(FORMATS[as_], tree.file, 0.0)
     best = [r for r in found if r.certainty == found[0].certainty]
-    ways = _some((f"{r.format.title} in {quoted(r.where) or '.'} (--as {r.format.name})" for r in best), 4)
+    ways = some_of((f"{r.format.title} in {quoted(r.where) or '.'} (--as {r.format.name})" for r in best), 4)
     same = len({r.format.name for r in best}) == 1
     way_on = f"the path of one of them, such as {tree.root / best[0].where}," if same else "one of these --as"
-    _expect(len(best) == 1, tree.root, f"can be read in {len(best)} ways: {ways}", way_on)
+    expect(len(best) == 1, tree.root, f"can be read in {len(best)} ways: {ways}", way_on)
     return best[0]
 
 # %% ../nbs/14_formats.ipynb #door013b
@@ -889,19 +898,19 @@ def tree_of(
     path: Path,  # a folder or a file
 ) -> Tree:       # of a file it is the file alone
     "The tree of a folder; that of a file is the file alone. Raises `DataError` where neither is there."
-    _expect(path.exists(), path, "no such file or folder", "a data set")
+    expect(path.exists(), path, "no such file or folder", "a data set")
     if path.is_dir():
         return Tree(path)
     tree = Tree(path.parent, file=path.name)
     with open(path, "rb") as f:
         what = begins_as(f.read(512))
-    _expect(not tree.is_image(path.name), path, "an image", "a folder, or a table such as fer2013.csv,")
+    expect(not tree.is_image(path.name), path, "an image", "a folder, or a table such as fer2013.csv,")
     if what != "a Parquet file" and ending_of(path.name) not in (".jsonl", ".ndjson"):
-        at, first = next(_rows(path), ("", []))
+        at, first = next(table_rows(path), ("", []))
         first = first[0].split() if len(first) == 1 else first
-        _expect(first, path, "the file is empty", "a table")
-        role = role_of(first) or "pixels" * bool({_key(f) for f in first} & {"emotion", "usage"})
-        _expect(role, path, f"no table of a known form; it begins with {quoted(', '.join(first))}",
+        expect(first, path, "the file is empty", "a table")
+        role = role_of(first) or "pixels" * bool({key_of(f) for f in first} & {"emotion", "usage"})
+        expect(role, path, f"no table of a known form; it begins with {quoted(', '.join(first))}",
                 "FER2013's CSV (emotion,pixels,Usage), a list (image,label): a .csv file or a folder")
         tree._tables = {path.name: role}
     return tree
@@ -915,13 +924,13 @@ def need_classes(
 ) -> None:
     "Refuse classes that are certainly none. Raises `LabelError`."
     classes = sorted(set(found))
-    shown = _some((repr(quoted(c, 40)) for c in classes), 6)
+    shown = some_of((repr(quoted(c, 40)) for c in classes), 6)
     splits = [c for c in classes if split_named(c)]
     one = len(classes) == 1 and not (single and is_emotion(classes[0]))
     emotions = any(map(is_emotion, classes)) or all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes)
     what = f"classes {shown}: named after splits" if splits else f"one class alone: {shown}" if one else \
         f"classes {shown}: none is an emotion under any known name" if not emotions and not named else ""
-    _expect(not what, where, what, "classes named for emotions, or another reading (--as, see fer-nb "
+    expect(not what, where, what, "classes named for emotions, or another reading (--as, see fer-nb "
             "formats), or --labels with what they are (NAME,... or CLASS=NAME,...),", LabelError)
 
 
@@ -930,8 +939,9 @@ def _near(
     others: Sequence[str],   # names that are known
 ) -> str:                    # the one that it is a slip of; "": none
     "A name that differs by a letter or so."
-    near = difflib.get_close_matches(_plain(name), [o for o in others if o != _plain(name)], 1, 0.75)
-    return near[0] if near and abs(len(near[0]) - len(_plain(name))) < 3 else ""
+    name = plain_letters(name)
+    near = difflib.get_close_matches(name, [o for o in others if o != name], 1, 0.75)
+    return near[0] if near and abs(len(near[0]) - len(name)) < 3 else ""
 
 
 def odd_classes(
@@ -942,14 +952,14 @@ def odd_classes(
     own = [label for label in ds.labels if label not in (*EMOTIONS, "contempt") and not named]
     notes = []
     for label in own:
-        near = _near(label, list(_ALIASES)) or _near(label, [_plain(o) for o in own if o != label])
+        near = _near(label, list(ALIASES)) or _near(label, [plain_letters(o) for o in own if o != label])
         name = canonical_label(near) if near else ""
         hint = f"; is it {name!r}? (--labels {quoted(label, 40)}={name})" * bool(near)
         notes.append(f"class {quoted(label, 40)!r} is no known emotion{hint}")
     splits = {label: set(rows) for label, rows in ds.df.groupby("label").split}
     alone = [f"{quoted(c, 40)!r} ({min(there)})" for c, there in splits.items() if len(there) == 1]
     if ds.df.split.nunique() > 1 and alone:
-        notes.append(f"only one split has the class {_some(alone)}: it is learnt and never tested, or the "
+        notes.append(f"only one split has the class {some_of(alone)}: it is learnt and never tested, or the "
                      "reverse")
     return notes
 
@@ -1000,18 +1010,22 @@ def straddling(
         many = named.groupby(column).split.nunique() if len(named) else pd.Series(dtype=int)
         if n := int((many > 1).sum()):
             notes.append(f"{n} of {len(many)} {what} are in several splits "
-                         f"({_some(map(quoted, many.index[many > 1]), 3)}): scores on them are too high")
+                         f"({some_of(map(quoted, many.index[many > 1]), 3)}): scores on them are too high")
     return notes
 
 
 def no_splits(
     ds: FERData,    # from class folders
 ) -> list[str]:     # what to say
-    "Folders above the classes of which none names a split."
+    "Folders above the classes of which none names a split. Raises `DataError` where some seem to mean one."
     above = sorted({i.rpartition("/")[0].rpartition("/")[0] for i in ds.df.id})
     if len(above) < 2 or (ds.df.split != "train").any() or any(map(split_named, "/".join(above).split("/"))):
         return []
-    return [f"no folder above the classes names a split ({_some((quoted(a, 40) for a in above), 4)}): all "
+    words = {"eval", "evaluation", "holdout", "heldout", *SPLITS[1:]}
+    odd = [a for a in above if any({w, split_named(w)} & words for w in re.findall(r"[^\W\d_]+", a.lower()))]
+    expect(not odd, ds.name, f"folders {some_of((quoted(a, 40) for a in odd), 3)} seem to be splits, and "
+           "their names do not say which", f"names such as {', '.join(SPLITS)}")
+    return [f"no folder above the classes names a split ({some_of((quoted(a, 40) for a in above), 4)}): all "
             "images are read as train"]
 
 # %% ../nbs/14_formats.ipynb #door015b
@@ -1048,7 +1062,7 @@ def unread(
         if not image or f.rpartition("/")[2].partition(".")[0] not in gone:
             left["images that it does not name" if image else f"files ({ending_of(f) or 'no ending'})"] += 1
     if empty := tree.empty_classes():
-        left[f"empty classes ({_some((quoted(e, 40) for e in empty), 4)})"] = len(empty)
+        left[f"empty classes ({some_of((quoted(e, 40) for e in empty), 4)})"] = len(empty)
     singular = (("files (", "file ("), ("images ", "image "), ("classes (", "class ("))
     return {next((kind.replace(a, b, 1) for a, b in singular if n == 1 and a in kind), kind): n
             for kind, n in (left + tree.skipped).items()}
@@ -1085,7 +1099,7 @@ def read(
     """Read a dataset in any known format. Raises `DataError` for what is none, is two, or is broken,
     `LabelError` for classes that cannot be emotions, and what the format's reader raises."""
     path = Path(path)
-    _expect(votes is None or not path.is_dir(), path, "votes can be joined to FER2013's CSV only, row by row",
+    expect(votes is None or not path.is_dir(), path, "votes can be joined to FER2013's CSV only, row by row",
             "the path of fer2013.csv")
     one_of("broken", broken, BROKEN)
     order, names = label_order(labels)
@@ -1104,9 +1118,10 @@ def read(
             ds, renamed = relabelled(ds, found, labels, path)
         else:
             fits = not names and order in ((), tuple(ds.labels))
-            _expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
+            expect(fits, path, f"{reading.format.title} has labels of its own, {', '.join(ds.labels)}",
                     "no labels (--labels), another reading (--as folder, --as list), or, of a table of "
                     "pixels, pairs (--labels 0=happy,1=...),", ConfigError)
+        expect(len(ds), path, f"none of {len(ds.dropped)} images can be used", "at least one")
         ds = ds if votes is None else add_votes(ds, votes)
         ds = ds if subject_pattern is None else with_subjects(ds, subject_pattern)
     return _described(ds, path, tree, reading, renamed, labels is not None, said)
@@ -1120,8 +1135,8 @@ def with_subjects(
     rx = pattern_of(pattern, "subject_pattern")
     matches = [rx.search(i) for i in ds.df.id]
     lost = [i for i, m in zip(ds.df.id, matches) if m is None or not _found(m)]
-    _expect(not lost, ds.name, f"{len(lost)} ids without a subject by the pattern {pattern}: "
-            f"{_some(map(quoted, lost), 3)}", "one in each")
+    expect(not lost, ds.name, f"{len(lost)} ids without a subject by the pattern {pattern}: "
+            f"{some_of(map(quoted, lost), 3)}", "one in each")
     return ds.replace(df=ds.df.assign(subject=[_found(m) for m in matches]), dropped=ds.dropped)
 
 # %% ../nbs/14_formats.ipynb #door0153

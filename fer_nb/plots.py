@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EMOTION_COLORS', 'EMOTION_MARKERS', 'caption', 'plot_confusion', 'plot_counts', 'plot_duplicates', 'plot_robust',
            'plot_tradeoff', 'plot_corruptions', 'plot_reliability', 'pareto_front', 'plot_pareto', 'plot_embedding',
-           'plot_history', 'plot_weights', 'CamLayer', 'cam_layer', 'gradcam', 'gradcam_panel', 'gradcam_grid']
+           'plot_history', 'plot_weights', 'plot_discarded', 'plot_scheme', 'CamLayer', 'cam_layer', 'gradcam',
+           'gradcam_panel', 'gradcam_grid']
 
 # %% ../nbs/25_plots.ipynb #ac287985
 import math
@@ -470,6 +471,50 @@ def plot_weights(
     axes[0].set_ylabel("weight", fontsize="small")
     axes[len(emotions) - 1].set_xlabel("epoch", fontsize="small")
     return axes
+
+# %% ../nbs/25_plots.ipynb #25000021
+def plot_discarded(
+    found: "Audit",              # from `audit.audit`
+    kinds: Sequence[str] = ("no_face", "low_quality", "multilabel", "label_error"),  # what to show
+    n: int = 16,                 # images at most, of each kind about as many
+) -> np.ndarray:                 # the matplotlib axes, flat
+    "Draw images with an issue, each under its kind and its label. Raises `DataError` if there is none."
+    issues = found.issues[found.issues.kind.isin(kinds)].drop_duplicates("id")
+    _need_rows(issues, f"image with {' or '.join(kinds)}", "audit")
+    turn = issues.assign(turn=issues.groupby("kind").cumcount(), kind=pd.Categorical(issues.kind, kinds))
+    some = turn.sort_values(["turn", "kind"]).head(n).sort_values(["kind", "turn"])
+    rows = pd.Index(found.ds.df.id).get_indexer(some.id)
+    labels = found.ds.df.label.iloc[rows]
+    titles = [f"{kind.replace('_', ' ')}\n{label}" for kind, label in zip(some.kind, labels)]
+    axes = show_faces(found.ds, rows, titles)
+    for ax in axes:
+        ax.title.set_fontsize("x-small")
+    return axes
+
+# %% ../nbs/25_plots.ipynb #25000025
+def plot_scheme(
+    boxes: Mapping[str, tuple[float, float]],   # text -> column and line of its middle, from 0, line 0 on top
+    arrows: Sequence[tuple[str, str]],          # from, to
+    ax: Axes | None = None,                     # where to draw; None: a new figure
+    title: str = "",                            # above
+    dashed: Sequence[str] = (),                 # boxes that are there in training only
+) -> Axes:                                      # the axes drawn into
+    "Draw a scheme. Raises `DataError` for an arrow or a dashed box without its box."
+    if lost := {*dashed, *(name for pair in arrows for name in pair)} - set(boxes):
+        raise DataError(f"no box {min(lost)!r}; boxes: {', '.join(boxes)}")
+    columns, lines = (1 + max(place[k] for place in boxes.values()) for k in (0, 1))
+    ax = _new_ax(ax, 1.75 * columns, 0.95 * lines)
+    drawn = {name: ax.annotate(fill(name, 19), (x, -y), ha="center", va="center", fontsize="x-small", bbox={
+        "boxstyle": "round,pad=0.45", "facecolor": "#F4F1E8", "edgecolor": "#555555", "linewidth": 0.8,
+        "linestyle": "--" if name in dashed else "-"}) for name, (x, y) in boxes.items()}
+    for start, end in arrows:
+        a, b = (drawn[name].get_bbox_patch() for name in (start, end))
+        ax.annotate("", (boxes[end][0], -boxes[end][1]), (boxes[start][0], -boxes[start][1]), zorder=0,
+                    arrowprops={"arrowstyle": "->", "color": "#555555", "patchA": a, "patchB": b,
+                                "shrinkA": 2, "shrinkB": 2})
+    ax.set(xlim=(-0.6, columns - 0.4), ylim=(-lines + 0.4, 0.6), title=title)
+    ax.axis("off")
+    return ax
 
 # %% ../nbs/25_plots.ipynb #e7dde340
 _NO_MAPS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Linear)  # layers whose output is no map of its own

@@ -35,6 +35,7 @@ from .core import (ConfigError, DataError, FERError, ImageError, at_least, atomi
                          one_of)
 from .data import _from_floats, read_image, to_array
 from .faces import FaceFinder, FoundFace, box_overlap, face_square
+from .launch import pick_device
 from .store import as_text, digest, read_table
 
 # %% ../nbs/50_predict.ipynb #3e9d0b4e
@@ -81,7 +82,8 @@ class Network:
 def _torch_network(
     model: Any,   # nn.Module with .labels, images in [0, 1] in, logits out
     name: str,    # for messages
-) -> Network:     # a copy, in evaluation mode, on the module's device
+    device: Any = None,   # where it runs; None: on the module's device
+) -> Network:     # a copy, in evaluation mode
     "A network that PyTorch runs. Raises `ConfigError` for a module without labels or one of landmarks."
     import copy
 
@@ -90,8 +92,13 @@ def _torch_network(
     if not getattr(model, "labels", None) or isinstance(model, GeometryTeacher):
         raise ConfigError(f"{name}: a {type(model).__name__} without .labels, or a network of landmarks; "
                           "a network of images with the names of its outputs, in order, expected")
+    if "faces" in (getattr(model, "record", None) or {}):
+        warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
+                      "what is around it, which it has not seen", stacklevel=3)
     net = fuse(model) if isinstance(model, HyFER) else copy.deepcopy(model).eval()
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
+    if device is not None:
+        net.to(where := pick_device(device))
 
     def logits(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -176,23 +183,26 @@ def weights_file(
                         "folder of a run expected")
     return path
 
-
+# %% ../nbs/50_predict.ipynb #dev50001
 @patch(cls_method=True)
 def read(
     cls: Network,
     weights: Any = None,  # a name in `SHIPPED` (None: accurate), .safetensors or .onnx, run folder, or module
     robust: bool = False, # see `weights_file`
+    device: Any = None,   # where PyTorch runs it, such as "cuda"; None: the CPU, of a module its own device
 ) -> Network:             # ready to run
-    "The network of a file or module. Raises `DataError` for another file, `ConfigError` for another module."
+    """The network of a file or module. Raises `DataError` for another file, `ConfigError` for another module
+    or a device that is not there."""
     if weights is not None and not isinstance(weights, (str, Path)):
-        return weights if isinstance(weights, Network) else _torch_network(weights, "weights")
+        return weights if isinstance(weights, Network) else _torch_network(weights, "weights", device)
     path = weights_file(weights, robust)
     if path.suffix.lower() == ".onnx":
+        one_of("device of an ONNX file", str(device or "cpu"), ["cpu"])
         return _onnx_network(path)
     from fer_nb.models import HyFER, load_teacher
     if path.parent == weights_file().parent:  # checked against its card
-        return _torch_network(HyFER.from_pretrained(path.stem), f"the shipped weights {path.stem!r}")
-    return _torch_network(load_teacher(path), str(path))
+        return _torch_network(HyFER.from_pretrained(path.stem), f"the shipped weights {path.stem!r}", device)
+    return _torch_network(load_teacher(path), str(path), device)
 
 # %% ../nbs/50_predict.ipynb #83a620da
 def _from_array(
@@ -276,9 +286,10 @@ class Recogniser:
         align: bool = True,                # turn the eyes to the horizontal
         batch: int = 32,                   # images of a folder or a video that are recognised together
         robust: bool = False,              # of a run or the shipped ones: trained under attack
+        device: Any = None,                # of the network, such as "cuda"; None: see `Network.read`
     ):
         at_least("batch", batch, 1, "image", whole=True)
-        self.network = Network.read(weights, robust)
+        self.network = Network.read(weights, robust, device)
         self.crop, self.align, self.batch_size = crop, align, batch
         self.finder = finder or FaceFinder()
 

@@ -42,7 +42,8 @@ def review_items(
     kinds: Sequence[str] | None = None,   # only images with one of these kinds of issue; None: all
     labels: Sequence[str] | None = None,  # only images with one of these labels; None: all
 ) -> pd.DataFrame:                        # id, row, label, split, group, kind ("duplicate+leak"), score, rule
-    "A row an image to look at. Raises `ConfigError` for an unknown kind of issue or label."
+    """A row an image to look at; that it is `similar` to another is no reason unless `kinds` asks for it.
+    Raises `ConfigError` for an unknown kind of issue or label."""
     rules = audit.actions()
     by_rule = rules[["id", "why"]].rename(columns={"why": "kind"})
     found = pd.concat([audit.issues[["id", "kind", "score"]], by_rule])
@@ -50,10 +51,11 @@ def review_items(
         one_of("kind", kind, dict.fromkeys([*KINDS, *found.kind]))
     for label in labels or ():
         one_of("label", label, audit.ds.labels)
+    found = found[(found.kind != "similar") | ("similar" in (kinds or ()))]
     found = found.drop_duplicates(["id", "kind"]).groupby("id", sort=False).agg(
         kind=("kind", "+".join), score=("score", "max")).reset_index()
     row, rule = pd.Index(audit.ds.df.id).get_indexer(found.id), dict(zip(rules.id, rules.action))
-    group, rule = np.asarray(audit.groups)[row], [rule.get(id, "keep") for id in found.id]
+    group, rule = np.asarray(audit.photos)[row], [rule.get(id, "keep") for id in found.id]
     items = found.assign(row=row, group=group, rule=rule)
     items = items.join(audit.ds.df[["label", "split"]], on="row")
     items["first"] = items.groupby("group", sort=False).ngroup()
@@ -231,7 +233,7 @@ def gallery(
     partners = self.audit.issues.partner[self.audit.issues.id == self.current.id]
     role = np.select([df.id == self.current.id, df.id.isin(partners)], ["current", "partner"], "")
     table = df.assign(row=np.arange(len(df)), role=role, decision=[made.get(id, "") for id in df.id])
-    table = table[(self.audit.groups == self.current.group) | (role != "")]
+    table = table[(self.audit.photos == self.current.group) | (role != "")]
     order = {"current": 0, "partner": 1, "": 2}
     table = table.sort_values("role", key=lambda r: r.map(order), kind="stable")
     return table[columns].reset_index(drop=True)

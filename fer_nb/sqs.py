@@ -22,7 +22,7 @@ from torch import nn
 
 from .checks import check_targets, dominant_labels, temperature
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive
-from .launch import gather
+from .launch import gather, wide
 from .loaders import ReplayLoader, ReplayLoaders
 from .models import MapLayout, map_layout, pooled_head, shell, unwrapped
 from .terms import LossTerm, batch_targets, logits_in, mixer
@@ -447,7 +447,8 @@ def total(
     quads = quads.to(y.device)[:, rows]
     terms = self._terms(y, rows, quads) if len(rows) else torch.zeros(3, device=y.device)
     extra = terms @ terms.new_tensor([self.enhanced, self.kl, self.lam])
-    base, *values, added = torch.stack([v.detach().double().mean() for v in (loss, *terms, extra)]).tolist()
+    parts = [v.detach().to(wide(v.device)).mean() for v in (loss, *terms, extra)]
+    base, *values, added = torch.stack(parts).tolist()
     if not np.isfinite(added):
         raise DataError(f"epoch {self.epoch + 1}, batch {self.iter + 1}: the terms of SQS are "
                         f"{values}; the feature map holds values that are not finite")

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -401,7 +402,8 @@ def command_line(
     argv: Sequence[str],  # arguments, without the program
 ) -> str:                 # such as "fer-nb run --data fer2013.csv"
     "A command as a record shows it; of a path that is absolute or exists, the name alone."
-    return " ".join(["fer-nb", *map(_without_folders, argv)])
+    words = map(_without_folders, argv)
+    return " ".join(["fer-nb", *(shlex.quote(w) if " " in w else w for w in words)])
 
 
 def _without_folders(

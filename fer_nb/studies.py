@@ -70,7 +70,8 @@ def leaked_ids(
     test: FERData,   # test images, with the same
 ) -> set[str]:       # ids of test images that training has seen
     "Test images of which training holds a duplicate, or a copy made by balancing."
-    return set(test.df.id[test.df.group.isin(train.df.group)])
+    same = "photo" if "photo" in test.df else "group"  # of the same photograph; a group may hold similar ones
+    return set(test.df.id[test.df[same].isin(train.df[same])])
 
 # %% ../nbs/43_studies.ipynb #bc47f6bf
 def grouped(

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import EMOTIONS, ConfigError, LabelError, at_least, hash_uniform, one_of, share
-from .data import _FERPLUS_HEADER, _USAGE, FER2013_COUNTS, SPLITS, VOTE_COLUMNS, FERData, real_data
+from .data import FERPLUS_HEADER, USAGE, FER2013_COUNTS, SPLITS, VOTE_COLUMNS, FERData, real_data
 
 # %% ../nbs/05_synth.ipynb #240d5ab9
 AUS = {1: "inner brow raiser", 2: "outer brow raiser", 4: "brow lowerer", 5: "upper lid raiser",
@@ -609,13 +609,13 @@ def _drawn_folder(n: int, seed: int) -> tempfile.TemporaryDirectory:
     folder = tempfile.TemporaryDirectory(prefix="drawn-fer2013-")
     ds = make_faces(n, seed, splits=(.7, .2, .1), balance="uniform")[0]
     ds = ds.take(np.argsort(ds.df.split.map(SPLITS.index), kind="stable"))
-    usage = ds.df.split.map({split: name for name, split in _USAGE.items()})
+    usage = ds.df.split.map({split: name for name, split in USAGE.items()})
     pixels = [" ".join(map(str, image.ravel())) for image in ds.array()]
     rows = pd.DataFrame({"emotion": ds.targets(), "pixels": pixels, "Usage": usage})
     rows.to_csv(f"{folder.name}/fer2013.csv", index=False)
     of_label = ("vote_" + ds.df.label).map(VOTE_COLUMNS.index)
     chance = .7 * np.eye(10)[of_label] + .03
-    votes = pd.DataFrame(np.random.default_rng(seed).multinomial(10, chance), columns=_FERPLUS_HEADER)
+    votes = pd.DataFrame(np.random.default_rng(seed).multinomial(10, chance), columns=FERPLUS_HEADER)
     votes.insert(0, "Usage", usage)
     votes.insert(1, "Image name", [f"fer{k:07d}.png" for k in range(n)])
     votes.to_csv(f"{folder.name}/fer2013new.csv", index=False)

@@ -29,8 +29,8 @@ from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import eval_mode, predict_logits
 from .faces import FaceRefiner
-from .launch import map_ranks
-from .loaders import ReplayLoader, Splits
+from .launch import map_ranks, on_machine
+from .loaders import Originals, ReplayLoader, Splits, as_shown
 from .models import GeometryTeacher, load_teacher, weights_digest
 from .store import Store, StoreError, differences, digest, plain
 from .train import fit_model, make_loaders, make_network
@@ -291,6 +291,7 @@ class NetworkTeacher(TeacherBase):
 
     names, sees_images = ("*",), True  # every name that means nothing else
     network: nn.Module | None = None   # once it is fitted
+    originals: Originals | None = None   # the run's images as they came; None: it sees the student's
 
     @classmethod
     def of(
@@ -315,8 +316,8 @@ class NetworkTeacher(TeacherBase):
         own, labels, colour = seed + 100 + self.place, splits.train.labels, len(splits.train.shape()) == 4
         seed_everything(own)
         self.network, self.labels = make_network(self.settings, labels, 3 if colour else 1), labels
-        self.network.name = self.name
-        dls = make_loaders(splits.train, splits.valid, self.settings, own)
+        self.network.name, self.originals = self.name, splits.originals
+        dls = make_loaders(self.own(splits.train), self.own(splits.valid), self.settings, own)
         return fit_model(self.network, dls, self.settings, phase=f"teacher {self.name}", seed=seed, show=show,
                          checkpoint=store and store.path(f"teacher-{self.slug}.ckpt"))
 
@@ -325,7 +326,7 @@ class NetworkTeacher(TeacherBase):
         ds: FERData,   # any images
     ) -> np.ndarray:   # float32 (N, C)
         "Logits of images as they are."
-        return predict_logits(self.network, ds)
+        return predict_logits(self.network, self.own(ds))
 
     def cache(
         self,
@@ -335,8 +336,20 @@ class NetworkTeacher(TeacherBase):
         show: bool = False,          # draw progress
     ) -> CachedLogits:               # of each view
         "Logits for every view that a student will see."
-        folder = store and store.path(f"logits-{self.slug}-{train.seed}")
-        return teacher_logits(self.network, train, valid, self.name, folder=folder, show=show)
+        folder, seen = store and store.path(f"logits-{self.slug}-{train.seed}"), [
+            self.own(loader.ds) for loader in (train, valid)]
+        bs = min(256, 4 * self.settings.bs)  # looking on takes less memory than training
+        return teacher_logits(self.network, train, valid, self.name, bs, folder, show, seen)
+
+# %% ../nbs/31_teachers.ipynb #ownsize1
+@patch
+def own(
+    self: NetworkTeacher,
+    ds: FERData,   # any images
+) -> FERData:      # of the run's data: the same images as they came, at the teacher's size; else `ds`
+    "What the teacher sees of images: its own size, not the student's enlarged."
+    side = self.settings.size or getattr(self.network, "input_size", None)
+    return ds if self.originals is None else self.originals.like(ds, side)
 
 # %% ../nbs/31_teachers.ipynb #200ebe4d
 def teacher_logits(
@@ -347,13 +360,19 @@ def teacher_logits(
     bs: int = 256,                      # images at once
     folder: str | Path | None = None,  # where views are stored, and found by the next attempt
     show: bool = False,                 # print the size, draw a bar
+    seen: Sequence[FERData] | None = None,  # the loaders' images as the teacher sees them; None: as they are
 ) -> CachedLogits:                      # in memory; 14 bytes an image and view for seven classes
     """Call a network on every view once. Raises `ConfigError` for a loader with endless views,
     `StaleCacheError` for a folder that holds something else, `DataError` for logits that are not finite."""
     name, labels = name or getattr(teacher, "name", type(teacher).__name__), getattr(teacher, "labels", None)
     if not labels:
         check_names(labels, train.ds.labels, f"teacher {name}")  # says what to do
-    key = CachedLogits.key_of(train, valid, teacher=weights_digest(teacher), name=name, labels=list(labels))
+    own = {} if seen is None else {
+        loader: ReplayLoader(ds, bs, rows=loader.rows) for loader, ds in zip((train, valid), seen)
+        if ds is not loader.ds}
+    more = {"seen": [loader.ds.fingerprint() for loader in own.values()]} if own else {}
+    key = CachedLogits.key_of(train, valid, teacher=weights_digest(teacher), name=name, labels=list(labels),
+                              **more)
     store = Store(folder, key, damaged="remake")
     todo = [(part, view) for view in range(train.views) for part in ("train", "valid")]
     if show:
@@ -364,7 +383,8 @@ def teacher_logits(
     def view_of(at: tuple[str, int]) -> np.ndarray:
         part, view = at
         loader = train if part == "train" else valid
-        return store.array(f"{part}-{view:04}", lambda: _view_logits(teacher, loader, view, train, bs, name))
+        return store.array(f"{part}-{view:04}", lambda: _view_logits(teacher, loader, view, train, bs, name,
+                                                                     own.get(loader, loader)))
 
     with eval_mode(teacher):
         tables = map_ranks(todo, view_of, f"teacher {name}, views" if show else "")
@@ -379,14 +399,15 @@ def _view_logits(
     like: ReplayLoader,     # whose augmentation
     bs: int,                # images at once
     name: str = "",         # of the teacher, for the error
+    seen: ReplayLoader | None = None,  # of the same images, as the teacher sees them; None: as `loader` does
 ) -> np.ndarray:            # float16 (N, C)
     "The teacher's logits for one view of every image."
     out, device = [], next(teacher.parameters(), torch.empty(0, device=like.device)).device
     known, who = getattr(teacher, "labels", None), f"teacher {name}"
     for ids in np.array_split(np.arange(len(loader.x)), -(-len(loader.x) // bs)):
-        x = loader.x[ids].float().div_(255)
         augment = like.augment if loader is like else _common_augment(like)
-        x = x if augment is None else augment(x, ids, view, like.seed)
+        source = loader if seen is None else seen
+        x = as_shown(source.pixels(ids).to(device, non_blocking=True), augment, ids, view, like.seed)
         z = ask(teacher, x.to(device, memory_format=torch.channels_last), who)
         if not out:
             check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x),
@@ -565,7 +586,7 @@ class LandmarkTeacher(TeacherBase):
     ) -> pd.DataFrame:               # empty
         "Find the faces of all images, fit the network to those of the training images."
         own, ds = seed + 100 + self.place, splits.audit.ds
-        self.geometry = Geometry.find(ds, workers=max(1, self.settings.workers))
+        self.geometry = Geometry.find(ds, workers=max(1, on_machine().workers or self.settings.workers))
         features = self.geometry.features.shape[1]
         def fitted() -> dict:
             return dict(self.geometry.fit(splits.train, self.settings, own).state_dict())

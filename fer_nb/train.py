@@ -6,7 +6,7 @@
 __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_FIT', 'TrainingError', 'KeepBest', 'Progress',
            'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'FreezeBody', 'Accumulate',
            'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'Checkpoint',
-           'ResumableLearner', 'Distributed', 'fit_model']
+           'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
 
 # %% ../nbs/30_train.ipynb #a38f07c7
 import copy
@@ -14,7 +14,8 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial, wraps
@@ -49,7 +50,7 @@ from .config import Fit, to_dict
 from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
 from .data import FERData
 from .evaluate import eval_mode
-from .launch import all_reduce, gather, map_ranks, rank_world
+from .launch import all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine, rank_world
 from .loaders import ReplayLoader, dataloaders
 from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher
 from .store import StoreError, differences, digest, plain, read_state, write_state
@@ -355,6 +356,13 @@ def precision(
     if self.amp == "fp16" and not cuda:
         raise ConfigError(f"amp='fp16' on {device}; CUDA expected, or amp='bf16'")
     return self.amp
+
+
+@patch
+def here(self: Fit) -> Fit:  # the same, or with another `amp`
+    "These settings on this machine."
+    amp = on_machine().amp
+    return self if amp is None else replace(self, amp=None if amp == "off" else amp)
 
 # %% ../nbs/30_train.ipynb #22723cf1
 class Mix(MixUp, CutMix):
@@ -1139,6 +1147,43 @@ def after_validate(self: Distributed) -> None:
         sums = torch.tensor([metric.total, metric.count], dtype=torch.double, device=self.dls.device)
         metric.total, metric.count = all_reduce(sums).tolist()
 
+# %% ../nbs/30_train.ipynb #machin02
+@contextmanager
+def compiled(
+    model: nn.Module,     # what is trained
+) -> Iterator[None]:      # a `with` block
+    "Within the block, compile the calls of the network, if `launch.machine` says so. Raises `ConfigError`."
+    if not on_machine().compile:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+    model.compile()
+    try:
+        yield
+    except TorchDynamoException as e:
+        said = str(e).strip().splitlines()[0]
+        raise ConfigError(f"compile=True: {type(model).__name__} cannot be compiled here ({said[:150]}); a "
+                          "C++ compiler, or compile=False, expected") from e
+    finally:
+        model._compiled_call_impl = None
+
+
+@patch
+def in_memory(
+    self: Fit,
+    learn: Learner,                  # that fits
+    checkpoint: str | Path | None,   # where its epochs are kept
+) -> Iterator[None]:                 # a `with` block
+    "Within the block, memory that is not enough is an `OutOfMemory` that says which batch size to try."
+    bs, device = _batch_sizes(learn.dls)[0] or 1, _device_of(learn.dls, learn.model)
+    way = f"bs={bs // 2} with accumulate={2 * (self.accumulate or 1)} makes the same steps" if bs > 1 else \
+        "smaller images or a smaller network"
+    way += "; or amp='auto'" * (device.type == "cuda" and self.amp is None)
+    if checkpoint is not None:
+        way += (f"\n{checkpoint} keeps the complete epochs; the same call goes on from it where there is "
+                "more memory, another batch size wants another file")
+    return enough_memory(f"a fit with batches of {bs} images on {device}", way)
+
 # %% ../nbs/30_train.ipynb #beside01
 _ONCE = {"mix": MixHandler, "accumulate": GradientAccumulation, "amp": MixedPrecision, "ema": EMA}
 
@@ -1191,8 +1236,9 @@ def fit_model(
     """Fit `model`, leaving it in eval mode with the weights of its best or last epoch (with `Fit.ema` the
     average's). Raises `TrainingError` for a loss that is not a number, `CheckpointError` for a checkpoint
     that is damaged, of another run, or cannot be written, `LabelError` for a model of other labels than
-    the data's, `ImageError` for images outside [0, 1], `ConfigError` for settings that make no sense."""
-    fit = replace(fit if isinstance(fit, Fit) else Fit(epochs=fit), **changes)
+    the data's, `ImageError` for images outside [0, 1], `ConfigError` for settings that make no sense,
+    `OutOfMemory` where batches do not fit."""
+    fit = replace(fit if isinstance(fit, Fit) else Fit(epochs=fit), **changes).here()
     cbs = [cb() if isinstance(cb, type) else cb for cb in L(cbs)]
     fit.check_beside(model, dls, cbs)
 
@@ -1203,7 +1249,8 @@ def fit_model(
     rank, world = rank_world()
     seed_everything(seed + 1_000_003 * rank)
     device = _device_of(dls, model)
-    model.to(device, memory_format=torch.channels_last).zero_grad()
+    last = torch.channels_last if on_machine().channels_last else torch.contiguous_format
+    model.to(device, memory_format=last).zero_grad()
     progress, (groups, wds) = Progress(phase, show and rank == 0), fit.groups(model)
     loss, training = fit.loss_for(dls)
     own = [*fit.callbacks(device), progress, StopOnNaN(), CheckInputRange(), training,
@@ -1221,7 +1268,7 @@ def fit_model(
     learn.create_opt()
     plan = {k: f for k, f in fit.schedules(fit.rates(model)).items() if k in learn.opt.hypers[0]}
     try:
-        with learn.no_logging():
+        with learn.no_logging(), fast_math(), compiled(model), fit.in_memory(learn, checkpoint):
             learn.fit(fit.epochs, fit.lr, wds, cbs=ParamScheduler(plan))
         if fit.keep == "last" and fit.ema is not None:
             model.load_state_dict(learn.ema.average.module.state_dict())

@@ -38,7 +38,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch
         if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")
+            missing = pytest.fail if os.environ.get("FER_NB_NEEDS_GPU") else pytest.skip  # see `make test-gpu`
+            missing("needs a CUDA device")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -416,7 +416,7 @@ EVERY_NOTEBOOK = (ids, naming, title, directives, skips, asserts, size, outputs,
 
 # ---------------------------------------------------------------- the house as a whole
 
-CHECKERS = ("one_of", "positive", "share", "at_least", "need_columns", "need_dataset", "_expect")  # each raises for its caller
+CHECKERS = ("one_of", "positive", "share", "at_least", "need_columns", "need_dataset", "_expect", "expect")  # each raises for its caller
 MAX_WIDTH = 110            # characters of an exported line
 HOUSE = {                  # figure: the largest value that is fine
     "raises per 100 lines": 2.0, "private share (%)": 40, "public definitions": 366, "private used once per 1,000 lines": 6.9,

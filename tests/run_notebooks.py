@@ -5,11 +5,15 @@
     python tests/run_notebooks.py --summary FILE        # the last line into FILE as well
     python tests/run_notebooks.py --save nbs/21_metrics.ipynb           # write the outputs into the notebook
     python tests/run_notebooks.py --flags realdata --save nbs/01_audit.ipynb  # of flagged cells too
+    python tests/run_notebooks.py --flags gpu nbs/tutorials/11_paper_dmc.ipynb  # its cells for a card, at full size
+    python tests/run_notebooks.py --tiny                                # those cells of all pages, on the CPU, tiny
 
 Cells run as in nbdev's own test, without those that carry a flag. A page must not show what its code no longer gives, so
 saved and new text (printed lines, tables, values) are compared. On a page that reads results the numbers count too, within
 one unit of the last digit shown; on other pages, which train toys and differ from one kind of processor to the next, the
-words around the numbers count. A page that looks at real data where there are some was saved with them: without FER_NB_DATA
+words around the numbers count. What a `#| gpu` cell says depends on the card, or on the budget, and is not compared: that it
+runs is what counts. With --tiny only pages that have such cells are run, with FER_NB_BUDGET=tiny in the environment, by which
+a cell chooses its size, and nothing is written. A page that looks at real data where there are some was saved with them: without FER_NB_DATA
 only its cells that read results are compared.
 """
 from __future__ import annotations
@@ -107,6 +111,14 @@ def flag_of(
     return next((f for f in flags if f in top), None)
 
 
+def has_gpu_cells(
+    path: Path,   # a notebook
+) -> bool:
+    "Whether a page has cells for a card."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return any(c["cell_type"] == "code" and flag_of(c, ["gpu"]) for c in cells)
+
+
 def run(
     path: Path,         # a notebook
     flags: list[str],   # that keep a cell out of the run
@@ -122,6 +134,7 @@ def run(
     code = [c for c in nb.cells if c.cell_type == "code"]
     ran = Ran(path.name, 0.0, cells=len(code), skipped=dict.fromkeys(flags, 0))
     numbers = any(READS_RESULTS.search(c.source) for c in code)
+    sized = {c.id for c in code if flag_of(c, ["gpu"])}  # by the card, or by the budget
     drawn = path.parent.name == "tutorials" and "FER_NB_DATA" not in os.environ and any(
         READS_DATA.search(c.source) for c in code if not flag_of(c, flags))
     shell = CaptureShell(path, mpl_format="png")
@@ -134,7 +147,7 @@ def run(
             ran.error = f"cell {cell.id}:\n{''.join(traceback.format_exception(shell.exc)[-6:])}"
             break
         old = texts(cell.get("outputs", []))
-        compared = not save and not (drawn and not READS_RESULTS.search(cell.source))
+        compared = not save and cell.id not in sized and not (drawn and not READS_RESULTS.search(cell.source))
         if compared and not (len(old) == len(texts(new)) and all(map(same, old, texts(new), [numbers] * len(old)))):
             ran.stale.append(difference(cell.id, old, texts(new)))
         cell.outputs = new
@@ -181,11 +194,17 @@ def main(
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--flags", nargs="*", default=[], help="run the cells with these flags too")
     parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
+    parser.add_argument("--tiny", action="store_true", help="run the pages with `#| gpu` cells, those too, with a tiny budget")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="the last line into FILE as well")
     args = parser.parse_args(argv)
     paths = [p.resolve() for p in args.notebooks]
     os.chdir(ROOT)
     paths = paths or sorted(Path(p).resolve() for p in nbglob(as_path=True))
+    if args.tiny:
+        if args.save:
+            parser.error("--tiny tries the cells; what they give so is not saved")
+        os.environ["FER_NB_BUDGET"], args.flags = "tiny", [*args.flags, "gpu"]
+        paths = [p for p in paths if has_gpu_cells(p)]
     flags = [f for f in get_config().tst_flags.split() if f not in args.flags]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the Makefile: the last digits of a training depend on it
     started, context = time.time(), multiprocessing.get_context("spawn")  # each notebook has a fresh process

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import fer_nb.audit
-from fer_nb.audit import KINDS, audit, error_ratio
+from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ratio
 from fer_nb.core import EMOTIONS, FERError
 from fer_nb.data import FERData
 from fer_nb.duplicates import BLANK_STD, DuplicateSearch
@@ -53,7 +53,7 @@ def test_issues_follow_their_definitions(rows):
         "duplicate": {i for i in n for j in range(i) if rows[i] == rows[j]},
         "multilabel": {i for i in n for j in n if which[i] == which[j] and labels[i] != labels[j]},
         "leak": {i for i in n for j in n if which[i] == which[j] and RANK[splits[j]] < RANK[splits[i]]},
-        "label_error": set(), "no_face": set(), "low_quality": set()}
+        "similar": set(), "label_error": set(), "no_face": set(), "low_quality": set()}
     for kind in KINDS:
         found = issue(report, kind)
         assert found.id.is_unique and {int(name[2:]) for name in found.id} == expected[kind], kind
@@ -117,6 +117,98 @@ def test_an_identical_copy_is_a_better_partner_than_a_near_one(monkeypatch):
     monkeypatch.setattr(fer_nb.audit, "find_duplicates", lambda ds, search, folder: found)
     duplicates = issue(audit(drawn([0, 1, 2])), "duplicate").set_index("id")
     assert duplicates.how["im002"] == "exact" and duplicates.partner["im002"] == "im001"
+
+
+# ---- similar images, which are no duplicates ----
+
+def pairs_of(*rows):
+    "A table as the search gives it, of rows i, j, score, how and change."
+    table = pd.DataFrame(rows, columns=["i", "j", "score", "how", "change"])
+    return table.assign(chance=table.how.map({"exact": 0.0, "near": 1e-9, "mirror": 1e-8, "similar": 1e-3}))
+
+
+def told(monkeypatch, ds, pairs, **settings):
+    "The audit of a dataset of which the search says what `pairs` holds."
+    monkeypatch.setattr(fer_nb.audit, "find_duplicates", lambda part, search, folder: pairs)
+    return audit(ds, **settings)
+
+
+SERIES = drawn([0, 1, 2, 0, 4, 5], ["sad", "happy", "sad", "sad", "fear", "happy"],
+               ["train", "train", "test", "train", "train", "train"])
+SEEN = pairs_of((0, 1, 0.8, "similar", "turned"), (0, 2, 0.7, "similar", "turned"), (0, 3, 1.0, "exact", ""),
+                (1, 4, 0.99, "near", "shifted by 2 px"))
+
+
+def test_similar_images_are_no_duplicates_and_stay_together(monkeypatch):
+    "0 and 3 are one photograph, 1 and 4 another, 2 a third of the same person; 5 is somebody else."
+    report = told(monkeypatch, SERIES, SEEN)
+    found = report.issues.groupby("kind").id.agg(lambda ids: {int(i[2:]) for i in ids}).to_dict()
+    assert found == {"duplicate": {3}, "multilabel": {1, 4}, "similar": {0, 1, 2, 3}}
+    assert report.photos.tolist() == [0, 1, 2, 0, 1, 3]
+    assert len(set(report.groups[:5])) == 1 and report.groups[5] != report.groups[0]
+    assert report.summary().loc["similar"].to_dict() == {"train": 3, "test": 1, "all": 4}
+    assert report.table1()["multilabel"].sum() == 1
+    assert [note[:10] for note in report.notes()] == ["duplicates", "similar: 4"]
+    clean = report.clean()
+    assert clean.df.id.tolist() == ["im000", "im002", "im005"], "similar images stay, whatever their splits and labels"
+    assert clean.df.group.nunique() == 2 and clean.df.photo.nunique() == 3
+    with pytest.raises(FERError, match="kind to drop.*'similar'"):
+        report.clean(drop=("similar",))
+
+
+def test_what_explains_a_pair_and_how_likely_it_is_by_chance_stands_in_the_table(monkeypatch):
+    rows = told(monkeypatch, SERIES, SEEN).issues.set_index(["kind", "id"])
+    assert rows.loc[("multilabel", "im001"), ["partner", "change", "chance"]].tolist() == ["im004", "shifted by 2 px", 1e-9]
+    assert rows.loc[("similar", "im002"), ["partner", "change", "chance"]].tolist() == ["im000", "turned", 1e-3]
+    assert rows.loc[("duplicate", "im003"), ["partner", "change", "chance"]].tolist() == ["im000", "identical", 0]
+    bare = told(monkeypatch, SERIES, SEEN.drop(columns=["chance", "change"])).issues.set_index(["kind", "id"])
+    assert bare.change["similar", "im002"] == "" and np.isnan(bare.chance["multilabel", "im001"])
+    other = audit(SERIES, ("low_quality",), limits=QualityLimits(sharpness=1e9)).issues
+    assert len(other) and other.change.eq("").all() and other.chance.isna().all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_table_of_pairs_gives_what_plain_loops_give(data):
+    n = data.draw(st.integers(2, 9))
+    which = [data.draw(st.integers(0, k)) for k in range(n)]
+    which = [w if which[w] == w else k for k, w in enumerate(which)]                     # an image, or a copy of a first
+    firsts = sorted(set(which))
+    rows = [(which[k], k, 1.0, "exact", "") for k in range(n) if which[k] != k]
+    rows += [(i, j, data.draw(st.sampled_from([0.5, 0.9])), how, "") for i in firsts for j in firsts if i < j
+             and (how := data.draw(st.sampled_from(["", "", "near", "mirror", "similar"])))]
+    labels = data.draw(st.lists(st.sampled_from(["sad", "happy"]), min_size=n, max_size=n))
+    splits = data.draw(st.lists(st.sampled_from(list(RANK)), min_size=n, max_size=n))
+    ds = drawn(list(range(n)), labels, splits)
+    found = duplicate_issues(ds.df, pairs_of(*rows))
+
+    def reached(hows):
+        groups = [{k} for k in range(n)]
+        for i, j, _, how, _ in rows:
+            if how in hows:
+                both = groups[i] | groups[j]
+                for k in both:
+                    groups[k] = both
+        return groups
+
+    same, linked = reached({"exact"}), lambda hows: {(a, b) for i, j, _, how, _ in rows if how in hows
+                                                     for p, q in ((i, j), (j, i)) for a in same[p] for b in same[q] if a != b}
+    twins = linked({"near", "mirror", "exact"}) | {(a, b) for g in same for a in g for b in g if a != b}
+    photo = reached({"exact", "near", "mirror"})
+    expected = {"duplicate": {i for i, j in twins if j < i and labels[i] == labels[j] and splits[i] == splits[j]},
+                "multilabel": {i for i, j in twins if labels[i] != labels[j]},
+                "leak": {i for i, j in twins if RANK[splits[j]] < RANK[splits[i]]},
+                "similar": {i for i, j in linked({"similar"}) if j not in photo[i]}}
+    assert {kind: set(found.i[found.kind == kind]) for kind in expected} == expected
+    assert not found.duplicated(["i", "kind"]).any()
+
+
+def test_a_group_that_the_dataset_brings_is_kept(monkeypatch):
+    "The frames of a film stay together after an audit that found nothing in them."
+    film = drawn(range(5)).assign(group=["film", "", "film", None, "other"])
+    assert audit(film.take([])).groups.tolist() == []
+    report = told(monkeypatch, film, pairs_of((1, 4, 0.9, "near", "")))
+    assert report.groups.tolist() == [0, 1, 0, 2, 1] and report.photos.tolist() == [0, 1, 2, 3, 1]
 
 
 # ---- cleaning ----
@@ -210,7 +302,7 @@ def test_tiny_datasets(n, search):
         assert len(report.issues) == len(report.duplicates) == 0 and len(report.groups) == n
         assert report.summary().to_numpy().sum() == 0 and len(report.clean()) == n
         assert report.table1()[["duplicated", "multilabel"]].to_numpy().sum() == 0
-        assert list(report.issues.columns) == ["id", "kind", "score", "partner", "how", "suggested"]
+        assert list(report.issues.columns) == ["id", "kind", "score", "partner", "how", "suggested", "chance", "change"]
 
 
 def test_one_picture_in_many_sizes_kinds_and_files_is_one_group(tmp_path):

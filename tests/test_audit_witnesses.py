@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fer_nb.audit import (DROPPED, KINDS, PAPER_TABLE1, QualityLimits, audit, beside_paper, label_quality,
+from fer_nb.audit import (DROPPED, FACELESS, KINDS, PAPER_TABLE1, QualityLimits, audit, beside_paper, label_quality,
                           image_quality)
 from fer_nb.core import EMOTIONS, ConfigError, DataError
 from fer_nb.data import VOTE_COLUMNS, FERData, add_votes
+from fer_nb.duplicates import grey_thumbs
 from fer_nb.synth import make_faces
 
 
@@ -31,7 +32,7 @@ def test_votes_name_the_wrong_labels_and_the_faceless():
     assert found.how["label_error", "im1"] == "votes" and found.suggested["label_error", "im1"] == "sad"
     assert found.score["label_error", "im1"] == 1 and found.score["label_error", "im4"] == pytest.approx(0.7)
     assert found.suggested["label_error", "im4"] == "", "contempt is none of the seven labels"
-    assert set(found.loc["no_face"].index) == {"im2"} and found.score["no_face", "im2"] == pytest.approx(0.9)
+    assert set(found.loc["no_face"].index) == {"im2"} and found.score["no_face", "im2"] < FACELESS, "noise has many greys"
 
 
 def test_a_majority_without_votes_is_refused():
@@ -88,21 +89,68 @@ def test_probabilities_that_are_none_are_refused(probs, text):
         label_quality(y[:len(probs)] if text == "add up to 1" else y, probs)
 
 
-def test_the_face_finder_is_heard():
-    table = pd.DataFrame({"id": VOTED.df.id, "status": ["ok", "no_face", "no_face", "many_faces", "error"]})
-    found = audit(VOTED, ("no_face",), faces=table).issues.set_index("id")
-    assert set(found.index) == {"im1", "im2"} and found.how["im1"] == "face finder"
-    assert found.how["im2"] == "votes", "one fact an image: the first witness stays"
-    with pytest.raises(DataError, match="'im4' is not in the table"):
-        audit(VOTED, ("no_face",), faces=table.iloc[:4])
+def card(seed=0):
+    "A placeholder: a bright ground, and a few words of one grey."
+    image = np.full((48, 48), 250, np.uint8)
+    image[10:38:6, 6:42:2] = 40 + seed
+    return image
 
 
-def test_the_face_finder_alone_drops_nothing():
-    table = pd.DataFrame({"id": VOTED.df.id, "status": "no_face"})
-    report = audit(VOTED, ("no_face",), faces=table)
-    assert len(report.issues) == 5
-    assert set(report.clean().df.id) == {"im0", "im1", "im3", "im4"}, "im2 is faceless by vote"
-    assert set(report.clean({"im3": "drop"}).df.id) == {"im0", "im1", "im4"}
+def faceless_cases(votes=None):
+    "Two placeholders, two textures that stand for photographs, and a blank; with votes for the first and third or without."
+    texture = np.random.default_rng(0).normal(128, 40, (2, 48, 48)).clip(0, 255).astype(np.uint8)
+    images = np.stack([card(), card(9), *texture, np.full((48, 48), 7, np.uint8)])
+    ds = FERData(pd.DataFrame({"id": list("abcde"), "label": "sad", "split": "train"}), images)
+    table = pd.DataFrame({"id": list("abcde"), "status": ["no_face", "ok", "no_face", "ok", "ok"],
+                          "evidence": [0.15, np.nan, 0.6, np.nan, np.nan]})
+    share = votes and pd.DataFrame(0.0, index=range(5), columns=list(VOTE_COLUMNS)).assign(vote_no_face=votes, vote_sad=[
+        10 - v for v in votes], vote_label="sad")
+    return (ds if votes is None else ds.replace(df=pd.concat([ds.df, share], axis=1))), table
+
+
+def test_no_witness_of_a_missing_face_is_believed_alone():
+    ds, table = faceless_cases()
+    found = audit(ds, ("no_face",), faces=table).issues.set_index("id")
+    assert found.how.to_dict() == {"a": "face finder", "c": "face finder", "e": "blank"}
+    assert found.score["e"] == 1 and found.score["a"] > 0.9 and found.score["c"] < 0.1
+    alone = audit(ds, ("no_face",), faces=table.drop(columns="evidence")).issues.set_index("id")
+    assert alone.score["a"] < FACELESS and alone.index[0] == "e" and set(alone.index) == {"a", "c", "e"}
+    assert audit(ds, ("no_face",)).issues.id.tolist() == ["e"], "without a witness blanks alone"
+    with pytest.raises(DataError, match="'e' is not in the table"):
+        audit(ds, ("no_face",), faces=table.iloc[:4])
+
+
+def test_voters_and_finder_contradict_or_support_each_other():
+    ds, table = faceless_cases(votes=[10, 10, 10, 10, 0])
+    both = audit(ds, ("no_face",), faces=table).issues.set_index("id")
+    votes = audit(ds, ("no_face",)).issues.set_index("id")
+    assert both.how.to_dict() == {"a": "votes, face finder", "b": "votes", "c": "votes, face finder", "d": "votes", "e": "blank"}
+    assert votes.how.to_dict() == {k: "votes" for k in "abcd"} | {"e": "blank"}
+    assert both.score["a"] > votes.score["a"] > FACELESS > both.score["d"], "a texture with a face is one, whatever is voted"
+    against = audit(faceless_cases(votes=[0] * 5)[0], ("no_face",), faces=table).issues.set_index("id")
+    assert against.score["a"] < both.score["a"] and set(against.index) == {"a", "c", "e"}
+
+
+def test_what_is_only_doubted_is_not_dropped_and_the_counts_say_so():
+    ds, table = faceless_cases()
+    report = audit(ds, ("no_face",), faces=table)
+    assert set(report.clean().df.id) == {"b", "c", "d"}
+    assert set(report.clean({"c": "drop", "a": "keep"}).df.id) == {"a", "b", "d"}
+    rates = report.no_face_rates()
+    assert rates.loc["sad", ["images", "listed", "faceless"]].tolist() == [5, 3, 2] == rates.loc["all", ["images", "listed", "faceless"]].tolist()
+    assert rates.listed_percent["sad"] == 60 and rates.share_without["sad"] == 100 and rates.images["happy"] == 0
+    note, = report.notes()
+    assert note.startswith("no_face: 3 images are listed, 2 of them") and "60.0 % of sad" in note
+    assert audit(ds.take([3]), ("no_face",)).notes() == [] == audit(ds.take([]), ("no_face",)).notes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (48, 1), (300, 200), (64, 64, 3)])
+def test_the_entropy_of_any_image_is_that_of_its_thumbnail(shape):
+    image = np.random.default_rng(1).integers(0, 256, (1, *shape), dtype=np.uint8)
+    ds = FERData(pd.DataFrame({"id": ["a"], "label": "sad", "split": "train"}), image)
+    counts = np.bincount(grey_thumbs(ds).numpy().ravel(), minlength=256) / 48**2
+    expected = -sum(p * np.log2(p) for p in counts if p)
+    assert image_quality(ds).entropy[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_was_not_looked_for_is_unknown_not_zero():
@@ -116,8 +164,8 @@ def test_what_was_not_looked_for_is_unknown_not_zero():
 
 def test_doubt_is_not_deleted_unless_asked_for():
     report = audit(VOTED)
-    assert set(report.clean().df.id) == {"im0", "im1", "im3", "im4"}
-    assert set(report.clean(drop=(*DROPPED, "label_error")).df.id) == {"im0", "im3"}
+    assert set(report.clean().df.id) == {"im0", "im1", "im2", "im3", "im4"}
+    assert set(report.clean(drop=(*DROPPED, "label_error")).df.id) == {"im0", "im2", "im3"}
     assert set(report.clean({"im1": "sad"}).df.set_index("id").label["im1"].split()) == {"sad"}
     with pytest.raises(ConfigError, match="'doubt'"):
         report.clean(drop=("doubt",))

@@ -312,7 +312,7 @@ def test_run_takes_a_file_and_changes_by_name(csv_of_faces, tmp_path, capsys, mo
     from fer_nb import pipeline
     from fer_nb.config import PRESETS, to_dict
     seen = []
-    monkeypatch.setattr(pipeline, "run", lambda ds, preset, out, *rest, command: seen.append((preset, out)))
+    monkeypatch.setattr(pipeline, "run", lambda ds, preset, out, *rest, **more: seen.append((preset, out)))
     run = ["run", "--data", str(csv_of_faces[0]), "--preset", "tiny"]
     monkeypatch.chdir(tmp_path)
     assert main(run) == 0 and seen[-1] == ("tiny", Path("runs/fer2013-tiny-seed0"))
@@ -337,7 +337,7 @@ def test_settings_that_make_no_sense_are_refused_before_pytorch_is_loaded(tmp_pa
 REFUSED = [  # arguments; words of the message; {faces} is a data set, {photos} none, {file} a file, {old} a folder with something in it
     ("pridect a.jpg", "did you mean 'predict'?"), ("run --data {faces} --presset tiny", "did you mean '--preset'?"),
     ("study kfld --data {faces}", "did you mean 'kfold'?"), ("study sqs --data {faces} --table fusoin", "did you mean 'fusion'?"),
-    ("demo --preset huge", "'tiny', 'demo' or 'cpu'"), ("demo --set student.epoch=3", "did you mean student.epochs?"),
+    ("demo --preset huge", "'tiny', 'demo', 'cpu'"), ("demo --set student.epoch=3", "did you mean student.epochs?"),
     ("study kfold --data {faces} --set student.epoch=3", "student.epochs"), ("ship --data {faces} --set nothing", "nothing"),
     ("study kfold --data nowhere.csv", "nowhere.csv: no such file"), ("run --data nowhere.csv", "nowhere.csv"), ("ship --data nowhere.csv", "nowhere.csv"),
     ("audit --data nowhere.csv", "nowhere.csv"), ("audit --data {faces} --probs nowhere.csv", "nowhere.csv"), ("run --data {faces} --config no.json", "no.json"),
@@ -539,7 +539,7 @@ def test_an_existing_folder_that_shall_be_replaced_needs_room_beside_it(tmp_path
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: asked.append(Path(dir)) or real(dir=dir))
     for aside in (True, False):
         need_target("out", out, True, True, True, aside)
-    assert asked == [tmp_path, out] and [n for n, v in VERBS.items() if not v.aside] == ["study", "predict"]
+    assert asked == [tmp_path, out] and [n for n, v in VERBS.items() if not v.aside] == ["study", "reproduce", "predict"]
 
 
 def test_evaluate_says_whose_training_images_they_were(folder_of_faces):

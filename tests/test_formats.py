@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fer_nb.cli import main
-from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError, canonical_label
 from fer_nb.data import FER2013_COUNTS, FERData, LeftOut, Tree, check_witness, need_ids, read_fer2013, read_folder, read_kdef, read_rafdb
 from fer_nb.formats import FORMATS, detect, label_order, read, read_list, shared_splits
 
@@ -684,7 +684,7 @@ def test_what_a_reader_moves_or_merges_is_said_and_kept(tmp_path):
     faces(tmp_path / "raf", "train/1/train_00001_aligned.jpg", "valid/2/test_0001_aligned.jpg")
     ds, said = got(tmp_path / "raf")
     assert ds.provenance.splits == {"train": 1, "test": 1} and any("read as test" in note for note in ds.provenance.notes)
-    for folders, word in ((("fold1", "fold2"), "fold1"), (("train_aug", "holdout"), "holdout"), (("p1", "p2", "p3"), "p1")):
+    for folders, word in ((("fold1", "fold2"), "fold1"), (("train_aug", "train_own"), "train_aug"), (("p1", "p2", "p3"), "p1")):
         root = faces(tmp_path / word, *(f"{f}/{c}/1.png" for f in folders for c in ("happy", "sad")))
         assert any(word in note and "read as train" in note for note in got(root)[0].provenance.notes)
     root = faces(tmp_path / "dev", *(f"{f}/{c}/1.png" for f in ("train", "dev") for c in ("happy", "sad")))
@@ -761,3 +761,88 @@ def test_columns_of_a_list_that_are_not_read_are_said(tmp_path):
     assert any(n.endswith("columns that are not read: x1, x2, emotion") for n in got(path)[0].provenance.notes)
     path = write(tmp_path / "list.csv", "0.png,happy,extra", "1.png,sad,extra")
     assert any("extra" in n for n in got(path)[0].provenance.notes)
+
+
+# ---- names of splits, words for emotions, litter, tables
+
+@pytest.mark.parametrize("train, other, split", [("1_train", "2_test", "test"), ("train2017", "val2017", "valid"), ("train_images", "test_images", "test"),
+                         ("TrainData", "DevData", "valid"), ("entrenamiento", "validación", "valid"), ("训练集", "测试集", "test"), ("fer_train", "fer_test", "test")])
+def test_splits_under_other_names(tmp_path, train, other, split):
+    ds, _ = got(faces(tmp_path, f"{train}/happy/1.png", f"{train}/sad/2.png", f"{other}/happy/3.png", f"{other}/sad/4.png"))
+    assert ds.counts()[["train", split]].to_numpy().tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("name", ["my_val", "eval", "test v", "holdout"])
+def test_folders_that_seem_to_be_splits_are_not_taken_for_training_images(tmp_path, name):
+    with pytest.raises(DataError, match="seem to be splits"):
+        read(faces(tmp_path, "a/happy/1.png", "a/sad/2.png", f"{name}/happy/3.png", f"{name}/sad/4.png"))
+
+
+def test_words_of_more_languages():
+    words = {"boos": "angry", "złość": "angry", "غضب": "angry", "गुस्सा": "angry", "avsky": "disgust", "strach": "fear", "senang": "happy", "Glück": "happy",
+             "smutek": "sad", "दुखी": "sad", "förvånad": "surprise", "مفاجأة": "surprise", "netral": "neutral", "minachting": "contempt"}
+    assert {w: canonical_label(w) for w in words} == words
+
+
+def test_halves_of_downloads_and_backups_are_litter(tmp_path):
+    faces(tmp_path, "happy/1.png", "sad/2.png")
+    for name in ("happy/3.png.crdownload", "happy/4.jpg.part", "sad/2.png~", "sad/5.tmp"):
+        (tmp_path / name).write_bytes((tmp_path / "happy/1.png").read_bytes())
+    ds, said = got(tmp_path)
+    assert len(ds) == 2 and ds.provenance.left_out["litter"] == 4
+
+
+def test_fastais_column_is_valid_is_the_split(tmp_path):
+    for k in range(4):
+        faces(tmp_path, f"{k}.png")
+    (tmp_path / "list.csv").write_text("image,label,is_valid\n0.png,happy,True\n1.png,sad,False\n2.png,sad,1\n3.png,happy,0\n")
+    assert got(tmp_path)[0].df.split.tolist() == ["valid", "train", "valid", "train"]
+    (tmp_path / "list.csv").write_text("image,label,is_valid\n0.png,happy,perhaps\n")
+    with pytest.raises(DataError, match="row 2: split 'perhaps'; one of true, 1, false, 0 expected"):
+        read(tmp_path / "list.csv")
+
+
+def test_a_csv_in_either_half_of_utf16_two_columns_of_a_name_and_numbers_from_one(tmp_path):
+    pixels = " ".join(["7"] * 2304)
+    table = "emotion,pixels,Usage\n" + "".join(f"{k},{pixels},Training\n" for k in range(7))
+    for code in ("utf-16-le", "utf-16-be", "utf-16"):
+        (tmp_path / "a.csv").write_bytes(table.encode(code))
+        assert read(tmp_path / "a.csv").df.label.tolist() == list(EMOTIONS)
+    (tmp_path / "a.csv").write_text(table.replace("Usage", "emotion"))
+    with pytest.raises(DataError, match="several columns emotion; one of each expected"):
+        read(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(table.replace(f"0,{pixels},Training\n", ""))
+    with pytest.warns(UserWarning, match="no row has the emotion 0, angry: do its numbers begin with 1"):
+        read(tmp_path / "a.csv")
+    with zipfile.ZipFile(tmp_path / "none.zip", "w"):
+        pass
+    with pytest.raises(DataError, match="an empty zip archive"):
+        read(tmp_path / "none.zip")
+
+
+@pytest.mark.parametrize("broken", ["drop", "any"])
+def test_nothing_left_is_no_data_set(tmp_path, broken, monkeypatch):
+    monkeypatch.setenv("FER_NB_CACHE", str(tmp_path / "cache"))
+    faces(tmp_path, "set/train_set/images/7.png")
+    (tmp_path / "set/train_set/annotations").mkdir()
+    for what in ("exp", "val", "aro"):
+        (tmp_path / f"set/train_set/annotations/7_{what}.npy").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="of 1 items are broken|none of 1 images can be used"):
+        read(tmp_path / "set", broken=broken)
+
+
+def test_messages_can_be_printed_and_are_short(tmp_path):
+    "Whatever bytes a name holds: no control characters, three lines at most."
+    for k, name in enumerate([b"\x1b[31mred.jpg", b"a\nb\nc\nd.jpg", b"\xff\xfe.jpg"]):
+        folder = os.path.join(os.fsencode(tmp_path), b"happy")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, name), "wb") as f:
+            f.write(b"<html>")
+    faces(tmp_path, "sad/1.png")
+    with pytest.raises(ImageError) as e:
+        read(tmp_path)
+    text = str(e.value)
+    assert text.count("\n") == 2 and text.replace("\n", "").isprintable() and len(e.value.failures) == 3
+    with pytest.raises(DataError) as e:
+        read(tmp_path / "no\x1b\n\n\nwhere")
+    assert str(e.value).isprintable()

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from fer_nb.core import DataError, FERError, ImageError, file_sha256
-from fer_nb.data import FERData, _read_votes, read_affectnet, read_fer2013, read_ferplus, read_folder, read_image, read_kdef, read_rafdb
+from fer_nb.data import FERData, read_votes, read_affectnet, read_fer2013, read_ferplus, read_folder, read_image, read_kdef, read_rafdb
 from fer_nb.formats import read as read_path
 from fer_nb.models import HyFER, HyFERConfig, load_hyfer, load_teacher, save_hyfer
 from fer_nb.predict import Network, Recogniser, as_image
@@ -62,7 +62,7 @@ def fer2013(root):
 
 def votes(root):
     header = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
-    return text(root / "fer2013new.csv", header, "Training,a.png,10,0,0,0,0,0,0,0,0,0", "PublicTest,,0,0,0,0,0,0,0,0,0,10"), _read_votes
+    return text(root / "fer2013new.csv", header, "Training,a.png,10,0,0,0,0,0,0,0,0,0", "PublicTest,,0,0,0,0,0,0,0,0,0,10"), read_votes
 
 
 def ferplus(root):

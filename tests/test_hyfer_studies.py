@@ -101,14 +101,14 @@ def test_before_trains_on_what_came_and_after_does_not():
 
 
 def test_no_fold_tests_on_what_any_of_its_networks_has_seen(faces, tmp_path, monkeypatch):
-    seen, real = [], hyfer_studies.make_splits
+    seen, real = [], hyfer_studies.prepare
 
-    def watched(ds, data, seed=0):
-        splits = real(ds, data, seed)
+    def watched(ds, preset, seed=0):
+        splits = real(ds, preset, seed)
         seen.append((set(splits.train.df.source) | set(splits.valid.df.id), set(splits.test.df.id)))
         return splits
 
-    monkeypatch.setattr(hyfer_studies, "make_splits", watched)
+    monkeypatch.setattr(hyfer_studies, "prepare", watched)
     runs = kfold_study(faces, TINY, 2, out=tmp_path)
     assert len(seen) == 2 and all(not trained & tested for trained, tested in seen)
     assert set.union(*(tested for _, tested in seen)) == set(faces.df.id)
@@ -122,10 +122,10 @@ def test_folds_of_people_keep_a_subject_on_one_side(tmp_path, monkeypatch):
     ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
     ds, sides = ds.assign(subject=[f"s{i % 12}" for i in range(len(ds))]), []
 
-    def watched(ds, data, seed):
+    def watched(ds, preset, seed):
         sides.append(ds)
         raise DataError("seen")
-    monkeypatch.setattr(hyfer_studies, "make_splits", watched)
+    monkeypatch.setattr(hyfer_studies, "prepare", watched)
     monkeypatch.setattr(hyfer_studies, "grid", lambda run, arms, seeds, store, over, say, folds: [
         pytest.raises(DataError, run, arms[0], seeds[0], fold) for fold in folds] and pd.DataFrame(columns=["protocol", "seed"]))
     kfold_study(ds, TINY, 3, protocol="subject", out=tmp_path)

@@ -9,6 +9,8 @@ from hypothesis import given, settings, strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
+import fer_nb.audit
+import fer_nb.loaders
 from fer_nb.audit import audit
 from fer_nb.augment import Augment
 from fer_nb.balance import balance
@@ -318,6 +320,27 @@ def test_the_clean_test_leaves_out_duplicates_of_what_was_trained_on_and_only_th
         clean_test(ds, np.arange(3))
     with pytest.raises(DataError, match="none of 6 others"):
         clean_test(ds, np.zeros(12))
+
+
+def test_similar_images_stay_together_in_folds_and_are_no_duplicates_of_the_test():
+    "Images 2k and 2k + 1 are two photographs of one sitting; the last two are one photograph."
+    ds = dataset(24, ["sad", "happy"] * 12, split=["train", "test"] * 12)
+    pairs = pd.DataFrame({"i": range(0, 24, 2), "j": range(1, 24, 2), "score": 0.8, "how": ["similar"] * 11 + ["near"]})
+    with pytest.MonkeyPatch.context() as patch:
+        for room in (fer_nb.audit, fer_nb.loaders):
+            patch.setattr(room, "find_duplicates", lambda *_, **__: pairs)
+        report = audit(ds)
+        for grouped, groups in ((ds, report.groups), (report.grouped(), None)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                parts = [*folds(grouped, 3, groups=groups), holdout(grouped, 0.2, groups=groups)]
+            assert all({i ^ 1 for i in test} == set(test) for _, test in parts)
+        with pytest.warns(UserWarning, match=r"pairs of duplicates are in training and in test \(.*similar.*near"):
+            folds(ds, 3, groups=np.arange(24) // 2 * 2 + np.arange(24) % 2)
+        with pytest.warns(UserWarning, match=r"pairs of similar images are in training and in test"):
+            folds(ds, 3, groups=report.photos)
+    for clean in (clean_test(ds, report.photos), clean_test(report.grouped())):
+        assert clean.df.id.tolist() == [f"im{k}" for k in range(1, 23, 2)]
 
 
 def test_a_subject_on_both_sides_is_no_duplicate():

@@ -348,6 +348,7 @@ def test_weights_that_cannot_be_had_name_the_remedy(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("fer_nb.models.reachable", lambda url: True)
     with pytest.raises(DownloadError, match="resnet18.*pretrained=False") as e:
         create_teacher("resnet18")
     assert e.value.__cause__ is error

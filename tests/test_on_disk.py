@@ -17,6 +17,7 @@ import fer_nb.data as data
 import fer_nb.loaders as loaders
 from fer_nb.audit import audit, image_quality
 from fer_nb.augment import Augment
+from fer_nb.balance import balance
 from fer_nb.cli import main
 from fer_nb.core import ConfigError, ImageError
 from fer_nb.data import Crop, FERData, ImageFiles, KeptPixels, image_shapes, read_folder, read_image, resized
@@ -113,6 +114,61 @@ def test_damage_is_found_while_headers_are_read(tmp_path, end, damage):
     assert good == other and len(good) >= 2 and isinstance(found, ImageError) and str(bad) in str(found)
     with pytest.raises(ImageError, match="1 of 3 images cannot be used"):
         read_folder(tmp_path)
+
+
+def cut_jpeg(path: Path, share: float, side: int = 96, mode: str = "RGB", **how) -> bytes:
+    "A JPEG that lost its end but has the two bytes that say it is whole; its bytes before that are handed back."
+    coarse = np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((side, side - 5)).convert(mode).save(raw := io.BytesIO(), "JPEG", quality=85, **how)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(raw.getvalue()[:int(len(raw.getvalue()) * share)] + b"\xff\xd9")
+    return raw.getvalue()
+
+
+@pytest.mark.parametrize("how", [{}, {"mode": "L"}, {"mode": "CMYK"}, {"subsampling": 0}, {"restart_marker_rows": 1}, {"progressive": True}],
+                         ids=["colour", "grey", "cmyk", "full colour", "restarts", "progressive"])
+@pytest.mark.parametrize("share", [.4, .5, .7, .95])
+def test_a_jpeg_without_its_end_is_found_though_it_ends_as_it_should(tmp_path, how, share):
+    "Pillow fills it with grey and says nothing; whole files, with bytes behind the end too, are read as before."
+    path = tmp_path / "a.jpg"
+    raw = cut_jpeg(path, share, **how)
+    with Image.open(path) as im:
+        im.load()
+    with pytest.raises(ImageError, match="a.jpg: cannot be decoded as an image .cut short: its end is missing"):
+        read_image(path, whole=True)
+    if "progressive" in how:
+        assert isinstance(image_shapes([path])[0], ImageError)
+    else:
+        with pytest.raises(ImageError, match="cut short"):
+            read_image(path)
+    for behind in (b"", b"\0" * 9, b"more"):
+        path.write_bytes(raw + behind)
+        with Image.open(io.BytesIO(raw)) as im:
+            assert (read_image(path, whole=True) == data.to_array(im)).all()
+
+
+def test_a_whole_picture_with_a_grey_corner_is_no_cut_one(tmp_path):
+    a = np.full((64, 64, 3), 128, np.uint8)
+    a[:20] = np.random.default_rng(0).integers(0, 256, (20, 64, 3))
+    for k, how in enumerate(({}, {"progressive": True}, {"optimize": True}, {"restart_marker_rows": 1})):
+        Image.fromarray(a).save(tmp_path / f"{k}.jpg", **how)
+        assert (read_image(tmp_path / f"{k}.jpg", whole=True)[-1, -1] == 128).all()
+
+
+def test_such_files_are_listed_and_left_out_never_read(tmp_path, capsys):
+    for k in range(60):
+        cut_jpeg(tmp_path / f"set/{'happy' if k % 2 else 'sad'}/{k}.jpg", .5 if k in (4, 31, 40) else 1, 48)
+    command = ["audit", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--exact"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "3 of 60 images cannot be used (broken=\"drop\", --broken drop, leaves them out)" in said and not (tmp_path / "out").exists()
+    error = said[said.index("ImageError"):].strip()
+    assert error.count("\n") == 2 and "4.jpg" in error and "cut short" in error
+    listed = Path(error.partition("all of them: ")[2].partition(":\n")[0]).read_text()
+    assert [f"{k}.jpg: cannot be decoded" in listed for k in (4, 31, 40, 41)] == [True, True, True, False]
+    assert main([*command, "--broken", "drop"]) == 0
+    assert "train 57; 2 labels; left out: 3 broken" in capsys.readouterr().err
+    assert len(read_table(tmp_path / "out/left_out.csv")) == 3
 
 
 def test_a_png_with_a_flipped_bit_is_found_without_decoding(tmp_path):
@@ -402,7 +458,8 @@ def test_a_folder_of_such_names_is_audited_and_the_ids_come_back(tmp_path, drawn
 
 
 def test_the_other_data_set_is_read_as_openly_as_the_first(tmp_path, capsys):
-    "Broken images of it are left out with --broken, one class is fine, and the record holds both provenances."
+    """Broken images of it are left out with --broken, one class is fine, the record holds both provenances, and what its
+    classes are is said by options of its own, which its errors name."""
     for k in range(30):
         for name in (f"a/happy/{k}.png", f"a/sad/{k + 30}.png", f"b/happy/{k}.png"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -414,6 +471,17 @@ def test_the_other_data_set_is_read_as_openly_as_the_first(tmp_path, capsys):
     assert "read as class folders: train 29; 1 labels; left out: 1 broken" in capsys.readouterr().err
     facts = next((tmp_path / "out").glob("*.json")).read_text()
     assert "train 29" in facts and "against_read" in facts
+    os.rename(tmp_path / "b/happy", tmp_path / "b/3")
+    (tmp_path / "b/3/0.png").unlink()
+    for k in (0, 1, 2, 4):
+        (tmp_path / f"b/{k}").mkdir()
+        os.rename(tmp_path / f"b/3/{k + 1}.png", tmp_path / f"b/{k}/1.png")
+    assert main([*command, "--overwrite"]) == 2
+    said = capsys.readouterr().err
+    assert "--against: " in said and "labels (--against-labels) in their order" in said
+    assert main([*command, "--overwrite", "--against-labels", "fer2013", "--against-as", "folder"]) == 0
+    assert "names: 0 = angry, 1 = disgust, 2 = fear, 3 = happy, 4 = sad" in capsys.readouterr().err
+    assert main([*command[:3], "--against-labels", "fer2013"]) == 2 and "--against expected" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -430,6 +498,52 @@ def test_a_folder_of_such_names_goes_the_whole_way(tmp_path, drawn, capsys):
     assert main(["predict", str(root / "test"), "--no-crop", "--out", "annotated", "--to", str(tmp_path / "drawn")]) == 0
     assert len(list((tmp_path / "drawn").rglob("*.jpg"))) == len(files)
     assert "Traceback" not in capsys.readouterr().err
+
+
+# ---- copies ----
+
+@pytest.mark.parametrize("limit", ["0", "20"])
+@pytest.mark.parametrize("side", [None, 30])
+@pytest.mark.parametrize("mode", ["L", "RGB", "both"])
+def test_copies_of_files_are_those_of_the_array(tmp_path, drawn, monkeypatch, mode, side, limit):
+    "Bit for bit, in any order, kept or not, resized or not; a broken original is named."
+    monkeypatch.setenv("FER_NB_CACHE_GB", limit)
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    files = as_folder(drawn, tmp_path / "d").where(split="train")
+    for k, path in enumerate(files._images):
+        Image.open(path).convert("RGB" if mode == "both" and k % 3 == 0 else "RGB" if mode == "RGB" else "L").save(path)
+    files = FERData(files.df, list(files._images), files.labels, files.name)
+    files = files if side is None else resized(files, side)
+    array = files.replace(images=files._images.batch(range(len(files))))
+    lazy, plain = balance(files, "max", seed=3), balance(array, "max", seed=3)
+    assert not lazy.in_memory() and plain.in_memory() and lazy.df.equals(plain.df) and len(lazy) > len(files)
+    assert lazy.shape() == plain.shape()
+    some = np.random.default_rng(0).permutation(len(lazy))[:70]
+    assert (lazy.batch(some) == plain.array()[some]).all()
+    assert lazy.where(role="minority").fingerprint() == balance(files, "max", seed=3).where(role="minority").fingerprint()
+    assert lazy.fingerprint() != balance(files, "max", seed=4).fingerprint()
+    held = plain.take(range(3))
+    held = held.replace(df=held.df.assign(id=["x", "y", "z"], source=["x", "y", "z"]))
+    loaders_of = [dataloaders(d, held, 16, Augment(), seed=1) for d in (lazy, plain)]
+    for (x, y), (a, b) in zip(*(dls.train for dls in loaders_of)):
+        assert torch.equal(torch.as_tensor(x), torch.as_tensor(a)) and torch.equal(torch.as_tensor(y), torch.as_tensor(b))
+    if limit == "0":
+        copy = next(k for k in range(len(lazy)) if lazy.df.id[k] != lazy.df.source[k])
+        lazy._images[copy].path.write_bytes(b"gone")
+        with pytest.raises(ImageError, match=lazy._images[copy].path.name):
+            lazy.batch([copy])
+
+
+def test_balancing_holds_no_pixels(tmp_path, monkeypatch):
+    "Neither of the originals nor of the copies, and a copy of a copy is one too."
+    monkeypatch.setattr(FERData, "array", lambda self: pytest.fail("all pixels at once"))
+    ds = make_faces(60, seed=1, defects=None)[0].where(split="train")
+    paths = [tmp_path / f"{k}.png" for k in range(len(ds))]
+    for path, image in zip(paths, ds._images):
+        Image.fromarray(image).save(path)
+    once = balance(ds.replace(images=paths), "max")
+    assert sum(map(len, [once.known for once in [once._images]])) < 9 and len(balance(once, 40)) == 40 * 7
+    assert balance(once, 40).batch([200]).shape == (1, 48, 48)
 
 
 # ---- one dataset against another ----

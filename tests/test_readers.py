@@ -1,4 +1,5 @@
 """The readers of FER+, KDEF, RAF-DB and AffectNet: tiny trees of each layout with the traps of the real ones."""
+import csv
 import os
 import shutil
 import warnings
@@ -13,7 +14,7 @@ from PIL import Image
 from fer_nb import data
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import (AFFECTNET_COUNTS, FERPLUS_COUNTS, FERPLUS_MODES, KDEF_ANGLES, KDEF_COUNTS, RAFDB_COUNTS,
-                         VOTE_COLUMNS, Crop, FERData, _read_votes, add_votes, read_affectnet, read_fer2013,
+                         VOTE_COLUMNS, Crop, FERData, read_votes, add_votes, read_affectnet, read_fer2013,
                          read_ferplus, read_folder, read_image, read_images, read_kdef, read_rafdb, resized,
                          vote_targets)
 from fer_nb.formats import read
@@ -208,13 +209,13 @@ def test_ferplus_asks_of_fer2013_what_it_is_asked_for(tmp_path, monkeypatch):
     ("Training,x.png,4,0,0,1.5,3,2,0,0,0,0", DataError, "'1.5'"), ("Training,x.png,9,9,0,0,0,0,0,0,0,0", DataError, "18 votes")])
 def test_a_bad_row_of_votes_is_named(tmp_path, row, error, needle):
     path = write(tmp_path / "new.csv", HEADER, "Training,y.png,10,0,0,0,0,0,0,0,0,0", row)
-    refused(error, f"{path}, row 3", needle, read=lambda: _read_votes(path))
+    refused(error, f"{path}, row 3", needle, read=lambda: read_votes(path))
 
 
 def test_a_table_of_votes_without_rows_or_columns_is_refused(tmp_path):
-    refused(DataError, "empty", read=lambda: _read_votes(write(tmp_path / "a.csv")))
-    refused(DataError, "no rows", read=lambda: _read_votes(write(tmp_path / "b.csv", HEADER)))
-    refused(DataError, "'NF'", read=lambda: _read_votes(write(tmp_path / "c.csv", HEADER[:-3])))
+    refused(DataError, "empty", read=lambda: read_votes(write(tmp_path / "a.csv")))
+    refused(DataError, "no rows", read=lambda: read_votes(write(tmp_path / "b.csv", HEADER)))
+    refused(DataError, "'NF'", read=lambda: read_votes(write(tmp_path / "c.csv", HEADER[:-3])))
 
 
 def test_add_votes_keeps_labels_rows_and_order(tmp_path):
@@ -284,7 +285,7 @@ def test_real_ferplus_has_the_published_counts(real_votes, mode, train, blank, r
         seven = read_ferplus(path, fer2013, num_classes=7, strict=True, splits=("train", "valid"))
         assert len(seven) == len(ds) - 119 - 13
     sample = np.random.default_rng(0).choice(len(fer2013), 2000, replace=False)
-    agree(_read_votes(path)[list(VOTE_COLUMNS)].to_numpy()[sample], mode)
+    agree(read_votes(path)[list(VOTE_COLUMNS)].to_numpy()[sample], mode)
     with pytest.raises(DataError, match="no test images; 3153 were published"):
         read_ferplus(path, fer2013, mode, strict=True)
 
@@ -819,3 +820,25 @@ def test_read_refuses_what_no_reader_takes(tmp_path):
     refused(DataError, "row by row", read=lambda: read(tmp_path, "votes.csv"))
     (tmp_path / "empty").mkdir()
     refused(DataError, "no image files", read=lambda: read(tmp_path / "empty"))
+
+
+def test_rows_are_those_of_the_csv_module(tmp_path):
+    "With quotes, line breaks in them, any end of lines, blank lines and fields: the same fields and the same numbers of rows."
+    path = tmp_path / "a.csv"
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.lists(st.text('ab ,"\'\n\r;', max_size=5), min_size=2, max_size=4), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"]), st.booleans())
+    def same(rows, end, quote):
+        with open(path, "w", newline="", encoding="utf-8") as f:
+            f.write(f"x,y{end}")
+            csv.writer(f, lineterminator=end, quoting=csv.QUOTE_ALL if quote else csv.QUOTE_MINIMAL).writerows(rows)
+        expected = []
+        with open(path, newline="", encoding="utf-8") as f:
+            reader, number = csv.reader(f), 1
+            for fields in reader:
+                fields = [x.strip() for x in fields]
+                expected += [(f"{path}, row {number}", fields)] * any(fields)
+                number = reader.line_num + 1
+        assert list(data.table_rows(path)) == expected
+
+    same()

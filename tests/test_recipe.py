@@ -324,7 +324,7 @@ def test_fastais_optimisers_by_name(dls, name):
 
 
 @pytest.mark.parametrize("opt", [torch.optim.NAdam, partial(OptimWrapper, opt=torch.optim.NAdam), torch.optim.Adagrad, torch.optim.SGD,
-                                 partial(fastai.optimizer.Adam, eps=1e-3)], ids=str)
+                                 partial(fastai.optimizer.Adam, eps=1e-3)], ids=["NAdam", "wrapped NAdam", "Adagrad", "SGD", "Adam of fastai"])
 def test_an_optimiser_of_ones_own(dls, tmp_path, opt):
     """A class of torch, also one without a momentum to schedule, or what fastai takes; its name is in the identity."""
     model = net()

@@ -173,7 +173,7 @@ def test_files_that_are_something_else(tmp_path):
         load_sqsnet(tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", SQSNET)
+@pytest.mark.parametrize("name", [n for n in SQSNET if n != "sqsnet"])  # the paper's pair once
 def test_every_variant_on_the_meta_device(name):
     size = SQSNET[name].input_size
     with torch.device("meta"):
