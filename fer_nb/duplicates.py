@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORIENTATIONS', 'BLANK_STD', 'SHIFTS', 'MIRROR_SHIFTS', 'EVIDENCE', 'grey_thumbs', 'pixel_digests', 'unit_vectors',
-           'smoothed', 'oriented', 'mirrored_maps', 'sampling', 'described', 'moved_copies', 'changed_copies',
+           'sampling', 'smoothed', 'oriented', 'mirrored_maps', 'described', 'moved_copies', 'changed_copies',
            'discriminant', 'best_hits', 'nearest_pairs', 'contrast_normalised', 'plain_borders', 'without_borders',
            'within_borders', 'pixel_places', 'warped', 'refined', 'block_correlations', 'block_score', 'covered_share',
            'Evidence', 'DuplicateSearch', 'plausible', 'motion', 'fine_detail', 'equally_sharp', 'chance_of',
@@ -96,19 +96,30 @@ def unit_vectors(
     return v * ((norm > 1e-3) / norm.clamp_min(1e-3))
 
 # %% ../nbs/08_duplicates.ipynb #abafe494
+def sampling(
+    at: torch.Tensor,    # (n,) positions, in pixels
+    sigma: float,        # of the Gaussian round each
+    side: int,           # pixels of a row
+    repeat: bool = True,  # beyond the edges: repeat them (or see nothing)
+) -> torch.Tensor:       # (n, side) weights
+    "Weights with which the pixels of a row are averaged round positions."
+    weights = torch.exp(-((torch.arange(-side, 2 * side) - at[:, None]) / sigma).square() / 2)
+    weights = weights / weights.sum(1, keepdim=True)
+    weights[weights < 1e-7] = 0  # subnormal numbers would make the products thirty times slower
+    inner = weights[:, side:2 * side].clone()
+    if repeat:
+        inner[:, 0] += weights[:, :side].sum(1)
+        inner[:, -1] += weights[:, 2 * side:].sum(1)
+    return inner
+
+
 def smoothed(
     x: torch.Tensor,  # float (..., S, S)
     sigma: float,     # of the Gaussian, in pixels
 ) -> torch.Tensor:    # the same shape
     "Gaussian blur, edges repeated: rows and columns times one S × S matrix."
-    side = x.shape[-1]
-    at = torch.arange(-side, 2 * side)
-    weights = torch.exp(-((at - torch.arange(side)[:, None]) / sigma).square() / 2)
-    weights = weights / weights.sum(1, keepdim=True)
-    blur = weights[:, side:2 * side].clone()
-    blur[:, 0] += weights[:, :side].sum(1)
-    blur[:, -1] += weights[:, 2 * side:].sum(1)
-    return ((x @ blur.T).transpose(-1, -2).contiguous() @ blur.T).transpose(-1, -2)
+    blur = sampling(torch.arange(x.shape[-1]), sigma, x.shape[-1])
+    return blur @ (x @ blur.T)
 
 
 ORIENTATIONS = 8  # directions of gradients that are told apart
@@ -139,30 +150,15 @@ def mirrored_maps(
     return grey.flip(-1), maps.flip(-1)[:, turned]
 
 # %% ../nbs/08_duplicates.ipynb #90573c0d
-def sampling(
-    at: torch.Tensor,  # (n,) positions, in pixels
-    sigma: float,      # of the Gaussian round each
-    repeat: bool,      # beyond the edges: repeat them (or see nothing)
-) -> torch.Tensor:     # (n, 24) weights
-    "Weights with which rows of 24 pixels are averaged round positions."
-    weights = torch.exp(-((torch.arange(-24, 48) - at[:, None]) / sigma).square() / 2)
-    weights = weights / weights.sum(1, keepdim=True)
-    inner = weights[:, 24:48].clone()
-    if repeat:
-        inner[:, 0] += weights[:, :24].sum(1)
-        inner[:, -1] += weights[:, 48:].sum(1)
-    return inner
-
-
 def described(
     grey: torch.Tensor,  # (N, 24, 24), from `oriented`
     maps: torch.Tensor,  # (N, 8, 24, 24), the same
     shift: tuple[int, int] = (0, 0),  # down and right, in pixels of 24: as if the image were moved
 ) -> torch.Tensor:  # float32 (N, 536)
     "The blurred gradients at 7 × 7 places and the grey values at 12 × 12, each part of unit length."
-    rows, cols = (sampling(torch.linspace(-0.5, 23.5, 7) + s, 2.4, False) for s in shift)
+    rows, cols = (sampling(torch.linspace(-0.5, 23.5, 7) + s, 2.4, 24, False) for s in shift)
     gradients = (rows @ (maps @ cols.T)).flatten(1).clamp_min(0).sqrt()
-    rows, cols = (sampling(torch.arange(0.5, 24, 2) + s, 0.8, True) for s in shift)
+    rows, cols = (sampling(torch.arange(0.5, 24, 2) + s, 0.8, 24) for s in shift)
     return torch.cat([F.normalize(gradients), 2 * unit_vectors(rows @ (grey @ cols.T))], 1)
 
 # %% ../nbs/08_duplicates.ipynb #a9d885af
@@ -711,8 +707,8 @@ def looked_at(
 
     def aligned(top: int) -> dict[str, np.ndarray]:
         found = []
-        for k in range(top, min(top + part, len(pairs)), 512):
-            some = slice(k, min(k + 512, top + part))
+        for k in range(top, min(top + part, len(pairs)), 128):
+            some = slice(k, min(k + 128, top + part))
             found.append(self.align(pairs[some], maps[some], way[some, 0] > 0, thumbs, levels))
             found[-1]["row"] += k
         return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
