@@ -8,7 +8,7 @@ __all__ = ['ORIENTATIONS', 'EXHAUSTIVE', 'PROBES', 'BLANK_STD', 'VIEWS', 'MIRROR
            'moved_copies', 'changed_copies', 'discriminant', 'best_hits', 'Cells', 'sorted_into_cells', 'tiles',
            'nearest_pairs', 'contrast_normalised', 'plain_borders', 'without_borders', 'within_borders', 'pixel_places',
            'warped', 'refined', 'block_correlations', 'block_score', 'covered_share', 'Evidence', 'DuplicateSearch',
-           'posed', 'turned', 'plausible', 'inverse', 'motion', 'fine_detail', 'equally_sharp', 'chance_of',
+           'posed', 'pose_map', 'plausible', 'inverse', 'motion', 'fine_detail', 'equally_sharp', 'chance_of',
            'alikeness', 'explained', 'unordered', 'find_duplicates', 'components', 'duplicates_across',
            'across_summary']
 
@@ -578,12 +578,12 @@ def posed(
     zoom: float,           # above 1 enlarges
 ) -> torch.Tensor:         # float (N, 48, 48)
     "The images turned and enlarged, their edges repeated."
-    grid = F.affine_grid(turned(turn, zoom)[None], (1, 1, 48, 48), align_corners=False)
+    grid = F.affine_grid(pose_map(turn, zoom)[None], (1, 1, 48, 48), align_corners=False)
     grid = grid.expand(len(thumbs), -1, -1, -1)
     return F.grid_sample(thumbs[:, None].float(), grid, padding_mode="border", align_corners=False)[:, 0]
 
 
-def turned(
+def pose_map(
     turn: float,     # degrees
     zoom: float,     # above 1 enlarges
 ) -> torch.Tensor:   # (2, 3)
@@ -796,7 +796,7 @@ def looked_at(
 ) -> dict[str, np.ndarray]:           # from `align`, of all
     "Align all candidates, a stored part at a time."
     pairs, way = torch.from_numpy(hits[:, :2].astype(int)), torch.from_numpy(ways[hits[:, 3].astype(int)])
-    starts = torch.stack([turned(-turn, 1 / zoom) for *_, turn, zoom in ways.tolist()])
+    starts = torch.stack([pose_map(-turn, 1 / zoom) for *_, turn, zoom in ways.tolist()])
     maps = starts[hits[:, 3].astype(int)]
     maps[:, :, 2] = -way[:, [2, 1]].float() / 12
 
