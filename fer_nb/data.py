@@ -347,8 +347,8 @@ class Crop:
 class Copy:
     "A changed copy of an image, one of many; it is made whenever it is read."
 
-    of: "Copies"  # what makes it
-    k: int        # which of them
+    of: Any  # the `Copies` that makes it; they come further down, for they need `ImageFiles`
+    k: int   # which of them
 
     @property
     def path(self) -> Path:  # the file of its original
