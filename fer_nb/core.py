@@ -119,7 +119,9 @@ _SPELLINGS = {  # canonical name: other words for it in English, German, French,
 }
 
 
-def plain_letters(text: str) -> str:
+def plain_letters(
+    text: str,  # a word in any spelling
+) -> str:       # to be compared with others
     "Small letters without accents, so that `Wütend`, `WÜTEND` and `wutend` are one."
     apart = unicodedata.normalize("NFKD", text.casefold())
     return "".join(c for c in apart if not unicodedata.combining(c)).replace("ı", "i").strip()

@@ -347,8 +347,8 @@ class Crop:
 class Copy:
     "A changed copy of an image, one of many; it is made whenever it is read."
 
-    of: "Copies"  # what makes it
-    k: int        # which of them
+    of: Any  # the `Copies` that makes it; they come further down, for they need `ImageFiles`
+    k: int   # which of them
 
     @property
     def path(self) -> Path:  # the file of its original
@@ -399,7 +399,9 @@ def quoted(
     return clean + "..." * (len(str(text)) > most)
 
 # %% ../nbs/04_data.ipynb #bb9b49fb
-def open_image(path: str | Path) -> Image.Image:
+def open_image(
+    path: str | Path,   # of an image file
+) -> Image.Image:       # not yet decoded
     "Open an image file: not a decompression bomb, and not EPS, for which Pillow would run Ghostscript."
     Image.init()
     im = Image.open(path, formats=sorted(set(Image.OPEN) - {"EPS"}))
@@ -1192,7 +1194,9 @@ _SAME = {  # a column, and other names that it has
     "imagename": ("image", "name", "file", "filename")}
 
 
-def key_of(name: str) -> str:
+def key_of(
+    name: str,  # of a column or a split
+) -> str:       # to be compared with others
     "A column's or a split's name without blanks, capitals and underscores: `Image name` is `image_name`."
     return re.sub(r"[\W_]+", "", name).lower()
 
@@ -1266,7 +1270,10 @@ def _named(
     return names[text]
 
 
-def path_inside(name: str, at: str) -> str:
+def path_inside(
+    name: str,  # a path of a list
+    at: str,    # file and row, for the message
+) -> str:       # the same
     "The path `name` of a list; one that leads out of the dataset's folder is refused."
     path = PurePosixPath(name)
     out = not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]
@@ -1484,7 +1491,10 @@ def split_named(
     return _SPLIT_NAMES[match[1]] if match else ""
 
 
-def usage_of(text: str, at: str) -> str:
+def usage_of(
+    text: str,  # of the column Usage
+    at: str,    # file and row, for the message
+) -> str:       # train, valid or test
     "The split that the column Usage names."
     if text in USAGE:  # nearly always
         return USAGE[text]
@@ -1551,7 +1561,7 @@ def fer2013_csv(
     left: LeftOut | None = None,         # what is done with broken rows; None: they are refused
     order: Sequence[str] = EMOTIONS,     # the emotions by number
     name: str = "fer2013",               # of the dataset
-) -> FERData:
+) -> FERData:                            # in the order of the file
     "All rows of the CSV, checked, a hundred at a time; ids are `row` and the line of the file."
     def parsed(block: list) -> tuple[list[tuple[str, str, str]], np.ndarray]:  # id, label, split; pixels
         rows = [(f"row{at.rpartition(' ')[2]}", numbers.get(emotion) or _emotion(emotion, order, at),
@@ -2248,7 +2258,11 @@ def read_affectnet(
     return ds
 
 
-def affect_of(text: str | float, at: str, what: str) -> float:
+def affect_of(
+    text: str | float,  # of a list
+    at: str,            # file and row, for the message
+    what: str,          # valence or arousal, for the message
+) -> float:             # NaN: none is given
     "Valence or arousal in [-1, 1]; NaN where it is -2, which stands for none."
     try:
         value = float(text)

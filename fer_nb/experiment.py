@@ -133,7 +133,7 @@ def peak_ram() -> float:  # GB; NaN where the system does not tell
 def measured_cost(
     file: Path | None,   # a CSV to write; None: nothing is written
     **about: object,     # which fit: its arm, seed, fold
-) -> Iterator[None]:
+) -> Iterator[None]:     # a `with` block
     "Write down how long the block took, and the most memory that PyTorch held on a card."
     import torch
     resumed = file is not None and file.with_name(file.name.replace(".cost.csv", ".work")).exists()

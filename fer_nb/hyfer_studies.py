@@ -333,18 +333,31 @@ class SharedParts:
         self.of_data, self.of_seed = lru_cache(self.of_data), lru_cache(4)(self.of_seed)
         self.student = lru_cache(4)(self.student)
 
-    def of_data(self, data: Data, size: int | None, teachers: tuple[Fit, ...]) -> tuple[Splits, list]:
+    def of_data(
+        self,
+        data: Data,                 # how the data are prepared
+        size: int | None,           # of the images; None: as they are
+        teachers: tuple[Fit, ...],  # to train
+    ) -> tuple[Splits, list]:       # splits; teachers
         "Splits, and teachers that are trained on them."
         splits = prepare(self.ds, Preset(data, student=Fit(size=size)))
         part = self.store.part("teachers-" + digest(repr((data, size, teachers)))[:12])
         return splits, trained_teachers(teachers, splits, 0, part, self.say)
 
-    def of_seed(self, preset: Preset, seed: int) -> tuple[Splits, Sequence[CachedLogits]]:
+    def of_seed(
+        self,
+        preset: Preset,   # settings
+        seed: int,        # of the views
+    ) -> tuple[Splits, Sequence[CachedLogits]]:   # splits; logits, of no teacher none
         "Splits, and the logits of the teachers for a student's views."
         splits, teachers = self.of_data(preset.data, preset.student.size, preset.teachers)
         return splits, cache_logits(teachers, splits, preset, seed) if teachers else ()
 
-    def student(self, preset: Preset, seed: int) -> tuple[Splits, HyFER]:
+    def student(
+        self,
+        preset: Preset,   # settings
+        seed: int,        # of weights, views and order
+    ) -> tuple[Splits, HyFER]:   # splits; the trained student
         "Splits, and the student after phase 1."
         for name in ("T", "tau"):
             preset.distillation.of(name, self.ds.labels)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -338,7 +339,7 @@ class Splits:
     duplicates: set[str]  # ids of `test` that have a duplicate in the training split as it came
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
-    originals: "Originals | None" = field(default=None, kw_only=True)  # for networks of other sizes
+    originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
 
 
 def make_splits(

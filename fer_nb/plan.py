@@ -18,6 +18,7 @@ import pandas as pd
 
 from .config import PAPERS, Fit, Preset, paper_rows
 from .core import ConfigError
+from .data import FERData
 
 # %% ../nbs/35_plan.ipynb #plan0008
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def images_of(
     return Images(train, shown, valid, test, data.folds or seeds or 1, side, chans)
 
 def images_in(
-    ds: "FERData",    # as it came
+    ds: FERData,      # as it came
     preset: Preset,   # settings
 ) -> Images:       # see `images_of`
     "How many images a run has in its parts, and how large they are, by the first one."

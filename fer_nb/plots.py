@@ -28,6 +28,7 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import offset_copy
 from torch import nn
 
+from .audit import Audit
 from .core import ConfigError, DataError, hash_uniform, need_columns, one_of
 from .data import FERData, show_faces
 from .evaluate import eval_mode, image_batches, predict_logits
@@ -474,7 +475,7 @@ def plot_weights(
 
 # %% ../nbs/25_plots.ipynb #25000021
 def plot_discarded(
-    found: "Audit",              # from `audit.audit`
+    found: Audit,                # from `audit.audit`
     kinds: Sequence[str] = ("no_face", "low_quality", "multilabel", "label_error"),  # what to show
     n: int = 16,                 # images at most, of each kind about as many
 ) -> np.ndarray:                 # the matplotlib axes, flat

@@ -55,7 +55,7 @@ def budget_preset(
     paper: str,                    # "dmc" or "sqs"
     budget: str,                   # in `BUDGETS`
     changes: Sequence[str] = (),   # more changes of settings, see `config.override`
-) -> Preset:
+) -> Preset:                       # to train with
     "The settings of a paper under a budget. Raises `ConfigError`."
     one_of("paper", paper, ITEMS)
     one_of("budget", budget, BUDGETS)
@@ -291,25 +291,24 @@ def _sqs_runs(
 SQS_PROTOCOL_OF = {name: name for name in _SQS}   # data set: its protocol; of another by its splits
 
 
-def _sqs_item(
-    number: int,    # of the table
+def _sqs_table(
     help: str,      # in a line
     arms: str,      # see `_sqs_runs`
     table: Callable[[pd.DataFrame, pd.DataFrame, Preset], pd.DataFrame],   # (runs, costs, preset) -> table
-) -> None:
-    "Enter a table that is one study and one table of its runs."
+) -> Item:          # one study, and one table of its runs
+    "Most tables are made alike."
     def make(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
         runs, costs = _sqs_runs(arms, ds, preset, budget, out, say)
         return {"table": table(runs, costs, preset), "runs": runs, "costs": costs}
 
-    item("sqs", f"table {number}", help, _SQS)(make)
+    return Item(help, _SQS, make)
 
 
 def _table_of(
     name: str,          # of a function in `sqs_studies`
     *args: object,      # after the runs
     **settings: object, # by name
-) -> Callable[[pd.DataFrame, pd.DataFrame, Preset], pd.DataFrame]:   # for `_sqs_item`
+) -> Callable[[pd.DataFrame, pd.DataFrame, Preset], pd.DataFrame]:   # for `_sqs_table`
     "A table of the runs, judged with the preset's views."
     def make(runs: pd.DataFrame, costs: pd.DataFrame, preset: Preset) -> pd.DataFrame:
         from fer_nb import sqs_studies
@@ -318,15 +317,18 @@ def _table_of(
     return make
 
 
-_sqs_item(1, "SQSNet beside other methods", "comparison", _table_of("accuracy_table", 1))
-_sqs_item(2, "SQSNet beside other architectures", "architectures", _table_of("accuracy_table", 2))
-_sqs_item(3, "what the networks cost, training hours and memory among it", "efficiency",
-         _table_of("efficiency_table"))
-_sqs_item(4, "other values of the settings of SQS", "sensitivity", _table_of("sensitivity_table"))
-_sqs_item(5, "whether SQSNet is better than its parts, paired by seed", "ablation",
-         _table_of("significance_table"))
-_sqs_item(6, "more than accuracy", "comparison", _table_of("metrics_table", paper=True))
-_sqs_item(7, "without a part", "ablation", _table_of("accuracy_table", 7))
+ITEMS["sqs"] = {
+    "table 1": _sqs_table("SQSNet beside other methods", "comparison", _table_of("accuracy_table", 1)),
+    "table 2": _sqs_table("SQSNet beside other architectures", "architectures",
+                          _table_of("accuracy_table", 2)),
+    "table 3": _sqs_table("what the networks cost, training hours and memory among it", "efficiency",
+                          _table_of("efficiency_table")),
+    "table 4": _sqs_table("other values of the settings of SQS", "sensitivity",
+                          _table_of("sensitivity_table")),
+    "table 5": _sqs_table("whether SQSNet is better than its parts, paired by seed", "ablation",
+                          _table_of("significance_table")),
+    "table 6": _sqs_table("more than accuracy", "comparison", _table_of("metrics_table", paper=True)),
+    "table 7": _sqs_table("without a part", "ablation", _table_of("accuracy_table", 7))}
 
 # %% ../nbs/47_reproduce.ipynb #47000022
 @item("sqs", "figure 1", "three ways to compare features", ())
@@ -389,7 +391,7 @@ def reproduce(
     folds: int | None = None,             # the same
     part: int = 1,                        # train on one part of so many of the training images
     say: Callable[[str], None] = lambda text: None,  # gets a line before each part
-) -> Reproduced:
+) -> Reproduced:                         # tables and figures
     """Make a table or a figure of a paper. Raises `ConfigError` for what there is not, `DataError` where the
     data lack what it needs, `StoreError` where the folder holds another study."""
     one_of("paper", paper, ITEMS)

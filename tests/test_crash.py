@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from fer_nb import faces, studies, duplicates
+from fer_nb import faces, studies
 from fer_nb.audit import audit
 from fer_nb.core import atomic_file, atomic_folder
 from fer_nb.data import FERData
@@ -29,6 +29,7 @@ from fer_nb.evaluate import fold_logits
 from fer_nb.faces import FaceRefiner
 from fer_nb.loaders import dataloaders, folds
 from fer_nb.review import ReviewSession, read_decisions
+from fer_nb.store import Store
 from fer_nb.synth import make_faces
 from fer_nb.teachers import teacher_logits
 from fer_nb.duplicates import DuplicateSearch
@@ -178,40 +179,56 @@ def test_workers_end_with_the_process_that_started_them(corpses):
 
 @cache
 def doubles():
-    "Some 240 different pictures, so four bands of comparisons each way, and duplicates among them."
+    "Some 240 different pictures, so four bands of comparisons, and duplicates among them."
     return make_faces(250, seed=0, size=32)[0]
 
 
 def search(folder, last=None):
-    "All duplicates, and how many bands were compared."
-    bands, original = [], duplicates._tiles
+    "All duplicates, and which parts were computed: bands of comparisons, then pairs that are looked at."
+    parts, original = [], Store.array
 
-    def counted(*args):
-        if len(bands) == last:
-            die()
-        bands.append(args)
-        return original(*args)
-    with patch.object(duplicates, "_tiles", counted):
-        return audit(doubles(), ("duplicate",), DuplicateSearch(block=64), folder=folder), len(bands)
+    def counted(self, name, make, **more):
+        def making():
+            if len(parts) == last:
+                die()
+            parts.append(name)
+            return make()
+        return original(self, name, making, **more)
+    with patch.object(Store, "array", counted):
+        return audit(doubles(), ("duplicate",), DuplicateSearch(block=64), folder=folder), parts
+
+
+@cache
+def undisturbed():
+    return search(None)
+
+
+FINISHED = {"within a band": 2, "while a band is written": 2, "while pairs are looked at": 4}
 
 
 def kill_search(folder, point):
     if point == "while a band is written":
-        die_at_call(os, "fsync", 6, half)
-    search(folder, 5 if point == "within a band" else None)
+        die_at_call(os, "fsync", 3, half)
+    search(folder, None if point == "while a band is written" else FINISHED[point])
 
 
-@pytest.mark.parametrize("point", ["within a band", "while a band is written"])
+@pytest.mark.parametrize("point", FINISHED)
 def test_kept_duplicates(corpses, point):
-    """Five of eight bands were finished: three are compared again, and the audit is the undisturbed one."""
-    report, compared = search(corpses / point)
-    fresh, every = search(None)
-    assert (compared, every) == (3, 8) and len(report.duplicates) > 0
+    """Only parts that were not finished are computed again, and the audit is the undisturbed one."""
+    report, computed = search(corpses / point)
+    fresh, every = undisturbed()
+    assert len(every) == 5 and computed == every[FINISHED[point]:] and len(report.duplicates) > 0
     assert report.duplicates.equals(fresh.duplicates) and report.issues.equals(fresh.issues)
-    assert search(corpses / point)[1] == 0
+    assert search(corpses / point)[1] == []
 
 
 # ---------------------------------------------------------------- folds and studies
+
+@cache
+def quarters():
+    "Found once: it takes a search for duplicates."
+    return folds(images(), 4)
+
 
 def linear(train, k):
     "What a fit gives, at once."
@@ -230,8 +247,7 @@ def cross(folder, last=None):
             die()
         fitted.append(k)
         return linear(train, k)
-    ds = images()
-    return fold_logits(fit, ds, folds(ds, 4), folder), fitted
+    return fold_logits(fit, images(), quarters(), folder), fitted
 
 
 def kill_folds(folder, point):
@@ -348,7 +364,7 @@ def test_what_was_there_is_still_there_and_can_be_replaced(corpses, point):
 # ---------------------------------------------------------------- the other processes
 
 KILLS = dict.fromkeys(LOGITS, kill_teacher) | {"between faces": kill_finder, "while faces are written": kill_finder,
-         "within a band": kill_search, "while a band is written": kill_search, "within a fold": kill_folds,
+         **dict.fromkeys(FINISHED, kill_search), "within a fold": kill_folds,
          "while a fold is written": kill_folds, "within a run": kill_study, "while a run is written": kill_study,
          "after a decision": kill_review, "while a decision is written": kill_review,
          "while a file is written": kill_writer, "while a folder is written": kill_writer}
@@ -356,7 +372,7 @@ KILLS = dict.fromkeys(LOGITS, kill_teacher) | {"between faces": kill_finder, "wh
 
 def other_processes(folder):
     "In a new interpreter: a process for each point, killed."
-    images(), doubles(), report()
+    quarters(), doubles(), report()
     for point, kill in KILLS.items():
         if not (pid := os.fork()):
             try:

@@ -2,6 +2,7 @@
 import io
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -281,16 +282,30 @@ def test_all_undecodable_images_are_reported_together(tmp_path, good):
     with pytest.raises(ImageError) as e:
         read_folder(tmp_path)
     message = str(e.value)
-    assert f"{len(names)} of {len(names) + good} images" in message and "good" not in message
-    assert all(str(tmp_path / "happy" / name) in message for name in names)
+    assert f"{len(names)} of {len(names) + good} images" in message and "good" not in message and message.count("\n") == 2
+    for text in (the_list(message), "\n".join(map(str, e.value.failures))):
+        assert all(str(tmp_path / "happy" / name) in text for name in names) and "good" not in text
 
 
-def test_a_long_list_of_broken_images_is_cut(tmp_path):
+def the_list(message: str) -> str:
+    "The file that a message about several broken images names, in which all of them stand."
+    return Path(message.partition("all of them: ")[2].partition(":\n")[0]).read_text(encoding="utf-8")
+
+
+def test_of_many_broken_images_two_are_shown_and_a_file_names_all(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
     for k in range(30):
-        (tmp_path / f"{k:02}.png").write_bytes(b"x")
+        (tmp_path / f"images/{k:02}.png").write_bytes(b"x")
     with pytest.raises(ImageError) as e:
-        read_images(sorted(tmp_path.iterdir()))
-    assert "30 of 30" in str(e.value) and "10 more" in str(e.value) and "29.png" not in str(e.value)
+        read_images(sorted((tmp_path / "images").iterdir()))
+    message = str(e.value)
+    assert message.startswith("30 of 30 images cannot be used (") and message.count("\n") == 2 and "02.png" not in message
+    assert [name in message for name in ("00.png", "01.png", "--broken drop")] == [True] * 3
+    assert [f"{k:02}.png: cannot be decoded" in line for k, line in enumerate(the_list(message).splitlines())] == [True] * 30
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("FER_NB_CACHE", str(tmp_path / "no folder"))  # a list that cannot be written hides no error
+    with pytest.raises(ImageError, match=r"30 of 30 images cannot be used \(.*out\):\n.*00.png.*\n.*01.png"):
+        read_images(sorted((tmp_path / "images").iterdir()))
 
 
 FORMATS = {"PNG": {}, "JPEG": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}

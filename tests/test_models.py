@@ -708,8 +708,10 @@ def test_no_name_of_ours_starts_from_a_larger_collection():
     assert not [name for name in names if not imagenet_name(name).endswith("in1k") or "jft" in imagenet_name(name) or "in2" in imagenet_name(name)]
 
 
-def test_the_weights_that_are_asked_for_are_those_of_the_full_name(monkeypatch):
+def test_the_weights_that_are_asked_for_are_those_of_the_full_name(tmp_path, monkeypatch):
     asked = []
+    monkeypatch.setenv("FER_NB_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("fer_nb.models.reachable", lambda url: True)
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: asked.append((name, kwargs.get("pretrained"))))
     with pytest.raises(AttributeError):  # nothing was made
         create_teacher("swin_small_patch4_window7_224")
