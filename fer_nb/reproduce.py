@@ -99,11 +99,13 @@ class Reproduced:
     on: str                                 # what it was run on, in a sentence
     tables: Mapping[str, pd.DataFrame]      # by name; `runs` and `costs` are not shown
     figures: Mapping[str, object] = field(default_factory=dict)  # Matplotlib's figures, by name
+    fitted: bool = True                     # whether networks were trained for it
 
     @property
     def heading(self) -> list[str]:   # lines
         "What was made, on what, with what."
-        return [self.title, f"{self.on}; budget {self.budget}: {BUDGETS[self.budget].help}"]
+        spent = f"; budget {self.budget}: {BUDGETS[self.budget].help}" * self.fitted
+        return [self.title, f"{self.on}{spent}"]
 
     @property
     def shown(self) -> dict[str, pd.DataFrame]:   # name -> table
@@ -449,7 +451,7 @@ def reproduce(
     figures = {name: part for name, part in made.items() if name not in tables}
     title = f"{TITLES[paper]}, {what}: {one.help}"
     title += f" ({LAYOUTS.get(here.name, (here.name,))[0]}, {len(here):,} images)" if one.datasets else ""
-    return Reproduced(title, here.name, len(here), budget, on, tables, figures)
+    return Reproduced(title, here.name, len(here), budget, on, tables, figures, one.fitted)
 
 
 def reproducible() -> pd.DataFrame:   # paper, what, data sets, of what
