@@ -451,7 +451,8 @@ def reproduce(
     figures = {name: part for name, part in made.items() if name not in tables}
     title = f"{TITLES[paper]}, {what}: {one.help}"
     title += f" ({LAYOUTS.get(here.name, (here.name,))[0]}, {len(here):,} images)" if one.datasets else ""
-    return Reproduced(title, here.name, len(here), budget, on, tables, figures, one.fitted)
+    fitted = one.fitted and bool(one.datasets)
+    return Reproduced(title, here.name, len(here), budget, on, tables, figures, fitted)
 
 
 def reproducible() -> pd.DataFrame:   # paper, what, data sets, of what
