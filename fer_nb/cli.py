@@ -96,7 +96,11 @@ _MACHINE = {
                       help="threads that read images ahead, processes that search for faces (default: by the "
                            "data: none for images in memory)"),
     "--amp": dict(choices=AMP[1:], help="mixed precision in place of what the settings say: auto is what the "
-                                        "card can do, off is float32; attacks stay in float32")}
+                                        "card can do, off is float32; attacks stay in float32"),
+    "--compile": dict(action="store_const", const=True,
+                      help="compile the networks that are fitted (torch.compile; wants a C++ compiler): a "
+                           "minute before the first batch, faster ones after it")}
+_TRAINS = tuple(_MACHINE)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -318,6 +322,12 @@ _TRYING = {
     "--anyway": dict(action="store_true", help="begin even where the estimate does not fit into memory")}
 
 
+def _use_weights(folder: Path | None) -> None:
+    "Look for files of published weights in this folder, if one was given."
+    if folder is not None:
+        os.environ["FER_NB_WEIGHTS"] = str(folder)
+
+
 def run_sqs(
     ds: FERData,                 # as it came
     preset: str | Preset,        # of SQSNet
@@ -353,7 +363,7 @@ class _DemoVerb(Verb):
     description = ("Audit, clean, split, balance, teachers, EADD, adversarial training, evaluation and "
                    "report on synthetic faces with planted defects. Leaves report.html, results.csv, "
                    "config.json and weights.")
-    machine = ("--device", "--workers", "--amp")
+    machine = _TRAINS
     options = {
         "--images": dict(type=int, default=2500, metavar="N", help="faces to draw (default: 2500)"),
         "--preset": dict(default="demo", metavar="NAME",
@@ -381,8 +391,7 @@ class _DemoVerb(Verb):
         one_of("preset", args.preset, PRESETS)
         few = args.images if args.verb == "run" else None
         preset = tried(_chosen(PRESETS[args.preset], args), args.epochs, args.new_weights, few)
-        if args.weights_dir is not None:
-            os.environ["FER_NB_WEIGHTS"] = str(args.weights_dir)
+        _use_weights(args.weights_dir)
         ds = make_faces(args.images, seed=args.seed)[0] if args.verb == "demo" else read_data(args)
         whole, n = len(ds), images_in(ds, preset)
         if few is not None:
@@ -541,8 +550,9 @@ class _StudyVerb(Verb):
     "what a protocol, a teacher, a variant is worth; how well label errors are found"
 
     resumes, aside = True, False
-    machine = ("--device", "--workers", "--amp")
+    machine = _TRAINS
     options = _DATA | _VOTES | {
+        "--weights-dir": _TRYING["--weights-dir"],
         "--out": dict(type=Path, metavar="DIR", help="folder for the runs (default: runs/NAME-WHAT)")}
 
     def add_args(self, p: argparse.ArgumentParser) -> None:
@@ -576,6 +586,7 @@ class _StudyVerb(Verb):
         "Run a study, and write its table."
         self.check(args)
         keep_freed_memory()
+        _use_weights(args.weights_dir)
         ds, out = read_data(args, args.votes), args.out
         _say("loading PyTorch and fastai")
         study = STUDIES[args.what].load()
@@ -596,6 +607,7 @@ class _ReproduceVerb(Verb):
     description = ("Make a table or figure of a paper (dmc: the data- and model-centric framework, HyFER and "
                    "EADD; sqs: SQSNet). Without --data, drawn faces in the data set's splits show that all "
                    "runs. Finished fits lie in the folder; what was broken off goes on.")
+    machine = _TRAINS
     options = {
         "--table": dict(type=int, metavar="N", help="which table; neither this nor --figure: list all"),
         "--figure": dict(metavar="N", help="which figure: a number, or gradcam"),
@@ -611,7 +623,8 @@ class _ReproduceVerb(Verb):
         "--part": dict(type=int, default=1, metavar="N",
                        help="train on one part of N of the training images"),
         "--set": _SETTINGS["--set"],
-        "--out": dict(type=Path, metavar="DIR", help="folder (default: runs/reproduce)")}
+        "--out": dict(type=Path, metavar="DIR", help="folder (default: runs/reproduce)"),
+        **{flag: _TRYING[flag] for flag in ("--epochs", "--new-weights", "--weights-dir", "--anyway")}}
 
     def add_args(self, p: argparse.ArgumentParser) -> None:
         "Declare the arguments."
@@ -639,13 +652,14 @@ class _ReproduceVerb(Verb):
             return listed.to_string(index=False)
         keep_freed_memory()
         budget_preset(args.paper, args.budget, args.set)  # what does not exist is refused early
+        _use_weights(args.weights_dir)
         _say("loading PyTorch and fastai")
         ds = args.as_
         if args.data is not None:
             ds = read_data(args, args.votes)
             ds = read_ferplus(args.votes, ds) if args.paper == "sqs" and args.votes is not None else ds
         made = reproduce(args.paper, what, ds, args.budget, args.out, args.set, args.seeds, args.folds,
-                         args.part, _say)
+                         args.epochs, args.new_weights, args.anyway, args.part, _say)
         name = "-".join(word for word in (args.paper, *what.split(), made.dataset, args.budget) if word)
         if os.environ.get("RANK", "0") == "0":
             (args.out / name).mkdir(parents=True, exist_ok=True)
@@ -659,7 +673,7 @@ class _ShipVerb(Verb):
     description = ("Teachers, EADD and adversarial training at length. Leaves weights with their cards, "
                    "results.csv, history.csv and teacher_weights.csv; takes hours, and goes on where it was "
                    "broken off.")
-    machine = ("--device", "--workers", "--amp")
+    machine = _TRAINS
     options = _DATA | _VOTES | _SETTINGS | _OVERWRITE | {
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",
                           help=".safetensors of a network trained on the same images, which teaches too; "

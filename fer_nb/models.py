@@ -724,8 +724,8 @@ def _dry_run(
             return net, forward(net, torch.zeros(1, 3, size, size, device="meta"))
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as e:
         cfg = timm.get_pretrained_cfg(timm_name)
-        why = str(e)[:80] or type(e).__name__
-        raise ConfigError(f"{timm_name!r} gives no {what} for images of {size!r} px and {kwargs} ({why})"
+        why, more = str(e)[:80] or type(e).__name__, f" and {kwargs}" * bool(kwargs)
+        raise ConfigError(f"{timm_name!r} gives no {what} for images of {size!r} px{more} ({why})"
                           f"{f'; trained at {cfg.input_size[-1]} px, which it takes' if cfg else ''}") from e
 
 # %% ../nbs/20_models.ipynb #12de3787

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SQS_PRESETS', 'SQS_PROTOCOLS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'TABLE4_VALUES', 'ARCHITECTURES', 'EFFICIENCY',
-           'LIGHT_ARCHITECTURES', 'PAPER_SQS', 'PAPER_SQS_TABLE4', 'PAPER_SQS_TABLE6', 'BRIDGE', 'BRIDGE_ARMS',
+           'LIGHT_ARCHITECTURES', 'NEW', 'PAPER_SQS', 'PAPER_SQS_TABLE4', 'PAPER_SQS_TABLE6', 'BRIDGE', 'BRIDGE_ARMS',
            'sqs_parts', 'Arm', 'study_arms', 'sqs_fit', 'sqs_study', 'accuracy_table', 'sensitivity_table',
            'significance_table', 'metrics_table', 'confusion_of', 'efficiency_table', 'bridge_study', 'bridge_table']
 
@@ -28,7 +28,7 @@ from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, measured_cost, p
                                reported, study, with_options)
 from .loaders import ReplayLoader, Splits, holdout
 from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, count_macs, create_teacher,
-                           imagenet_name, latency_ms, load_teacher, save_sqsnet)
+                           imagenet_name, latency_ms, load_teacher, need_weights, save_sqsnet)
 from .pipeline import cache_logits, fit_student
 from .report import mean_sd, pivot_mean_sd
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
@@ -129,6 +129,9 @@ LIGHT_ARCHITECTURES = {"EfficientNet-Lite0": Arm("efficientnet_lite0", sqs=False
                        "EfficientNet-Lite0 & small Swin": Arm(fusion="concat", sqs=False), "SQSNet": Arm()}
 
 # %% ../nbs/45_sqs_studies.ipynb #8fdbda8b
+NEW = "new weights"
+
+
 def _start(
     arm: Arm,            # a row
     pair: SQSNetConfig,  # the preset's, for a row without a network of its own
@@ -138,7 +141,7 @@ def _start(
     if isinstance(net, str):
         return imagenet_name(TEACHERS[net][0] if net in TEACHERS else net)
     both = {"cnn": imagenet_name(net.cnn),
-            "transformer": "new weights" if net.transformer_args else imagenet_name(net.transformer)}
+            "transformer": NEW if net.transformer_args else imagenet_name(net.transformer)}
     return both.get(arm.fusion) or " + ".join(both.values())
 
 # %% ../nbs/45_sqs_studies.ipynb #45000001
@@ -273,6 +276,9 @@ def sqs_study(
     arms = study_arms(arms, preset) if isinstance(arms, str) else arms
     at_least("seeds", len(seeds), 1)
     at_least("arms", len(arms), 1)
+    pair = SQSNET[preset.student.network]
+    start = {name: _start(arm, pair) if preset.student.pretrained else NEW for name, arm in arms.items()}
+    need_weights([one for names in start.values() for one in names.split(" + ") if one != NEW])
     splits = sqs_parts(ds, preset, protocol)
     store = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint(), "protocol": protocol})
     say(f"{len(splits.train):,} train, {len(splits.valid):,} valid, {len(splits.test):,} test images")
@@ -283,9 +289,7 @@ def sqs_study(
             net, history, _ = sqs_fit(splits, preset, arms[arm], seed, store.path(f"{cell}.work"))
         write_table(history, store.path(f"{cell}.epochs.csv"))
         results = _results(net, splits, preset.evaluation.tta, history)
-        pair = SQSNET[preset.student.network]
-        start = _start(arms[arm], pair) if preset.student.pretrained else "new weights"
-        return results.assign(weights=start)
+        return results.assign(weights=start[arm])
 
     table = grid(run, arms, seeds, store, say=say).assign(dataset=_DATASETS.get(ds.name, ds.name))
     return table[["dataset", "arm", "seed", *_COLUMNS, "weights"]]

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fer_nb import models
 from fer_nb.cli import main
-from fer_nb.core import LABEL_ORDERS, ConfigError, DataError
+from fer_nb.core import LABEL_ORDERS, ConfigError, DataError, DownloadError
 from fer_nb.experiment import measured_cost, training_costs
 from fer_nb.formats import read
 from fer_nb.hyfer_studies import (AS_IT_IS, PAPER_TABLE2, PAPER_TABLE3, STUDY, attack_table, candidates, folds_of, over_folds, setting_study,
@@ -18,6 +19,7 @@ from fer_nb.reconcile import read_paper
 from fer_nb.reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, drawn, honest_folds, reproduce, reproducible
 from fer_nb.sqs_studies import (ABLATION, EFFICIENCY, PAPER_SQS_TABLE6, accuracy_table, efficiency_table, metrics_table, sensitivity_table,
                                 study_arms)
+from fer_nb.synth import make_faces
 
 PAPERS = Path(__file__).resolve().parents[1] / "results/papers"
 TOY = SQSNetConfig("test_efficientnet", "swin_tiny_patch4_window7_224", 32, 48, "residual", 2, {"output_stride": 8},
@@ -136,18 +138,63 @@ def test_a_table_of_the_second_paper_by_one_command(tmp_path, capsys):
     assert "RAF-DB" in printed and "91.75 ± 0.31" in printed and "budget tiny" in printed
     folder = tmp_path / "out/sqs-table-6-rafdb-tiny"
     assert {"table.csv", "runs.csv", "costs.csv", "record.json"} <= {p.name for p in folder.iterdir()}
+    assert all(set(pd.read_csv(path).dataset) == {"RAF-DB"} for path in folder.glob("*.csv"))
     cost = pd.read_csv(folder / "costs.csv")
     assert (cost.hours > 0).all() and cost.whole.all() and (cost.ram_gb > 0.05).all()
     again = reproduce("sqs", "figure 3", read(tmp_path / "data"), out=tmp_path / "out", changes=QUICK)   # the same fit, taken up
-    assert again.tables["table"].to_numpy().sum() == 28 and again.tables["costs"].equals(cost)
+    assert again.tables["table"].to_numpy().sum() == 28 and again.tables["costs"].equals(cost.drop(columns="dataset"))
 
 
 def test_drawn_faces_are_said_to_be_drawn(tmp_path):
     made = reproduce("dmc", "table 1", "fer2013", out=tmp_path)
     assert "not run on the data: 140 drawn faces" in repr(made) and "not run on the data" in made._repr_html_()
-    assert made.shown["table"].filter(like="paper").shape[1] and not reproduce("dmc", "table 1", "kdef", out=tmp_path).shown["table"].filter(
-        like="paper").shape[1]
+    assert made.shown["table"].filter(like="paper").shape[1] == 5
     assert reproduce("sqs", "figure 2", out=tmp_path).write(tmp_path) == ["figure.png"]
+    made.write(tmp_path)
+    assert set(pd.read_csv(tmp_path / "table.csv").dataset) == {"FER2013, 140 drawn faces"}
+
+
+def test_the_papers_counts_of_kdef_stand_beside_kdef(tmp_path):
+    beside = reproduce("dmc", "table 1", "kdef", out=tmp_path).shown["table"].filter(like="paper: ")
+    printed = read_paper(PAPERS / "dmc-table1.csv").pivot(index="row", columns="column", values="value").reindex(beside.index)
+    for name, column in {"label_error": "KDEF label errors", "error_ratio": "KDEF error ratio (%)", "original": "KDEF original"}.items():
+        pd.testing.assert_series_equal(beside[f"paper: {name}"], printed[column].astype(float), check_names=False, check_dtype=False)
+
+
+def test_a_set_without_poor_images_has_counts_and_no_gallery(tmp_path):
+    clean = make_faces(60, seed=0, defects=None)[0].replace(name="kdef")
+    made = reproduce("dmc", "figure 2", clean, out=tmp_path)
+    assert not made.figures and made.write(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize("paper, what, start", [
+    pytest.param("dmc", "table 3", "davit_base.msft_in1k", marks=pytest.mark.slow), ("dmc", "table 4", "mobilevit_s.cvnets_in1k"),
+    ("sqs", "table 2", "seresnext50_32x4d.racm_in1k")])
+def test_weights_that_cannot_be_had_are_named_before_the_work(paper, what, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "reachable", lambda url: False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
+    monkeypatch.setenv("FER_NB_WEIGHTS", str(tmp_path))
+    for room in ("hyfer_studies", "sqs_studies"):
+        monkeypatch.setattr(f"fer_nb.{room}.audit", lambda *a, **k: pytest.fail("the data were looked at"))
+    with pytest.raises(DownloadError, match=f"--weights-dir.*{start}.safetensors from https://huggingface.co.*--new-weights"):
+        reproduce(paper, what, budget="paper", out=tmp_path / "out", anyway=True)
+
+
+def test_what_does_not_fit_is_refused_and_can_be_tried_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_nb.plan.available", lambda: (2 * 10**9, "a toy"))
+    for paper, what in (("dmc", "table 5"), ("sqs", "table 7")):
+        with pytest.raises(ConfigError, match="2.0 GB are free on a toy.*--anyway"):
+            reproduce(paper, what, budget="gpu", out=tmp_path)
+    assert reproduce("dmc", "figure 2", out=tmp_path, changes=["student.bs=4000000"]).figures        # for which nothing is fitted
+
+
+def test_a_trial_is_said_to_be_one(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    tree("rafdb", root)
+    made = reproduce("sqs", "figure 3", read(root), out=tmp_path / "out", changes=QUICK, epochs=1, new_weights=True)
+    assert "not run on the data; 1 epochs, new weights" in repr(made)
+    assert "not run on the data: 140 drawn faces in the splits of FER2013; 3 epochs" in repr(reproduce("dmc", "table 1", out=tmp_path, epochs=3))
 
 
 ALL = [(paper, what, data) for paper, items in ITEMS.items() for what, one in items.items() for data in one.datasets]
