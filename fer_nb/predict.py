@@ -34,7 +34,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .core import (ConfigError, DataError, FERError, ImageError, at_least, atomic_file, need_columns,
                          one_of)
 from .data import _from_floats, read_image, to_array
-from .faces import FaceFinder, FoundFace, box_overlap, face_square
+from .faces import FaceFinder, FoundFace, box_overlap, brought_into_range, face_square
 from .launch import pick_device
 from .store import as_text, digest, read_table
 
@@ -311,6 +311,7 @@ class Recogniser:
 # %% ../nbs/50_predict.ipynb #f64f6a12
 @patch
 def _recognise(self: Recogniser, images: Sequence[np.ndarray]) -> list[list[Face]]:
+    images = [brought_into_range(im) for im in images] if self.crop else images
     found = [self._found(im) for im in images]
     crops = [self._crop(im, f) for im, faces in zip(images, found) for f in faces]
     probs = iter(zip(crops, self.network(crops)))
