@@ -38,7 +38,8 @@ from .loaders import Splits, as_split, folds, leak_groups, make_splits
 from .metrics import ece
 from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save_hyfer, teacher_table,
                            weights_digest)
-from .pipeline import cache_logits, fit_adversarial, fit_student, fit_teachers, prepare
+from .pipeline import (cache_logits, fit_adversarial, fit_student, fit_teachers, need_networks,
+                             prepare)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, tradeoff
 from .store import Store, digest, write_table
@@ -102,9 +103,10 @@ def _first_split(runs: pd.DataFrame, *order: str) -> str:
 
 
 def _one_generation(preset: Preset) -> None:
-    "Refuse a first-generation student, which a study's students would not have."
+    "Refuse what cannot be trained, and a first-generation student, which a study's students would not have."
     if preset.born_again is not None:
         raise ConfigError("born_again is for train_shipped and run; a preset without it expected")
+    need_networks(preset)
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000012
 @study("distillation",
@@ -172,7 +174,8 @@ def distillation_table(
     FER2013 and KDEF; the runs' column `dataset` says which of them, if any, stands beside."""
     one = reported(runs, metric, subset=subset, split=split)
     one = one.assign(row=one.model.where(one.model != "HyFER", "HyFER, " + one.teachers.map(_count)))
-    table = pivot_mean_sd(one, "row", "arm", percent=metric not in NOT_SHARES, digits=2)[_arms(one)]
+    share = metric not in NOT_SHARES
+    table = pivot_mean_sd(one, "row", "arm", percent=share, digits=2 if share else 3)[_arms(one)]
     dataset = one.dataset.iloc[0] if "dataset" in one and one.dataset.nunique() == 1 else None
     printed = PAPER_TABLE4.get((dataset, metric), ())
     if printed:
@@ -194,8 +197,8 @@ def distillation_gains(
     pairs |= {f"{_count(n)}: after against {arm}": (("after", n), (arm, n)) for arm in arms if arm != "after"
               for n in counts}
     scale, by = 1.0 if metric in NOT_SHARES else 100.0, "fold" if "fold" in one else "seed"
-    table = paired_differences(one, pairs, ["arm", "teachers"], by, scale).rename(columns={"n": "seeds"})
-    return table[["difference", "low", "high", "p", "seeds", "p_holm"]]
+    table = paired_differences(one, pairs, ["arm", "teachers"], by, scale).rename(columns={"n": f"{by}s"})
+    return table[["difference", "low", "high", "p", f"{by}s", "p_holm"]]
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000031
 def folds_of(
@@ -473,6 +476,7 @@ def teacher_study(
 ) -> pd.DataFrame:                    # dataset, teacher, px, fold, split, subset, metric, value, n
     "Each candidate in each fold. Raises what `kfold_study` does."
     fits = {fit.network: fit for fit in (candidates(preset) if teachers is None else teachers)}
+    need_networks(Preset(teachers=tuple(fits.values())))
     identity = {"data": ds.fingerprint(), "cleaning": to_dict(preset.data), "k": k, "seed": seed,
                 "protocol": protocol}
     store, parts = Store(out, identity), folds_of(ds, preset, k, seed, protocol)

@@ -108,7 +108,8 @@ def _split(
     tried. Raises `DataError` for a class with fewer than `k` groups, or if no shuffle will do."""
     each = pd.Series(groups).groupby(labels).nunique()
     few = [f"{label!r} has {n}" for label, n in each.items() if n < k]
-    wrong = f"class {', '.join(few)} images that do not belong together, fewer than {k} folds"
+    way = "; fewer folds or more images" if needed is None else ", of which one is held out; more images"
+    wrong = f"class {', '.join(few)} images that do not belong together, fewer than {k} folds{way} expected"
     groups, splitter = (pd.factorize(groups)[0], _GroupFolds) if grouped else (None, StratifiedKFold)
     for attempt in range(0 if few else 20):
         shuffled = splitter(k, shuffle=True, random_state=(seed + attempt) % 2**32)
