@@ -250,7 +250,7 @@ def best_hits(
     rank = np.arange(len(hits)) - np.searchsorted(hits[:, 0], hits[:, 0])
     return hits[rank < keep]
 
-
+# %% ../nbs/08_duplicates.ipynb #8d8f6fd0
 EXHAUSTIVE = 60_000  # images that are all compared with each other
 PROBES = 0.04        # share of the cells that an image is compared with, where there are more
 
@@ -277,9 +277,10 @@ def sorted_into_cells(
     for _ in range(rounds):
         centres = F.normalize(centres + torch.zeros_like(centres).index_add(0, nearest(some), some))
     cell = nearest(vectors)
-    return Cells(centres, list(cell.argsort(stable=True).split(cell.bincount(minlength=len(centres)).tolist())))
+    sizes = cell.bincount(minlength=len(centres)).tolist()
+    return Cells(centres, list(cell.argsort(stable=True).split(sizes)))
 
-
+# %% ../nbs/08_duplicates.ipynb #8d8f6fd1
 def tiles(
     queries: Sequence[torch.Tensor],  # views of the images, each (N, D)
     count: int,                       # vectors
@@ -328,7 +329,8 @@ def nearest_pairs(
         return hits
 
     for rows, view, query, columns in tiles(queries, len(vectors), block, top, cells):
-        scores = torch.mm(query, vectors[columns].T, out=buffer[:len(rows) * len(columns)].view(len(rows), -1))
+        place = buffer[:len(rows) * len(columns)].view(len(rows), -1)
+        scores = torch.mm(query, vectors[columns].T, out=place)
         some = (scores.amax(1, keepdim=True) >= limit[rows]).nonzero()[:, 0]
         i, j = (scores[some] >= limit[rows[some]]).nonzero(as_tuple=True)
         i = some[i]
@@ -485,7 +487,8 @@ def covered_share(
 # %% ../nbs/08_duplicates.ipynb #c4cb662d
 BLANK_STD = 3.0  # grey levels; an image whose pixels vary less shows nothing
 # Views of an image: down and right in pixels of 24, turn in degrees, zoom; without those that another undoes
-VIEWS = ((0, 0, 0, 1), (0, 2, 0, 1), (2, 0, 0, 1), (2, 2, 0, 1), (-2, 2, 0, 1), (0, 0, 22, 1), (0, 0, 0, 1.45))
+VIEWS = ((0, 0, 0, 1), (0, 2, 0, 1), (2, 0, 0, 1), (2, 2, 0, 1), (-2, 2, 0, 1), (0, 0, 22, 1),
+         (0, 0, 0, 1.45))
 MIRROR_VIEWS = ((0, 0, 0, 1), (0, 2, 0, 1), (0, -2, 0, 1), (2, 0, 0, 1), (2, 2, 0, 1), (2, -2, 0, 1),
                 (0, 0, 22, 1), (0, 0, -22, 1), (0, 0, 0, 1.45))
 
@@ -547,7 +550,7 @@ def views(
     self: DuplicateSearch,
     thumbs: torch.Tensor,  # uint8 (N, 48, 48), of the images that are compared
 ) -> tuple[list[torch.Tensor], list[tuple]]:  # unit vectors (N, D) of each view; its way
-    "Descriptions of the images as they are, moved, turned, enlarged and mirrored; a way: mirrored, and a view."
+    "Descriptions of the images as they are, moved, turned, enlarged, mirrored; a way: mirrored, and a view."
     generator = torch.Generator().manual_seed(0)
     some = thumbs[torch.randperm(len(thumbs), generator=generator)[:6000]]
     if len(some) < 500:
@@ -571,7 +574,7 @@ def views(
             out[start:start + 256] = F.normalize((described(*of, (down, right)) - mean) @ axes)
     return vectors, ways
 
-
+# %% ../nbs/08_duplicates.ipynb #2c3dd577
 def posed(
     thumbs: torch.Tensor,  # uint8 (N, 48, 48)
     turn: float,           # degrees
