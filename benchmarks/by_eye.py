@@ -21,8 +21,7 @@ def drawn(
     "Pairs drawn at random and pairs with the lowest scores, of those that are not byte-identical."
     near = found[~found.how.isin(["exact", "similar"])]
     rank = "chance" if "chance" in near else "score"
-    lowest = near.sort_values(rank, ascending=rank == "score", kind="stable")
-    lowest = lowest.tail(n) if rank == "chance" else lowest.head(n)
+    lowest = near.sort_values(rank, ascending=rank == "score", kind="stable").head(n)
     return pd.concat([near.sample(min(n, len(near)), random_state=1).assign(why="random"), lowest.assign(why="lowest")])
 
 

@@ -1467,8 +1467,8 @@ class Provenance:
         return quoted("; ".join(filter(None, parts)), 2000)
 
     def facts(self) -> dict[str, Any]:  # for a record in JSON
-        "The same as plain values."
-        return asdict(self) | {"path": quoted(self.path, 1000), "labels": list(self.labels),
+        "The same as plain values; a record is handed on, so the path is the name alone."
+        return asdict(self) | {"path": quoted(Path(self.path).name, 1000), "labels": list(self.labels),
                                "notes": list(self.notes), "line": str(self)}
 
 # %% ../nbs/04_data.ipynb #87b30a8a
