@@ -7,6 +7,7 @@ __all__ = ['PROTOCOLS', 'LABEL_FIT', 'fit_network', 'protocol_parts', 'leaked_id
            'inflation', 'doubt_rankings', 'ranking_scores', 'label_error_study']
 
 # %% ../nbs/43_studies.ipynb #7b232626
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,11 +59,12 @@ def protocol_parts(
     one_of("protocol", protocol, PROTOCOLS)
     need_columns(ds.df, ["group"], ds.name, _AUDIT_FIRST)
     if protocol == "balance_then_split":
-        both = balance(ds, targets, seed=seed)
-        train, test = folds(both, k, seed, np.arange(len(both)))[0]
-        return both.take(train), both.take(test)
-    train, test = folds(ds, k, seed, leak_groups(ds) if protocol == "honest" else np.arange(len(ds)))[0]
-    return balance(ds.take(train), targets, seed=seed), ds.take(test)
+        ds = balance(ds, targets, seed=seed)
+    with warnings.catch_warnings():  # the others part duplicates on purpose
+        warnings.filterwarnings("ignore", message=".*audit's groups of duplicates")
+        groups = leak_groups(ds) if protocol == "honest" else np.arange(len(ds))
+        train, test = map(ds.take, folds(ds, k, seed, groups)[0])
+    return train if protocol == "balance_then_split" else balance(train, targets, seed=seed), test
 
 
 def leaked_ids(

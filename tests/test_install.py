@@ -45,15 +45,42 @@ def fresh(
     return done.stdout
 
 
+EACH = """
+import importlib, os, sys
+for base in {bases}:  # what takes seconds is imported once; each module then has a process of its own
+    importlib.import_module(base)
+for name in {names}:
+    if not (pid := os.fork()):
+        m = importlib.import_module("fer_nb." + name)
+        lost = [n for n in m.__all__ if getattr(m, n, None) is None]
+        print(name, len(m.__all__), "|", *lost, "|", *sys.modules, flush=True)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        sys.exit(name + " cannot be imported")
+"""
+HEAVIEST = ["torch", "timm", "fastai.vision.all", "sklearn", "scipy.stats", "matplotlib.pyplot", "pandas"]
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, list[str], list[str]]]:
+    "Each module in a process that has no other of the package: how many names, which are not there, what is loaded."
+    folder = tmp_path_factory.mktemp("empty")
+    said = fresh(EACH.format(bases=[], names=list(HEAVY)), cwd=folder)
+    said += fresh(EACH.format(bases=HEAVIEST, names=[n for n in MODULES if n not in HEAVY]), cwd=folder)
+    found = {}
+    for line in said.splitlines():
+        (name, count), missing, loaded = (part.split() for part in line.split("|"))
+        found[name] = int(count), missing, loaded
+    assert list(folder.iterdir()) == []
+    return found
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_module_stands_alone(name: str, tmp_path: Path) -> None:
-    "In a fresh interpreter it imports without developers' tools and leaves no file; `__all__` holds what it has, and something."
-    out = fresh(f"import fer_nb.{name} as m, sys; print(*sys.modules); "
-                "print(len(m.__all__), *[n for n in m.__all__ if getattr(m, n, None) is None])", cwd=tmp_path)
-    loaded, (count, *missing) = [line.split() for line in out.splitlines()[-2:]]
+def test_module_stands_alone(name: str, imported: dict[str, tuple[int, list[str], list[str]]]) -> None:
+    "Imported first, it brings no developers' tools and leaves no file; `__all__` holds what it has, and something."
+    count, missing, loaded = imported[name]
     assert not (bad := {m for m in loaded if m in {*TOOLS, *HEAVY.get(name, [])}}), f"fer_nb.{name} imports {sorted(bad)}"
-    assert int(count) and not missing, f"fer_nb.{name}.__all__: {count} names, not there: {missing}"
-    assert list(tmp_path.iterdir()) == []
+    assert count and not missing, f"fer_nb.{name}.__all__: {count} names, not there: {missing}"
 
 
 def test_package_is_this_checkout() -> None:

@@ -170,7 +170,7 @@ def two_processes(folder):
 LATE = """
 import sys, time, torch
 from fer_nb.launch import RankError, all_reduce, process_group
-with process_group(timeout=2) as (rank, _):
+with process_group(timeout=12) as (rank, _):
     time.sleep(300 * rank)
     try:
         all_reduce(torch.ones(2))
