@@ -671,7 +671,7 @@ def test_results_do_not_replace_what_is_there_unasked(tmp_path):
         with pytest.raises(FileExistsError, match="exists"):
             write()
     assert (tmp_path / "r.csv").read_text() == "precious"
-    with pytest.raises(ConfigError, match="kind='xml'; 'csv' or 'json' expected"):
+    with pytest.raises(ConfigError, match="kind='xml'; 'csv', 'json' or 'parquet' expected"):
         write_results([], "xml", tmp_path / "r.csv", overwrite=True)
     write_results([], "csv", tmp_path / "r.csv", overwrite=True)
     assert (tmp_path / "r.csv").read_text().startswith("file,frame")
