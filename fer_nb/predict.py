@@ -10,7 +10,7 @@ __all__ = ['SHIPPED', 'STUDENTS', 'COLUMNS', 'VIDEO_ENDINGS', 'FORMATS', 'Networ
 # %% ../nbs/50_predict.ipynb #a13aa83c
 import csv
 import filecmp
-import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -223,7 +223,7 @@ def read(
     cls: Network,
     weights: Any = None,  # a name in `SHIPPED` (None: accurate), .safetensors or .onnx, run folder, or module
     robust: bool = False, # see `weights_file`
-    device: Any = None,   # where PyTorch runs it, such as "cuda"; None: the CPU, of a module its own device
+    device: Any = None,   # where it runs, such as "cuda" (PyTorch); None: the CPU, of a module its own device
 ) -> Network:             # ready to run
     """The network of a file or module. Raises `DataError` for another file, `ConfigError` for another module
     or a device that is not there."""
@@ -233,8 +233,16 @@ def read(
     if path.suffix.lower() == ".onnx":
         one_of("device of an ONNX file", str(device or "cpu"), ["cpu"])
         return _onnx_network(path)
-    from fer_nb.models import HyFER, load_teacher
-    if path.parent == weights_file().parent:  # checked against its card
+    shipped = path.parent == weights_file().parent
+    light = path.with_suffix(".onnx")   # the same network, for which PyTorch need not be there
+    if shipped and str(device or "cpu") == "cpu" and light.exists() and importlib.util.find_spec("onnxruntime"):
+        return replace(_onnx_network(light), name=f"the shipped weights {path.stem!r}")
+    try:
+        from fer_nb.models import HyFER, load_teacher
+    except ImportError as e:
+        raise ConfigError(f"{path.name}: the package {e.name} is not installed; pip install onnxruntime is enough "
+                          "for the shipped networks and .onnx files, pip install fer-nb brings everything") from e
+    if shipped:  # checked against its card
         return _torch_network(HyFER.from_pretrained(path.stem), f"the shipped weights {path.stem!r}", device)
     return _torch_network(load_teacher(path), str(path), device)
 

@@ -3,6 +3,8 @@ import io
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from skimage.data import astronaut, clock, coffee, colorwheel, grass
 from fer_nb import faces
 from fer_nb.core import ConfigError, ImageError
 from fer_nb.faces import FaceFinder, brightness_and_noise, brought_into_range
-from fer_nb.predict import (Network, Recogniser, as_image, cut_off, film, format_of, is_video, track_summary,
+from fer_nb.models import HyFER
+from fer_nb.predict import (SHIPPED, Network, Recogniser, as_image, cut_off, film, format_of, is_video, track_summary,
                             write_results)
 
 PHOTO = astronaut()[:260, 90:350]
@@ -253,3 +256,27 @@ def test_threads_share_one_detector(toy):
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(toy, [PHOTO] * 8))
     assert faces._build.cache_info().misses == 1 and len({repr(a) for a in answers}) == 1
+
+
+# ---- light start ----
+
+@pytest.mark.parametrize("name", ["accurate", "robust"])
+def test_the_shipped_onnx_files_are_the_shipped_networks(name):
+    light, full = Network.read(name), Network.read(HyFER.from_pretrained(SHIPPED[name]))
+    crops = list(np.random.default_rng(0).integers(0, 256, (8, 48, 48), np.uint8))
+    assert type(light.logits).__name__ == "_OnnxLogits" and light.labels == full.labels
+    np.testing.assert_allclose(light(crops), full(crops), atol=1e-4)
+
+
+def test_the_first_answer_needs_no_pytorch(tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    code = (f"import sys; from fer_nb.predict import Recogniser; print(len(Recogniser()({str(tmp_path / 'a.png')!r})), "
+            "[m for m in ('torch', 'timm', 'fastai', 'scipy') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")[0] == "1 []"
+
+
+def test_without_onnx_runtime_and_pytorch_the_message_says_what_to_install(tmp_path):
+    code = ("import sys; sys.modules['torch'] = sys.modules['onnxruntime'] = None\nfrom fer_nb.predict import Recogniser\n"
+            "try: Recogniser()\nexcept Exception as e: print(type(e).__name__, e)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("ConfigError") and "pip install onnxruntime" in said
