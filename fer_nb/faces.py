@@ -677,7 +677,7 @@ class FaceFinder:
     def __init__(
         self,
         smallest: float = 0.125,         # face to look for, in longer sides of the image, 0.01 to 1
-        confidence: float = 0.6,         # of the detector's first look, 0 to 1; where nothing is found, half of it
+        confidence: float = 0.6,         # of the first look, 0 to 1; where nothing is found, half of it
         turn: bool = True,               # find faces that lie on their side or upside down
         path: str | Path | None = None,  # the landmarker's file, if you know where it is
     ):
@@ -838,7 +838,9 @@ def looks(
     middle, half = face.box[:2] + face.box[2:] / 2, face.box[2:].max() * frame / 2
     corners = np.concatenate([middle - half, middle + half]).round().astype(int)
     view = im.crop(tuple(map(int, corners))).resize((128, 128), Image.Resampling.BILINEAR, reducing_gap=2)
-    view = np.asarray(view.rotate(face.roll, Image.Resampling.BILINEAR) if 20 < abs(face.roll) <= 45 else view)
+    if 20 < abs(face.roll) <= 45:
+        view = view.rotate(face.roll, Image.Resampling.BILINEAR)
+    view = np.asarray(view)
     return np.array([score(np.rot90(view, t)) for t in turns])
 
 

@@ -1,5 +1,6 @@
 """The recogniser in the world: turned, dark, noisy and crowded photographs; films as people have them; inputs and processes of every kind."""
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -13,15 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from skimage.data import astronaut, clock, coffee, colorwheel, grass
 
 from fer_nb import faces
+from fer_nb.cli import main
 from fer_nb.core import ConfigError, ImageError
 from fer_nb.faces import FaceFinder, brightness_and_noise, brought_into_range
 from fer_nb.models import HyFER
-from fer_nb.predict import (SHIPPED, Network, Recogniser, as_image, cut_off, film, format_of, is_video, track_summary,
-                            write_results)
+from fer_nb.predict import (SHIPPED, Network, Recogniser, as_image, cut_off, film, format_of, is_video, only_reliable,
+                            track_summary, write_results)
 
 PHOTO = astronaut()[:260, 90:350]
 
@@ -258,6 +260,28 @@ def test_threads_share_one_detector(toy):
     assert faces._build.cache_info().misses == 1 and len({repr(a) for a in answers}) == 1
 
 
+# ---- what can be relied on ----
+
+def test_every_face_says_whether_and_why_not(toy):
+    (face,) = FaceFinder()(PHOTO)
+    (x, y), apart = face.points[3].astype(int), int(np.hypot(*(face.points[1] - face.points[0])))
+    hidden, small = PHOTO.copy(), np.full((400, 400, 3), 90, np.uint8)
+    hidden[y - apart // 2:y + apart // 2, x - apart:x + apart] = 120
+    small[100:170, 100:170] = np.asarray(Image.fromarray(PHOTO).resize((70, 70), Image.Resampling.LANCZOS))
+    blurred = np.asarray(Image.fromarray(PHOTO).filter(ImageFilter.GaussianBlur(2)))
+    for image, why in ((hidden, "partly hidden"), ((PHOTO * .1).astype(np.uint8), "dark"), (blurred, "blurred"), (small, "small")):
+        assert any(why in f.reasons for f in toy(image)), why
+    level = Recogniser(Network(("dark", "bright"), 48, 1, 1.0, lambda x: np.zeros((len(x), 2)), "level"))
+    assert level(PHOTO)[0].reasons == ("emotions level",) and not level(PHOTO)[0].reliable
+    shipped = Recogniser()
+    assert shipped(PHOTO)[0].reliable
+    table = shipped.table(shipped.many([PHOTO, hidden, "no.jpg"]))
+    assert table.reliable.tolist()[:2] == [True, False] and "partly hidden" in table.reasons[1] and table.reliable.isna()[2]
+    left = list(only_reliable(shipped.many([PHOTO, hidden])))
+    assert [len(r.faces) for r in left] == [1, 0] and left[1].status == "no_face" and "1 faces left out (partly hidden" in left[1].note
+    assert json.loads(left[0].to_json())["faces"][0]["reliable"] is True
+
+
 # ---- light start ----
 
 @pytest.mark.parametrize("name", ["accurate", "robust"])
@@ -280,3 +304,15 @@ def test_without_onnx_runtime_and_pytorch_the_message_says_what_to_install(tmp_p
             "try: Recogniser()\nexcept Exception as e: print(type(e).__name__, e)")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.startswith("ConfigError") and "pip install onnxruntime" in said
+
+
+def test_the_command_writes_the_table_and_the_film(tmp_path, capsys):
+    write_film(tmp_path / "in.avi", walk(8), code="MJPG")
+    assert main(["predict", str(tmp_path / "in.avi"), "--every", "4", "--to", str(tmp_path / "x.parquet"), "--annotate", str(tmp_path / "x.mp4")]) == 0
+    assert pd.read_parquet(tmp_path / "x.parquet").frame.tolist() == [0, 4] and is_video(tmp_path / "x.mp4")
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    for wrong, way in ((["a.png", "--annotate", "y.mp4"], "--out annotated"), (["a.png", "--to", "x.xls"], "Endings are"),
+                       (["rtsp://example.org/a"], "--camera rtsp://example.org/a"), (["in.avi", "--annotate", "x.mp4"], "exists")):
+        wrong = [str(tmp_path / w) if w[0] != "-" and "://" not in w else w for w in wrong]
+        assert main(["predict", *wrong]) == 2
+        assert way in capsys.readouterr().err, wrong
