@@ -58,7 +58,7 @@ def missing_package(
     light = [r.partition(";")[0].strip() for r in every if re.search(r"extra == .onnx.", r)]
     names = " ".join(re.match(r"[\w.-]+", r)[0] for r in light) or '"fer-nb[onnx]"'
     return (f"the package {name.partition('.')[0]} is not installed. Everything: pip install fer-nb\n"
-            f"Only `fer-nb predict --weights FILE.onnx`: pip install {names}")
+            f"Only `fer-nb predict`: pip install {names}")
 
 
 def start(

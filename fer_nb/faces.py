@@ -161,12 +161,37 @@ def _without_chatter() -> Iterator[None]:
                     os.write(2, line)
 
 # %% ../nbs/06_faces.ipynb #736bbda1
-@lru_cache(maxsize=4)
+_BUILDING = threading.RLock()
+
+
+def _after_fork() -> None:
+    "A forked process has none of the threads that hold the locks, or that detectors wait for."
+    global _BUILDING, _STDERR
+    _BUILDING, _STDERR = threading.RLock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _mediapipe(
     what: str,           # "landmarker" or "detector"
     file: str,           # a verified landmarker file
     confidence: float,   # below which a face is not found, 0 to 1
     max_faces: int = 1,  # of the landmarker, at least 1
+) -> Any:                # function of uint8 (H, W, 3) that gives MediaPipe's result
+    "The landmarker or the detector of this process, which its threads share."
+    with _BUILDING:
+        return _build(what, file, confidence, max_faces, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _build(
+    what: str,           # "landmarker" or "detector"
+    file: str,           # a verified landmarker file
+    confidence: float,   # below which a face is not found, 0 to 1
+    max_faces: int,      # of the landmarker, at least 1
+    process: int,        # whose threads it has
 ) -> Any:                # function of uint8 (H, W, 3) that gives MediaPipe's result
     "Build the landmarker, or the detector alone. Raises `ConfigError` where MediaPipe cannot."
     try:
@@ -652,7 +677,7 @@ class FaceFinder:
     def __init__(
         self,
         smallest: float = 0.125,         # face to look for, in longer sides of the image, 0.01 to 1
-        confidence: float = 0.6,         # of the detector's first look, 0 to 1; where nothing is found, half of it
+        confidence: float = 0.6,         # of the first look, 0 to 1; where nothing is found, half of it
         turn: bool = True,               # find faces that lie on their side or upside down
         path: str | Path | None = None,  # the landmarker's file, if you know where it is
     ):
@@ -813,7 +838,9 @@ def looks(
     middle, half = face.box[:2] + face.box[2:] / 2, face.box[2:].max() * frame / 2
     corners = np.concatenate([middle - half, middle + half]).round().astype(int)
     view = im.crop(tuple(map(int, corners))).resize((128, 128), Image.Resampling.BILINEAR, reducing_gap=2)
-    view = np.asarray(view.rotate(face.roll, Image.Resampling.BILINEAR) if 20 < abs(face.roll) <= 45 else view)
+    if 20 < abs(face.roll) <= 45:
+        view = view.rotate(face.roll, Image.Resampling.BILINEAR)
+    view = np.asarray(view)
     return np.array([score(np.rot90(view, t)) for t in turns])
 
 

@@ -249,6 +249,7 @@ def test_wrong_weights_are_refused_in_one_sentence(tmp_path):
 def test_without_shipped_weights_the_message_says_which(monkeypatch, tmp_path):
     import fer_nb.models
     monkeypatch.setattr(fer_nb.models, "files", lambda package: tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)    # without ONNX Runtime
     with pytest.raises(DataError, match="no weights 'hyfer' in .*weights"):
         Recogniser()
 
@@ -671,7 +672,7 @@ def test_results_do_not_replace_what_is_there_unasked(tmp_path):
         with pytest.raises(FileExistsError, match="exists"):
             write()
     assert (tmp_path / "r.csv").read_text() == "precious"
-    with pytest.raises(ConfigError, match="kind='xml'; 'csv' or 'json' expected"):
+    with pytest.raises(ConfigError, match="kind='xml'; 'csv', 'json' or 'parquet' expected"):
         write_results([], "xml", tmp_path / "r.csv", overwrite=True)
     write_results([], "csv", tmp_path / "r.csv", overwrite=True)
     assert (tmp_path / "r.csv").read_text().startswith("file,frame")
