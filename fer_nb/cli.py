@@ -37,7 +37,7 @@ from .experiment import STUDIES
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
 from .plan import describe, images_in, measured_rates, need_memory
-from .predict import SHIPPED, VIDEO_ENDINGS, _student, weights_file
+from .predict import SHIPPED, _student, format_of, is_video, weights_file
 from .reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, reproducible, reproduce
 from .store import command_line, from_text, read_record, run_record, write_record, write_table
 from .synth import make_faces
@@ -933,19 +933,24 @@ class _PredictVerb(Verb):
     machine, aside = ("--device",), False
     options = {
         "paths": dict(nargs="*", metavar="PHOTO|FOLDER|VIDEO", help="folders are searched with all in them"),
-        "--camera": dict(type=int, metavar="N",
-                         help="a camera instead, 0 is the first; ends with --seconds or Ctrl-C"),
+        "--camera": dict(metavar="N|ADDRESS",
+                         help="a camera instead, 0 is the first, or the address of a stream, such as "
+                              "rtsp://…; ends with --seconds or Ctrl-C"),
         "--seconds": dict(type=float, metavar="S", help="of a camera, stop after these"),
         "--weights": dict(metavar="NAME|FILE|RUN", help=_NETWORK), **_ROBUST,
-        "--out": dict(choices=("csv", "json", "annotated"), default="csv",
-                      help="csv: a row a face; json: an object an image, one a line; annotated: the images "
-                           "with boxes and names (default: %(default)s)"),
+        "--out": dict(choices=("csv", "json", "parquet", "annotated"),
+                      help="csv, parquet: a row a face; json: an object an image, one a line; annotated: the "
+                           "images with boxes and names (default: by the ending of --to, else csv)"),
+        "--annotate": dict(metavar="FILM.mp4", help="of one film or camera: also the film with "
+                           "boxes, names and track numbers"),
         "--to": dict(type=Path, metavar="PATH",
                      help="file, for annotated a folder (default: standard output; predicted/). It grows as "
                           "the work goes on, and stays where the work is broken off"),
         "--overwrite": dict(action="store_true", help="replace what is there under --to"),
         "--crop": dict(action=argparse.BooleanOptionalAction, default=True,
                        help="look for faces; --no-crop: each image is one face (default: --crop)"),
+        "--only-reliable": dict(action="store_true", help="leave out faces whose emotion should not be "
+                                "relied on: small, dark, blurred, turned away, hidden, …; each is noted"),
         "--smallest": dict(type=float, default=0.125, metavar="SHARE",
                            help="smallest face to look for, in longer sides of the image; half of it takes "
                                 "about four times as long (default: %(default)s; where nothing is found, one "
@@ -953,7 +958,8 @@ class _PredictVerb(Verb):
         "--every": dict(type=int, default=1, metavar="N",
                         help="of a video, process every n-th frame (default: %(default)s)"),
         "--smooth": dict(type=float, default=0.0, metavar="SECONDS",
-                         help="of a video, time constant of the smoothing (default: %(default)s, none)")}
+                         help="of a video, time constant of the smoothing; by so much the smoothed "
+                              "probabilities lag behind (default: %(default)s, none)")}
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
         drawn = args.out == "annotated"
@@ -965,35 +971,33 @@ class _PredictVerb(Verb):
         if not one or args.camera is None and args.seconds is not None:
             raise ConfigError("--seconds goes with --camera" if one else
                               "PHOTO, FOLDER, VIDEO or --camera N expected, one or the other")
+        args.out = args.out if args.out == "annotated" else format_of(args.to, args.out)
+        streams = [p for p in args.paths if "://" in p]
+        if streams:
+            raise ConfigError(f"{streams[0][:60]}: an address; of a film or a stream: --camera "
+                              f"{streams[0][:60]}")
+        if args.annotate and args.camera is None and not (len(args.paths) == 1 and is_video(args.paths[0])):
+            raise ConfigError("--annotate goes with one film or --camera; of images: --out annotated")
         missing = [p for p in args.paths if not Path(p).exists()]
         if args.paths and len(missing) == len(args.paths):
             camera = f"; a camera is --camera {missing[0]}" if missing[0].isdecimal() else ""
             raise DataError(f"{', '.join(missing)}: no such file or folder{camera}")
-
-    def results(self, args: argparse.Namespace, recogniser: "Recogniser") -> "Iterator[Result]":
-        "File by file or frame by frame, with the time left where no lines come on the same terminal."
-        from fer_nb.predict import _files
-        if args.camera is not None:
-            return recogniser.frames(args.camera, args.every, args.smooth, args.seconds)
-        results = recogniser.results(args.paths, args.every, args.smooth)
-        if args.to is None and sys.stdout.isatty():
-            return results
-        files = list(_files(args.paths))
-        videos = any(isinstance(f, Path) and f.suffix.lower() in VIDEO_ENDINGS for f in files)
-        return progress(results, "recognising", None if videos else len(files))  # frames are not known
 
     def run(self, args: argparse.Namespace) -> int:  # exit status
         "Recognise file by file."
         self.check(args)
         weights = _which(args.weights, args.robust)
         from fer_nb.faces import FaceFinder, landmarker_file
-        from fer_nb.predict import Recogniser, Result, write_annotated, write_results
+        from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
         recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device)
         counts = Counter()
         if args.crop:
             landmarker_file()  # where it is missing, that is known before the first line
         results, to = self.results(args, recogniser), args.to
+        results = only_reliable(results) if args.only_reliable else results
+        if args.annotate:
+            results = film(results, args.annotate, args.overwrite)
 
         def count(result: Result) -> None:
             counts[result.status] += 1
@@ -1021,3 +1025,18 @@ class _PredictVerb(Verb):
             names = ", ".join(map(str, args.paths))
             print(f"fer-nb: {names}: no image or video that can be read", file=sys.stderr)
         return int(counts["error"] > 0) if done else 2
+
+# %% ../nbs/60_cli.ipynb #60000033
+@patch
+def results(self: _PredictVerb, args: argparse.Namespace, recogniser: "Recogniser") -> "Iterator[Result]":
+    "File by file or frame by frame, with the time left where no lines come on the same terminal."
+    from fer_nb.predict import _files
+    if args.camera is not None:
+        source = int(args.camera) if args.camera.isdecimal() else args.camera
+        return recogniser.frames(source, args.every, args.smooth, args.seconds)
+    results = recogniser.results(args.paths, args.every, args.smooth)
+    if args.to is None and sys.stdout.isatty():
+        return results
+    files = list(_files(args.paths))
+    videos = any(isinstance(f, Path) and is_video(f) for f in files)
+    return progress(results, "recognising", None if videos else len(files))  # frames are not known

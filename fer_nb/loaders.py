@@ -142,11 +142,15 @@ def _warn_of_twins(
     parts: Sequence[tuple[np.ndarray, np.ndarray]],   # positions: training, test
     most: int = 50_000,     # images; more are not searched
 ) -> None:
-    "Warn of duplicates and similar images that were parted, unless an audit's groups were kept together."
+    "Warn of duplicates and similar images that were parted: by the audit's groups, else by a search."
     code, name = _codes(ds, "group"), ds.name or "dataset"
-    if code is not None and (code >= 0).all() and pd.Series(groups).groupby(code).nunique().max() == 1:
-        return
     way = "groups=audit(ds).groups keeps them together"
+    if code is not None and (code >= 0).all():
+        sides = [pd.Series(np.isin(np.arange(len(ds)), test)).groupby(code).nunique() for _, test in parts]
+        if parted := int((np.max(sides, axis=0) > 1).sum()):
+            warnings.warn(f"{name}: {parted} of the audit's groups of duplicates or similar images are in "
+                          f"training and in test; {way}", stacklevel=3)
+        return
     if len(ds) > most:
         warnings.warn(f"{name}: {len(ds):,} images that no audit has seen; near and mirrored duplicates were "
                       f"not searched for, byte-identical ones alone are together; {way}", stacklevel=3)
