@@ -964,7 +964,8 @@ def __call__(
     image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
 ) -> list[FoundFace]:    # from left to right; empty where there is no face
     "Look for faces. An array that is not an image raises `ImageError`."
-    im = Image.fromarray(brought_into_range(image)).convert("RGB")
+    good = brought_into_range(image)
+    noisy, im = brightness_and_noise(image)[1] > 12, Image.fromarray(good).convert("RGB")
     most = max(1, max(im.size) / 64)
     levels = range(round(float(np.log2(np.clip(.25 / self.smallest, 1, most)))) + 1)
     found, turned, rest = self.upright(im, levels)
@@ -975,6 +976,11 @@ def __call__(
     found = found or self.in_any_turn(im, levels, rest)
     small = [f for f in found + rest if f.box[2:].max() < .9 * self.smallest * max(im.size)]
     crowd = len(small) >= 10 or sum(f.score >= self.confidence for f in small) >= 3
-    if (crowd or not found) and 2**len(levels) <= most:
+    if noisy:                           # small faces are lost in noise, and noise looks like them
+        found = [f for f in found if f.box[2:].max() >= .1 * max(im.size)]
+    if noisy and not found:
+        smooth = im.filter(ImageFilter.GaussianBlur(1.5))
+        found = self.upright(smooth, levels)[0] or self.in_any_turn(smooth, levels, [])
+    elif (crowd or not found) and not noisy and 2**len(levels) <= most:
         found += self.upright(im, [len(levels)])[0]
     return _distinct(found)

@@ -421,7 +421,7 @@ def reasons_against(
         return (im if im.ndim == 2 else im @ np.array([.299, .587, .114])).astype(float)
 
     (x, y), (w, h), small = found.box[:2].clip(0).astype(int), found.box[2:].astype(int), grey(crop)
-    part, (first, second) = image[y:y + max(1, h), x:x + max(1, w)], sorted(probs, reverse=True)[:2]
+    part, (first, second) = image[y:y + max(1, h), x:x + max(1, w)], sorted([*probs, 0], reverse=True)[:2]
     white = np.percentile(part, 98) if part.size else 255
     bends = np.abs(np.diff(small, 2, axis=0)).mean() / max(small.std(), 1)
     doubts = {"small": min(w, h) < 36, "dark": white < 64, "blurred": bends < .14,
