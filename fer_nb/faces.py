@@ -170,8 +170,10 @@ def _after_fork() -> None:
     _BUILDING, _STDERR = threading.RLock(), threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+@lru_cache(maxsize=1)
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
 
 
 def _mediapipe(
@@ -181,6 +183,7 @@ def _mediapipe(
     max_faces: int = 1,  # of the landmarker, at least 1
 ) -> Any:                # function of uint8 (H, W, 3) that gives MediaPipe's result
     "The landmarker or the detector of this process, which its threads share."
+    _watch_forks()
     with _BUILDING:
         return _build(what, file, confidence, max_faces, os.getpid())
 
