@@ -497,7 +497,7 @@ class Recogniser:
 @patch
 def _recognise(self: Recogniser, images: Sequence[np.ndarray]) -> list[list[Face]]:
     as_they_came, images = images, [brought_into_range(im) for im in images] if self.crop else images
-    found = [self._found(im) for im in images]
+    found = [self._found(im) for im in as_they_came]   # the finder brings them into range itself
     crops = [self._crop(im, f) for im, faces in zip(images, found) for f in faces]
     probs = iter(zip(crops, self.network(crops)))
     return [[self._face(im, f, *next(probs)) for f in faces] for im, faces in zip(as_they_came, found)]
