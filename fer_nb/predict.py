@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'STUDENTS', 'REASONS', 'COLUMNS', 'VIDEO_ENDINGS', 'FORMATS', 'Network', 'weights_file', 'as_image', 'Face',
-           'structure', 'reasons_against', 'only_reliable', 'Recogniser', 'annotate', 'Result', 'tidy', 'is_video',
+           'structure', 'reasons_against', 'Recogniser', 'annotate', 'Result', 'only_reliable', 'tidy', 'is_video',
            'cut_off', 'codec', 'FaceTracker', 'thumbnail', 'is_cut', 'track_summary', 'format_of', 'write_results',
            'write_annotated', 'film', 'Live']
 
@@ -434,19 +434,6 @@ def reasons_against(
                    "orientation uncertain": found.margin < .05, "found with doubt": found.evidence < .7}
     return tuple(name for name in REASONS if doubts.get(name))
 
-# %% ../nbs/50_predict.ipynb #reli0006
-def only_reliable(
-    results: "Iterable[Result]",   # images or frames
-) -> "Iterator[Result]":           # the same, their other faces left out, which is noted
-    "Leave out the faces whose emotions cannot be relied on."
-    for result in results:
-        kept = [f for f in result.faces if f.reliable]
-        if why := sorted({reason for f in result.faces for reason in f.reasons}):
-            note = f"{len(result.faces) - len(kept)} faces left out ({', '.join(why)})"
-            result = replace(result, faces=kept, status="ok" if kept else "no_face",
-                             note="; ".join(filter(None, (result.note, note))))
-        yield result
-
 # %% ../nbs/50_predict.ipynb #ef295e0b
 def _several(images: Any) -> list:   # of images
     "Several images. Raises `ImageError` for one image, whose rows would be taken for images."
@@ -608,6 +595,19 @@ class Result:
                          "reasons": ", ".join(f.reasons), "emotion": f.emotion,
                          **{e: round(p, 4) for e, p in f.probs.items()}} | end
                 for k, f in enumerate(self.faces)] or [dict.fromkeys((*COLUMNS, *labels)) | about | end]
+
+# %% ../nbs/50_predict.ipynb #reli0006
+def only_reliable(
+    results: Iterable[Result],   # images or frames
+) -> Iterator[Result]:           # the same, their other faces left out, which is noted
+    "Leave out the faces whose emotions cannot be relied on."
+    for result in results:
+        kept = [f for f in result.faces if f.reliable]
+        if why := sorted({reason for f in result.faces for reason in f.reasons}):
+            note = f"{len(result.faces) - len(kept)} faces left out ({', '.join(why)})"
+            result = replace(result, faces=kept, status="ok" if kept else "no_face",
+                             note="; ".join(filter(None, (result.note, note))))
+        yield result
 
 # %% ../nbs/50_predict.ipynb #9874e1a1
 def tidy(
