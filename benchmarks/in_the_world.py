@@ -20,6 +20,7 @@ from PIL import Image  # noqa: E402
 from skimage import data  # noqa: E402
 
 from fer_nb.core import EMOTIONS  # noqa: E402
+from fer_nb.data import real_data  # noqa: E402
 from fer_nb.predict import Recogniser, as_image  # noqa: E402
 
 SCENES = ("coffee", "chelsea", "rocket", "grass", "gravel", "brick", "hubble_deep_field", "coins")
@@ -40,7 +41,7 @@ def faces(
     n: int,       # how many, drawn with seed 0
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (N, 48, 48), positions in `EMOTIONS`
     "Faces of FER2013 that FER+ did not drop as none."
-    with np.load(Path(os.environ.get("FER_NB_DATA") or HERE.parents[1] / "shared/fer2013") / FER2013) as table:
+    with np.load((real_data() or HERE.parents[1] / "shared/fer2013") / FER2013) as table:
         rows = np.flatnonzero((table["usage"] == split) & ~table["recovered"])
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:n])
         return table["pixels"][rows], table["emotion"][rows]

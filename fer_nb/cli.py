@@ -1028,7 +1028,11 @@ class _PredictVerb(Verb):
 
 # %% ../nbs/60_cli.ipynb #60000033
 @patch
-def results(self: _PredictVerb, args: argparse.Namespace, recogniser: object) -> Iterator:
+def results(
+    self: _PredictVerb,
+    args: argparse.Namespace,  # of the command line
+    recogniser: object,        # a `Recogniser`
+) -> Iterator:                 # of `Result`
     "File by file or frame by frame, with the time left where no lines come on the same terminal."
     from fer_nb.predict import _files
     if args.camera is not None:

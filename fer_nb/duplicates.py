@@ -266,7 +266,7 @@ class Cells:
 def sorted_into_cells(
     vectors: torch.Tensor,  # unit vectors (N, D)
     rounds: int = 8,        # of k-means, on sixty vectors a cell
-) -> Cells:
+) -> Cells:                 # with all of the vectors
     "About three times the root of N cells, each of the vectors nearest to its mean."
     def nearest(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([(part @ centres.T).argmax(1) for part in x.split(4096)])

@@ -236,9 +236,10 @@ def read(
         return _onnx_network(path)
     shipped = path.parent == weights_file().parent
     light = path.with_suffix(".onnx")   # the same network, for which PyTorch need not be there
-    there = light.exists() and importlib.util.find_spec("onnxruntime")
-    if shipped and there and str(device or "cpu") == "cpu":
-        return replace(_onnx_network(light), name=f"the shipped weights {path.stem!r}")
+    if shipped and light.exists() and str(device or "cpu") == "cpu":
+        with suppress(ImportError):
+            importlib.import_module("onnxruntime")
+            return replace(_onnx_network(light), name=f"the shipped weights {path.stem!r}")
     try:
         from fer_nb.models import HyFER, load_teacher
     except ImportError as e:

@@ -234,7 +234,7 @@ def test_an_onnx_file_predicts_with_the_onnx_extra_alone(net: object, tmp_path: 
     from skimage.data import astronaut
 
     from fer_nb.export import to_onnx
-    from fer_nb.predict import Recogniser
+    from fer_nb.predict import Recogniser, weights_file
     to_onnx(net, tmp_path / "net.onnx")
     Image.fromarray(astronaut()).save(tmp_path / "photo.png")
     light = closure("onnx")
@@ -243,8 +243,13 @@ def test_an_onnx_file_predicts_with_the_onnx_extra_alone(net: object, tmp_path: 
     assert done.returncode == 0, done.stderr[-2000:]
     (face,), (expected,) = json.loads(done.stdout)["faces"], Recogniser(net)(tmp_path / "photo.png")
     assert face["probs"] == pytest.approx(expected.probs, abs=2e-4)
-    shipped = alone(light, "predict", tmp_path / "photo.png")
-    assert shipped.returncode == 2 and "Traceback" not in shipped.stderr and "pip install fer-nb" in shipped.stderr
+    shipped = alone(light, "predict", tmp_path / "photo.png", "--out", "json")
+    assert shipped.returncode == 0, shipped.stderr[-2000:]
+    (face,), (expected,) = json.loads(shipped.stdout)["faces"], Recogniser()(tmp_path / "photo.png")
+    assert face["probs"] == pytest.approx(expected.probs, abs=2e-4)
+    (tmp_path / "own.safetensors").write_bytes(weights_file().read_bytes())
+    weights = alone(light, "predict", tmp_path / "photo.png", "--weights", tmp_path / "own.safetensors")
+    assert weights.returncode == 2 and "Traceback" not in weights.stderr and "is not installed" in weights.stderr
 
 
 @pytest.mark.parametrize("argv", [["demo"], ["predict", "setup.py"], ["--help"]])
