@@ -249,7 +249,7 @@ def test_wrong_weights_are_refused_in_one_sentence(tmp_path):
 def test_without_shipped_weights_the_message_says_which(monkeypatch, tmp_path):
     import fer_nb.models
     monkeypatch.setattr(fer_nb.models, "files", lambda package: tmp_path)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)    # without ONNX Runtime
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)                 # it cannot be imported
     with pytest.raises(DataError, match="no weights 'hyfer' in .*weights"):
         Recogniser()
 
