@@ -5,6 +5,7 @@ import torch
 from audit_peers import cpu
 from common import arguments, fer2013, report
 
+import fer_nb.duplicates
 from fer_nb.data import FERData
 from fer_nb.duplicates import DuplicateSearch, find_duplicates, grey_thumbs
 
@@ -35,6 +36,7 @@ def main() -> None:
     "Run the benchmark: processor time, one run of each stage a repeat."
     parser = arguments("duplicates", __doc__, 0, 1)
     parser.add_argument("--found", type=Path, help="file for the pairs")
+    parser.add_argument("--cells", action="store_true", help="search by cells too, and count what that loses")
     options = parser.parse_args()
     ds, search, times = fer2013(options.images), DuplicateSearch(), {}
     thumbs, kept = distinct(ds), {}
@@ -56,6 +58,10 @@ def main() -> None:
     settings = {"data": ds.name, "images": len(ds), "distinct": len(thumbs), "block": search.block, "seconds": "of the processor",
                 "views": len(views), "numbers": views[0].shape[1], "repeats": options.repeats,
                 "pairs": found.how.value_counts().sort_index().to_dict()}
+    if options.cells:
+        fer_nb.duplicates.EXHAUSTIVE = 0
+        there, cells = (set(zip(t.i, t.j)) for t in (x[x.how != "similar"] for x in (found, find_duplicates(ds, search))))
+        settings["by cells"] = {"lost": len(there - cells), "further": len(cells - there)}
     base = "bare products of the views, tiles"
     report(times, {name: base for name in times if name != base}, settings, options.out)
 
