@@ -1,6 +1,7 @@
 const ZOOM = { "+": 1.5, "=": 1.5, "-": 1 / 1.5, "0": 0 };
 const MOVES = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
-const LOOKS = ["c", "?"];  // what decides nothing may be pressed before the image is drawn: it waits
+// What decides nothing on the next image may be pressed before that is drawn: it waits.
+const WAITS = ["c", "?", "z", "n", "p", "ArrowLeft", "ArrowRight"];
 
 // All large images show the same place, enlarged alike: three variables that the style reads.
 function lens(root) {
@@ -21,10 +22,12 @@ function lens(root) {
 }
 
 function render({ model, el }) {
-  let root = null, view = null, answered = null, frame = 0, focused = false, later = null;
+  let root = null, view = null, answered = null, frame = 0, focused = false;
+  const later = [];
   const free = () => {
     if (model.get("shown") === answered) return false;
     answered = model.get("shown");
+    root.dataset.ready = "false";
     return true;
   };
   const typing = (e) => /^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName);
@@ -43,10 +46,12 @@ function render({ model, el }) {
     else if (!known) set(at.zoom * ZOOM[key]);
     else if (e.repeat) return;
     else if (free()) model.send({ key });
-    else if (LOOKS.includes(key)) later = key;
+    else if (WAITS.includes(key)) later.push(key);
   };
   const onShown = () => {
-    if (later && free()) { model.send({ key: later }); later = null; }
+    if (!root) return;
+    root.dataset.ready = "true";
+    if (later.length && free()) model.send({ key: later.shift() });
   };
   const onDown = () => { focused = root.contains(document.activeElement); };
   const onClick = (e) => {
