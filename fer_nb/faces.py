@@ -423,6 +423,7 @@ def _unknown(
     known: set[bytes],   # digests of images in the cache; the new ones are added
     keys: list[bytes],   # filled: the digest of each image, empty where it cannot be read
     errors: list[str],   # filled: why it cannot be read, else empty
+    mirrored: bool,      # go through the mirror images
     size: int = 64,      # of a chunk
 ) -> Iterator[list[tuple[bytes, np.ndarray]]]:  # chunks of digest and image
     "Read every image once, and hand on those whose content is not known yet."
@@ -430,6 +431,7 @@ def _unknown(
     for i in range(len(ds)):
         try:
             image, error = _check_image(ds.image(i)), ""
+            image = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
         except ImageError as e:
             image, error = None, str(e)
         errors.append(error)
@@ -497,6 +499,7 @@ def find(
     ds: FERData,                     # to look through
     workers: int = 1,                # processes; 1 is this one
     cache: bool | str | Path = True,  # True: below `cache_dir()`; False: none; or a folder
+    mirrored: bool = False,          # look through the mirror images instead
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # table; landmarks (N, 478, 3), blendshapes (N, 52)
     """Look for the face in every image; table: id, status, faces, box_x, box_y, box_w, box_h, roll, error.
     Landmarks (pixels) and blendshapes are NaN where there is no face."""
@@ -508,7 +511,7 @@ def find(
         except StoreError:  # damaged: its images are looked at again
             path.unlink(missing_ok=True)
     keys, errors = [], []
-    chunks = self._unknown(ds, {key for part in parts for key in part["key"].tolist()}, keys, errors)
+    chunks = self._unknown(ds, {key for part in parts for key in part["key"].tolist()}, keys, errors, mirrored)
     begun = list(islice(chunks, 1))  # a resumed search passes over the images in the cache first
     left = len(ds) - len(keys) + sum(map(len, begun))
     for records in progress(self._search(chain(begun, chunks), workers), "faces", left, len):

@@ -508,14 +508,13 @@ class Geometry:
 @patch(cls_method=True)
 def find(
     cls: Geometry,
-    ds: FERData,                        # images; of one size if `mirrored`
+    ds: FERData,                        # images
     mirrored: bool = True,              # search their mirror images too
     workers: int = 1,                   # processes of the face finder
     cache: bool | str | Path = True,    # see `FaceRefiner.find`
 ) -> Geometry:  # a face counts as found if it is found on every side that was looked at
     "Landmarks and blendshapes of every image, by MediaPipe's face landmarker."
-    sides = [ds, ds.replace(images=np.ascontiguousarray(ds.array()[:, :, ::-1]))] if mirrored else [ds]
-    found_on = [FaceRefiner().find(side, workers, cache) for side in sides]
+    found_on = [FaceRefiner().find(ds, workers, cache, side) for side in (False, True)[:1 + mirrored]]
     found = np.logical_and.reduce([(table.faces > 0).to_numpy() for table, _, _ in found_on])
     features = [geometry_features(blendshapes, landmarks) for _, landmarks, blendshapes in found_on]
     return cls(ds.df.id.tolist(), features[0], found, features[1] if mirrored else None)

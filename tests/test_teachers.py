@@ -8,13 +8,14 @@ import pytest
 import torch
 from fastai.data.core import Transform
 from fastai.torch_core import TensorImageBW
+from PIL import Image
 from torch import nn
 
 from fer_nb.augment import Augment
 from fer_nb.balance import ClassAugment
 from fer_nb.config import Data, Fit
 from fer_nb.core import ConfigError, DataError, FERError, LabelError
-from fer_nb.data import VOTE_COLUMNS
+from fer_nb.data import VOTE_COLUMNS, FERData
 from fer_nb.distill import EADD
 from fer_nb.loaders import ReplayLoader, dataloaders, make_splits
 from fer_nb.models import HyFER, save, weights_digest
@@ -311,6 +312,21 @@ def test_faces_without_features_and_features_without_numbers(world):
         none.fit(faces)
     with pytest.raises(ValueError, match="dimension 0"):
         geometry_features(np.zeros((2, 52)), np.zeros((3, 478, 3)))
+
+
+def test_files_of_any_sizes_are_looked_at_one_by_one_mirrored_too(tmp_path, monkeypatch):
+    arrays, paths = [], []
+    for k, (image, side) in enumerate(zip(make_faces(9, seed=1, size=96, defects=None)[0].array()[:3], (96, 128, 160))):
+        paths.append(tmp_path / f"{k}.png")
+        Image.fromarray(image).resize((side, side)).save(paths[-1])
+        arrays.append(np.asarray(Image.open(paths[-1])))
+    df = pd.DataFrame({"id": list("abc"), "label": "happy", "split": "train"})
+    expected = [Geometry.find(FERData(df.iloc[[k]].reset_index(drop=True), np.ascontiguousarray(a[None, :, ::side])), mirrored=False,
+                              cache=False).features for side in (1, -1) for k, a in enumerate(arrays)]
+    monkeypatch.setattr(FERData, "array", lambda self: pytest.fail("all pixels at once"))
+    found = Geometry.find(FERData(df, paths), cache=False)
+    assert np.array_equal(np.concatenate(expected), np.concatenate([found.features, found.mirrored]), equal_nan=True)
+    assert found.found.any()
 
 
 def test_geometry_features_survive_a_face_that_was_not_found():
