@@ -2440,9 +2440,11 @@ def read_folder(
         *above, name = path.relative_to(root).parts[:-1] or [""]
         found = {split_named(part) for part in above if split_named(part)}
         outside = name == "" or split_named(name)
-        several = f"in folders of the splits {' and '.join(sorted(found))}"
-        expect(not outside and len(found) < 2, path,
-                f"lies {'outside any class folder' if outside else several}",
+        where = f"in folders of the splits {' and '.join(sorted(found))}"
+        if outside:
+            below = f" (the split folder {name} is inside {above[-1]})" if name and above else ""
+            where = f"outside any class folder{below}"
+        expect(not outside and len(found) < 2, path, f"lies {where}",
                 'an image inside a class folder, or broken="drop" (--broken drop),')
         return found.pop() if found else ""
 

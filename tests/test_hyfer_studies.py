@@ -149,6 +149,7 @@ def kdef(tmp_path_factory):
     return read_kdef(root, "all")
 
 
+@pytest.mark.slow  # the whole paper on drawn KDEF is in test_paper_presets
 def test_kdef_goes_the_same_way(kdef, tmp_path):
     assert len(kdef) == 336 and kdef.df.subject.nunique() == 12 and set(kdef.df.split) == {"train"}
     small = replace(TINY, data=replace(TINY.data, clean=False))
