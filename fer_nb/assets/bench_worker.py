@@ -1,0 +1,100 @@
+"""One model in a process of its own, for `fer-nb bench`. Needs Python and NumPy alone, so that any interpreter can run it.
+
+Reads questions as lines of JSON and answers each with one. What the model prints goes to the error stream."""
+import importlib
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+
+def peak_mb():
+    "The most memory this process has had, in MB; None where the system does not say."
+    if os.path.exists("/proc/self/status"):  # `getrusage` there counts what the parent had before it started this one
+        with open("/proc/self/status") as file:
+            return next((int(line.split()[1]) / 2**10 for line in file if line.startswith("VmHWM")), None)
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def made(spec, settings):
+    "The object that `module:name` means; called with the settings, if there are some."
+    module, _, name = spec.partition(":")
+    found = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found(**settings) if settings is not None else found
+
+
+def as_table(answers, labels, n):
+    "Probabilities (n, C), which of the images had a face, and the labels; answers as a function gives them."
+    if not hasattr(answers, "shape"):
+        answers = list(answers)
+        if len(answers) != n:
+            raise ValueError(f"{len(answers)} answers for {n} images")
+        if any(a is None or isinstance(a, dict) for a in answers):
+            if not labels:
+                labels = next((list(a) for a in answers if a), [])
+            other = next((a for a in answers if a is not None and set(a) != set(labels)), None)
+            if other is not None:
+                raise ValueError(f"an answer with the labels {', '.join(map(str, other))}; {', '.join(map(str, labels))} expected")
+        answers = [None if a is None else [a[k] for k in labels] if isinstance(a, dict) else a for a in answers]
+        found = np.array([a is not None for a in answers], bool)
+        width = len(labels) or max((len(a) for a in answers if a is not None), default=0)
+        table = np.full((n, width), np.nan)
+        for row, a in zip(table, answers):
+            if a is not None:
+                row[:] = np.asarray(a, float)
+    else:
+        table = np.asarray(answers, float)
+        found = np.ones(len(table), bool)
+    return table, found, [str(k) for k in labels or []]
+
+
+def asked(model, images, cropped):
+    "The answers of a model; `cropped` goes to those that know the word."
+    code = getattr(getattr(model, "__call__", model), "__code__", None) or getattr(model, "__code__", None)
+    knows = code is not None and "cropped" in code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
+    return model(images, cropped=cropped) if knows else model(images)
+
+
+def main():
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)                     # whatever is printed goes to the error stream
+    sys.path.insert(0, os.getcwd())
+    model, labels = None, []
+    for line in sys.stdin:
+        question, start, cpu = json.loads(line), time.perf_counter(), time.process_time()
+        try:
+            if "spec" in question:
+                model = made(question["spec"], question.get("settings"))
+                module = importlib.import_module(question["spec"].partition(":")[0])
+                labels = [str(k) for k in getattr(model, "labels", None) or getattr(module, "LABELS", ())]
+                answer = {"labels": labels, "gradients": hasattr(model, "attacked")}
+            elif "attack" in question:
+                with np.load(question["images"]) as file:
+                    images, y = file["images"], file["y"]
+                answer = {"rows": model.attacked(images, y, **question["attack"])}
+            else:
+                with np.load(question["images"]) as file:
+                    images = [file[str(k)] for k in range(len(file.files))]
+                begun, used = time.perf_counter(), time.process_time()
+                table, found, names = as_table(asked(model, images, question["cropped"]), labels, len(images))
+                model_seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - used}
+                np.savez(question["out"], table=table, found=found)
+                answer = {"labels": names} | model_seconds
+            answer |= {"peak_mb": peak_mb()}
+        except BaseException as e:  # said to the other side, which writes it into a row
+            answer = {"error": f"{type(e).__name__}: {e}"}
+        answer["all_seconds"], answer["all_cpu_seconds"] = time.perf_counter() - start, time.process_time() - cpu
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()
