@@ -20,7 +20,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -850,6 +850,77 @@ class _EvaluateVerb(Verb):
         issues = audit(whole.where(split=["train", args.split]), ("leak",),
                        None if args.exact else DuplicateSearch()).issues
         return set(issues.id)
+
+# %% ../nbs/60_cli.ipynb #benchvb1
+class _BenchVerb(Verb):
+    "other people's models and ours on the same images"
+
+    resumes, aside = True, False
+    description = ("Models on one split, each through its own face finder and through ours; a face that is "
+                   "not found is a wrong answer. Each model runs in a process of its own; one that crashes, "
+                   "hangs or answers nonsense has a row that says so. Answers are kept, and asked for once.")
+    options = {"--data": dict(type=Path, metavar="PATH", help="a folder, FER2013's CSV or a list of images"),
+               "--models": dict(default="hyfer,hyfer_robust", metavar="A,B,...",
+                                help="hyfer, hyfer_robust, fer, a .safetensors or .onnx file, the folder of a "
+                                     "run, torch:module:name, module:function, or a .csv file of predictions; "
+                                     "the others are compared with the first (default: the shipped ones)"),
+               "--predictions": dict(type=Path, action="append", default=[], metavar="CSV",
+                                     help="id and a column of probabilities for each label; may be given again"),
+               "--python": dict(metavar="PATH", help="interpreter of the module:function models (default: this)"),
+               "--split": dict(choices=("train", "valid", "test"), default="test",
+                               help="what to look at (default: test)"),
+               "--exact": dict(action="store_true", help="of the duplicates, the byte-identical ones only"),
+               "--seconds": dict(type=float, default=120, metavar="S",
+                                 help="that a model may take for 64 images (default: 120)"),
+               "--about": dict(type=Path, metavar="JSON",
+                               help='what is known, by model: {"fer": {"trained on": ..., "duplicates": ..., '
+                                    '"claimed": ..., "source": ...}}'),
+               "--show": dict(type=Path, metavar="DIR", help="only show the rows that lie there"),
+               "--out": dict(type=Path, metavar="DIR", help="folder of the rows (default: runs/bench)")} | _READING
+
+    def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
+        return "out", None if args.show else args.out or Path("runs/bench"), True
+
+# %% ../nbs/60_cli.ipynb #benchvb2
+@patch
+def models(
+    self: _BenchVerb,
+    args: argparse.Namespace,  # its arguments
+) -> list:                     # of `bench.Contender`
+    "The models that were asked for. Raises `ConfigError` or `DataError`."
+    from fer_nb.bench import contender
+    known = {}
+    if args.about is not None:
+        with suppress(ValueError, OSError):
+            known = json.loads(args.about.read_text(encoding="utf-8"))
+        if not known or not isinstance(known, dict) or not all(isinstance(v, dict) for v in known.values()):
+            raise ConfigError(f"{args.about}: a JSON file with what is known of each model, by its name, expected")
+    names = [*filter(None, args.models.split(",")), *map(str, args.predictions)]
+    return [contender(name.strip(), args.python, known.get(name.strip())) for name in names]
+
+# %% ../nbs/60_cli.ipynb #benchvb3
+@patch
+def run(
+    self: _BenchVerb,
+    args: argparse.Namespace,  # its arguments
+) -> str:                      # the leaderboard
+    "Ask the models, or show what is there."
+    from fer_nb.bench import bench, leaderboard
+    if args.show is not None:
+        return leaderboard(args.show).round(2).fillna("").to_string(index=False)
+    if args.data is None:
+        raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
+    models, whole = self.models(args), read_data(args, single=True)
+    part = whole.where(split=args.split)
+    if not len(part):
+        raise DataError(f"{args.data}: no images of the split {args.split!r}; --split "
+                        f"{' or '.join(whole.df.split.unique())} expected")
+    duplicates = VERBS["evaluate"].duplicates(whole, args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = bench(part, models, args.out, duplicates, args.seconds, args.command)
+    looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
+        f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"
+    return f"{looked}\n\n{table.round(2).fillna('').to_string(index=False)}\n\nrows: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #2411aa2b
 class _ExportVerb(Verb):
