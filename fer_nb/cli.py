@@ -32,8 +32,7 @@ from . import __version__
 from .config import PRESETS, Fit, Preset, load_config, override, to_dict, tried
 from .core import (ConfigError, DataError, FERError, LabelError, file_sha256, keep_freed_memory, one_of,
                          progress, show_progress)
-from .data import (BROKEN, FERData, Tree, add_votes, check_witness, need_ids, quoted, read_ferplus,
-                         resized)
+from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
@@ -878,8 +877,7 @@ def headline(
     if {*net.labels} != {*whole.labels}:
         raise LabelError(f"{path.name} knows {', '.join(net.labels)}; {whole.name} has "
                          f"{', '.join(whole.labels)}; the same labels expected for a headline")
-    images = whole if args.votes is None else add_votes(whole, args.votes)
-    part = images.where(split=args.split).replace(labels=net.labels)
+    part = whole.where(split=args.split).replace(labels=net.labels)
     duplicates, record = self.duplicates(whole, args), getattr(net, "record", {})
     temperature = float(record.get("temperature") or 1)
     _say("metrics and intervals")

@@ -31,7 +31,7 @@ from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, 
 from .core import ConfigError, at_least, need_columns, one_of
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
-from .evaluate import calibration, evaluate, predict_logits, robust_curve
+from .evaluate import calibration, evaluate, headline_of, predict_logits, robust_curve
 from .experiment import (NOT_SHARES, cell_name, grid, measured_cost, paired_differences, reported,
                                study, with_options)
 from .launch import rank0_folder
@@ -692,12 +692,14 @@ def _card(
     ds, z, y = splits.audit.ds, predict_logits(model, splits.test), splits.test.targets()
     temperature = calibration(model, splits.valid).get("temperature", 1.0)
     shown = table[~table.metric.str.startswith("roc_auc:")]
+    top = headline_of(model, _judged(splits.test), splits.duplicates, temperature).round(4)
     return {"settings": to_dict(preset), "temperature": temperature,
             "ece": {"as it is": round(ece(z, y), 4), "with temperature": round(ece(z / temperature, y), 4)},
             "data": {"name": ds.name, "fingerprint": ds.fingerprint(),
                      "trained on": int(splits.train.sources().nunique()), "selected on": len(splits.valid),
                      "reported on": len(splits.test),
                      "reported with a duplicate in training as it came": len(splits.duplicates)},
+            "headline": top.to_dict("records"),
             "results": [{**row, "value": round(row["value"], 4)} for row in shown.to_dict("records")],
             "licence": LICENCE,
             "versions": {p: version(p) for p in ("fer-nb", "torch", "timm", "fastai", "numpy")}}
