@@ -235,8 +235,8 @@ def need_weights_of(
     "Raise `DataError` unless figures are of the weights of a card."
     if not named or named != card["sha256"]:
         of = f"of weights {str(named)[:12]}..." if named else "of weights that its record does not name"
-        raise DataError(f"{where}: {of}; those of {card.get('name', 'the card')} are {card['sha256'][:12]}...\n"
-                        "make it again from these weights; the command stands in the record beside it")
+        raise DataError(f"{where}: {of}; {card['sha256'][:12]}..., those of {card.get('name', 'the card')}, "
+                        "expected\nmake it again from these weights; its record has the command")
 
 
 def table_of(

@@ -284,7 +284,7 @@ def agreement(
     votes of another shape, `LabelError` for labels that had no votes."""
     votes, n = np.asarray(votes), np.arange(len(y))
     if votes.shape != (len(y), len(VOTE_COLUMNS)):
-        raise ConfigError(f"votes {votes.shape} for {len(y)} images; ({len(y)}, {len(VOTE_COLUMNS)}) expected")
+        raise ConfigError(f"votes {votes.shape}; {(len(y), len(VOTE_COLUMNS))} expected for {len(y)} images")
     if unknown := set(labels) - {*LABEL_ORDERS["ferplus"]}:
         raise LabelError(f"FER+ has no votes for {min(unknown)!r}")
     own = np.array([LABEL_ORDERS["ferplus"].index(name) for name in labels])
@@ -302,8 +302,8 @@ def agreement(
 MEASURES = {  # of `headline`: the judge, who answers
     "single": ("the data set's labels", "network, one view"),
     "mirror": ("the data set's labels", "network, with mirror image"),
-    "single, no duplicates": ("the same, without duplicates of training images", "network, one view"),
-    "mirror, no duplicates": ("the same, without duplicates of training images", "network, with mirror image"),
+    "single, no duplicates": ("the same, without duplicates of training", "network, one view"),
+    "mirror, no duplicates": ("the same, without duplicates of training", "network, with mirror image"),
     "majority": ("FER+ majority", "network, one view"),
     "expected": ("each of ten voters", "network, one view"),
     "one voter": ("each of ten voters", "one voter, by the others"),
@@ -324,7 +324,7 @@ def headline(
     times: int = 1000,                # how many resamples
     seed: int = 0,                    # of the draws
 ) -> pd.DataFrame:                    # measure, judge, who, value, low, high (95 %), n
-    "How good a network is, by all its judges, with bootstrap intervals. Raises `ConfigError` or `LabelError`."
+    "How good a network is by all its judges, with bootstrap intervals. Raises `ConfigError`, `LabelError`."
     z, y = _checked(z, y, labels)
     given = {"single": z} | ({} if mirror is None else {"mirror": _checked(mirror, y, labels)[0]})
     values = {name: (logits.argmax(axis=1) == y) * 1.0 for name, logits in given.items()}

@@ -785,6 +785,7 @@ def test_predict_into_a_pipe_that_closes(trip):
 
 def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_path, capsys):
     "With votes each judge speaks; the record names the weights; a quoted figure of other weights is refused."
+    from fer_nb.audit import audit
     from fer_nb.core import file_sha256
     from fer_nb.data import VOTE_COLUMNS, add_votes, read_fer2013
     from fer_nb.evaluate import headline_of, table_of
@@ -800,9 +801,9 @@ def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_
     assert "one voter, by the others" in said and "others with these weights" not in said
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        part = add_votes(read_fer2013(data), votes).where(split="valid")
-    assert set(VOTE_COLUMNS) <= set(part.df)
-    expected = headline_of(load_hyfer(model), part, set(), 2.0)
+        ds = add_votes(read_fer2013(data), votes)
+    assert set(VOTE_COLUMNS) <= set(ds.df)
+    expected = headline_of(load_hyfer(model), ds.where(split="valid"), audit(ds, ("leak",), None).issues.id, 2.0)
     table = table_of(out, facts)
     assert list(table.measure) == list(expected.measure) and np.allclose(table.value, expected.value, atol=1e-6)
     assert read_record(out)["weights"] == facts["sha256"] == file_sha256(model)

@@ -614,6 +614,7 @@ def test_dropout_per_stage_is_of_a_hyfer_and_of_the_network_that_was_made():
 
 
 def test_a_fit_refuses_a_network_without_the_dropout_it_names():
+    from fer_nb.synth import make_faces
     ds = make_faces(60, seed=0)[0].where(split="train")
     fit = Fit("light", epochs=1, bs=16, stage_drop=0.2)
     dls = make_loaders(ds.take(np.arange(32)), ds.take(np.arange(32, len(ds))), fit)
