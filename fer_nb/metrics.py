@@ -302,8 +302,9 @@ def agreement(
 MEASURES = {  # of `headline`: the judge, who answers
     "single": ("the data set's labels", "network, one view"),
     "mirror": ("the data set's labels", "network, with mirror image"),
-    "single, no duplicates": ("the same, without duplicates of training", "network, one view"),
-    "mirror, no duplicates": ("the same, without duplicates of training", "network, with mirror image"),
+    "single, no duplicates": ("the same, without duplicates of training images", "network, one view"),
+    "mirror, no duplicates": ("the same, without duplicates of training images",
+                              "network, with mirror image"),
     "majority": ("FER+ majority", "network, one view"),
     "expected": ("each of ten voters", "network, one view"),
     "one voter": ("each of ten voters", "one voter, by the others"),

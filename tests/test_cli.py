@@ -189,6 +189,20 @@ def test_the_studies_of_teachers_are_called_as_the_command_says(csv_of_faces, tm
         assert list(asked["seeds"]) == [0, 1]
 
 
+def test_the_recipe_is_called_as_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch):
+    row = {"subset": "all", "tta": "none", "metric": "accuracy", "n": 9, "seed": 0}
+    runs = pd.DataFrame([{**row, "network": name, "split": split, "value": value} for name, value in (("a", 0.25), ("b", 0.5))
+                         for split in ("holdout", "valid")])
+    asked = fake(monkeypatch, "recipe", runs)
+    study = ["study", "recipe", "--data", str(csv_of_faces[0]), "--out", str(tmp_path / "s")]
+    assert main([*study, "--seeds", "2", "--network", "light", "--network", "light_full", "--set", "student.epochs=3"]) == 0
+    shown = capsys.readouterr().out
+    header = next(line for line in shown.splitlines() if "hold-out" in line)
+    assert header.index("hold-out") < header.index("valid") and shown.index("\nb ") < shown.index("\na ")  # the best on the hold-out first
+    assert (list(asked["networks"]), list(asked["seeds"]), asked["preset"].student.epochs) == (["light", "light_full"], [0, 1], 3)
+    assert main(study) == 0 and list(asked["networks"]) == ["light_full", "light_res"] and asked["preset"].data.clean == "leaks"
+
+
 @pytest.mark.parametrize("what", ["sqs", "bridge"])
 def test_the_studies_of_sqsnet_are_called_as_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch, what):
     from fer_nb import sqs_studies
