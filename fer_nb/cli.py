@@ -20,7 +20,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -878,18 +878,21 @@ def headline(
         raise LabelError(f"{path.name} knows {', '.join(net.labels)}; {whole.name} has "
                          f"{', '.join(whole.labels)}; the same labels expected for a headline")
     part = whole.where(split=args.split).replace(labels=net.labels)
+    weights, card, facts = file_sha256(path), path.with_suffix(".json"), {}
+    with suppress(ValueError, OSError):  # no card, or a file that is none
+        facts = json.loads(card.read_text("utf-8"))
+    ours = isinstance(facts, dict) and facts.get("sha256") == weights  # not of an ONNX file beside it
+    others = measured_by_others(facts) if ours else ()
     duplicates, record = self.duplicates(whole, args), getattr(net, "record", {})
     temperature = float(record.get("temperature") or 1)
     _say("metrics and intervals")
     table = headline_of(net, part, duplicates, temperature)
     write_table(table, args.out)
-    about = {"model": path.name, "weights": file_sha256(path), "data": whole.fingerprint(),
-             "split": args.split, "temperature": temperature}
+    about = {"model": path.name, "weights": weights, "data": whole.fingerprint(), "split": args.split,
+             "temperature": temperature}
     write_record(args.out.parent, [args.out.name], run_record(args.command, **about))
     said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, temperature "
             f"{temperature:g}", trained_on(record, whole, net.input_size)]
-    card = path.with_suffix(".json")
-    others = measured_by_others(json.loads(card.read_text("utf-8"))) if card.is_file() else ()
     if len(others):
         said += ["measured by others with these weights, not by this run:", others.to_string(index=False)]
     return "\n".join([*said, "", headline_text(table).to_string(), "", f"table: {args.out}"])

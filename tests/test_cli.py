@@ -827,6 +827,9 @@ def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_
         code, printed = main(command), capsys.readouterr()
         assert code == (0 if weights == facts["sha256"] else 2)
         assert "0.625" in printed.out and "not by this run" in printed.out if code == 0 else "abababababab" in printed.err
+    for text in ("{", "[]", json.dumps({"sha256": "ab" * 32})):  # no card, or of another file: nothing is quoted
+        card.write_text(text)
+        assert main(command) == 0 and "not by this run" not in capsys.readouterr().out
     with pytest.raises(DataError, match="of weights"):
         table_of(out, facts | {"sha256": "cd" * 32})
     assert len(read_table(out)) == len(table)
