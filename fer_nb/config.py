@@ -100,6 +100,7 @@ class Fit:
     accumulate: int | None = None        # batches that make one step of the optimiser; None: 1
     freeze_epochs: int | None = None     # epochs at the start that train the classifier alone; None: none
     early_lr: float | None = None  # peak rate of the first layers, rising evenly to `lr`; None: `lr`
+    stage_drop: float | None = None      # of a HyFER: dropout of channels after each stage; None: as it is
     mix: float | None = None             # α of MixUp and CutMix; None: images as they are
     cut: float = 0.0                     # share of the mixed batches that CutMix gets, in [0, 1]
     schedule: str = "one_cycle"  # "one_cycle" (fastai's, with its cycle of β₁), "cosine" or "warm_restarts"
@@ -120,7 +121,7 @@ class Fit:
                  if getattr(self, name) is not None}
         _check(self, {"epochs": 1, "bs": 1, "wd": 0, "workers": 0, "gamma": 0} | given,
                ("lr", "mix", "clip", "early_lr"),
-               {"smoothing": "[)", "cut": "[]", "warmup": "[)", "ema": "()"},
+               {"smoothing": "[)", "cut": "[]", "warmup": "[)", "ema": "()", "stage_drop": "[)"},
                {"optimiser": OPTIMISERS, "loss": ("cross_entropy", "focal"),
                 "schedule": ("one_cycle", "cosine", "warm_restarts"), "keep": ("best", "last"),
                 "amp": (None, "auto", "bf16", "fp16"), "soft": (None, "votes"),
@@ -159,7 +160,7 @@ class Fit:
 class Data:
     "What becomes of a data set before anything is trained on it."
 
-    clean: bool = True  # drop what the audit finds; False: train on the images as they came
+    clean: bool | str = True  # drop what the audit finds; "leaks": duplicates of reported images; False: none
     near_duplicates: bool = True           # look for near duplicates too, not for byte-identical images alone
     holdout: float = 0.1  # share of the training split that selects epochs; above 0, at most 0.2
     targets: str | int | None = "median"   # class balance, see `loaders.balanced`; None: leave as it is
@@ -177,6 +178,8 @@ class Data:
         at_least("holdout", self.holdout, 0, most=0.2)
         if isinstance(self.targets, str):
             one_of("targets", self.targets, ("max", "median", "paper"))
+        if isinstance(self.clean, str):
+            one_of("clean", self.clean, ("leaks",))
 
 # %% ../nbs/01_config.ipynb #c0f1001a
 @dataclass(frozen=True)

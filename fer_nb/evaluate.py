@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TTA', 'check_labels', 'eval_mode', 'image_batches', 'tta_views', 'predict_logits', 'logits_of', 'result_table',
-           'evaluate', 'calibration', 'confusion', 'by_group', 'Shared', 'shared_labels', 'cross_dataset',
-           'fold_logits', 'out_of_fold', 'cross_validate', 'robust_curve', 'compare']
+           'evaluate', 'headline_of', 'need_weights_of', 'table_of', 'measured_by_others', 'calibration', 'confusion',
+           'by_group', 'Shared', 'shared_labels', 'cross_dataset', 'fold_logits', 'out_of_fold', 'cross_validate',
+           'robust_curve', 'compare']
 
 # %% ../nbs/24_evaluate.ipynb #7751cb1e
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,9 +28,10 @@ from .checks import ask, check_logits, check_names
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
-from .data import SPLITS, FERData, need_dataset
-from .metrics import bootstrap_scores, fit_temperature, percentile_interval, score_intervals, scores
-from .store import Store, digest
+from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
+from .metrics import (bootstrap_scores, fit_temperature, headline, percentile_interval, score_intervals,
+                            scores)
+from .store import Store, digest, read_record, read_table
 
 # %% ../nbs/24_evaluate.ipynb #5b05f01e
 _all_ = ["compare"]
@@ -203,6 +205,56 @@ def evaluate(
             tables.append(result_table(table, ds.labels, split=split, subset=subset, tta=tta, attack="none",
                                        eps=0.0, steps=0))
     return pd.concat(tables, ignore_index=True)
+
+# %% ../nbs/24_evaluate.ipynb #evhead02
+def headline_of(
+    model: nn.Module,                           # classifier of x in [0, 1], with `.labels`
+    ds: FERData,                                # images of one split, with `data.VOTE_COLUMNS` or without
+    duplicates: Collection[str] | None = None,  # ids of images with a duplicate in training; None: not known
+    temperature: float = 1.0,                   # that the network's logits are divided by in use
+    times: int = 1000,                          # bootstrap resamples
+    seed: int = 0,                              # of the resamples
+) -> pd.DataFrame:                              # measure, judge, who, value, low, high (95 %), n
+    """`metrics.headline` of a network. Raises `LabelError` for a network of other labels, `DataError` for
+    images of several splits or none."""
+    need_dataset(ds)
+    if len(splits := _splits(ds)) > 1:
+        raise DataError(f"{ds.name or 'dataset'}: images of {', '.join(splits)}; those of one split expected")
+    z, mirror = (predict_logits(model, ds, tta=tta) for tta in ("none", "flip"))
+    leaked = None if duplicates is None else ds.df.id.isin(list(duplicates)).to_numpy()
+    voted = set(VOTE_COLUMNS) <= set(ds.df)
+    votes = ds.df[list(VOTE_COLUMNS)].to_numpy() if voted else None
+    return headline(z, ds.targets(), ds.labels, mirror, leaked, votes, temperature, times, seed)
+
+# %% ../nbs/24_evaluate.ipynb #evhead06
+def need_weights_of(
+    card: Mapping[str, object],   # of weights, see `HyFER.from_pretrained`
+    named: object,                # SHA-256 of the weights that figures belong to
+    where: str | Path,            # of the figures
+) -> None:
+    "Raise `DataError` unless figures are of the weights of a card."
+    if not named or named != card["sha256"]:
+        of = f"of weights {str(named)[:12]}..." if named else "of weights that its record does not name"
+        raise DataError(f"{where}: {of}; {card['sha256'][:12]}..., those of {card.get('name', 'the card')}, "
+                        "expected\nmake it again from these weights; its record has the command")
+
+
+def table_of(
+    path: str | Path,             # a CSV with a record beside it that names "weights"
+    card: Mapping[str, object],   # of the weights that it is to be shown with
+) -> pd.DataFrame:                # the table
+    "A table about the weights of a card. Raises `DataError` for a table of others."
+    need_weights_of(card, (read_record(path) or {}).get("weights"), path)
+    return read_table(path)
+
+
+def measured_by_others(
+    card: Mapping[str, object],   # of weights
+) -> pd.DataFrame:                # split, who, value, n: figures on images that the project does not have
+    "What others measured with exactly these weights; none where the card quotes nothing."
+    quoted = card.get("measured by others", {"weights": card["sha256"], "figures": []})
+    need_weights_of(card, quoted["weights"], f"measured by others, in the card of {card.get('name')}")
+    return pd.DataFrame(quoted["figures"], columns=["split", "who", "value", "n"])
 
 # %% ../nbs/24_evaluate.ipynb #67ac3a1a
 def calibration(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'NOT_SHARES', 'SEEDS', 'PART', 'EPOCHS', 'SETTINGS', 'WEIGHTS', 'ATTACKED', 'STRONG', 'ARMS', 'FOLDED',
-           'SQS_OPTIONS', 'TABLE', 'STUDIES', 'comparisons', 'cell_name', 'grid', 'peak_ram', 'measured_cost',
-           'training_costs', 'reported', 'paired_differences', 'with_options', 'Study', 'study']
+           'SQS_OPTIONS', 'NETWORKS', 'TABLE', 'STUDIES', 'comparisons', 'cell_name', 'grid', 'peak_ram',
+           'measured_cost', 'training_costs', 'reported', 'paired_differences', 'with_options', 'Study', 'study']
 
 # %% ../nbs/42_experiment.ipynb #e4200005
 import importlib
@@ -276,6 +276,8 @@ FOLDED = {"--subjects": dict(action="store_true", help="keep each person in one 
 SQS_OPTIONS = SEEDS | PART | SETTINGS | {
     "--preset": dict(choices=("paper", "light"), default="light", help="size and budget (default: light)"),
     "--tta": dict(choices=("none", "flip", "five"), help="test-time views beside one view (default: five)")}
+NETWORKS = {"--network": dict(action="append", default=[], metavar="NAME",
+                              help="a network to fit; may be given again (default: light_full, light_res)")}
 TABLE = {"--table": dict(choices=("comparison", "ablation", "controls", "fusion", "sensitivity",
                                   "architectures", "efficiency", "all"),
                          default="ablation", help="rows; comparison: SQSNet alone (default: ablation)")}
@@ -290,6 +292,8 @@ STUDIES = {
                    PART | SETTINGS | FOLDED),
     "variants": Study("the light networks under one budget, without teachers", "hyfer_studies",
                       SEEDS | PART | SETTINGS),
+    "recipe": Study("networks without teachers, each fitted at length, the hold-out kept aside to choose by",
+                    "hyfer_studies", SEEDS | SETTINGS | NETWORKS),
     "settings": Study("a run with changed settings beside the run as it is, paired by seed", "hyfer_studies",
                       SEEDS | PART | SETTINGS | ARMS),
     "transfer": Study("a trained network fitted to FER+'s labels, beside new weights", "hyfer_studies",

@@ -361,7 +361,9 @@ def make_splits(
         ds = ds.assign(split=np.where(np.isin(np.arange(len(ds)), test), "test", "train"))
     _split_names(ds, "train")
     found = audit(ds, search=search)
-    cleaned = (found.clean() if data.clean else found.grouped()).where(split="train")
+    kept = found.clean(drop=("leak",)) if data.clean == "leaks" else \
+        found.clean() if data.clean else found.grouped()
+    cleaned = kept.where(split="train")
     inner, held = holdout(cleaned, data.holdout, seed)
     train = balanced(cleaned.take(inner), data, seed)
     given = (ds.df.split == "train").to_numpy()

@@ -342,6 +342,9 @@ class HyFERConfig:
     act: str                                           # "silu", "relu", "relu6" or "hardswish"
     input_size: int                                    # the side it is meant for, in pixels
     identity_skip: bool = False                        # of each `RepConv`
+    stem_stride: int = 2                               # 1: the first blocks see every pixel
+    pool: bool = False                                 # halve by max-pooling, not by a block's stride
+    stage_drop: float = 0.0                            # dropout of channels after each stage
 
 
 _ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
@@ -357,6 +360,8 @@ HYFER = {
                                   144, 2, 1, 288, True, "relu", 48),
     "light_res": HyFERConfig(32, ((48, 1, 0), (48, 1, 0), (96, 2, 0), (96, 1, 0), (96, 1, 0), (144, 2, 0)),
                              144, 2, 1, 288, True, "relu", 48, identity_skip=True),
+    "light_full": HyFERConfig(32, ((32, 1, 0), (64, 2, 0), (64, 1, 0), (128, 2, 0), (128, 1, 0), (192, 2, 0)),
+                              128, 2, 1, 256, True, "relu", 48, True, stem_stride=1, pool=True),
 }
 
 # %% ../nbs/20_models.ipynb #5a3e19e3
@@ -426,12 +431,13 @@ class HyFER(MapClassifier):
         act, blocks, chs = _ACTIVATIONS[cfg.act], [], cfg.stem
         self.in_chans, self.input_size, self.num_features = in_chans, cfg.input_size, cfg.proj
         self.adapt = InputAdapter(in_chans)
-        self.stem = ConvNormAct(in_chans, cfg.stem, 3, stride=2, act_layer=act)
+        self.stem = ConvNormAct(in_chans, cfg.stem, 3, stride=cfg.stem_stride, act_layer=act)
         for out_chs, stride, expand in cfg.blocks:
+            stride = 1 if cfg.pool else stride
             blocks.append(InvertedResidual(chs, out_chs, stride, expand, act) if expand
                           else RepConv(chs, out_chs, stride, act, cfg.identity_skip))
             chs = out_chs
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks, self.stage_drop = nn.Sequential(*blocks), nn.Dropout2d(cfg.stage_drop)
         self.epc = EPCBlock(chs, cfg.dim, cfg.depth, patch=cfg.patch, light=cfg.light, act_layer=act)
         self.proj = nn.Sequential(ConvNormAct(chs, cfg.proj, 1, act_layer=act), nn.Dropout2d(drop))
         self.drop = nn.Dropout(drop)
@@ -442,7 +448,13 @@ class HyFER(MapClassifier):
         x: torch.Tensor,  # (B, 1 or 3, H, W) in [0, 1], sides from 48 to 224
     ) -> torch.Tensor:    # (B, num_features, h, w)
         "The last feature map."
-        return self.proj(self.epc(self.blocks(self.stem(self.adapt(x)))))
+        x = self.stem(self.adapt(x))
+        for block, (_, stride, _) in zip(self.blocks, self.config.blocks):
+            if stride > 1:  # a stage ends
+                x = F.max_pool2d(x, stride, ceil_mode=True) if self.config.pool else x
+                x = self.stage_drop(x)
+            x = block(x)
+        return self.proj(self.epc(self.stage_drop(x)))
 
 # %% ../nbs/20_models.ipynb #07ec69f7
 def count_macs(
@@ -509,7 +521,7 @@ def variant_table(
     for name in names:
         model = HyFER(in_chans=1, variant=name).eval()
         side = size = model.input_size
-        for stride in (2, *(b[1] for b in model.config.blocks)):
+        for stride in (model.config.stem_stride, *(b[1] for b in model.config.blocks)):
             side = -(-side // stride)
         quick = fuse(model)
         row = {"variant": name, "px": size, "map": f"{side}×{side}",
@@ -1172,7 +1184,7 @@ def sqsnet_table(
                                        "parameters, 1,000 classes (M)", *(f"paper: {c}" for c in columns)])
 
 # %% ../nbs/20_models.ipynb #5e77c0de1
-_GONE = {"separable": False, "stem_stride": 2, "neck": 0}  # older files; other values are refused
+_GONE = {"separable": False, "neck": 0}  # older files; other values are refused
 
 
 @patch

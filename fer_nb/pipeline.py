@@ -970,7 +970,7 @@ def fold_parts(
     pool = whole.assign(group=found.groups)
     groups = leak_groups(pool)
     parts = folds(pool, data.folds, seed, None if by == "paper" else groups, by)
-    kept = pool.df.id.isin((found.clean() if data.clean else pool).df.id).to_numpy()
+    kept = pool.df.id.isin((found.clean() if data.clean is True else pool).df.id).to_numpy()
     least = pd.concat([pd.Series(groups[rows]).groupby(pool.df.label.to_numpy()[rows]).nunique()
                        for train, _ in parts for rows in [train[kept[train]]]]).groupby(level=0).min()
     if few := [f"{label!r} has {n}" for label, n in least.items() if n < 5]:

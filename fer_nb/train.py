@@ -52,7 +52,7 @@ from .data import FERData
 from .evaluate import eval_mode
 from .launch import all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine, rank_world
 from .loaders import ReplayLoader, dataloaders
-from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher
+from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped
 from .store import StoreError, differences, digest, plain, read_state, write_state
 
 # %% ../nbs/30_train.ipynb #68cc10aa
@@ -732,11 +732,16 @@ def make_network(
 ) -> nn.Module:              # to train, with `.labels`
     """The network that a `Fit` begins with. New weights come from PyTorch's generator: seed it before. Raises
     `ConfigError` for an unknown name, `DataError` for a file that is no network."""
+    if fit.stage_drop is not None and fit.network not in HYFER:
+        raise ConfigError(f"stage_drop={fit.stage_drop} of {fit.network!r}; one of {', '.join(HYFER)}, or "
+                          "stage_drop=None, expected")
     if fit.network.endswith(".safetensors"):
         return adapted(load_teacher(fit.network), labels)
     if fit.network in HYFER:
-        size = fit.size or HYFER[fit.network].input_size
-        return HyFER(len(labels), in_chans, replace(HYFER[fit.network], input_size=size), labels=labels)
+        config, drop = HYFER[fit.network], fit.stage_drop
+        config = replace(config, input_size=fit.size or config.input_size,
+                         stage_drop=config.stage_drop if drop is None else drop)
+        return HyFER(len(labels), in_chans, config, labels=labels)
     if fit.network in SQSNET:
         return SQSNet(len(labels), fit.network, pretrained=fit.pretrained, labels=labels)
     return create_teacher(fit.network, len(labels), fit.pretrained, fit.size, labels)
@@ -1203,6 +1208,10 @@ def check_beside(
     wrong += [f"{type(cb).__name__}, but schedule={self.schedule!r} sets the rate in every batch; the "
               "schedule alone, or a fastai Learner, expected" for cb in cbs
               if isinstance(cb, ReduceLROnPlateau) or plan.keys() & getattr(cb, "scheds", {}).keys()]
+    made, drop = getattr(unwrapped(model), "config", None), self.stage_drop
+    if drop is not None and getattr(made, "stage_drop", None) != drop:
+        wrong += [f"stage_drop={drop}, but this {type(model).__name__} was not made with it; the network of "
+                  "make_network, or stage_drop=None, expected"]
     if len(loaders) < 2:
         wrong += [f"a {type(dls).__name__} with {len(loaders)} loaders; fastai's DataLoaders(train, valid) "
                   "expected"]

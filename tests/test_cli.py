@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,20 @@ def test_the_studies_of_teachers_are_called_as_the_command_says(csv_of_faces, tm
         assert set(asked["ds"].df.split) == {"train"} and asked["protocol"] == ("subject" if "--subjects" in more else "honest")
     else:
         assert list(asked["seeds"]) == [0, 1]
+
+
+def test_the_recipe_is_called_as_the_command_says(csv_of_faces, tmp_path, capsys, monkeypatch):
+    row = {"subset": "all", "tta": "none", "metric": "accuracy", "n": 9, "seed": 0}
+    runs = pd.DataFrame([{**row, "network": name, "split": split, "value": value} for name, value in (("a", 0.25), ("b", 0.5))
+                         for split in ("holdout", "valid")])
+    asked = fake(monkeypatch, "recipe", runs)
+    study = ["study", "recipe", "--data", str(csv_of_faces[0]), "--out", str(tmp_path / "s")]
+    assert main([*study, "--seeds", "2", "--network", "light", "--network", "light_full", "--set", "student.epochs=3"]) == 0
+    shown = capsys.readouterr().out
+    header = next(line for line in shown.splitlines() if "hold-out" in line)
+    assert header.index("hold-out") < header.index("valid") and shown.index("\nb ") < shown.index("\na ")  # the best on the hold-out first
+    assert (list(asked["networks"]), list(asked["seeds"]), asked["preset"].student.epochs) == (["light", "light_full"], [0, 1], 3)
+    assert main(study) == 0 and list(asked["networks"]) == ["light_full", "light_res"] and asked["preset"].data.clean == "leaks"
 
 
 @pytest.mark.parametrize("what", ["sqs", "bridge"])
@@ -780,3 +795,42 @@ def test_predict_into_a_pipe_that_closes(trip):
     done = subprocess.run(f"{command} 2> {trip}/err | head -n 1", shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("file,frame") and "Traceback" not in (trip / "err").read_text()
     assert not [line for line in (trip / "err").read_text().splitlines() if not line.startswith("fer-nb: ")]
+
+
+def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_path, capsys):
+    "With votes each judge speaks; the record names the weights; a quoted figure of other weights is refused."
+    from fer_nb.audit import audit
+    from fer_nb.core import file_sha256
+    from fer_nb.data import VOTE_COLUMNS, add_votes, read_fer2013
+    from fer_nb.evaluate import headline_of, table_of
+    from fer_nb.models import HyFER, load_hyfer
+    from fer_nb.store import read_table
+    (data, votes), out = csv_of_faces, tmp_path / "h.csv"
+    card = HyFER(7, 1, "light").save(tmp_path, "net", temperature=2.0)
+    model, facts = card.with_suffix(".safetensors"), json.loads(card.read_text())
+    command = ["evaluate", "--model", str(model), "--data", str(data), "--votes", str(votes), "--headline", "--split", "valid",
+               "--exact", "--overwrite", "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "one voter, by the others" in said and "others with these weights" not in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ds = add_votes(read_fer2013(data), votes)
+    assert set(VOTE_COLUMNS) <= set(ds.df)
+    expected = headline_of(load_hyfer(model), ds.where(split="valid"), audit(ds, ("leak",), None).issues.id, 2.0)
+    table = table_of(out, facts)
+    assert list(table.measure) == list(expected.measure) and np.allclose(table.value, expected.value, atol=1e-6)
+    assert read_record(out)["weights"] == facts["sha256"] == file_sha256(model)
+    figure = {"split": "PrivateTest", "who": "network, one view", "value": 0.625, "n": 8}
+    for weights in (facts["sha256"], "ab" * 32):
+        card.write_text(json.dumps(facts | {"measured by others": {"weights": weights, "figures": [figure]}}))
+        code, printed = main(command), capsys.readouterr()
+        assert code == (0 if weights == facts["sha256"] else 2)
+        assert "0.625" in printed.out and "not by this run" in printed.out if code == 0 else "abababababab" in printed.err
+    for text in ("{", "[]", json.dumps({"sha256": "ab" * 32})):  # no card, or of another file: nothing is quoted
+        card.write_text(text)
+        assert main(command) == 0 and "not by this run" not in capsys.readouterr().out
+    with pytest.raises(DataError, match="of weights"):
+        table_of(out, facts | {"sha256": "cd" * 32})
+    assert len(read_table(out)) == len(table)
+    assert main([*command, "--tta", "flip"]) == 2 and "--tta beside --headline" in capsys.readouterr().err

@@ -172,6 +172,8 @@ def test_the_shipped_run_leaves_weights_that_load_and_a_card_that_says_how(faces
     mine = results[(results.model == "hyfer") & (results.metric == "accuracy") & (results.subset == "all") & (results.split == "valid")]
     stated = [r for r in record["results"] if r["metric"] == "accuracy" and r["subset"] == "all" and r["split"] == "valid"]
     assert stated[0]["value"] == pytest.approx(mine.value.item(), abs=1e-4)
+    test = results[(results.model == "hyfer") & (results.metric == "accuracy") & (results.subset == "all") & (results.split == "test")]
+    assert {r["measure"]: r["value"] for r in record["headline"]}["single"] == pytest.approx(test.value.item(), abs=1e-4)
     assert HyFER.from_pretrained("hyfer_robust", folder=out).labels == network.labels
     assert [p.name for p in tmp_path.iterdir()] == ["s", "s.work"]
     with pytest.raises(DataError, match="exists"):

@@ -697,3 +697,21 @@ def test_no_augmentation_can_be_asked_for():
 def test_a_device_that_is_not_there(faces, device):
     with pytest.raises(ConfigError, match=f"device='{device}' cannot be used here"):
         dataloaders(faces.where(split="train"), faces.where(split="valid"), device=device)
+
+
+def test_cleaning_of_leaks_alone_keeps_every_other_training_image():
+    ds, _ = make_faces(420, seed=1, balance="uniform")
+    none, leaks, all_ = (make_splits(ds, Data(clean=how, targets=None, near_duplicates=False)) for how in (False, "leaks", True))
+    ids = [set(s.train.df.id) | set(s.valid.df.id) for s in (none, leaks, all_)]
+    assert ids[2] < ids[1] < ids[0]
+    found = leaks.audit.issues
+    photos = dict(zip(leaks.audit.ds.df.id, leaks.audit.photos))
+    reported = {photos[i] for i in leaks.test.df.id}
+    assert ids[0] - ids[1] == {i for i in ids[0] if photos[i] in reported} and (found.kind == "leak").any()
+    groups = dict(zip(leaks.audit.ds.df.id, leaks.audit.groups))  # duplicates never stand on both sides of the hold-out
+    assert not {groups[i] for i in leaks.train.df.id} & {groups[i] for i in leaks.valid.df.id}
+
+
+def test_only_leaks_is_a_word_for_cleaning():
+    with pytest.raises(ConfigError, match="clean='leak'"):
+        Data(clean="leak")

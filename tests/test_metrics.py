@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn import metrics
 
-from fer_nb.core import ConfigError, FERError, LabelError
-from fer_nb.metrics import (bootstrap_scores, ece, fit_temperature, percentile_interval, reliability,
+from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, FERError, LabelError
+from fer_nb.metrics import (MEASURES, bootstrap_scores, ece, fit_temperature, headline, headline_text, percentile_interval, reliability,
                             resample_counts, score_intervals, scores)
 
 CASES = given(st.integers(1, 40), st.integers(0, 10**6), st.integers(2, 8))
@@ -127,3 +127,68 @@ def test_bad_input_is_named(call, error, match):
     assert issubclass(error, FERError)
     with pytest.raises(error, match=match):
         call(np.eye(3)[[0, 1, 2, 0, 1, 2]], np.array([0, 1, 2, 0, 1, 2]))
+
+
+# ---- the headline ----
+
+def voted(n, seed):
+    "Logits, labels and ten votes an image in FER+'s order; one image in nine shows no face, says everybody."
+    rng = np.random.default_rng(seed)
+    z, y = rng.normal(size=(n, 7)), rng.integers(0, 7, n)
+    votes = np.array([rng.multinomial(10, rng.dirichlet(np.full(10, 0.4))) for _ in range(n)])
+    votes[::9] = [0] * 9 + [10]
+    return z, y, votes
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(10, 60), st.integers(0, 10**6))
+def test_each_judge_says_what_a_plain_loop_says(n, seed):
+    z, y, votes = voted(n, seed)
+    leaked, answers, own = np.arange(n) % 4 == 0, z.argmax(1), [LABEL_ORDERS["ferplus"].index(e) for e in EMOTIONS]
+    table = headline(z, y, EMOTIONS, -z, leaked, votes, times=5).set_index("measure")
+    said = {name: [] for name in MEASURES}
+    for i in range(n):
+        v, k, right = votes[i], own[answers[i]], float(answers[i] == y[i])
+        said["single"].append(right)
+        said["mirror"].append(float(z[i].argmin() == y[i]))
+        if not leaked[i]:
+            said["single, no duplicates"].append(right)
+            said["mirror, no duplicates"].append(float(z[i].argmin() == y[i]))
+        if v[9] < 10:  # somebody saw a face
+            said["expected"].append(v[k] / 10)
+            said["label"].append(v[own[y[i]]] / 10)
+            said["best"].append(max(v[j] for j in own) / 10)
+            said["one voter"].append(sum(v[j] * (v[j] - 1) for j in range(10)) / 90)
+        left = np.where(v > 1, v, 0)  # FER+: a single vote is an outlier
+        if left.max() * 2 > left.sum() and left.argmax() < 8:
+            said["majority"].append(float(k == left.argmax()))
+        if v[own[y[i]]] > 5:
+            said["both agree"].append(right)
+    for name, values in said.items():
+        if name != "ece":
+            assert table.n[name] == len(values)
+            assert table.value[name] == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True), name
+    assert table.value["ece"] == pytest.approx(ece(z, y))
+
+
+def test_intervals_of_the_headline_are_those_of_the_scores():
+    z, y, votes = voted(300, 3)
+    table, other = headline(z, y, EMOTIONS, votes=votes, temperature=0.5).set_index("measure"), score_intervals(2 * z, y, EMOTIONS).set_index("metric")
+    for mine, theirs in {"single": "accuracy", "ece": "ece"}.items():
+        np.testing.assert_allclose(table.loc[mine, ["value", "low", "high"]].astype(float), other.loc[theirs, ["value", "low", "high"]].astype(float))
+    assert "mirror" not in table.index and len(headline_text(table.reset_index())) == len(table)
+
+
+def test_a_network_that_names_all_eight_is_judged_by_name():
+    _, y, votes = voted(80, 5)
+    z = np.log(votes[:, :8] + 0.5)[:, ::-1]     # answers what most voters say, in another order
+    labels = LABEL_ORDERS["ferplus"][::-1]
+    table = headline(z, y, labels, votes=votes, times=5).set_index("measure").value
+    assert table["majority"] == 1 and table["expected"] == pytest.approx(table["best"])
+
+
+@pytest.mark.parametrize("votes, labels, error", [(np.ones((9, 8)), EMOTIONS, ConfigError), (np.ones((8, 10)), EMOTIONS, ConfigError),
+                                                  (np.ones((9, 10), int), ("bored", *EMOTIONS[1:]), LabelError)])
+def test_votes_that_are_not_of_these_images_or_labels_are_refused(votes, labels, error):
+    with pytest.raises(error):
+        headline(np.eye(9, 7), np.zeros(9, int), labels, votes=votes, times=5)

@@ -409,7 +409,7 @@ def test_published_variants_keep_their_size():
     sizes = {name: sum(p.numel() for p in HyFER(variant=name).parameters()) for name in ("paper",)}
     sizes |= {name: sum(p.numel() for p in HyFER(in_chans=1, variant=name).parameters()) for name in HYFER if name != "paper"}
     assert sizes == {"paper": 715_607, "light": 452_279, "light_wide": 734_599, "light_hires": 512_319,
-                     "light_rep": 523_047, "light_rep_wide": 758_327, "light_res": 832_151}
+                     "light_rep": 523_047, "light_rep_wide": 758_327, "light_res": 832_151, "light_full": 950_887}
 
 
 @pytest.mark.parametrize("name", HYFER)
@@ -730,3 +730,35 @@ def test_a_teachers_file_says_what_it_started_from(tmp_path):
     assert (new.settings()["weights"], old.settings()["weights"]) == (None, "tf_efficientnet_lite0.in1k")
     save(old, tmp_path / "t.safetensors")
     assert load_teacher(tmp_path / "t.safetensors").settings()["weights"] == "tf_efficientnet_lite0.in1k"
+
+
+# ---- full resolution, pooling, dropout per stage ----
+
+def test_full_resolution_sees_every_pixel_and_pools_between_the_stages():
+    net, x = HyFER(7, 1, "light_full").eval(), torch.rand(2, 1, 48, 48)
+    y = net.stem(net.adapt(x))
+    assert y.shape[-1] == 48
+    for block, (chs, stride, _) in zip(net.blocks, net.config.blocks):  # by hand
+        y = block(torch.nn.functional.max_pool2d(y, 2) if stride == 2 else y)
+        assert y.shape[1] == chs and chs % 16 == 0
+    torch.testing.assert_close(net(x), net.forward_head(net.proj(net.epc(y))))
+    torch.testing.assert_close(fuse(net)(x), net(x), atol=1e-4, rtol=1e-4)
+    assert net(torch.rand(1, 3, 63, 50)).shape == (1, 7)  # sides that halve to fractions
+
+
+@pytest.mark.parametrize("name", ["light_res", "light_full", "light"])
+def test_dropout_per_stage_changes_training_alone(name, tmp_path):
+    torch.manual_seed(0)
+    plain = HyFER(7, 1, name, drop=0.0)
+    dropped = HyFER(7, 1, replace(HYFER[name], stage_drop=0.5), drop=0.0)
+    dropped.load_state_dict(plain.state_dict())  # the same tensors by the same names
+    x = torch.rand(4, 1, 48, 48)
+    torch.testing.assert_close(dropped.eval()(x), plain.eval()(x))
+    seen = []
+    dropped.epc.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    torch.manual_seed(1)
+    a, b = dropped.train()(x), dropped(x)
+    assert not torch.equal(a, b)
+    gone = [(m.flatten(2) == 0).all(2).float().mean().item() for m in seen]  # whole channels
+    assert all(0.35 < share for share in gone)
+    assert load_hyfer(save_hyfer(dropped.eval(), tmp_path / "d.safetensors")).config.stage_drop == 0.5

@@ -117,3 +117,32 @@ def test_outputs_can_be_saved(here):
     assert run_notebooks.run(page, []).stale
     run_notebooks.run(page, [], save=True)
     assert not run_notebooks.run(page, []).stale
+
+
+# ---------------------------------------------------------------- tables of the shipped weights
+
+SHIPPED = ("fer2013-shipped/headline.csv",)  # tables whose record names the weights; the list may only grow
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_table_is_of_the_shipped_weights_or_refused(name):
+    from fer_nb.core import DataError
+    from fer_nb.evaluate import measured_by_others, table_of
+    from fer_nb.models import HyFER
+    accurate, robust = HyFER.from_pretrained().card, HyFER.from_pretrained("hyfer_robust").card
+    assert len(table_of(ROOT / "results" / name, accurate))
+    with pytest.raises(DataError, match=f"{accurate['sha256'][:12]}.*{robust['sha256'][:12]}"):
+        table_of(ROOT / "results" / name, robust)
+    stated = {r["measure"]: r for r in accurate["record"]["headline"]}
+    for r in table_of(ROOT / "results" / name, accurate).itertuples():  # card and table are one
+        assert (stated[r.measure]["n"], stated[r.measure]["who"]) == (r.n, r.who) and abs(stated[r.measure]["value"] - r.value) < 1e-4
+    for card in (accurate, robust):
+        assert set(measured_by_others(card).split) == {"PrivateTest"}
+
+
+def test_figures_of_privatetest_stand_on_the_card_alone():
+    """Others measured them with the weights that the card names; no other page may carry them on."""
+    for page in [ROOT / "README.md", *(p for p in NOTEBOOKS if p.name != "08_model_card.ipynb")]:
+        text = page.read_text(encoding="utf-8")
+        found = re.findall(r"PrivateTest[^.\n]{0,60}\b(?:68\.8|69\.4|67\.9|65\.2)\b", text)
+        assert not found, f"{page.name}: {found}"

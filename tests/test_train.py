@@ -19,7 +19,7 @@ from timm.layers import create_conv2d
 from torch import nn
 
 from fer_nb.config import Fit
-from fer_nb.core import ConfigError, DataError, FERError, seed_everything
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, seed_everything
 from fer_nb.loaders import dataloaders
 from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, FocalCrossEntropy, KeepBest, Mix, ResumableLearner, TrainingError,
                           fit_model, make_loaders, make_network, read_checkpoint, write_checkpoint)
@@ -599,3 +599,25 @@ def test_networks_and_loaders_of_a_fit(faces, tmp_path):
     dls = make_loaders(train, valid, Fit(bs=8, augment=None))
     x, _ = next(iter(dls.train))
     assert torch.equal(x, dls.train.x[dls.train.ids].float() / 255)
+
+
+# ---- dropout per stage ----
+
+def test_dropout_per_stage_is_of_a_hyfer_and_of_the_network_that_was_made():
+    made = make_network(Fit("light_full", stage_drop=0.2), EMOTIONS)
+    assert made.config.stage_drop == made.stage_drop.p == 0.2 and make_network(Fit("light_full"), EMOTIONS).stage_drop.p == 0
+    for network in ("resnet18", "sqsnet", "some.safetensors"):
+        with pytest.raises(ConfigError, match="stage_drop=0.2 of"):
+            make_network(Fit(network, stage_drop=0.2, pretrained=False), EMOTIONS)
+    with pytest.raises(ConfigError, match="stage_drop=1"):
+        Fit(stage_drop=1.0)
+
+
+def test_a_fit_refuses_a_network_without_the_dropout_it_names():
+    from fer_nb.synth import make_faces
+    ds = make_faces(60, seed=0)[0].where(split="train")
+    fit = Fit("light", epochs=1, bs=16, stage_drop=0.2)
+    dls = make_loaders(ds.take(np.arange(32)), ds.take(np.arange(32, len(ds))), fit)
+    with pytest.raises(ConfigError, match="not made with it"):
+        fit_model(make_network(Fit("light"), ds.labels), dls, fit)
+    assert len(fit_model(make_network(fit, ds.labels), dls, fit)) == 1
