@@ -253,7 +253,8 @@ def checked(
     if fault:
         raise ModelError(f"{name}: {fault}")
     out = np.full((n, len(labels)), np.nan)
-    out[found] = np.maximum(seen, 0) / np.maximum(seen, 0).sum(1, keepdims=True) if found.any() else seen[:, :0]
+    if found.any():
+        out[found] = np.maximum(seen, 0) / np.maximum(seen, 0).sum(1, keepdims=True)
     return out
 
 # %% ../nbs/53_bench.ipynb #bench033

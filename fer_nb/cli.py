@@ -30,7 +30,7 @@ from fastcore.basics import patch
 
 from . import __version__
 from .config import PRESETS, Fit, Preset, load_config, override, to_dict, tried
-from .core import (ConfigError, DataError, FERError, LabelError, keep_freed_memory, one_of,
+from .core import (ConfigError, DataError, FERError, LabelError, file_sha256, keep_freed_memory, one_of,
                          progress, show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES
@@ -774,13 +774,16 @@ class _EvaluateVerb(Verb):
                         help="what to look at (default: test)"),
         "--tta": dict(choices=("none", "flip", "five"), default="none",
                       help="views of an image (default: none)"),
+        "--headline": dict(action="store_true",
+                           help="by all judges in a dozen lines: the data's labels, one view and with the "
+                                "mirror image, with and without duplicates; with --votes FER+'s voters too"),
         "--shared": dict(action="store_true", help="where the labels differ: over those that both know"),
         "--exact": dict(action="store_true", help="of the duplicates, the byte-identical ones only"),
         "--out": dict(type=Path, metavar="FILE",
                       help="CSV (default: runs/DATA-evaluate/MODEL-SPLIT.csv)")} | _OVERWRITE
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
-        name = f"{weights_file(args.model, args.robust).stem}-{args.split}.csv"
+        name = f"{weights_file(args.model, args.robust).stem}-{args.split}{'-headline' * args.headline}.csv"
         return "out", args.out or Path("runs") / f"{args.data.resolve().stem}-evaluate" / name, False
 
     def run(self, args: argparse.Namespace) -> str:  # the table, and where it is
@@ -798,6 +801,8 @@ class _EvaluateVerb(Verb):
             net = net.to(pick_device())
         else:
             one_of("--device of an ONNX file", args.device or "cpu", ("cpu",))
+        if args.headline:
+            return self.headline(args, whole, net, path)
         images, judge = whole, "the data set's own labels"
         if args.votes is not None:
             whole = read_ferplus(args.votes, whole, num_classes=7 + ("contempt" in net.labels), splits=there)
@@ -828,8 +833,8 @@ class _EvaluateVerb(Verb):
         known = min(known, key=lambda text: "of this data set" not in text)
         _say("metrics and intervals")
         table = evaluate(z / temperature, part, args.tta, duplicates, intervals=1000)
-        about = {"model": path.name, "data": whole.fingerprint(), "split": args.split, "labels": judge,
-                 "temperature": temperature}
+        about = {"model": path.name, "weights": file_sha256(path), "data": whole.fingerprint(),
+                 "split": args.split, "labels": judge, "temperature": temperature}
         write_table(table.assign(model=path.stem), args.out)
         write_record(args.out.parent, [args.out.name], run_record(args.command, **about))
         looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
@@ -850,6 +855,47 @@ class _EvaluateVerb(Verb):
         issues = audit(whole.where(split=["train", args.split]), ("leak",),
                        None if args.exact else DuplicateSearch()).issues
         return set(issues.id)
+
+# %% ../nbs/60_cli.ipynb #evhead10
+@patch
+def headline(
+    self: _EvaluateVerb,
+    args: argparse.Namespace,   # of the command
+    whole: FERData,             # all splits
+    net: object,                # the network
+    path: Path,                 # its file
+) -> str:                       # the headline, and where it is
+    "All judges of one network; what others measured with the same weights beside them."
+    from fer_nb.evaluate import headline_of, measured_by_others
+    from fer_nb.metrics import headline_text
+    wrong = [f"{flag} beside --headline; one of the two expected" for flag, given in
+             {"--tta": args.tta != "none", "--shared": args.shared,
+              "a network that cuts faces out": getattr(net, "record", {}).get("faces") is not None}.items()
+             if given]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    if {*net.labels} != {*whole.labels}:
+        raise LabelError(f"{path.name} knows {', '.join(net.labels)}; {whole.name} has "
+                         f"{', '.join(whole.labels)}; the same labels expected for a headline")
+    part = whole.where(split=args.split).replace(labels=net.labels)
+    weights, card, facts = file_sha256(path), path.with_suffix(".json"), {}
+    with suppress(ValueError, OSError):  # no card, or a file that is none
+        facts = json.loads(card.read_text("utf-8"))
+    ours = isinstance(facts, dict) and facts.get("sha256") == weights  # not of an ONNX file beside it
+    others = measured_by_others(facts) if ours else ()
+    duplicates, record = self.duplicates(whole, args), getattr(net, "record", {})
+    temperature = float(record.get("temperature") or 1)
+    _say("metrics and intervals")
+    table = headline_of(net, part, duplicates, temperature)
+    write_table(table, args.out)
+    about = {"model": path.name, "weights": weights, "data": whole.fingerprint(), "split": args.split,
+             "temperature": temperature}
+    write_record(args.out.parent, [args.out.name], run_record(args.command, **about))
+    said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, temperature "
+            f"{temperature:g}", trained_on(record, whole, net.input_size)]
+    if len(others):
+        said += ["measured by others with these weights, not by this run:", others.to_string(index=False)]
+    return "\n".join([*said, "", headline_text(table).to_string(), "", f"table: {args.out}"])
 
 # %% ../nbs/60_cli.ipynb #benchvb1
 class _BenchVerb(Verb):
@@ -894,7 +940,7 @@ def models(
         with suppress(ValueError, OSError):
             known = json.loads(args.about.read_text(encoding="utf-8"))
         if not known or not isinstance(known, dict) or not all(isinstance(v, dict) for v in known.values()):
-            raise ConfigError(f"{args.about}: a JSON file with what is known of each model, by its name, expected")
+            raise ConfigError(f"--about {args.about}: what is known of each model, by its name, as JSON expected")
     names = [*filter(None, args.models.split(",")), *map(str, args.predictions)]
     return [contender(name.strip(), args.python, known.get(name.strip())) for name in names]
 
