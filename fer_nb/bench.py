@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FER2013', 'PREDICTIONS', 'NOT_FOUND', 'ModelError', 'Contender', 'contender', 'Ours', 'FerPackage', 'Worker',
            'checked', 'Answers', 'over_labels', 'found_scores', 'our_faces', 'are_crops', 'read_predictions', 'figures',
-           'bench_one', 'tests_of', 'bench', 'read_rows', 'leaderboard']
+           'tests_of', 'bench', 'read_rows', 'leaderboard']
 
 # %% ../nbs/53_bench.ipynb #bench005
 import json
@@ -48,12 +48,13 @@ class Contender:
     spec: str                        # `module:name`: a function of images; with settings, what makes one
     settings: dict | None = None     # arguments for that
     python: str = sys.executable     # the interpreter
-    about: dict = field(default_factory=dict)  # "trained on", "duplicates", "claimed", "source", as far as known
+    about: dict = field(default_factory=dict)  # "trained on", "duplicates", "claimed", "source", if known
 
 # %% ../nbs/53_bench.ipynb #bench012
 FER2013 = "FER2013's Training, without duplicates of the reported images"
 PREDICTIONS = "predictions"   # a contender that is a file of them
-_KNOWN = {"hyfer": {"trained on": FER2013, "duplicates": "no"}, "hyfer_robust": {"trained on": FER2013, "duplicates": "no"},
+_KNOWN = {"hyfer": {"trained on": FER2013, "duplicates": "no"},
+          "hyfer_robust": {"trained on": FER2013, "duplicates": "no"},
           "fer": {"trained on": "FER2013 (which part: not said)", "duplicates": "not known",
                   "source": "https://github.com/JustinShenk/fer"}}
 
@@ -142,7 +143,7 @@ def faces(
     self: FerPackage,
     grey: np.ndarray,        # uint8 (H, W)
 ) -> list[np.ndarray]:       # parts of it, the largest first
-    "The faces as the package cuts them: boxes of 50 pixels or more, made square, 10 pixels wider on each side."
+    "The faces as the package cuts them: boxes of at least 50 pixels, made square, 10 pixels wider all round."
     boxes = self.cascade.detectMultiScale(grey, 1.1, 5, flags=self.cv2.CASCADE_SCALE_IMAGE, minSize=(50, 50))
     mean = self.cv2.mean(grey[-2:])[0]
     wide = self.cv2.copyMakeBorder(grey, 40, 40, 40, 40, self.cv2.BORDER_CONSTANT, value=[mean] * 3)
@@ -189,8 +190,8 @@ class Worker:
         "Start the process. Raises `ConfigError` where the interpreter cannot be run."
         script = files("fer_nb") / "assets" / "bench_worker.py"
         try:
-            self.process = subprocess.Popen([self.model.python, str(script)], stdin=subprocess.PIPE, text=True,
-                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace")
+            self.process = subprocess.Popen([self.model.python, str(script)], text=True, errors="replace",
+                                            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE))
         except OSError as e:
             raise ConfigError(f"--python {self.model.python}: cannot be run ({e.strerror or e})") from e
         for stream, take in ((self.process.stdout, self.said.put), (self.process.stderr, self._note)):
@@ -223,7 +224,8 @@ def ask(
         raise ModelError(f"{self.model.name}: no answer within {self.seconds:g} seconds") from None
     if line is None:
         code = self.process.wait()
-        raise ModelError(f"{self.model.name}: its process ended (exit status {code}); {' / '.join(self.last[-1:])}")
+        last = "; ".join(self.last[-1:])
+        raise ModelError(f"{self.model.name}: its process ended (exit status {code}); {last}")
     answer = json.loads(line)
     if "error" in answer:
         raise ModelError(f"{self.model.name}: {answer['error']}")
@@ -244,7 +246,8 @@ def checked(
     if table.ndim != 2 or len(table) != n:
         fault = f"answers of shape {table.shape} for {n} images"
     elif found.any() and table.shape[1] != len(labels):
-        fault = f"{table.shape[1]} probabilities, {len(labels)} labels ({', '.join(labels) or 'none are named'})"
+        known = ", ".join(labels) or "none are named"
+        fault = f"{table.shape[1]} probabilities, {len(labels)} labels ({known})"
     elif not np.isfinite(seen).all():
         fault = f"{(~np.isfinite(seen)).any(1).sum()} of {n} answers are NaN or infinite"
     elif len(seen) and (seen.min() < -1e-6 or not percent and np.abs(total - 1).max() > .05):
@@ -297,8 +300,8 @@ def answers(
     if odd := [m for m in made if len(m["labels"]) and list(m["labels"]) != list(names)]:
         raise ModelError(f"{self.model.name}: labels {', '.join(odd[0]['labels'])} after {', '.join(names)}")
     none = np.full((batch, len(names)), np.nan)  # a batch without a face names no labels
-    tables = {"probs": np.concatenate([m["probs"] if len(m["labels"]) else none[:len(m["found"])] for m in made]),
-              "found": np.concatenate([m["found"] for m in made])}
+    probs = [m["probs"] if len(m["labels"]) else none[:len(m["found"])] for m in made]
+    tables = {"probs": np.concatenate(probs), "found": np.concatenate([m["found"] for m in made])}
     sums = {k: float(sum(m[k] for m in made)) for k in ("seconds", "cpu_seconds", "all_seconds")}
     return Answers([str(k) for k in names], **tables, **sums, peak_mb=max(float(m["peak_mb"]) for m in made))
 
@@ -322,8 +325,9 @@ def _part(
                 table, found = file["table"], file["found"]
         names = answer["labels"]
         probs = checked(table, found, names, len(part), self.model.name)
+        sums = ("seconds", "cpu_seconds", "all_seconds", "peak_mb")
         return {"labels": np.array(names, str), "probs": probs, "found": found,
-                **{k: np.float64(answer[k] or np.nan) for k in ("seconds", "cpu_seconds", "all_seconds", "peak_mb")}}
+                **{k: np.float64(answer[k] or np.nan) for k in sums}}
 
     def both() -> dict:
         first = asked()
@@ -356,7 +360,8 @@ def over_labels(
     own = _names(answers.labels, name)
     both = [k for k in labels if canonical_label(k) in own]
     if len(both) < 2:
-        raise ModelError(f"{name}: labels {', '.join(answers.labels)}; two of {', '.join(labels)} or more expected")
+        raise ModelError(f"{name}: labels {', '.join(answers.labels)}; two or more of {', '.join(labels)} "
+                         "expected")
     probs = np.zeros((len(answers.probs), len(labels)))
     for k in both:
         probs[:, labels.index(k)] = answers.probs[:, own.index(canonical_label(k))]
@@ -378,7 +383,8 @@ def found_scores(
     labels: Sequence[str],  # of the data
     intervals: int = 0,     # bootstrap resamples for columns low and high; 0: none
 ) -> pd.DataFrame:          # metric, value, n: those of `metrics.scores`, and not_found
-    "Every metric, equation (1): a face that was not found is a wrong answer; loss, Brier score and ECE are of those found."
+    """Every metric, equation (1): a face that was not found is a wrong answer; loss, Brier score and ECE are
+    of those that were found."""
     def table(rows: np.ndarray, more: bool) -> pd.DataFrame:
         p = np.hstack([np.nan_to_num(probs[rows]), ~found[rows, None]])[:, :len(labels) + more]
         names, z = [*labels, NOT_FOUND][:len(labels) + more], np.log(np.maximum(p, 1e-12))
@@ -396,7 +402,7 @@ def found_scores(
 def our_faces(
     ds: FERData,       # images
     side: int = 112,   # of the crops, pixels
-) -> FERData:          # the largest face of each image, (N, side, side[, 3]); column `face`: whether there was one
+) -> FERData:          # the largest face of each image (N, side, side, 3); column `face`: is there one
     "What our finder cuts out; a black square where it finds nothing, which is counted as not found."
     from fer_nb.faces import FaceFinder, brought_into_range, face_square
     find, crops, there = FaceFinder(), [], []
@@ -404,7 +410,8 @@ def our_faces(
         found = find(image)
         there.append(bool(found))
         best = max(found, key=lambda f: f.box[2] * f.box[3], default=None)
-        crop = face_square(brought_into_range(image), best, side) if found else np.zeros((side, side), np.uint8)
+        blank = np.zeros((side, side), np.uint8)
+        crop = face_square(brought_into_range(image), best, side) if found else blank
         crops.append(crop if crop.ndim == 3 else np.repeat(crop[..., None], 3, 2))
     return ds.replace(images=np.stack(crops)).assign(face=there)
 
@@ -420,25 +427,29 @@ def read_predictions(
     path: str | Path,   # a CSV file: id, and a column for each label
     ds: FERData,        # the images
 ) -> Answers:
-    "A file of predictions. Raises `DataError` for foreign and repeated ids, `ModelError` for what is no probability."
+    """A file of predictions. Raises `DataError` for foreign and repeated ids, `ModelError` for what is no
+    probability."""
     table, name = read_table(path), Path(path).stem
     labels = [c for c in table if c != "id"]
     if "id" not in table or not labels:
-        raise DataError(f"{path}: columns {', '.join(table)[:80]}; id and a column of probabilities for each label expected")
+        raise DataError(f"{path}: columns {', '.join(table)[:80]}; id, and a column of probabilities for "
+                        "each label, expected")
     ids = table.id.astype(str)
     odd = ids[ids.duplicated() | ~ids.isin(ds.df.id)]
     if len(odd):
-        raise DataError(f"{path}, row {odd.index[0] + 2}: id {odd.iloc[0]!r} is {'there twice' if (ids == odd.iloc[0]).sum() > 1 else 'of no image'}"
-                        f" ({len(odd)} such rows); one row an image expected")
+        what = "there twice" if (ids == odd.iloc[0]).sum() > 1 else "of no image"
+        raise DataError(f"{path}, row {odd.index[0] + 2}: id {odd.iloc[0]!r} is {what} ({len(odd)} such "
+                        "rows); one row an image expected")
     values = table[labels].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    probs = pd.DataFrame(checked(values, np.ones(len(values), bool), labels, len(values), name), ids).reindex(ds.df.id).to_numpy()
+    probs = checked(values, np.ones(len(values), bool), labels, len(values), name)
+    probs = pd.DataFrame(probs, ids).reindex(ds.df.id).to_numpy()
     return Answers(labels, probs, ~np.isnan(probs).any(1), *[float("nan")] * 3, None)
 
 # %% ../nbs/53_bench.ipynb #bench051
 def figures(
     answers: Answers,                # of a model
     ds: FERData,                     # the images, in order
-    duplicates: Collection[str] | None,  # ids of images with a duplicate in training data; None: not looked for
+    duplicates: Collection[str] | None,  # ids of images with a duplicate in training; None: not looked for
     name: str,                       # of the model
     intervals: int = 1000,           # see `found_scores`
 ) -> tuple[pd.DataFrame, dict, np.ndarray]:  # as from `evaluate.evaluate`; labels not in common; right (N,)
@@ -450,8 +461,10 @@ def figures(
         subsets = {"all": here}
         if duplicates is not None:
             subsets["without_duplicates"] = here & ~ds.df.id.isin(list(duplicates)).to_numpy()
-        tables += [result_table(found_scores(probs[rows], y[rows], ds.labels, intervals), ds.labels, split=split, subset=subset)
-                   for subset, rows in subsets.items() if rows.any()]
+        for subset, rows in subsets.items():
+            if rows.any():
+                table = found_scores(probs[rows], y[rows], ds.labels, intervals)
+                tables.append(result_table(table, ds.labels, split=split, subset=subset))
     right = answers.found & (np.nan_to_num(probs, nan=-1).argmax(1) == y)
     return pd.concat(tables, ignore_index=True), apart, right
 
@@ -469,7 +482,8 @@ def _asked(
     with Worker(model, seconds) as worker:
         for column, ds in columns.items():
             images = lambda part, ds=ds: [ds.image(k) for k in part]  # noqa: E731
-            found = worker.answers(images, len(ds), column != "own finder", store.part(column.replace(" ", "-")))
+            own = store.part(column.replace(" ", "-"))
+            found = worker.answers(images, len(ds), column != "own finder", own)
             if "face" in ds.df:     # our finder found none: nobody is asked about a black square
                 found.found = found.found & ds.df.face.to_numpy()
                 found.probs[~found.found] = np.nan
@@ -486,7 +500,7 @@ def _identity(
     return {"spec": model.spec, **of_file, "python": "" if weights else model.python}
 
 
-def bench_one(
+def _bench_one(
     model: Contender,             # to be measured
     columns: dict[str, FERData],  # see `bench`
     out: Path,                    # folder of the rows
@@ -497,19 +511,23 @@ def bench_one(
     "Measure one model, and write its row, also where it fails."
     print(f"bench: {model.name}", file=sys.stderr, flush=True)
     first = next(iter(columns.values()))
-    store = Store(out / "answers" / model.name / first.fingerprint(), _identity(model), stale="remake", damaged="remake")
+    place = out / "answers" / model.name / first.fingerprint()
+    store = Store(place, _identity(model), stale="remake", damaged="remake")
     row, rights = {"model": model.name, **about, "known": model.about, "spec": model.spec, "fault": ""}, {}
     try:
         found = _asked(model, columns, store, seconds)
         tables = []
         for column, answers in found.items():
-            table, apart, rights[column] = figures(answers, columns.get(column, first), duplicates, model.name)
+            ds = columns.get(column, first)
+            table, apart, rights[column] = figures(answers, ds, duplicates, model.name)
             tables.append(table.assign(column=column))
             row |= {"labels": answers.labels, "not in common": apart}
-        row["figures"] = json.loads(pd.concat(tables).drop(columns="labels").round(6).to_json(orient="records"))
+        table = pd.concat(tables).drop(columns="labels").round(6)
+        row["figures"] = json.loads(table.to_json(orient="records"))
         row["speed"] = {c: {"ms": round(1000 * a.seconds / len(a.found), 3),
                             "cpu_ms": round(1000 * a.cpu_seconds / len(a.found), 3),
-                            "overhead": round(a.all_seconds / max(a.seconds, 1e-9), 3), "peak_mb": round(a.peak_mb)}
+                            "overhead": round(a.all_seconds / max(a.seconds, 1e-9), 3),
+                            "peak_mb": round(a.peak_mb)}
                         for c, a in found.items() if a.peak_mb is not None}
     except ModelError as e:
         row["fault"] = str(e)
@@ -520,7 +538,7 @@ def bench_one(
 
 # %% ../nbs/53_bench.ipynb #bench054
 def tests_of(
-    rows: Sequence[dict],   # from `bench_one`, the first is what the others are compared with
+    rows: Sequence[dict],   # from `bench`, the first is what the others are compared with
 ) -> pd.DataFrame:          # model, column, n, difference, low, high (accuracy, points of a share), p, p_holm
     "McNemar's test of each model against the first, in each column; one Holm family."
     done, found = [r for r in rows if r["right"]], []
@@ -551,8 +569,9 @@ def bench(
     columns = {"own finder": ds, "as they are" if crops else "our crops": ds if crops else our_faces(ds)}
     about = run_record(command, data=ds.name, fingerprint=ds.fingerprint(),
                        splits={str(k): int(v) for k, v in ds.df.split.value_counts().items()},
-                       duplicates="not looked for" if duplicates is None else int(ds.df.id.isin(list(duplicates)).sum()))
-    rows = [bench_one(m, columns, out, duplicates, seconds, about) for m in models]
+                       duplicates="not looked for" if duplicates is None else
+                       int(ds.df.id.isin(list(duplicates)).sum()))
+    rows = [_bench_one(m, columns, out, duplicates, seconds, about) for m in models]
     tests = tests_of(rows)
     if len(tests):
         with atomic_file(out / f"{about['date'][:10]}-tests.csv") as aside:
@@ -570,18 +589,20 @@ def read_rows(
             row = json.loads(path.read_text(encoding="utf-8"))
             latest[row["model"], row["fingerprint"]] = row
         except (ValueError, KeyError, TypeError) as e:
-            raise DataError(f"{path}: no row of a bench ({type(e).__name__}: {e}); one written by `fer-nb bench` expected") from e
+            raise DataError(f"{path}: no row of a bench ({type(e).__name__}: {e}); one written by "
+                            "`fer-nb bench` expected") from e
     if not latest:
-        raise DataError(f"{folder}: no rows; files such as 2026-11-28-hyfer.json, by `fer-nb bench --out`, expected")
+        raise DataError(f"{folder}: no rows; files such as 2026-11-28-hyfer.json, of `fer-nb bench --out`, "
+                        "expected")
     return list(latest.values())
 
 # %% ../nbs/53_bench.ipynb #bench062
-_METRICS = {"accuracy": "accuracy %", "balanced_accuracy": "balanced %", "macro_f1": "macro F1 %", "ece": "ECE",
-            "not_found": "not found %"}
+_METRICS = {"accuracy": "accuracy %", "balanced_accuracy": "balanced %", "macro_f1": "macro F1 %",
+            "ece": "ECE", "not_found": "not found %"}
 
 
 def leaderboard(
-    rows: Sequence[dict] | str | Path,  # from `bench_one`, or the folder they lie in
+    rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
 ) -> pd.DataFrame:                      # a line for each data set, split, column and model; no empty columns
     "The figures side by side, the most accurate first; a model that failed stands last, with its fault."
     rows = read_rows(rows) if isinstance(rows, (str, Path)) else rows
@@ -607,6 +628,7 @@ def leaderboard(
     table = pd.DataFrame(lines)
     by = [c for c in ("data", "split", "column") if c in table]
     if "accuracy %" in table:
-        table = table.sort_values([*by, "accuracy %"], ascending=[True] * len(by) + [False], kind="stable", na_position="last")
+        up = [True] * len(by) + [False]
+        table = table.sort_values([*by, "accuracy %"], ascending=up, kind="stable", na_position="last")
     empty = [c for c in table if table[c].isna().all() or (table[c].astype(str) == "").all()]
     return table.drop(columns=empty).reset_index(drop=True)

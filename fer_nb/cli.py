@@ -907,12 +907,15 @@ class _BenchVerb(Verb):
                    "hangs or answers nonsense has a row that says so. Answers are kept, and asked for once.")
     options = {"--data": dict(type=Path, metavar="PATH", help="a folder, FER2013's CSV or a list of images"),
                "--models": dict(default="hyfer,hyfer_robust", metavar="A,B,...",
-                                help="hyfer, hyfer_robust, fer, a .safetensors or .onnx file, the folder of a "
-                                     "run, torch:module:name, module:function, or a .csv file of predictions; "
-                                     "the others are compared with the first (default: the shipped ones)"),
+                                help="hyfer, hyfer_robust, fer, a .safetensors or .onnx file, the folder "
+                                     "of a run, torch:module:name, module:function, or a .csv file of "
+                                     "predictions; the others are compared with the first (default: the "
+                                     "shipped ones)"),
                "--predictions": dict(type=Path, action="append", default=[], metavar="CSV",
-                                     help="id and a column of probabilities for each label; may be given again"),
-               "--python": dict(metavar="PATH", help="interpreter of the module:function models (default: this)"),
+                                     help="id, and a column of probabilities for each label; may be given "
+                                          "again"),
+               "--python": dict(metavar="PATH",
+                                help="interpreter of the module:function models (default: this)"),
                "--split": dict(choices=("train", "valid", "test"), default="test",
                                help="what to look at (default: test)"),
                "--exact": dict(action="store_true", help="of the duplicates, the byte-identical ones only"),
@@ -922,7 +925,8 @@ class _BenchVerb(Verb):
                                help='what is known, by model: {"fer": {"trained on": ..., "duplicates": ..., '
                                     '"claimed": ..., "source": ...}}'),
                "--show": dict(type=Path, metavar="DIR", help="only show the rows that lie there"),
-               "--out": dict(type=Path, metavar="DIR", help="folder of the rows (default: runs/bench)")} | _READING
+               "--out": dict(type=Path, metavar="DIR",
+                             help="folder of the rows (default: runs/bench)")} | _READING
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
         return "out", None if args.show else args.out or Path("runs/bench"), True
@@ -940,7 +944,8 @@ def models(
         with suppress(ValueError, OSError):
             known = json.loads(args.about.read_text(encoding="utf-8"))
         if not known or not isinstance(known, dict) or not all(isinstance(v, dict) for v in known.values()):
-            raise ConfigError(f"--about {args.about}: what is known of each model, by its name, as JSON expected")
+            raise ConfigError(f"--about {args.about}: what is known of each model, by its name, as JSON "
+                              "expected")
     names = [*filter(None, args.models.split(",")), *map(str, args.predictions)]
     return [contender(name.strip(), args.python, known.get(name.strip())) for name in names]
 

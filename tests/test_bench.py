@@ -1,0 +1,212 @@
+"""The bench: answers checked and counted against plain loops, models that fail, rows as files, predictions without a model."""
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import f1_score
+
+from fer_nb.bench import (Answers, ModelError, Worker, are_crops, bench, checked, contender, found_scores, leaderboard, over_labels,
+                          read_predictions)
+from fer_nb.cli import main
+from fer_nb.compare import holm, mcnemar
+from fer_nb.core import EMOTIONS, ConfigError, DataError
+from fer_nb.synth import make_faces
+
+TOYS = """
+import os, time, numpy as np
+LABELS = ["Happiness", "Sadness", "Anger", "Disgust", "Fear", "Surprise", "Neutral"]
+asked = 0
+def mean(images): return np.array([np.roll(np.r_[.4, np.full(6, .1)], int(im.mean()) % 7) for im in images])
+def half(images): return [None if im.mean() % 2 < 1 else dict(zip(LABELS, row)) for im, row in zip(images, mean(images))]
+def whole(images, cropped=False): return mean(images) if cropped else [None] * len(images)
+def percent(images): return mean(images) * 100
+def few(images): return mean(images)[:, :3]
+def short(images): return mean(images)[1:]
+def odd(images): return mean(images) * np.nan
+def sums(images): return mean(images) * 3
+def names(images): return [{"joy": .5, "boredom": .5}] * len(images)
+def loud(images):
+    print("a line\\\\n{}" * 3); os.system("echo from a child")
+    return mean(images)
+def leaves(images): os._exit(7)
+def raises(images): raise RuntimeError("no such layer")
+def sleeps(images): time.sleep(600)
+def another(images): return np.random.default_rng().dirichlet(np.ones(7), len(images))
+def counted(images):
+    with open("asked.txt", "a") as file: file.write(f"{len(images)} ")
+    return mean(images)
+"""
+
+
+@pytest.fixture(autouse=True)
+def toys(tmp_path, monkeypatch):
+    (tmp_path / "toys.py").write_text(TOYS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return make_faces(90, seed=2, size=48, defects=None, balance="uniform")[0].assign(split="test")
+
+
+def as_toy(ds, name):
+    "What the toy says, by a plain loop: positions in the labels of the data, -1 without a face."
+    order = ["happy", "sad", "angry", "disgust", "fear", "surprise", "neutral"]
+    said = []
+    for k in range(len(ds)):
+        mean = ds.image(k).mean()
+        no = name == "half" and mean % 2 < 1
+        said.append(-1 if no else ds.labels.index(order[int(mean) % 7]))
+    return np.array(said)
+
+
+@pytest.mark.parametrize("name", ["mean", "half", "percent", "loud"])
+def test_a_row_is_what_a_loop_counts(faces, tmp_path, name):
+    table = bench(faces, [contender(f"toys:{name}")], tmp_path / "rows")
+    said, y = as_toy(faces, name), faces.targets()
+    assert set(table.column) == {"own finder", "as they are"} and (table.n == 90).all() and "fault" not in table
+    assert table["accuracy %"].tolist() == pytest.approx([100 * np.mean(said == y)] * 2, abs=1e-3)
+    assert table["not found %"].tolist() == pytest.approx([100 * np.mean(said < 0)] * 2, abs=1e-3)
+    recalls = [np.mean(said[y == c] == c) for c in range(7) if (y == c).any()]
+    assert table["balanced %"].tolist() == pytest.approx([100 * np.mean(recalls)] * 2, abs=1e-3)
+    f1 = f1_score(y, said, labels=np.unique(y), average="macro", zero_division=0)
+    assert table["macro F1 %"].tolist() == pytest.approx([100 * f1] * 2, abs=1e-3)
+
+
+def test_a_function_that_knows_the_word_is_told_which_are_faces(faces, tmp_path):
+    table = bench(faces, [contender("toys:whole")], tmp_path / "rows").set_index("column")
+    assert table.loc["own finder", ["accuracy %", "not found %"]].tolist() == [0, 100] and table.loc["as they are", "not found %"] == 0
+
+
+@pytest.mark.parametrize("name,said", [
+    ("few", "3 probabilities, 7 labels"), ("short", "63 answers|shape .63, 7. for 64 images"), ("odd", "64 of 64 answers are NaN"),
+    ("sums", "no probabilities"), ("names", "labels joy, boredom"), ("leaves", "ended .exit status 7"), ("raises", "RuntimeError: no such layer"),
+    ("another", "other answers"), ("nothing", "no attribute 'nothing'")])
+def test_a_model_that_fails_has_a_row_and_the_others_finish(faces, tmp_path, name, said):
+    table = bench(faces, [contender(f"toys:{name}"), contender("toys:mean")], tmp_path / "rows")
+    assert list(table.model) == ["toys.mean", "toys.mean", f"toys.{name}"]
+    fault = table.fault.iloc[-1]
+    assert pd.Series([fault]).str.contains(said).all(), fault
+    assert len(fault.splitlines()) <= 3 and set(leaderboard(tmp_path / "rows").model) == {"toys.mean", f"toys.{name}"}
+
+
+def test_one_that_hangs_is_ended(faces, tmp_path):
+    table = bench(faces, [contender("toys:sleeps")], tmp_path / "rows", seconds=3)
+    assert table.fault.tolist() == ["toys.sleeps: no answer within 3 seconds"]
+
+
+def test_a_second_bench_asks_nobody_and_gives_the_same(faces, tmp_path):
+    first = bench(faces, [contender("toys:counted")], tmp_path / "rows")
+    asked = Path("asked.txt").read_text()
+    second = bench(faces, [contender("toys:counted")], tmp_path / "rows")
+    assert asked == Path("asked.txt").read_text() == "64 64 26 64 64 26 "          # the first images twice, in both columns
+    pd.testing.assert_frame_equal(first, second)
+    next((tmp_path / "rows/answers").rglob("faces-64.npz")).unlink()           # broken off
+    bench(faces, [contender("toys:counted")], tmp_path / "rows")
+    assert Path("asked.txt").read_text() == asked + "26 "
+    bench(faces.take(np.arange(60)), [contender("toys:counted")], tmp_path / "rows")  # other images: other answers
+    assert Path("asked.txt").read_text() == asked + "26 60 60 60 60 "
+
+
+def test_the_others_are_compared_with_the_first(faces, tmp_path):
+    bench(faces, [contender(f"toys:{n}") for n in ("mean", "half", "percent", "odd")], tmp_path / "rows")
+    tests, y = pd.read_csv(next((tmp_path / "rows").glob("*tests.csv"))), faces.targets()
+    assert list(tests.against) == ["toys.half"] * 2 + ["toys.percent"] * 2
+    expected = mcnemar(as_toy(faces, "mean") == y, as_toy(faces, "half") == y)
+    assert tests[["difference", "low", "high", "p"]].iloc[0].tolist() == pytest.approx(list(expected)[3:])
+    assert tests.p_holm.tolist() == pytest.approx(holm(tests.p))
+
+
+def test_duplicates_are_taken_out_beside(faces, tmp_path):
+    known = set(faces.df.id[:30])
+    table = bench(faces, [contender("toys:mean")], tmp_path / "rows", known)
+    right = (as_toy(faces, "mean") == faces.targets())[30:]
+    assert table["without duplicates %"].tolist() == pytest.approx([100 * right.mean()] * 2, abs=1e-3)
+    row = json.loads(next((tmp_path / "rows").glob("*mean.json")).read_text())
+    assert row["duplicates"] == 30 and row["splits"] == {"test": 90} and row["versions"]["numpy"] == np.__version__
+
+
+def test_labels_are_mapped_by_name_and_what_is_not_in_common_is_said():
+    said = Answers(["Joy", "Anger", "contempt"], np.array([[.2, .2, .6], [0, 0, 1], [np.nan] * 3]), np.array([True, True, False]), 1, 1, 1, 1)
+    probs, apart = over_labels(said, ("angry", "happy", "sad"))
+    assert np.allclose(probs, [[.5, .5, 0], [.5, .5, 0], [np.nan] * 3], equal_nan=True)
+    assert apart == {"unused": ["contempt"], "lacking": ["sad"]}
+    for labels in (["Joy", "happy"], ["joy", "boredom"], []):
+        with pytest.raises(ModelError, match="labels"):
+            over_labels(Answers(labels, np.ones((1, len(labels))), np.array([True]), 1, 1, 1, 1), ("angry", "happy"))
+
+
+def test_probabilities_are_checked():
+    ok = np.array([[.25, .75], [.5, .5]])
+    assert np.array_equal(checked(ok, np.ones(2, bool), ["a", "b"], 2, "m"), ok)
+    assert np.allclose(checked(ok * 1.02, np.ones(2, bool), ["a", "b"], 2, "m"), ok)     # rounded to two digits
+    for bad in (-ok, ok * 2, ok[0], ok[:1], np.where(ok == .25, np.inf, ok)):
+        with pytest.raises(ModelError):
+            checked(bad, np.ones(len(bad), bool), ["a", "b"], 2, "m")
+
+
+def test_calibration_is_of_the_faces_that_were_found():
+    rng = np.random.default_rng(0)
+    p, y = rng.dirichlet(np.ones(7), 200), rng.integers(0, 7, 200)
+    p[::4] = np.nan
+    table, found = found_scores(p, y, EMOTIONS).set_index("metric"), ~np.isnan(p).any(1)
+    assert table.n[["accuracy", "ece", "brier", "loss"]].tolist() == [200, 150, 150, 150]
+    assert table.value["loss"] == pytest.approx(-np.log(p[found, y[found]]).mean())
+    assert table.value["brier"] == pytest.approx(((p[found] - np.eye(7)[y[found]])**2).sum(1).mean())
+    assert not table.index.str.contains("no face").any()
+
+
+def test_predictions_without_the_model(faces, tmp_path):
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet(np.ones(7), 90)
+    sheet = pd.DataFrame(p, columns=EMOTIONS).assign(id=faces.df.id.to_numpy()).sample(frac=1, random_state=0)
+    sheet.iloc[:80].to_csv(tmp_path / "mine.csv", index=False)
+    row = bench(faces, [contender("mine.csv")], tmp_path / "rows").iloc[0]
+    there = faces.df.id.isin(sheet.id.iloc[:80]).to_numpy()
+    order = [EMOTIONS.index(k) for k in faces.labels]
+    assert row["accuracy %"] == pytest.approx(100 * np.mean(there & (p[:, order].argmax(1) == faces.targets())), abs=1e-3)
+    assert row["not found %"] == pytest.approx(100 * 10 / 90, abs=1e-3) and row.column == "predictions"
+    for bad, said in ((sheet.assign(id="x"), "of no image|twice"), (sheet.drop(columns="id"), "columns"), (pd.concat([sheet, sheet]), "twice")):
+        bad.to_csv(tmp_path / "bad.csv", index=False)
+        with pytest.raises(DataError, match=said):
+            read_predictions(tmp_path / "bad.csv", faces)
+
+
+def test_the_command(tmp_path, capsys):
+    drawn = make_faces(40, seed=1, size=96, defects=None, balance="uniform")[0]
+    for k in range(len(drawn)):
+        to = tmp_path / "data" / ("train", "test")[k % 2] / drawn.df.label[k] / f"{k}.png"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.image(k)).save(to)
+    about = tmp_path / "about.json"
+    about.write_text(json.dumps({"toys:mean": {"claimed": "99 %", "source": "a poster"}}))
+    command = ["bench", "--data", "data", "--models", "toys:mean,toys:odd", "--exact", "--about", str(about), "--out", "rows"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "0 of 20 have a duplicate" in said and "99 %" in said and "a poster" in said and "toys.odd: 20 of 20 answers are NaN" in said
+    assert main(["bench", "--show", "rows"]) == 0 and "toys.mean" in capsys.readouterr().out
+    for wrong, text in ((["--show", "data"], "no rows"), ([], "neither --data nor --show"), (["--data", "data", "--split", "valid"], "no images of the split"),
+                        (["--data", "data", "--models", "hyfre"], "hyfre"), (["--data", "data", "--about", "rows"], "--about rows"),
+                        (["--data", "data", "--models", "toys:mean,toys:mean"], "twice")):
+        assert main(["bench", *wrong]) == 2 and text in capsys.readouterr().err
+
+
+def test_an_interpreter_that_cannot_be_run(faces, tmp_path):
+    with pytest.raises(ConfigError, match="cannot be run"), Worker(contender("toys:mean", str(tmp_path / "no-python"))) as worker:
+        worker.ready()
+    assert are_crops(faces) and not are_crops(make_faces(9, size=128)[0])
+
+
+@pytest.mark.slow
+def test_the_shipped_network_is_what_evaluate_says(faces, tmp_path):
+    from fer_nb.evaluate import evaluate
+    from fer_nb.models import load_hyfer
+    row = bench(faces, [contender("hyfer")], tmp_path / "rows").set_index("column").loc["as they are"]
+    net = load_hyfer(contender("hyfer").settings["weights"])
+    expected = evaluate(net, faces.replace(labels=net.labels)).set_index("metric").value
+    assert row["accuracy %"] == pytest.approx(100 * expected["accuracy"], abs=1e-3)
