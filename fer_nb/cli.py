@@ -949,6 +949,11 @@ class _PredictVerb(Verb):
         "--overwrite": dict(action="store_true", help="replace what is there under --to"),
         "--crop": dict(action=argparse.BooleanOptionalAction, default=True,
                        help="look for faces; --no-crop: each image is one face (default: --crop)"),
+        "--merge": dict(action="append", default=[], metavar="NAME=LABEL,…",
+                        help="one label in place of several, its probability their sum, or another name of "
+                             "one: negative=angry,disgust,fear,sad; may be given again"),
+        "--keep": dict(default="", metavar="LABEL,…", help="these labels alone, their probabilities divided "
+                       "by their sum"),
         "--only-reliable": dict(action="store_true", help="leave out faces whose emotion should not be "
                                 "relied on: small, dark, blurred, turned away, hidden, …; each is noted"),
         "--smallest": dict(type=float, default=0.125, metavar="SHARE",
@@ -971,6 +976,12 @@ class _PredictVerb(Verb):
         if not one or args.camera is None and args.seconds is not None:
             raise ConfigError("--seconds goes with --camera" if one else
                               "PHOTO, FOLDER, VIDEO or --camera N expected, one or the other")
+        args.merge = [text.partition("=")[::2] for text in args.merge]
+        names = [name for name, _ in args.merge]
+        odd = [name or "--merge" for name, parts in args.merge if not parts or names.count(name) > 1]
+        if odd:
+            raise ConfigError(f"--merge {', '.join(dict.fromkeys(odd))}: NAME=LABEL,LABEL expected, each NAME "
+                              "once, such as negative=angry,sad")
         args.out = args.out if args.out == "annotated" else format_of(args.to, args.out)
         streams = [p for p in args.paths if "://" in p]
         if streams:
@@ -990,7 +1001,9 @@ class _PredictVerb(Verb):
         from fer_nb.faces import FaceFinder, landmarker_file
         from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
-        recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device)
+        merge = {name: [e.strip() for e in parts.split(",")] for name, parts in args.merge}
+        recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device, merge=merge,
+                                keep=[e.strip() for e in args.keep.split(",") if e.strip()])
         counts = Counter()
         if args.crop:
             landmarker_file()  # where it is missing, that is known before the first line
