@@ -538,7 +538,12 @@ def _recognise(self: Recogniser, images: Sequence[np.ndarray]) -> list[list[Face
 def _found(self: Recogniser, image: np.ndarray) -> list[FoundFace]:
     h, w = image.shape[:2]
     whole = FoundFace(np.array([0., 0, w, h]), np.nan, np.full((6, 2), np.nan))
-    return self.finder(image) if self.crop else [whole]
+    try:
+        return self.finder(image) if self.crop else [whole]
+    except ConfigError as e:
+        if isinstance(e.__cause__, ImportError):   # the finder names its file, which is not what is missing
+            _imported(e.__cause__.name or "mediapipe", "mediapipe", "finding faces")
+        raise
 
 
 @patch
