@@ -19,14 +19,21 @@ WAYS = {"fer-nb predict photo.png": ["-m", "fer_nb", "predict", "photo.png"],
         "import fer_nb.predict": ["-c", "import fer_nb.predict"]}
 
 
+ASIDE = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+"""   # a small process, as a new one inherits the peak of the one that starts it
+
+
 def once(python: str, words: list[str], folder: str) -> tuple[float, float]:
     "Processor seconds and megabytes at the peak of a new process."
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([python, *words], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0, words
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    said = subprocess.run([python, "-S", "-c", ASIDE, python, *words], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, check=True).stdout
+    status, seconds, memory = map(float, said.split())
+    assert status == 0, words
+    return seconds, memory
 
 
 def main() -> None:
