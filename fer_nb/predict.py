@@ -296,7 +296,8 @@ def _from_array(
 ) -> np.ndarray:     # uint8 (H, W) or (H, W, 3)
     "Bring an array to bytes. Raises `ImageError` for what would have to be guessed."
     image = image.detach().cpu() if hasattr(image, "detach") else image   # a tensor
-    image = image.float() if "float" in str(getattr(image, "dtype", "")) and hasattr(image, "float") else image
+    half = "float" in str(getattr(image, "dtype", "")) and hasattr(image, "float")
+    image = image.float() if half else image              # NumPy has no bfloat16
     a, what = np.empty(0, object), type(image).__name__
     with suppress(TypeError, ValueError, RuntimeError):   # what cannot be an array is refused below
         a = np.asarray(image) if hasattr(image, "__array__") else a
@@ -458,7 +459,7 @@ DOUBTS = {"side": Doubt("small", 28, 60, 0.139),            # of the box, pixels
           "white": Doubt("dark", 7),                       # of its brightest parts, 0 to 255
           "fine": Doubt("blurred", 0.111, .16, 0.706),        # mean second difference, in standard deviations
           "nose": Doubt("turned away", .67, above=True),   # off the middle of the eyes, in their distance
-          "eyes": Doubt("partly hidden", 0.188, .4, 0.163),    # structure of the poorer eye, in that of the face
+          "eyes": Doubt("partly hidden", 0.188, .4, 0.163),   # structure of the poorer eye, in the face's
           "mouth": Doubt("partly hidden", 0.15, .35, 0.215),   # the same of the mouth
           "gap": Doubt("emotions level", 0.313),           # between the two largest probabilities
           "margin": Doubt("orientation uncertain", .02),   # of the best turn over the next
@@ -481,7 +482,7 @@ def signs(
     image: np.ndarray,       # uint8 (H, W) or (H, W, 3), as it came
     found: FoundFace,        # in it; its points NaN where no face was looked for
     crop: np.ndarray,        # uint8, what the network gets
-) -> dict[str, float]:       # by the names in `DOUBTS`; without those that need a found face where there is none
+) -> dict[str, float]:       # by the names in `DOUBTS`; fewer where no face was looked for
     "What can be measured of a face before its emotion is known."
     def grey(im: np.ndarray) -> np.ndarray:
         return (im if im.ndim == 2 else im @ np.array([.299, .587, .114])).astype(float)
@@ -502,7 +503,7 @@ def signs(
 
 def warmth(
     measured: Mapping[str, float],   # from `signs`
-) -> float:                          # what multiplies the network's temperature; 1 where no face was looked for
+) -> float:                          # multiplies the temperature; 1 where no face was looked for
     "How much less sure the network should be of a face than of a whole, clear one."
     if "eyes" not in measured:
         return 1.0
@@ -676,7 +677,8 @@ def annotate(
     bars: bool = True,       # draw the probabilities too
     font: str | Path = "",   # a font file for the names; "": see `lettering`
 ) -> np.ndarray:             # uint8 (H, W, 3)
-    "The image with its faces, their emotions and the probabilities drawn into it. Raises `ImageError`, `ConfigError`."
+    """The image with its faces, their emotions and the probabilities drawn into it. Raises `ImageError`, and
+    `ConfigError` for a file that is no font."""
     im = Image.fromarray(as_image(image)).convert("RGB")
     draw, unit, green = ImageDraw.Draw(im, "RGBA"), max(9, round(max(im.size) / 45)), (80, 255, 120)
     if font and not has_glyphs(str(font), ""):
@@ -1067,31 +1069,12 @@ class _Video:
             try:
                 self.source = index(self.source)
             except TypeError as e:
-                raise ConfigError(f"{type(self.source).__name__}: a video file, the address of a stream or the "
-                                  "number of a camera expected; frames in memory: many()") from e
-
-    def open(self) -> Any:       # a cv2.VideoCapture
-        "Open the source with OpenCV; where that fails, `end` says why. Raises `ConfigError` without OpenCV."
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        cv2 = _imported("cv2", "opencv-python-headless", "reading videos and cameras")
-        camera, path = isinstance(self.source, int), Path(str(self.source))
-        why = "" if camera or "://" in str(self.source) or path.is_file() and path.stat().st_size else \
-            "an empty file" if path.is_file() else "no such video" + \
-            f"; a camera is the number {self.source}" * str(self.source).isdecimal()
-        found = () if why else (self.source if camera else str(self.source),)
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error below is enough
-        try:
-            capture = cv2.VideoCapture(*found)
-        finally:
-            cv2.utils.logging.setLogLevel(level)
-        if not capture.isOpened():
-            self.end = f"camera {self.source}: cannot be opened; is one there, and free?" if camera else \
-                f"{self.source}: {why or 'not a video that OpenCV can read'}"
-        return capture
+                raise ConfigError(f"{type(self.source).__name__}: a video file, the address of a stream or "
+                                  "the number of a camera expected; frames in memory: many()") from e
 
     def __iter__(self) -> Iterator[tuple[int, float, np.ndarray]]:  # number, seconds, RGB
         "Read frame by frame. Raises `DataError` where there is none."
-        capture, k, start = self.open(), 0, time.monotonic()
+        capture, k, start = self.opened(), 0, time.monotonic()
         fps, expected = capture.get(5) or 25.0, int(capture.get(7))  # cv2.CAP_PROP_FPS, CAP_PROP_FRAME_COUNT
         live, at = isinstance(self.source, int) or "://" in str(self.source) and expected <= 0, -1 / fps
         try:
@@ -1117,6 +1100,27 @@ class _Video:
         short = missing > max(1, expected // 50) and seconds > max(2.5 * step, 0.02 * expected / fps)
         if live or short and cut_off(self.source) is not False:
             self.end = f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
+
+# %% ../nbs/50_predict.ipynb #video002
+@patch
+def opened(self: _Video) -> Any:   # a cv2.VideoCapture
+    "Open the source with OpenCV; where that fails, `end` says why. Raises `ConfigError` without OpenCV."
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2 = _imported("cv2", "opencv-python-headless", "reading videos and cameras")
+    camera, path = isinstance(self.source, int), Path(str(self.source))
+    why = "" if camera or "://" in str(self.source) or path.is_file() and path.stat().st_size else \
+        "an empty file" if path.is_file() else "no such video" + \
+        f"; a camera is the number {self.source}" * str(self.source).isdecimal()
+    found = () if why else (self.source if camera else str(self.source),)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error below is enough
+    try:
+        capture = cv2.VideoCapture(*found)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if not capture.isOpened():
+        self.end = f"camera {self.source}: cannot be opened; is one there, and free?" if camera else \
+            f"{self.source}: {why or 'not a video that OpenCV can read'}"
+    return capture
 
 # %% ../nbs/50_predict.ipynb #cut00001
 _FRAME_PIXELS = 6_000_000   # of the frames that are in memory together
