@@ -951,6 +951,10 @@ class _PredictVerb(Verb):
                        help="look for faces; --no-crop: each image is one face (default: --crop)"),
         "--only-reliable": dict(action="store_true", help="leave out faces whose emotion should not be "
                                 "relied on: small, dark, blurred, turned away, hidden, …; each is noted"),
+        "--pose": dict(action="store_true", help="more columns: yaw, pitch and roll of the head, degrees"),
+        "--blendshapes": dict(action="store_true", help="more columns: 52 coefficients of the expression"),
+        "--action-units": dict(action="store_true", help="more columns: proxies of FACS action units from "
+                               "the blendshapes; they are no coded units"),
         "--smallest": dict(type=float, default=0.125, metavar="SHARE",
                            help="smallest face to look for, in longer sides of the image; half of it takes "
                                 "about four times as long (default: %(default)s; where nothing is found, one "
@@ -965,8 +969,15 @@ class _PredictVerb(Verb):
         drawn = args.out == "annotated"
         return "to", args.to or (Path("predicted") if drawn else None), drawn
 
+    def measures(self, args: argparse.Namespace) -> list[str]:
+        "What is asked for beside the emotions."
+        asked = {"pose": args.pose, "blendshapes": args.blendshapes, "action units": args.action_units}
+        return [kind for kind, wanted in asked.items() if wanted]
+
     def check(self, args: argparse.Namespace) -> None:
         "Refuse a call without input. Raises `FERError`."
+        if not args.crop and self.measures(args):
+            raise ConfigError("--pose, --blendshapes and --action-units need the faces; not with --no-crop")
         one = bool(args.paths) != (args.camera is not None)
         if not one or args.camera is None and args.seconds is not None:
             raise ConfigError("--seconds goes with --camera" if one else
@@ -990,7 +1001,8 @@ class _PredictVerb(Verb):
         from fer_nb.faces import FaceFinder, landmarker_file
         from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
-        recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device)
+        recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device,
+                                measure=self.measures(args))
         counts = Counter()
         if args.crop:
             landmarker_file()  # where it is missing, that is known before the first line
@@ -1009,7 +1021,8 @@ class _PredictVerb(Verb):
             if args.out == "annotated":
                 write_annotated(results, to, args.paths, args.overwrite, count)
             else:
-                write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count)
+                write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count,
+                              recogniser.more)
         except KeyboardInterrupt:
             print(f"fer-nb: interrupted after {counts.total() - counts['faces']} images; what was done stays",
                   file=sys.stderr)

@@ -962,8 +962,8 @@ def upright(
                 turned[turn] += 0 if face is None else face.look
             else:
                 faces.append(face)
-    rest = refused + [p for p in proposals if p.score < self.confidence and not _among(p, refused, smaller=False)]
-    return self.straightened(im, faces), turned, rest
+    rest = [p for p in proposals if p.score < self.confidence and not _among(p, refused, smaller=False)]
+    return self.straightened(im, faces), turned, refused + rest
 
 # %% ../nbs/06_faces.ipynb #look0006
 @patch
@@ -1059,9 +1059,10 @@ def pose_angles(
     rotation: np.ndarray,   # (3, 3) or (4, 4), from the face's own axes to the camera's
 ) -> tuple[float, float, float]:  # yaw, pitch, roll, degrees: to the right of the image, up, clockwise
     "Yaw, pitch and roll of a head, Eq. 2."
-    r = np.asarray(rotation, float)[:3, :3] / np.linalg.norm(np.asarray(rotation, float)[:3, 0])
-    yaw, pitch, roll = -np.arcsin(np.clip(r[2, 0], -1, 1)), -np.arctan2(r[2, 1], r[2, 2]), -np.arctan2(r[1, 0], r[0, 0])
-    return tuple(float(np.degrees(angle)) for angle in (yaw, pitch, roll))
+    r = np.asarray(rotation, float)[:3, :3]
+    yaw = np.arcsin(np.clip(r[2, 0] / np.linalg.norm(r[:, 0]), -1, 1))
+    pitch, roll = np.arctan2(r[2, 1], r[2, 2]), np.arctan2(r[1, 0], r[0, 0])
+    return tuple(float(-np.degrees(angle)) for angle in (yaw, pitch, roll))
 
 # %% ../nbs/06_faces.ipynb #3353c6d7
 ACTION_UNITS = {   # FACS action unit: the blendshapes nearest to it
