@@ -976,8 +976,6 @@ class _PredictVerb(Verb):
 
     def check(self, args: argparse.Namespace) -> None:
         "Refuse a call without input. Raises `FERError`."
-        if not args.crop and self.measures(args):
-            raise ConfigError("--pose, --blendshapes and --action-units need the faces; not with --no-crop")
         one = bool(args.paths) != (args.camera is not None)
         if not one or args.camera is None and args.seconds is not None:
             raise ConfigError("--seconds goes with --camera" if one else

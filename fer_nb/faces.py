@@ -846,9 +846,12 @@ def straightened(
     faces: list[FoundFace],   # in it
 ) -> list[FoundFace]:         # those that lean by more than 20 degrees measured again
     "Faces with the box and the angle that they have when they are upright."
-    def straight(face: FoundFace, times: int = 3) -> FoundFace:
-        new = self._upright(im, face) if abs(face.roll) > 20 and times else face
-        return straight(new, times - 1) if abs(new.roll - face.roll) > 10 else new
+    def straight(face: FoundFace) -> FoundFace:   # no recursion: it would hold the image in a cycle
+        for _ in range(3):
+            face, before = (self._upright(im, face) if abs(face.roll) > 20 else face), face
+            if abs(face.roll - before.roll) <= 10:
+                break
+        return face
 
     return [straight(f) for f in faces]
 

@@ -466,8 +466,11 @@ class Recogniser:
     ):
         at_least("batch", batch, 1, "image", whole=True)
         measure = [measure] if isinstance(measure, str) else list(measure)
+        if measure and not crop:
+            raise ConfigError("measure (--pose, --blendshapes, --action-units) needs faces that are looked "
+                              "for; not with crop=False (--no-crop)")
         for kind in measure:
-            one_of("measure", kind, MEASURES if crop else ())
+            one_of("measure", kind, MEASURES)
         self.measure = measure
         self.network = Network.read(weights, robust, device)
         self.crop, self.align, self.batch_size = crop, align, batch
@@ -644,7 +647,8 @@ class Result:
                          "reasons": ", ".join(f.reasons), "emotion": f.emotion,
                          **{e: round(p, 4) for e, p in f.probs.items()},
                          **{name: round(f.more.get(name, np.nan), 4) for name in more}} | end
-                for k, f in enumerate(self.faces)] or [dict.fromkeys((*COLUMNS, *labels, *more)) | about | end]
+                for k, f in enumerate(self.faces)] or [
+                    dict.fromkeys((*COLUMNS, *labels, *more)) | about | end]
 
 # %% ../nbs/50_predict.ipynb #reli0006
 def only_reliable(
