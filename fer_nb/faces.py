@@ -754,12 +754,13 @@ def gain_and_noise(
 
 def brought_into_range(
     image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+    strength: float = 1.0,   # of the smoothing
 ) -> np.ndarray:         # the same, brighter where it is dark, smoother where there is noise; or itself
     "An image that the detector and the networks can use. Raises `ImageError` for what is none."
     gain, noise = gain_and_noise(image)
     if gain > 1:
         image = (np.arange(256) * gain).clip(0, 255).round().astype(np.uint8)[image]
-    return smoothed(image, noise) if noise > NOISY else image
+    return smoothed(image, noise * strength) if noise > NOISY else image
 
 # %% ../nbs/06_faces.ipynb #684211da
 def box_overlap(
@@ -966,25 +967,9 @@ def upright(
             else:
                 faces.append(face)
     rest = [p for p in proposals if p.score < self.confidence and not _among(p, refused, smaller=False)]
-    return self.straightened(im, faces), turned, refused + rest
+    return self.straightened(im, faces), turned, rest
 
 # %% ../nbs/06_faces.ipynb #look0006
-@patch
-def close_up(
-    self: FaceFinder,
-    im: Image.Image,        # RGB
-    face: FoundFace,        # where a face may be
-    frame: float = 2.6,     # side of the square that is seen, in sides of the box
-) -> list[FoundFace]:       # at most one
-    "The best face that the detector finds in a square around a proposal, if it finds one."
-    middle, half = face.box[:2] + face.box[2:] / 2, face.box[2:].max() * frame / 2
-    corner, side = (middle - half).round().astype(int), max(1, round(2 * half))
-    part = im.crop((*map(int, corner), *map(int, corner + side)))
-    part = part.resize((128, 128), Image.Resampling.BILINEAR, reducing_gap=2)
-    found = self._detect(np.asarray(part), corner * 128 / side, side / 128)
-    return sorted(found, key=lambda f: -f.score)[:1]
-
-
 @patch
 def in_any_turn(
     self: FaceFinder,
@@ -995,25 +980,22 @@ def in_any_turn(
 ) -> list[FoundFace]:          # faces of the turn that has the best evidence, in the image as it is
     "Faces among all weak proposals."
     views = [im] + [im.transpose(Image.Transpose(q + 1)) for q in (1, 2, 3) if self.turn]
-    few: list[FoundFace] = []
-    for p in rest:
-        few += [p] if len(few) < most and not _among(p, few, smaller=False) else []
-    pool = [(p, 0) for p in few] + [(p, q) for q in range(1, len(views)) for f in few
-                                    for p in self.close_up(views[q], f.turned_forth(q, im.height, im.width))]
-    for q in range(1, len(views) if len(few) < 3 else 0):
-        pool += [(p, q) for p in self.proposals(views[q], levels[:1])[:1]]
-    seen = [(p, q, self.looks(views[q], p)[0]) for p, q in sorted(pool, key=lambda pair: -pair[0].score)
-            if not q or p.score >= .45]
-    sure = [(replace(p, look=float(first)), q) for p, q, first in seen
+    pool, seen = [(p, 0) for p in rest], []
+    pool += [(p, q) for q in range(1, len(views)) for p in self.proposals(views[q], levels[1:] or levels)]
+    for p, q in sorted(pool, key=lambda pair: -pair[0].score):
+        back = p.turned_back(q, im.height, im.width) if q else p
+        if len(seen) < most and not _among(back, [b for b, _, turn, _ in seen if turn == q], smaller=False):
+            seen.append((back, p, q, self.looks(views[q], p)[0]))
+    sure = [(replace(p, look=float(first)), q) for _, p, q, first in seen
             if first >= SURE and self.looks(views[q], p, frame=2.6)[0] >= SURE - .1]
-    for p, q, _ in [] if sure else sorted((s for s in seen if s[2] >= LIKELY), key=lambda s: -s[2])[:1]:
+    for _, p, q, _ in [] if sure else sorted((s for s in seen if s[3] >= LIKELY), key=lambda s: -s[3])[:1]:
         face, turn = self.judged(views[q], p)
         sure += [(face, q)] if face is not None and not turn else []
     best = max(sure, key=lambda pair: pair[0].look)[1] if sure else 0
     faces = self.straightened(views[best], [f for f, q in sure if q == best])
     faces = (self.upright(views[best], levels)[0] if best else []) or faces
-    faces = [f for f in faces if abs(f.roll) < 60 and not f.margin < .07
-             and (f.score >= self.confidence + .05 or f.evidence >= SURE)]
+    faces = [f for f in faces if f.box[2:].max() > .4 * max(im.size) or abs(f.roll) < 60
+             and not f.margin < .07 and (f.score >= self.confidence + .05 or f.evidence >= SURE)]
     return [f.turned_back(best, im.height, im.width) if best else f for f in faces]
 
 # %% ../nbs/06_faces.ipynb #look0004
@@ -1048,12 +1030,13 @@ def __call__(
     found = found or self.in_any_turn(im, levels, rest)
     small = [f for f in found + rest if f.box[2:].max() < .9 * self.smallest * max(im.size)]
     crowd = len(small) >= 10 or sum(f.score >= self.confidence for f in small) >= 3
+    if noisy and not found:             # less smooth, some faces keep more of what makes them faces
+        im = Image.fromarray(brought_into_range(image, .7)).convert("RGB")
+        found, _, rest = self.upright(im, levels)
+        found = found or self.in_any_turn(im, levels, rest)
     if noisy:                           # noise looks like small faces
         found = [f for f in found if f.box[2:].max() >= IN_NOISE * max(im.size) or f.evidence >= SURE]
-    if noisy and not found:
-        smooth = im.filter(ImageFilter.GaussianBlur(1.5))
-        found = self.upright(smooth, levels)[0] or self.in_any_turn(smooth, levels, [])
-    elif (crowd or not found) and not noisy and 2**len(levels) <= most:
+    elif (crowd or not found) and 2**len(levels) <= most:
         found += self.upright(im, [len(levels)])[0]
     return _distinct(found)
 
