@@ -731,8 +731,8 @@ def smoothed(
     image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
     noise: float,        # its standard deviation
 ) -> np.ndarray:         # of the same shape
-    "Without noise: non-local means of the brightness, a blur of the colours; a blur alone where it is large."
-    if image.shape[0] * image.shape[1] > 1_500_000:
+    "Without noise: non-local means of the brightness, a blur of the colours; a blur alone where it is large or tiny."
+    if image.shape[0] * image.shape[1] > 1_500_000 or max(image.shape[:2]) < 160:
         return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(noise / 23)))
     from cv2 import fastNlMeansDenoising   # MediaPipe brings it
     if image.ndim == 2:
