@@ -734,7 +734,7 @@ def smoothed(
     image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
     noise: float,        # its standard deviation
 ) -> np.ndarray:         # of the same shape
-    "Without noise: non-local means of the brightness, a blur of the colours; a blur alone where it is large or tiny."
+    "Non-local means of the brightness, a blur of the colours; of a large or tiny image a blur alone."
     if image.shape[0] * image.shape[1] > 1_500_000 or max(image.shape[:2]) < 160:
         return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(noise / 23)))
     from cv2 import fastNlMeansDenoising   # MediaPipe brings it
