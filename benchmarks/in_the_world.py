@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +19,7 @@ import numpy as np  # noqa: E402
 from common import FER2013, HERE, machine, save  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage import data  # noqa: E402
+from sklearn.datasets import load_sample_image  # noqa: E402
 
 from fer_nb.core import EMOTIONS  # noqa: E402
 from fer_nb.data import real_data  # noqa: E402
@@ -29,11 +31,18 @@ EMPTY = (*SCENES, "cell", "clock", "colorwheel", "horse", "immunohistochemistry"
 SIZE = 640, 480
 
 
-def scene(name: str) -> np.ndarray:  # uint8 (480, 640, 3)
-    "A photograph of scikit-image, cut to 640 × 480."
-    im = Image.fromarray(np.asarray(getattr(data, name)()).astype(np.uint8) * (255 if name == "horse" else 1)).convert("RGB")
+def fitted(im: Image.Image) -> np.ndarray:  # uint8 (480, 640, 3)
+    "A picture cut to 640 × 480."
     k = max(SIZE[0] / im.width, SIZE[1] / im.height)
-    return np.asarray(im.resize((round(im.width * k + .5), round(im.height * k + .5))))[:SIZE[1], :SIZE[0]]
+    return np.asarray(im.convert("RGB").resize((round(im.width * k + .5), round(im.height * k + .5))))[:SIZE[1], :SIZE[0]]
+
+
+def scene(name: str) -> np.ndarray:  # uint8 (480, 640, 3)
+    "A photograph of scikit-image or scikit-learn, cut to 640 × 480."
+    if name in ("china", "flower"):
+        return fitted(Image.fromarray(load_sample_image(f"{name}.jpg")))
+    made = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+    return fitted(Image.fromarray(np.asarray(made).astype(np.uint8) * (255 if name == "horse" else 1)))
 
 
 def faces(
@@ -50,9 +59,10 @@ def faces(
 def pasted(
     faces: np.ndarray,   # uint8 (N, 48, 48)
     seed: int = 1,       # of places and sizes
+    names: Sequence[str] = SCENES,   # of the photographs
 ) -> list[tuple[np.ndarray, tuple[float, float, int]]]:  # scene; middle and side of the face's image
     "Each face somewhere in a photograph, .17 to .4 of its width."
-    rng, places = np.random.default_rng(seed), [scene(name) for name in SCENES]
+    rng, places = np.random.default_rng(seed), [scene(name) for name in names]
     found = []
     for face in faces:
         side, canvas = round(float(np.exp(rng.uniform(np.log(110), np.log(260))))), places[rng.integers(len(places))].copy()

@@ -583,7 +583,7 @@ class Camcorder:
 ])
 def test_times_are_those_of_the_video(monkeypatch, stamps, fps, counted, times, early):
     from fer_nb import predict
-    monkeypatch.setattr(predict._Video, "open", lambda self: Camcorder(stamps, fps, counted))
+    monkeypatch.setattr(predict._Video, "opened", lambda self: Camcorder(stamps, fps, counted))
     video = predict._Video("video.mp4", every=1 if times else 1000)
     at = [a for _, a, _ in video]
     if times:

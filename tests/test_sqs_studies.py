@@ -364,3 +364,11 @@ def test_committed_runs_of_earlier_versions_are_read():
         one = runs[(runs.split == "valid") & (runs.metric == "accuracy") & (runs.subset == "all") & (runs.tta == "none")]
         for arm, values in one.groupby("arm").value:
             assert table.loc[arm].iloc[0].startswith(f"{100 * values.mean():.2f}")
+
+
+@pytest.mark.parametrize("preset", ["light", "paper"])
+def test_a_row_of_one_name_is_the_same_in_every_table(preset):
+    known = {}
+    for table in ("comparison", "ablation", "controls", "fusion", "sensitivity", "architectures", "efficiency"):
+        for name, arm in study_arms(table, preset).items():
+            assert known.setdefault(name, arm) == arm, (table, name)
