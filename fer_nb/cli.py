@@ -1071,8 +1071,17 @@ class _PredictVerb(Verb):
         "--overwrite": dict(action="store_true", help="replace what is there under --to"),
         "--crop": dict(action=argparse.BooleanOptionalAction, default=True,
                        help="look for faces; --no-crop: each image is one face (default: --crop)"),
+        "--merge": dict(action="append", default=[], metavar="NAME=LABEL,…",
+                        help="one label in place of several, its probability their sum, or another name of "
+                             "one: negative=angry,disgust,fear,sad; may be given again"),
+        "--keep": dict(default="", metavar="LABEL,…", help="these labels alone, their probabilities divided "
+                       "by their sum"),
         "--only-reliable": dict(action="store_true", help="leave out faces whose emotion should not be "
                                 "relied on: small, dark, blurred, turned away, hidden, …; each is noted"),
+        "--pose": dict(action="store_true", help="more columns: yaw, pitch and roll of the head, degrees"),
+        "--blendshapes": dict(action="store_true", help="more columns: 52 coefficients of the expression"),
+        "--action-units": dict(action="store_true", help="more columns: proxies of FACS action units from "
+                               "the blendshapes; they are no coded units"),
         "--smallest": dict(type=float, default=0.125, metavar="SHARE",
                            help="smallest face to look for, in longer sides of the image; half of it takes "
                                 "about four times as long (default: %(default)s; where nothing is found, one "
@@ -1087,66 +1096,91 @@ class _PredictVerb(Verb):
         drawn = args.out == "annotated"
         return "to", args.to or (Path("predicted") if drawn else None), drawn
 
-    def check(self, args: argparse.Namespace) -> None:
-        "Refuse a call without input. Raises `FERError`."
-        one = bool(args.paths) != (args.camera is not None)
-        if not one or args.camera is None and args.seconds is not None:
-            raise ConfigError("--seconds goes with --camera" if one else
-                              "PHOTO, FOLDER, VIDEO or --camera N expected, one or the other")
-        args.out = args.out if args.out == "annotated" else format_of(args.to, args.out)
-        streams = [p for p in args.paths if "://" in p]
-        if streams:
-            raise ConfigError(f"{streams[0][:60]}: an address; of a film or a stream: --camera "
-                              f"{streams[0][:60]}")
-        if args.annotate and args.camera is None and not (len(args.paths) == 1 and is_video(args.paths[0])):
-            raise ConfigError("--annotate goes with one film or --camera; of images: --out annotated")
-        missing = [p for p in args.paths if not Path(p).exists()]
-        if args.paths and len(missing) == len(args.paths):
-            camera = f"; a camera is --camera {missing[0]}" if missing[0].isdecimal() else ""
-            raise DataError(f"{', '.join(missing)}: no such file or folder{camera}")
+    def measures(self, args: argparse.Namespace) -> list[str]:
+        "What is asked for beside the emotions."
+        asked = {"pose": args.pose, "blendshapes": args.blendshapes, "action units": args.action_units}
+        return [kind for kind, wanted in asked.items() if wanted]
 
-    def run(self, args: argparse.Namespace) -> int:  # exit status
-        "Recognise file by file."
-        self.check(args)
-        weights = _which(args.weights, args.robust)
-        from fer_nb.faces import FaceFinder, landmarker_file
-        from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
-        warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
-        recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device)
-        counts = Counter()
-        if args.crop:
-            landmarker_file()  # where it is missing, that is known before the first line
-        results, to = self.results(args, recogniser), args.to
-        results = only_reliable(results) if args.only_reliable else results
-        if args.annotate:
-            results = film(results, args.annotate, args.overwrite)
+# %% ../nbs/60_cli.ipynb #pred0001
+@patch
+def check(
+    self: _PredictVerb,
+    args: argparse.Namespace,  # of the command line
+) -> None:
+    "Refuse a call without input. Raises `FERError`."
+    one = bool(args.paths) != (args.camera is not None)
+    if not one or args.camera is None and args.seconds is not None:
+        raise ConfigError("--seconds goes with --camera" if one else
+                          "PHOTO, FOLDER, VIDEO or --camera N expected, one or the other")
+    args.merge = [text.partition("=")[::2] for text in args.merge]
+    names = [name for name, _ in args.merge]
+    odd = [name or "--merge" for name, parts in args.merge if not parts or names.count(name) > 1]
+    if odd:
+        raise ConfigError(f"--merge {', '.join(dict.fromkeys(odd))}: NAME=LABEL,LABEL expected, each NAME "
+                          "once, such as negative=angry,sad")
+    args.out = args.out if args.out == "annotated" else format_of(args.to, args.out)
+    streams = [p for p in args.paths if "://" in p]
+    if streams:
+        raise ConfigError(f"{streams[0][:60]}: an address; of a film or a stream: --camera "
+                          f"{streams[0][:60]}")
+    if args.annotate and args.camera is None and not (len(args.paths) == 1 and is_video(args.paths[0])):
+        raise ConfigError("--annotate goes with one film or --camera; of images: --out annotated")
+    missing = [p for p in args.paths if not Path(p).exists()]
+    if args.paths and len(missing) == len(args.paths):
+        camera = f"; a camera is --camera {missing[0]}" if missing[0].isdecimal() else ""
+        raise DataError(f"{', '.join(missing)}: no such file or folder{camera}")
 
-        def count(result: Result) -> None:
-            counts[result.status] += 1
-            counts["faces"] += len(result.faces)
-            if result.note:
-                print(f"fer-nb: {result.file}: {result.note}", file=sys.stderr)
+# %% ../nbs/60_cli.ipynb #pred0002
+@patch
+def run(
+    self: _PredictVerb,
+    args: argparse.Namespace,  # of the command line
+) -> int:                      # exit status
+    "Recognise file by file."
+    self.check(args)
+    weights = _which(args.weights, args.robust)
+    from fer_nb.faces import FaceFinder, landmarker_file
+    from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
+    merge = {name: [e.strip() for e in parts.split(",")] for name, parts in args.merge}
+    recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device, merge=merge,
+                            keep=[e.strip() for e in args.keep.split(",") if e.strip()],
+                            measure=self.measures(args))
+    counts = Counter()
+    if args.crop:
+        landmarker_file()  # where it is missing, that is known before the first line
+    results, to = self.results(args, recogniser), args.to
+    results = only_reliable(results) if args.only_reliable else results
+    if args.annotate:
+        results = film(results, args.annotate, args.overwrite)
 
-        try:
-            if args.out == "annotated":
-                write_annotated(results, to, args.paths, args.overwrite, count)
-            else:
-                write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count)
-        except KeyboardInterrupt:
-            print(f"fer-nb: interrupted after {counts.total() - counts['faces']} images; what was done stays",
-                  file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # such as `| head`: nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        done = counts["ok"] + counts["no_face"]
-        if to:
-            print(f"{counts['faces']} faces; images: {counts['ok']} with a face, {counts['no_face']} without "
-                  f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}")
-        if not done + counts["error"]:
-            names = ", ".join(map(str, args.paths))
-            print(f"fer-nb: {names}: no image or video that can be read", file=sys.stderr)
-        return int(counts["error"] > 0) if done else 2
+    def count(result: Result) -> None:
+        counts[result.status] += 1
+        counts["faces"] += len(result.faces)
+        if result.note:
+            print(f"fer-nb: {result.file}: {result.note}", file=sys.stderr)
+
+    try:
+        if args.out == "annotated":
+            write_annotated(results, to, args.paths, args.overwrite, count)
+        else:
+            write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count,
+                          recogniser.more)
+    except KeyboardInterrupt:
+        print(f"fer-nb: interrupted after {counts.total() - counts['faces']} images; what was done stays",
+              file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # such as `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    done = counts["ok"] + counts["no_face"]
+    if to:
+        print(f"{counts['faces']} faces; images: {counts['ok']} with a face, {counts['no_face']} without "
+              f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}")
+    if not done + counts["error"]:
+        names = ", ".join(map(str, args.paths))
+        print(f"fer-nb: {names}: no image or video that can be read", file=sys.stderr)
+    return int(counts["error"] > 0) if done else 2
 
 # %% ../nbs/60_cli.ipynb #60000033
 @patch
