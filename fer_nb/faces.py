@@ -513,7 +513,8 @@ def find(
         except StoreError:  # damaged: its images are looked at again
             path.unlink(missing_ok=True)
     keys, errors = [], []
-    chunks = self._unknown(ds, {key for part in parts for key in part["key"].tolist()}, keys, errors, mirrored)
+    known = {key for part in parts for key in part["key"].tolist()}
+    chunks = self._unknown(ds, known, keys, errors, mirrored)
     begun = list(islice(chunks, 1))  # a resumed search passes over the images in the cache first
     left = len(ds) - len(keys) + sum(map(len, begun))
     for records in progress(self._search(chain(begun, chunks), workers), "faces", left, len):
