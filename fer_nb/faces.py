@@ -513,7 +513,8 @@ def find(
         except StoreError:  # damaged: its images are looked at again
             path.unlink(missing_ok=True)
     keys, errors = [], []
-    chunks = self._unknown(ds, {key for part in parts for key in part["key"].tolist()}, keys, errors, mirrored)
+    known = {key for part in parts for key in part["key"].tolist()}
+    chunks = self._unknown(ds, known, keys, errors, mirrored)
     begun = list(islice(chunks, 1))  # a resumed search passes over the images in the cache first
     left = len(ds) - len(keys) + sum(map(len, begun))
     for records in progress(self._search(chain(begun, chunks), workers), "faces", left, len):
@@ -678,7 +679,12 @@ class FoundFace:
         low = corners.min(0)
         return replace(self, box=np.concatenate([low, corners.max(0) - low]), points=back(self.points))
 
-    def turned_forth(self, quarters: int, height: int, width: int) -> "FoundFace":
+    def turned_forth(
+        self,
+        quarters: int,     # 1, 2 or 3
+        height: int,       # of the image in which it is
+        width: int,        # of the image in which it is
+    ) -> "FoundFace":      # in the turned image
         "The inverse of `turned_back`: the face in `np.rot90(image, quarters)`."
         return self.turned_back(4 - quarters, *((height, width) if quarters == 2 else (width, height)))
 
