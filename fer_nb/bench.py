@@ -34,7 +34,7 @@ from .data import FERData
 from .evaluate import result_table
 from .metrics import score_intervals, scores
 from .predict import Recogniser, weights_file
-from .store import Store, digest, plain, read_table, run_record
+from .store import Store, digest, plain, read_table, run_record, write_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):
@@ -64,7 +64,7 @@ def contender(
     text: str,                     # see below
     python: str | None = None,     # the interpreter of a `module:function`; None: this one
     about: dict | None = None,     # what is known of it
-) -> Contender:
+) -> Contender:                    # to be measured
     """What `--models` names: `hyfer` or `hyfer_robust`; a .safetensors or .onnx file or the folder of a run,
     with or without `onnx:` before it; a .csv file of predictions; `fer`; `torch:module:name`, a network with
     `labels` and `input_size`; or `module:function`. Raises `ConfigError` or `DataError`."""
@@ -118,7 +118,8 @@ class FerPackage:
 
     def __init__(self):
         import cv2
-        path = os.environ.get("FER_NB_CASCADE") or cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
+        own = cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
+        path = os.environ.get("FER_NB_CASCADE") or own
         if not Path(path).is_file():
             raise ConfigError(f"{path}: not there, as OpenCV 5 has none; that file of OpenCV 4, named by "
                               "FER_NB_CASCADE, expected")
@@ -296,7 +297,7 @@ def answers(
     cropped: bool,         # they are faces
     store: Store,          # where each batch is kept: a second run asks for what is missing
     batch: int = 64,       # images of one question
-) -> Answers:
+) -> Answers:              # on all
     "Ask about all images. Raises `ModelError`."
     parts = [range(k, min(k + batch, n)) for k in range(0, n, batch)]
     made = [self._part(images, part, cropped, store, twice=part.start == 0)
@@ -310,7 +311,7 @@ def answers(
     sums = {k: float(sum(m[k] for m in made)) for k in ("seconds", "cpu_seconds", "all_seconds")}
     return Answers([str(k) for k in names], **tables, **sums, peak_mb=max(float(m["peak_mb"]) for m in made))
 
-
+# %% ../nbs/53_bench.ipynb #bench035
 @patch
 def _part(
     self: Worker,
@@ -431,7 +432,7 @@ def are_crops(
 def read_predictions(
     path: str | Path,   # a CSV file: id, and a column for each label
     ds: FERData,        # the images
-) -> Answers:
+) -> Answers:           # in their order
     """A file of predictions. Raises `DataError` for foreign and repeated ids, `ModelError` for what is no
     probability."""
     table, name = read_table(path), Path(path).stem
@@ -581,6 +582,7 @@ def bench(
     if len(tests):
         with atomic_file(out / f"{about['date'][:10]}-tests.csv") as aside:
             tests.to_csv(aside, index=False)
+        write_record(out, [f"{about['date'][:10]}-tests.csv"], about)
     return leaderboard(rows)
 
 # %% ../nbs/53_bench.ipynb #bench061
@@ -589,7 +591,7 @@ def read_rows(
 ) -> list[dict]:         # the latest of each model and data set
     "The rows of a folder. Raises `DataError` for a folder without one, and for a file that is none."
     latest = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(Path(folder).glob("[0-9]*-*.json")):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
             latest[row["model"], row["fingerprint"]] = row
