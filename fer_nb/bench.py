@@ -327,7 +327,7 @@ def _part(
             question, reply = (str(Path(folder) / f"{name}.npz") for name in ("images", "answers"))
             np.savez(question, **{str(k): im for k, im in enumerate(images(part))})
             answer = self.ready() | self.ask(images=question, out=reply, cropped=cropped)
-            with np.load(reply) as file:
+            with np.load(reply, allow_pickle=False) as file:
                 table, found = file["table"], file["found"]
         names = answer["labels"]
         probs = checked(table, found, names, len(part), self.model.name)

@@ -554,7 +554,7 @@ def test_an_existing_folder_that_shall_be_replaced_needs_room_beside_it(tmp_path
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: asked.append(Path(dir)) or real(dir=dir))
     for aside in (True, False):
         need_target("out", out, True, True, True, aside)
-    assert asked == [tmp_path, out] and [n for n, v in VERBS.items() if not v.aside] == ["study", "reproduce", "predict"]
+    assert asked == [tmp_path, out] and [n for n, v in VERBS.items() if not v.aside] == ["study", "reproduce", "bench", "predict"]
 
 
 def test_evaluate_says_whose_training_images_they_were(folder_of_faces):

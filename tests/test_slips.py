@@ -250,7 +250,7 @@ def test_one_picture_and_many_are_told_apart(net, tmp_path):
     recognise = Recogniser(net, crop=False)
     with pytest.raises(ImageError, match="^photo.jpg: no such file"):    # one path is a list of one
         recognise.batch("photo.jpg")
-    with pytest.raises(TypeError, match="not list"):
+    with pytest.raises(ConfigError, match="^list: paths of files and folders expected"):
         recognise.folder([tmp_path, tmp_path])
 
 

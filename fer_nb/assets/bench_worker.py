@@ -77,11 +77,11 @@ def main():
                 labels = [str(k) for k in getattr(model, "labels", None) or getattr(module, "LABELS", ())]
                 answer = {"labels": labels, "gradients": hasattr(model, "attacked")}
             elif "attack" in question:
-                with np.load(question["images"]) as file:
+                with np.load(question["images"], allow_pickle=False) as file:
                     images, y = file["images"], file["y"]
                 answer = {"rows": model.attacked(images, y, **question["attack"])}
             else:
-                with np.load(question["images"]) as file:
+                with np.load(question["images"], allow_pickle=False) as file:
                     images = [file[str(k)] for k in range(len(file.files))]
                 begun, used = time.perf_counter(), time.process_time()
                 table, found, names = as_table(asked(model, images, question["cropped"]), labels, len(images))
