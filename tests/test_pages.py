@@ -15,7 +15,7 @@ PAGES = [p for p in notebooks() if p.name != "index.ipynb"]              # the i
 TIME = r"(\d+) (s|min)"
 NEEDS = re.compile(rf"\*Needs: (?P<data>no data|FER2013, or drawn faces in its place|FER2013 for \w+ cells); (?P<time>{TIME}) of one core"
                    rf"(?: \((?P<less>{TIME}) (?:with drawn faces|without it)\))?, (?P<memory>\d+\.\d) GB\.\*")
-QUICK = ("04_data.ipynb", "08_duplicates.ipynb")                          # one leaves cells out, one draws faces
+QUICK = ("04_data.ipynb", "10_balance.ipynb")                          # one leaves cells out, one draws faces
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 
 
