@@ -23,7 +23,7 @@ from fer_nb.core import EMOTIONS  # noqa: E402
 from fer_nb.data import real_data  # noqa: E402
 from fer_nb.faces import brought_into_range  # noqa: E402
 from fer_nb.metrics import ece  # noqa: E402
-from fer_nb.predict import DOUBTS, Network, Recogniser, as_image, reasons_against, signs, warmth  # noqa: E402
+from fer_nb.predict import DOUBTS, Network, Recogniser, as_image, reasons_against, signs, temperature_factor  # noqa: E402
 
 CONDITIONS = ("as it is", "small", "dark", "blurred", "noisy", "mouth covered", "eyes covered", "turned")
 PARTS = HERE.parent / "results/fer2013-shipped/parts.csv"   # of FER2013's rows: held out of the training, or a duplicate
@@ -176,7 +176,7 @@ def report(table: pd.DataFrame, logits: dict[str, np.ndarray]) -> dict:
     few = [{k: v for k, v in row.items() if k in DOUBTS and v == v} for row in found.to_dict("records")]
     for name, z in logits.items():
         base = Network.read(name).temperature
-        probs, plain = softmax(z, base * np.array([warmth(m) for m in few])), softmax(z, base)
+        probs, plain = softmax(z, base * np.array([temperature_factor(m) for m in few])), softmax(z, base)
         reliable = np.array([not reasons_against(m, p) for m, p in zip(few, probs)])
         rows = []
         for condition in (*dict.fromkeys(found.condition), "all"):

@@ -478,7 +478,7 @@ def figures(
 def _asked(
     model: Contender,
     columns: dict[str, FERData],  # "own finder", "our crops" or "as they are" -> images
-    store: Store,
+    place: Path,                  # folder of its answers
     seconds: float,
 ) -> dict[str, Answers]:
     "The answers of a model in each column; of a file of predictions, in one of its own."
@@ -486,6 +486,8 @@ def _asked(
         return {PREDICTIONS: read_predictions(model.settings["weights"], next(iter(columns.values())))}
     out = {}
     with Worker(model, seconds) as worker:
+        identity = _identity(model) | {"code": worker.ready()["code"]}
+        store = Store(place, identity, stale="remake", damaged="remake")
         for column, ds in columns.items():
             images = lambda part, ds=ds: [ds.image(k) for k in part]  # noqa: E731
             own = store.part(column.replace(" ", "-"))
@@ -500,7 +502,7 @@ def _asked(
 def _identity(
     model: Contender,
 ) -> dict:
-    "What the answers of a model depend on: the content of its file, or its function and interpreter."
+    "What the answers depend on beside the code: the content of a file, or the function and its interpreter."
     weights = (model.settings or {}).get("weights")
     of_file = {"weights": digest(Path(weights).read_bytes())} if weights else {"settings": model.settings}
     return {"spec": model.spec, **of_file, "python": "" if weights else model.python}
@@ -518,10 +520,9 @@ def _bench_one(
     print(f"bench: {model.name}", file=sys.stderr, flush=True)
     first = next(iter(columns.values()))
     place = out / "answers" / model.name / first.fingerprint()
-    store = Store(place, _identity(model), stale="remake", damaged="remake")
     row, rights = {"model": model.name, **about, "known": model.about, "spec": model.spec, "fault": ""}, {}
     try:
-        found = _asked(model, columns, store, seconds)
+        found = _asked(model, columns, place, seconds)
         tables = []
         for column, answers in found.items():
             ds = columns.get(column, first)

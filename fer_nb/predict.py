@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'STUDENTS', 'DOUBTS', 'REASONS', 'TURNED', 'FONT_FOLDERS', 'COLUMNS', 'VIDEO_ENDINGS', 'FORMATS', 'Network',
-           'weights_file', 'as_image', 'Face', 'Doubt', 'structure', 'signs', 'warmth', 'reasons_against', 'Recogniser',
-           'font_files', 'has_glyphs', 'lettering', 'annotate', 'Result', 'only_reliable', 'tidy', 'is_video',
-           'cut_off', 'codec', 'FaceTracker', 'thumbnail', 'is_cut', 'track_summary', 'format_of', 'write_results',
-           'write_annotated', 'film', 'Live']
+           'weights_file', 'as_image', 'Face', 'Doubt', 'structure', 'signs', 'temperature_factor', 'reasons_against',
+           'Recogniser', 'font_files', 'has_glyphs', 'lettering', 'annotate', 'Result', 'only_reliable', 'tidy',
+           'is_video', 'cut_off', 'codec', 'FaceTracker', 'thumbnail', 'is_cut', 'track_summary', 'format_of',
+           'write_results', 'write_annotated', 'film', 'Live']
 
 # %% ../nbs/50_predict.ipynb #a13aa83c
 import csv
@@ -72,7 +72,7 @@ class Network:
     def __call__(
         self,
         images: Sequence[np.ndarray],  # uint8, each (size, size) or (size, size, 3)
-        warmth: Sequence[float] = (),  # (N,), what multiplies the temperature, see `warmth`; (): nothing
+        factors: Sequence[float] = (),  # (N,), of the temperature, see `temperature_factor`; (): 1
     ) -> np.ndarray:                   # float32 (N, labels), rows sum to 1
         "Probabilities of a batch, 64 images at a time. Raises `DataError` for logits that cannot be used."
         if not len(images):
@@ -85,7 +85,7 @@ class Network:
                             f"{', '.join(self.outputs)}")
         kept = sorted(k for part in self.parts for k in part)
         z = z[:, kept] - z[:, kept].max(1, keepdims=True)
-        hot = np.reshape(warmth, (-1, 1)) if len(warmth) else 1
+        hot = np.reshape(factors, (-1, 1)) if len(factors) else 1
         e = np.exp(z / np.float32(self.temperature) / np.asarray(hot, np.float32))
         p = [e[:, [kept.index(k) for k in part]].sum(1) for part in self.parts]
         return np.stack(p, 1) / e.sum(1, keepdims=True)
@@ -502,7 +502,7 @@ def signs(
     return {name: float(value) for name, value in measured.items()}
 
 
-def warmth(
+def temperature_factor(
     measured: Mapping[str, float],   # from `signs`
 ) -> float:                          # multiplies the temperature; 1 where no face was looked for
     "How much less sure the network should be of a face than of a whole, clear one."
@@ -594,7 +594,7 @@ def _recognise(self: Recogniser, images: Sequence[np.ndarray]) -> list[list[Face
     crops = [self._crop(im, f) for im, faces in zip(images, found) for f in faces]
     each = [(im, f) for im, faces in zip(as_they_came, found) for f in faces]
     measured = [signs(im, f, crop) for (im, f), crop in zip(each, crops)]
-    probs = iter(zip(measured, crops, self.network(crops, list(map(warmth, measured)))))
+    probs = iter(zip(measured, crops, self.network(crops, list(map(temperature_factor, measured)))))
     return [[self._face(f, *next(probs)) for f in faces] for faces in found]
 
 

@@ -210,3 +210,10 @@ def test_the_shipped_network_is_what_evaluate_says(faces, tmp_path):
     net = load_hyfer(contender("hyfer").settings["weights"])
     expected = evaluate(net, faces.replace(labels=net.labels)).set_index("metric").value
     assert row["accuracy %"] == pytest.approx(100 * expected["accuracy"], abs=1e-3)
+
+
+def test_answers_of_other_code_are_asked_for_again(faces, tmp_path):
+    first = bench(faces, [contender("toys:mean")], tmp_path / "rows")
+    (tmp_path / "toys.py").write_text(TOYS.replace("int(im.mean()) % 7", "(int(im.mean()) + 1) % 7"))
+    second = bench(faces, [contender("toys:mean")], tmp_path / "rows")
+    assert first["accuracy %"].tolist() != second["accuracy %"].tolist()

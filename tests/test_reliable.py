@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 from skimage.data import astronaut
 
 from fer_nb.faces import FaceFinder, FoundFace
-from fer_nb.predict import DOUBTS, REASONS, Network, Recogniser, reasons_against, signs, warmth
+from fer_nb.predict import DOUBTS, REASONS, Network, Recogniser, reasons_against, signs, temperature_factor
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO = astronaut()[:260, 90:350]
@@ -27,14 +27,14 @@ def covered(y, half, apart):
 
 
 def test_a_clear_face_has_no_doubts():
-    assert warmth(CLEAR) == 1 and reasons_against(CLEAR, [.9, .1]) == ()
+    assert temperature_factor(CLEAR) == 1 and reasons_against(CLEAR, [.9, .1]) == ()
 
 
 @pytest.mark.parametrize("name", [name for name, d in DOUBTS.items() if d.weight])
 def test_each_weighted_sign_raises_the_temperature_steadily(name):
     values = np.linspace(DOUBTS[name].start * 1.2, 0, 13)
-    factors = [warmth(CLEAR | {name: v}) for v in values]
-    assert all(a <= b for a, b in zip(factors, factors[1:])) and factors[0] == warmth(CLEAR)
+    factors = [temperature_factor(CLEAR | {name: v}) for v in values]
+    assert all(a <= b for a, b in zip(factors, factors[1:])) and factors[0] == temperature_factor(CLEAR)
     assert np.log(factors[-1]) == pytest.approx(DOUBTS[name].weight)
 
 
@@ -53,7 +53,7 @@ def test_probabilities_are_the_softmax_at_the_raised_temperature():
     recognise, image = Recogniser(network), covered(3, .35, .6)
     (face,) = recognise(image)
     found = recognise.finder(image)[0]
-    factor = warmth(signs(image, found, face.crop))
+    factor = temperature_factor(signs(image, found, face.crop))
     e = np.exp(Z[0] / (1.3 * factor))
     np.testing.assert_allclose(list(face.probs.values()), e / e.sum(), rtol=1e-5)
     assert factor > 1.1 and face.emotion == EMOTIONS[Z.argmax()]
@@ -81,7 +81,7 @@ def test_faces_at_the_border_and_of_one_pixel_are_measured():
     for box, points in (([-30., -20, 60, 60], np.full((6, 2), -5.)), ([258., 258, 1, 1], np.full((6, 2), 259.)), ([500., 500, 9, 9], np.full((6, 2), 505.))):
         found = FoundFace(np.array(box), .9, points)
         measured = signs(PHOTO, found, np.zeros((48, 48), np.uint8))
-        assert warmth(measured) >= 1 and set(reasons_against(measured, [.9, .1])) <= set(REASONS)
+        assert temperature_factor(measured) >= 1 and set(reasons_against(measured, [.9, .1])) <= set(REASONS)
 
 
 def test_the_constants_are_those_of_the_fit():
