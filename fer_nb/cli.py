@@ -909,24 +909,27 @@ class _BenchVerb(Verb):
                "--models": dict(default="hyfer,hyfer_robust", metavar="A,B,...",
                                 help="hyfer, hyfer_robust, fer, a .safetensors or .onnx file, the folder "
                                      "of a run, torch:module:name, module:function, or a .csv file of "
-                                     "predictions; the others are compared with the first (default: the "
+                                     "predictions, each with NAME= before it or not; the others are compared with the first (default: the "
                                      "shipped ones)"),
                "--predictions": dict(type=Path, action="append", default=[], metavar="CSV",
                                      help="id, and a column of probabilities for each label; may be given "
                                           "again"),
                "--python": dict(metavar="PATH",
                                 help="interpreter of the module:function models (default: this)"),
-               "--split": dict(choices=("train", "valid", "test"), default="test",
-                               help="what to look at (default: test)"),
+               "--split": dict(choices=("train", "valid", "test"),
+                               help="what to ask about (default: test; all, where there is one split)"),
                "--exact": dict(action="store_true", help="of the duplicates, the byte-identical ones only"),
                "--seconds": dict(type=float, default=120, metavar="S",
                                  help="that a model may take for 64 images (default: 120)"),
+               "--sample": dict(type=int, default=1000, metavar="N",
+                                help="images that are asked about again, corrupted and (PGD, 20 steps, "
+                                     "2/255) attacked; 0: none (default: 1000)"),
                "--about": dict(type=Path, metavar="JSON",
                                help='what is known, by model: {"fer": {"trained on": ..., "duplicates": ..., '
                                     '"claimed": ..., "source": ...}}'),
                "--show": dict(type=Path, metavar="DIR", help="only show the rows that lie there"),
                "--out": dict(type=Path, metavar="DIR",
-                             help="folder of the rows (default: runs/bench)")} | _READING
+                             help="folder of the rows (default: runs/bench)")} | _VOTES | _READING
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
         return "out", None if args.show else args.out or Path("runs/bench"), True
@@ -947,7 +950,8 @@ def models(
             raise ConfigError(f"--about {args.about}: what is known of each model, by its name, as JSON "
                               "expected")
     names = [*filter(None, args.models.split(",")), *map(str, args.predictions)]
-    return [contender(name.strip(), args.python, known.get(name.strip())) for name in names]
+    short = [name.strip().split("=")[0] for name in names]   # NAME=..., or the text as it stands
+    return [contender(name.strip(), args.python, known.get(key)) for name, key in zip(names, short)]
 
 # %% ../nbs/60_cli.ipynb #benchvb3
 @patch
@@ -956,22 +960,26 @@ def run(
     args: argparse.Namespace,  # its arguments
 ) -> str:                      # the leaderboard
     "Ask the models, or show what is there."
-    from fer_nb.bench import bench, leaderboard
+    from fer_nb.bench import Harder, bench, leaderboard
     if args.show is not None:
-        return leaderboard(args.show).round(2).fillna("").to_string(index=False)
+        return leaderboard(args.show).round(2).to_string(index=False, na_rep="")
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
-    models, whole = self.models(args), read_data(args, single=True)
-    part = whole.where(split=args.split)
-    if not len(part):
+    models, whole = self.models(args), read_data(args, args.votes, single=True)
+    there, duplicates, alone = list(whole.df.split.unique()), None, args.split is None
+    args.split = args.split or "test"
+    if alone and len(there) == 1:    # images of their own, no part of a split data set
+        part = whole.assign(split="test")
+    elif not len(part := whole.where(split=args.split)):
         raise DataError(f"{args.data}: no images of the split {args.split!r}; --split "
-                        f"{' or '.join(whole.df.split.unique())} expected")
-    duplicates = VERBS["evaluate"].duplicates(whole, args)
+                        f"{' or '.join(there)} expected")
+    else:
+        duplicates = VERBS["evaluate"].duplicates(whole, args)
     args.out.mkdir(parents=True, exist_ok=True)
-    table = bench(part, models, args.out, duplicates, args.seconds, args.command)
+    table = bench(part, models, args.out, duplicates, args.seconds, Harder(args.sample), args.command)
     looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
         f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"
-    return f"{looked}\n\n{table.round(2).fillna('').to_string(index=False)}\n\nrows: {args.out}"
+    return f"{looked}\n\n{table.round(2).to_string(index=False, na_rep='')}\n\nrows: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #2411aa2b
 class _ExportVerb(Verb):

@@ -842,7 +842,8 @@ def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERDa
     lists = lists or [p for p in below if p.parent == where]
     packed = [p for p in lists if ending_of(p.name) == ".parquet"]
     expect(lists, where, "no list of images", "a table with the columns image and label")
-    return read_parquet(packed, broken) if packed else read_list(lists, broken, where.stem)
+    name = where.stem if tree.file or where.is_dir() else Path(tree.root).resolve().name
+    return read_parquet(packed, broken) if packed else read_list(lists, broken, name)
 
 
 FORMATS["list"] = Format(

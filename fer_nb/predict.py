@@ -77,7 +77,8 @@ class Network:
         "Probabilities of a batch, 64 images at a time. Raises `DataError` for logits that cannot be used."
         if not len(images):
             return np.empty((0, len(self.labels)), np.float32)
-        z = np.concatenate([self._logits(images[k:k + 64]) for k in range(0, len(images), 64)])
+        parts = [images[k:k + 64] for k in range(0, len(images), 64)]
+        z = np.concatenate([self.logits(self.pixels(part)) for part in parts])
         if z.shape != (len(images), len(self.outputs)) or not np.isfinite(z).all():
             problem = "" if np.isfinite(z).all() else ", not all finite"
             raise DataError(f"{self.name}: logits of shape {z.shape}{problem}; "
@@ -90,10 +91,14 @@ class Network:
         p = [e[:, [kept.index(k) for k in part]].sum(1) for part in self.parts]
         return np.stack(p, 1) / e.sum(1, keepdims=True)
 
-    def _logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def pixels(
+        self,
+        images: Sequence[np.ndarray],  # uint8, each (size, size) or (size, size, 3)
+    ) -> np.ndarray:                   # float32 (N, C, size, size) in [0, 1]
+        "The input of `logits`."
         mode = "L" if self.in_chans == 1 else "RGB"
         x = np.stack([np.asarray(Image.fromarray(im).convert(mode), np.float32) for im in images]) / 255
-        return self.logits(np.ascontiguousarray(x[:, None] if mode == "L" else x.transpose(0, 3, 1, 2)))
+        return np.ascontiguousarray(x[:, None] if mode == "L" else x.transpose(0, 3, 1, 2))
 
 # %% ../nbs/50_predict.ipynb #labl0002
 @patch

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from fer_nb.bench import (Answers, ModelError, Worker, are_crops, bench, checked, contender, found_scores, leaderboard, over_labels,
-                          read_predictions)
+from fer_nb.bench import (Answers, Harder, ModelError, Worker, are_crops, bench, checked, contender, found_scores, leaderboard, over_labels,
+                          read_predictions, read_rows, voters)
 from fer_nb.cli import main
 from fer_nb.compare import holm, mcnemar
-from fer_nb.core import EMOTIONS, ConfigError, DataError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, file_sha256
+from fer_nb.data import VOTE_COLUMNS
+from fer_nb.robustness import corrupt, noise_keys
 from fer_nb.synth import make_faces
 
 TOYS = """
@@ -36,6 +39,12 @@ def leaves(images): os._exit(7)
 def raises(images): raise RuntimeError("no such layer")
 def sleeps(images): time.sleep(600)
 def another(images): return np.random.default_rng().dirichlet(np.ones(7), len(images))
+def two():
+    import torch
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48 * 48, 2))
+    torch.manual_seed(0); torch.nn.init.normal_(net[1].weight); torch.nn.init.constant_(net[1].bias, 0)
+    net.labels, net.input_size, net.in_chans = ("happy", "sad"), 48, 1
+    return net
 def counted(images):
     with open("asked.txt", "a") as file: file.write(f"{len(images)} ")
     return mean(images)
@@ -101,15 +110,15 @@ def test_one_that_hangs_is_ended(faces, tmp_path):
 
 
 def test_a_second_bench_asks_nobody_and_gives_the_same(faces, tmp_path):
-    first = bench(faces, [contender("toys:counted")], tmp_path / "rows")
+    first = bench(faces, [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))
     asked = Path("asked.txt").read_text()
-    second = bench(faces, [contender("toys:counted")], tmp_path / "rows")
+    second = bench(faces, [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))
     assert asked == Path("asked.txt").read_text() == "64 64 26 64 64 26 "          # the first images twice, in both columns
     pd.testing.assert_frame_equal(first, second)
     next((tmp_path / "rows/answers").rglob("faces-64.npz")).unlink()           # broken off
-    bench(faces, [contender("toys:counted")], tmp_path / "rows")
+    bench(faces, [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))
     assert Path("asked.txt").read_text() == asked + "26 "
-    bench(faces.take(np.arange(60)), [contender("toys:counted")], tmp_path / "rows")  # other images: other answers
+    bench(faces.take(np.arange(60)), [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))  # other images: other answers
     assert Path("asked.txt").read_text() == asked + "26 60 60 60 60 "
 
 
@@ -217,3 +226,58 @@ def test_answers_of_other_code_are_asked_for_again(faces, tmp_path):
     (tmp_path / "toys.py").write_text(TOYS.replace("int(im.mean()) % 7", "(int(im.mean()) + 1) % 7"))
     second = bench(faces, [contender("toys:mean")], tmp_path / "rows")
     assert first["accuracy %"].tolist() != second["accuracy %"].tolist()
+
+
+def test_corrupted_faces_are_what_a_loop_counts(faces, tmp_path):
+    bench(faces, [contender("toys:mean")], tmp_path / "rows", harder=Harder(60, ("noise", "mouth"), severity=2))
+    row, part = read_rows(tmp_path / "rows")[0], faces.sample(60)
+    order = ["happy", "sad", "angry", "disgust", "fear", "surprise", "neutral"]
+    by = {r["images"]: r for r in row["harder"]}
+    assert set(by) == {"clean", "noise", "mouth"} and all(r["n"] == 60 and r["low"] <= r["value"] <= r["high"] for r in by.values())
+    assert by["clean"]["value"] == pytest.approx(np.mean(as_toy(part, "mean") == part.targets()))
+    for kind in ("noise", "mouth"):
+        right = 0
+        for k, label in enumerate(part.df.label):
+            x = torch.from_numpy(part.image(k))[None, None].float() / 255
+            image = (corrupt(x, kind, 2, noise_keys(part)[[k]]) * 255).round().numpy()
+            right += order[int(image.mean()) % 7] == label
+        assert by[kind]["value"] == pytest.approx(right / 60)
+
+
+def test_an_attack_on_a_linear_network_reaches_the_worst_there_is(faces, tmp_path):
+    two = faces.where(label=["happy", "sad"])
+    exec(TOYS, place := {})
+    weight = place["two"]()[1].weight.detach()
+    x, y = torch.from_numpy(np.stack([two.image(k) for k in range(len(two))])).flatten(1).float() / 255, (two.df.label == "sad").to_numpy()
+    toward = (weight[0] - weight[1]) * torch.from_numpy(np.where(y, 1, -1)).float()[:, None]
+    for eps in (1 / 255, 4 / 255):
+        bench(two, [contender("torch:toys:two")], tmp_path / "rows", harder=Harder(len(two), (), eps=eps, steps=30))
+        by = {r["images"]: r["value"] for r in read_rows(tmp_path / "rows")[0]["harder"]}
+        for change, name in ((0, "clean"), (eps, "attacked")):
+            z = (x + change * toward.sign()).clamp(0, 1) @ weight.T
+            assert by[name] == pytest.approx(np.mean((z[:, 1] > z[:, 0]).numpy() == y)), (eps, name)
+    assert leaderboard(tmp_path / "rows")["PGD, 30 steps, 4/255 %"].notna().sum() == 1
+
+
+def test_voters_by_a_loop(faces):
+    rng = np.random.default_rng(0)
+    votes = rng.multinomial(10, [.3, .3, .1, .1, .05, .05, .04, .02, .02, .02], 30)
+    ds = faces.take(np.arange(30)).assign(**dict(zip(VOTE_COLUMNS, votes.T)))
+    probs = rng.dirichlet(np.ones(len(ds.labels)), 30)
+    probs[3:6] = np.nan
+    table = voters(probs, ds).set_index("metric")
+    expected = [0 if k in (3, 4, 5) else votes[k, VOTE_COLUMNS.index(f"vote_{ds.labels[probs[k].argmax()]}")] / votes[k].sum()
+                for k in range(30) if votes[k, -1] < votes[k].sum()]
+    assert table.value["expected"] == pytest.approx(np.mean(expected)) and table.value["best"] > table.value["expected"]
+
+
+def test_a_row_names_its_weights_and_the_kept_ones_are_the_shipped(tmp_path, faces):
+    bench(faces.take(np.arange(20)), [contender("hyfer")], tmp_path / "rows", harder=Harder(0))
+    [row] = read_rows(tmp_path / "rows")
+    file = Path(contender("hyfer").settings["weights"])
+    assert row["weights"] == {file.name: file_sha256(file)}
+    for kept in read_rows(Path(__file__).parents[1] / "results/bench"):
+        assert kept["fault"] or kept["weights"], kept["model"]
+        for name in ("hyfer", "hyfer_robust"):
+            if kept["model"] == name:
+                assert set(kept["weights"].values()) == {file_sha256(contender(name).settings["weights"])}, f"{name}: run the bench again"

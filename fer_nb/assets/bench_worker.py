@@ -1,6 +1,7 @@
 """One model in a process of its own, for `fer-nb bench`. Needs Python and NumPy alone, so that any interpreter can run it.
 
 Reads questions as lines of JSON and answers each with one. What the model prints goes to the error stream."""
+import contextlib
 import hashlib
 import importlib
 import json
@@ -11,11 +12,33 @@ import time
 import numpy as np
 
 
+def family(pid="self"):
+    "The numbers of a process's children, theirs, and so on, where the system tells (Linux)."
+    below = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                below += file.read().split()
+    return below + [p for child in below for p in family(child)]
+
+
+def cpu_seconds():
+    "Processor time of this process and of those that it has started."
+    total = time.process_time()
+    for pid in family():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            total += sum(map(int, file.read().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def peak_mb():
-    "The most memory this process has had, in MB; None where the system does not say."
+    "The most memory that this process and those it has started have had, in MB; None where the system does not say."
     if os.path.exists("/proc/self/status"):  # `getrusage` there counts what the parent had before it started this one
-        with open("/proc/self/status") as file:
-            return next((int(line.split()[1]) / 2**10 for line in file if line.startswith("VmHWM")), None)
+        total = 0
+        for pid in ["self", *family()]:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+                total += next((int(line.split()[1]) / 2**10 for line in file if line.startswith("VmHWM")), 0)
+        return total
     try:
         import resource
     except ImportError:
@@ -36,6 +59,16 @@ def code_digest(module):
     return h.hexdigest()[:16]
 
 
+def weight_digests(model):
+    "SHA-256 of the files that a model names in `weights`, by their names."
+    named = getattr(model, "weights", None) or ()
+    digests = {}
+    for path in [named] if isinstance(named, (str, os.PathLike)) else named:
+        with open(path, "rb") as file:
+            digests[os.path.basename(path)] = hashlib.sha256(file.read()).hexdigest()
+    return digests
+
+
 def made(spec, settings):
     "The object that `module:name` means; called with the settings, if there are some."
     module, _, name = spec.partition(":")
@@ -51,19 +84,19 @@ def as_table(answers, labels, n):
         answers = list(answers)
         if len(answers) != n:
             raise ValueError(f"{len(answers)} answers for {n} images")
-        if any(a is None or isinstance(a, dict) for a in answers):
-            if not labels:
-                labels = next((list(a) for a in answers if a), [])
-            other = next((a for a in answers if a is not None and set(a) != set(labels)), None)
+        named = [a for a in answers if isinstance(a, dict)]
+        if named:
+            labels = labels or list(named[0])
+            other = next((a for a in named if set(a) != set(labels)), None)
             if other is not None:
                 raise ValueError(f"an answer with the labels {', '.join(map(str, other))}; {', '.join(map(str, labels))} expected")
         answers = [None if a is None else [a[k] for k in labels] if isinstance(a, dict) else a for a in answers]
         found = np.array([a is not None for a in answers], bool)
-        width = len(labels) or max((len(a) for a in answers if a is not None), default=0)
-        table = np.full((n, width), np.nan)
-        for row, a in zip(table, answers):
-            if a is not None:
-                row[:] = np.asarray(a, float)
+        given = [np.asarray(a, float) for a in answers if a is not None]
+        if len({a.shape for a in given}) > 1:
+            raise ValueError("answers of different lengths: " + " and ".join(sorted({str(len(np.atleast_1d(a))) for a in given})) + " probabilities")
+        table = np.full((n, *(given[0].shape if given else (len(labels),))), np.nan)
+        table[found] = given if given else table[found]
     else:
         table = np.asarray(answers, float)
         found = np.ones(len(table), bool)
@@ -83,25 +116,27 @@ def main():
     sys.path.insert(0, os.getcwd())
     model, labels = None, []
     for line in sys.stdin:
-        question, start, cpu = json.loads(line), time.perf_counter(), time.process_time()
+        question, start, cpu = json.loads(line), time.perf_counter(), cpu_seconds()
         try:
             if "spec" in question:
                 model = made(question["spec"], question.get("settings"))
                 module = importlib.import_module(question["spec"].partition(":")[0])
                 labels = [str(k) for k in getattr(model, "labels", None) or getattr(module, "LABELS", ())]
-                answer = {"labels": labels, "code": code_digest(module)}
+                answer = {"labels": labels, "code": code_digest(module), "weights": weight_digests(model),
+                          "gradients": callable(getattr(model, "attacked", None))}
             else:
                 with np.load(question["images"], allow_pickle=False) as file:
-                    images = [file[str(k)] for k in range(len(file.files))]
-                begun, used = time.perf_counter(), time.process_time()
-                table, found, names = as_table(asked(model, images, question["cropped"]), labels, len(images))
-                model_seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - used}
+                    images = list(file["all"]) if "all" in file else [file[str(k)] for k in range(len(file.files))]
+                begun, used = time.perf_counter(), cpu_seconds()
+                said = asked(model, images, question["cropped"]) if "attack" not in question else model.attacked(images, **question["attack"])
+                table, found, names = as_table(said, labels, len(images))
+                model_seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": cpu_seconds() - used}
                 np.savez(question["out"], table=table, found=found)
                 answer = {"labels": names} | model_seconds
             answer |= {"peak_mb": peak_mb()}
         except BaseException as e:  # said to the other side, which writes it into a row
             answer = {"error": f"{type(e).__name__}: {e}"}
-        answer["all_seconds"], answer["all_cpu_seconds"] = time.perf_counter() - start, time.process_time() - cpu
+        answer["all_seconds"], answer["all_cpu_seconds"] = time.perf_counter() - start, cpu_seconds() - cpu
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
