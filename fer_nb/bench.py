@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FER2013', 'PREDICTIONS', 'NOT_FOUND', 'ModelError', 'Contender', 'contender', 'Ours', 'worst_nearby', 'FerPackage',
            'Worker', 'checked', 'Answers', 'over_labels', 'found_scores', 'voters', 'our_faces', 'are_crops',
-           'read_predictions', 'figures', 'Harder', 'corrupted', 'harder_figures', 'tests_of', 'bench', 'read_rows',
-           'judged', 'harder_line', 'leaderboard']
+           'read_predictions', 'figures', 'Harder', 'corrupted', 'harder_figures', 'file_name', 'tests_of', 'bench',
+           'read_rows', 'judged', 'harder_line', 'leaderboard']
 
 # %% ../nbs/53_bench.ipynb #bench005
 import json
@@ -643,6 +643,16 @@ def _identity(
     return {"spec": model.spec, "settings": named, "python": "" if model.settings else model.python}
 
 
+def file_name(
+    about: dict,   # of a row: its date, and its data
+    what: str,     # the model, or "tests"
+    ending: str,   # without a dot
+) -> str:          # such as 2026-11-28-hyfer-fer2013.json
+    "The name of a file of a bench."
+    words = (re.sub(r"[^A-Za-z0-9_.-]+", "_", w) for w in (about["date"][:10], what, about["data"]) if w)
+    return f"{'-'.join(words)}.{ending}"
+
+
 def _bench_one(
     model: Contender,             # to be measured
     columns: dict[str, FERData],  # see `bench`
@@ -674,8 +684,7 @@ def _bench_one(
                         for c, a in found.items() if a.peak_mb is not None}
     except ModelError as e:
         row["fault"] = str(e)
-    name = f"{about['date'][:10]}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', model.name)}.json"
-    with atomic_file(out / name) as aside:
+    with atomic_file(out / file_name(about, model.name, "json")) as aside:
         aside.write_text(json.dumps(plain(row), indent=1) + "\n", encoding="utf-8")
     return row | {"right": rights}
 
@@ -718,9 +727,10 @@ def bench(
     rows = [_bench_one(m, columns, out, duplicates, seconds, harder, about) for m in models]
     tests = tests_of(rows)
     if len(tests):
-        with atomic_file(out / f"{about['date'][:10]}-tests.csv") as aside:
+        name = file_name(about, "tests", "csv")
+        with atomic_file(out / name) as aside:
             tests.to_csv(aside, index=False)
-        write_record(out, [f"{about['date'][:10]}-tests.csv"], about)
+        write_record(out, [name], about)
     return leaderboard(rows)
 
 # %% ../nbs/53_bench.ipynb #bench061

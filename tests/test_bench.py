@@ -124,7 +124,7 @@ def test_a_second_bench_asks_nobody_and_gives_the_same(faces, tmp_path):
 
 def test_the_others_are_compared_with_the_first(faces, tmp_path):
     bench(faces, [contender(f"toys:{n}") for n in ("mean", "half", "percent", "odd")], tmp_path / "rows")
-    tests, y = pd.read_csv(next((tmp_path / "rows").glob("*tests.csv"))), faces.targets()
+    tests, y = pd.read_csv(next((tmp_path / "rows").glob("*-tests-*.csv"))), faces.targets()
     assert list(tests.against) == ["toys.half"] * 2 + ["toys.percent"] * 2
     expected = mcnemar(as_toy(faces, "mean") == y, as_toy(faces, "half") == y)
     assert tests[["difference", "low", "high", "p"]].iloc[0].tolist() == pytest.approx(list(expected)[3:])
@@ -136,7 +136,7 @@ def test_duplicates_are_taken_out_beside(faces, tmp_path):
     table = bench(faces, [contender("toys:mean")], tmp_path / "rows", known)
     right = (as_toy(faces, "mean") == faces.targets())[30:]
     assert table["without duplicates %"].tolist() == pytest.approx([100 * right.mean()] * 2, abs=1e-3)
-    row = json.loads(next((tmp_path / "rows").glob("*mean.json")).read_text())
+    row = json.loads(next((tmp_path / "rows").glob("*-mean-*.json")).read_text())
     assert row["duplicates"] == 30 and row["splits"] == {"test": 90} and row["versions"]["numpy"] == np.__version__
 
 
