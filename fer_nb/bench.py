@@ -29,7 +29,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .compare import holm, mcnemar
-from .core import ConfigError, DataError, FERError, atomic_file, canonical_label, positive, progress
+from .core import ConfigError, DataError, FERError, atomic_file, canonical_label, file_sha256, positive, progress
 from .data import FERData
 from .evaluate import result_table
 from .metrics import score_intervals, scores
@@ -521,6 +521,8 @@ def _bench_one(
     first = next(iter(columns.values()))
     place = out / "answers" / model.name / first.fingerprint()
     row, rights = {"model": model.name, **about, "known": model.about, "spec": model.spec, "fault": ""}, {}
+    if model.spec != PREDICTIONS and (file := (model.settings or {}).get("weights")):
+        row["weights"] = {Path(file).stem: file_sha256(file)}
     try:
         found = _asked(model, columns, place, seconds)
         tables = []

@@ -582,6 +582,14 @@ class _StudyVerb(Verb):
             raise ConfigError("; ".join(faults))
         _chosen(_ANY, args)
 
+    def weights(self, args: argparse.Namespace) -> dict[str, str]:  # name of the file -> SHA-256
+        "Which trained networks a study looks at, for its record."
+        robust = args.robust if args.what in ("robust", "harden") else []
+        if args.what == "robust" and robust is None and args.weights is None:
+            robust = [weights_file("robust")]
+        paths = [args.weights or weights_file("accurate"), *(robust or [])]
+        return {Path(path).stem: file_sha256(path) for path in paths}
+
     def run(self, args: argparse.Namespace) -> str:  # what the study shows, and where its table is
         "Run a study, and write its table."
         self.check(args)
@@ -591,12 +599,16 @@ class _StudyVerb(Verb):
         _say("loading PyTorch and fastai")
         study = STUDIES[args.what].load()
         found = study.run(**{"out": out / "runs", "say": _say} | study.call(ds, out, args))
+        about = {"weights": self.weights(args)} if "--weights" in study.options else {}
+        record = run_record(args.command, data=ds.fingerprint(), **about)
         if not study.file:
+            if about:
+                write_record(out, [p.name for p in out.glob("*.*") if p.name != "record.json"], record)
             return f"{study.show(found)}\ntables: {out}"
         file = out / study.file.format(**vars(args))
         if os.environ.get("RANK", "0") == "0":
             write_table(found[0] if isinstance(found, tuple) else found, file)
-            write_record(out, [file.name], run_record(args.command, data=ds.fingerprint()))
+            write_record(out, [file.name], record)
         return f"{study.show(found)}\ntable: {file}"
 
 # %% ../nbs/60_cli.ipynb #60000021
@@ -986,6 +998,7 @@ class _ExportVerb(Verb):
                        help="training images for --int8, and held-out ones to compare on"),
         "--images": dict(type=int, default=256, metavar="N",
                          help="training images for --int8 (default: %(default)s)"),
+        "--table": dict(metavar="CSV", help="keep the comparison here too"),
         **_READING, **_OVERWRITE}
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
@@ -1029,8 +1042,13 @@ class _ExportVerb(Verb):
         write_record(args.to.absolute().parent, [args.to.name],
                      run_record(args.command, weights=path.name, data=on.name,
                                 parity=table.to_dict("records")))
-        shown = table.assign(model=["network", args.to.name]).to_string(index=False,
-                                                                         float_format="{:.4g}".format)
+        table = table.assign(model=["network", args.to.name])
+        if args.table is not None:
+            kept, about = Path(args.table).absolute(), {"weights": {path.stem: file_sha256(path)}}
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_table(table, kept)
+            write_record(kept.parent, [kept.name], run_record(args.command, data=on.name, **about))
+        shown = table.to_string(index=False, float_format="{:.4g}".format)
         return (f"{shown}\non {len(on):,} images of {on.name}\n{args.to}: {args.to.stat().st_size / 1e6:.1f} "
                 f"MB; for fer-nb predict photo.jpg --weights {args.to}")
 
