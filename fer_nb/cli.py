@@ -552,7 +552,7 @@ class _StudyVerb(Verb):
     resumes, aside = True, False
     machine = _TRAINS
     options = _DATA | _VOTES | {
-        "--weights-dir": _TRYING["--weights-dir"],
+        "--weights-dir": _TRYING["--weights-dir"], "--anyway": _TRYING["--anyway"],
         "--out": dict(type=Path, metavar="DIR", help="folder for the runs (default: runs/NAME-WHAT)")}
 
     def add_args(self, p: argparse.ArgumentParser) -> None:
@@ -598,7 +598,11 @@ class _StudyVerb(Verb):
         ds, out = read_data(args, args.votes), args.out
         _say("loading PyTorch and fastai")
         study = STUDIES[args.what].load()
-        found = study.run(**{"out": out / "runs", "say": _say} | study.call(ds, out, args))
+        given = {"out": out / "runs", "say": _say} | study.call(ds, out, args)
+        if isinstance(given.get("preset"), Preset) and not args.anyway:
+            from fer_nb.plan import images_in, need_memory
+            need_memory(given["preset"], images_in(ds, given["preset"]))
+        found = study.run(**given)
         about = {"weights": self.weights(args)} if "--weights" in study.options else {}
         record = run_record(args.command, data=ds.fingerprint(), **about)
         if not study.file:
@@ -690,22 +694,32 @@ class _ShipVerb(Verb):
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",
                           help=".safetensors of a network trained on the same images, which teaches too; "
                                "with --set born_again=null; may be given again"),
-        "--out": dict(type=Path, default=Path("runs/shipped"), metavar="DIR",
-                      help="folder (default: %(default)s)")}
+        "--student": dict(choices=("both", "accurate", "robust", "ferplus"), default="both",
+                          help="which network: accurate and robust (both), one of them, or ferplus: eight "
+                               "emotions, by the shares of FER+'s votes (default: %(default)s)"),
+        "--work": dict(metavar="DIR", help="folder of the unfinished work, which accurate and robust may "
+                                           "share (default: OUT.work)"),
+        "--anyway": _TRYING["--anyway"],
+        "--out": dict(type=Path, metavar="DIR",
+                      help="folder (default: runs/shipped, of one student runs/shipped-STUDENT)")}
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
-        return "out", args.out, True
+        one = f"-{args.student}" * (args.student != "both")
+        return "out", args.out or Path(f"runs/shipped{one}"), True
 
     def run(self, args: argparse.Namespace) -> str:  # where the weights are
         "Train at length."
         keep_freed_memory()
         _chosen(_ANY, args)
-        from fer_nb.hyfer_studies import SHIP, train_shipped
-        preset, files = _chosen(SHIP, args), tuple(Fit(str(path)) for path in args.teacher)
+        from fer_nb.hyfer_studies import FERPLUS, SHIP, SHIPPED_NAMES, train_shipped
+        ferplus = args.student == "ferplus"
+        preset, files = _chosen(FERPLUS if ferplus else SHIP, args), [Fit(str(p)) for p in args.teacher]
         faults = [f"--teacher {path}: a .safetensors file expected" for path in args.teacher
                   if path.suffix != ".safetensors"]
         if args.votes is None and "annotators" in {fit.network for fit in preset.teachers}:
             faults.append("FER+'s annotators are a teacher: --votes fer2013new.csv expected")
+        if args.votes is None and ferplus:
+            faults.append("--student ferplus learns the shares of the votes: --votes fer2013new.csv expected")
         if files and preset.born_again:
             faults.append("--teacher, which the first-generation student would not have; "
                           "--set born_again=null expected")
@@ -713,10 +727,14 @@ class _ShipVerb(Verb):
             raise ConfigError("; ".join(faults))
         preset = replace(preset, teachers=(*preset.teachers, *files))
         ds = read_data(args, args.votes)
-        out = train_shipped(ds, args.out, preset, command=args.command, overwrite=args.overwrite, say=_say)
+        ds = read_ferplus(args.votes, ds) if ferplus else ds
+        one = [SHIPPED_NAMES[args.student]] if args.student != "both" else ["hyfer", "hyfer_robust"]
+        out = train_shipped(ds, args.out, preset, command=args.command, overwrite=args.overwrite, say=_say,
+                            students=one, work=args.work, anyway=args.anyway)
         if os.environ.get("RANK", "0") == "0":
             write_record(out, sorted(p.name for p in out.iterdir() if p.name != "record.json"),
-                         run_record(args.command, data=ds.fingerprint()))
+                         run_record(args.command, data=ds.fingerprint(),
+                                    weights={p.stem: file_sha256(p) for p in out.glob("*.safetensors")}))
         return f"weights: {out}"
 
 # %% ../nbs/60_cli.ipynb #771a0e97

@@ -298,8 +298,8 @@ def pages_of_tables(
     root: str | Path,   # a checkout
 ) -> list[str]:         # relative to it
     "Notebooks whose code reads one of the tables, or runs a shipped network."
-    reads = {Path(f).parent.name if "*" in f or f.startswith("results") else Path(f).name
-             for made in TABLES.values() for f in made.files}
+    reads = {Path(f).parent.name if f.startswith("results") else Path(f).name
+             for made in TABLES.values() for f in made.files if "*" not in f}
     found = []
     for page in sorted((Path(root) / "nbs").rglob("*.ipynb")):
         cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
