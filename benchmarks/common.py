@@ -118,6 +118,7 @@ def report(
     settings: dict[str, object],         # what was run
     out: Path,                           # result file
     rate: float | None = None,           # images a run, for a column images/s
+    **about: object,                     # what else the record says, see `save`
 ) -> pd.DataFrame:                       # one row a contestant
     "Print and write medians and ratios; a ratio is the median of the ratios of runs of one round."
     rows = []
@@ -135,15 +136,16 @@ def report(
     print("settings:", settings)
     print("machine:", machine())
     rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    save(out, {"settings": settings, "machine": machine(), "results": rows})
+    save(out, {"settings": settings, "machine": machine(), "results": rows}, **about)
     return table
 
 
 def save(
     out: Path,                   # result file
     result: dict[str, object],   # what was measured
+    **about: object,             # what else the record says: `weights=shipped_weights()` where it is about these
 ) -> None:
     "Write a result, and enter what made it into the record beside it."
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     words = command_line(sys.argv[1:]).removeprefix("fer-nb")
-    write_record(out.parent, [out.name], run_record(f"python benchmarks/{Path(sys.argv[0]).name}{words}"))
+    write_record(out.parent, [out.name], run_record(f"python benchmarks/{Path(sys.argv[0]).name}{words}", **about))

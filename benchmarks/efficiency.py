@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from common import HERE, fer2013, machine
+from common import HERE, fer2013, machine, save
+from fer_nb.core import file_sha256
 from fer_nb.export import efficiency, quantize, to_onnx
 from fer_nb.models import HYFER, HyFER, create_teacher, load_hyfer
 
@@ -72,8 +73,8 @@ def main() -> None:
     rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
             for row in table.astype(object).where(table.notna(), None).to_dict("records")]
     import onnxruntime
-    options.out.write_text(json.dumps({"settings": settings, "machine": machine() | {"onnxruntime": onnxruntime.__version__},
-                                       "results": rows}, indent=1) + "\n")
+    about = {"weights": {options.weights.stem: file_sha256(options.weights)}} if options.weights else {}
+    save(options.out, {"settings": settings, "machine": machine() | {"onnxruntime": onnxruntime.__version__}, "results": rows}, **about)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 from common import HERE, machine, photograph, save
 from PIL import Image
 
+from fer_nb.shipped import shipped_weights
+
 WAYS = {"fer-nb predict photo.png": ["-m", "fer_nb", "predict", "photo.png"],
         "Recogniser()(photo)": ["-c", "from fer_nb.predict import Recogniser; Recogniser()('photo.png')"],
         "import fer_nb.predict": ["-c", "import fer_nb.predict"]}
@@ -55,7 +57,7 @@ def main() -> None:
                 rows.append({"what": what, "PyTorch is installed": torch, "cpu_s": round(statistics.median(seconds), 2),
                              "slowest_cpu_s": round(max(seconds), 2), "peak_MB": round(max(memory))})
                 print(rows[-1], flush=True)
-    save(args.out, {"settings": {"repeats": args.repeats}, "machine": machine(), "results": rows})
+    save(args.out, {"settings": {"repeats": args.repeats}, "machine": machine(), "results": rows}, weights=shipped_weights())
 
 
 if __name__ == "__main__":

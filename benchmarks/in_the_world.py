@@ -24,6 +24,7 @@ from sklearn.datasets import load_sample_image  # noqa: E402
 from fer_nb.core import EMOTIONS  # noqa: E402
 from fer_nb.data import real_data  # noqa: E402
 from fer_nb.predict import Recogniser, as_image  # noqa: E402
+from fer_nb.shipped import shipped_weights  # noqa: E402
 
 SCENES = ("coffee", "chelsea", "rocket", "grass", "gravel", "brick", "hubble_deep_field", "coins")
 EMPTY = (*SCENES, "cell", "clock", "colorwheel", "horse", "immunohistochemistry", "logo", "moon", "page", "retina", "text",
@@ -223,7 +224,7 @@ def main() -> None:
     for row in times:
         print(row)
     save(args.out, {"settings": {"split": args.split, "images": len(y)}, "machine": machine(), "results": rows,
-                    "faces in pictures without people": empty, "found of 30": groups, "times": times})
+                    "faces in pictures without people": empty, "found of 30": groups, "times": times}, weights=shipped_weights())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from skimage.data import astronaut, coffee  # noqa: E402
 from fer_nb.faces import FaceFinder, FaceRefiner, face_square  # noqa: E402
 from fer_nb.models import HyFER, weights_digest  # noqa: E402
 from fer_nb.predict import Network, Recogniser, as_image  # noqa: E402
+from fer_nb.shipped import shipped_weights  # noqa: E402
 
 SHARES = (.05, .0625, .09, .125, .18, .25, .35)       # side of the face's box in longer sides of the picture
 SMALLEST = (.25, .125, .0625)                 # settings of the finder
@@ -113,7 +114,7 @@ def main() -> None:
     settings = {"photo": "astronaut, 640 × 480, JPEG quality 90", "seconds": "CPU seconds of one core, a photo or face",
                 "repeats": args.repeats, "network": recognise.network.name, "weights": weights_digest(HyFER.from_pretrained()),
                 "found": shares.to_dict("records")}
-    report(times, {"find, faces from 1/8 of the side": "landmarker, framed"}, settings, args.out, rate=1)
+    report(times, {"find, faces from 1/8 of the side": "landmarker, framed"}, settings, args.out, rate=1, weights=shipped_weights())
 
 
 if __name__ == "__main__":

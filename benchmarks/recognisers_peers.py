@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common import HERE, fer2013, machine, photograph, take_turns
+from common import HERE, fer2013, machine, photograph, save, take_turns
 from fer_nb.audit import audit
 from fer_nb.compare import mcnemar
 from fer_nb.core import file_sha256
@@ -20,6 +20,7 @@ from fer_nb.data import FERData
 from fer_nb.duplicates import DuplicateSearch
 from fer_nb.export import OnnxModel, quantize, to_onnx
 from fer_nb.models import HyFER, load_hyfer
+from fer_nb.shipped import shipped_weights
 from fer_nb.store import command_line, run_record
 
 NO_WEIGHTS = ("deepface 0.0.103", "emotiefflib 1.1.1", "facetorch 0.6.2", "fer-pytorch 1.1.2", "hsemotion-onnx 0.3.1",
@@ -235,9 +236,9 @@ def main() -> None:
     for name, facts in end_to_end(pythons, 3).items():
         next(p for p in packages if p["package"] == name).update(facts)
     print(pd.DataFrame(rows).round(4).to_string(index=False), pd.DataFrame(packages).round(2).to_string(index=False), sep="\n\n")
-    weights = file_sha256(options.weights)[:12] if options.weights else options.name
+    name, digest = (options.weights.stem, file_sha256(options.weights)) if options.weights else [*shipped_weights([options.name]).items()][0]
     write(options.out, rows, packages, {"images": "FER2013 PublicTest, labels as published, crops go in directly",
-          "weights": weights, "threads": 1, "batch": 1, "repeats": options.repeats, "no network in the wheel": NO_WEIGHTS})
+          "weights": name, "sha256": digest, "threads": 1, "batch": 1, "repeats": options.repeats, "no network in the wheel": NO_WEIGHTS})
 
 
 def write(
@@ -250,8 +251,8 @@ def write(
     def short(row: dict) -> dict:
         return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
 
-    out.write_text(json.dumps({"settings": settings, "machine": machine(), "results": [short(r) for r in rows],
-                               "packages": [short(p) for p in packages]}, indent=1, ensure_ascii=False) + "\n")
+    save(out, {"settings": settings, "machine": machine(), "results": [short(r) for r in rows], "packages": [short(p) for p in packages]},
+         weights={settings["weights"]: settings.pop("sha256")})
 
 
 if __name__ == "__main__":

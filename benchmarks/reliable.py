@@ -24,6 +24,7 @@ from fer_nb.data import real_data  # noqa: E402
 from fer_nb.faces import brought_into_range  # noqa: E402
 from fer_nb.metrics import ece  # noqa: E402
 from fer_nb.predict import DOUBTS, Network, Recogniser, as_image, reasons_against, signs, temperature_factor  # noqa: E402
+from fer_nb.shipped import shipped_weights  # noqa: E402
 
 CONDITIONS = ("as it is", "small", "dark", "blurred", "noisy", "mouth covered", "eyes covered", "turned")
 PARTS = HERE.parent / "results/fer2013-shipped/parts.csv"   # of FER2013's rows: held out of the training, or a duplicate
@@ -214,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fit", action="store_true", help="fit on the faces held out of the training; else report on PublicTest")
     parser.add_argument("--images", type=int, help="faces (default: all that were held out; 1000 of PublicTest)")
+    parser.add_argument("--out", type=Path, help="result file (default: reliable_fit.json or reliable.json, beside the script)")
     parser.add_argument("--found", type=Path, help="keep what was found in this file, or read it from there")
     args = parser.parse_args()
     with np.load((real_data() or HERE.parents[1] / "shared/fer2013") / FER2013) as data:
@@ -231,7 +233,8 @@ def main() -> None:
     result = fit(table, logits) if args.fit else {"networks": report(table, logits), "labelled photographs": photographs()}
     print(pd.Series(result).to_string() if args.fit else pd.DataFrame(result["networks"]["accurate"]["conditions"]).round(3).to_string())
     print(result.get("labelled photographs"), result.get("limits"))
-    save(HERE / ("reliable_fit.json" if args.fit else "reliable.json"), about | {"results": result})
+    out = args.out or HERE / ("reliable_fit.json" if args.fit else "reliable.json")
+    save(out, about | {"results": result}, weights=shipped_weights())
 
 
 if __name__ == "__main__":

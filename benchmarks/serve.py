@@ -21,6 +21,7 @@ from common import HERE, machine, photograph, save
 from PIL import Image
 
 from fer_nb.predict import Recogniser, Result
+from fer_nb.shipped import shipped_weights
 
 
 def recipe() -> str:
@@ -98,7 +99,7 @@ def main() -> None:
               "CPU ms a request": round(1e3 * (after - before) / len(answers), 1),
               "median ms to an answer": round(1e3 * statistics.median(seconds), 1), "MB of all processes": round(memory)}
     print(json.dumps(result, indent=1))
-    save(args.out, {"settings": {"workers": args.workers, "clients": 4, "photo": "640 x 480, JPEG"}, "machine": machine(), "results": [result]})
+    save(args.out, {"settings": {"workers": args.workers, "clients": 4, "photo": "640 x 480, JPEG"}, "machine": machine(), "results": [result]}, weights=shipped_weights())
 
 
 if __name__ == "__main__":

@@ -552,7 +552,7 @@ class _StudyVerb(Verb):
     resumes, aside = True, False
     machine = _TRAINS
     options = _DATA | _VOTES | {
-        "--weights-dir": _TRYING["--weights-dir"],
+        "--weights-dir": _TRYING["--weights-dir"], "--anyway": _TRYING["--anyway"],
         "--out": dict(type=Path, metavar="DIR", help="folder for the runs (default: runs/NAME-WHAT)")}
 
     def add_args(self, p: argparse.ArgumentParser) -> None:
@@ -582,6 +582,14 @@ class _StudyVerb(Verb):
             raise ConfigError("; ".join(faults))
         _chosen(_ANY, args)
 
+    def weights(self, args: argparse.Namespace) -> dict[str, str]:  # name of the file -> SHA-256
+        "Which trained networks a study looks at, for its record."
+        robust = args.robust if args.what in ("robust", "harden") else []
+        if args.what == "robust" and robust is None and args.weights is None:
+            robust = [weights_file("robust")]
+        paths = [args.weights or weights_file("accurate"), *(robust or [])]
+        return {Path(path).stem: file_sha256(path) for path in paths}
+
     def run(self, args: argparse.Namespace) -> str:  # what the study shows, and where its table is
         "Run a study, and write its table."
         self.check(args)
@@ -590,13 +598,21 @@ class _StudyVerb(Verb):
         ds, out = read_data(args, args.votes), args.out
         _say("loading PyTorch and fastai")
         study = STUDIES[args.what].load()
-        found = study.run(**{"out": out / "runs", "say": _say} | study.call(ds, out, args))
+        given = {"out": out / "runs", "say": _say} | study.call(ds, out, args)
+        if isinstance(given.get("preset"), Preset) and not args.anyway:
+            from fer_nb.plan import images_in, need_memory
+            need_memory(given["preset"], images_in(ds, given["preset"]))
+        found = study.run(**given)
+        about = {"weights": self.weights(args)} if "--weights" in study.options else {}
+        record = run_record(args.command, data=ds.fingerprint(), **about)
         if not study.file:
+            if about:
+                write_record(out, [p.name for p in out.glob("*.*") if p.name != "record.json"], record)
             return f"{study.show(found)}\ntables: {out}"
         file = out / study.file.format(**vars(args))
         if os.environ.get("RANK", "0") == "0":
             write_table(found[0] if isinstance(found, tuple) else found, file)
-            write_record(out, [file.name], run_record(args.command, data=ds.fingerprint()))
+            write_record(out, [file.name], record)
         return f"{study.show(found)}\ntable: {file}"
 
 # %% ../nbs/60_cli.ipynb #60000021
@@ -678,22 +694,32 @@ class _ShipVerb(Verb):
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",
                           help=".safetensors of a network trained on the same images, which teaches too; "
                                "with --set born_again=null; may be given again"),
-        "--out": dict(type=Path, default=Path("runs/shipped"), metavar="DIR",
-                      help="folder (default: %(default)s)")}
+        "--student": dict(choices=("both", "accurate", "robust", "ferplus"), default="both",
+                          help="which network: accurate and robust (both), one of them, or ferplus: eight "
+                               "emotions, by the shares of FER+'s votes (default: %(default)s)"),
+        "--work": dict(metavar="DIR", help="folder of the unfinished work, which accurate and robust may "
+                                           "share (default: OUT.work)"),
+        "--anyway": _TRYING["--anyway"],
+        "--out": dict(type=Path, metavar="DIR",
+                      help="folder (default: runs/shipped, of one student runs/shipped-STUDENT)")}
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
-        return "out", args.out, True
+        one = f"-{args.student}" * (args.student != "both")
+        return "out", args.out or Path(f"runs/shipped{one}"), True
 
     def run(self, args: argparse.Namespace) -> str:  # where the weights are
         "Train at length."
         keep_freed_memory()
         _chosen(_ANY, args)
-        from fer_nb.hyfer_studies import SHIP, train_shipped
-        preset, files = _chosen(SHIP, args), tuple(Fit(str(path)) for path in args.teacher)
+        from fer_nb.hyfer_studies import FERPLUS, SHIP, SHIPPED_NAMES, train_shipped
+        ferplus = args.student == "ferplus"
+        preset, files = _chosen(FERPLUS if ferplus else SHIP, args), [Fit(str(p)) for p in args.teacher]
         faults = [f"--teacher {path}: a .safetensors file expected" for path in args.teacher
                   if path.suffix != ".safetensors"]
         if args.votes is None and "annotators" in {fit.network for fit in preset.teachers}:
             faults.append("FER+'s annotators are a teacher: --votes fer2013new.csv expected")
+        if args.votes is None and ferplus:
+            faults.append("--student ferplus learns the shares of the votes: --votes fer2013new.csv expected")
         if files and preset.born_again:
             faults.append("--teacher, which the first-generation student would not have; "
                           "--set born_again=null expected")
@@ -701,10 +727,14 @@ class _ShipVerb(Verb):
             raise ConfigError("; ".join(faults))
         preset = replace(preset, teachers=(*preset.teachers, *files))
         ds = read_data(args, args.votes)
-        out = train_shipped(ds, args.out, preset, command=args.command, overwrite=args.overwrite, say=_say)
+        ds = read_ferplus(args.votes, ds) if ferplus else ds
+        one = [SHIPPED_NAMES[args.student]] if args.student != "both" else ["hyfer", "hyfer_robust"]
+        out = train_shipped(ds, args.out, preset, command=args.command, overwrite=args.overwrite, say=_say,
+                            students=one, work=args.work, anyway=args.anyway)
         if os.environ.get("RANK", "0") == "0":
             write_record(out, sorted(p.name for p in out.iterdir() if p.name != "record.json"),
-                         run_record(args.command, data=ds.fingerprint()))
+                         run_record(args.command, data=ds.fingerprint(),
+                                    weights={p.stem: file_sha256(p) for p in out.glob("*.safetensors")}))
         return f"weights: {out}"
 
 # %% ../nbs/60_cli.ipynb #771a0e97
@@ -994,6 +1024,7 @@ class _ExportVerb(Verb):
                        help="training images for --int8, and held-out ones to compare on"),
         "--images": dict(type=int, default=256, metavar="N",
                          help="training images for --int8 (default: %(default)s)"),
+        "--table": dict(metavar="CSV", help="keep the comparison here too"),
         **_READING, **_OVERWRITE}
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
@@ -1037,8 +1068,13 @@ class _ExportVerb(Verb):
         write_record(args.to.absolute().parent, [args.to.name],
                      run_record(args.command, weights=path.name, data=on.name,
                                 parity=table.to_dict("records")))
-        shown = table.assign(model=["network", args.to.name]).to_string(index=False,
-                                                                         float_format="{:.4g}".format)
+        table = table.assign(model=["network", args.to.name])
+        if args.table is not None:
+            kept, about = Path(args.table).absolute(), {"weights": {path.stem: file_sha256(path)}}
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_table(table, kept)
+            write_record(kept.parent, [kept.name], run_record(args.command, data=on.name, **about))
+        shown = table.to_string(index=False, float_format="{:.4g}".format)
         return (f"{shown}\non {len(on):,} images of {on.name}\n{args.to}: {args.to.stat().st_size / 1e6:.1f} "
                 f"MB; for fer-nb predict photo.jpg --weights {args.to}")
 

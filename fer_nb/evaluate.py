@@ -229,10 +229,11 @@ def headline_of(
 # %% ../nbs/24_evaluate.ipynb #evhead06
 def need_weights_of(
     card: Mapping[str, object],   # of weights, see `HyFER.from_pretrained`
-    named: object,                # SHA-256 of the weights that figures belong to
+    named: object,                # SHA-256 of the weights that figures belong to; of several, by name
     where: str | Path,            # of the figures
 ) -> None:
     "Raise `DataError` unless figures are of the weights of a card."
+    named = named.get(card.get("name")) if isinstance(named, Mapping) else named
     if not named or named != card["sha256"]:
         of = f"of weights {str(named)[:12]}..." if named else "of weights that its record does not name"
         raise DataError(f"{where}: {of}; {card['sha256'][:12]}..., those of {card.get('name', 'the card')}, "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'NOT_SHARES', 'SEEDS', 'PART', 'EPOCHS', 'SETTINGS', 'WEIGHTS', 'ATTACKED', 'STRONG', 'ARMS', 'FOLDED',
-           'SQS_OPTIONS', 'NETWORKS', 'TABLE', 'STUDIES', 'comparisons', 'cell_name', 'grid', 'peak_ram',
+           'SQS_OPTIONS', 'NETWORKS', 'REMAKE', 'TABLE', 'STUDIES', 'comparisons', 'cell_name', 'grid', 'peak_ram',
            'measured_cost', 'training_costs', 'reported', 'paired_differences', 'with_options', 'Study', 'study']
 
 # %% ../nbs/42_experiment.ipynb #e4200005
@@ -278,6 +278,13 @@ SQS_OPTIONS = SEEDS | PART | SETTINGS | {
     "--tta": dict(choices=("none", "flip", "five"), help="test-time views beside one view (default: five)")}
 NETWORKS = {"--network": dict(action="append", default=[], metavar="NAME",
                               help="a network to fit; may be given again (default: light_full, light_res)")}
+REMAKE = {
+    "--budget": dict(choices=("full", "tiny"), default="full",
+                     help="tiny: a trial of all commands, whose figures mean nothing (default: full)"),
+    "--only": dict(action="append", default=[], metavar="NAME", help="a table; may be given again"),
+    "--peers": dict(metavar="OPTIONS", help="options of benchmarks/recognisers_peers.py, as one word"),
+    "--again": dict(action="store_true", help="make what is of the present weights again, too"),
+    "--pages": dict(action="store_true", help="save the pages that read them too; --out: the checkout")}
 TABLE = {"--table": dict(choices=("comparison", "ablation", "controls", "fusion", "sensitivity",
                                   "architectures", "efficiency", "all"),
                          default="ablation", help="rows; comparison: SQSNet alone (default: ablation)")}
@@ -301,6 +308,8 @@ STUDIES = {
     "harden": Study("phase 2 from one network with several radii, and each network under attack",
                     "hyfer_studies", ATTACKED, "tradeoff.csv"),
     "robust": Study("trained networks under attack and corruption", "hyfer_studies", ATTACKED | STRONG, ""),
+    "shipped": Study("every table about the shipped networks that is of other weights, made again in order",
+                     "shipped", REMAKE, ""),
     "sqs": Study("SQSNet's tables", "sqs_studies", SQS_OPTIONS | TABLE, "sqs-{table}.csv"),
     "bridge": Study("SQSNet as a teacher of HyFER, and SQS in its training", "sqs_studies", SQS_OPTIONS),
 }

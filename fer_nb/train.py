@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_FIT', 'TrainingError', 'KeepBest', 'Progress',
            'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'FreezeBody', 'Accumulate',
-           'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'Checkpoint',
-           'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
+           'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'step_rates', 'settled',
+           'Checkpoint', 'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
 
 # %% ../nbs/30_train.ipynb #a38f07c7
 import copy
@@ -46,14 +46,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .checks import ask, check_logits, check_names, check_targets, dominant_labels
-from .config import Fit, to_dict
+from .config import Fit, Preset, to_dict
 from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
 from .data import FERData
 from .evaluate import eval_mode
-from .launch import all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine, rank_world
+from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine,
+                           pick_device, rank_world)
 from .loaders import ReplayLoader, dataloaders
 from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped
-from .store import StoreError, differences, digest, plain, read_state, write_state
+from .store import (Store, StoreError, differences, digest, plain, processor, read_state,
+                          write_state)
 
 # %% ../nbs/30_train.ipynb #68cc10aa
 class TrainingError(FERError):
@@ -771,6 +773,59 @@ def make_loaders(
     for dl in dls:
         dl.augment = fit.augment  # `dataloaders` takes None for the paper's geometry
     return dls
+
+# %% ../nbs/30_train.ipynb #prec0002
+def step_rates(
+    fit: Fit,               # its network, size and batch
+    labels: Sequence[str],  # label names in order
+    in_chans: int = 1,      # channels of the images
+    seconds: float = 10.0,  # in all
+) -> dict[str, float]:      # "float32", "bf16" -> images a second
+    "Time training steps on random images on the CPU, the two precisions in turns; medians of the turns."
+    net = make_network(replace(fit, pretrained=False), labels, in_chans).train()
+    net = net.to(memory_format=torch.channels_last)
+    side, step = fit.size or getattr(net, "input_size", 48), torch.optim.AdamW(net.parameters(), 1e-4)
+    x = torch.rand(fit.bs, in_chans, side, side).contiguous(memory_format=torch.channels_last)
+    y, took, end = torch.arange(fit.bs) % len(labels), {"float32": [], "bf16": []}, None
+    while end is None or time.perf_counter() < end or len(took["bf16"]) < 2:
+        for name, times in took.items():
+            began = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
+                loss = nn.functional.cross_entropy(net(x).float(), y)
+            loss.backward()
+            step.step()
+            step.zero_grad()
+            times.append(time.perf_counter() - began)
+        if end is None:  # the first turn warms up, and does not count
+            took, end = {name: [] for name in took}, time.perf_counter() + seconds
+    return {name: fit.bs / float(np.median(times)) for name, times in took.items()}
+
+
+def settled(
+    preset: Preset,     # of a long work
+    train: FERData,     # its training images
+    store: Store,       # of the work: `precision.csv` is made once
+    say: Callable[[str], None] = lambda text: None,   # gets a line when it was measured
+    measure: Callable[..., dict[str, float]] = step_rates,   # of the student's fit, labels, channels
+    least: float = 1.1,                               # gain that is worth it (4)
+) -> Preset:            # the same; or its fits with `amp="auto"` in "bf16"
+    "Whether the fits of a work gain from bfloat16 on this CPU, measured once. On a card nothing is measured."
+    student, in_chans = preset.student, 3 if len(train.shape()) == 4 else 1
+    if student.amp != "auto" or on_machine().amp is not None or pick_device(student.device).type != "cpu":
+        return preset
+
+    def make() -> pd.DataFrame:
+        rates = measure(student, train.labels, in_chans)
+        gain = rates["bf16"] / rates["float32"]
+        say(f"bfloat16 is {gain:.2f} times as fast here as float32: {'taken' if gain >= least else 'not taken'}")
+        return pd.DataFrame([rates | {"gain": gain, "network": student.network, "processor": processor(),
+                                      "threads": torch.get_num_threads(), "torch": str(torch.__version__)}])
+
+    if store.table("precision", make).gain[0] < least:
+        return preset
+    fits = [replace(f, amp="bf16") if f.amp == "auto" else f for f in (student, *preset.teachers)]
+    first = preset.born_again and settled(preset.born_again, train, store, say, measure, least)
+    return replace(preset, student=fits[0], teachers=tuple(fits[1:]), born_again=first)
 
 # %% ../nbs/30_train.ipynb #76c95965
 NOT_OF_A_FIT = ("network", "size", "pretrained", "bs", "augment", "device", "workers")  # the data say

@@ -1,0 +1,109 @@
+"""Tables about the shipped networks: each is theirs or refused, none is forgotten, one command makes them again."""
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fer_nb import shipped
+from fer_nb.cli import main
+from fer_nb.core import ConfigError, DataError
+from fer_nb.shipped import BOTH, EARLIER, TABLES, found_of, need_shipped, pages_of_tables, remake_tables, shipped_weights, table_state, words_of
+from fer_nb.store import read_record, write_record
+from fer_nb.synth import fer2013_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [(name, file) for name, made in TABLES.items() for file in made.files]
+
+
+@pytest.mark.parametrize("name, file", FILES, ids=[f for _, f in FILES])
+def test_a_table_is_of_the_shipped_weights_or_refused(name, file, tmp_path):
+    path, whose = found_of(ROOT, file), TABLES[name].whose(file)
+    if file in EARLIER:
+        with pytest.raises(DataError, match="of the networks shipped before|does not name"):
+            need_shipped(path, whose)
+        return
+    need_shipped(path, whose)
+    for network in whose:                                     # one network that is another's is enough
+        with pytest.raises(DataError, match=f"000000000000.*{network}|{network}.*expected"):
+            need_shipped(path, whose, shipped_weights() | {network: "0" * 64})
+    copy = tmp_path / path.name
+    shutil.copy(path, copy)
+    if (record := read_record(path)) is None:                 # a row is its own record
+        row = json.loads(copy.read_text())
+        copy.write_text(json.dumps({k: v for k, v in row.items() if k != "weights"}))
+    else:
+        write_record(tmp_path, [path.name], {k: v for k, v in record.items() if k not in ("files", "weights")})
+    with pytest.raises(DataError, match="does not name"):
+        need_shipped(copy, whose)
+
+
+def test_no_table_is_forgotten():
+    listed = {found_of(ROOT, file).relative_to(ROOT).as_posix() for _, file in FILES}
+    runs = re.compile(r"Recogniser\(|from_pretrained\(|shipped_weights\(|results/fer2013-shipped")
+    for script in (ROOT / "benchmarks").glob("*.py"):          # a benchmark that runs a shipped network has its file here
+        if script.stem != "common" and runs.search(script.read_text(encoding="utf-8")):
+            assert f"benchmarks/{script.stem}.json" in listed, script.name
+    for folder in ("fer2013-shipped", "fer2013-robust", "ferplus-transfer"):
+        there = {f"results/{folder}/{p.name}" for p in (ROOT / "results" / folder).iterdir() if p.name != "record.json"}
+        assert there <= listed, there - listed
+    for record in [*(ROOT / "results").rglob("record.json"), ROOT / "benchmarks/record.json"]:
+        for entry in json.loads(record.read_text(encoding="utf-8")):
+            if entry.get("weights"):
+                assert {record.with_name(f).relative_to(ROOT).as_posix() for f in entry["files"]} <= listed
+    assert "nbs/tutorials/04_robustness.ipynb" in (pages := pages_of_tables(ROOT)) and "nbs/tutorials/08_model_card.ipynb" in pages
+    assert "nbs/21_metrics.ipynb" not in pages
+
+
+def test_commands_are_those_that_the_command_takes():
+    from fer_nb.cli import parser
+    given = {"data": "d", "votes": "v", "split": "valid", "peers": "--peers p", "made": "m", "accurate": "a.safetensors", "robust": "r"}
+    for name, made in TABLES.items():
+        words = words_of(made, given, tiny=True)
+        assert "{" not in " ".join(words), name
+        if made.script:
+            text = (ROOT / words[1]).read_text(encoding="utf-8") + (ROOT / "benchmarks/common.py").read_text(encoding="utf-8")
+            assert all(f'"{w}"' in text for w in words if w.startswith("--")), words
+        elif made.command:
+            parser(words[3]).parse_args(words[3:])
+
+
+def test_a_trial_of_the_cheap_ones_and_on_with_the_rest(tmp_path, capsys, monkeypatch):
+    drawn = fer2013_folder(210, votes=True)
+    words = ["study", "shipped", "--data", str(drawn / "fer2013.csv"), "--budget", "tiny", "--only", "headline", "--only", "run",
+             "--only", "radii", "--out", str(tmp_path)]
+    assert main(words) == 0 and "left: --votes was not given" in (said := capsys.readouterr().out) and "fer-nb ship makes it" in said
+    words += ["--votes", str(drawn / "fer2013new.csv")]
+    assert main(words) == 0 and "made" in (said := capsys.readouterr().out) and "shipped before" in said
+    need_shipped(tmp_path / "results/fer2013-shipped/headline.csv", ["hyfer"])
+    assert not list((tmp_path / "tables.work").iterdir())
+    calls = []
+    monkeypatch.setattr(shipped, "make_table", lambda *args: calls.append(args[0]))
+    given = {"data": "d", "votes": "v", "split": "test"}
+    assert remake_tables(tmp_path, given, ["headline"]).outcome.tolist() == ["theirs already"] and not calls
+    assert remake_tables(tmp_path, given, ["headline"], again=True).outcome.tolist() == ["made"] and calls == ["headline"]
+    (tmp_path / "results/fer2013-shipped/record.json").unlink()
+    assert remake_tables(tmp_path, given, ["headline"]).outcome.tolist() == ["made"]
+    with pytest.raises(ConfigError, match="the checkout that runs"):
+        remake_tables(tmp_path, given, ["headline"], pages=True)
+    assert table_state(ROOT).query("state != 'theirs'").file.tolist() == list(EARLIER)
+
+
+def test_a_command_that_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "results/fer2013-shipped").mkdir(parents=True)
+    old = tmp_path / "results/fer2013-shipped/headline.csv"
+    old.write_text("old")
+    table = remake_tables(tmp_path, {"data": "nowhere.csv", "votes": "nowhere.csv", "split": "valid"}, ["headline"])
+    assert "failed: table headline: exit status 2" in table.outcome[0] and "no such file" in table.outcome[0] and old.read_text() == "old"
+
+
+@pytest.mark.slow
+def test_a_trial_of_all_that_the_command_makes(tmp_path):
+    drawn = fer2013_folder(210, votes=True)
+    given = {"data": str(drawn / "fer2013.csv"), "votes": str(drawn / "fer2013new.csv"), "split": "test"}
+    names = [n for n, made in TABLES.items() if made.command and not made.script]
+    table = remake_tables(tmp_path, given, names, tiny=True, again=True, say=print)
+    assert set(table.outcome) == {"made"}, table.outcome.tolist()
+    assert all(need_shipped(found_of(tmp_path, f), TABLES[n].whose(f)) is None for n in names for f in TABLES[n].files)
+    assert BOTH == tuple(shipped_weights())
