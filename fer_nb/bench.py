@@ -29,18 +29,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from fer_nb.compare import holm, mcnemar
+from .compare import holm, mcnemar
 from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, positive, progress,
 )
-from fer_nb.data import VOTE_COLUMNS, FERData
-||||||| /tmp/tmpw7nvuvni
-from fer_nb.core import ConfigError, DataError, FERError, atomic_file, canonical_label, positive, progress
-from fer_nb.data import FERData
-from fer_nb.evaluate import result_table
-from fer_nb.metrics import agreement, mean_intervals, score_intervals, scores, share_interval
-from fer_nb.predict import Network, Recogniser, weights_file
-from fer_nb.store import Store, digest, plain, read_table, run_record, write_record
+from .data import VOTE_COLUMNS, FERData
+from .evaluate import result_table
+from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
+from .predict import Network, Recogniser, weights_file
+from .store import Store, plain, read_table, run_record, write_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):

@@ -60,12 +60,12 @@ def code_digest(module):
 
 
 def weight_digests(model):
-    "SHA-256 of the files that a model names in `weights`, by their names."
+    "SHA-256 of the files that a model names in `weights`, by their names without ending."
     named = getattr(model, "weights", None) or ()
     digests = {}
     for path in [named] if isinstance(named, (str, os.PathLike)) else named:
         with open(path, "rb") as file:
-            digests[os.path.basename(path)] = hashlib.sha256(file.read()).hexdigest()
+            digests[os.path.splitext(os.path.basename(path))[0]] = hashlib.sha256(file.read()).hexdigest()
     return digests
 
 
