@@ -805,7 +805,7 @@ def leaderboard(
     if "accuracy %" in table:
         up = [True] * len(by) + [False]
         table = table.sort_values([*by, "accuracy %"], ascending=up, kind="stable", na_position="last")
-    empty = [c for c in table if table[c].isna().all() or (table[c].fillna("").astype(str) == "").all()]
+    empty = [c for c in table if table[c].isin(["", None, np.nan]).all()]
     whole = {"n": "Int64"} if "n" in table else {}
     last = [c for c in ("fault", "trained on", "duplicates in its training", "claimed", "source") if c in table]
     table = table.astype(whole).drop(columns=empty)
