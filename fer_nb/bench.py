@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FER2013', 'PREDICTIONS', 'NOT_FOUND', 'ModelError', 'Contender', 'contender', 'Ours', 'worst_nearby', 'FerPackage',
            'Worker', 'checked', 'Answers', 'over_labels', 'found_scores', 'voters', 'our_faces', 'are_crops',
-           'read_predictions', 'figures', 'Harder', 'corrupted', 'harder_figures', 'file_name', 'tests_of', 'bench',
-           'read_rows', 'judged', 'harder_line', 'leaderboard']
+           'read_predictions', 'figures', 'Harder', 'corrupted', 'harder_figures', 'file_name', 'packed', 'unpacked',
+           'tests_of', 'bench', 'read_rows', 'judged', 'harder_line', 'leaderboard']
 
 # %% ../nbs/53_bench.ipynb #bench005
+import base64
 import json
 import os
 import queue
@@ -37,7 +38,7 @@ from .data import VOTE_COLUMNS, FERData
 from .evaluate import result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import Network, Recogniser, weights_file
-from .store import Store, plain, read_table, run_record, write_record
+from .store import Store, plain, read_table, run_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):
@@ -644,13 +645,11 @@ def _identity(
 
 
 def file_name(
-    about: dict,   # of a row: its date, and its data
-    what: str,     # the model, or "tests"
-    ending: str,   # without a dot
-) -> str:          # such as 2026-11-28-hyfer-fer2013.json
-    "The name of a file of a bench."
-    words = (re.sub(r"[^A-Za-z0-9_.-]+", "_", w) for w in (about["date"][:10], what, about["data"]) if w)
-    return f"{'-'.join(words)}.{ending}"
+    row: dict,   # its date, model and data
+) -> str:        # such as 2026-11-28-hyfer-fer2013.json
+    "The name of a row's file."
+    words = (row["date"][:10], row["model"], row["data"])
+    return "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "_", w) for w in words if w) + ".json"
 
 
 def _bench_one(
@@ -661,7 +660,7 @@ def _bench_one(
     seconds: float,
     harder: Harder,
     about: dict,                  # what is the same in all rows: data, splits, command
-) -> dict:                        # the row; with `right`, arrays by column, for the tests
+) -> dict:                        # the row
     "Measure one model, and write its row, also where it fails."
     print(f"bench: {model.name}", file=sys.stderr, flush=True)
     first = next(iter(columns.values()))
@@ -672,11 +671,12 @@ def _bench_one(
         row |= more
         for column, answers in found.items():
             ds = columns.get(column, first)
-            table, apart, rights[column] = figures(answers, ds, duplicates, model.name)
+            table, apart, right = figures(answers, ds, duplicates, model.name)
+            rights[column] = packed(right)
             tables.append(table.assign(column=column))
             row |= {"labels": answers.labels, "not in common": apart}
         table = pd.concat(tables).drop(columns="labels").round(6)
-        row["figures"] = json.loads(table.to_json(orient="records"))
+        row |= {"figures": json.loads(table.to_json(orient="records")), "right": rights}
         row["speed"] = {c: {"ms": round(1000 * a.seconds / len(a.found), 3),
                             "cpu_ms": round(1000 * a.cpu_seconds / len(a.found), 3),
                             "overhead": round(a.all_seconds / max(a.seconds, 1e-9), 3),
@@ -684,21 +684,42 @@ def _bench_one(
                         for c, a in found.items() if a.peak_mb is not None}
     except ModelError as e:
         row["fault"] = str(e)
-    with atomic_file(out / file_name(about, model.name, "json")) as aside:
+    with atomic_file(out / file_name(row)) as aside:
         aside.write_text(json.dumps(plain(row), indent=1) + "\n", encoding="utf-8")
-    return row | {"right": rights}
+    return plain(row)
 
 # %% ../nbs/53_bench.ipynb #bench054
+def packed(
+    right: np.ndarray,   # bool (N,)
+) -> list:               # N, and its bits as text
+    "Which images were answered rightly, for a row: enough to compare it with any other row."
+    return [len(right), base64.b64encode(np.packbits(right).tobytes()).decode("ascii")]
+
+
+def unpacked(
+    of: Sequence,        # from `packed`
+) -> np.ndarray:         # bool (N,)
+    "The opposite of `packed`."
+    return np.unpackbits(np.frombuffer(base64.b64decode(of[1]), np.uint8), count=of[0]).astype(bool)
+
+
 def tests_of(
-    rows: Sequence[dict],   # from `bench`, the first is what the others are compared with
-) -> pd.DataFrame:          # model, column, n, difference, low, high (accuracy, points of a share), p, p_holm
-    "McNemar's test of each model against the first, in each column; one Holm family."
-    done, found = [r for r in rows if r["right"]], []
-    for other in done[1:]:
-        for column in [c for c in done[0]["right"] if c in other["right"]]:
-            o = mcnemar(done[0]["right"][column], other["right"][column])
-            found.append((done[0]["model"], other["model"], column, o.n, o.difference, o.low, o.high, o.p))
-    table = pd.DataFrame(found, columns=["model", "against", "column", "n", "difference", "low", "high", "p"])
+    rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
+    first: str | None = None,           # name of the model that the others are compared with; None: of the first row
+) -> pd.DataFrame:  # data, model, against, column, n, difference, low, high (accuracy, as shares), p, p_holm
+    "McNemar's test of each model against one, on the same images, in each column; one Holm family."
+    rows, found = read_rows(rows) if isinstance(rows, (str, Path)) else rows, []
+    done = [r for r in rows if r.get("right")]
+    for images in dict.fromkeys(r["fingerprint"] for r in done):
+        here = [r for r in done if r["fingerprint"] == images]
+        of = next((r for r in here if r["model"] == first), None if first else here[0])
+        for other in [r for r in here if of and r is not of]:
+            for column in [c for c in of["right"] if c in other["right"]]:
+                o = mcnemar(unpacked(of["right"][column]), unpacked(other["right"][column]))
+                found.append((of["data"], of["model"], other["model"], column, o.n, o.difference, o.low, o.high,
+                              o.p))
+    names = ["data", "model", "against", "column", "n", "difference", "low", "high", "p"]
+    table = pd.DataFrame(found, columns=names)
     return table.assign(p_holm=holm(table.p))
 
 
@@ -725,12 +746,6 @@ def bench(
                        duplicates="not looked for" if duplicates is None else
                        int(ds.df.id.isin(list(duplicates)).sum()))
     rows = [_bench_one(m, columns, out, duplicates, seconds, harder, about) for m in models]
-    tests = tests_of(rows)
-    if len(tests):
-        name = file_name(about, "tests", "csv")
-        with atomic_file(out / name) as aside:
-            tests.to_csv(aside, index=False)
-        write_record(out, [name], about)
     return leaderboard(rows)
 
 # %% ../nbs/53_bench.ipynb #bench061

@@ -990,9 +990,11 @@ def run(
     args: argparse.Namespace,  # its arguments
 ) -> str:                      # the leaderboard
     "Ask the models, or show what is there."
-    from fer_nb.bench import Harder, bench, leaderboard
+    from fer_nb.bench import Harder, bench, leaderboard, tests_of
+    def shown(table: pd.DataFrame) -> str:
+        return table.round(4).to_string(index=False, na_rep="")
     if args.show is not None:
-        return leaderboard(args.show).round(2).to_string(index=False, na_rep="")
+        return f"{shown(leaderboard(args.show).round(2))}\n\n{shown(tests_of(args.show))}"
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
     models, whole = self.models(args), read_data(args, args.votes, single=True)
@@ -1009,7 +1011,8 @@ def run(
     table = bench(part, models, args.out, duplicates, args.seconds, Harder(args.sample), args.command)
     looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
         f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"
-    return f"{looked}\n\n{table.round(2).to_string(index=False, na_rep='')}\n\nrows: {args.out}"
+    tests = tests_of(args.out, models[0].name)
+    return f"{looked}\n\n{shown(table.round(2))}\n\n{shown(tests)}\n\nrows: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #2411aa2b
 class _ExportVerb(Verb):

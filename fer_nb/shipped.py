@@ -45,7 +45,7 @@ class Remade:
         file: str,            # one of the files
     ) -> tuple[str, ...]:     # the networks that it is about
         "The networks of one file: of a row with a name, that one alone."
-        return tuple(n for n in self.weights if f"*-{n}." in file) or self.weights
+        return tuple(n for n in self.weights if f"*-{n}-" in file) or self.weights
 
     @property
     def script(self) -> bool:   # and so needs a checkout
@@ -75,7 +75,7 @@ TABLES: dict[str, Remade] = {
                       (*[f"{a}.csv" for a in _ATTACKS], "about.json")},
                      "study robust --data {data} --images 400 --strong 60 --out {made}",
                      "--images 7 --strong 2", BOTH),
-    "bench": Remade({f"results/bench/*-{n}.json": f"*-{n}.json" for n in BOTH},
+    "bench": Remade({f"results/bench/*-{n}-fer2013.json": f"*-{n}-fer2013.json" for n in BOTH},
                     "bench --data {data} --split {split} --models hyfer,hyfer_robust --out {made}", "--exact",
                     BOTH),
     "transfer": Remade({"results/ferplus-transfer/runs.csv": "transfer.csv"},
