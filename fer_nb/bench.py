@@ -664,7 +664,7 @@ def _bench_one(
     "Measure one model, and write its row, also where it fails."
     print(f"bench: {model.name}", file=sys.stderr, flush=True)
     first = next(iter(columns.values()))
-    place = out / "answers" / model.name / first.fingerprint()
+    place = out / "answers" / model.name / about["fingerprint"]
     row, rights = {"model": model.name, **about, "known": model.about, "spec": model.spec, "fault": ""}, {}
     try:
         (found, more), tables = _asked(model, columns, place, seconds, harder), []
@@ -730,6 +730,7 @@ def bench(
     duplicates: Collection[str] | None = None,  # ids of images with a duplicate in training data
     seconds: float = 120,             # that one answer (64 images) may take
     harder: Harder = Harder(),        # corruptions and attack
+    own_finder: bool = True,          # ask each model to find the faces itself, too
     command: str = "fer_nb.bench.bench",  # for the record
 ) -> pd.DataFrame:                    # see `leaderboard`, of these rows
     "Measure models on the same images. Raises `ConfigError` for two of one name, `DataError` without images."
@@ -740,7 +741,8 @@ def bench(
         raise DataError(f"{ds.name}: {len(ds)} images, {len(models)} models; one of each or more expected")
     out, crops = Path(out), are_crops(ds)
     out.mkdir(parents=True, exist_ok=True)
-    columns = {"own finder": ds, "as they are" if crops else "our crops": ds if crops else our_faces(ds)}
+    columns = {"own finder": ds} if own_finder else {}
+    columns |= {"as they are" if crops else "our crops": ds if crops else our_faces(ds)}
     about = run_record(command, data=ds.name, fingerprint=ds.fingerprint(),
                        splits={str(k): int(v) for k, v in ds.df.split.value_counts().items()},
                        duplicates="not looked for" if duplicates is None else

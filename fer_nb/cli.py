@@ -951,6 +951,8 @@ class _BenchVerb(Verb):
                "--exact": dict(action="store_true", help="of the duplicates, the byte-identical ones only"),
                "--seconds": dict(type=float, default=120, metavar="S",
                                  help="that a model may take for 64 images (default: 120)"),
+               "--no-own-finder": dict(action="store_true",
+                                       help="the images are faces: no model looks for them itself"),
                "--sample": dict(type=int, default=1000, metavar="N",
                                 help="images that are asked about again, corrupted and (PGD, 20 steps, "
                                      "2/255) attacked; 0: none (default: 1000)"),
@@ -1008,7 +1010,8 @@ def run(
     else:
         duplicates = VERBS["evaluate"].duplicates(whole, args)
     args.out.mkdir(parents=True, exist_ok=True)
-    table = bench(part, models, args.out, duplicates, args.seconds, Harder(args.sample), args.command)
+    table = bench(part, models, args.out, duplicates, args.seconds, Harder(args.sample),
+                  not args.no_own_finder, args.command)
     looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
         f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"
     tests = tests_of(args.out, models[0].name)
