@@ -599,14 +599,14 @@ class _StudyVerb(Verb):
         _say("loading PyTorch and fastai")
         study = STUDIES[args.what].load()
         given = {"out": out / "runs", "say": _say} | study.call(ds, out, args)
-        if isinstance(given.get("preset"), Preset) and not args.anyway:
+        if study.module == "hyfer_studies" and "preset" in given and not args.anyway:
             from fer_nb.plan import images_in, need_memory
             need_memory(given["preset"], images_in(ds, given["preset"]))
         found = study.run(**given)
         about = {"weights": self.weights(args)} if "--weights" in study.options else {}
         record = run_record(args.command, data=ds.fingerprint(), **about)
         if not study.file:
-            if about:
+            if about and out.is_dir():
                 write_record(out, [p.name for p in out.glob("*.*") if p.name != "record.json"], record)
             return f"{study.show(found)}\ntables: {out}"
         file = out / study.file.format(**vars(args))
