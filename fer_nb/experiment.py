@@ -33,7 +33,7 @@ from .launch import map_ranks, rank_world
 from .store import Store, read_table, write_table
 
 # %% ../nbs/42_experiment.ipynb #e4200008
-HELD_OUT = ("holdout", "select")  # splits that chose something: no table shows them, no mean holds them
+HELD_OUT = ("holdout", "scenes", "select")  # splits that chose something: no table shows them, no mean holds them
 NOT_SHARES = ("loss", "brier")  # metrics that are not shares: never shown in %
 _USUAL = {"subset": "all", "attack": "none"}  # what `reported` shows where nothing else is asked for
 

@@ -8,7 +8,7 @@ __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS
            'distillation_table', 'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table',
            'attack_table', 'SharedParts', 'setting_study', 'setting_table', 'trained_teachers', 'candidates',
            'teacher_study', 'teacher_results', 'variant_study', 'Arm', 'best_of', 'budgets_of', 'recipe_study',
-           'facts_of', 'two_views', 'recipe_table', 'train_shipped', 'need_students', 'transfer_study',
+           'facts_of', 'in_scenes', 'two_views', 'recipe_table', 'train_shipped', 'need_students', 'transfer_study',
            'transfer_table', 'radius_sweep', 'tradeoff_table']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
@@ -24,12 +24,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import log_softmax
+from sklearn.datasets import load_sample_image
 
 from .audit import audit
 from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, override,
                            to_dict)
-from .core import ConfigError, DataError, at_least, need_columns, one_of
+from .core import ConfigError, DataError, at_least, hash_uniform, need_columns, one_of
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import calibration, evaluate, headline_of, predict_logits, robust_curve
@@ -688,7 +690,7 @@ def recipe_study(
         write_table(found[1].assign(seed=seed), store.path(f"{cell}.history.csv"))
         save(found[0], store.path(f"{cell}.safetensors"), settings=to_dict(budget.student), seed=seed,
              data=facts_of(splits))
-        return two_views(found[0], splits)
+        return two_views(found[0], splits, in_scenes(splits.valid) if step == "photographs" else None)
 
     arms = budgets if step != "recipe" else {name: b.student for name, b in budgets.items()}
     runs = grid(run, arms, seeds, store, "network", say)
@@ -722,13 +724,42 @@ def _together(
     found = store.table("together", make, cells=list(cells))
     return found.assign(network="together", seed=-1, tta="none")
 
+# %% ../nbs/44_hyfer_studies.ipynb #scene002
+_FRAME = Augment(hflip=0.0, rotate=12.0, translate=0.04, scale=(0.7, 1.25))
+_LIGHT = Augment(hflip=0.0, rotate=0.0, translate=0.0, scale=(1.0, 1.0), brightness=0.25, contrast=0.6,
+                 blur=1.2, noise=0.08)
+
+
+def in_scenes(
+    ds: FERData,     # faces of one size
+    seed: int = 0,   # of places and changes
+) -> FERData:        # as many, degraded, of the same size
+    "Faces as other photographs would show them; the same for the same seed and ids."
+    x = torch.from_numpy(np.stack([ds.image(k) for k in range(len(ds))])).float() / 255
+    x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
+    side, ids = x.shape[-1], np.arange(len(ds))
+    wide = side + 2 * (edge := side // 4)
+    photos = [load_sample_image(name).mean(2) / 255 for name in ("china.jpg", "flower.jpg")]
+    canvas = x.new_empty(len(x), x.shape[1], wide, wide)
+    for k, (which, down, right) in enumerate(hash_uniform(seed, ids[:, None], np.arange(3)[None])):
+        photo = photos[int(which * len(photos))]
+        top, left = (int(u * (n - wide)) for u, n in zip((down, right), photo.shape))
+        canvas[k] = torch.from_numpy(photo[top:top + wide, left:left + wide])
+    canvas[..., edge:-edge, edge:-edge] = x
+    seen = _LIGHT(_FRAME(canvas, ids, 0, seed)[..., edge:-edge, edge:-edge].contiguous(), ids, 1, seed)
+    pixels = (seen.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return ds.replace(images=pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
 # %% ../nbs/44_hyfer_studies.ipynb #recipe03
 def two_views(
     model: HyFER,      # trained
     splits: Splits,    # the data
-) -> pd.DataFrame:     # split ("holdout" too), subset, tta, metric, value, n
+    scenes: FERData | None = None,   # the held-out images as `in_scenes` gives them
+) -> pd.DataFrame:     # split ("holdout" and "scenes" too), subset, tta, metric, value, n
     "What the held-out and the reported images say of one view, and of the mean with the mirror image."
     columns, tables = ["split", "subset", "tta", "metric", "value", "n"], []
+    if scenes is not None:
+        tables.append(evaluate(model, scenes).assign(split="scenes"))
     for tta in ("none", "flip"):
         held = evaluate(model, splits.valid, tta).assign(split="holdout")
         tables += [held, evaluate(model, splits.test, tta, splits.duplicates)]
@@ -739,14 +770,18 @@ def recipe_table(
     runs: pd.DataFrame,         # from `recipe_study`
     metric: str = "accuracy",   # which metric, in % if it is a share
 ) -> pd.DataFrame:              # a row a network, the best on the hold-out first; mean ± sd over seeds
-    "What chooses stands first: the hold-out. Then the reported splits, which chose nothing."
+    "What chooses stands first: the hold-out, in scenes where it was. The reported splits chose nothing."
     one = runs[runs.metric == metric]
-    chosen = one[(one.split == "holdout") & (one.tta == "none")].groupby("network").value.mean()
-    words = {"holdout": "hold-out (chooses)", "none": "", "flip": ", with mirror", "all": "",
+    by = "scenes" if (one.split == "scenes").any() else "holdout"
+    chosen = one[(one.split == by) & (one.tta == "none")].groupby("network").value.mean()
+    words = {"holdout": "hold-out", "scenes": "hold-out in scenes"}
+    words[by] += " (chooses)"
+    words |= { "none": "", "flip": ", with mirror", "all": "",
              "without_duplicates": ", without duplicates"}
     what = sum((one[c].replace(words) for c in ("split", "subset", "tta")), pd.Series("", one.index))
     table = pivot_mean_sd(one.assign(what=what), "network", "what", percent=metric not in NOT_SHARES)
-    return table.loc[chosen.sort_values(ascending=metric in NOT_SHARES).index].rename_axis(index=None)
+    order = chosen.sort_values(ascending=metric in NOT_SHARES).index
+    return table.loc[[*order, *table.index.difference(order)]].rename_axis(index=None)
 
 # %% ../nbs/44_hyfer_studies.ipynb #29db43d1
 LICENCE = ("Trained on FER2013 (Goodfellow et al. 2013), collected from web search and distributed for "

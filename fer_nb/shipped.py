@@ -97,6 +97,8 @@ TABLES: dict[str, Remade] = {
     "efficiency": Remade(_json("efficiency"),
                          "benchmarks/efficiency.py --weights {accurate} --out {made}/efficiency.json",
                          "--only given --repeats 1"),
+    "widths": Remade(_json("widths"), "benchmarks/widths.py --out {made}/widths.json",
+                     "--only light_res --repeats 1 --threads 1 --batches 1"),
     "recognise": Remade(_json("recognise"), "benchmarks/recognise.py --out {made}/recognise.json",
                         "--images 4 --repeats 1"),
     "first answer": Remade(_json("first_answer"),

@@ -12,8 +12,8 @@ from fer_nb.config import Augment, Data, Distillation, Fit, Preset, override
 from fer_nb.core import ConfigError, DataError
 from fer_nb.distill import EADD
 from fer_nb.evaluate import predict_logits
-from fer_nb.experiment import STEP
-from fer_nb.hyfer_studies import BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, recipe_study, recipe_table
+from fer_nb.experiment import STEP, reported
+from fer_nb.hyfer_studies import BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, in_scenes, recipe_study, recipe_table
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HYFER, HyFER, load_teacher
 from fer_nb.pipeline import cache_logits, prepare
@@ -102,6 +102,27 @@ def test_networks_asked_afresh_are_asked_about_the_students_views(faces):
     splits, net = prepare(faces, budget), HyFER(7, 1, "light", labels=faces.labels)
     asked = cache_logits([NetworkTeacher.of(net, "mine")], splits, budget)
     assert isinstance(asked[0], OnlineLogits) and asked[0].name == "mine" and EADD(asked).names == ["mine"]
+
+
+def test_photographs_are_chosen_by_the_held_out_faces_in_scenes(faces, tmp_path, monkeypatch):
+    monkeypatch.setitem(STEPS, "photographs", {"as it is": Arm("light"), "frames": Arm("light", ("student.augment.scale=[0.7, 1.35]",))})
+    runs = recipe_study(faces, preset=SMALL, seeds=(0,), out=tmp_path, step="photographs")
+    assert set(runs.split) == {"holdout", "scenes", "valid", "test"}
+    shown = recipe_table(runs)
+    assert "hold-out in scenes (chooses)" in shown and "hold-out" in shown and list(shown.index)[-1] == "together"
+    scenes, held = runs[(runs.split == "scenes") & (runs.metric == "accuracy")], prepare(faces, SMALL).valid
+    net = load_teacher(tmp_path / "photographs/frames-0.safetensors")
+    right = predict_logits(net, in_scenes(held)).argmax(1) == held.targets()
+    assert scenes[scenes.network == "frames"].value.item() == pytest.approx(right.mean()) and "scenes" not in set(reported(runs, tta=None).split)
+
+
+def test_scenes_keep_the_labels_and_change_every_pixel_room(faces):
+    colour = make_faces(8, seed=0, defects=None)[0]
+    colour = colour.replace(images=np.repeat(colour.array()[..., None], 3, -1))
+    pasted = in_scenes(colour)
+    assert pasted.shape() == colour.shape() and pasted.df.equals(colour.df)
+    grey = in_scenes(faces)
+    assert (grey.array() != faces.array()).mean() > 0.9 and 0.2 < np.corrcoef(grey.array().ravel(), faces.array().ravel())[0, 1] < 0.99
 
 
 # ---- a weight that falls, and flat minima, against plain loops ----
