@@ -29,7 +29,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .compare import holm, mcnemar
-from .core import ConfigError, DataError, FERError, atomic_file, canonical_label, file_sha256, positive, progress
+from .core import (ConfigError, DataError, FERError, atomic_file, canonical_label, file_sha256,
+                         positive, progress)
 from .data import FERData
 from .evaluate import result_table
 from .metrics import score_intervals, scores

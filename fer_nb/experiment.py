@@ -33,7 +33,8 @@ from .launch import map_ranks, rank_world
 from .store import Store, read_table, write_table
 
 # %% ../nbs/42_experiment.ipynb #e4200008
-HELD_OUT = ("holdout", "scenes", "select")  # splits that chose something: no table shows them, no mean holds them
+# splits that chose something: no table shows them, no mean holds them
+HELD_OUT = ("holdout", "scenes", "select")
 NOT_SHARES = ("loss", "brier")  # metrics that are not shares: never shown in %
 _USUAL = {"subset": "all", "attack": "none"}  # what `reported` shows where nothing else is asked for
 
@@ -280,9 +281,10 @@ SQS_OPTIONS = SEEDS | PART | SETTINGS | {
 NETWORKS = {"--network": dict(action="append", default=[], metavar="NAME",
                               help="a network to fit, in place of the step's own or of the best one; may be "
                                    "given again")}
-STEP = {"--step": dict(choices=("recipe", "long", "teachers", "distil", "ablation", "averages", "photographs"),
-                       default="recipe", help="which rows; later steps go on in the folder of the first "
-                                              "(default: %(default)s)")}
+STEP = {"--step": dict(choices=("recipe", "long", "teachers", "distil", "ablation", "averages",
+                                "photographs"), default="recipe",
+                       help="which rows; later steps go on in the folder of the first "
+                            "(default: %(default)s)")}
 REMAKE = {
     "--budget": dict(choices=("full", "tiny"), default="full",
                      help="tiny: a trial of all commands, whose figures mean nothing (default: full)"),

@@ -696,7 +696,7 @@ def recipe_study(
     runs = grid(run, arms, seeds, store, "network", say)
     return pd.concat([runs, _together(store, cells, splits)], ignore_index=True) if len(cells) > 1 else runs
 
-
+# %% ../nbs/44_hyfer_studies.ipynb #steps006
 def facts_of(
     splits: Splits,      # the data of a fit
 ) -> dict[str, object]:  # for the record of its weights
@@ -865,7 +865,7 @@ def train_shipped(
             write_table(eadd.history, folder / "teacher_weights.csv")
     return Path(out)
 
-
+# %% ../nbs/44_hyfer_studies.ipynb #ship0002
 SHIPPED_NAMES = {"accurate": "hyfer", "robust": "hyfer_robust", "ferplus": "hyfer_ferplus"}
 
 
@@ -883,11 +883,11 @@ def need_students(
         return
     if len(students) > 1 or not soft or not eight:
         raise ConfigError(f"students={tuple(students)}, student.soft={preset.student.soft!r}, labels "
-                          f"{', '.join(ds.labels)}: hyfer_ferplus alone, soft='votes' and FER+'s eight labels "
-                          "(read_ferplus) expected")
+                          f"{', '.join(ds.labels)}: hyfer_ferplus alone, soft='votes' and FER+'s eight "
+                          "labels (read_ferplus) expected")
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the shares of the votes are what it learns")
 
-
+# %% ../nbs/44_hyfer_studies.ipynb #ship0003
 def _card(
     model: HyFER,         # trained
     table: pd.DataFrame,  # its results

@@ -48,7 +48,8 @@ from .report import (Headline, Section, confusion_matrix, percent_range, robust_
                            summary_table, write_report)
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
 from .store import Store, read_table, run_record, write_record, write_table
-from .teachers import CachedLogits, NetworkTeacher, OnlineLogits, TeacherBase, data_record, make_teachers
+from .teachers import (CachedLogits, NetworkTeacher, OnlineLogits, TeacherBase, data_record,
+                             make_teachers)
 from .train import adapted, fit_model, make_loaders, make_network
 
 # %% ../nbs/41_pipeline.ipynb #prep0002

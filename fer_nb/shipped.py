@@ -34,7 +34,7 @@ from .store import read_record, write_record
 class Remade:
     "Files about the shipped weights, and what makes them."
 
-    files: Mapping[str, str]         # in a checkout -> what the command calls it; * for the date in a row's name
+    files: Mapping[str, str]         # in a checkout -> what the command calls it; *: the date of a row
     command: str = ""                # see above; "": the run that made the weights, `fer-nb ship`, makes it
     tiny: str = ""                   # what a trial adds
     weights: tuple[str, ...] = ("hyfer",)  # whose they are
@@ -185,7 +185,7 @@ def words_of(
                                                        [re.sub(r"{(\w+)}", lambda m: given[m[1]], part)])]
     return [sys.executable, *([] if made.script else ["-m", "fer_nb"]), *words]
 
-
+# %% ../nbs/54_shipped.ipynb #shipd035
 def put_in_place(
     root: str | Path,               # a checkout, or the folder of a trial
     sources: Mapping[str, Path],    # place in it -> file that was made

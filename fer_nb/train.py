@@ -850,7 +850,8 @@ def settled(
     def make() -> pd.DataFrame:
         rates = measure(student, train.labels, in_chans)
         gain = rates["bf16"] / rates["float32"]
-        say(f"bfloat16 is {gain:.2f} times as fast here as float32: {'taken' if gain >= least else 'not taken'}")
+        said = "taken" if gain >= least else "not taken"
+        say(f"bfloat16 is {gain:.2f} times as fast here as float32: {said}")
         return pd.DataFrame([rates | {"gain": gain, "network": student.network, "processor": processor(),
                                       "threads": torch.get_num_threads(), "torch": str(torch.__version__)}])
 
