@@ -58,7 +58,7 @@ STUDY = Preset(
     teachers=(Fit("efficientnet_lite0", 64, epochs=3, lr=1e-3, bs=64),
               Fit("efficientnet_lite1", 64, epochs=3, lr=1e-3, bs=64), _LANDMARKS),
     distillation=Distillation(views=3), adversarial=Adversarial(steps=2, fit=Fit(epochs=1, lr=1e-3)))
-_LONG = Fit("light_rep_wide", epochs=80, ema=0.999, decay_all=False, amp="bf16",
+_LONG = Fit("light_rep_wide", epochs=80, ema=0.999, decay_all=False, amp="auto",
             augment=Augment(brightness=0.1, contrast=0.2, erase=0.25))
 _FIRST = Preset(
     data=Data(targets=None), student=_LONG,
@@ -69,7 +69,7 @@ _FIRST = Preset(
 SHIP = replace(_FIRST, student=replace(_LONG, network="light_res", epochs=150), born_again=_FIRST,
                distillation=Distillation(views=12, alpha=0.5, T=2.0, cached_views="mean"))
 FERPLUS = replace(SHIP, teachers=(), born_again=None, adversarial=None,
-                  student=replace(SHIP.student, soft="votes", amp="auto"))
+                  student=replace(SHIP.student, soft="votes"))
 
 # %% ../nbs/44_hyfer_studies.ipynb #cafc85c1
 _ARMS = {"before": {"clean": False, "targets": None, "refine": None}, "after": {},
