@@ -91,7 +91,7 @@ def main() -> None:
     for n, files in [(n, False) for n in options.sizes] + [(n, True) for n in options.files]:
         command = [sys.executable, __file__, "--one", str(n)] + ["--as-files"] * files
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout))
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     arrays = table[table["from"] == "array"]

@@ -582,14 +582,6 @@ class _StudyVerb(Verb):
             raise ConfigError("; ".join(faults))
         _chosen(_ANY, args)
 
-    def weights(self, args: argparse.Namespace) -> dict[str, str]:  # name of the file -> SHA-256
-        "Which trained networks a study looks at, for its record."
-        robust = args.robust if args.what in ("robust", "harden") else []
-        if args.what == "robust" and robust is None and args.weights is None:
-            robust = [weights_file("robust")]
-        paths = [args.weights or weights_file("accurate"), *(robust or [])]
-        return {Path(path).stem: file_sha256(path) for path in paths}
-
     def run(self, args: argparse.Namespace) -> str:  # what the study shows, and where its table is
         "Run a study, and write its table."
         self.check(args)
@@ -599,14 +591,14 @@ class _StudyVerb(Verb):
         _say("loading PyTorch and fastai")
         study = STUDIES[args.what].load()
         given = {"out": out / "runs", "say": _say} | study.call(ds, out, args)
-        if isinstance(given.get("preset"), Preset) and not args.anyway:
+        if study.module == "hyfer_studies" and "preset" in given and not args.anyway:
             from fer_nb.plan import images_in, need_memory
             need_memory(given["preset"], images_in(ds, given["preset"]))
         found = study.run(**given)
         about = {"weights": self.weights(args)} if "--weights" in study.options else {}
         record = run_record(args.command, data=ds.fingerprint(), **about)
         if not study.file:
-            if about:
+            if about and out.is_dir():
                 write_record(out, [p.name for p in out.glob("*.*") if p.name != "record.json"], record)
             return f"{study.show(found)}\ntables: {out}"
         file = out / study.file.format(**vars(args))
@@ -614,6 +606,19 @@ class _StudyVerb(Verb):
             write_table(found[0] if isinstance(found, tuple) else found, file)
             write_record(out, [file.name], record)
         return f"{study.show(found)}\ntable: {file}"
+
+# %% ../nbs/60_cli.ipynb #studyw01
+@patch
+def weights(
+    self: _StudyVerb,
+    args: argparse.Namespace,  # of a study that looks at trained networks
+) -> dict[str, str]:           # name of the file -> SHA-256
+    "Which trained networks a study looks at, for its record."
+    robust = args.robust if args.what in ("robust", "harden") else []
+    if args.what == "robust" and robust is None and args.weights is None:
+        robust = [weights_file("robust")]
+    paths = [args.weights or weights_file("accurate"), *(robust or [])]
+    return {Path(path).stem: file_sha256(path) for path in paths}
 
 # %% ../nbs/60_cli.ipynb #60000021
 class _ReproduceVerb(Verb):

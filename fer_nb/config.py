@@ -107,6 +107,7 @@ class Fit:
     warmup: float | None = None  # share of steps with a rising rate; None: 0.25 (one cycle), 0.05 (cosine)
     restart_epochs: int | None = None    # length of each cycle of "warm_restarts" in epochs; None: 50
     clip: float | None = None            # largest norm of the gradient; None: any
+    sam: float | None = None  # ρ of sharpness-aware minimisation: two passes a step; None: one, plain
     decay_all: bool = True               # weight decay on norms and biases too
     ema: float | None = None             # decay of the weights' average, in (0, 1); None: no average
     patience: int | None = None          # epochs without a new best one that end the fit; None: all epochs
@@ -120,7 +121,7 @@ class Fit:
         given = {name: 1 for name in ("size", "patience", "accumulate", "freeze_epochs")
                  if getattr(self, name) is not None}
         _check(self, {"epochs": 1, "bs": 1, "wd": 0, "workers": 0, "gamma": 0} | given,
-               ("lr", "mix", "clip", "early_lr"),
+               ("lr", "mix", "clip", "early_lr", "sam"),
                {"smoothing": "[)", "cut": "[]", "warmup": "[)", "ema": "()", "stage_drop": "[)"},
                {"optimiser": OPTIMISERS, "loss": ("cross_entropy", "focal"),
                 "schedule": ("one_cycle", "cosine", "warm_restarts"), "keep": ("best", "last"),
@@ -191,7 +192,9 @@ class Distillation:
     tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # of trust (Eq. 5), the same
     accuracy: str | None = None  # of a teacher (Eq. 5): on "valid" images, or "running"; None: "valid"
     views: int = 4               # augmented views of each image whose logits are cached
-    cached_views: str = "each"  # the student sees these views; "mean": new ones, with the mean of the logits
+    cached_views: str = "each"  # the student sees these views; "mean": new ones, with the mean of the logits;
+    # "fresh": new ones, which networks are asked about in every batch (others as with "mean")
+    fade: float | None = None    # share of the training at the end in which the teachers' part falls to 0
     over: str = "label"          # see `distill.eadd_distill`
 
     def __post_init__(self):
@@ -204,8 +207,8 @@ class Distillation:
             for emotion, value in given if isinstance(given, tuple) else [("", given)]:
                 positive(f"{name}.{emotion}".strip("."), value)
         _check(self, {"alpha": 0, "views": 1}, choices={
-            "cached_views": ("each", "mean"), "over": ("label", "all"),
-            "accuracy": (None, "valid", "running")})
+            "cached_views": ("each", "mean", "fresh"), "over": ("label", "all"),
+            "accuracy": (None, "valid", "running")}, shares={} if self.fade is None else {"fade": "(]"})
 
     def of(
         self,

@@ -129,6 +129,7 @@ class EADD(LossTerm):
         accuracy: str | np.ndarray = "valid",  # "valid", "running", or a (teachers, emotions) table
         momentum: float = 0.98,                                # of the running estimate
         over: str = "label",                                   # see `eadd_distill`
+        fade: float | None = None,   # share of the training at the end in which the teachers' part falls to 0
     ):
         if isinstance(accuracy, str):
             one_of("accuracy", accuracy, ("valid", "running"))
@@ -141,7 +142,7 @@ class EADD(LossTerm):
         self.teachers = [t if hasattr(type(t), "batch_logits") else OnlineLogits(t) for t in teachers]
         self.T, self.tau, table = (v.detach().cpu() if isinstance(v, torch.Tensor) else v
                                    for v in (T, tau, accuracy))
-        self.alpha, self.momentum, self.over = alpha, momentum, over
+        self.alpha, self.momentum, self.over, self.fade = alpha, momentum, over, fade
         self.source = accuracy if isinstance(accuracy, str) else "table"
         self.table = None if isinstance(accuracy, str) else np.array(table, float)
         names = [t.name for t in self.teachers]
@@ -299,7 +300,9 @@ def total(
     alpha, T, tau = self.settings_at(self.learn.pct_train)
     if self.source == "running":
         self.update_running(z_t, y, mask, tau)
-    return alpha * loss + _distances(logits_in(self.pred), z_t, y, self.weights, T, self.over, mask)
+    apart = _distances(logits_in(self.pred), z_t, y, self.weights, T, self.over, mask)
+    left = 1.0 if self.fade is None else min(1.0, (1 - float(self.learn.pct_train)) / self.fade)
+    return alpha * loss + (apart if left == 1 else left * apart)
 
 
 @patch
@@ -332,6 +335,7 @@ def config(
         return v if isinstance(v, str) else np.asarray(v).tolist()
 
     settings = {k: plain(getattr(self, k)) for k in ("alpha", "T", "tau", "momentum", "over")}
+    settings |= {} if self.fade is None else {"fade": self.fade}
     accuracy = self.source if self.table is None else plain(self.table)
     return {"teachers": self.names, "of": [t.key for t in self.teachers], "accuracy": accuracy} | settings
 

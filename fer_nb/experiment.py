@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'NOT_SHARES', 'SEEDS', 'PART', 'EPOCHS', 'SETTINGS', 'WEIGHTS', 'ATTACKED', 'STRONG', 'ARMS', 'FOLDED',
-           'SQS_OPTIONS', 'NETWORKS', 'REMAKE', 'TABLE', 'STUDIES', 'comparisons', 'cell_name', 'grid', 'peak_ram',
-           'measured_cost', 'training_costs', 'reported', 'paired_differences', 'with_options', 'Study', 'study']
+           'SQS_OPTIONS', 'NETWORKS', 'STEP', 'REMAKE', 'TABLE', 'STUDIES', 'comparisons', 'cell_name', 'grid',
+           'peak_ram', 'measured_cost', 'training_costs', 'reported', 'paired_differences', 'with_options', 'Study',
+           'study']
 
 # %% ../nbs/42_experiment.ipynb #e4200005
 import importlib
@@ -32,7 +33,8 @@ from .launch import map_ranks, rank_world
 from .store import Store, read_table, write_table
 
 # %% ../nbs/42_experiment.ipynb #e4200008
-HELD_OUT = ("holdout", "select")  # splits that chose something: no table shows them, no mean holds them
+# splits that chose something: no table shows them, no mean holds them
+HELD_OUT = ("holdout", "scenes", "select")
 NOT_SHARES = ("loss", "brier")  # metrics that are not shares: never shown in %
 _USUAL = {"subset": "all", "attack": "none"}  # what `reported` shows where nothing else is asked for
 
@@ -277,7 +279,12 @@ SQS_OPTIONS = SEEDS | PART | SETTINGS | {
     "--preset": dict(choices=("paper", "light"), default="light", help="size and budget (default: light)"),
     "--tta": dict(choices=("none", "flip", "five"), help="test-time views beside one view (default: five)")}
 NETWORKS = {"--network": dict(action="append", default=[], metavar="NAME",
-                              help="a network to fit; may be given again (default: light_full, light_res)")}
+                              help="a network to fit, in place of the step's own or of the best one; may be "
+                                   "given again")}
+STEP = {"--step": dict(choices=("recipe", "long", "teachers", "distil", "ablation", "averages",
+                                "photographs"), default="recipe",
+                       help="which rows; later steps go on in the folder of the first "
+                            "(default: %(default)s)")}
 REMAKE = {
     "--budget": dict(choices=("full", "tiny"), default="full",
                      help="tiny: a trial of all commands, whose figures mean nothing (default: full)"),
@@ -300,7 +307,7 @@ STUDIES = {
     "variants": Study("the light networks under one budget, without teachers", "hyfer_studies",
                       SEEDS | PART | SETTINGS),
     "recipe": Study("networks without teachers, each fitted at length, the hold-out kept aside to choose by",
-                    "hyfer_studies", SEEDS | SETTINGS | NETWORKS),
+                    "hyfer_studies", SEEDS | SETTINGS | NETWORKS | STEP, "{what}-{step}.csv"),
     "settings": Study("a run with changed settings beside the run as it is, paired by seed", "hyfer_studies",
                       SEEDS | PART | SETTINGS | ARMS),
     "transfer": Study("a trained network fitted to FER+'s labels, beside new weights", "hyfer_studies",

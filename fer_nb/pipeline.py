@@ -48,7 +48,8 @@ from .report import (Headline, Section, confusion_matrix, percent_range, robust_
                            summary_table, write_report)
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
 from .store import Store, read_table, run_record, write_record, write_table
-from .teachers import CachedLogits, NetworkTeacher, TeacherBase, data_record, make_teachers
+from .teachers import (CachedLogits, NetworkTeacher, OnlineLogits, TeacherBase, data_record,
+                             make_teachers)
 from .train import adapted, fit_model, make_loaders, make_network
 
 # %% ../nbs/41_pipeline.ipynb #prep0002
@@ -123,12 +124,21 @@ def cache_logits(
     seed: int = 0,                     # the student's seed: order and views
     store: Store | None = None,        # where views are stored; None: nowhere
     show: bool = False,                # draw bars
-) -> list[CachedLogits]:               # for `fit_student` with this seed
-    """The teachers' logits for every view that the student will see, or with `cached_views="mean"` their
-    means."""
-    dls = make_loaders(splits.train, splits.valid, preset.student, seed, preset.distillation.views)
-    cached = [teacher.cache(dls.train, dls.valid, store, show) for teacher in teachers]
-    return [c.mean() for c in cached] if preset.distillation.cached_views == "mean" else cached
+) -> list[CachedLogits | OnlineLogits]:  # for `fit_student` with this seed
+    """The teachers' logits for every view that the student will see; with `cached_views="mean"` their means,
+    with "fresh" the networks themselves, which EADD asks."""
+    how = preset.distillation
+    dls = make_loaders(splits.train, splits.valid, preset.student, seed, how.views)
+
+    def asked(teacher: TeacherBase) -> CachedLogits | OnlineLogits:
+        if how.cached_views == "fresh" and getattr(teacher, "network", None) is not None:
+            online = OnlineLogits(teacher.network)
+            online.name = teacher.name
+            return online
+        found = teacher.cache(dls.train, dls.valid, store, show)
+        return found if how.cached_views == "each" else found.mean()
+
+    return [asked(teacher) for teacher in teachers]
 
 
 def fit_teachers(
@@ -178,7 +188,8 @@ def fit_student(
     else:
         student = adapted(start, labels)
     T, tau = how.of("T", labels), how.of("tau", labels)
-    eadd = EADD(list(cached), how.alpha, T, tau, how.accuracy or "valid", over=how.over) if cached else None
+    eadd = EADD(list(cached), how.alpha, T, tau, how.accuracy or "valid", over=how.over,
+                fade=how.fade) if cached else None
     views = how.views if how.cached_views == "each" else None
     dls = make_loaders(splits.train, splits.valid, preset.student, seed, views)
     cbs = [*([eadd] if eadd else []), *cbs]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'CORE', 'CARD', 'BASE', 'Cost', 'count', 'cost_of', 'Images', 'grown', 'images_of', 'images_in', 'Part',
-           'attack_passes', 'parts_of', 'memory_of', 'held', 'disk_of', 'plan', 'available', 'need_memory',
+           'attack_passes', 'parts_of', 'halved', 'memory_of', 'held', 'disk_of', 'plan', 'available', 'need_memory',
            'measured_rates', 'describe']
 
 # %% ../nbs/35_plan.ipynb #plan0005
@@ -226,13 +226,21 @@ CARD = {"float32": 12e12, "mixed": 40e12}          # a third of what is publishe
 BASE = 0.7e9                                       # bytes of Python, PyTorch and fastai
 
 
+def halved(
+    fit: Fit,   # "auto" is float32 on a CPU, unless a measurement says otherwise
+) -> bool:      # whether what is kept for the way back takes half the bytes
+    "Whether a fit computes in 16 bits here."
+    import torch
+    return fit.amp in ("bf16", "fp16") or fit.amp == "auto" and torch.cuda.is_available()
+
+
 def memory_of(
     part: Part,          # that is fitted
     n: Images,           # of the data
 ) -> int:                # bytes, Eq. 2
     "What a fit needs beside the images."
     cost = cost_of(part.network, part.size, n.chans)
-    half = 2 if part.fit.amp else 1
+    half = 2 if halved(part.fit) else 1
     return 16 * cost.parameters + 5 * part.fit.bs * cost.kept // (4 * half)
 
 
@@ -314,7 +322,7 @@ def need_memory(
     worst = max(parts, key=need.get)
     if need[worst] > free:
         cost = cost_of(worst.network, worst.size, n.chans)
-        half = 2 if worst.fit.amp else 1
+        half = 2 if halved(worst.fit) else 1
         fits = int((free - base - 16 * cost.parameters) // (1.25 * cost.kept / half or 1))
         way = f"a batch of {fits}" if fits >= 1 else "a smaller network"
         raise ConfigError(f"{worst.name}: about {need[worst] / 1e9:.1f} GB for batches of {worst.fit.bs} at "

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'EARLIER', 'TABLES', 'Remade', 'shipped_weights', 'weights_named', 'need_shipped', 'found_of', 'table_state',
-           'checkout', 'words_of', 'put_in_place', 'make_table', 'lacking', 'remake_tables', 'pages_of_tables',
-           'save_pages']
+           'checkout', 'surroundings', 'words_of', 'put_in_place', 'make_table', 'lacking', 'remake_tables',
+           'pages_of_tables', 'save_pages']
 
 # %% ../nbs/54_shipped.ipynb #shipd005
 import glob
@@ -34,7 +34,7 @@ from .store import read_record, write_record
 class Remade:
     "Files about the shipped weights, and what makes them."
 
-    files: Mapping[str, str]         # in a checkout -> what the command calls it; * for the date in a row's name
+    files: Mapping[str, str]         # in a checkout -> what the command calls it; *: the date of a row
     command: str = ""                # see above; "": the run that made the weights, `fer-nb ship`, makes it
     tiny: str = ""                   # what a trial adds
     weights: tuple[str, ...] = ("hyfer",)  # whose they are
@@ -97,6 +97,8 @@ TABLES: dict[str, Remade] = {
     "efficiency": Remade(_json("efficiency"),
                          "benchmarks/efficiency.py --weights {accurate} --out {made}/efficiency.json",
                          "--only given --repeats 1"),
+    "widths": Remade(_json("widths"), "benchmarks/widths.py --out {made}/widths.json",
+                     "--only light_res --repeats 1 --threads 1 --batches 1"),
     "recognise": Remade(_json("recognise"), "benchmarks/recognise.py --out {made}/recognise.json",
                         "--images 4 --repeats 1"),
     "first answer": Remade(_json("first_answer"),
@@ -172,6 +174,17 @@ def checkout() -> Path | None:   # None: the package is installed without one
     return root if (root / "benchmarks").is_dir() and (root / "nbs").is_dir() else None
 
 
+def surroundings(
+    given: Mapping[str, str],   # data, votes, split, peers
+) -> dict[str, str]:            # environment of the processes
+    "This package first; benchmarks and pages find FER2013 beside the file that was given."
+    path = os.pathsep.join(filter(None, [str(resources("fer_nb")).rpartition(os.sep)[0],
+                                         os.environ.get("PYTHONPATH")]))
+    data = Path(given.get("data", "")).absolute()
+    folder = {"FER_NB_DATA": str(data.parent)} if data.name == "fer2013.csv" and data.is_file() else {}
+    return {**os.environ, "PYTHONPATH": path, **folder}
+
+
 def words_of(
     made: Remade,                # a table
     given: Mapping[str, str],    # what {data}, {votes}, ... stand for
@@ -183,7 +196,7 @@ def words_of(
                                                        [re.sub(r"{(\w+)}", lambda m: given[m[1]], part)])]
     return [sys.executable, *([] if made.script else ["-m", "fer_nb"]), *words]
 
-
+# %% ../nbs/54_shipped.ipynb #shipd035
 def put_in_place(
     root: str | Path,               # a checkout, or the folder of a trial
     sources: Mapping[str, Path],    # place in it -> file that was made
@@ -215,9 +228,8 @@ def make_table(
     place.mkdir(parents=True, exist_ok=True)
     words = words_of(made, {"made": str(place), "accurate": str(weights / "hyfer.safetensors"),
                             "robust": str(weights / "hyfer_robust.safetensors")} | given, tiny)
-    path = os.pathsep.join(filter(None, [str(weights.parents[1]), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(words, cwd=checkout() if made.script else None, stderr=subprocess.PIPE, text=True,
-                          stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path})
+                          stdout=subprocess.PIPE, env=surroundings(given))
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
         raise DataError(f"table {name}: exit status {done.returncode}: {said[0][:300]}\n"
@@ -288,7 +300,7 @@ def remake_tables(
                 outcome = f"failed: {e}"
         rows.append((name, outcome))
     table = pd.DataFrame(rows, columns=["table", "outcome"])
-    return pd.concat([table, save_pages(root, say)], ignore_index=True) if pages else table
+    return pd.concat([table, save_pages(root, given, say)], ignore_index=True) if pages else table
 
 # %% ../nbs/54_shipped.ipynb #shipd041
 _RUNS = re.compile(r"from_pretrained\((?!folder)|Recogniser\(|results/bench")
@@ -311,16 +323,19 @@ def pages_of_tables(
 
 
 def save_pages(
-    root: str | Path,   # a checkout
+    root: str | Path,           # a checkout
+    given: Mapping[str, str],   # data, as a word
     say: Callable[[str], None] = lambda text: None,   # gets a line before each page
 ) -> pd.DataFrame:      # table (here a page), outcome: "saved", or "failed: ..."
-    "Run those pages and keep what they show, then derive the README and the exported code."
-    rows, root = [], Path(root).absolute()
-    jobs = {f"page {p}": ["tests/run_notebooks.py", "--save", p] for p in pages_of_tables(root)}
+    """Run those pages, with their cells of real data where the data are FER2013's, and keep what they show;
+    then derive the README and the exported code."""
+    rows, root, env = [], Path(root).absolute(), surroundings(given)
+    flags = ["--flags", "realdata"] if "FER_NB_DATA" in env else []
+    jobs = {f"page {p}": ["tests/run_notebooks.py", *flags, "--save", p] for p in pages_of_tables(root)}
     jobs |= {"README.md": ["docs/build.py", "export"]}
     for page, words in jobs.items():
         say(page)
-        done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, env=env)
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [""]
         rows.append((page, "saved" if not done.returncode else f"failed: {last[0][:200]}"))
     return pd.DataFrame(rows, columns=["table", "outcome"])

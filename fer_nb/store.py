@@ -428,7 +428,7 @@ def _commit() -> str | None:  # such as "9a15296" or "9a15296 with changes"; Non
     changes = " with changes" if said[1].stdout else ""
     return said[0].stdout.strip() + changes if said[0].returncode == 0 else None
 
-
+# %% ../nbs/03_store.ipynb #5e0a002b
 def processor() -> str:  # such as "AMD EPYC 7B13"
     "The name of the processor; where the system does not tell, its architecture."
     path = Path("/proc/cpuinfo")
@@ -451,13 +451,14 @@ def run_record(
     record = {"command": command, "commit": _commit(),
               "date": datetime.now(timezone.utc).isoformat("T", "minutes"),
               "versions": {p: found(p) for p in PACKAGES} | {"python": platform.python_version()},
-              "system": f"{platform.system()} {platform.machine()}", "processor": processor(), "cores": os.cpu_count()}
+              "system": f"{platform.system()} {platform.machine()}", "processor": processor(),
+              "cores": os.cpu_count()}
     if torch := sys.modules.get("torch"):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         record |= {"threads": torch.get_num_threads(), "device": device}
     return record | plain(more)
 
-
+# %% ../nbs/03_store.ipynb #5e0a002a
 def write_record(
     folder: str | Path,    # of the files
     files: Sequence[str],  # names of what the run wrote there

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_FIT', 'TrainingError', 'KeepBest', 'Progress',
-           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'FreezeBody', 'Accumulate',
+           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'FreezeBody', 'Accumulate', 'SAM',
            'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'step_rates', 'settled',
            'Checkpoint', 'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
 
@@ -54,6 +54,7 @@ from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on
                            pick_device, rank_world)
 from .loaders import ReplayLoader, dataloaders
 from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped
+from .terms import LossTerm
 from .store import (Store, StoreError, differences, digest, plain, processor, read_state,
                           write_state)
 
@@ -578,6 +579,38 @@ class Accumulate(GradientAccumulation):
         for p, grad in zip(self.model.parameters(), state["gradients"]):
             p.grad = None if grad is None else grad.to(p.device)
 
+# %% ../nbs/30_train.ipynb #sam00002
+class SAM(Callback):
+    "Gradients at the worst point within ρ (5); the loss of the learner, without terms that callbacks add."
+
+    order, run_valid = 40, False   # before clipping, which sees the gradient that counts
+
+    def __init__(
+        self,
+        rho: float = 0.05,   # ρ
+    ):
+        self.rho = rho
+
+    def after_backward(self) -> None:
+        "Go to the worst point, take the gradient there, and come back."
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        length = torch.stack([p.grad.norm() for p in params]).norm()
+        steps = [self.rho * p.grad / (length + 1e-12) for p in params]
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        kept = [m.momentum for m in norms]
+        with torch.no_grad():
+            torch._foreach_add_(params, steps)
+        try:
+            for m in norms:
+                m.momentum = 0.0
+            self.learn.opt.zero_grad()
+            self.learn.loss_func(self.model(*self.xb), *self.yb).backward()
+        finally:
+            for m, momentum in zip(norms, kept):
+                m.momentum = momentum
+            with torch.no_grad():
+                torch._foreach_sub_(params, steps)
+
 # %% ../nbs/30_train.ipynb #parts002
 @patch
 def callbacks(
@@ -587,7 +620,7 @@ def callbacks(
     "The callbacks that these settings need, in addition to the caller's."
     optional = ((self.clip, GradientClip), (self.ema, EMA), (self.precision(device), Amp),
                 (self.mix, partial(Mix, cut=self.cut)), (self.accumulate, Accumulate),
-                (self.freeze_epochs, FreezeBody))
+                (self.freeze_epochs, FreezeBody), (self.sam, SAM))
     best = [KeepBest(self.patience)] if self.keep == "best" else []
     return [*best, *(make(value) for value, make in optional if value is not None)]
 
@@ -817,7 +850,8 @@ def settled(
     def make() -> pd.DataFrame:
         rates = measure(student, train.labels, in_chans)
         gain = rates["bf16"] / rates["float32"]
-        say(f"bfloat16 is {gain:.2f} times as fast here as float32: {'taken' if gain >= least else 'not taken'}")
+        said = "taken" if gain >= least else "not taken"
+        say(f"bfloat16 is {gain:.2f} times as fast here as float32: {said}")
         return pd.DataFrame([rates | {"gain": gain, "network": student.network, "processor": processor(),
                                       "threads": torch.get_num_threads(), "torch": str(torch.__version__)}])
 
@@ -1264,6 +1298,10 @@ def check_beside(
               "schedule alone, or a fastai Learner, expected" for cb in cbs
               if isinstance(cb, ReduceLROnPlateau) or plan.keys() & getattr(cb, "scheds", {}).keys()]
     made, drop = getattr(unwrapped(model), "config", None), self.stage_drop
+    terms = [type(cb).__name__ for cb in cbs if isinstance(cb, LossTerm)]
+    if self.sam is not None and (terms or self.accumulate or self.amp or self.mix or rank_world()[1] > 1):
+        wrong += [f"sam={self.sam} beside {', '.join(terms) or 'accumulate, amp, mix or several processes'}; "
+                  "alone expected, for its second pass knows the plain loss only"]
     if drop is not None and getattr(made, "stage_drop", None) != drop:
         wrong += [f"stage_drop={drop}, but this {type(model).__name__} was not made with it; the network of "
                   "make_network, or stage_drop=None, expected"]

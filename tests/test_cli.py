@@ -200,7 +200,8 @@ def test_the_recipe_is_called_as_the_command_says(csv_of_faces, tmp_path, capsys
     header = next(line for line in shown.splitlines() if "hold-out" in line)
     assert header.index("hold-out") < header.index("valid") and shown.index("\nb ") < shown.index("\na ")  # the best on the hold-out first
     assert (list(asked["networks"]), list(asked["seeds"]), asked["preset"].student.epochs) == (["light", "light_full"], [0, 1], 3)
-    assert main(study) == 0 and list(asked["networks"]) == ["light_full", "light_res"] and asked["preset"].data.clean == "leaks"
+    assert main([*study, "--step", "long"]) == 0 and (list(asked["networks"]), asked["step"]) == ([], "long")
+    assert asked["preset"].data.clean == "leaks" and {p.name for p in (tmp_path / "s").iterdir()} >= {"recipe-recipe.csv", "recipe-long.csv"}
 
 
 @pytest.mark.parametrize("what", ["sqs", "bridge"])

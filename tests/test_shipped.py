@@ -98,6 +98,22 @@ def test_a_command_that_fails_leaves_what_was_there(tmp_path):
     assert "failed: table headline: exit status 2" in table.outcome[0] and "no such file" in table.outcome[0] and old.read_text() == "old"
 
 
+def test_pages_are_saved_with_their_cells_of_real_data(tmp_path, monkeypatch):
+    called = []
+
+    class Done:
+        returncode, stderr, stdout = 0, "", ""
+
+    monkeypatch.delenv("FER_NB_DATA", raising=False)
+    monkeypatch.setattr(shipped.subprocess, "run", lambda words, **more: called.append((words[1:], more["env"].get("FER_NB_DATA"))) or Done())
+    table = shipped.save_pages(ROOT, {"data": str(tmp_path / "fer2013.csv")})
+    assert set(table.outcome) == {"saved"} and called[0][0][:2] == ["tests/run_notebooks.py", "--save"] and called[-1][0] == ["docs/build.py", "export"]
+    (tmp_path / "fer2013.csv").touch()
+    called.clear()
+    shipped.save_pages(ROOT, {"data": str(tmp_path / "fer2013.csv")})
+    assert called[0] == (["tests/run_notebooks.py", "--flags", "realdata", "--save", pages_of_tables(ROOT)[0]], str(tmp_path))
+
+
 @pytest.mark.slow
 def test_a_trial_of_all_that_the_command_makes(tmp_path):
     drawn = fer2013_folder(210, votes=True)

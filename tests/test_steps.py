@@ -1,0 +1,206 @@
+"""The steps of the search for a better student: rows of one table, resumed, each on top of what earlier ones left."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from fer_nb import hyfer_studies, train
+from fer_nb.config import Augment, Data, Distillation, Fit, Preset, override
+from fer_nb.core import ConfigError, DataError
+from fer_nb.distill import EADD
+from fer_nb.evaluate import predict_logits
+from fer_nb.experiment import STEP, reported
+from fer_nb.hyfer_studies import BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, in_scenes, recipe_study, recipe_table
+from fer_nb.loaders import dataloaders
+from fer_nb.models import HYFER, HyFER, load_teacher
+from fer_nb.pipeline import cache_logits, prepare
+from fer_nb.store import read_table
+from fer_nb.synth import make_faces
+from fer_nb.teachers import NetworkTeacher, OnlineLogits
+from fer_nb.train import SAM, fit_model
+
+SMALL = replace(RECIPE, student=replace(RECIPE.student, network="light", epochs=1, bs=64, stage_drop=None, amp=None), data=Data(near_duplicates=False, targets=None))
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return make_faces(200, seed=0, defects=None, balance="uniform")[0]
+
+
+def test_the_command_knows_the_steps_and_every_row_can_be_built(tmp_path):
+    assert STEP["--step"]["choices"] == tuple(STEPS)
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "teachers/large_vgg-0.safetensors").touch()
+    for step in STEPS:
+        for name, budget in budgets_of(step, RECIPE, tmp_path, ["light_full"] if BEST in {a.network for a in STEPS[step].values()} else ()).items():
+            assert budget.student.network in HYFER and budget.adversarial is None, (step, name)
+            assert budget.data == RECIPE.data and budget.student.augment.erase == RECIPE.student.augment.erase
+    rows = budgets_of("distil", RECIPE, tmp_path, ["light_res"])
+    assert [b.student.network for b in rows.values()] == ["light_res"] * 3
+    assert [len(b.teachers) for b in rows.values()] == [0, 1, 1] and rows["views asked afresh"].distillation.cached_views == "fresh"
+    old = budgets_of("ablation", RECIPE, tmp_path, ["light"])
+    assert [f.network for f in old["without landmarks"].teachers] == [f.network for f in SHIP.teachers if f.network != "geometry"]
+    assert old["weight falls to 0"].distillation.fade == 0.34 and old["all three"].distillation.views == 30
+
+
+def test_larger_networks_are_of_the_size_that_teachers_may_have():
+    sizes = {n: sum(p.numel() for p in HyFER(7, 1, n).parameters()) / 1e6 for n in STEPS["teachers"]}
+    assert all(2 <= n <= 5 for n in sizes.values()), sizes
+    assert all(width % 16 == 0 for n in (*STEPS["teachers"], "light_full") for width in (HYFER[n].stem, *(b[0] for b in HYFER[n].blocks)))
+
+
+def test_a_step_on_top_of_another_and_again(faces, tmp_path, monkeypatch):
+    monkeypatch.setitem(STEPS, "teachers", {n: Arm(n) for n in ("light", "light_rep")})
+    lesson = ("distillation.views=2", "distillation.cached_views=mean")
+    monkeypatch.setitem(STEPS, "distil", {"bank": Arm(changes=lesson, taught=True),
+                                          "afresh": Arm(changes=(*lesson, "distillation.cached_views=fresh"), taught=True)})
+    with pytest.raises(DataError, match="step recipe"):
+        recipe_study(faces, preset=SMALL, step="long", out=tmp_path)
+    first = recipe_study(faces, ["light"], SMALL, range(2), tmp_path)
+    assert best_of(tmp_path) == "light"
+    together = first[(first.network == "together") & (first.metric == "accuracy")]
+    splits = prepare(faces, SMALL)
+    nets = [load_teacher(tmp_path / f"light-{k}.safetensors") for k in range(2)]        # a plain loop beside the row
+    p = np.mean([torch.softmax(torch.tensor(predict_logits(n, splits.valid)), 1).numpy() for n in nets], 0)
+    held = together[together.split == "holdout"].value.item()
+    assert held == pytest.approx((p.argmax(1) == splits.valid.targets()).mean()) and set(together.split) == {"holdout", "valid", "test"}
+    taught = recipe_study(faces, preset=SMALL, seeds=(0,), out=tmp_path, step="teachers")
+    assert set(taught.network) == {"light", "light_rep", "together"}
+    said = []
+    lessons = recipe_study(faces, preset=SMALL, seeds=(0,), out=tmp_path, step="distil", say=said.append)
+    assert set(lessons.network) == {"bank", "afresh", "together"} and (tmp_path / "distil/bank-0.safetensors").exists()
+    monkeypatch.setattr(hyfer_studies, "fit_student", lambda *a, **k: pytest.fail("fitted again"))
+    again = recipe_study(faces, preset=SMALL, seeds=(0,), out=tmp_path, step="distil")
+    pd.testing.assert_frame_equal(again, lessons, check_dtype=False)
+    assert "bank" in recipe_table(lessons).index and len(read_table(tmp_path / "distil/bank-0.history.csv")) == 1
+
+
+def test_a_step_goes_on_within_a_fit(faces, tmp_path, monkeypatch):
+    two = replace(SMALL, student=replace(SMALL.student, epochs=2))
+    whole = recipe_study(faces, ["light"], two, (0,), tmp_path / "whole")
+    real, done = train.Checkpoint.save, []
+
+    def broken(self, epochs):
+        real(self, epochs)
+        done.append(epochs)
+        if epochs == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Checkpoint, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        recipe_study(faces, ["light"], two, (0,), tmp_path / "b")
+    monkeypatch.setattr(train.Checkpoint, "save", real)
+    assert done == [0, 1]
+    pd.testing.assert_frame_equal(recipe_study(faces, ["light"], two, (0,), tmp_path / "b"), whole)
+
+
+def test_networks_asked_afresh_are_asked_about_the_students_views(faces):
+    budget = replace(SMALL, distillation=Distillation(views=2, cached_views="fresh"))
+    splits, net = prepare(faces, budget), HyFER(7, 1, "light", labels=faces.labels)
+    asked = cache_logits([NetworkTeacher.of(net, "mine")], splits, budget)
+    assert isinstance(asked[0], OnlineLogits) and asked[0].name == "mine" and EADD(asked).names == ["mine"]
+
+
+def test_photographs_are_chosen_by_the_held_out_faces_in_scenes(faces, tmp_path, monkeypatch):
+    monkeypatch.setitem(STEPS, "photographs", {"as it is": Arm("light"), "frames": Arm("light", ("student.augment.scale=[0.7, 1.35]",))})
+    runs = recipe_study(faces, preset=SMALL, seeds=(0,), out=tmp_path, step="photographs")
+    assert set(runs.split) == {"holdout", "scenes", "valid", "test"}
+    shown = recipe_table(runs)
+    assert "hold-out in scenes (chooses)" in shown and "hold-out" in shown and list(shown.index)[-1] == "together"
+    scenes, held = runs[(runs.split == "scenes") & (runs.metric == "accuracy")], prepare(faces, SMALL).valid
+    net = load_teacher(tmp_path / "photographs/frames-0.safetensors")
+    right = predict_logits(net, in_scenes(held)).argmax(1) == held.targets()
+    assert scenes[scenes.network == "frames"].value.item() == pytest.approx(right.mean()) and "scenes" not in set(reported(runs, tta=None).split)
+
+
+def test_scenes_keep_the_labels_and_change_every_pixel_room(faces):
+    colour = make_faces(8, seed=0, defects=None)[0]
+    colour = colour.replace(images=np.repeat(colour.array()[..., None], 3, -1))
+    pasted = in_scenes(colour)
+    assert pasted.shape() == colour.shape() and pasted.df.equals(colour.df)
+    grey = in_scenes(faces)
+    assert (grey.array() != faces.array()).mean() > 0.9 and 0.2 < np.corrcoef(grey.array().ravel(), faces.array().ravel())[0, 1] < 0.99
+
+
+# ---- a weight that falls, and flat minima, against plain loops ----
+
+@pytest.mark.parametrize("fade, at, left", [(None, 0.99, 1.0), (0.34, 0.5, 1.0), (0.34, 0.66, 1.0), (0.34, 0.83, 0.5), (0.34, 1.0, 0.0), (1.0, 0.25, 0.75)])
+def test_what_is_left_of_the_teachers_part(fade, at, left):
+    class Half(nn.Module):
+        labels, name = tuple("abc"), "half"
+
+        def batch_logits(self, learn):
+            return torch.tensor([[2.0, 0.0, 0.0]]), None
+
+    term = EADD([Half()], alpha=0.5, accuracy=np.full((1, 3), 0.5), fade=fade)
+    term.learn = type("Learn", (), {"pct_train": at, "model": nn.Linear(1, 1), "iter": 1, "loss_func": nn.CrossEntropyLoss(), "xb": (torch.zeros(1, 1),), "y": torch.tensor([0]), "yb": (torch.tensor([0]),),
+                                    "pred": torch.tensor([[0.0, 1.0, 0.0]])})()
+    term.teachers, term.emotions, term.outputs = [Half()], ("a", "b", "c"), 3
+    term.weights, whole = torch.ones(1, 3), []
+    for value in (None, fade):
+        term.fade = value
+        whole.append(float(term.total(torch.tensor(4.0)) - 0.5 * 4))
+    assert whole[1] == pytest.approx(left * whole[0], abs=1e-6) and whole[0] > 0
+
+
+def test_flat_minima_are_those_of_a_plain_loop(faces):
+    ds, held = faces.take(range(32)), faces.take(range(32, 40))
+
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
+
+    made, by_hand = net(), net()
+    dls = dataloaders(ds, held, bs=32, seed=0)
+    fit = Fit(epochs=1, lr=0.1, optimiser="sgd", wd=0.0, smoothing=0.0, schedule="cosine", warmup=0.0, sam=0.5, augment=None, keep="last", bs=32)
+    batch = {}
+
+    def look(module, x):
+        if len(x[0]) == 32:
+            batch.setdefault("x", x[0].detach().clone())
+
+    hook = made.register_forward_pre_hook(look)
+    fit_model(made, dls, fit)
+    hook.remove()
+    x = batch["x"].as_subclass(torch.Tensor)
+    order = dataloaders(ds, held, bs=32, seed=0)
+    y = next((b[1] for b in order.train), None).as_subclass(torch.Tensor)
+    loss = nn.functional.cross_entropy(by_hand(x), y)
+    loss.backward()
+    params = list(by_hand.parameters())
+    length = torch.sqrt(sum((p.grad ** 2).sum() for p in params))
+    steps = [0.5 * p.grad / length for p in params]
+    with torch.no_grad():
+        for p, s in zip(params, steps):
+            p += s
+    by_hand.zero_grad()
+    nn.functional.cross_entropy(by_hand(x), y).backward()
+    with torch.no_grad():
+        for p, s in zip(params, steps):
+            p -= s
+    moved = [a.detach() - b.detach() for a, b in zip(made.parameters(), params)]
+    for m, p in zip(moved, params):                     # one step of SGD goes along the second gradient
+        assert torch.nn.functional.cosine_similarity(m.flatten(), -p.grad.flatten(), 0) > 0.9999
+
+
+def test_flat_minima_leave_batch_norms_and_refuse_what_they_do_not_know(faces):
+    dls = dataloaders(faces.take(range(64)), faces.take(range(64, 80)), bs=32)
+    seen = []
+    model = HyFER(7, 1, "light", labels=faces.labels)
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda m, x: seen.append(m.momentum) if m.training else None)
+    fit_model(model, dls, Fit(epochs=1, bs=32, sam=0.05))
+    assert seen == [norm.momentum, 0.0] * 2
+    with pytest.raises(ConfigError, match="sam=0.05 beside accumulate"):
+        fit_model(model, dls, Fit(epochs=1, bs=32, sam=0.05, accumulate=2))
+    teacher = HyFER(7, 1, "light", labels=faces.labels)
+    with pytest.raises(ConfigError, match="sam=0.05 beside EADD"):
+        fit_model(model, dls, Fit(epochs=1, bs=32, sam=0.05), [EADD([teacher])])
+    with pytest.raises(ConfigError, match="sam"):
+        Fit(sam=0.0)
+    with pytest.raises(ConfigError, match="fade"):
+        Distillation(fade=1.5)
+    assert SAM().rho == 0.05 and override(Preset(), ["student.sam=0.1"]).student.sam == 0.1 and Augment().blur == 0
