@@ -66,6 +66,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_voila(folder: Path) -> None:
     "Filters, order, pages, the open image with all its parts, and the jump to a partner and back."
     with served(folder, "voila") as url, browser() as page:

@@ -63,6 +63,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_voila(folder: Path) -> None:
     "Keys, buttons, filters and undo do what they say; a killed kernel forgets nothing."
     with served(folder, "voila") as url, browser() as page:

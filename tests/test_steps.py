@@ -52,6 +52,7 @@ def test_larger_networks_are_of_the_size_that_teachers_may_have():
     assert all(width % 16 == 0 for n in (*STEPS["teachers"], "light_full") for width in (HYFER[n].stem, *(b[0] for b in HYFER[n].blocks)))
 
 
+@pytest.mark.slow
 def test_a_step_on_top_of_another_and_again(faces, tmp_path, monkeypatch):
     monkeypatch.setitem(STEPS, "teachers", {n: Arm(n) for n in ("light", "light_rep")})
     lesson = ("distillation.views=2", "distillation.cached_views=mean")
