@@ -6,8 +6,8 @@
 __all__ = ['LANDMARKER_URL', 'LANDMARKER_SHA256', 'FACE_OVAL', 'BLENDSHAPES', 'STATUSES', 'FACE_POINTS', 'NOISY', 'FER2013_FRAME',
            'SURE', 'LIKELY', 'IN_NOISE', 'ACTION_UNITS', 'MEASURES', 'landmarker_file', 'face_box', 'face_roll',
            'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces', 'FaceCrop', 'FoundFace', 'FaceFinder',
-           'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'box_overlap', 'face_square',
-           'pose_angles', 'action_unit_proxies']
+           'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'InRange', 'box_overlap',
+           'face_square', 'pose_angles', 'action_unit_proxies']
 
 # %% ../nbs/06_faces.ipynb #d092f56e
 import importlib.util
@@ -189,7 +189,7 @@ def _mediapipe(
         return _build(what, file, confidence, max_faces, os.getpid())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _build(
     what: str,           # "landmarker" or "detector"
     file: str,           # a verified landmarker file
@@ -712,10 +712,11 @@ class FaceFinder:
         rgb: np.ndarray,                        # uint8 (H, W, 3), a part of the image, reduced
         offset: tuple[float, float] = (0, 0),   # of this part in the image, pixels of the part
         scale: float = 1,                       # pixels of the image in one of the part
+        least: float = .5,                      # score that counts, in parts of the confidence
     ) -> list[FoundFace]:                       # in pixels of the image
         "The faces that the detector finds in one part of an image."
         h, w = rgb.shape[:2]
-        found = _mediapipe("detector", self._file, self.confidence / 2)(rgb).detections
+        found = _mediapipe("detector", self._file, self.confidence * least)(rgb).detections
         return [FoundFace((np.array([b.origin_x, b.origin_y, b.width, b.height]) + (*offset, 0, 0)) * scale,
                           float(d.categories[0].score),
                           (np.array([(p.x * w, p.y * h) for p in d.keypoints]) + offset) * scale)
@@ -764,12 +765,30 @@ def gain_and_noise(
 def brought_into_range(
     image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
     strength: float = 1.0,   # of the smoothing
+    changes: tuple[float, float] | None = None,   # from `gain_and_noise`, where they are known
 ) -> np.ndarray:         # the same, brighter where it is dark, smoother where there is noise; or itself
     "An image that the detector and the networks can use. Raises `ImageError` for what is none."
-    gain, noise = gain_and_noise(image)
+    gain, noise = changes or gain_and_noise(image)
     if gain > 1:
         image = (np.arange(256) * gain).clip(0, 255).round().astype(np.uint8)[image]
     return smoothed(image, noise * strength) if noise > NOISY else image
+
+
+@dataclass(eq=False)
+class InRange:
+    "An image that is brought into range once, for the finder, the crops and the measures."
+
+    came: np.ndarray   # uint8 (H, W) or (H, W, 3)
+
+    @cached_property
+    def changes(self) -> tuple[float, float]:
+        "Gain and noise."
+        return gain_and_noise(self.came)
+
+    @cached_property
+    def image(self) -> np.ndarray:   # as of `brought_into_range`
+        "What the detector and the networks can use."
+        return brought_into_range(self.came, changes=self.changes)
 
 # %% ../nbs/06_faces.ipynb #684211da
 def box_overlap(
@@ -897,11 +916,12 @@ def judged(
     im: Image.Image,                # RGB
     face: FoundFace,                # proposed in it
     turns: bool = True,             # compare the four turns in doubt
+    first: float | None = None,     # score of a look at it, where there was one
 ) -> tuple[FoundFace | None, int]:  # None: no face; and the quarter turns of the image that bring it upright
     "Look a second time at a proposal."
     if abs(face.roll) <= 20 and face.score >= (.9 if turns else .8):
         return face, 0
-    first = self.looks(im, face)[0]
+    first = self.looks(im, face)[0] if first is None else first
     if abs(face.roll) <= 45 and first >= SURE - .1 * (face.score >= .8):
         return replace(face, look=float(first)), 0
     close = np.array([first, *self.looks(im, face, (1, 2, 3))]) if turns else np.zeros(4)
@@ -926,11 +946,11 @@ def _shrunk(
 def _tiles(
     height: int,   # of the image
     width: int,    # of the image
-    level: int,    # 0: the image itself; each tile of level n is 1/2ⁿ of the longer side
+    share: float,  # side of a tile, in longer sides of the image
+    step: float = .78,   # at most, from one to the next, in sides of a tile
 ) -> list[tuple[int, int, int]]:  # x, y and side of each tile, pixels
-    "Square tiles that cover the image and overlap by half, from level 2 on by a fifth, 1.2 times as large."
-    grow, step = (1, .5) if level < 2 else (1.2, .78)
-    side = min(int(np.ceil(max(height, width) * grow / 2**level)), max(height, width))
+    "Square tiles that cover the image and overlap."
+    side = min(int(np.ceil(max(height, width) * share)), max(height, width))
     xs, ys = (np.linspace(0, max(0, n - side), max(1, int(np.ceil((n / side - 1) / step)) + 1)).astype(int)
               for n in (width, height))
     return [(int(x), int(y), side) for y in ys for x in xs]
@@ -940,18 +960,30 @@ def _tiles(
 def proposals(
     self: FaceFinder,
     im: Image.Image,           # RGB
-    levels: Sequence[int],     # of tiles, see `_tiles`
+    levels: Sequence[int],     # of tiles, 0: the image itself
 ) -> list[FoundFace]:          # the strongest first
-    "What the detector takes for an upright face in the tiles of an image, or in the framed image."
+    """What the detector takes for an upright face in the tiles of an image, or in the framed image. Tiles of
+    level n have 1/2ⁿ of the longer side and overlap by half; from level 2 on they are 1.2 times as large."""
     found = []
     for level in levels:
         small, k = _shrunk(im, .5**level)
-        found += [face for x, y, side in _tiles(*small.shape[:2], level)
-                  for face in self._detect(small[y:y + side, x:x + side], (x, y), k)]
+        for x, y, side in _tiles(*small.shape[:2], *((.5**level, .5) if level < 2 else (1.2 / 2**level,))):
+            found += self._detect(small[y:y + side, x:x + side], (x, y), k)
     if levels[0] < 2 and not any(f.score >= self.confidence for f in found):
         framed, scale, offset = _framed(small := _shrunk(im, 1)[0], .25, 96)
         found += self._detect(framed, -offset, max(im.size) / max(small.shape) / scale[0])
     return sorted(found, key=lambda f: -f.score)
+
+
+@patch
+def hints(
+    self: FaceFinder,
+    small: np.ndarray,         # RGB, a turned image, reduced
+    k: int,                    # by this factor
+) -> list[FoundFace]:          # of a quarter of the confidence and more
+    "What may be an upright face, by few and large tiles: cheap, for second looks to judge."
+    return [face for x, y, side in _tiles(*small.shape[:2], .75)
+            for face in self._detect(small[y:y + side, x:x + side], (x, y), k, .25)]
 
 
 def _among(face: FoundFace, faces: Iterable[FoundFace], share: float = .4, smaller: bool = True) -> bool:
@@ -985,24 +1017,27 @@ def in_any_turn(
     im: Image.Image,           # RGB
     levels: Sequence[int],     # of tiles
     rest: list[FoundFace],     # weak proposals of the image as it is
-    most: int = 5,             # proposals that are looked at
+    most: int = 3,             # proposals that are looked at
 ) -> list[FoundFace]:          # faces of the turn that has the best evidence, in the image as it is
-    "Faces among all weak proposals."
-    views = [im] + [im.transpose(Image.Transpose(q + 1)) for q in (1, 2, 3) if self.turn]
-    pool, seen = [(p, 0) for p in rest], []
-    pool += [(p, q) for q in range(1, len(views)) for p in self.proposals(views[q], levels[1:] or levels)]
+    "Faces among the weak proposals, and among the hints of the image turned."
+    @lru_cache
+    def view(q: int) -> Image.Image:
+        return im.transpose(Image.Transpose(q + 1)) if q else im
+
+    pool, seen, (small, k) = [(p, 0) for p in rest], [], _shrunk(im, .75)
+    pool += [(p, q) for q in (1, 2, 3) if self.turn for p in self.hints(np.rot90(small, q), k)]
     for p, q in sorted(pool, key=lambda pair: -pair[0].score):
         back = p.turned_back(q, im.height, im.width) if q else p
         if len(seen) < most and not _among(back, [b for b, _, turn, _ in seen if turn == q], smaller=False):
-            seen.append((back, p, q, self.looks(views[q], p)[0]))
+            seen.append((back, p, q, self.looks(view(q), p)[0]))
     sure = [(replace(p, look=float(first)), q) for _, p, q, first in seen
-            if first >= SURE and self.looks(views[q], p, frame=2.6)[0] >= SURE - .1]
-    for _, p, q, _ in [] if sure else sorted((s for s in seen if s[3] >= LIKELY), key=lambda s: -s[3])[:1]:
-        face, turn = self.judged(views[q], p)
+            if first >= SURE and self.looks(view(q), p, frame=2.6)[0] >= SURE - .1]
+    for _, p, q, first in [] if sure else sorted((s for s in seen if s[3] >= LIKELY), key=lambda s: -s[3])[:1]:
+        face, turn = self.judged(view(q), p, first=first)
         sure += [(face, q)] if face is not None and not turn else []
     best = max(sure, key=lambda pair: pair[0].look)[1] if sure else 0
-    faces = self.straightened(views[best], [f for f, q in sure if q == best])
-    faces = (self.upright(views[best], levels)[0] if best else []) or faces
+    faces = self.straightened(view(best), [f for f, q in sure if q == best])
+    faces = (self.upright(view(best), levels)[0] if best else []) or faces
     faces = [f for f in faces if f.box[2:].max() > .4 * max(im.size) or abs(f.roll) < 60
              and not f.margin < .07 and (f.score >= self.confidence + .05 or f.evidence >= SURE)]
     return [f.turned_back(best, im.height, im.width) if best else f for f in faces]
@@ -1011,11 +1046,11 @@ def in_any_turn(
 @patch
 def not_looked_for(
     self: FaceFinder,
-    image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+    image: np.ndarray | InRange,   # uint8 (H, W) or (H, W, 3)
 ) -> str:                # "" where nothing is left out
     "What the finder leaves out in an image, for a note: small faces in much noise."
-    noise = gain_and_noise(image)[1]
-    side = round(IN_NOISE * max(image.shape[:2]))
+    image = image if isinstance(image, InRange) else InRange(image)
+    noise, side = image.changes[1], round(IN_NOISE * max(image.came.shape[:2]))
     return f"noise of {noise:.0f}: faces below {side} pixels may be missed" if noise > NOISY else ""
 
 
@@ -1025,10 +1060,11 @@ IN_NOISE = .1   # of the longer side: in an image with noise, smaller faces need
 @patch
 def __call__(
     self: FaceFinder,
-    image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+    image: np.ndarray | InRange,   # uint8 (H, W) or (H, W, 3)
 ) -> list[FoundFace]:    # from left to right; empty where there is no face
     "Look for faces. An array that is not an image raises `ImageError`."
-    noisy, im = gain_and_noise(image)[1] > NOISY, Image.fromarray(brought_into_range(image)).convert("RGB")
+    image = image if isinstance(image, InRange) else InRange(image)
+    noisy, im = image.changes[1] > NOISY, Image.fromarray(image.image).convert("RGB")
     most = max(1, max(im.size) / 64)
     levels = range(round(float(np.log2(np.clip(.25 / self.smallest, 1, most)))) + 1)
     found, turned, rest = self.upright(im, levels)
@@ -1040,7 +1076,7 @@ def __call__(
     small = [f for f in found + rest if f.box[2:].max() < .9 * self.smallest * max(im.size)]
     crowd = len(small) >= 10 or sum(f.score >= self.confidence for f in small) >= 3
     if noisy and not found:             # less smooth, some faces keep more of what makes them faces
-        im = Image.fromarray(brought_into_range(image, .7)).convert("RGB")
+        im = Image.fromarray(brought_into_range(image.came, .7, image.changes)).convert("RGB")
         found, _, rest = self.upright(im, levels)
         found = found or self.in_any_turn(im, levels, rest)
     if noisy:                           # noise looks like small faces

@@ -40,7 +40,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
                          need_columns, one_of)
 from .data import _from_floats, read_image, to_array
-from .faces import MEASURES, FaceFinder, FoundFace, box_overlap, brought_into_range, face_square
+from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
 from .launch import pick_device
 from .store import as_text, digest, read_table
 
@@ -581,29 +581,28 @@ class Recogniser:
         images: Iterable[Any],   # what `as_image` takes
     ) -> list[list[Face]]:       # the faces of each
         "The faces of several images, recognised together. Raises `ImageError`."
-        pixels = [as_image(im) for im in _several(images)]
+        pixels = [InRange(as_image(im)) for im in _several(images)]
         for note in filter(None, map(self.missing, pixels)):
             warnings.warn(note, stacklevel=2)
         return self.measured(pixels)
 
 # %% ../nbs/50_predict.ipynb #f64f6a12
 @patch
-def _recognise(self: Recogniser, images: Sequence[np.ndarray]) -> list[list[Face]]:
-    as_they_came, images = images, [brought_into_range(im) for im in images] if self.crop else images
-    found = [self._found(im) for im in as_they_came]   # the finder brings them into range itself
-    crops = [self._crop(im, f) for im, faces in zip(images, found) for f in faces]
-    each = [(im, f) for im, faces in zip(as_they_came, found) for f in faces]
-    measured = [signs(im, f, crop) for (im, f), crop in zip(each, crops)]
+def _recognise(self: Recogniser, images: Sequence[InRange]) -> list[list[Face]]:
+    found = [self._found(im) for im in images]
+    each = [(im, f) for im, faces in zip(images, found) for f in faces]
+    crops = [self._crop(im.image if self.crop else im.came, f) for im, f in each]
+    measured = [signs(im.came, f, crop) for (im, f), crop in zip(each, crops)]
     probs = iter(zip(measured, crops, self.network(crops, list(map(temperature_factor, measured)))))
     return [[self._face(f, *next(probs)) for f in faces] for faces in found]
 
 
 @patch
-def _found(self: Recogniser, image: np.ndarray) -> list[FoundFace]:
-    h, w = image.shape[:2]
+def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
+    h, w = image.came.shape[:2]
     whole = FoundFace(np.array([0., 0, w, h]), np.nan, np.full((6, 2), np.nan))
     try:
-        return self.finder(image) if self.crop else [whole]
+        return self.finder(image if isinstance(self.finder, FaceFinder) else image.came) if self.crop else [whole]
     except ConfigError as e:
         if isinstance(e.__cause__, ImportError):   # the finder names its file, which is not what is missing
             _imported(e.__cause__.name or "mediapipe", "mediapipe", "finding faces")
@@ -633,11 +632,10 @@ TURNED = 40   # degrees of yaw
 @patch
 def measured(
     self: Recogniser,
-    images: Sequence[np.ndarray],            # uint8 (H, W) or (H, W, 3)
-    faces: list[list[Face]] | None = None,   # of each; None: they are looked for
-) -> list[list[Face]]:                       # the same, with what was asked for in `more`
+    images: Sequence[InRange],   # as they came, each brought into range once
+) -> list[list[Face]]:           # of each, with what was asked for in `more`
     "Faces with the measures that the recogniser was asked for."
-    faces = self._recognise(images) if faces is None else faces
+    faces = self._recognise(images)
     if not self.measure:
         return faces
 
@@ -647,13 +645,13 @@ def measured(
         away = abs(more.get("pose_yaw", 0)) > TURNED and "turned away" not in face.reasons
         return replace(face, more=more, reasons=face.reasons + ("turned away",) * away)
 
-    return [[one(good, f) for f in fs] for fs, good in zip(faces, map(brought_into_range, images))]
+    return [[one(good, f) for f in fs] for fs, good in zip(faces, (im.image for im in images))]
 
 
 @patch
 def missing(
     self: Recogniser,
-    image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+    image: np.ndarray | InRange,   # uint8 (H, W) or (H, W, 3)
 ) -> str:                # "" where nothing is left out
     "What the finder does not look for in an image."
     return self.finder.not_looked_for(image) if self.crop else ""
@@ -973,9 +971,10 @@ def _add_faces(
     "Recognise those that could be read together; where that fails, each alone, and the culprit is an error."
     good = [r for r in results if r.image is not None]
     try:
-        for r, faces in zip(good, self.measured([r.image for r in good])):
+        ready = [InRange(r.image) for r in good]
+        for r, image, faces in zip(good, ready, self.measured(ready)):
             r.faces, r.status = faces, "ok" if faces else "no_face"
-            r.note = "; ".join(filter(None, (r.note, self.missing(r.image))))
+            r.note = "; ".join(filter(None, (r.note, self.missing(image))))
         return results
     except _TOO_MUCH as e:
         note = f"{type(e).__name__}: {e}"
@@ -1213,7 +1212,9 @@ def frames(
         while batch := list(islice(numbered, 1)):
             together = 1 if live else min(self.batch_size, _FRAME_PIXELS // max(1, batch[0][2][..., 0].size))
             batch += islice(numbered, max(0, together - 1))
-            for (k, at, image), faces in zip(batch, self.measured([image for *_, image in batch])):
+            ready = [InRange(image) for *_, image in batch]
+            notes, seen = map(self.missing, ready), self.measured(ready)
+            for (k, at, image), note, faces in zip(batch, notes, seen):
                 status, small = "ok" if faces else "no_face", thumbnail(image)
                 if scenes and is_cut(scenes[-1][1], small):   # back in a scene of just now, or in a new one
                     same = (alive for _, old, alive in reversed(scenes) if not is_cut(old, small))
@@ -1221,7 +1222,7 @@ def frames(
                 faces = tracker(faces, at)
                 scenes = [s for s in scenes if at - s[0] <= tracker.patience]
                 scenes.append((at, small, dict(tracker.alive)))
-                yield Result(name, status, faces, self.missing(image), image, k, at)
+                yield Result(name, status, faces, note, image, k, at)
     if video.end:
         yield Result(name, "error", note=video.end, frame=k + 1)
 
