@@ -39,7 +39,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
                          need_columns, one_of)
-from .data import _from_floats, read_image, to_array
+from .data import _from_floats, from_depth, read_image, to_array
 from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
 from .launch import pick_device
 from .store import as_text, digest, read_table
@@ -312,7 +312,7 @@ def _from_array(
                          "(0-255), uint16 or floats (0-1), (H, W), or (H, W, C) or (C, H, W) with 1, 3 or 4 "
                          "channels, and at least one pixel" + "; several at once: many()" * (a.ndim == 4))
     if a.dtype == np.uint16:
-        a = _from_depth(a, what)
+        a = from_depth(a, what)
     elif a.dtype != np.uint8:
         near = np.isfinite(a).all() and -1e-3 < a.min() and a.max() < 1.001   # rounding alone
         a = _from_floats(a.clip(0, 1) if near else a, what)
@@ -321,16 +321,6 @@ def _from_array(
         return a[..., 0]
     return to_array(Image.fromarray(a)) if a.ndim == 3 and a.shape[2] == 4 else a
 
-
-def _from_depth(
-    a: np.ndarray,   # uint16, of 8, 10, 12, 14 or 16 bits
-    what: str,       # it is, for the warning
-) -> np.ndarray:     # uint8
-    "Bytes from numbers of 16 bits, of which cameras and scanners use fewer. Warns where they seem to."
-    bits = next(b for b in (8, 10, 12, 14, 16) if a.max() < 1 << b)
-    if bits < 16 and a.max():
-        warnings.warn(f"{what} with values up to {a.max()}: read as {bits} bits", stacklevel=4)
-    return (a * (255 / ((1 << bits) - 1))).round().astype(np.uint8)
 
 # %% ../nbs/50_predict.ipynb #read0001
 def _opened(
@@ -370,13 +360,10 @@ def _read(
     with suppress(ImportError):        # where it is installed
         importlib.import_module("pillow_heif").register_heif_opener()
     if isinstance(image, Image.Image):
-        if image.mode.startswith("I;16"):
-            return _from_depth(np.asarray(image), "an image of 16 bits"), note(image)
         return read_image(image), note(image)
     pixels = _file_pixels(Path(image))
     try:
         with Image.open(image) as im:
-            pixels = _from_depth(np.asarray(im), str(image)) if im.mode.startswith("I;16") else pixels
             return pixels, note(im)
     except Exception as e:  # the first frame is whole; what lies behind it may be damaged in every way
         return pixels, f"damaged after the first frame, which is used ({type(e).__name__}: {e})"
