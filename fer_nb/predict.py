@@ -868,7 +868,9 @@ def cut_off(
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as stream:
-            head = stream.read(64)
+            head = stream.read(377)
+            if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:   # MPEG-TS, of whole packets
+                return size % 188 != 0
             if head[:4] == b"RIFF":
                 return int.from_bytes(head[4:8], "little") + 8 > size + 1
             if head[:4] == b"\x1aE\xdf\xa3":
