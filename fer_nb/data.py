@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
-           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'from_depth',
-           'Crop', 'Copy', 'begins_as', 'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images',
-           'stacked', 'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken',
-           'text_of', 'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree',
-           'list_images', 'Provenance', 'split_named', 'usage_of', 'pixel_columns', 'fer2013_csv', 'read_fer2013',
-           'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'need_ids', 'check_witness', 'add_votes',
-           'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
+           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'has_deep_colours',
+           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'begins_as', 'quoted', 'open_image', 'is_cut', 'decode',
+           'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect',
+           'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of',
+           'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'usage_of', 'pixel_columns', 'fer2013_csv',
+           'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'need_ids', 'check_witness',
+           'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized',
+           'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -320,6 +321,21 @@ def _from_floats(
     return (a * 255).round().astype(np.uint8)
 
 
+def has_deep_colours(
+    im: Image.Image,   # opened, and not loaded yet
+) -> bool:             # of which Pillow keeps the upper 8 bits
+    "Whether a file has colours of 16 bits a channel."
+    return im.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(im, "tile", ()))
+
+
+def dark_as_16_bits(
+    pixels: np.ndarray,   # uint8, of deep colours
+) -> str:
+    "What to say of deep colours that use few of their bits."
+    bits = 8 + int(pixels.max()).bit_length()
+    return f"colours of 16 bits that use {bits}: read as a dark image; if {bits} are all, make it one of 8 first"
+
+
 def from_depth(
     a: np.ndarray,   # integers from 0 to 65,535, of 8, 10, 12, 14 or 16 bits
     what: str,       # it is, for the warning
@@ -450,7 +466,10 @@ def decode(
 ) -> np.ndarray:                    # uint8, grey (H, W) or RGB (H, W, 3)
     "Decode a file, all of which must be there; Pillow's errors are passed on."
     with open_image(file) as im:
+        deep = has_deep_colours(im)
         pixels = to_array(im)
+        if deep and 0 < pixels.max() < 64:
+            warnings.warn(dark_as_16_bits(pixels), stacklevel=3)
         if im.format == "JPEG" and is_cut(im, file, whole):
             raise ImageError("cut short: its end is missing")
         return pixels

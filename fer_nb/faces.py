@@ -7,7 +7,7 @@ __all__ = ['LANDMARKER_URL', 'LANDMARKER_SHA256', 'FACE_OVAL', 'BLENDSHAPES', 'S
            'SURE', 'LIKELY', 'IN_NOISE', 'ACTION_UNITS', 'MEASURES', 'landmarker_file', 'face_box', 'face_roll',
            'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces', 'FaceCrop', 'FoundFace', 'FaceFinder',
            'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'InRange', 'box_overlap',
-           'face_square', 'pose_angles', 'action_unit_proxies']
+           'face_square', 'close_view', 'pose_angles', 'action_unit_proxies']
 
 # %% ../nbs/06_faces.ipynb #d092f56e
 import importlib.util
@@ -26,7 +26,7 @@ from importlib.metadata import version
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -888,6 +888,37 @@ def straightened(
 SURE, LIKELY = 0.80, 0.70   # scores of a second look: at once, and as the best of four turns
 
 
+def close_view(
+    im: Image.Image,     # RGB
+    face: FoundFace,     # proposed in it
+    frame: float = 2.0,  # side of the square that is seen, in sides of the box
+) -> tuple[Image.Image, np.ndarray]:   # of 128 × 128 pixels; where it is: left, top, right, bottom
+    "The square around a proposal."
+    middle, half = face.box[:2] + face.box[2:] / 2, face.box[2:].max() * frame / 2
+    corners = np.concatenate([middle - half, middle + half]).round().astype(int)
+    part = im.crop(tuple(map(int, corners)))
+    return part.resize((128, 128), Image.Resampling.BILINEAR, reducing_gap=2), corners
+
+
+def _central(faces: list[FoundFace], side: float, middle: float | np.ndarray) -> list[FoundFace]:
+    "Those in the middle of a square of this side."
+    return [f for f in faces if np.abs(f.box[:2] + f.box[2:] / 2 - middle).max() < side * .211]
+
+
+@patch
+def refined(
+    self: FaceFinder,
+    im: Image.Image,        # RGB
+    face: FoundFace,        # proposed in it
+) -> FoundFace | None:      # with the box of a close look; None: nothing is seen there
+    "The proposal as the detector sees it close, upright as it is."
+    view, corners = close_view(im, face)
+    side = corners[2] - corners[0]
+    seen = self._detect(np.asarray(view), corners[:2] * 128 / side, side / 128)
+    seen = _central(seen, side, corners[:2] + side / 2)
+    return max(seen, key=lambda f: f.score, default=None)
+
+
 @patch
 def looks(
     self: FaceFinder,
@@ -898,12 +929,9 @@ def looks(
 ) -> np.ndarray:            # of each turn, 0 to 1
     "The detector's scores when it sees the proposal close, turned; a lean up to 45 degrees is taken out."
     def score(view: np.ndarray) -> float:
-        faces = self._detect(np.ascontiguousarray(view))
-        return max((f.score for f in faces if np.abs(f.box[:2] + f.box[2:] / 2 - 64).max() < 27), default=0)
+        return max((f.score for f in _central(self._detect(np.ascontiguousarray(view)), 128, 64)), default=0)
 
-    middle, half = face.box[:2] + face.box[2:] / 2, face.box[2:].max() * frame / 2
-    corners = np.concatenate([middle - half, middle + half]).round().astype(int)
-    view = im.crop(tuple(map(int, corners))).resize((128, 128), Image.Resampling.BILINEAR, reducing_gap=2)
+    view, _ = close_view(im, face, frame)
     if 20 < abs(face.roll) <= 45:
         view = view.rotate(face.roll, Image.Resampling.BILINEAR)
     view = np.asarray(view)
@@ -962,8 +990,8 @@ def proposals(
     im: Image.Image,           # RGB
     levels: Sequence[int],     # of tiles, 0: the image itself
 ) -> list[FoundFace]:          # the strongest first
-    """What the detector takes for an upright face in the tiles of an image, or in the framed image. Tiles of
-    level n have 1/2ⁿ of the longer side and overlap by half; from level 2 on they are 1.2 times as large."""
+    """What the detector takes for an upright face in the tiles of an image, or in the framed image. A tile of
+    level n has 1/2ⁿ of the longer side and half of it in common with the next; from level 2 on 1.2 times it."""
     found = []
     for level in levels:
         small, k = _shrunk(im, .5**level)
@@ -1012,27 +1040,23 @@ def upright(
 
 # %% ../nbs/06_faces.ipynb #look0006
 @patch
-def in_any_turn(
+def in_best_turn(
     self: FaceFinder,
-    im: Image.Image,           # RGB
-    levels: Sequence[int],     # of tiles
-    rest: list[FoundFace],     # weak proposals of the image as it is
-    most: int = 3,             # proposals that are looked at
-) -> list[FoundFace]:          # faces of the turn that has the best evidence, in the image as it is
-    "Faces among the weak proposals, and among the hints of the image turned."
-    @lru_cache
-    def view(q: int) -> Image.Image:
-        return im.transpose(Image.Transpose(q + 1)) if q else im
-
-    pool, seen, (small, k) = [(p, 0) for p in rest], [], _shrunk(im, .75)
-    pool += [(p, q) for q in (1, 2, 3) if self.turn for p in self.hints(np.rot90(small, q), k)]
+    view: Callable[[int], Image.Image],   # the image, RGB, turned by so many quarters
+    levels: Sequence[int],                # of tiles
+    pool: list[tuple[FoundFace, int]],    # weak proposals, and the turn in which each is upright
+    most: int,                            # that are looked at
+) -> tuple[list[FoundFace], list[tuple[FoundFace, int, float]]]:   # faces; proposal, turn, score of looks
+    "Faces of the turn that has the best evidence, among the strongest proposals; in the image as it is."
+    im, seen = view(0), []
     for p, q in sorted(pool, key=lambda pair: -pair[0].score):
         back = p.turned_back(q, im.height, im.width) if q else p
         if len(seen) < most and not _among(back, [b for b, _, turn, _ in seen if turn == q], smaller=False):
             seen.append((back, p, q, self.looks(view(q), p)[0]))
     sure = [(replace(p, look=float(first)), q) for _, p, q, first in seen
             if first >= SURE and self.looks(view(q), p, frame=2.6)[0] >= SURE - .1]
-    for _, p, q, first in [] if sure else sorted((s for s in seen if s[3] >= LIKELY), key=lambda s: -s[3])[:1]:
+    likely = sorted((s for s in seen if s[3] >= LIKELY and not sure), key=lambda s: -s[3])
+    for _, p, q, first in likely[:1]:
         face, turn = self.judged(view(q), p, first=first)
         sure += [(face, q)] if face is not None and not turn else []
     best = max(sure, key=lambda pair: pair[0].look)[1] if sure else 0
@@ -1040,7 +1064,28 @@ def in_any_turn(
     faces = (self.upright(view(best), levels)[0] if best else []) or faces
     faces = [f for f in faces if f.box[2:].max() > .4 * max(im.size) or abs(f.roll) < 60
              and not f.margin < .07 and (f.score >= self.confidence + .05 or f.evidence >= SURE)]
-    return [f.turned_back(best, im.height, im.width) if best else f for f in faces]
+    faces = [f.turned_back(best, im.height, im.width) if best else f for f in faces]
+    return faces, [s[1:] for s in seen]
+
+
+@patch
+def in_any_turn(
+    self: FaceFinder,
+    im: Image.Image,           # RGB
+    levels: Sequence[int],     # of tiles
+    rest: list[FoundFace],     # weak proposals of the image as it is
+) -> list[FoundFace]:          # in the image as it is
+    "Faces among weak proposals and the hints of the image turned; where none is sure, the best two refined."
+    @lru_cache
+    def view(q: int) -> Image.Image:
+        return im.transpose(Image.Transpose(q + 1)) if q else im
+
+    small, k = _shrunk(im, .75)
+    turned = [(p, q) for q in (1, 2, 3) if self.turn for p in self.hints(np.rot90(small, q), k)]
+    faces, seen = self.in_best_turn(view, levels, [(p, 0) for p in rest] + turned, 3)
+    best = sorted((s for s in seen if s[2] >= LIKELY - .1 and not faces), key=lambda s: -s[2])
+    again = [(face, q) for p, q, _ in best[:2] for face in [self.refined(view(q), p)] if face]
+    return faces or (self.in_best_turn(view, levels, again, 2)[0] if again else [])
 
 # %% ../nbs/06_faces.ipynb #look0004
 @patch

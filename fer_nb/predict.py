@@ -39,7 +39,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
                          need_columns, one_of)
-from .data import _from_floats, from_depth, read_image, to_array
+from .data import _from_floats, dark_as_16_bits, from_depth, has_deep_colours, read_image, to_array
 from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
 from .launch import pick_device
 from .store import as_text, digest, read_table
@@ -295,7 +295,8 @@ def _from_array(
     image: Any,      # what should be one image, neither a path nor a Pillow image
 ) -> np.ndarray:     # uint8 (H, W) or (H, W, 3)
     "Bring an array to bytes. Raises `ImageError` for what would have to be guessed."
-    image = image.detach().cpu() if hasattr(image, "detach") else image   # a tensor
+    with suppress(NotImplementedError):   # a tensor without values is refused below
+        image = image.detach().cpu() if hasattr(image, "detach") else image
     half = "float" in str(getattr(image, "dtype", "")) and hasattr(image, "float")
     image = image.float() if half else image              # NumPy has no bfloat16
     a, what = np.empty(0, object), type(image).__name__
@@ -306,6 +307,7 @@ def _from_array(
     channels_first = a.ndim == 3 and a.shape[0] in (1, 3, 4) and a.shape[2] not in (1, 3, 4)
     a = np.moveaxis(a, 0, -1) if channels_first else a
     shaped = a.size and (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (1, 3, 4))
+    shaped = shaped and not np.ma.is_masked(image)   # what the mask hides is no picture
     typed = a.dtype in (np.uint8, np.uint16) or np.issubdtype(a.dtype, np.floating)
     if not (shaped and typed):
         raise ImageError(f"{what}; a path, bytes, a file object, a Pillow image or an array expected: uint8 "
@@ -336,8 +338,11 @@ def _opened(
         raise ImageError(f"{type(image).__name__}: gives text; a file opened with mode \"rb\" expected")
     try:
         with Image.open(BytesIO(data)) as im:
+            deep = has_deep_colours(im)
             im.load()
-            return _read(im)
+            pixels, note = _read(im)
+            dark = dark_as_16_bits(pixels) if deep and 0 < pixels.max() < 64 else ""
+            return pixels, "; ".join(filter(None, (note, dark)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ImageError(f"{type(image).__name__} of {len(data)} bytes: not an image that can be decoded "
                          f"({_heif(data[:16]) or type(e).__name__})") from e
@@ -589,7 +594,8 @@ def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
     h, w = image.came.shape[:2]
     whole = FoundFace(np.array([0., 0, w, h]), np.nan, np.full((6, 2), np.nan))
     try:
-        return self.finder(image if isinstance(self.finder, FaceFinder) else image.came) if self.crop else [whole]
+        ready = image if isinstance(self.finder, FaceFinder) else image.came
+        return self.finder(ready) if self.crop else [whole]
     except ConfigError as e:
         if isinstance(e.__cause__, ImportError):   # the finder names its file, which is not what is missing
             _imported(e.__cause__.name or "mediapipe", "mediapipe", "finding faces")
