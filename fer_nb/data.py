@@ -333,7 +333,7 @@ def dark_as_16_bits(
 ) -> str:
     "What to say of deep colours that use few of their bits."
     bits = 8 + int(pixels.max()).bit_length()
-    return f"colours of 16 bits that use {bits}: read as a dark image; if {bits} are all, make it one of 8 first"
+    return f"colours of 16 bits that use {bits}: read as a dark image; if these are all, make them 8"
 
 
 def from_depth(

@@ -991,7 +991,7 @@ def proposals(
     levels: Sequence[int],     # of tiles, 0: the image itself
 ) -> list[FoundFace]:          # the strongest first
     """What the detector takes for an upright face in the tiles of an image, or in the framed image. A tile of
-    level n has 1/2ⁿ of the longer side and half of it in common with the next; from level 2 on 1.2 times it."""
+    level n has 1/2ⁿ of the longer side, half of it shared with the next; from level 2 on 1.2 times that."""
     found = []
     for level in levels:
         small, k = _shrunk(im, .5**level)
