@@ -320,7 +320,7 @@ def _from_floats(
         raise ImageError(f"{what} with values from {a.min():g} to {a.max():g}; floats from 0 to 1 expected")
     return (a * 255).round().astype(np.uint8)
 
-
+# %% ../nbs/04_data.ipynb #deep0001
 def has_deep_colours(
     im: Image.Image,   # opened, and not loaded yet
 ) -> bool:             # of which Pillow keeps the upper 8 bits

@@ -773,7 +773,7 @@ def brought_into_range(
         image = (np.arange(256) * gain).clip(0, 255).round().astype(np.uint8)[image]
     return smoothed(image, noise * strength) if noise > NOISY else image
 
-
+# %% ../nbs/06_faces.ipynb #range003
 @dataclass(eq=False)
 class InRange:
     "An image that is brought into range once, for the finder, the crops and the measures."
@@ -937,7 +937,7 @@ def looks(
     view = np.asarray(view)
     return np.array([score(np.rot90(view, t)) for t in turns])
 
-
+# %% ../nbs/06_faces.ipynb #look0009
 @patch
 def judged(
     self: FaceFinder,
@@ -1082,7 +1082,7 @@ def in_any_turn(
 
     small, k = _shrunk(im, .75)
     turned = [(p, q) for q in (1, 2, 3) if self.turn for p in self.hints(np.rot90(small, q), k)]
-    faces, seen = self.in_best_turn(view, levels, [(p, 0) for p in rest] + turned, 3)
+    faces, seen = self.in_best_turn(view, levels, [(p, 0) for p in rest] + turned, 6)
     best = sorted((s for s in seen if s[2] >= LIKELY - .1 and not faces), key=lambda s: -s[2])
     again = [(face, q) for p, q, _ in best[:2] for face in [self.refined(view(q), p)] if face]
     return faces or (self.in_best_turn(view, levels, again, 2)[0] if again else [])
