@@ -1008,9 +1008,10 @@ def hints(
     self: FaceFinder,
     small: np.ndarray,         # RGB, a turned image, reduced
     k: int,                    # by this factor
+    *tiles: float,             # their share and step, see `_tiles`; none: few and large ones
 ) -> list[FoundFace]:          # of a quarter of the confidence and more
-    "What may be an upright face, by few and large tiles: cheap, for second looks to judge."
-    return [face for x, y, side in _tiles(*small.shape[:2], .75)
+    "What may be an upright face in tiles of the image: cheap, for second looks to judge."
+    return [face for x, y, side in _tiles(*small.shape[:2], *tiles or (.75,))
             for face in self._detect(small[y:y + side, x:x + side], (x, y), k, .25)]
 
 
@@ -1080,9 +1081,12 @@ def in_any_turn(
     def view(q: int) -> Image.Image:
         return im.transpose(Image.Transpose(q + 1)) if q else im
 
-    small, k = _shrunk(im, .75)
-    turned = [(p, q) for q in (1, 2, 3) if self.turn for p in self.hints(np.rot90(small, q), k)]
-    faces, seen = self.in_best_turn(view, levels, [(p, 0) for p in rest] + turned, 6)
+    faces, seen = [], [(None, 0, 1.0)]
+    for tiles, most in (((.75,), 3), ((.5, .5), 5)):    # the finer ones where a look at the others showed something
+        if not faces and max((look for *_, look in seen), default=0) >= LIKELY - .1:
+            small, k = _shrunk(im, tiles[0])
+            turned = [(p, q) for q in (1, 2, 3) if self.turn for p in self.hints(np.rot90(small, q), k, *tiles)]
+            faces, seen = self.in_best_turn(view, levels, [(p, 0) for p in rest] + turned, most)
     best = sorted((s for s in seen if s[2] >= LIKELY - .1 and not faces), key=lambda s: -s[2])
     again = [(face, q) for p, q, _ in best[:2] for face in [self.refined(view(q), p)] if face]
     return faces or (self.in_best_turn(view, levels, again, 2)[0] if again else [])
