@@ -1082,10 +1082,11 @@ def in_any_turn(
         return im.transpose(Image.Transpose(q + 1)) if q else im
 
     faces, seen = [], [(None, 0, 1.0)]
-    for tiles, most in (((.75,), 3), ((.5, .5), 5)):    # the finer ones where a look at the others showed something
+    for tiles, most in (((.75,), 3), ((.5, .5), 5)):    # the finer ones where a look showed something
         if not faces and max((look for *_, look in seen), default=0) >= LIKELY - .1:
             small, k = _shrunk(im, tiles[0])
-            turned = [(p, q) for q in (1, 2, 3) if self.turn for p in self.hints(np.rot90(small, q), k, *tiles)]
+            turned = [(p, q) for q in (1, 2, 3) if self.turn
+                      for p in self.hints(np.rot90(small, q), k, *tiles)]
             faces, seen = self.in_best_turn(view, levels, [(p, 0) for p in rest] + turned, most)
     best = sorted((s for s in seen if s[2] >= LIKELY - .1 and not faces), key=lambda s: -s[2])
     again = [(face, q) for p, q, _ in best[:2] for face in [self.refined(view(q), p)] if face]
