@@ -21,7 +21,7 @@ from sklearn.isotonic import IsotonicRegression  # noqa: E402
 
 from fer_nb.core import EMOTIONS  # noqa: E402
 from fer_nb.data import real_data  # noqa: E402
-from fer_nb.faces import brought_into_range  # noqa: E402
+from fer_nb.faces import InRange  # noqa: E402
 from fer_nb.metrics import ece  # noqa: E402
 from fer_nb.predict import DOUBTS, Network, Recogniser, as_image, reasons_against, signs, temperature_factor  # noqa: E402
 from fer_nb.shipped import shipped_weights  # noqa: E402
@@ -89,7 +89,7 @@ def find(pixels: np.ndarray, rows: np.ndarray, conditions: tuple[str, ...], reco
     for k, row in enumerate(rows):
         for condition in conditions if len(conditions) < 3 else (conditions[0], conditions[1 + k % (len(conditions) - 1)]):
             image, middle, side = spoiled(pixels[row], condition, int(row))
-            near = [f for f in recognise._found(image) if np.hypot(*(f.box[:2] + f.box[2:] / 2 - middle)) < side / 2]
+            near = [f for f in recognise._found(InRange(image)) if np.hypot(*(f.box[:2] + f.box[2:] / 2 - middle)) < side / 2]
             seen.append({"row": int(row), "condition": condition, "found": max(near, key=lambda f: f.score, default=None)})
     return seen
 
@@ -106,7 +106,7 @@ def measured(
         rows.append({"row": s["row"], "condition": s["condition"], "y": int(y[s["row"]]), "found": s["found"] is not None})
         if s["found"] is not None:
             image = spoiled(pixels[s["row"]], s["condition"], s["row"])[0]
-            crops.append(nets[names[0]]._crop(brought_into_range(image), s["found"]))
+            crops.append(nets[names[0]]._crop(InRange(image).image, s["found"]))
             rows[-1] |= signs(image, s["found"], crops[-1])
     logits = {name: np.concatenate([net.network._logits(crops[k:k + 64]) for k in range(0, len(crops), 64)]) for name, net in nets.items()}
     return pd.DataFrame(rows), logits

@@ -477,14 +477,14 @@ def our_faces(
     side: int = 112,   # of the crops, pixels
 ) -> FERData:          # the largest face of each image (N, side, side, 3); column `face`: is there one
     "What our finder cuts out; a black square where it finds nothing, which is counted as not found."
-    from fer_nb.faces import FaceFinder, brought_into_range, face_square
+    from fer_nb.faces import FaceFinder, InRange, face_square
     find, crops, there = FaceFinder(), [], []
     for image in progress(ds.stream(), "our finder", len(ds)):
-        found = find(image)
+        found = find(seen := InRange(image))
         there.append(bool(found))
         best = max(found, key=lambda f: f.box[2] * f.box[3], default=None)
         blank = np.zeros((side, side), np.uint8)
-        crop = face_square(brought_into_range(image), best, side) if found else blank
+        crop = face_square(seen.image, best, side) if found else blank
         crops.append(crop if crop.ndim == 3 else np.repeat(crop[..., None], 3, 2))
     return ds.replace(images=np.stack(crops)).assign(face=there)
 

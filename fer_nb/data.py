@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
-           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'Crop', 'Copy',
-           'begins_as', 'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images', 'stacked',
-           'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of',
-           'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images',
-           'Provenance', 'split_named', 'usage_of', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data',
-           'read_votes', 'vote_targets', 'read_ferplus', 'need_ids', 'check_witness', 'add_votes', 'read_kdef',
-           'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
+           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'has_deep_colours',
+           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'begins_as', 'quoted', 'open_image', 'is_cut', 'decode',
+           'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect',
+           'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of',
+           'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'usage_of', 'pixel_columns', 'fer2013_csv',
+           'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'need_ids', 'check_witness',
+           'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized',
+           'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -292,18 +293,18 @@ def assign(
 def to_array(
     im: Image.Image,  # an image that Pillow has opened or made; of an animation, its current frame
 ) -> np.ndarray:      # uint8, grey (H, W) or RGB (H, W, 3)
-    "Pixels of a Pillow image: EXIF orientation applied, 16 bits brought to 8, transparency on white."
+    "Pixels of a Pillow image: EXIF orientation applied, 10 to 16 bits brought to 8, transparency on white."
     from PIL import ImageOps
     im = ImageOps.exif_transpose(im)
-    empty = not all(im.size)
-    if empty or im.mode == "I" and im.getextrema()[1] <= 255:
+    empty, (low, high) = not all(im.size), im.getextrema() if im.mode == "I" and all(im.size) else (0, 256)
+    if empty or not (low >= 0 and 255 < high < 1 << 16):
         what = f"{im.width} × {im.height} pixels" if empty else \
-            f"32-bit integers up to {im.getextrema()[1]}; 8 or 16 bits expected"
+            f"32-bit integers from {low} to {high}; 8 or 16 bits expected, bytes or integers up to 65,535"
         raise ImageError(f"an image of {what}")
     if im.mode == "F":
         return _from_floats(np.asarray(im), "an image of floats")
     if im.mode.startswith("I;16") or im.mode == "I":
-        return (np.asarray(im).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        return from_depth(np.asarray(im), "an image of 16 bits")
     if im.has_transparency_data:
         grey, im = im.mode in ("LA", "La"), im.convert("RGBA")
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("L" if grey else "RGB")
@@ -318,6 +319,32 @@ def _from_floats(
     if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1):
         raise ImageError(f"{what} with values from {a.min():g} to {a.max():g}; floats from 0 to 1 expected")
     return (a * 255).round().astype(np.uint8)
+
+# %% ../nbs/04_data.ipynb #deep0001
+def has_deep_colours(
+    im: Image.Image,   # opened, and not loaded yet
+) -> bool:             # of which Pillow keeps the upper 8 bits
+    "Whether a file has colours of 16 bits a channel."
+    return im.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(im, "tile", ()))
+
+
+def dark_as_16_bits(
+    pixels: np.ndarray,   # uint8, of deep colours
+) -> str:
+    "What to say of deep colours that use few of their bits."
+    bits = 8 + int(pixels.max()).bit_length()
+    return f"colours of 16 bits that use {bits}: read as a dark image; if these are all, make them 8"
+
+
+def from_depth(
+    a: np.ndarray,   # integers from 0 to 65,535, of 8, 10, 12, 14 or 16 bits
+    what: str,       # it is, for the warning
+) -> np.ndarray:     # uint8, same shape
+    "Bytes from numbers of 16 bits, of which cameras and scanners use fewer. Warns where they seem to."
+    bits = next(b for b in (8, 10, 12, 14, 16) if a.max() < 1 << b)
+    if bits < 16 and a.max():
+        warnings.warn(f"{what} with values up to {a.max()}: read as {bits} bits", stacklevel=4)
+    return (a * (255 / ((1 << bits) - 1))).round().astype(np.uint8)
 
 # %% ../nbs/04_data.ipynb #d66b9a59
 @dataclass(frozen=True, slots=True)
@@ -439,7 +466,10 @@ def decode(
 ) -> np.ndarray:                    # uint8, grey (H, W) or RGB (H, W, 3)
     "Decode a file, all of which must be there; Pillow's errors are passed on."
     with open_image(file) as im:
+        deep = has_deep_colours(im)
         pixels = to_array(im)
+        if deep and 0 < pixels.max() < 64:
+            warnings.warn(dark_as_16_bits(pixels), stacklevel=3)
         if im.format == "JPEG" and is_cut(im, file, whole):
             raise ImageError("cut short: its end is missing")
         return pixels

@@ -6,8 +6,8 @@
 __all__ = ['LANDMARKER_URL', 'LANDMARKER_SHA256', 'FACE_OVAL', 'BLENDSHAPES', 'STATUSES', 'FACE_POINTS', 'NOISY', 'FER2013_FRAME',
            'SURE', 'LIKELY', 'IN_NOISE', 'ACTION_UNITS', 'MEASURES', 'landmarker_file', 'face_box', 'face_roll',
            'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces', 'FaceCrop', 'FoundFace', 'FaceFinder',
-           'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'box_overlap', 'face_square',
-           'pose_angles', 'action_unit_proxies']
+           'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'InRange', 'box_overlap',
+           'face_square', 'pose_angles', 'action_unit_proxies']
 
 # %% ../nbs/06_faces.ipynb #d092f56e
 import importlib.util
@@ -764,12 +764,30 @@ def gain_and_noise(
 def brought_into_range(
     image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
     strength: float = 1.0,   # of the smoothing
+    changes: tuple[float, float] | None = None,   # from `gain_and_noise`, where they are known
 ) -> np.ndarray:         # the same, brighter where it is dark, smoother where there is noise; or itself
     "An image that the detector and the networks can use. Raises `ImageError` for what is none."
-    gain, noise = gain_and_noise(image)
+    gain, noise = changes or gain_and_noise(image)
     if gain > 1:
         image = (np.arange(256) * gain).clip(0, 255).round().astype(np.uint8)[image]
     return smoothed(image, noise * strength) if noise > NOISY else image
+
+# %% ../nbs/06_faces.ipynb #range003
+@dataclass(eq=False)
+class InRange:
+    "An image that is brought into range once, for the finder, the crops and the measures."
+
+    came: np.ndarray   # uint8 (H, W) or (H, W, 3)
+
+    @cached_property
+    def changes(self) -> tuple[float, float]:
+        "Gain and noise."
+        return gain_and_noise(self.came)
+
+    @cached_property
+    def image(self) -> np.ndarray:   # as of `brought_into_range`
+        "What the detector and the networks can use."
+        return brought_into_range(self.came, changes=self.changes)
 
 # %% ../nbs/06_faces.ipynb #684211da
 def box_overlap(
@@ -1011,11 +1029,11 @@ def in_any_turn(
 @patch
 def not_looked_for(
     self: FaceFinder,
-    image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+    image: np.ndarray | InRange,   # uint8 (H, W) or (H, W, 3)
 ) -> str:                # "" where nothing is left out
     "What the finder leaves out in an image, for a note: small faces in much noise."
-    noise = gain_and_noise(image)[1]
-    side = round(IN_NOISE * max(image.shape[:2]))
+    image = image if isinstance(image, InRange) else InRange(image)
+    noise, side = image.changes[1], round(IN_NOISE * max(image.came.shape[:2]))
     return f"noise of {noise:.0f}: faces below {side} pixels may be missed" if noise > NOISY else ""
 
 
@@ -1025,10 +1043,11 @@ IN_NOISE = .1   # of the longer side: in an image with noise, smaller faces need
 @patch
 def __call__(
     self: FaceFinder,
-    image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+    image: np.ndarray | InRange,   # uint8 (H, W) or (H, W, 3)
 ) -> list[FoundFace]:    # from left to right; empty where there is no face
     "Look for faces. An array that is not an image raises `ImageError`."
-    noisy, im = gain_and_noise(image)[1] > NOISY, Image.fromarray(brought_into_range(image)).convert("RGB")
+    image = image if isinstance(image, InRange) else InRange(image)
+    noisy, im = image.changes[1] > NOISY, Image.fromarray(image.image).convert("RGB")
     most = max(1, max(im.size) / 64)
     levels = range(round(float(np.log2(np.clip(.25 / self.smallest, 1, most)))) + 1)
     found, turned, rest = self.upright(im, levels)
@@ -1040,7 +1059,7 @@ def __call__(
     small = [f for f in found + rest if f.box[2:].max() < .9 * self.smallest * max(im.size)]
     crowd = len(small) >= 10 or sum(f.score >= self.confidence for f in small) >= 3
     if noisy and not found:             # less smooth, some faces keep more of what makes them faces
-        im = Image.fromarray(brought_into_range(image, .7)).convert("RGB")
+        im = Image.fromarray(brought_into_range(image.came, .7, image.changes)).convert("RGB")
         found, _, rest = self.upright(im, levels)
         found = found or self.in_any_turn(im, levels, rest)
     if noisy:                           # noise looks like small faces

@@ -39,8 +39,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
                          need_columns, one_of)
-from .data import _from_floats, read_image, to_array
-from .faces import MEASURES, FaceFinder, FoundFace, box_overlap, brought_into_range, face_square
+from .data import _from_floats, dark_as_16_bits, from_depth, has_deep_colours, read_image, to_array
+from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
 from .launch import pick_device
 from .store import as_text, digest, read_table
 
@@ -300,7 +300,8 @@ def _from_array(
     image: Any,      # what should be one image, neither a path nor a Pillow image
 ) -> np.ndarray:     # uint8 (H, W) or (H, W, 3)
     "Bring an array to bytes. Raises `ImageError` for what would have to be guessed."
-    image = image.detach().cpu() if hasattr(image, "detach") else image   # a tensor
+    with suppress(NotImplementedError):   # a tensor without values is refused below
+        image = image.detach().cpu() if hasattr(image, "detach") else image
     half = "float" in str(getattr(image, "dtype", "")) and hasattr(image, "float")
     image = image.float() if half else image              # NumPy has no bfloat16
     a, what = np.empty(0, object), type(image).__name__
@@ -311,13 +312,14 @@ def _from_array(
     channels_first = a.ndim == 3 and a.shape[0] in (1, 3, 4) and a.shape[2] not in (1, 3, 4)
     a = np.moveaxis(a, 0, -1) if channels_first else a
     shaped = a.size and (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (1, 3, 4))
+    shaped = shaped and not np.ma.is_masked(image)   # what the mask hides is no picture
     typed = a.dtype in (np.uint8, np.uint16) or np.issubdtype(a.dtype, np.floating)
     if not (shaped and typed):
         raise ImageError(f"{what}; a path, bytes, a file object, a Pillow image or an array expected: uint8 "
                          "(0-255), uint16 or floats (0-1), (H, W), or (H, W, C) or (C, H, W) with 1, 3 or 4 "
                          "channels, and at least one pixel" + "; several at once: many()" * (a.ndim == 4))
     if a.dtype == np.uint16:
-        a = _from_depth(a, what)
+        a = from_depth(a, what)
     elif a.dtype != np.uint8:
         near = np.isfinite(a).all() and -1e-3 < a.min() and a.max() < 1.001   # rounding alone
         a = _from_floats(a.clip(0, 1) if near else a, what)
@@ -326,16 +328,6 @@ def _from_array(
         return a[..., 0]
     return to_array(Image.fromarray(a)) if a.ndim == 3 and a.shape[2] == 4 else a
 
-
-def _from_depth(
-    a: np.ndarray,   # uint16, of 8, 10, 12, 14 or 16 bits
-    what: str,       # it is, for the warning
-) -> np.ndarray:     # uint8
-    "Bytes from numbers of 16 bits, of which cameras and scanners use fewer. Warns where they seem to."
-    bits = next(b for b in (8, 10, 12, 14, 16) if a.max() < 1 << b)
-    if bits < 16 and a.max():
-        warnings.warn(f"{what} with values up to {a.max()}: read as {bits} bits", stacklevel=4)
-    return (a * (255 / ((1 << bits) - 1))).round().astype(np.uint8)
 
 # %% ../nbs/50_predict.ipynb #read0001
 def _opened(
@@ -351,8 +343,11 @@ def _opened(
         raise ImageError(f"{type(image).__name__}: gives text; a file opened with mode \"rb\" expected")
     try:
         with Image.open(BytesIO(data)) as im:
+            deep = has_deep_colours(im)
             im.load()
-            return _read(im)
+            pixels, note = _read(im)
+            dark = dark_as_16_bits(pixels) if deep and 0 < pixels.max() < 64 else ""
+            return pixels, "; ".join(filter(None, (note, dark)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ImageError(f"{type(image).__name__} of {len(data)} bytes: not an image that can be decoded "
                          f"({_heif(data[:16]) or type(e).__name__})") from e
@@ -375,13 +370,10 @@ def _read(
     with suppress(ImportError):        # where it is installed
         importlib.import_module("pillow_heif").register_heif_opener()
     if isinstance(image, Image.Image):
-        if image.mode.startswith("I;16"):
-            return _from_depth(np.asarray(image), "an image of 16 bits"), note(image)
         return read_image(image), note(image)
     pixels = _file_pixels(Path(image))
     try:
         with Image.open(image) as im:
-            pixels = _from_depth(np.asarray(im), str(image)) if im.mode.startswith("I;16") else pixels
             return pixels, note(im)
     except Exception as e:  # the first frame is whole; what lies behind it may be damaged in every way
         return pixels, f"damaged after the first frame, which is used ({type(e).__name__}: {e})"
@@ -586,29 +578,29 @@ class Recogniser:
         images: Iterable[Any],   # what `as_image` takes
     ) -> list[list[Face]]:       # the faces of each
         "The faces of several images, recognised together. Raises `ImageError`."
-        pixels = [as_image(im) for im in _several(images)]
+        pixels = [InRange(as_image(im)) for im in _several(images)]
         for note in filter(None, map(self.missing, pixels)):
             warnings.warn(note, stacklevel=2)
         return self.measured(pixels)
 
 # %% ../nbs/50_predict.ipynb #f64f6a12
 @patch
-def _recognise(self: Recogniser, images: Sequence[np.ndarray]) -> list[list[Face]]:
-    as_they_came, images = images, [brought_into_range(im) for im in images] if self.crop else images
-    found = [self._found(im) for im in as_they_came]   # the finder brings them into range itself
-    crops = [self._crop(im, f) for im, faces in zip(images, found) for f in faces]
-    each = [(im, f) for im, faces in zip(as_they_came, found) for f in faces]
-    measured = [signs(im, f, crop) for (im, f), crop in zip(each, crops)]
+def _recognise(self: Recogniser, images: Sequence[InRange]) -> list[list[Face]]:
+    found = [self._found(im) for im in images]
+    each = [(im, f) for im, faces in zip(images, found) for f in faces]
+    crops = [self._crop(im.image if self.crop else im.came, f) for im, f in each]
+    measured = [signs(im.came, f, crop) for (im, f), crop in zip(each, crops)]
     probs = iter(zip(measured, crops, self.network(crops, list(map(temperature_factor, measured)))))
     return [[self._face(f, *next(probs)) for f in faces] for faces in found]
 
 
 @patch
-def _found(self: Recogniser, image: np.ndarray) -> list[FoundFace]:
-    h, w = image.shape[:2]
+def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
+    h, w = image.came.shape[:2]
     whole = FoundFace(np.array([0., 0, w, h]), np.nan, np.full((6, 2), np.nan))
     try:
-        return self.finder(image) if self.crop else [whole]
+        ready = image if isinstance(self.finder, FaceFinder) else image.came
+        return self.finder(ready) if self.crop else [whole]
     except ConfigError as e:
         if isinstance(e.__cause__, ImportError):   # the finder names its file, which is not what is missing
             _imported(e.__cause__.name or "mediapipe", "mediapipe", "finding faces")
@@ -638,11 +630,10 @@ TURNED = 40   # degrees of yaw
 @patch
 def measured(
     self: Recogniser,
-    images: Sequence[np.ndarray],            # uint8 (H, W) or (H, W, 3)
-    faces: list[list[Face]] | None = None,   # of each; None: they are looked for
-) -> list[list[Face]]:                       # the same, with what was asked for in `more`
+    images: Sequence[InRange],   # as they came, each brought into range once
+) -> list[list[Face]]:           # of each, with what was asked for in `more`
     "Faces with the measures that the recogniser was asked for."
-    faces = self._recognise(images) if faces is None else faces
+    faces = self._recognise(images)
     if not self.measure:
         return faces
 
@@ -652,13 +643,13 @@ def measured(
         away = abs(more.get("pose_yaw", 0)) > TURNED and "turned away" not in face.reasons
         return replace(face, more=more, reasons=face.reasons + ("turned away",) * away)
 
-    return [[one(good, f) for f in fs] for fs, good in zip(faces, map(brought_into_range, images))]
+    return [[one(good, f) for f in fs] for fs, good in zip(faces, (im.image for im in images))]
 
 
 @patch
 def missing(
     self: Recogniser,
-    image: np.ndarray,   # uint8 (H, W) or (H, W, 3)
+    image: np.ndarray | InRange,   # uint8 (H, W) or (H, W, 3)
 ) -> str:                # "" where nothing is left out
     "What the finder does not look for in an image."
     return self.finder.not_looked_for(image) if self.crop else ""
@@ -888,7 +879,9 @@ def cut_off(
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as stream:
-            head = stream.read(64)
+            head = stream.read(377)
+            if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:   # MPEG-TS, of whole packets
+                return size % 188 != 0
             if head[:4] == b"RIFF":
                 return int.from_bytes(head[4:8], "little") + 8 > size + 1
             if head[:4] == b"\x1aE\xdf\xa3":
@@ -978,9 +971,10 @@ def _add_faces(
     "Recognise those that could be read together; where that fails, each alone, and the culprit is an error."
     good = [r for r in results if r.image is not None]
     try:
-        for r, faces in zip(good, self.measured([r.image for r in good])):
+        ready = [InRange(r.image) for r in good]
+        for r, image, faces in zip(good, ready, self.measured(ready)):
             r.faces, r.status = faces, "ok" if faces else "no_face"
-            r.note = "; ".join(filter(None, (r.note, self.missing(r.image))))
+            r.note = "; ".join(filter(None, (r.note, self.missing(image))))
         return results
     except _TOO_MUCH as e:
         note = f"{type(e).__name__}: {e}"
@@ -1218,7 +1212,9 @@ def frames(
         while batch := list(islice(numbered, 1)):
             together = 1 if live else min(self.batch_size, _FRAME_PIXELS // max(1, batch[0][2][..., 0].size))
             batch += islice(numbered, max(0, together - 1))
-            for (k, at, image), faces in zip(batch, self.measured([image for *_, image in batch])):
+            ready = [InRange(image) for *_, image in batch]
+            notes, seen = map(self.missing, ready), self.measured(ready)
+            for (k, at, image), note, faces in zip(batch, notes, seen):
                 status, small = "ok" if faces else "no_face", thumbnail(image)
                 if scenes and is_cut(scenes[-1][1], small):   # back in a scene of just now, or in a new one
                     same = (alive for _, old, alive in reversed(scenes) if not is_cut(old, small))
@@ -1226,7 +1222,7 @@ def frames(
                 faces = tracker(faces, at)
                 scenes = [s for s in scenes if at - s[0] <= tracker.patience]
                 scenes.append((at, small, dict(tracker.alive)))
-                yield Result(name, status, faces, self.missing(image), image, k, at)
+                yield Result(name, status, faces, note, image, k, at)
     if video.end:
         yield Result(name, "error", note=video.end, frame=k + 1)
 

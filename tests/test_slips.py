@@ -26,7 +26,7 @@ from fer_nb.hyfer_studies import SHIP, distillation_study, kfold_study
 from fer_nb.export import OnnxModel, quantize, to_onnx
 from fer_nb.metrics import ece, fit_temperature, resample_counts
 from fer_nb.models import HYFER, HyFER, create_teacher, fuse, save_hyfer, save_teacher, teacher_table
-from fer_nb.predict import Recogniser
+from fer_nb.predict import Recogniser, as_image
 from fer_nb.sqs import SQS, attach_sqs
 from fer_nb.synth import make_faces
 
@@ -118,6 +118,37 @@ def test_pictures_of_floats_are_read_by_the_rule_of_arrays(tmp_path, photo):
     assert np.array_equal(sixteen, photo)
     with pytest.raises(ImageError, match="0 × 0"):
         to_array(Image.new("L", (0, 0)))
+
+
+@pytest.mark.parametrize("values, said", [([[0, 65_536]], "to 65536"), ([[-1, 300]], "from -1"), ([[0, 255]], "8 or 16 bits"),
+                                          ([[0, 2**31 - 1]], "up to 65,535")])
+def test_wider_integers_than_sixteen_bits_are_refused(tmp_path, values, said):
+    picture = Image.fromarray(np.array(values, np.int32))
+    picture.save(tmp_path / "wide.tiff")
+    for read in (lambda: to_array(picture), lambda: as_image(picture), lambda: as_image(tmp_path / "wide.tiff"),
+                 lambda: read_image(tmp_path / "wide.tiff")):
+        with pytest.raises(ImageError, match=said):
+            read()
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_fewer_bits_are_read_alike_everywhere_and_said(tmp_path, photo, bits):
+    deep = (photo.astype(float) * ((1 << bits) - 1) / photo.max()).round().astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    expected = np.round(deep * 255.0 / ((1 << bits) - 1))
+    for read in (lambda: read_image(tmp_path / "deep.png"), lambda: as_image(tmp_path / "deep.png"), lambda: as_image(deep),
+                 lambda: to_array(Image.fromarray(deep.astype(np.int32))), lambda: as_image(Image.fromarray(deep))):
+        with pytest.warns(UserWarning, match=f"read as {bits} bits"):
+            assert np.array_equal(read(), expected)
+
+
+@pytest.mark.parametrize("array", [np.full((9, 9), 7, np.int64), np.full((9, 9), 7, np.uint32), np.full((9, 9), -7, np.int32),
+                                   np.full((9, 9), 256.0), np.full((9, 9), 1.5), np.full((9, 9), -.5), np.full((9, 9), np.nan),
+                                   np.full((9, 9), np.inf), np.full((9, 9), -np.inf), np.full((9, 9), 1j), np.full((9, 9), True),
+                                   np.full((9, 9), "a"), np.zeros((9, 0), np.uint8), np.full((9, 9), 7, np.int8)])
+def test_arrays_whose_white_would_have_to_be_guessed_are_refused(array):
+    with pytest.raises(ImageError, match="expected"):
+        as_image(array)
 
 
 # ---- budgets and probabilities ----

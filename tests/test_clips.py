@@ -1,0 +1,214 @@
+"""Films with the tricks of their containers: rotation, edit lists, offsets, varying rates, sound that lasts longer than the picture."""
+import struct
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_nb.predict import Network, Recogniser, cut_off
+
+W, H, RATE = 96, 64, 25
+TURNS = {90: ((0, 1, -1, 0), (H, 0)), 180: ((-1, 0, 0, -1), (W, H)), 270: ((0, -1, 1, 0), (0, W))}   # of a track header; shift
+
+
+def picture(k):
+    "Frame k: its grey says which it is, a red corner at the top left how it lies."
+    frame = np.full((H, W, 3), 20 + 7 * k, np.uint8)
+    frame[:24, :24] = 250, 10, 10
+    return frame
+
+
+def written(path, n=20):
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), RATE, (W, H))
+    for k in range(n):
+        out.write(np.ascontiguousarray(picture(k)[..., ::-1]))
+    out.release()
+    return path
+
+
+def boxes(data):
+    at = 0
+    while at < len(data):
+        n = int.from_bytes(data[at:at + 4], "big")
+        yield data[at + 4:at + 8], data[at + 8:at + n]
+        at += n
+
+
+def box(kind, body):
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def changed(data, way, change):
+    "MP4 in which the content of the box at the end of `way` is changed, or, where there is none, added; its moov is last."
+    done, out = False, b""
+    for kind, body in boxes(data):
+        if kind == way[0]:
+            body, done = change(body) if len(way) == 1 else changed(body, way[1:], change), True
+        out += box(kind, body)
+    return out if done else out + box(way[0], change(b""))
+
+
+def turned(data, degrees):
+    (a, b, c, d), (x, y) = TURNS[degrees]
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, x << 16, y << 16, 1 << 30)
+    return changed(data, [b"moov", b"trak", b"tkhd"], lambda body: body[:40] + matrix + body[76:])
+
+
+def edited(data, *edits):
+    "With an edit list: of each part its length and its start in the film, seconds; the start -1 is an empty part."
+    scale = {kind: int.from_bytes(body[12:16], "big") for kind, body in headers(data)}
+    rows = [struct.pack(">Iihh", round(long * scale[b"mvhd"]), -1 if at < 0 else round(at * scale[b"mdhd"]), 1, 0) for long, at in edits]
+    body = struct.pack(">II", 0, len(rows)) + b"".join(rows)
+    return changed(data, [b"moov", b"trak", b"edts"], lambda _: box(b"elst", body))
+
+
+def headers(data):
+    for kind, body in boxes(data):
+        if kind in (b"moov", b"trak", b"mdia"):
+            yield from headers(body)
+        elif kind in (b"mvhd", b"mdhd"):
+            yield kind, body
+
+
+def spaced(data, steps):
+    "With a time step of its own after each frame, seconds."
+    scale = dict(headers(data))[b"mdhd"][12:16]
+    rows = [struct.pack(">II", 1, round(step * int.from_bytes(scale, "big"))) for step in steps]
+    return changed(data, [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"],
+                   lambda _: struct.pack(">II", 0, len(rows)) + b"".join(rows))
+
+
+@pytest.fixture
+def whole():
+    return Recogniser(Network(("a", "b"), 48, 1, 1.0, lambda x: np.zeros((len(x), 2)), "toy"), crop=False, batch=8)
+
+
+def seen(recognise, path):
+    "Seconds, number by the grey, and where the red corner is, of every frame."
+    results = list(recognise.results(path))
+    assert {(r.status, r.note) for r in results} == {("ok", "")}
+    out = []
+    for r in results:
+        h, w = r.image.shape[:2]
+        corners = {"top left": r.image[8, 8], "top right": r.image[8, -9], "bottom left": r.image[-9, 8], "bottom right": r.image[-9, -9]}
+        red = [name for name, (a, b, _) in corners.items() if a > 180 and b < 90]
+        out.append((r.time, round((float(r.image[h // 2, w // 2].mean()) - 20) / 7), *red))
+    return out
+
+
+@pytest.mark.parametrize("degrees, corner", [(90, "top right"), (180, "bottom right"), (270, "bottom left")])
+def test_a_film_is_turned_as_its_header_says(whole, tmp_path, degrees, corner):
+    path = written(tmp_path / "film.mp4", 6)
+    path.write_bytes(turned(path.read_bytes(), degrees))
+    assert [(number, where) for _, number, where in seen(whole, path)] == [(k, corner) for k in range(6)]
+
+
+@pytest.mark.parametrize("edits, numbers, times", [
+    ([(.5, .2)], range(5, 18), [k / RATE for k in range(13)]),                                 # its start and end are cut
+    ([(1, -1), (.8, 0)], range(20), [k / RATE for k in range(20)]),                            # starts late
+    ([(.2, 0), (.2, .4)], [*range(5), *range(10, 15)], [k / RATE for k in range(10)])])        # two parts
+def test_an_edit_list_is_followed(whole, tmp_path, edits, numbers, times):
+    path = written(tmp_path / "film.mp4")
+    path.write_bytes(edited(path.read_bytes(), *edits))
+    at, number, _ = zip(*seen(whole, path))
+    assert list(number) == list(numbers)
+    np.testing.assert_allclose(at, times, atol=1e-6)
+
+
+def test_a_rate_that_varies(whole, tmp_path):
+    steps = [.04, .16, .04, .66, .04, .56, .02, .08, .9, .04, .46, .04]
+    path = written(tmp_path / "film.mp4", len(steps))
+    path.write_bytes(edited(spaced(path.read_bytes(), steps), (sum(steps), 0)))
+    at, number, _ = zip(*seen(whole, path))
+    np.testing.assert_allclose(at, np.cumsum([0, *steps[:-1]]), atol=1e-6)
+    assert list(number) == list(range(len(steps)))
+
+
+def test_of_a_transport_stream_only_a_broken_packet_is_damage(tmp_path):
+    packet = b"\x47" + bytes(187)
+    for n, said in ((9 * 188, False), (9 * 188 - 60, True)):
+        (tmp_path / "film.ts").write_bytes((packet * 9)[:n])
+        assert cut_off(tmp_path / "film.ts") is said
+
+
+# ---- against PyAV, where it is installed ----
+
+EVEN, VARIED = [k / 25 for k in range(20)], [0, .04, .2, .24, .9, .94, 1.5, 1.52, 1.6, 2.5, 2.54, 3.0]
+KINDS = {   # ending, times of the frames, seconds of sound, B-frames
+    "even": ("mp4", EVEN, 0, 0), "B-frames": ("mp4", EVEN, 0, 3), "varied": ("mp4", VARIED, 0, 2), "varied, Matroska": ("mkv", VARIED, 0, 0),
+    "varied, WebM": ("webm", VARIED, 0, 0), "varied, stream": ("ts", VARIED, 0, 0), "slow": ("mp4", [2. * k for k in range(8)], 0, 0),
+    "quick": ("mp4", [k / 240 for k in range(20)], 0, 0), "late": ("mp4", [5 + t for t in EVEN], 0, 0), "late, MOV": ("mov", [5 + t for t in EVEN], 0, 0),
+    "late, Matroska": ("mkv", [5 + t for t in EVEN], 0, 0), "late, WebM": ("webm", [5 + t for t in EVEN], 0, 0), "late, stream": ("ts", [5 + t for t in EVEN], 0, 0),
+    "longer sound": ("mp4", EVEN, 5, 0), "longer sound, Matroska": ("mkv", EVEN, 5, 0), "longer sound, WebM": ("webm", EVEN, 5, 0),
+    "longer sound, stream": ("ts", EVEN, 5, 0), "late with sound": ("mkv", [2 + t for t in EVEN], 5, 0), "late with sound, MP4": ("mp4", [2 + t for t in EVEN], 5, 2)}
+
+
+def encoded(av, path, times, sound, b_frames):
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=25)
+        video.width, video.height, video.pix_fmt = W, H, "yuv420p"
+        video.options = {} if path.suffix == ".webm" else {"bf": str(b_frames)}
+        video.codec_context.time_base = video.time_base = base = Fraction(1, 90000)
+        audio = film.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000, layout="mono") if sound else None
+        for k, t in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(k), "rgb24")
+            frame.pts, frame.time_base = round(t / base), base
+            film.mux(video.encode(frame))
+        film.mux(video.encode(None))
+        for n in range(0, int(sound * 48000), 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, n, Fraction(1, 48000)
+            film.mux(audio.encode(frame))
+        if sound:
+            film.mux(audio.encode(None))
+    return path
+
+
+def trimmed(av, path, start):
+    "Without its first seconds, not encoded again: the packets before the start keep negative times, as `ffmpeg -ss -c copy` has it."
+    short = path.with_stem("short")
+    with av.open(str(path)) as film, av.open(str(short), "w") as out:
+        stream = film.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for packet in film.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - round(start / packet.time_base), packet.dts - round(start / packet.time_base)
+                packet.stream = copy
+                out.mux(packet)
+    return short
+
+
+def by_pyav(av, path):
+    "Seconds since the first frame, and number by the grey, of every frame: a plain loop."
+    with av.open(str(path)) as film:
+        frames = [(float(f.pts * f.time_base), round((float(f.to_ndarray(format="rgb24")[H // 2, W // 2].mean()) - 20) / 7)) for f in film.decode(video=0)]
+    return [(t - frames[0][0], k) for t, k in frames]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [0, .2])
+def test_times_and_frames_are_those_of_pyav(whole, tmp_path, kind, start):
+    av = pytest.importorskip("av")
+    ending, times, sound, b_frames = KINDS[kind]
+    if start and (sound or ending in ("webm", "ts") or kind in ("slow", "quick")):
+        pytest.skip("trimmed in MP4, MOV and Matroska, without sound")
+    path = encoded(av, tmp_path / f"film.{ending}", times, sound, b_frames)
+    path = trimmed(av, path, times[0] + start) if start else path
+    expected, found = by_pyav(av, path), seen(whole, path)
+    assert [k for _, k, _ in found] == [k for _, k in expected] and {c for *_, c in found} == {"top left"}
+    np.testing.assert_allclose([t for t, *_ in found], [t for t, _ in expected], atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", TURNS)
+@pytest.mark.parametrize("edits", [[], [(.5, .2)], [(1, -1), (.5, .12)], [(.2, .4), (.4, 0)]])
+def test_turned_and_edited_films_are_those_of_pyav(whole, tmp_path, degrees, edits):
+    av = pytest.importorskip("av")
+    path = written(tmp_path / "film.mp4")
+    data = turned(path.read_bytes(), degrees)
+    path.write_bytes(edited(data, *edits) if edits else data)
+    expected, found = by_pyav(av, path), seen(whole, path)
+    assert [k for _, k, _ in found] == [k for _, k in expected] and len({c for *_, c in found}) == 1
+    np.testing.assert_allclose([t for t, *_ in found], [t for t, _ in expected], atol=2e-3)
