@@ -563,7 +563,7 @@ def corrupted(
     ds: FERData,       # images
     kind: str,         # see `corruption_kinds`
     severity: float,   # degree, 0 to 5
-) -> Callable[[Sequence[int]], list[np.ndarray]]:  # positions -> images uint8, as `Worker.answers` asks for them
+) -> Callable[[Sequence[int]], list[np.ndarray]]:  # positions -> images uint8, see `Worker.answers`
     "The images with one corruption, each with noise of its own. Raises `ConfigError`."
     import torch
     from fer_nb.robustness import corrupt, noise_keys
@@ -705,7 +705,7 @@ def unpacked(
 
 def tests_of(
     rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
-    first: str | None = None,           # name of the model that the others are compared with; None: of the first row
+    first: str | None = None,           # the model that the others are compared with; None: that of the first row
 ) -> pd.DataFrame:  # data, model, against, column, n, difference, low, high (accuracy, as shares), p, p_holm
     "McNemar's test of each model against one, on the same images, in each column; one Holm family."
     rows, found = read_rows(rows) if isinstance(rows, (str, Path)) else rows, []
@@ -716,8 +716,7 @@ def tests_of(
         for other in [r for r in here if of and r is not of]:
             for column in [c for c in of["right"] if c in other["right"]]:
                 o = mcnemar(unpacked(of["right"][column]), unpacked(other["right"][column]))
-                found.append((of["data"], of["model"], other["model"], column, o.n, o.difference, o.low, o.high,
-                              o.p))
+                found.append((of["data"], of["model"], other["model"], column, *o[2:7]))
     names = ["data", "model", "against", "column", "n", "difference", "low", "high", "p"]
     table = pd.DataFrame(found, columns=names)
     return table.assign(p_holm=holm(table.p))
@@ -824,6 +823,6 @@ def leaderboard(
         table = table.sort_values([*by, "accuracy %"], ascending=up, kind="stable", na_position="last")
     empty = [c for c in table if table[c].isin(["", None, np.nan]).all()]
     whole = {"n": "Int64"} if "n" in table else {}
-    last = [c for c in ("fault", "trained on", "duplicates in its training", "claimed", "source") if c in table]
-    table = table.astype(whole).drop(columns=empty)
-    return table[[c for c in table if c not in last] + [c for c in last if c in table]].reset_index(drop=True)
+    last = ["fault", "trained on", "duplicates in its training", "claimed", "source"]
+    table = table.astype(whole).drop(columns=empty).reset_index(drop=True)
+    return table[[c for c in table if c not in last] + [c for c in last if c in table]]
