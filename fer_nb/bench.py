@@ -98,7 +98,7 @@ class Ours:
         weights: str | None = None,  # a file, see `weights_file`
         module: str | None = None,   # or `module:name` of a network, or of what makes one
     ):
-        net = weights
+        net = weights = str(weights_file(weights)) if weights else None
         if module is not None:
             place, _, name = module.partition(":")
             net = getattr(import_module(place), name)
