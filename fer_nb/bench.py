@@ -705,7 +705,7 @@ def unpacked(
 
 def tests_of(
     rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
-    first: str | None = None,           # the model that the others are compared with; None: that of the first row
+    first: str | None = None,           # that the others are compared with; None: that of the first row
 ) -> pd.DataFrame:  # data, model, against, column, n, difference, low, high (accuracy, as shares), p, p_holm
     "McNemar's test of each model against one, on the same images, in each column; one Holm family."
     rows, found = read_rows(rows) if isinstance(rows, (str, Path)) else rows, []

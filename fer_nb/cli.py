@@ -944,7 +944,7 @@ class _BenchVerb(Verb):
                "--models": dict(default="hyfer,hyfer_robust", metavar="A,B,...",
                                 help="hyfer, hyfer_robust, fer, a .safetensors or .onnx file, the folder "
                                      "of a run, torch:module:name, module:function, or a .csv file of "
-                                     "predictions, with NAME= before it or not; the others are compared with the first (default: the "
+                                     "predictions, with NAME= before it; the others are compared with the first (default: the "
                                      "shipped ones)"),
                "--predictions": dict(type=Path, action="append", default=[], metavar="CSV",
                                      help="id, and a column of probabilities for each label; may be given "
