@@ -6,7 +6,7 @@
 __all__ = ['FER2013', 'PREDICTIONS', 'NOT_FOUND', 'ModelError', 'Contender', 'contender', 'Ours', 'worst_nearby', 'FerPackage',
            'Worker', 'checked', 'Answers', 'over_labels', 'found_scores', 'voters', 'our_faces', 'are_crops',
            'read_predictions', 'figures', 'Harder', 'corrupted', 'harder_figures', 'file_name', 'packed', 'unpacked',
-           'tests_of', 'bench', 'read_rows', 'judged', 'harder_line', 'leaderboard']
+           'paired_tests', 'bench', 'read_rows', 'judged', 'harder_line', 'leaderboard']
 
 # %% ../nbs/53_bench.ipynb #bench005
 import base64
@@ -142,7 +142,7 @@ def attacked(
     images: list[np.ndarray],  # faces, uint8 (H, W) or (H, W, 3)
     labels: list[str],         # the true ones
     eps: float,                # see `worst_nearby`
-    steps: int,
+    steps: int,                # the same
 ) -> np.ndarray:               # probabilities (N, labels)
     "What the network says under attack of its own input."
     run = self.face.network
@@ -703,7 +703,7 @@ def unpacked(
     return np.unpackbits(np.frombuffer(base64.b64decode(of[1]), np.uint8), count=of[0]).astype(bool)
 
 
-def tests_of(
+def paired_tests(
     rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
     first: str | None = None,           # that the others are compared with; None: that of the first row
 ) -> pd.DataFrame:  # data, model, against, column, n, difference, low, high (accuracy, as shares), p, p_holm

@@ -944,8 +944,8 @@ class _BenchVerb(Verb):
                "--models": dict(default="hyfer,hyfer_robust", metavar="A,B,...",
                                 help="hyfer, hyfer_robust, fer, a .safetensors or .onnx file, the folder "
                                      "of a run, torch:module:name, module:function, or a .csv file of "
-                                     "predictions, with NAME= before it; the others are compared with the first (default: the "
-                                     "shipped ones)"),
+                                     "predictions, each also as NAME=...; the first is what the others are "
+                                     "compared with (default: the shipped ones)"),
                "--predictions": dict(type=Path, action="append", default=[], metavar="CSV",
                                      help="id, and a column of probabilities for each label; may be given "
                                           "again"),
@@ -997,11 +997,11 @@ def run(
     args: argparse.Namespace,  # its arguments
 ) -> str:                      # the leaderboard
     "Ask the models, or show what is there."
-    from fer_nb.bench import Harder, bench, leaderboard, tests_of
+    from fer_nb.bench import Harder, bench, leaderboard, paired_tests
     def shown(table: pd.DataFrame) -> str:
         return table.round(4).to_string(index=False, na_rep="")
     if args.show is not None:
-        return f"{shown(leaderboard(args.show).round(2))}\n\n{shown(tests_of(args.show))}"
+        return f"{shown(leaderboard(args.show).round(2))}\n\n{shown(paired_tests(args.show))}"
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
     models, whole = self.models(args), read_data(args, args.votes, single=True)
@@ -1019,7 +1019,7 @@ def run(
                   not args.no_own_finder, args.command)
     looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
         f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"
-    tests = tests_of(args.out, models[0].name)
+    tests = paired_tests(args.out, models[0].name)
     return f"{looked}\n\n{shown(table.round(2))}\n\n{shown(tests)}\n\nrows: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #2411aa2b

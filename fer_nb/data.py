@@ -330,7 +330,7 @@ def has_deep_colours(
 
 def dark_as_16_bits(
     pixels: np.ndarray,   # uint8, of deep colours
-) -> str:
+) -> str:                 # a note
     "What to say of deep colours that use few of their bits."
     bits = 8 + int(pixels.max()).bit_length()
     return f"colours of 16 bits that use {bits}: read as a dark image; if these are all, make them 8"

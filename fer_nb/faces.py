@@ -772,7 +772,7 @@ def brought_into_range(
         image = (np.arange(256) * gain).clip(0, 255).round().astype(np.uint8)[image]
     return smoothed(image, noise * strength) if noise > NOISY else image
 
-# %% ../nbs/06_faces.ipynb #range003
+# %% ../nbs/06_faces.ipynb #inrange1
 @dataclass(eq=False)
 class InRange:
     "An image that is brought into range once, for the finder, the crops and the measures."

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from fer_nb.bench import (Answers, Harder, ModelError, Worker, are_crops, bench, checked, contender, found_scores, leaderboard, over_labels,
-                          read_predictions, read_rows, tests_of, voters)
+                          read_predictions, read_rows, paired_tests, voters)
 from fer_nb.cli import main
 from fer_nb.compare import holm, mcnemar
 from fer_nb.core import EMOTIONS, ConfigError, DataError, file_sha256
@@ -124,7 +124,7 @@ def test_a_second_bench_asks_nobody_and_gives_the_same(faces, tmp_path):
 
 def test_the_others_are_compared_with_the_first(faces, tmp_path):
     bench(faces, [contender(f"toys:{n}") for n in ("mean", "half", "percent", "odd")], tmp_path / "rows")
-    tests, y = tests_of(tmp_path / "rows", "toys.mean"), faces.targets()
+    tests, y = paired_tests(tmp_path / "rows", "toys.mean"), faces.targets()
     assert list(tests.against) == ["toys.half"] * 2 + ["toys.percent"] * 2
     expected = mcnemar(as_toy(faces, "mean") == y, as_toy(faces, "half") == y)
     assert tests[["difference", "low", "high", "p"]].iloc[0].tolist() == pytest.approx(list(expected)[3:])
