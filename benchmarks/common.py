@@ -40,6 +40,19 @@ def arguments(
     return parser
 
 
+def clock_options(
+    name: str,       # the benchmark's name
+    what: str,       # one sentence for --help
+) -> argparse.ArgumentParser:  # with --repeats, --threads, --batches and --out
+    "The options of a benchmark that times networks by ONNX Runtime."
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--repeats", type=int, default=15, help="timed runs of each network (default 15)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of a call (default 1 2)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="images at once (default 1 32)")
+    parser.add_argument("--out", type=Path, default=HERE / f"{name}.json", help="result file (default: beside the script)")
+    return parser
+
+
 def fer2013(
     n: int,       # number of images, evenly picked; 0 for all there are
 ) -> FERData:     # real FER2013 where it is present, else synthetic faces

@@ -1,5 +1,4 @@
 """What networks cost under ONNX Runtime: HyFER's variants, teachers and the usual mobile networks, float and int8."""
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from common import HERE, fer2013, machine, save
+from common import clock_options, fer2013, machine, save
 from fer_nb.core import file_sha256
 from fer_nb.export import efficiency, quantize, to_onnx
 from fer_nb.models import HYFER, HyFER, create_teacher, load_hyfer
@@ -34,15 +33,11 @@ def contestants(
 
 def main() -> None:
     "Run the benchmark."
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15, help="timed runs of each network (default 15)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of a call (default 1 2)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="images at once (default 1 32)")
+    parser = clock_options("efficiency", __doc__)
     parser.add_argument("--small", type=int, default=96, help="second size of the mobile networks, px (default 96)")
     parser.add_argument("--only", default="", help="networks with this in their name")
     parser.add_argument("--weights", type=Path, help="a trained HyFER, measured in float and int8 too")
     parser.add_argument("--accuracy", type=Path, help="JSON: name of a row -> accuracy in [0, 1]")
-    parser.add_argument("--out", type=Path, default=HERE / "efficiency.json", help="result file")
     options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,11 @@
 """Widths and shapes by the clock: the shipped network, `light_full`, `light_res` and other widths of them, fused, float and int8."""
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 import torch
-from common import HERE, fer2013, machine, save
+from common import clock_options, fer2013, machine, save
 
 from fer_nb.export import efficiency, quantize, to_onnx
 from fer_nb.models import HYFER, HyFER, HyFERConfig, count_macs, fuse
@@ -34,12 +33,8 @@ SHAPES = {"light_res": HYFER["light_res"], "light_full": HYFER["light_full"],
 
 def main() -> None:
     "Run the benchmark."
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15, help="timed runs of each network (default 15)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of a call (default 1 2)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="images at once (default 1 32)")
+    parser = clock_options("widths", __doc__)
     parser.add_argument("--only", nargs="*", help="these shapes, beside the shipped network")
-    parser.add_argument("--out", type=Path, default=HERE / "widths.json", help="result file")
     options = parser.parse_args()
     torch.manual_seed(0)
     nets = {"shipped (light_res, trained)": HyFER.from_pretrained()}

@@ -997,7 +997,7 @@ def run(
     args: argparse.Namespace,  # its arguments
 ) -> str:                      # the leaderboard
     "Ask the models, or show what is there."
-    from fer_nb.bench import Harder, bench, leaderboard, paired_tests
+    from fer_nb.bench import StressTest, bench, leaderboard, paired_tests
     def shown(table: pd.DataFrame) -> str:
         return table.round(4).to_string(index=False, na_rep="")
     if args.show is not None:
@@ -1015,7 +1015,7 @@ def run(
     else:
         duplicates = VERBS["evaluate"].duplicates(whole, args)
     args.out.mkdir(parents=True, exist_ok=True)
-    table = bench(part, models, args.out, duplicates, args.seconds, Harder(args.sample),
+    table = bench(part, models, args.out, duplicates, args.seconds, StressTest(args.sample),
                   not args.no_own_finder, args.command)
     looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
         f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"

@@ -777,17 +777,17 @@ def brought_into_range(
 class InRange:
     "An image that is brought into range once, for the finder, the crops and the measures."
 
-    came: np.ndarray   # uint8 (H, W) or (H, W, 3)
+    raw: np.ndarray   # uint8 (H, W) or (H, W, 3)
 
     @cached_property
     def changes(self) -> tuple[float, float]:
         "Gain and noise."
-        return gain_and_noise(self.came)
+        return gain_and_noise(self.raw)
 
     @cached_property
     def image(self) -> np.ndarray:   # as of `brought_into_range`
         "What the detector and the networks can use."
-        return brought_into_range(self.came, changes=self.changes)
+        return brought_into_range(self.raw, changes=self.changes)
 
 # %% ../nbs/06_faces.ipynb #684211da
 def box_overlap(
@@ -1033,7 +1033,7 @@ def not_looked_for(
 ) -> str:                # "" where nothing is left out
     "What the finder leaves out in an image, for a note: small faces in much noise."
     image = image if isinstance(image, InRange) else InRange(image)
-    noise, side = image.changes[1], round(IN_NOISE * max(image.came.shape[:2]))
+    noise, side = image.changes[1], round(IN_NOISE * max(image.raw.shape[:2]))
     return f"noise of {noise:.0f}: faces below {side} pixels may be missed" if noise > NOISY else ""
 
 
@@ -1059,7 +1059,7 @@ def __call__(
     small = [f for f in found + rest if f.box[2:].max() < .9 * self.smallest * max(im.size)]
     crowd = len(small) >= 10 or sum(f.score >= self.confidence for f in small) >= 3
     if noisy and not found:             # less smooth, some faces keep more of what makes them faces
-        im = Image.fromarray(brought_into_range(image.came, .7, image.changes)).convert("RGB")
+        im = Image.fromarray(brought_into_range(image.raw, .7, image.changes)).convert("RGB")
         found, _, rest = self.upright(im, levels)
         found = found or self.in_any_turn(im, levels, rest)
     if noisy:                           # noise looks like small faces

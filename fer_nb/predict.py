@@ -588,18 +588,18 @@ class Recogniser:
 def _recognise(self: Recogniser, images: Sequence[InRange]) -> list[list[Face]]:
     found = [self._found(im) for im in images]
     each = [(im, f) for im, faces in zip(images, found) for f in faces]
-    crops = [self._crop(im.image if self.crop else im.came, f) for im, f in each]
-    measured = [signs(im.came, f, crop) for (im, f), crop in zip(each, crops)]
+    crops = [self._crop(im.image if self.crop else im.raw, f) for im, f in each]
+    measured = [signs(im.raw, f, crop) for (im, f), crop in zip(each, crops)]
     probs = iter(zip(measured, crops, self.network(crops, list(map(temperature_factor, measured)))))
     return [[self._face(f, *next(probs)) for f in faces] for faces in found]
 
 
 @patch
 def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
-    h, w = image.came.shape[:2]
+    h, w = image.raw.shape[:2]
     whole = FoundFace(np.array([0., 0, w, h]), np.nan, np.full((6, 2), np.nan))
     try:
-        ready = image if isinstance(self.finder, FaceFinder) else image.came
+        ready = image if isinstance(self.finder, FaceFinder) else image.raw
         return self.finder(ready) if self.crop else [whole]
     except ConfigError as e:
         if isinstance(e.__cause__, ImportError):   # the finder names its file, which is not what is missing

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from fer_nb.bench import (Answers, Harder, ModelError, Worker, are_crops, bench, checked, contender, found_scores, leaderboard, over_labels,
+from fer_nb.bench import (Answers, StressTest, ModelError, Worker, are_crops, bench, checked, contender, found_scores, leaderboard, over_labels,
                           read_predictions, read_rows, paired_tests, voters)
 from fer_nb.cli import main
 from fer_nb.compare import holm, mcnemar
@@ -110,15 +110,15 @@ def test_one_that_hangs_is_ended(faces, tmp_path):
 
 
 def test_a_second_bench_asks_nobody_and_gives_the_same(faces, tmp_path):
-    first = bench(faces, [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))
+    first = bench(faces, [contender("toys:counted")], tmp_path / "rows", stress=StressTest(0))
     asked = Path("asked.txt").read_text()
-    second = bench(faces, [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))
+    second = bench(faces, [contender("toys:counted")], tmp_path / "rows", stress=StressTest(0))
     assert asked == Path("asked.txt").read_text() == "64 64 26 64 64 26 "          # the first images twice, in both columns
     pd.testing.assert_frame_equal(first, second)
     next((tmp_path / "rows/answers").rglob("faces-64.npz")).unlink()           # broken off
-    bench(faces, [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))
+    bench(faces, [contender("toys:counted")], tmp_path / "rows", stress=StressTest(0))
     assert Path("asked.txt").read_text() == asked + "26 "
-    bench(faces.take(np.arange(60)), [contender("toys:counted")], tmp_path / "rows", harder=Harder(0))  # other images: other answers
+    bench(faces.take(np.arange(60)), [contender("toys:counted")], tmp_path / "rows", stress=StressTest(0))  # other images: other answers
     assert Path("asked.txt").read_text() == asked + "26 60 60 60 60 "
 
 
@@ -229,10 +229,10 @@ def test_answers_of_other_code_are_asked_for_again(faces, tmp_path):
 
 
 def test_corrupted_faces_are_what_a_loop_counts(faces, tmp_path):
-    bench(faces, [contender("toys:mean")], tmp_path / "rows", harder=Harder(60, ("noise", "mouth"), severity=2))
+    bench(faces, [contender("toys:mean")], tmp_path / "rows", stress=StressTest(60, ("noise", "mouth"), severity=2))
     row, part = read_rows(tmp_path / "rows")[0], faces.sample(60)
     order = ["happy", "sad", "angry", "disgust", "fear", "surprise", "neutral"]
-    by = {r["images"]: r for r in row["harder"]}
+    by = {r["images"]: r for r in row["stress"]}
     assert set(by) == {"clean", "noise", "mouth"} and all(r["n"] == 60 and r["low"] <= r["value"] <= r["high"] for r in by.values())
     assert by["clean"]["value"] == pytest.approx(np.mean(as_toy(part, "mean") == part.targets()))
     for kind in ("noise", "mouth"):
@@ -251,8 +251,8 @@ def test_an_attack_on_a_linear_network_reaches_the_worst_there_is(faces, tmp_pat
     x, y = torch.from_numpy(np.stack([two.image(k) for k in range(len(two))])).flatten(1).float() / 255, (two.df.label == "sad").to_numpy()
     toward = (weight[0] - weight[1]) * torch.from_numpy(np.where(y, 1, -1)).float()[:, None]
     for eps in (1 / 255, 4 / 255):
-        bench(two, [contender("torch:toys:two")], tmp_path / "rows", harder=Harder(len(two), (), eps=eps, steps=30))
-        by = {r["images"]: r["value"] for r in read_rows(tmp_path / "rows")[0]["harder"]}
+        bench(two, [contender("torch:toys:two")], tmp_path / "rows", stress=StressTest(len(two), (), eps=eps, steps=30))
+        by = {r["images"]: r["value"] for r in read_rows(tmp_path / "rows")[0]["stress"]}
         for change, name in ((0, "clean"), (eps, "attacked")):
             z = (x + change * toward.sign()).clamp(0, 1) @ weight.T
             assert by[name] == pytest.approx(np.mean((z[:, 1] > z[:, 0]).numpy() == y)), (eps, name)
@@ -272,11 +272,14 @@ def test_voters_by_a_loop(faces):
 
 
 def test_a_row_names_its_weights_and_the_kept_ones_are_the_shipped(tmp_path, faces):
-    bench(faces.take(np.arange(20)), [contender("hyfer")], tmp_path / "rows", harder=Harder(0))
+    bench(faces.take(np.arange(20)), [contender("hyfer")], tmp_path / "rows", stress=StressTest(0))
     [row] = read_rows(tmp_path / "rows")
     file = Path(contender("hyfer").settings["weights"])
     assert row["weights"] == {file.stem: file_sha256(file)}
-    for kept in read_rows(Path(__file__).parents[1] / "results/bench"):
+    rows = read_rows(Path(__file__).parents[1] / "results/bench")
+    assert {(r["model"], r["data"]) for r in rows} >= {(m, d) for m in ("hyfer", "hyfer_robust", "fer") for d in ("fer2013", "photos")}
+    assert all(r["command"].startswith("fer-nb bench ") and r["commit"] and r["versions"] for r in rows)
+    for kept in rows:
         assert kept["fault"] or kept["weights"], kept["model"]
         for name in ("hyfer", "hyfer_robust"):
             if kept["model"] == name:

@@ -370,7 +370,7 @@ def test_one_image_that_is_too_much_costs_itself_alone(toy, monkeypatch, tmp_pat
     toy.crop, found = False, toy._found
 
     def fails(image):
-        if image.came[0, 0] == 80:
+        if image.raw[0, 0] == 80:
             raise error
         return found(image)
     monkeypatch.setattr(toy, "_found", fails)
@@ -387,7 +387,7 @@ def test_a_video_that_is_too_much_costs_itself_alone(toy, portrait, monkeypatch,
     recognise = toy._recognise
 
     def fails(images):
-        if len(images[0].came) == 180:
+        if len(images[0].raw) == 180:
             raise MemoryError("too much")
         return recognise(images)
     monkeypatch.setattr(toy, "_recognise", fails)

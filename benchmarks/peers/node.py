@@ -1,5 +1,5 @@
-"""Packages of Node.js, for `fer-nb bench`: `npm install @vladmandic/face-api @vladmandic/human @tensorflow/tfjs
-@tensorflow/tfjs-backend-wasm` in a folder that NODE_PACKAGES names."""
+"""Packages of Node.js, for `fer-nb bench`: `npm install @vladmandic/face-api@1.7.15 @vladmandic/human@3.3.6
+@tensorflow/tfjs@4.22.0 @tensorflow/tfjs-backend-wasm@4.22.0` in a folder that NODE_PACKAGES names."""
 import json
 import os
 import subprocess

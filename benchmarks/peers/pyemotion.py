@@ -1,4 +1,4 @@
-"""PyEmotion 1.0.0, for `fer-nb bench`: `pip install --no-deps PyEmotion facenet-pytorch art termcolor progress`.
+"""PyEmotion 1.0.0, for `fer-nb bench`: `pip install --no-deps PyEmotion==1.0.0 facenet-pytorch art termcolor progress`.
 
 Its answer is the most probable of exp(sigmoid) of its outputs, here divided by their sum. facial-emotion-recognition 0.3.4 has the same weights."""
 import numpy as np
@@ -6,7 +6,7 @@ import PyEmotion.main
 import torch
 from torchvision.transforms import Normalize
 
-from fer_nb.bench import worst_nearby
+from fer_nb.bench import attacked_probabilities
 
 
 class Model:
@@ -38,7 +38,7 @@ class Model:
 
     def attacked(self, images, labels, eps, steps):
         own = [name.lower() for name in self.labels]
-        return worst_nearby(self.net, self.pixels(map(grey, images)).numpy(), [own.index(k) if k in own else -1 for k in labels], eps, steps)
+        return attacked_probabilities(self.net, self.pixels(map(grey, images)).numpy(), [own.index(k) if k in own else -1 for k in labels], eps, steps)
 
 
 def grey(image):

@@ -1,4 +1,4 @@
-"""what-the-face-classification 0.0.27, for `fer-nb bench`: `pip install --no-deps what-the-face-classification "setuptools<80"`.
+"""what-the-face-classification 0.0.27, for `fer-nb bench`: `pip install --no-deps what-the-face-classification==0.0.27 "setuptools<80"`.
 
 Where its finder sees no face, the whole image is one if its answer has a probability of .6 or more."""
 import numpy as np
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from what_the_face_classification import inference
 
-from fer_nb.bench import worst_nearby
+from fer_nb.bench import attacked_probabilities
 
 
 class Model:
@@ -26,7 +26,7 @@ class Model:
 
     def attacked(self, images, labels, eps, steps):
         x = self.pixels([Image.fromarray(im) for im in images])
-        return worst_nearby(self.net, x.numpy(), [self.labels.index(k) if k in self.labels else -1 for k in labels], eps, steps)
+        return attacked_probabilities(self.net, x.numpy(), [self.labels.index(k) if k in self.labels else -1 for k in labels], eps, steps)
 
 
 predict = Model()
