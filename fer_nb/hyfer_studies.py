@@ -734,7 +734,7 @@ def in_scenes(
     ds: FERData,     # faces of one size
     seed: int = 0,   # of places and changes
 ) -> FERData:        # as many, degraded, of the same size
-    "Faces as other photographs would show them; the same for the same seed and ids."
+    "Faces as other photographs would show them; the same for the same seed and order."
     x = torch.from_numpy(np.stack([ds.image(k) for k in range(len(ds))])).float() / 255
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
     side, ids = x.shape[-1], np.arange(len(ds))
@@ -776,7 +776,7 @@ def recipe_table(
     chosen = one[(one.split == by) & (one.tta == "none")].groupby("network").value.mean()
     words = {"holdout": "hold-out", "scenes": "hold-out in scenes"}
     words[by] += " (chooses)"
-    words |= { "none": "", "flip": ", with mirror", "all": "",
+    words |= {"none": "", "flip": ", with mirror", "all": "",
              "without_duplicates": ", without duplicates"}
     what = sum((one[c].replace(words) for c in ("split", "subset", "tta")), pd.Series("", one.index))
     table = pivot_mean_sd(one.assign(what=what), "network", "what", percent=metric not in NOT_SHARES)

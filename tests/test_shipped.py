@@ -1,4 +1,4 @@
-"""Tables about the shipped networks: each is theirs or refused, none is forgotten, one command makes them again."""
+"""Tables about the shipped networks: each is current or refused, none is forgotten, one command makes them again."""
 import json
 import re
 import shutil
@@ -81,13 +81,13 @@ def test_a_trial_of_the_cheap_ones_and_on_with_the_rest(tmp_path, capsys, monkey
     calls = []
     monkeypatch.setattr(shipped, "make_table", lambda *args: calls.append(args[0]))
     given = {"data": "d", "votes": "v", "split": "test"}
-    assert remake_tables(tmp_path, given, ["headline"]).outcome.tolist() == ["theirs already"] and not calls
+    assert remake_tables(tmp_path, given, ["headline"]).outcome.tolist() == ["up to date"] and not calls
     assert remake_tables(tmp_path, given, ["headline"], again=True).outcome.tolist() == ["made"] and calls == ["headline"]
     (tmp_path / "results/fer2013-shipped/record.json").unlink()
     assert remake_tables(tmp_path, given, ["headline"]).outcome.tolist() == ["made"]
     with pytest.raises(ConfigError, match="the checkout that runs"):
         remake_tables(tmp_path, given, ["headline"], pages=True)
-    assert table_state(ROOT).query("state != 'theirs'").file.tolist() == list(EARLIER)
+    assert table_state(ROOT).query("state != 'current'").file.tolist() == list(EARLIER)
 
 
 def test_a_command_that_fails_leaves_what_was_there(tmp_path):
