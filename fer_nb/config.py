@@ -101,6 +101,7 @@ class Fit:
     freeze_epochs: int | None = None     # epochs at the start that train the classifier alone; None: none
     early_lr: float | None = None  # peak rate of the first layers, rising evenly to `lr`; None: `lr`
     stage_drop: float | None = None      # of a HyFER: dropout of channels after each stage; None: as it is
+    crops: int | None = None  # views of an image in one batch, so many fewer images an epoch; None: 1
     mix: float | None = None             # α of MixUp and CutMix; None: images as they are
     cut: float = 0.0                     # share of the mixed batches that CutMix gets, in [0, 1]
     schedule: str = "one_cycle"  # "one_cycle" (fastai's, with its cycle of β₁), "cosine" or "warm_restarts"
@@ -118,7 +119,7 @@ class Fit:
     workers: int = 0                     # processes that search for faces; 0: this one alone
 
     def __post_init__(self):
-        given = {name: 1 for name in ("size", "patience", "accumulate", "freeze_epochs")
+        given = {name: 1 for name in ("size", "patience", "accumulate", "freeze_epochs", "crops")
                  if getattr(self, name) is not None}
         _check(self, {"epochs": 1, "bs": 1, "wd": 0, "workers": 0, "gamma": 0} | given,
                ("lr", "mix", "clip", "early_lr", "sam"),
@@ -142,6 +143,9 @@ class Fit:
                 (self.freeze_epochs or 0) > self.epochs,
             f"early_lr={self.early_lr} above lr={self.lr}; at most lr expected":
                 (self.early_lr or 0) > self.lr,
+            f"crops={self.crops} of batches of {self.bs}; a divisor expected": self.bs % (self.crops or 1),
+            f"crops={self.crops}, sampler={self.sampler!r}; one of the two expected":
+                (self.crops or 1) > 1 and self.sampler,
             "sampler='balanced', class_weights='balanced'; one of the two expected, for both undo the same":
                 self.sampler == self.class_weights == "balanced"}
         if found := [text for text, clash in clashes.items() if clash]:

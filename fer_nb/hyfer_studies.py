@@ -592,6 +592,7 @@ STEPS: dict[str, dict[str, Arm]] = {
                  "weight falls to 0": Arm(changes=(*_LESSON, "distillation.fade=0.34"), teachers=_without())},
     "averages": {"as it is": Arm(), "longer average": Arm(changes=("student.ema=0.9998",)),
                  "last epoch": Arm(changes=("student.keep=last",)),
+                 "four crops a step": Arm(changes=("student.crops=4",)),
                  "flat minimum": Arm(changes=("student.sam=0.05", "student.amp=null"))},
     "photographs": {"as it is": Arm(),
                     "exposure": Arm(changes=("student.augment.brightness=0.25",

@@ -686,6 +686,7 @@ class ReplayLoader(TfmdDL):
         rows: np.ndarray | None = None,  # positions (M,) in an epoch, repeats allowed; None: each image once
         weights: Mapping | np.ndarray | None = None,  # draw an epoch by them, see `dataloaders`; None: do not
         workers: int | None = None,  # threads that read batches ahead, see `ahead`; None: by the machine
+        crops: int = 1,  # views of an image in one batch: an epoch shows 1/crops of the images, so often each
     ):
         faces = ds
         if not isinstance(ds, _Faces):
@@ -693,15 +694,19 @@ class ReplayLoader(TfmdDL):
             faces = _Faces(ds)
             faces.split_idx = 1 - bool(train)
         for name, value, least in (("bs", bs, 1), ("views", 1 if views is None else views, 1),
-                                   ("workers", workers or 0, 0)):
+                                   ("workers", workers or 0, 0), ("crops", crops, 1)):
             at_least(name, value, least, whole=True)
+        if crops > 1 and not (train and views is None and weights is None and bs % crops == 0):
+            raise ConfigError(f"crops={crops} with train={train}, views={views}, bs={bs}"
+                              f"{', weights' if weights is not None else ''}; training, new views every "
+                              "epoch, a batch of whole groups and no weights expected")
         self.ds, self.x, self.y, self.rows = faces.ds, faces.x, faces.y, None
         if rows is not None:
             self.rows = _positions(rows, self.ds, "rows")
             self.x, self.y = _Repeated(self.x, self.rows), self.y[self.rows]
         self.weights = None if weights is None else _image_weights(weights, self.ds, rows, train)
         self.train, self.changes, self.seed, self.views, self.asked_bs = train, augment, seed, views, bs
-        self.workers = workers
+        self.workers, self.crops = workers, crops
         self.ids, self.rank_world, self.batch_part = None, (0, 1), None
         self._epoch, self.first, self.mark = 0, 0, None
         super().__init__(faces, bs=max(1, min(bs, len(self.x))), num_workers=0, do_setup=False, shuffle=train,
@@ -735,8 +740,22 @@ def get_idxs(
     "The order of the images: sorted by a hash of seed and epoch when training."
     if not self.shuffle:
         return list(range(self.n))
-    order = np.argsort(hash_uniform(self.seed, self.epoch, np.arange(self.n), -1), kind="stable")
+    part = self.epoch % self.crops
+    order = np.argsort(hash_uniform(self.seed, self.epoch - part, np.arange(self.n), -1), kind="stable")
+    if self.crops > 1:
+        return _in_groups(order, self.crops, part)
     return (order if self.weights is None else _draw(self.weights, order, self.seed, self.epoch)).tolist()
+
+
+def _in_groups(
+    order: np.ndarray,   # (N,) the positions in the order of several epochs
+    crops: int,          # of them; and how often each image is in a batch
+    part: int,           # which of these epochs
+) -> list[int]:          # N positions: an image, then its repeats
+    "One of `crops` parts of the images, each image `crops` times in a row."
+    n = len(order)
+    own = order[(np.arange(-(-n // crops)) + part * n // crops) % n]
+    return (own[:, None] + n * np.arange(crops)).ravel()[:n].tolist()
 
 # %% ../nbs/11_loaders.ipynb #dev11002
 def as_shown(
@@ -905,7 +924,7 @@ def to_detach(
     return torch_core.to_detach(b, cpu, gather=False)
 
 # %% ../nbs/11_loaders.ipynb #ed0748f2
-_OWN = ("bs", "train", "augment", "seed", "views", "device", "rows", "weights", "workers")
+_OWN = ("bs", "train", "augment", "seed", "views", "device", "rows", "weights", "workers", "crops")
 _OF_FASTAI = ("batch_size", "shuffle", "shuffled", "drop_last", "labelled", "get_idxs", "after_item",
               "before_batch", "after_batch")
 _NO_MATTER = ("num_workers", "pin_memory", "timeout", "persistent_workers", "pin_memory_device", "verbose",
@@ -953,7 +972,7 @@ def new(
     same = train and faces.ds is self.ds
     own = {"bs": self.asked_bs, "augment": self.changes, "seed": self.seed, "views": self.views,
            "device": self.device, "workers": self.workers, "rows": self.rows if same else None,
-           "weights": self.weights if same else None, "train": train}
+           "weights": self.weights if same else None, "train": train, "crops": self.crops if train else 1}
     if changes.get("batch_size") is not None:
         own["bs"] = changes["batch_size"]
     made = cls(faces, **own | {k: v for k, v in changes.items() if k in _OWN and k != "train"})
@@ -1063,6 +1082,7 @@ def dataloaders(
     rows: np.ndarray | None = None,               # see `ReplayLoader`; of the training images
     weights: Mapping | np.ndarray | None = None,  # draw training images by them: {label: weight}, or (N,)
     workers: int | None = None,                   # see `ReplayLoader`
+    crops: int = 1,                               # the same
 ) -> ReplayLoaders:                               # fastai DataLoaders; `.vocab` are the label names
     """Training and validation loaders. Raises `DataError` where the label sets differ, or where an id or
     source is on both sides, `ConfigError` for a device that is not there; warns of a class that occurs in
@@ -1072,7 +1092,8 @@ def dataloaders(
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
     device = pick_device(device)
     augment = Augment() if augment is None else augment
-    dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights, workers),
+    dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights, workers,
+                                     crops),
                         ReplayLoader(valid, 2 * bs, False, augment, seed, device=device, workers=workers),
                         device=device)
     shown = set(train.df.label.iloc[slice(None) if rows is None else dls.train.rows])

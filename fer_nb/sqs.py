@@ -122,6 +122,8 @@ class QuadLoader(ReplayLoader):
             return order.tolist()
         if self.bs % 2:
             raise ConfigError(f"bs={self.bs}; pairs need an even number")
+        if self.crops > 1:
+            raise ConfigError(f"crops={self.crops}; pairs of different images need 1")
         y = self.y.numpy()[order % self.n]  # a repeat drawn by weights stands n further
         classes = [order[y == c] for c in np.unique(y)]
         pairs = np.concatenate([np.append(c, c[:len(c) % 2]) for c in classes]).reshape(-1, 2)

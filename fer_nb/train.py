@@ -796,13 +796,14 @@ def adapted(
 def make_loaders(
     train: FERData,             # training images
     valid: FERData,             # images that choose the epoch, held out of the training split
-    fit: Fit = Fit(),           # its `bs`, `augment`, `sampler` and `device`
+    fit: Fit = Fit(),           # its `bs`, `augment`, `crops`, `sampler` and `device`
     seed: int = 0,              # order and views
     views: int | None = None,   # cycle through this many views of each image; None: new ones in every epoch
 ) -> DataLoaders:               # of `ReplayLoader`s
     "Loaders for `fit_model`; with `sampler` each class of the training images is as likely as any other."
     weights = None if fit.sampler is None else (1 / train.df.label.value_counts()).to_dict()
-    dls = dataloaders(train, valid, fit.bs, fit.augment, seed, views, fit.device, weights=weights)
+    dls = dataloaders(train, valid, fit.bs, fit.augment, seed, views, fit.device, weights=weights,
+                      crops=1 if views is not None else fit.crops or 1)
     for dl in dls:
         dl.augment = fit.augment  # `dataloaders` takes None for the paper's geometry
     return dls
@@ -862,7 +863,7 @@ def settled(
     return replace(preset, student=fits[0], teachers=tuple(fits[1:]), born_again=first)
 
 # %% ../nbs/30_train.ipynb #76c95965
-NOT_OF_A_FIT = ("network", "size", "pretrained", "bs", "augment", "device", "workers")  # the data say
+NOT_OF_A_FIT = ("network", "size", "pretrained", "bs", "augment", "device", "workers", "crops")  # data say
 
 
 def _replayed(
@@ -876,6 +877,8 @@ def _replayed(
             "rows": None if loader.rows is None else digest(loader.rows)}
     if loader.weights is not None:
         data["weights"] = digest(loader.weights)
+    if loader.crops > 1:
+        data["crops"] = loader.crops
     return data | ({"after_batch": str(loader.after_batch)} if loader.after_batch.fs else {})
 
 
@@ -1308,6 +1311,9 @@ def check_beside(
     if len(loaders) < 2:
         wrong += [f"a {type(dls).__name__} with {len(loaders)} loaders; fastai's DataLoaders(train, valid) "
                   "expected"]
+    elif self.crops is not None and self.crops != getattr(dls.train, "crops", 1):
+        wrong += [f"crops={self.crops}, but these loaders show {getattr(dls.train, 'crops', 1)} views of an "
+                  "image; those of make_loaders(train, valid, fit), without cached views, expected"]
     elif self.sampler is not None and getattr(dls.train, "weights", None) is None:
         wrong += [f"sampler={self.sampler!r}, but these loaders show each image once; those of "
                   "make_loaders(train, valid, fit), or dataloaders(..., weights=...), expected"]

@@ -20,7 +20,7 @@ from fer_nb.pipeline import cache_logits, prepare
 from fer_nb.store import read_table
 from fer_nb.synth import make_faces
 from fer_nb.teachers import NetworkTeacher, OnlineLogits
-from fer_nb.train import SAM, fit_model
+from fer_nb.train import SAM, CheckpointError, fit_model, make_loaders
 
 SMALL = replace(RECIPE, student=replace(RECIPE.student, network="light", epochs=1, bs=64, stage_drop=None, amp=None), data=Data(near_duplicates=False, targets=None))
 
@@ -205,3 +205,35 @@ def test_flat_minima_leave_batch_norms_and_refuse_what_they_do_not_know(faces):
     with pytest.raises(ConfigError, match="fade"):
         Distillation(fade=1.5)
     assert SAM().rho == 0.05 and override(Preset(), ["student.sam=0.1"]).student.sam == 0.1 and Augment().blur == 0
+
+
+def test_several_crops_a_step(faces, tmp_path):
+    ds, held = faces.take(range(30)), faces.take(range(32, 48))
+    fit = Fit(epochs=4, bs=12, crops=3, augment=Augment(rotate=11, translate=0.18), keep="last")
+    dls, seen = make_loaders(ds, held, fit, seed=1), []
+    for dls.train.epoch in range(3):
+        for x, _ in dls.train:
+            groups = x.as_subclass(torch.Tensor).unflatten(0, (4, 3))
+            assert (dls.train.ids.reshape(4, 3) == dls.train.ids[::3, None]).all()
+            assert not any(torch.equal(g[i], g[j]) for g in groups for i, j in ((0, 1), (0, 2), (1, 2)))
+            seen.append(dls.train.ids[::3])
+    whole = [np.asarray(dls.train.new().get_idxs()) % 30 for dls.train.epoch in range(3)]
+    assert sorted(np.unique(np.concatenate(whole))) == list(range(30)) and len(np.concatenate(seen)) == 24
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
+    fit_model(model, make_loaders(ds, held, fit), fit)
+    with pytest.raises(ConfigError, match="crops=3, but these loaders show 1 views"):
+        fit_model(model, make_loaders(ds, held, fit, views=2), fit)
+    for wrong, match in ((dict(bs=128, crops=3), "crops=3 of batches of 128"), (dict(crops=4, sampler="balanced"), "one of the two"),
+                         (dict(crops=0), "crops")):
+        with pytest.raises(ConfigError, match=match):
+            Fit(**wrong)
+
+
+def test_a_fit_of_other_crops_is_another_fit(faces, tmp_path):
+    ds, held = faces.take(range(32)), faces.take(range(32, 48))
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
+    one, four = (Fit(epochs=1, bs=16, crops=c, keep="last") for c in (None, 4))
+    fit_model(model, make_loaders(ds, held, one), one, checkpoint=tmp_path / "fit.ckpt")
+    with pytest.raises(CheckpointError, match="crops"):
+        fit_model(model, make_loaders(ds, held, four), four, checkpoint=tmp_path / "fit.ckpt")
