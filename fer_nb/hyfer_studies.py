@@ -568,13 +568,13 @@ class Arm:
     network: str = BEST               # what `Fit.network` takes
     changes: tuple[str, ...] = ()     # as `config.override` takes them
     teachers: tuple[Fit, ...] = ()    # that are fitted first
-    taught: bool = False              # by all networks of the step "teachers"
+    taught: bool = False              # by all networks of the steps "recipe" and "teachers"
 
 
 _LESSON = ("distillation.alpha=0.3", "distillation.T=2.0", "distillation.cached_views=mean",
            "distillation.views=30")
 _OLD = {"landmarks": "geometry", "annotators": "annotators"}
-_LARGE = ("student.epochs=60", "student.stage_drop=0.1")
+_LARGE = ("student.epochs=40", "student.stage_drop=0.1")
 
 
 def _without(name: str = "") -> tuple[Fit, ...]:
@@ -584,7 +584,7 @@ def _without(name: str = "") -> tuple[Fit, ...]:
 STEPS: dict[str, dict[str, Arm]] = {
     "recipe": {name: Arm(name) for name in ("light_full", "light_res")},
     "long": {f"{n} epochs": Arm(changes=(f"student.epochs={n}",)) for n in (120,)},
-    "teachers": {name: Arm(name, _LARGE) for name in ("large_vgg", "large_res", "large_wide")},
+    "teachers": {name: Arm(name, _LARGE) for name in ("large_half", "large_vgg", "large_res")},
     "distil": {"no teacher": Arm(), "bank of thirty views": Arm(changes=_LESSON, taught=True),
                "views asked afresh": Arm(changes=(*_LESSON, "distillation.cached_views=fresh"), taught=True)},
     "ablation": {"all three": Arm(changes=_LESSON, teachers=_without()),
@@ -636,9 +636,10 @@ def budgets_of(
     at_least("networks of a step after the first", 2 - len(networks), 1) if arms is STEPS[step] else None
     for name, arm in arms.items():
         network = arm.network if arm.network != BEST else networks[0] if networks else best_of(out)
-        weights = sorted((Path(out) / "teachers").glob("*.safetensors")) if arm.taught else ()
+        weights = sorted((Path(out) / "teachers").glob("*.safetensors")) if arm.taught else []
         if arm.taught and not weights:
             raise DataError(f"{Path(out) / 'teachers'}: no weights; the step teachers comes before {step}")
+        weights += sorted(Path(out).glob("*.safetensors")) if arm.taught else []
         fits = tuple(Fit(str(path), preset.student.size) for path in weights)
         budget = override(preset, list(arm.changes)) if arm.changes else preset
         budget = replace(budget, student=replace(budget.student, network=network),

@@ -362,13 +362,13 @@ HYFER = {
                              144, 2, 1, 288, True, "relu", 48, identity_skip=True),
     "light_full": HyFERConfig(32, ((32, 1, 0), (64, 2, 0), (64, 1, 0), (128, 2, 0), (128, 1, 0), (192, 2, 0)),
                               128, 2, 1, 256, True, "relu", 48, True, stem_stride=1, pool=True),
-    "large_vgg": HyFERConfig(48, ((64, 1, 0), (128, 2, 0), (128, 1, 0), (192, 2, 0), (192, 1, 0),
-                                  (320, 2, 0)), 192, 2, 1, 384, True, "relu", 48, stem_stride=1, pool=True),
+    "large_vgg": HyFERConfig(32, ((96, 1, 0), (192, 2, 0), (192, 1, 0), (192, 1, 0), (384, 2, 0)),
+                             192, 2, 1, 384, True, "relu", 48),
+    "large_half": HyFERConfig(48, ((80, 1, 0), (80, 1, 0), (160, 2, 0), (160, 1, 0), (160, 1, 0), (320, 2, 0),
+                                   (320, 1, 0)), 192, 2, 1, 384, True, "relu", 48, True),
     "large_res": HyFERConfig(48, ((48, 1, 0), (96, 2, 0), (96, 1, 0), (96, 1, 0), (192, 2, 0), (192, 1, 0),
                                   (192, 1, 0), (320, 2, 0)),
                              192, 2, 1, 384, True, "relu", 48, True, stem_stride=1, pool=True),
-    "large_wide": HyFERConfig(64, ((128, 2, 0), (128, 1, 0), (256, 2, 0), (256, 1, 0), (384, 2, 0)),
-                              192, 2, 1, 384, True, "relu", 48, True, stem_stride=1),
 }
 
 # %% ../nbs/20_models.ipynb #5a3e19e3

@@ -33,14 +33,15 @@ def faces():
 def test_the_command_knows_the_steps_and_every_row_can_be_built(tmp_path):
     assert STEP["--step"]["choices"] == tuple(STEPS)
     (tmp_path / "teachers").mkdir()
-    (tmp_path / "teachers/large_vgg-0.safetensors").touch()
+    for name in ("teachers/large_vgg-0", "light_full-1"):   # both teach
+        (tmp_path / f"{name}.safetensors").touch()
     for step in STEPS:
         for name, budget in budgets_of(step, RECIPE, tmp_path, ["light_full"] if BEST in {a.network for a in STEPS[step].values()} else ()).items():
             assert budget.student.network in HYFER and budget.adversarial is None, (step, name)
             assert budget.data == RECIPE.data and budget.student.augment.erase == RECIPE.student.augment.erase
     rows = budgets_of("distil", RECIPE, tmp_path, ["light_res"])
     assert [b.student.network for b in rows.values()] == ["light_res"] * 3
-    assert [len(b.teachers) for b in rows.values()] == [0, 1, 1] and rows["views asked afresh"].distillation.cached_views == "fresh"
+    assert [len(b.teachers) for b in rows.values()] == [0, 2, 2] and rows["views asked afresh"].distillation.cached_views == "fresh"
     old = budgets_of("ablation", RECIPE, tmp_path, ["light"])
     assert [f.network for f in old["without landmarks"].teachers] == [f.network for f in SHIP.teachers if f.network != "geometry"]
     assert old["weight falls to 0"].distillation.fade == 0.34 and old["all three"].distillation.views == 30
