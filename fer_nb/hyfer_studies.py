@@ -7,9 +7,9 @@ __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS
            'STEPS', 'LICENCE', 'SHIPPED_NAMES', 'TRANSFER', 'SWEEP', 'attacked_rows', 'distillation_study',
            'distillation_table', 'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table',
            'attack_table', 'SharedParts', 'setting_study', 'setting_table', 'trained_teachers', 'candidates',
-           'teacher_study', 'teacher_results', 'variant_study', 'Arm', 'best_of', 'budgets_of', 'recipe_study',
-           'facts_of', 'in_scenes', 'two_views', 'recipe_table', 'train_shipped', 'need_students', 'transfer_study',
-           'transfer_table', 'radius_sweep', 'tradeoff_table']
+           'teacher_study', 'teacher_results', 'variant_study', 'Arm', 'best_of', 'budgets_of', 'left_by_recipe',
+           'recipe_study', 'facts_of', 'in_scenes', 'two_views', 'recipe_table', 'train_shipped', 'need_students',
+           'transfer_study', 'transfer_table', 'radius_sweep', 'tradeoff_table']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
@@ -21,6 +21,7 @@ from importlib.metadata import version
 from importlib.resources import files as resources
 from itertools import product
 from pathlib import Path
+from shutil import copyfile
 
 import numpy as np
 import pandas as pd
@@ -649,6 +650,18 @@ def budgets_of(
         found[name] = budget
     return found
 
+# %% ../nbs/44_hyfer_studies.ipynb #steps009
+def left_by_recipe(
+    out: str | Path,    # folder of the step "recipe"
+    preset: Preset,     # the recipe
+    budget: Preset,     # the settings of a row
+    seed: int,          # of a fit
+) -> Path | None:       # its files without their endings; None: it has not been fitted
+    "Where the step \"recipe\" has left a fit of exactly these settings."
+    same = replace(preset, student=replace(preset.student, network=budget.student.network), teachers=())
+    path = Path(out) / cell_name(budget.student.network, seed)
+    return path if same == budget and path.with_name(f"{path.name}.csv").exists() else None
+
 # %% ../nbs/44_hyfer_studies.ipynb #steps005
 @study("recipe",
        lambda ds, out, args: {"ds": ds, "networks": args.network, "step": args.step,
@@ -684,6 +697,11 @@ def recipe_study(
 
     def run(name: str, seed: int) -> pd.DataFrame:
         budget, cell = settled(budgets[name], splits.train, store, say), cell_name(name, seed)
+        scenes = in_scenes(splits.valid) if step == "photographs" else None
+        if step != "recipe" and (there := left_by_recipe(out, preset, budgets[name], seed)) is not None:
+            for end in (".safetensors", ".history.csv", ".cost.csv"):
+                copyfile(f"{there}{end}", store.path(f"{cell}{end}"))
+            return two_views(load_teacher(store.path(f"{cell}.safetensors")), splits, scenes)
         with measured_cost(store.path(f"{cell}.cost.csv"), network=name, seed=seed):
             teachers = taught(budget.teachers)
             part = store.part("logits-" + digest(repr((budget.teachers, budget.distillation)))[:12])
@@ -692,7 +710,7 @@ def recipe_study(
         write_table(found[1].assign(seed=seed), store.path(f"{cell}.history.csv"))
         save(found[0], store.path(f"{cell}.safetensors"), settings=to_dict(budget.student), seed=seed,
              data=facts_of(splits))
-        return two_views(found[0], splits, in_scenes(splits.valid) if step == "photographs" else None)
+        return two_views(found[0], splits, scenes)
 
     arms = budgets if step != "recipe" else {name: b.student for name, b in budgets.items()}
     runs = grid(run, arms, seeds, store, "network", say)

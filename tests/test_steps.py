@@ -13,7 +13,7 @@ from fer_nb.core import ConfigError, DataError
 from fer_nb.distill import EADD
 from fer_nb.evaluate import predict_logits
 from fer_nb.experiment import STEP, reported
-from fer_nb.hyfer_studies import BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, in_scenes, recipe_study, recipe_table
+from fer_nb.hyfer_studies import BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, in_scenes, left_by_recipe, recipe_study, recipe_table
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HYFER, HyFER, load_teacher
 from fer_nb.pipeline import cache_logits, prepare
@@ -97,6 +97,15 @@ def test_a_step_goes_on_within_a_fit(faces, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Checkpoint, "save", real)
     assert done == [0, 1]
     pd.testing.assert_frame_equal(recipe_study(faces, ["light"], two, (0,), tmp_path / "b"), whole)
+    monkeypatch.setitem(STEPS, "photographs", {"as it is": Arm()})      # what the first step left is not fitted again
+    monkeypatch.setattr(hyfer_studies, "fit_student", lambda *a, **k: pytest.fail("fitted again"))
+    same = recipe_study(faces, preset=two, seeds=(0,), out=tmp_path / "whole", step="photographs")
+    assert "scenes" in set(same.split) and set(same.network) == {"as it is"}
+    held = same[same.split != "scenes"].reset_index(drop=True).drop(columns="network")
+    pd.testing.assert_frame_equal(held, whole.drop(columns="network"))
+    other = replace(two, student=replace(two.student, epochs=3))
+    assert left_by_recipe(tmp_path / "whole", two, replace(other, teachers=()), 0) is None
+    assert left_by_recipe(tmp_path / "whole", two, replace(two, teachers=(), student=replace(two.student, network="light")), 0) is not None
 
 
 def test_networks_asked_afresh_are_asked_about_the_students_views(faces):
