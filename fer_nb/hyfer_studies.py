@@ -224,7 +224,7 @@ def folds_of(
     search = DuplicateSearch() if preset.data.near_duplicates else None
     small = ds if preset.student.size is None else resized(ds, preset.student.size)
     found = audit(small.assign(split="train"), ("duplicate", "multilabel"), search)
-    pool = ds.assign(split="train", group=found.groups)
+    pool = ds.assign(split="train", group=found.groups, photo=found.photos)
     groups = None if protocol == "paper" else leak_groups(pool)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore" if protocol == "paper" else "default", message=".*random folds leak")

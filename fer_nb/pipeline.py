@@ -978,7 +978,7 @@ def fold_parts(
     whole, by = ds.assign(split="train"), data.folds_by or "honest"
     found = audit(whole if size is None else resized(whole, size),
                   search=DuplicateSearch() if data.near_duplicates else None)
-    pool = whole.assign(group=found.groups)
+    pool = whole.assign(group=found.groups, photo=found.photos)
     groups = leak_groups(pool)
     parts = folds(pool, data.folds, seed, None if by == "paper" else groups, by)
     kept = pool.df.id.isin((found.clean() if data.clean is True else pool).df.id).to_numpy()

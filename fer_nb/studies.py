@@ -24,7 +24,7 @@ from .core import DataError, at_least, need_columns, one_of, seed_everything
 from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
 from .experiment import grid, paired_differences, reported, study, with_options
-from .loaders import folds, holdout, leak_groups
+from .loaders import folds, holdout, is_audited, leak_groups
 from .store import Store, digest, write_table
 from .train import fit_model, make_loaders, make_network
 
@@ -49,7 +49,7 @@ _AUDIT_FIRST = "audit first: ds = audit(ds).grouped()"
 
 
 def protocol_parts(
-    ds: FERData,                         # images with the audit's groups in a column `group`
+    ds: FERData,                         # images with the audit's columns `group` and `photo`
     protocol: str,                       # one of `PROTOCOLS`
     seed: int = 0,                       # of the split and the copies
     targets: str | dict[str, int] = "max",  # class balance
@@ -57,7 +57,7 @@ def protocol_parts(
 ) -> tuple[FERData, FERData]:            # training images (balanced), test images
     "Training and test images under a protocol. Raises `ConfigError` or `DataError`."
     one_of("protocol", protocol, PROTOCOLS)
-    need_columns(ds.df, ["group"], ds.name, _AUDIT_FIRST)
+    need_columns(ds.df, ["group", "photo"], ds.name, _AUDIT_FIRST)
     if protocol == "balance_then_split":
         ds = balance(ds, targets, seed=seed)
     with warnings.catch_warnings():  # the others part duplicates on purpose
@@ -68,19 +68,18 @@ def protocol_parts(
 
 
 def leaked_ids(
-    train: FERData,  # training images, with a column `group`
+    train: FERData,  # training images, with the audit's column `photo`
     test: FERData,   # test images, with the same
 ) -> set[str]:       # ids of test images that training has seen
     "Test images of which training holds a duplicate, or a copy made by balancing."
-    same = "photo" if "photo" in test.df else "group"  # of the same photograph; a group may hold similar ones
-    return set(test.df.id[test.df[same].isin(train.df[same])])
+    return set(test.df.id[test.df.photo.isin(train.df.photo)])
 
 # %% ../nbs/43_studies.ipynb #bc47f6bf
 def grouped(
     ds: FERData,   # a dataset
 ) -> FERData:      # with the audit's groups in a column `group`
-    "The dataset itself where it has groups, else audited for duplicates."
-    return ds if "group" in ds.df else audit(ds, ("duplicate", "multilabel", "leak")).grouped()
+    "The dataset itself where an audit's groups are in it, else audited for duplicates."
+    return ds if is_audited(ds) else audit(ds, ("duplicate", "multilabel", "leak")).grouped()
 
 
 def subsample(
@@ -101,7 +100,7 @@ def subsample(
                               "seeds": range(args.seeds), "fit": with_options(Fit(), args)},
        lambda runs: inflation(runs).round(2).to_string(index=False))
 def protocol_study(
-    ds: FERData,                          # images with a column `group`
+    ds: FERData,                          # images with the audit's columns `group` and `photo`
     seeds: Sequence[int] = range(5),      # one run a seed and protocol
     fit: Fit = Fit(),                     # what is fitted, and how
     targets: str | dict[str, int] = "max",  # class balance
@@ -111,7 +110,7 @@ def protocol_study(
     """The same network under every protocol. Raises `ConfigError` without a seed, `StoreError` for finished
     runs of other data or settings."""
     at_least("seeds", len(seeds), 1)
-    need_columns(ds.df, ["group"], ds.name, _AUDIT_FIRST)
+    need_columns(ds.df, ["group", "photo"], ds.name, _AUDIT_FIRST)
 
     def run(protocol: str, seed: int) -> pd.DataFrame:
         train, test = protocol_parts(ds, protocol, seed, targets)

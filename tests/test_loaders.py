@@ -18,8 +18,9 @@ from fer_nb.config import Data
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData, read_fer2013
 from fer_nb.duplicates import DuplicateSearch
-from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, leak_groups,
+from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, is_audited, leak_groups,
                             leakage_table, make_splits, official_split)
+from fer_nb.studies import grouped, protocol_parts
 from fer_nb.synth import fer2013_folder, make_faces
 
 MISSING = [None, np.nan, pd.NA, pd.NaT, ""]
@@ -102,12 +103,33 @@ def test_identical_images_are_tied_until_an_audit_has_said_more():
     same_pixels = FERData(ds.df, images)
     found = leak_groups(same_pixels)
     assert found[4] == found[1] and len(set(found)) == 5
-    assert len(set(leak_groups(FERData(ds.df.assign(group=range(6)), images)))) == 6      # the audit's word counts
+    clips = FERData(ds.df.assign(group=range(6)), images)
+    assert leak_groups(clips)[4] == leak_groups(clips)[1] and len(set(leak_groups(clips))) == 5      # clips, which no audit has named
+    assert len(set(leak_groups(clips.assign(photo=range(6))))) == 6                       # the audit's word counts
     assert len(set(leak_groups(same_pixels, identical=False))) == 6
-    partly = leak_groups(FERData(ds.df.assign(group=[0, 1, 2, 3, None, 5]), images))      # two datasets, one of them audited
+    partly = leak_groups(FERData(ds.df.assign(photo=[0, 1, 2, 3, None, 5]), images))      # two datasets, one of them audited
     assert partly[4] == partly[1] and len(set(partly)) == 5
     for train, test in folds(FERData(ds.df.assign(label="happy"), images), 2):
         assert not {1, 4} & set(test) or {1, 4} <= set(test)
+
+
+def test_the_groups_of_the_data_are_no_audit():
+    faces = make_faces(60, seed=1, defects=None, balance="uniform")[0]
+    again = faces.df.assign(id=faces.df.id + "-again")
+    df = pd.concat([faces.df, again], ignore_index=True)[["id", "label"]].assign(split="train", group=[f"clip{k}" for k in range(120)])
+    ds = FERData(df, np.concatenate([faces.array()] * 2), faces.labels, "twice")
+    held = holdout(ds, 0.2)
+    for parts in (folds(ds, 3), [held]):
+        assert leakage_table(ds, parts).query("what == 'pixels'").leaked.sum() == 0
+    halves = ds.assign(split=["train"] * 60 + ["test"] * 60)
+    with pytest.raises(DataError, match="none of 60 others"):
+        clean_test(halves)
+    mirrored = FERData(df, np.concatenate([faces.array(), faces.array()[..., ::-1]]), faces.labels, "twice")
+    with pytest.warns(UserWarning, match="pairs of duplicates are in training and in test"):
+        folds(mirrored, 3)
+    assert "photo" in grouped(ds).df and not is_audited(ds)
+    train, test = protocol_parts(grouped(ds), "honest")
+    assert not {im.tobytes() for im in train.array()} & {im.tobytes() for im in test.array()}
 
 
 # ---- folds ----

@@ -63,7 +63,7 @@ def test_a_subsample_takes_training_images_by_group_and_all_others(faces):
     assert subsample(ds, 1) is ds
     plain = make_faces(200, seed=2, balance="uniform")[0]  # without groups: the audit's
     assert subsample(plain, 2).df.id.tolist() == subsample(grouped(plain), 2).df.id.tolist() and "group" not in subsample(plain, 2).df
-    with pytest.raises(DataError, match="no column 'group'; audit first"):
+    with pytest.raises(DataError, match="no column 'group', 'photo'; audit first"):
         protocol_study(make_faces(30)[0])
     with pytest.raises(ConfigError, match="seeds=0"):
         protocol_study(faces, ())
