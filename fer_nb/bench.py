@@ -14,9 +14,11 @@ import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,7 +40,7 @@ from .data import VOTE_COLUMNS, FERData
 from .evaluate import result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import Network, Recogniser, weights_file
-from .store import Store, plain, read_table, run_record
+from .store import Store, digest, plain, read_table, run_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):
@@ -68,13 +70,16 @@ def contender(
     text: str,                     # see below
     python: str | None = None,     # the interpreter of a `module:function`; None: this one
     about: dict | None = None,     # what is known of it
+    predictions: bool = False,     # it is a file of predictions, whatever its ending
 ) -> Contender:                    # to be measured
     """What `--models` names: `hyfer` or `hyfer_robust`; a .safetensors or .onnx file or the folder of a run,
     with or without `onnx:` before it; a .csv file of predictions; `fer`; `torch:module:name`, a network with
     `labels` and `input_size`; or `module:function`. A name of its own may stand before it: `mine=FILE`.
     Raises `ConfigError` or `DataError`."""
     if named := re.fullmatch(r"([\w. -]+)=(.+)", text):
-        return replace(contender(named[2], python, about), name=named[1])
+        return replace(contender(named[2], python, about, predictions), name=named[1])
+    if predictions or text.lower().endswith(".csv"):
+        return Contender(Path(text).stem, PREDICTIONS, {"weights": text}, about=about or {})
     shipped = {"hyfer": "accurate", "hyfer_robust": "robust"}.get(text, text)
     about = _KNOWN.get({"accurate": "hyfer", "robust": "hyfer_robust"}.get(text, text), {}) | (about or {})
     kind, _, rest = text.partition(":")
@@ -84,8 +89,6 @@ def contender(
         return Contender(rest.replace(":", "."), "fer_nb.bench:Ours", {"module": rest}, about=about)
     if kind != "onnx" and re.fullmatch(r"[\w.]+:[\w.]+", text):
         return Contender(text.replace(":", "."), text, None, python or sys.executable, about)
-    if text.lower().endswith(".csv"):
-        return Contender(Path(text).stem, PREDICTIONS, {"weights": text}, about=about)
     path = weights_file(rest if kind == "onnx" and rest else shipped)
     return Contender(path.stem, "fer_nb.bench:Ours", {"weights": str(path.resolve())}, about=about)
 
@@ -105,6 +108,8 @@ class Ours:
             net = net() if isinstance(net, type) or not hasattr(net, "parameters") else net
         self.net, self.whole, self.face = net, Recogniser(net), Recogniser(net, crop=False)
         self.labels, self.weights = self.whole.network.labels, [weights] if weights else []
+        state = () if module is None else net.state_dict().values()
+        self.digests = {"state": digest(*(v.detach().cpu().numpy() for v in state))} if state else {}
         if str(weights).lower().endswith(".onnx"):   # no gradients
             self.attacked = None
 
@@ -236,15 +241,21 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         if self.process:
-            self.process.kill()
+            self.end()
             self.process.wait()
+
+    def end(self) -> None:
+        "End the process, and those that it has started."
+        with suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
 
     def start(self) -> None:
         "Start the process. Raises `ConfigError` where the interpreter cannot be run."
         script = files("fer_nb") / "assets" / "bench_worker.py"
         try:
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
             self.process = subprocess.Popen([self.model.python, str(script)], text=True, errors="replace",
-                                            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE))
+                                            start_new_session=True, **pipes)
         except OSError as e:
             raise ConfigError(f"--python {self.model.python}: cannot be run ({e.strerror or e})") from e
         for stream, take in ((self.process.stdout, self.said.put), (self.process.stderr, self._note)):
@@ -270,11 +281,12 @@ def ask(
     with suppress(OSError, ValueError):  # it has ended: there will be no answer
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
-    try:
-        line = self.said.get(timeout=self.seconds)
-    except queue.Empty:
-        self.process.kill()
-        raise ModelError(f"{self.model.name}: no answer within {self.seconds:g} seconds") from None
+    late = time.monotonic() + self.seconds
+    while (line := self._line()) == "" and time.monotonic() < late:
+        pass
+    if line == "":
+        self.end()
+        raise ModelError(f"{self.model.name}: no answer within {self.seconds:g} seconds")
     if line is None:
         code = self.process.wait()
         last = "; ".join(self.last[-1:])
@@ -283,6 +295,18 @@ def ask(
     if "error" in answer:
         raise ModelError(f"{self.model.name}: {answer['error']}")
     return answer
+
+
+@patch
+def _line(
+    self: Worker,
+) -> str | None:   # "": nothing yet; None: there will be none
+    "What the process says next; where it has ended, its children may still hold the pipe."
+    ended = self.process.poll() is not None
+    try:
+        return self.said.get(timeout=.5)
+    except queue.Empty:
+        return None if ended else ""
 
 # %% ../nbs/53_bench.ipynb #bench031
 def checked(
@@ -329,8 +353,8 @@ class Answers:
 
 def _names(labels: Sequence[str], name: str) -> list[str]:
     "A model's labels in canonical spelling. Raises `ModelError` for none, and for two that mean the same."
-    known = [canonical_label(k) for k in labels]
-    if not known or len(set(known)) < len(known):
+    known = [canonical_label(k) if k.strip() else "" for k in labels]
+    if not known or "" in known or len(set(known)) < len(known):
         what = ", ".join(labels) or "none; give the function `labels`, or its module LABELS"
         raise ModelError(f"{name}: labels {what}; one name each expected")
     return known
@@ -386,13 +410,14 @@ def _part(
         probs = checked(table, found, names, len(part), self.model.name)
         sums = ("seconds", "cpu_seconds", "all_seconds", "peak_mb")
         return {"labels": np.array(names, str), "probs": probs, "found": found,
-                **{k: np.float64(answer[k] or np.nan) for k in sums}}
+                **{k: np.float64(np.nan if answer[k] is None else answer[k]) for k in sums}}
 
     def both() -> dict:
         first = asked()
         if twice:
             second = asked()
-            same = (first["found"] == second["found"]).all() and \
+            same = first["labels"].tolist() == second["labels"].tolist() and \
+                (first["found"] == second["found"]).all() and \
                 np.nanmax(np.abs(first["probs"] - second["probs"]), initial=0) < 1e-4
             if not same:
                 raise ModelError(f"{self.model.name}: other answers on the same images at the second time")
@@ -502,16 +527,16 @@ def read_predictions(
 ) -> Answers:           # in their order
     """A file of predictions. Raises `DataError` for foreign and repeated ids, `ModelError` for what is no
     probability."""
-    table, name = read_table(path), Path(path).stem
+    table, name = read_table(path, ("id",)), Path(path).stem
     labels = [c for c in table if c != "id"]
     if "id" not in table or not labels:
         raise DataError(f"{path}: columns {', '.join(table)[:80]}; id, and a column of probabilities for "
                         "each label, expected")
     ids = table.id.astype(str)
-    odd = ids[ids.duplicated() | ~ids.isin(ds.df.id)]
+    odd = np.flatnonzero(ids.duplicated() | ~ids.isin(ds.df.id))
     if len(odd):
-        what = "there twice" if (ids == odd.iloc[0]).sum() > 1 else "of no image"
-        raise DataError(f"{path}, row {odd.index[0] + 2}: id {odd.iloc[0]!r} is {what} ({len(odd)} such "
+        what = "there twice" if (ids == ids[odd[0]]).sum() > 1 else "of no image"
+        raise DataError(f"{path}, row {odd[0] + 2}: id {ids[odd[0]]!r} is {what} ({len(odd)} such "
                         "rows); one row an image expected")
     values = table[labels].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     probs = checked(values, np.ones(len(values), bool), labels, len(values), name)
@@ -626,7 +651,7 @@ def _asked(
         store = Store(place, identity, stale="remake", damaged="remake")
         for column, ds in columns.items():
             images = lambda part, ds=ds: [ds.image(k) for k in part]  # noqa: E731
-            own = store.part(column.replace(" ", "-"))
+            own = store.part(column.replace(" ", "-"), images=ds.fingerprint())
             found = worker.answers(images, len(ds), column != "own finder", own)
             if "face" in ds.df:     # our finder found none: nobody is asked about a black square
                 found.found = found.found & ds.df.face.to_numpy()
@@ -645,11 +670,17 @@ def _identity(
 
 
 def file_name(
-    row: dict,   # its date, model and data
-) -> str:        # such as 2026-11-28-hyfer-fer2013.json
+    row: dict,                     # its date, model, data and their fingerprint
+    folder: str | Path | None = None,  # of the rows: one of another model or data is not written over
+) -> str:                          # such as 2026-11-28-hyfer-fer2013.json
     "The name of a row's file."
     words = (row["date"][:10], row["model"], row["data"])
-    return "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "_", w) for w in words if w) + ".json"
+    name, whose = "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "_", w) for w in words if w), ("model", "fingerprint")
+    if folder is not None and (path := Path(folder, f"{name}.json")).is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if [there.get(k) for k in whose] != [row[k] for k in whose]:
+            name += "-" + digest(*(row[k] for k in whose))[:8]
+    return f"{name}.json"
 
 
 def _bench_one(
@@ -680,11 +711,11 @@ def _bench_one(
         row["speed"] = {c: {"ms": round(1000 * a.seconds / len(a.found), 3),
                             "cpu_ms": round(1000 * a.cpu_seconds / len(a.found), 3),
                             "overhead": round(a.all_seconds / max(a.seconds, 1e-9), 3),
-                            "peak_mb": round(a.peak_mb)}
+                            "peak_mb": None if np.isnan(a.peak_mb) else round(a.peak_mb)}
                         for c, a in found.items() if a.peak_mb is not None}
     except ModelError as e:
         row["fault"] = str(e)
-    with atomic_file(out / file_name(row)) as aside:
+    with atomic_file(out / file_name(row, out)) as aside:
         aside.write_text(json.dumps(plain(row), indent=1) + "\n", encoding="utf-8")
     return plain(row)
 
@@ -738,6 +769,9 @@ def bench(
         raise ConfigError(f"models: {', '.join(twice)} twice; each once expected")
     if not len(ds) or not models:
         raise DataError(f"{ds.name}: {len(ds)} images, {len(models)} models; one of each or more expected")
+    for model in models:
+        if model.spec == PREDICTIONS:   # known before the others have been asked
+            read_predictions(model.settings["weights"], ds)
     out, crops = Path(out), are_crops(ds)
     out.mkdir(parents=True, exist_ok=True)
     columns = {"own finder": ds} if own_finder else {}
@@ -758,6 +792,7 @@ def read_rows(
     for path in sorted(Path(folder).glob("[0-9]*-*.json")):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
+            row["known"], row["fault"], row["data"], row["figures"] if not row["fault"] else None
             latest[row["model"], row["fingerprint"]] = row
         except (ValueError, KeyError, TypeError) as e:
             raise DataError(f"{path}: no row of a bench ({type(e).__name__}: {e}); one written by "

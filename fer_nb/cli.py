@@ -986,9 +986,14 @@ def models(
         if not known or not isinstance(known, dict) or not all(isinstance(v, dict) for v in known.values()):
             raise ConfigError(f"--about {args.about}: what is known of each model, by its name, as JSON "
                               "expected")
-    names = [*filter(None, args.models.split(",")), *map(str, args.predictions)]
-    short = [name.strip().split("=")[0] for name in names]   # NAME=..., or the text as it stands
-    return [contender(name.strip(), args.python, known.get(key)) for name, key in zip(names, short)]
+    named = [(name.split("=")[0], contender(name, args.python))   # NAME=..., or the text as it stands
+             for name in map(str.strip, filter(None, args.models.split(",")))]
+    named += [(str(path), contender(str(path), predictions=True)) for path in args.predictions]
+    keys = [next((k for k in (key, model.name) if k in known), None) for key, model in named]
+    if odd := [k for k in known if k not in keys]:
+        raise ConfigError(f"--about {args.about}: {', '.join(odd)}; names of the models "
+                          f"({', '.join(model.name for _, model in named)}) expected")
+    return [replace(m, about=m.about | known.get(k, {})) for k, (_, m) in zip(keys, named)]
 
 # %% ../nbs/60_cli.ipynb #benchvb3
 @patch

@@ -149,6 +149,7 @@ def write_table(
 
 def read_table(
     path: str | Path,  # a CSV from `write_table`, or any other
+    words: Sequence[str] = (),  # columns that are text even where they hold numbers, such as "0001"
 ) -> pd.DataFrame:     # the table; its identity, or None, in `.attrs["identity"]`
     """Read a table. Words of versions before 0.1 are replaced, with a warning. Raises `StoreError` for a file
     that is no table, or is not as it was written."""
@@ -159,12 +160,15 @@ def read_table(
         head = json.loads(head[2:])
         if not head or head.get("digest") == digest(rest):
             ends = "\n" if head else None
-            table = pd.DataFrame() if rest == "\n" else pd.read_csv(
-                io.StringIO(rest), keep_default_na=False, na_values=[""], lineterminator=ends)
+            with warnings.catch_warnings():  # of rows with more values than columns
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                table = pd.DataFrame() if rest == "\n" else pd.read_csv(
+                    io.StringIO(rest), keep_default_na=False, na_values=[""], lineterminator=ends,
+                    dtype=dict.fromkeys(words, str), index_col=False)
             if _ESCAPED.search(rest):
                 table = table.map(lambda v: from_text(v) if isinstance(v, str) else v)
                 table = table.rename(columns=from_text)
-    except (OSError, ValueError, RecursionError) as e:
+    except (OSError, ValueError, RecursionError, pd.errors.ParserWarning) as e:
         cause = wrong = e
     if table is None:
         raise StoreError(f"{path}: not a table ({wrong})") from cause

@@ -1,6 +1,7 @@
 """The bench: answers checked and counted against plain loops, models that fail, rows as files, predictions without a model."""
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from fer_nb.robustness import corrupt, noise_keys
 from fer_nb.synth import make_faces
 
 TOYS = """
-import os, time, numpy as np
+import functools, os, subprocess, sys, time, numpy as np
 LABELS = ["Happiness", "Sadness", "Anger", "Disgust", "Fear", "Surprise", "Neutral"]
 asked = 0
 def mean(images): return np.array([np.roll(np.r_[.4, np.full(6, .1)], int(im.mean()) % 7) for im in images])
@@ -45,6 +46,32 @@ def two():
     torch.manual_seed(0); torch.nn.init.normal_(net[1].weight); torch.nn.init.constant_(net[1].bias, 0)
     net.labels, net.input_size, net.in_chans = ("happy", "sad"), 48, 1
     return net
+def told(f):
+    @functools.wraps(f)
+    def inner(*a, **k): return f(*a, **k)
+    return inner
+wrapped, bound = told(whole), functools.partial(whole)
+class Called:
+    def __call__(self, images, cropped=False): return whole(images, cropped)
+called = Called()
+def frame(images):
+    import pandas as pd
+    return pd.DataFrame(mean(images), columns=LABELS)[sorted(LABELS)]
+def sorted_dicts(images): return [dict(sorted(zip(LABELS, row), key=lambda kv: -kv[1])) for row in mean(images)]
+def nameless(images): return [dict(zip(LABELS, row)) for row in mean(images)]
+def shrinks(images):
+    global asked
+    asked += 1
+    return [{k: 1 / (9 - asked) for k in "abcdefgh"[:9 - asked]}] * len(images)
+def reads(images):
+    assert not sys.stdin.read() and not os.system("cat > /dev/null")
+    return mean(images)
+def parent(images):
+    subprocess.Popen(["sleep", "321"])
+    return mean(images)
+def forks(images):
+    subprocess.Popen(["sleep", "321"])
+    os._exit(7)
 def counted(images):
     with open("asked.txt", "a") as file: file.write(f"{len(images)} ")
     return mean(images)
@@ -284,3 +311,87 @@ def test_a_row_names_its_weights_and_the_kept_ones_are_the_shipped(tmp_path, fac
         for name in ("hyfer", "hyfer_robust"):
             if kept["model"] == name:
                 assert set(kept["weights"].values()) == {file_sha256(contender(name).settings["weights"])}, f"{name}: run the bench again"
+
+
+def accuracies(table):
+    return table.set_index("model")["accuracy %"].round(6).to_dict()
+
+
+def test_answers_of_every_form_are_read_alike(faces, tmp_path):
+    names = ("mean", "wrapped", "bound", "called", "frame", "reads")
+    found = accuracies(bench(faces, [contender(f"toys:{n}") for n in names], tmp_path / "rows", stress=StressTest(0), own_finder=False))
+    assert len(set(found.values())) == 1 and len(found) == len(names)
+
+
+def test_labels_of_answers_without_a_list_of_labels(faces, tmp_path):
+    (tmp_path / "plain.py").write_text(TOYS.replace("LABELS = [", "NAMES = [").replace("LABELS", "NAMES"))
+    found = accuracies(bench(faces, [contender(f"plain:{n}") for n in ("nameless", "sorted_dicts")], tmp_path / "rows", stress=StressTest(0)))
+    assert len(set(found.values())) == 1 and len(found) == 2
+    table = bench(faces, [contender("plain:shrinks"), contender("toys:mean")], tmp_path / "other", stress=StressTest(0))
+    assert "other answers" in table.fault[table.model == "plain.shrinks"].iloc[0] and table["accuracy %"].notna().any()
+
+
+def test_a_network_of_a_module_is_asked_again_when_it_has_changed(faces, tmp_path):
+    def accuracy():
+        return accuracies(bench(faces, [contender("torch:toys:two")], tmp_path / "rows", stress=StressTest(0)))["toys.two"]
+
+    two = accuracy()
+    assert accuracy() == two
+    (tmp_path / "toys.py").write_text(TOYS.replace("manual_seed(0)", "manual_seed(31)"))
+    other = accuracy()
+    fresh = accuracies(bench(faces, [contender("torch:toys:two")], tmp_path / "fresh", stress=StressTest(0)))["toys.two"]
+    assert other == fresh != two
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_no_process_is_left_and_an_end_is_an_end(faces, tmp_path):
+    def sleeping():
+        lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+        return sum(line.startswith(b"sleep\x00321") for line in lines)
+
+    table = bench(faces, [contender("toys:parent"), contender("toys:forks")], tmp_path / "rows", stress=StressTest(0), own_finder=False)
+    assert "exit status 7" in table.fault[table.model == "toys.forks"].iloc[0]
+    for _ in range(50):
+        if not sleeping():
+            break
+        time.sleep(.1)
+    assert not sleeping()
+
+
+def test_no_row_is_written_over_by_another(faces, tmp_path):
+    first, second = faces.take(range(40)), faces.take(range(40, 80))
+    for ds in (first, second, second):
+        bench(ds, [contender("модель=toys:mean"), contender("другое=toys:half")], tmp_path / "rows", stress=StressTest(0), own_finder=False)
+    rows = read_rows(tmp_path / "rows")
+    assert {(r["model"], r["fingerprint"]) for r in rows} == {(m, d.fingerprint()) for m in ("модель", "другое") for d in (first, second)}
+    assert len(list((tmp_path / "rows").glob("*.json"))) == 4 and len(paired_tests(tmp_path / "rows")) == 2
+    (tmp_path / "rows/2020-other.json").write_text('{"model": "a", "fingerprint": "b"}')
+    with pytest.raises(DataError, match="no row of a bench"):
+        read_rows(tmp_path / "rows")
+
+
+def test_predictions_are_known_before_anybody_is_asked(faces, tmp_path):
+    ids = [f"{k:04d}" for k in range(len(faces))]
+    named = faces.replace(df=faces.df.assign(id=ids))
+    table = pd.DataFrame(np.full((len(ids), 7), 1 / 7), columns=EMOTIONS)
+    table.insert(0, "id", ids)
+    table.to_csv(tmp_path / "preds.txt", index=False)
+    model = contender("preds.txt", predictions=True)
+    assert len(read_predictions(tmp_path / "preds.txt", named).probs) == len(named) and model.spec == "predictions"
+    (tmp_path / "wide.csv").write_text("id," + ",".join(EMOTIONS) + "\n" + "\n".join(f"{i}," + ",".join(["0.1"] * 8) for i in ids))
+    with pytest.raises(DataError, match="Length of header"):
+        bench(named, [contender("toys:counted"), contender("wide.csv")], tmp_path / "rows")
+    assert not (tmp_path / "asked.txt").exists()
+
+
+def test_the_command_knows_what_is_known_of_whom(faces, tmp_path, capsys):
+    root = tmp_path / "data"
+    for k, label in enumerate(faces.df.label):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(faces.image(k)).save(root / label / f"{k}.png")
+    about = tmp_path / "about.json"
+    about.write_text(json.dumps({"toys.mean": {"claimed": "99 %"}}))
+    ask = ["bench", "--data", str(root), "--models", "toys:mean", "--about", str(about), "--out", str(tmp_path / "rows"), "--sample", "0"]
+    assert main(ask) in (0, None) and "99 %" in capsys.readouterr().out
+    about.write_text(json.dumps({"toys:mean": {}, "nonsense": {"claimed": "1"}}))
+    assert main(ask) == 2 and "nonsense" in capsys.readouterr().err

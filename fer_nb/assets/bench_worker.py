@@ -4,9 +4,11 @@ Reads questions as lines of JSON and answers each with one. What the model print
 import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import sys
+import threading
 import time
 
 import numpy as np
@@ -66,7 +68,15 @@ def weight_digests(model):
     for path in [named] if isinstance(named, (str, os.PathLike)) else named:
         with open(path, "rb") as file:
             digests[os.path.splitext(os.path.basename(path))[0]] = hashlib.sha256(file.read()).hexdigest()
-    return digests
+    return digests | dict(getattr(model, "digests", None) or {})   # of a network that lies in no file
+
+
+def named_labels(*places):
+    "The labels of the first place that has some: a model's `labels`, its module's LABELS."
+    for given in places:
+        if given is not None and len(given):
+            return [str(k) for k in given]
+    return []
 
 
 def made(spec, settings):
@@ -80,13 +90,15 @@ def made(spec, settings):
 
 def as_table(answers, labels, n):
     "Probabilities (n, C), which of the images had a face, and the labels; answers as a function gives them."
+    if hasattr(answers, "columns"):   # a data frame names its columns
+        answers = answers.to_dict("records")
     if not hasattr(answers, "shape"):
         answers = list(answers)
         if len(answers) != n:
             raise ValueError(f"{len(answers)} answers for {n} images")
         named = [a for a in answers if isinstance(a, dict)]
         if named:
-            labels = labels or list(named[0])
+            labels = labels or sorted(named[0])   # some sort an answer by its probabilities
             other = next((a for a in named if set(a) != set(labels)), None)
             if other is not None:
                 raise ValueError(f"an answer with the labels {', '.join(map(str, other))}; {', '.join(map(str, labels))} expected")
@@ -105,24 +117,36 @@ def as_table(answers, labels, n):
 
 def asked(model, images, cropped):
     "The answers of a model; `cropped` goes to those that know the word."
-    code = getattr(getattr(model, "__call__", model), "__code__", None) or getattr(model, "__code__", None)
-    knows = code is not None and "cropped" in code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
+    try:
+        knows = "cropped" in inspect.signature(model).parameters   # behind decorators too
+    except (TypeError, ValueError):
+        knows = False
     return model(images, cropped=cropped) if knows else model(images)
 
 
+def end_with(parent):
+    "End this process when the one that asks is gone, even where it was killed."
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main():
-    out = os.fdopen(os.dup(1), "w")
+    out, questions = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
     os.dup2(2, 1)                     # whatever is printed goes to the error stream
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)   # a model that reads its input would take the questions
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     sys.path.insert(0, os.getcwd())
     model, labels = None, []
-    for line in sys.stdin:
+    for line in questions:
         question, start, cpu = json.loads(line), time.perf_counter(), cpu_seconds()
         try:
             if "spec" in question:
                 model = made(question["spec"], question.get("settings"))
-                module = importlib.import_module(question["spec"].partition(":")[0])
-                labels = [str(k) for k in getattr(model, "labels", None) or getattr(module, "LABELS", ())]
-                answer = {"labels": labels, "code": code_digest(module), "weights": weight_digests(model),
+                named = [question["spec"], (question.get("settings") or {}).get("module")]
+                modules = [importlib.import_module(spec.partition(":")[0]) for spec in named if spec]
+                labels = named_labels(getattr(model, "labels", None), getattr(modules[0], "LABELS", None))
+                answer = {"labels": labels, "code": "".join(map(code_digest, modules)), "weights": weight_digests(model),
                           "gradients": callable(getattr(model, "attacked", None))}
             else:
                 with np.load(question["images"], allow_pickle=False) as file:
