@@ -849,6 +849,9 @@ class _EvaluateVerb(Verb):
             policy = {"no_face": {"error": "raise"}.get(without, without)}
             part = FaceRefiner(net.input_size, policy=policy).refine(part)
             said.append(f"faces cut out, as in its training; images without one: {without}")
+        elif len({*part.sizes()}) > 1:
+            part = resized(part, net.input_size)
+            said.append(f"images of several sizes, made {net.input_size} pixels")
         if {*net.labels} == {*whole.labels}:
             part = part.replace(labels=net.labels)  # by name; the order is the network's
             z = predict_logits(net, part, tta=args.tta)
@@ -913,6 +916,7 @@ def headline(
         raise LabelError(f"{path.name} knows {', '.join(net.labels)}; {whole.name} has "
                          f"{', '.join(whole.labels)}; the same labels expected for a headline")
     part = whole.where(split=args.split).replace(labels=net.labels)
+    part = resized(part, net.input_size) if len({*part.sizes()}) > 1 else part
     weights, card, facts = file_sha256(path), path.with_suffix(".json"), {}
     with suppress(ValueError, OSError):  # no card, or a file that is none
         facts = json.loads(card.read_text("utf-8"))

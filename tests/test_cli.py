@@ -469,6 +469,23 @@ def test_evaluate_gives_what_evaluate_gives(folder_of_faces, tmp_path, capsys):
     assert main(["evaluate", "--data", str(root / "data"), "--out", str(out)]) == 2 and "pass --overwrite" in capsys.readouterr().err
 
 
+def test_evaluate_takes_images_of_several_sizes(folder_of_faces, tmp_path, capsys):
+    from fer_nb.data import resized
+    from fer_nb.evaluate import evaluate, predict_logits
+    from fer_nb.formats import read
+    from fer_nb.models import load_teacher
+    model, root = folder_of_faces / "run/student.safetensors", tmp_path / "data"
+    for k, path in enumerate(sorted((folder_of_faces / "data/test").rglob("*.png"))):
+        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(path).resize((48 + k % 3,) * 2).save(root / path.parent.name / path.name)
+    assert main(["evaluate", "--model", str(model), "--data", str(root), "--split", "train", "--out", str(tmp_path / "e.csv")]) == 0
+    assert "images of several sizes, made 48 pixels" in capsys.readouterr().out
+    net, table = load_teacher(model), pd.read_csv(tmp_path / "e.csv").set_index(["subset", "metric"])
+    ds = resized(read(root), net.input_size)
+    expected = evaluate(predict_logits(net, ds) / 2, ds).set_index(["subset", "metric"])
+    assert table.value["all", "accuracy"] == pytest.approx(expected.value["all", "accuracy"])
+
+
 def test_evaluate_matches_labels_by_name(folder_of_faces, tmp_path, capsys):
     "A network whose labels come in another order has the same accuracy; other labels are an error that names those in common."
     from fer_nb.models import HyFER, load_hyfer, save_hyfer
