@@ -351,15 +351,15 @@ def crop_face(
 ) -> np.ndarray:                    # uint8 (size, size) or (size, size, 3)
     "The face, upright, centred and alone: Eq. 1. Landmarks that are no mesh raise `ImageError`."
     need_crop(size, margin, background)
-    landmarks = np.asarray(landmarks, dtype=np.float64)
-    mesh = landmarks.ndim == 2 and len(landmarks) > max(FACE_OVAL) and landmarks.shape[1] in (2, 3)
-    if not mesh or not np.isfinite(landmarks).all() or not np.ptp(landmarks[list(FACE_OVAL), :2], 0).any():
-        what = "not finite" if mesh and not np.isfinite(landmarks).all() else \
-            "all in one place" if mesh else f"of shape {landmarks.shape}, not (478, 2 or 3)"
+    points = np.asarray(landmarks, dtype=np.float64)
+    mesh = points.ndim == 2 and len(points) > max(FACE_OVAL) and points.shape[1] in (2, 3)
+    if not mesh or not np.isfinite(points).all() or not np.ptp(points[list(FACE_OVAL), :2], 0).any():
+        what = "not finite" if mesh and not np.isfinite(points).all() else \
+            "all in one place" if mesh else f"of shape {points.shape}, not (478, 2 or 3)"
         raise ImageError(f"the landmarks are {what}; an image without a face has none, and no crop")
     angle = np.radians(face_roll(landmarks)) if align else 0.0
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # image -> upright
-    oval = landmarks[list(FACE_OVAL), :2] @ turn.T
+    oval = points[list(FACE_OVAL), :2] @ turn.T
     low, high = oval.min(0), oval.max(0)
     side = (high - low).max() * (1 + 2 * margin)
     corner = (low + high - side) / 2

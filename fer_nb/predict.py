@@ -285,16 +285,16 @@ def weights_file(
 ) -> Path:                              # a file that is there
     """Which file is meant. Raises `DataError` where there is none, `ConfigError` for `robust` with a file. A
     name means the network in the package; "./robust" is a folder."""
-    name = ("robust" if robust else "accurate") if weights is None else str(weights)
+    name = ("robust" if robust else "accurate") if weights is None else str(weights) or "an empty name"
     path = Path(str(resources("fer_nb"))) / "weights" / f"{SHIPPED[name]}.safetensors" if name in SHIPPED \
         else Path(name).expanduser()
-    path, why = _student(path, robust) if name and os.path.isdir(path) else (path, "" if robust else name)
+    path, why = _student(path, robust) if os.path.isdir(path) else (path, "" if robust else name)
     if not why and name != "robust":
         raise ConfigError(f"robust=True with {name}: no network trained under attack is there; the folder of "
                           "a run with one, or no weights, expected")
     if not os.path.isfile(path):
-        raise DataError(f"{str(name and path)!r}: no such file; {', '.join(SHIPPED)}, a .safetensors or .onnx "
-                        "file, or the folder of a run expected")
+        raise DataError(f"{path}: no such file; {', '.join(SHIPPED)}, a .safetensors or .onnx file, or the "
+                        "folder of a run expected")
     return path
 
 # %% ../nbs/50_predict.ipynb #dev50001
@@ -1010,8 +1010,9 @@ def _paths(paths: Any) -> list[Path]:
     paths = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else paths
     several = isinstance(paths, Iterable) and (not hasattr(paths, "__array__") or is_column(paths))
     paths = [*paths] if several else [paths]
-    odd = [type(p).__name__ if p else "an empty name" for p in paths
-           if not isinstance(p, (str, bytes, os.PathLike)) or p in ("", b"")]
+    named = [isinstance(p, (str, bytes, os.PathLike)) for p in paths]
+    odd = [type(p).__name__ for p, fits in zip(paths, named) if not fits]
+    odd += ["an empty name" for p, fits in zip(paths, named) if fits and not os.fspath(p)]
     if odd:
         raise ConfigError(f"{', '.join(dict.fromkeys(odd))}: paths of files and folders expected; images in "
                           "memory: many()")
@@ -1532,8 +1533,8 @@ def film(
     overwrite: bool = False,     # replace a file that is there
     fps: float = 25.0,           # of the new film
 ) -> Iterator[Result]:           # the same frames, each when it is drawn
-    """Draw the faces into the frames and write them as a film, while they pass; it appears at the end, or
-    where the work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none."""
+    """Draw the faces into the frames, while they pass, and write a film; it appears at the end, or where the
+    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none."""
     cv2 = _imported("cv2", "opencv-python-headless", "writing a film")
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
     positive("fps", fps)
