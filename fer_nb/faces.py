@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LANDMARKER_URL', 'LANDMARKER_SHA256', 'FACE_OVAL', 'BLENDSHAPES', 'STATUSES', 'FACE_POINTS', 'NOISY', 'FER2013_FRAME',
            'SURE', 'LIKELY', 'IN_NOISE', 'ACTION_UNITS', 'MEASURES', 'landmarker_file', 'face_box', 'face_roll',
-           'FaceRefiner', 'face_mask', 'need_crop', 'crop_face', 'Face', 'find_faces', 'FaceCrop', 'FoundFace',
+           'need_crop', 'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces', 'FaceCrop', 'FoundFace',
            'FaceFinder', 'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'InRange',
            'box_overlap', 'face_square', 'pose_angles', 'action_unit_proxies']
 
@@ -226,6 +226,18 @@ def _build(
 _POLICY = {"no_face": "keep", "many_faces": "keep", "error": "drop"}
 
 
+def need_crop(
+    size: int,               # side of the crop, pixels
+    margin: float = 0,       # around the face, in sides of its box
+    background: int | str = "black",  # 0-255, "black", or "mean" of the face
+) -> None:
+    "Raise `ConfigError` for settings of a crop that make no sense."
+    at_least("size", size, 1, whole=True)
+    at_least("margin", margin, 0, most=2)
+    if background not in ("black", "mean"):
+        at_least("background", background, 0, "or 'black' or 'mean'", True, 255)
+
+
 class FaceRefiner:
     "Find the face in an image and refine it to an aligned crop without background."
 
@@ -328,18 +340,6 @@ def _warp(
     return np.array(source.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC))
 
 # %% ../nbs/06_faces.ipynb #1e4ad43c
-def need_crop(
-    size: int,               # side of the crop, pixels
-    margin: float = 0,       # around the face, in sides of its box
-    background: int | str = "black",  # 0-255, "black", or "mean" of the face
-) -> None:
-    "Raise `ConfigError` for settings of a crop that make no sense."
-    at_least("size", size, 1, whole=True)
-    at_least("margin", margin, 0, most=2)
-    if background not in ("black", "mean"):
-        at_least("background", background, 0, "or 'black' or 'mean'", True, 255)
-
-
 def crop_face(
     image: np.ndarray,              # uint8 (H, W) or (H, W, 3)
     landmarks: np.ndarray,          # (478, 2 or 3), pixels of `image`

@@ -252,7 +252,7 @@ def _onnx_network(path: Path) -> Network:
         session = logits.session
         problem = "its metadata lack labels, input_size or in_chans; write it with fer_nb.export.to_onnx"
         about = session.get_modelmeta().custom_metadata_map
-        facts = tuple(json.loads(about["labels"])), int(about["input_size"]), int(about["in_chans"])
+        facts = json.loads(about["labels"]), int(about["input_size"]), int(about["in_chans"])
         temperature = float(about.get("temperature", 1))
     except ConfigError:
         raise
@@ -595,7 +595,7 @@ def _several(images: Any) -> list:   # of images
     shape = getattr(images, "shape", ())
     stack = len(shape) > 3 or len(shape) == 3 and shape[0] not in (1, 3, 4) and shape[2] > 4   # of grey ones
     one = isinstance(images, (bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read") or \
-        len(shape) > 0 and not (stack or is_column(images))
+        hasattr(images, "shape") and not (stack or is_column(images))
     if one or not isinstance(images, Iterable):
         raise ImageError(f"{type(images).__name__}{tuple(shape) or ''}: one image; a list of images "
                          "expected, such as [image]")
@@ -630,8 +630,8 @@ class Recogniser:
             if merge or len(keep) else Network.read(weights, robust, device)
         reserved = RESERVED.union(*(MEASURES[kind] for kind in measure))
         if taken := [e for e in self.network.labels if e in reserved]:
-            raise LabelError(f"label {', '.join(taken)}: the name of a column; another expected, such as "
-                             f"merge={{'my {taken[0]}': '{taken[0]}'}}")
+            raise LabelError(f"label {', '.join(taken)}: the name of a column of the tables; another, such as "
+                             f"'my {taken[0]}', expected (merge=, --merge)")
         self.crop, self.align, self.batch_size = crop, align, batch
         self.finder = FaceFinder() if finder is None else finder
         if not callable(self.finder) or measure and not hasattr(self.finder, "measures"):

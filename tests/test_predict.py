@@ -313,6 +313,18 @@ def test_an_onnx_file_without_its_metadata_is_refused(tmp_path, fact):
         Recogniser(tmp_path / "toy.onnx")
 
 
+@pytest.mark.parametrize("labels", [dict.fromkeys("abcdefg", 1), "abcdefg", [0, 1, 2, 3, 4, 5, 6], 7])
+def test_an_onnx_file_whose_labels_are_no_list_of_texts_is_refused(tmp_path, labels):
+    import onnx
+    onnx_model(tmp_path / "odd.onnx", ["labels"])
+    model = onnx.load(tmp_path / "odd.onnx")
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "labels", json.dumps(labels)
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(DataError, match="odd.onnx: labels"):
+        Recogniser(tmp_path / "odd.onnx")
+
+
 def test_the_import_is_light():
     code = ("import time, sys; t = time.perf_counter(); import fer_nb.predict; print(time.process_time()); "
             "print([m for m in ('torch', 'mediapipe', 'matplotlib', 'IPython', 'ipywidgets', 'cv2', 'onnxruntime') if m in sys.modules])")
