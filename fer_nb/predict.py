@@ -191,14 +191,17 @@ def _torch_network(
     if getattr(model, "labels", None) is None or isinstance(model, GeometryTeacher):
         raise ConfigError(f"{name}: a {type(model).__name__} without .labels, or a network of landmarks; "
                           "a network of images with the names of its outputs, in order, expected")
-    if "faces" in (getattr(model, "record", None) or {}):
+    record = getattr(model, "record", None)
+    record = record if isinstance(record, Mapping) else {}
+    if "faces" in record:
         warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
                       "what is around it, which it has not seen", stacklevel=3)
     net = fuse(model) if isinstance(model, HyFER) else copy.deepcopy(model).eval()
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
     if device is not None:
         net.to(where := pick_device(device))
-    temperature = (getattr(model, "record", None) or {}).get("temperature", 1)
+    temperature = record.get("temperature", 1)
+    temperature = temperature.item() if isinstance(temperature, torch.Tensor) else temperature
     return Network(model.labels, getattr(model, "input_size", 48), getattr(model, "in_chans", 3), temperature,
                    _TorchLogits(net, where), name)
 
@@ -672,9 +675,9 @@ def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
     try:
         ready = image if isinstance(self.finder, FaceFinder) else image.raw
         faces = self.finder(ready) if self.crop else [whole]
-        if not isinstance(faces, list) or not all(isinstance(f, FoundFace) for f in faces):
+        if not isinstance(faces, (list, tuple)) or not all(isinstance(f, FoundFace) for f in faces):
             raise ConfigError(f"finder: gives {type(faces).__name__}; a list of FoundFace expected")
-        return faces
+        return list(faces)
     except ConfigError as e:
         if isinstance(e.__cause__, ImportError):   # the finder names its file, which is not what is missing
             _imported(e.__cause__.name or "mediapipe", "mediapipe", "finding faces")
@@ -1525,7 +1528,7 @@ def _film_writer(
         for _ in range(max(0, due - written)):
             out.write(np.ascontiguousarray(drawn[..., ::-1]))
         written = max(written, due)
-        return f"a pause of which the film leaves out {lost / fps:.0f} seconds" if lost else ""
+        return f"a pause of which the film leaves out {lost / fps:.3g} seconds" if lost else ""
 
     with atomic_file(to) as aside:
         out = cv2.VideoWriter(str(aside), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
