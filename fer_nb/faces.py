@@ -351,6 +351,7 @@ def crop_face(
 ) -> np.ndarray:                    # uint8 (size, size) or (size, size, 3)
     "The face, upright, centred and alone: Eq. 1. Landmarks that are no mesh raise `ImageError`."
     need_crop(size, margin, background)
+    _check_image(image)
     points = np.asarray(landmarks, dtype=np.float64)
     mesh = points.ndim == 2 and len(points) > max(FACE_OVAL) and points.shape[1] in (2, 3)
     if not mesh or not np.isfinite(points).all() or not np.ptp(points[list(FACE_OVAL), :2], 0).any():
@@ -858,6 +859,7 @@ def face_square(
 ) -> np.ndarray:             # uint8 (size, size) or (size, size, 3); edges are continued beyond the image
     "The face as a square image, framed like FER2013's; of a turned image the one of the upright image."
     need_crop(size)
+    _check_image(image)
     if not (np.isfinite(face.box).all() and np.max(face.box[2:]) > 0):
         raise ImageError(f"the box {np.asarray(face.box).tolist()} holds no face; finite numbers expected")
     if align and (q := round(face.roll / 90) % 4 if np.isfinite(face.roll) else 0):

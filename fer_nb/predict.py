@@ -637,7 +637,8 @@ class Recogniser:
                              f"'my {taken[0]}', expected (merge=, --merge)")
         self.crop, self.align, self.batch_size = crop, align, batch
         self.finder = FaceFinder() if finder is None else finder
-        if not callable(self.finder) or measure and not hasattr(self.finder, "measures"):
+        odd = not callable(self.finder) or isinstance(self.finder, type)
+        if odd or measure and not hasattr(self.finder, "measures"):
             raise ConfigError(f"finder={finder!r}; a FaceFinder expected, such as FaceFinder(0.05)")
 
     def __call__(

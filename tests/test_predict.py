@@ -945,8 +945,9 @@ def test_a_finder_of_your_own(tmp_path):
     for wrong in (lambda image: None, lambda image: [(1, 2, 3, 4)], lambda image: face):
         with pytest.raises(ConfigError, match="a list of FoundFace"):
             Recogniser(network, finder=wrong)(np.zeros((90, 90), np.uint8))
-    with pytest.raises(ConfigError, match="a FaceFinder expected"):
-        Recogniser(network, finder=lambda image: [face], measure="pose")
+    for facts in ({"finder": lambda image: [face], "measure": "pose"}, {"finder": FaceFinder}, {"finder": 3}):
+        with pytest.raises(ConfigError, match="a FaceFinder expected"):
+            Recogniser(network, **facts)
 
 
 def test_a_copy_that_cannot_be_drawn_costs_itself_alone(plain, tmp_path):
