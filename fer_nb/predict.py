@@ -633,7 +633,7 @@ class Recogniser:
             if merge or len(keep) else Network.read(weights, robust, device)
         reserved = RESERVED.union(*(MEASURES[kind] for kind in measure))
         if taken := [e for e in self.network.labels if e in reserved]:
-            raise LabelError(f"label {', '.join(taken)}: the name of a column of the tables; another, such as "
+            raise LabelError(f"label {', '.join(taken)}: the name of a column; another, such as "
                              f"'my {taken[0]}', expected (merge=, --merge)")
         self.crop, self.align, self.batch_size = crop, align, batch
         self.finder = FaceFinder() if finder is None else finder
