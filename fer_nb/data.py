@@ -1386,6 +1386,7 @@ class Tree:
         self.root, self.whole, self.file = Path(root), True, file  # whole: all of it was seen
         self.folders: dict[str, list[str]] = {}  # folder ("", "train/", "train/happy/") -> names of its files
         self.skipped: Counter = Counter()        # what was not entered, by kind
+        self.closed: dict[str, OSError] = {}     # folders that cannot be opened
         self._sniffed: dict[str, bool] = {}
         if file:
             self.folders[""] = [file]
@@ -1407,7 +1408,8 @@ class Tree:
             here = os.path.join(self.root, below)
             try:
                 stat, entries = os.stat(here), sorted(os.scandir(here), key=attrgetter("name"))
-            except OSError:
+            except OSError as e:
+                self.closed[below] = e
                 self.skipped["folder that cannot be opened"] += 1
                 continue
             above, names, inner = above | {(stat.st_dev, stat.st_ino)}, [], []

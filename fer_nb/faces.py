@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LANDMARKER_URL', 'LANDMARKER_SHA256', 'FACE_OVAL', 'BLENDSHAPES', 'STATUSES', 'FACE_POINTS', 'NOISY', 'FER2013_FRAME',
            'SURE', 'LIKELY', 'IN_NOISE', 'ACTION_UNITS', 'MEASURES', 'landmarker_file', 'face_box', 'face_roll',
-           'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces', 'FaceCrop', 'FoundFace', 'FaceFinder',
-           'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'InRange', 'box_overlap',
-           'face_square', 'pose_angles', 'action_unit_proxies']
+           'need_crop', 'FaceRefiner', 'face_mask', 'crop_face', 'Face', 'find_faces', 'FaceCrop', 'FoundFace',
+           'FaceFinder', 'brightness_and_noise', 'smoothed', 'gain_and_noise', 'brought_into_range', 'InRange',
+           'box_overlap', 'face_square', 'pose_angles', 'action_unit_proxies']
 
 # %% ../nbs/06_faces.ipynb #d092f56e
 import importlib.util
@@ -226,6 +226,18 @@ def _build(
 _POLICY = {"no_face": "keep", "many_faces": "keep", "error": "drop"}
 
 
+def need_crop(
+    size: int,               # side of the crop, pixels
+    margin: float = 0,       # around the face, in sides of its box
+    background: int | str = "black",  # 0-255, "black", or "mean" of the face
+) -> None:
+    "Raise `ConfigError` for settings of a crop that make no sense."
+    at_least("size", size, 1, whole=True)
+    at_least("margin", margin, 0, most=2)
+    if background not in ("black", "mean"):
+        at_least("background", background, 0, "or 'black' or 'mean'", True, 255)
+
+
 class FaceRefiner:
     "Find the face in an image and refine it to an aligned crop without background."
 
@@ -246,11 +258,10 @@ class FaceRefiner:
         self.size, self.margin, self.align, self.mask, self.background = size, margin, align, mask, background
         self.min_side, self.pad, self.confidence, self.max_faces = min_side, pad, confidence, max_faces
         self.policy, self.path = {**_POLICY, **(policy or {})}, path
-        whole = dict.fromkeys(("size", "min_side", "max_faces"), (1, np.inf))
-        whole |= {} if background in ("black", "mean") else {"background": (0, 255)}
-        for name, (least, most) in (whole | {"margin": (0, 2), "pad": (0, 2), "confidence": (0, 1)}).items():
-            unit = "or 'black' or 'mean'" if name == "background" else ""
-            at_least(name, getattr(self, name), least, unit, name in whole, most)
+        need_crop(size, margin, background)
+        whole = dict.fromkeys(("min_side", "max_faces"), (1, np.inf))
+        for name, (least, most) in (whole | {"pad": (0, 2), "confidence": (0, 1)}).items():
+            at_least(name, getattr(self, name), least, "", name in whole, most)
         for status, action in self.policy.items():
             one_of("a status of policy", status, _POLICY)
             one_of(f"policy[{status!r}]", action, ["keep"] * (status != "error") + ["drop", "raise"])
@@ -338,12 +349,18 @@ def crop_face(
     mask: bool = True,              # remove what is not face
     background: int | str = "black",  # 0-255, "black", or "mean" of the face
 ) -> np.ndarray:                    # uint8 (size, size) or (size, size, 3)
-    "The face, upright, centred and alone: Eq. 1. Landmarks that are not finite raise `ImageError`."
-    if not np.isfinite(landmarks).all():
-        raise ImageError("the landmarks are not finite; an image without a face has none, and no crop")
+    "The face, upright, centred and alone: Eq. 1. Landmarks that are no mesh raise `ImageError`."
+    need_crop(size, margin, background)
+    _check_image(image)
+    points = np.asarray(landmarks, dtype=np.float64)
+    mesh = points.ndim == 2 and len(points) > max(FACE_OVAL) and points.shape[1] in (2, 3)
+    if not mesh or not np.isfinite(points).all() or not np.ptp(points[list(FACE_OVAL), :2], 0).any():
+        what = "not finite" if mesh and not np.isfinite(points).all() else \
+            "all in one place" if mesh else f"of shape {points.shape}, not (478, 2 or 3)"
+        raise ImageError(f"the landmarks are {what}; an image without a face has none, and no crop")
     angle = np.radians(face_roll(landmarks)) if align else 0.0
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # image -> upright
-    oval = np.asarray(landmarks, dtype=np.float64)[list(FACE_OVAL), :2] @ turn.T
+    oval = points[list(FACE_OVAL), :2] @ turn.T
     low, high = oval.min(0), oval.max(0)
     side = (high - low).max() * (1 + 2 * margin)
     corner = (low + high - side) / 2
@@ -396,7 +413,7 @@ def __call__(
     image: np.ndarray | str | Path,  # uint8 (H, W) or (H, W, 3), or an image file
 ) -> Face:                           # what was found
     "Find and refine the main face of one image. One that cannot be used raises `ImageError`."
-    image = _check_image(read_image(image) if isinstance(image, (str, Path)) else image)
+    image = _check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
     found = self.record(image)
     faces, points = int(found["faces"]), found["landmarks"]
     if not faces:
@@ -411,8 +428,10 @@ def _store(
     cache: bool | str | Path,  # True: below `cache_dir()`; False: none; or a folder
 ) -> Store:                    # of the records of this finder alone
     "Where records are cached: a folder named after everything that decides what is found in an image."
-    if cache is False:
+    if cache is None or cache is False:
         return Store(None)
+    if cache is not True and not (isinstance(cache, (str, os.PathLike)) and str(cache)):
+        raise ConfigError(f"cache={cache!r}; True, False or a folder expected")
     identity = {"landmarker": LANDMARKER_SHA256, "mediapipe": version("mediapipe"), "bytes": _RECORD.itemsize,
                 **{k: getattr(self, k) for k in ("pad", "min_side", "confidence", "max_faces")}}
     return Store((cache_dir() / "faces" if cache is True else Path(cache)) / digest(identity), identity)
@@ -824,7 +843,7 @@ def _square_map(
     align: bool,                 # turn the eyes to the horizontal
 ) -> np.ndarray:                 # (2, 3), from the crop to the image, pixels
     "The affine map that `face_square` resamples with."
-    angle = np.radians(face.roll) if align else 0.0
+    angle = np.radians(face.roll) if align and np.isfinite(face.roll) else 0.0
     right, down = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     side = face.box[2:].max() * frame[0]
     centre = face.box[:2] + face.box[2:] / 2 - down * side * frame[1]
@@ -839,6 +858,10 @@ def face_square(
     align: bool = True,      # turn the eyes to the horizontal
 ) -> np.ndarray:             # uint8 (size, size) or (size, size, 3); edges are continued beyond the image
     "The face as a square image, framed like FER2013's; of a turned image the one of the upright image."
+    need_crop(size)
+    _check_image(image)
+    if not (np.isfinite(face.box).all() and np.max(face.box[2:]) > 0):
+        raise ImageError(f"the box {np.asarray(face.box).tolist()} holds no face; finite numbers expected")
     if align and (q := round(face.roll / 90) % 4 if np.isfinite(face.roll) else 0):
         view = np.rot90(image, q)
         return face_square(view, face.turned_forth(q, *image.shape[:2]), size, frame)

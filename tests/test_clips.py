@@ -1,12 +1,16 @@
 """Films with the tricks of their containers: rotation, edit lists, offsets, varying rates, sound that lasts longer than the picture."""
+import os
 import struct
 from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from fer_nb.predict import Network, Recogniser, cut_off
+from fer_nb.cli import main
+from fer_nb.core import ConfigError, DataError
+from fer_nb.predict import Network, Recogniser, Result, cut_off, film
 
 W, H, RATE = 96, 64, 25
 TURNS = {90: ((0, 1, -1, 0), (H, 0)), 180: ((-1, 0, 0, -1), (W, H)), 270: ((0, -1, 1, 0), (0, W))}   # of a track header; shift
@@ -212,3 +216,107 @@ def test_turned_and_edited_films_are_those_of_pyav(whole, tmp_path, degrees, edi
     expected, found = by_pyav(av, path), seen(whole, path)
     assert [k for _, k, _ in found] == [k for _, k in expected] and len({c for *_, c in found}) == 1
     np.testing.assert_allclose([t for t, *_ in found], [t for t, _ in expected], atol=2e-3)
+
+
+# ---- films that are written ----
+
+def frames_of(path):
+    capture = cv2.VideoCapture(str(path))
+    n = 0
+    while capture.grab():
+        n += 1
+    capture.release()
+    return n
+
+
+def some_results(times, shape=(H, W, 3)):
+    return [Result("x.mp4", "no_face", image=np.full(shape, 90, np.uint8), frame=k, time=t) for k, t in enumerate(times)]
+
+
+def left_in(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_film_is_never_drawn_over_its_original(whole, tmp_path):
+    path = written(tmp_path / "a.mp4")
+    (tmp_path / "linked.mp4").symlink_to(path)
+    (tmp_path / "again.mp4").hardlink_to(path)
+    before = path.read_bytes()
+    for to in ("a.mp4", "linked.mp4", "again.mp4"):
+        with pytest.raises(DataError, match=f"{to}: is read; it cannot be written too"):
+            list(film(whole.frames(path), tmp_path / to, overwrite=True))
+        assert main(["predict", str(path), "--annotate", str(tmp_path / to), "--overwrite"]) == 2
+    assert path.read_bytes() == before and left_in(tmp_path) == ["a.mp4", "again.mp4", "linked.mp4"]
+    assert len(list(film(whole.frames(path), tmp_path / "new.mp4"))) == frames_of(tmp_path / "new.mp4") == 20
+
+
+@pytest.mark.parametrize("words, why", [
+    ("{mp4} --to {mp4} --out csv --overwrite", "written as csv?"), ("{jpg} --to {jpg} --out csv --overwrite", "written as csv?"),
+    ("{jpg} --to {bare} --out csv --overwrite", "a photo or film"), ("{bare} --to {bare} --overwrite", "it cannot be written too"),
+    ("{mp4} --weights {txt} --to {txt} --out csv --overwrite", "it cannot be written too"), ("{mp4} --annotate {dir}", "a folder is there"),
+    ("{mp4} --annotate /proc/x.mp4", "takes no files"), ("{mp4} --annotate {dir}/new.mp4 --to {dir}/new.mp4 --out json", "written as json?"),
+    ("{mp4} --annotate {dir}/new.avi", "the ending of --annotate"), ("{jpg} --annotate {dir}/new.mp4", "goes with one film"),
+    ("{mp4} --annotate=", "the ending of --annotate"), ("{empty}", "an empty name"), ("{jpg} {empty}", "an empty name"),
+    ("{pipe} --annotate {dir}/new.mp4", "goes with one film"), ("{long}", "no such file or folder"), ("{jpg} --weights {empty}", "an empty name")])
+def test_the_command_refuses_before_any_work(tmp_path, capsys, words, why):
+    places = {"mp4": written(tmp_path / "a.mp4", 3), "jpg": tmp_path / "a.jpg", "bare": tmp_path / "IMG", "txt": tmp_path / "w.txt",
+              "dir": tmp_path / "dir.mp4", "pipe": tmp_path / "pipe", "long": "x" * 300, "empty": ""}
+    Image.new("RGB", (30, 20)).save(places["jpg"])
+    places["bare"].write_bytes(places["jpg"].read_bytes())
+    places["txt"].write_text("weights")
+    places["dir"].mkdir()
+    os.mkfifo(places["pipe"])
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    assert main(["predict", *(word.format_map(places) for word in words.split())]) == 2
+    assert why in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before and left_in(places["dir"]) == []
+
+
+def test_a_film_appears_whole_or_as_far_as_the_user_let_it(tmp_path):
+    def broken(error):
+        yield from some_results([0, .04, .08])
+        raise error
+    (old := tmp_path / "old.mp4").write_bytes(b"precious")
+    with pytest.raises(OSError, match="full"):
+        list(film(broken(OSError(28, "full")), old, overwrite=True))
+    with pytest.raises(DataError, match="no film can be written"):
+        list(film(some_results([0]), "/proc/x.mp4"))
+    for to in (tmp_path, old):
+        with pytest.raises((FileExistsError, ConfigError)):
+            list(film(some_results([0]), to))
+    (tmp_path / "dir.mp4").mkdir()
+    with pytest.raises(FileExistsError):
+        list(film(some_results([0]), tmp_path / "dir.mp4", overwrite=True))
+    assert old.read_bytes() == b"precious" and left_in(tmp_path) == ["dir.mp4", "old.mp4"]
+    with pytest.raises(KeyboardInterrupt):
+        list(film(broken(KeyboardInterrupt()), tmp_path / "hand.mp4"))
+    (frames := film(iter(some_results([0, .04, .08])), tmp_path / "closed.mp4")).__next__()
+    frames.close()
+    assert frames_of(tmp_path / "hand.mp4") == 3 and frames_of(tmp_path / "closed.mp4") == 1
+    assert list(film([Result("x.mp4", "error")], tmp_path / "none.mp4"))[0].status == "error" and not (tmp_path / "none.mp4").exists()
+    assert len(left_in(tmp_path)) == 4
+
+
+def test_a_long_pause_is_left_out_of_a_film_and_noted(tmp_path):
+    shown = list(film(some_results([0, 30, 630, 631]), tmp_path / "a.mp4", fps=2))
+    assert [r.note for r in shown] == ["", "", "a pause of which the film leaves out 540 seconds", ""]
+    assert frames_of(tmp_path / "a.mp4") == 1 + 60 + 120 + 2
+    with pytest.raises(ConfigError, match="fps=0"):
+        list(film(some_results([0]), tmp_path / "b.mp4", fps=0))
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 3), (40, 1), (1, 1), (41, 33, 3)])
+def test_a_film_of_thin_frames(tmp_path, shape):
+    assert len(list(film(some_results([0, .04], shape), tmp_path / "a.mp4"))) == frames_of(tmp_path / "a.mp4") == 2
+
+
+def test_a_header_may_end_anywhere(tmp_path):
+    matroska = b"\x1aE\xdf\xa3\x9fB\x86\x81\1B\xf7\x81\1B\xf2\x81\4B\xf3\x81\x08B\x82\x84webmB\x87\x81\4B\x85\x81\2\x18S\x80g\1\0\0\0\0\0\1\0" + bytes(256)
+    for whole_file in (matroska, written(tmp_path / "a.mp4", 3).read_bytes()[:80], b"RIFF\x50\0\0\0AVI " + bytes(80)):
+        for k in range(len(whole_file)):
+            (tmp_path / "x").write_bytes(whole_file[:k])
+            assert cut_off(tmp_path / "x") in (True, False, None)
+    (tmp_path / "x").write_bytes(matroska)
+    assert cut_off(tmp_path / "x") is False
+    (tmp_path / "x").write_bytes(matroska[:-9])
+    assert cut_off(tmp_path / "x") is True

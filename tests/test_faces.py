@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from skimage.data import astronaut
 from fer_nb import core, faces
 from fer_nb.core import ConfigError, DownloadError, ImageError
 from fer_nb.data import FERData, read_image
-from fer_nb.faces import BLENDSHAPES, FaceRefiner, crop_face, face_mask, face_roll, find_faces, landmarker_file
+from fer_nb.faces import (BLENDSHAPES, FaceRefiner, FoundFace, crop_face, face_mask, face_roll, face_square, find_faces,
+                          landmarker_file)
 from fer_nb.synth import make_faces
 
 
@@ -276,6 +278,45 @@ def test_without_alignment_the_roll_stays(photo, angle):
 def test_landmarks_that_are_none_have_no_crop():
     with pytest.raises(ImageError, match="not finite"):
         crop_face(np.zeros((9, 9), np.uint8), np.full((478, 3), np.nan))
+
+
+def test_what_is_no_mesh_or_no_box_has_no_crop(photo):
+    points = np.random.default_rng(0).uniform(20, 60, (478, 3))
+    for odd in (np.full((478, 2), 5.), points[:68], points[:, 0], points[None], points * np.inf):
+        with pytest.raises(ImageError, match="the landmarks are"):
+            crop_face(photo, odd)
+    for setting in ({"background": "white"}, {"background": 300}, {"background": -1}, {"background": None}, {"size": 0}, {"size": 9.5}, {"margin": -1}):
+        with pytest.raises(ConfigError, match=[*setting][0]):
+            crop_face(photo, points, **setting)
+    face = FoundFace(np.array([9., 9, 30, 30]), 1., np.full((6, 2), np.nan))
+    assert face_square(photo, face, 24).shape == (24, 24, 3)                   # whose lean is not known
+    for size in (0, -3, 4.5, "48", True):
+        with pytest.raises(ConfigError, match="size"):
+            face_square(photo, face, size)
+    for image in (photo / 255, photo[..., None], "me.png"):
+        for crop in (lambda: crop_face(image, points), lambda: face_square(image, face)):
+            with pytest.raises(ImageError, match="a uint8 array"):
+                crop()
+    for box in ([0, 0, 0, 0], [0, 0, -9, -9], [0, np.nan, 9, 9], [0, 0, np.inf, 9]):
+        with pytest.raises(ImageError, match="holds no face"):
+            face_square(photo, replace(face, box=np.array(box, float)))
+
+
+def test_a_cache_is_a_folder_or_none(drawn, fresh, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for odd in ("", 3, 1.5, [tmp_path], b"faces"):
+        with pytest.raises(ConfigError, match="cache="):
+            FaceRefiner().find(drawn, cache=odd)
+    table = FaceRefiner().find(drawn.take([0, 1]), cache=None)[0]
+    assert len(table) == 2 and not [*tmp_path.iterdir()]
+
+
+def test_an_image_file_has_any_kind_of_path(photo, tmp_path):
+    class Entry:
+        def __fspath__(self):
+            return str(tmp_path / "a.png")
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    assert FaceRefiner()(Entry()).status == "ok"
 
 
 def test_a_mask_may_leave_the_image_and_fold_over():

@@ -1,10 +1,16 @@
 """`fer_nb.predict` on whatever people point it at: formats, damage, folders, videos, networks of every kind."""
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -14,11 +20,11 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.faces import FaceFinder, FoundFace, face_square
 from fer_nb.models import GeometryTeacher, HyFER, create_teacher, save_hyfer, save_teacher
-from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, write_annotated,
-                            write_results)
+from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, as_image, format_of, is_video, need_spare,
+                            write_annotated, write_results)
 
 PHOTO = astronaut()[:360, 60:420]
 
@@ -307,6 +313,18 @@ def test_an_onnx_file_without_its_metadata_is_refused(tmp_path, fact):
         Recogniser(tmp_path / "toy.onnx")
 
 
+@pytest.mark.parametrize("labels", [dict.fromkeys("abcdefg", 1), "abcdefg", [0, 1, 2, 3, 4, 5, 6], 7])
+def test_an_onnx_file_whose_labels_are_no_list_of_texts_is_refused(tmp_path, labels):
+    import onnx
+    onnx_model(tmp_path / "odd.onnx", ["labels"])
+    model = onnx.load(tmp_path / "odd.onnx")
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "labels", json.dumps(labels)
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(DataError, match="odd.onnx: labels"):
+        Recogniser(tmp_path / "odd.onnx")
+
+
 def test_the_import_is_light():
     code = ("import time, sys; t = time.perf_counter(); import fer_nb.predict; print(time.process_time()); "
             "print([m for m in ('torch', 'mediapipe', 'matplotlib', 'IPython', 'ipywidgets', 'cv2', 'onnxruntime') if m in sys.modules])")
@@ -426,7 +444,7 @@ def test_a_folder_that_cannot_be_searched_is_an_error(toy, portrait, monkeypatch
     scan = os.scandir
 
     def scandir(path):
-        if str(path).endswith("closed"):
+        if str(path).rstrip("/").endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
     monkeypatch.setattr(os, "scandir", scandir)
@@ -676,3 +694,301 @@ def test_results_do_not_replace_what_is_there_unasked(tmp_path):
         write_results([], "xml", tmp_path / "r.csv", overwrite=True)
     write_results([], "csv", tmp_path / "r.csv", overwrite=True)
     assert (tmp_path / "r.csv").read_text().startswith("file,frame")
+
+
+# ---- what is read is never written over, and what is odd costs itself alone ----
+
+@pytest.fixture
+def plain():
+    "Without a finder: each image is one face."
+    return Recogniser(Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy"), crop=False, batch=4)
+
+
+def jpeg(path, shade=200, size=(60, 40)):
+    Image.new("RGB", size, (shade,) * 3).save(path)
+    return path
+
+
+@pytest.mark.parametrize("read, to", [("a.jpg", "a.jpg"), ("a.jpg", "linked"), ("a.jpg", "again"), ("b.jpg", "a.jpg"), ("list.txt", "list.txt")])
+def test_a_table_never_replaces_an_input_or_a_photo(plain, tmp_path, read, to):
+    photo = jpeg(tmp_path / "a.jpg")
+    jpeg(tmp_path / "b.jpg")
+    (tmp_path / "list.txt").write_text("a.jpg")
+    (tmp_path / "linked").symlink_to(photo)
+    (tmp_path / "again").hardlink_to(photo)
+    before = (tmp_path / to).read_bytes()
+    for kind in ("csv", "json", "parquet"):
+        with pytest.raises(DataError, match=f"{to}: "):
+            write_results(plain.results(tmp_path / read), kind, tmp_path / to, overwrite=True)
+    assert (tmp_path / to).read_bytes() == before
+    with pytest.raises(DataError, match="cannot be written too"):
+        need_spare(tmp_path / "new.csv", [None, tmp_path / "x", tmp_path / "." / "new.csv"])   # of two results, too
+    need_spare(tmp_path / "new.csv", [tmp_path])
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.xlsx", "t.jpg", "t.mp4"])
+def test_a_table_has_no_ending_of_something_else(name):
+    with pytest.raises(ConfigError, match=name):
+        format_of(name, "csv")
+    assert format_of("t.txt", "csv") == format_of("/dev/null") == "csv"
+
+
+def test_what_is_no_file_is_written_to_and_never_replaced(plain, tmp_path):
+    (tmp_path / "null").symlink_to("/dev/null")
+    for kind in ("csv", "json", "parquet"):
+        write_results(plain.results(jpeg(tmp_path / "a.jpg")), kind, tmp_path / "null", ("dark", "bright"))
+    assert (tmp_path / "null").is_symlink() and not Path("/dev/null").is_file()
+
+
+def test_no_results_are_an_empty_table(plain, tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_results(plain.results(tmp_path / "empty"), "parquet", tmp_path / "r.parquet", ("dark", "bright"))
+    table = pd.read_parquet(tmp_path / "r.parquet")
+    assert len(table) == 0 and list(table.columns) == list(plain.table([]).columns)
+
+
+class Reads:
+    "A file object of a library whose errors are its own."
+    def __init__(self, gives):
+        self.gives = gives
+
+    def read(self):
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return self.gives
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_in_memory_are_checked_as_files_are(plain, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    noise[-40:] = 128
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    Image.new("1", (10_400, 10_400)).save(tmp_path / "huge.png")
+    Image.fromarray(noise).save(tmp_path / "a.eps")
+    Image.fromarray(noise).save(tmp_path / "a.tif")
+    bad = {"cut.jpg": whole[:len(whole) // 2] + b"\xff\xd9", "huge.png": None, "a.eps": None, "zip.jpg": b"PK\3\4" + bytes(50)}
+    for name, content in bad.items():
+        if content:
+            (tmp_path / name).write_bytes(content)
+        content = (tmp_path / name).read_bytes()
+        for form in (tmp_path / name, content, bytearray(content), BytesIO(content), np.frombuffer(content, np.uint8)):
+            with pytest.raises(ImageError):
+                as_image(form)
+    np.testing.assert_array_equal(as_image(whole), as_image(tmp_path / "a.jpg"))
+    np.testing.assert_array_equal(as_image(Reads(bytearray(whole))), as_image(whole))
+    tiff, rng = (tmp_path / "a.tif").read_bytes(), np.random.default_rng(1)
+    for _ in range(150):                                                   # whatever the damage is, the error is ours
+        damaged = bytearray(tiff)
+        for k in rng.integers(len(tiff) - 250, len(tiff), 4):
+            damaged[k] = rng.integers(256)
+        with suppress(ImageError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            as_image(bytes(damaged))
+    odd = [BadZipFile("no"), RuntimeError("closed"), KeyError("x"), None, "text", 3]
+    found = plain.many([*map(Reads, odd), whole])
+    assert [r.status for r in found] == ["error"] * 6 + ["ok"]
+    assert "gives text" in found[4].note and "gives int" in found[5].note
+
+
+def test_heic_is_read_from_the_first_file_on(monkeypatch, plain, tmp_path):
+    "A stand-in for pillow-heif: what it registers is an ending of Pillow from then on."
+    import fer_nb.predict as p
+    saved = dict(Image.EXTENSION)
+
+    class Heif:
+        @staticmethod
+        def register_heif_opener():
+            Image.register_extension("PNG", ".heic")
+    for read in (lambda: [r.status for r in plain.results(tmp_path / "in")], lambda: [Result.read(tmp_path / "in/a.heic", False).status]):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("L", (9, 9)).save(tmp_path / "in/a.heic", format="png")
+        monkeypatch.setitem(sys.modules, "pillow_heif", Heif)
+        p._with_heif.cache_clear()
+        assert read() == ["ok"]
+        Image.EXTENSION.clear()
+        Image.EXTENSION.update(saved)
+    p._with_heif.cache_clear()
+
+
+def test_an_animated_avif_is_a_still_with_a_note(plain, tmp_path):
+    im = Image.new("RGB", (64, 64), "red")
+    im.save(tmp_path / "a.avif", save_all=True, append_images=[Image.new("RGB", (64, 64), "blue")])
+    assert (tmp_path / "a.avif").read_bytes()[8:12] == b"avis" and not is_video(tmp_path / "a.avif")
+    (result,) = plain.results(tmp_path)
+    assert (result.status, result.note) == ("ok", "2 frames; the first one is used")
+    np.testing.assert_allclose(result.image[0, 0], [255, 0, 0], atol=9)
+
+
+def test_folders_are_followed_through_links_once(plain, tmp_path):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "far/more").mkdir(parents=True)
+    jpeg(tmp_path / "in/a.jpg")
+    jpeg(tmp_path / "far/more/b.jpg")
+    (tmp_path / "in/deep/link").symlink_to(tmp_path / "far")
+    (tmp_path / "far/more/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/gone.jpg").symlink_to(tmp_path / "nowhere")
+    found = {r.file: r.status for r in plain.results(tmp_path / "in")}
+    assert found == {str(tmp_path / "in/a.jpg"): "ok", str(tmp_path / "in/gone.jpg"): "error", str(tmp_path / "in/deep/link/more/b.jpg"): "ok"}
+    write_annotated(plain.results(tmp_path / "in"), tmp_path / "drawn", [tmp_path / "in"])
+    assert drawn_copies(tmp_path / "drawn") == ["a.jpg", "deep/link/more/b.jpg"]
+    for to in ("far", "far/more"):
+        with pytest.raises(DataError, match="folder that is searched"):
+            write_annotated(plain.results(tmp_path / "in"), tmp_path / to, [tmp_path / "in"], overwrite=True)
+
+
+def test_pipes_and_names_that_no_disk_takes_cost_themselves_alone(plain, monkeypatch, tmp_path):
+    jpeg(tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert [r.status for r in plain.results(tmp_path)] == ["ok", "skipped", "skipped"]
+    assert [r.note for r in plain.results([tmp_path / "pipe.jpg"])] == ["no regular file"] and is_video(tmp_path / "pipe.mp4")
+    with pytest.raises(ImageError, match="no regular file"):
+        plain(tmp_path / "pipe.jpg")
+    long = tmp_path / ("x" * 300 + ".jpg")
+    assert [r.status for r in plain.results([long, tmp_path / "a.jpg", long.with_suffix(".mp4")])] == ["error", "ok", "error"]
+    assert [r.status for r in plain.many([long, tmp_path / "a.jpg"])] == ["error", "ok"]
+    with pytest.raises(ImageError, match="xxx"):
+        plain(long)
+    with pytest.raises(DataError, match="xxx"):
+        Recogniser("x" * 300)
+    opened = open
+
+    def closed(file, *args, **kwargs):
+        if str(file).endswith("a.jpg"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *args, **kwargs)
+    monkeypatch.setattr("builtins.open", closed)
+    jpeg(tmp_path / "b.jpg")
+    found = {Path(r.file).name: (r.status, r.note) for r in plain.results(tmp_path)}
+    assert found["a.jpg"][0] == "error" and "Permission denied" in found["a.jpg"][1] and found["b.jpg"][0] == "ok"
+
+
+def test_typescript_is_no_film(plain, tmp_path):
+    (tmp_path / "index.ts").write_text("export const grüße = 1;\n" * 30)
+    (tmp_path / "short.mts").write_text("export {}")
+    (tmp_path / "torn.ts").write_bytes(np.random.default_rng(0).bytes(900))
+    assert {Path(r.file).name: r.status for r in plain.results(tmp_path)} == {"index.ts": "skipped", "short.mts": "skipped", "torn.ts": "error"}
+
+
+def test_an_empty_name_is_no_folder(plain, monkeypatch, tmp_path):
+    jpeg(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    for call in (plain.folder, plain.results, lambda p: plain.results([p, "a.jpg"]), lambda p: plain.results([b""])):
+        with pytest.raises(ConfigError, match="an empty name"):
+            call("")
+    with pytest.raises(DataError, match="an empty name"):
+        Recogniser("")
+    assert len(plain.folder(".")) == 1
+
+
+@pytest.mark.parametrize("name", ["x", "status", "reliable", "seconds"])
+def test_a_label_has_no_name_of_a_column(name):
+    with pytest.raises(LabelError, match=f"label {name}: the name of a column"):
+        Recogniser(DARK_OR_BRIGHT, merge={name: "dark"})
+    assert Recogniser(DARK_OR_BRIGHT, merge={f"my {name}": "dark"}).network.labels == (f"my {name}", "bright")
+
+
+@pytest.mark.parametrize("labels", [{0: "a", 1: "b"}, "ab", (0, 1), ("a", ""), ("a", None), {"a", "b"}, (), None, 2, ("a", "a")])
+def test_labels_are_a_list_of_texts(labels):
+    with pytest.raises(DataError, match="labels"):
+        Network(labels, 48, 1, 1.0, brightness, "toy")
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b"]), pd.Series(["a", "b"]), ["a", "b"], dict(a=0, b=1).keys()])
+def test_labels_of_every_kind_of_list(labels):
+    if isinstance(labels, type({}.keys())):
+        labels = list(labels)
+    network = Network(labels, 48, 1, 1.0, brightness, "toy")
+    assert network.labels == ("a", "b") and all(type(e) is str for e in network.labels)
+
+
+class Module(torch.nn.Module):
+    "A network of two labels that gives its logits in some form."
+    labels, in_chans = ("a", "b"), 3
+
+    def __init__(self, form=lambda z: z, **facts):
+        super().__init__()
+        self.line, self.form = torch.nn.Linear(3 * 48 * 48, 2), form
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.form(self.line(x.flatten(1)))
+
+
+@pytest.mark.parametrize("module, why", [
+    (Module(lambda z: (z,)), "in a tuple"), (Module(lambda z: {"logits": z}), "in a dict"), (Module(lambda z: z[0]), "shape"),
+    (Module(lambda z: z * np.nan), "not all finite"), (Module(lambda z: z.sum()), "shape"), (Module(lambda z: None), "in a NoneType"),
+    (Module(input_size="48"), "size '48'"), (Module(input_size=(3, 48, 48)), "size"), (Module(input_size=64), "64 × 64"),
+    (Module(in_chans=1), "1 × 48 × 48"), (Module(in_chans=4), "4 channels"), (Module(labels={0: "a", 1: "b"}), "labels"),
+    (Module(labels="ab"), "labels"), (Module(labels=("a", "b", "c")), "3 finite numbers"), (Module(record={"temperature": "hot"}), "'hot'")])
+def test_modules_that_cannot_be_used_are_refused_before_any_image(module, why):
+    with pytest.raises(DataError, match=re.escape(why)):
+        Recogniser(module, crop=False)
+
+
+def test_modules_of_every_kind():
+    for facts in ({"record": None}, {"labels": np.array(["a", "b"])}, {"labels": ["a", "b"], "record": {"temperature": 2}}):
+        (face,) = Recogniser(Module(**facts), crop=False)(np.zeros((60, 60), np.uint8))
+        assert list(face.probs) == ["a", "b"] and sum(face.probs.values()) == pytest.approx(1)
+
+
+def test_a_finder_of_your_own(tmp_path):
+    face = FoundFace(np.array([10., 10, 40, 40]), 1., np.full((6, 2), np.nan))
+    network = Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy")
+    own = Recogniser(network, finder=lambda image: [face] if image.mean() > 9 else [replace(face, box=np.array([0, 0, np.nan, 9]))])
+    assert len(own(np.full((90, 90), 200, np.uint8))) == 1
+    jpeg(tmp_path / "a.jpg", 0)
+    jpeg(tmp_path / "b.jpg")
+    assert [(r.status, len(r.faces)) for r in own.results(tmp_path)] == [("error", 0), ("ok", 1)]
+    for wrong in (lambda image: None, lambda image: [(1, 2, 3, 4)], lambda image: face):
+        with pytest.raises(ConfigError, match="a list of FoundFace"):
+            Recogniser(network, finder=wrong)(np.zeros((90, 90), np.uint8))
+    for facts in ({"finder": lambda image: [face], "measure": "pose"}, {"finder": FaceFinder}, {"finder": 3}):
+        with pytest.raises(ConfigError, match="a FaceFinder expected"):
+            Recogniser(network, **facts)
+
+
+def test_a_copy_that_cannot_be_drawn_costs_itself_alone(plain, tmp_path):
+    images = {"a.png": (66_000, 3), "b.png": (60, 40)}
+    for name, size in images.items():
+        Image.new("L", size, 200).save(tmp_path / name)
+    done = []
+    write_annotated(plain.results([tmp_path / name for name in images]), tmp_path / "drawn", each=done.append)
+    assert [(r.status, len(r.faces)) for r in done] == [("error", 0), ("ok", 1)] and "drawn as a JPEG" in done[0].note
+    assert drawn_copies(tmp_path / "drawn") == ["b.png.jpg"]
+
+
+class Named:
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+def test_columns_of_paths_and_paths_of_other_libraries(plain, tmp_path):
+    paths = [str(jpeg(tmp_path / f"{k}.jpg", 100 * k)) for k in range(2)]
+    for several in (pd.Series(paths), pd.Series(paths, dtype="string"), np.array(paths), np.array(paths, object), pd.Index(paths), paths,
+                    list(map(Named, paths)), pd.Series(list(map(Path, paths)))):
+        for found in (list(plain.results(several)), plain.many(several)):
+            assert [(r.status, len(r.faces)) for r in found] == [("ok", 1)] * 2
+    assert [r.status for r in plain.many(pd.Series([paths[0], np.nan]))] == ["ok", "error"]
+    np.testing.assert_array_equal(as_image(Named(paths[1])), as_image(paths[1]))
+    for call, way in ((plain.folder, "results()"), (plain, "many()")):
+        for several in (paths, pd.Series(paths), np.array(paths)):
+            with pytest.raises(FERError, match=re.escape(way)):
+                call(several)
+    for numbers in (np.zeros(3), pd.Series([1, 2]), pd.DataFrame({"file": paths})):
+        with pytest.raises(ConfigError, match="paths of files and folders expected"):
+            plain.results(numbers)
+        with pytest.raises(ImageError):
+            plain.many(numbers)
+
+
+@pytest.mark.parametrize("threads", ["2,1", " 1 ", "", "all"])
+def test_threads_of_onnx_are_those_of_openmp(monkeypatch, tmp_path, threads):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert len(Recogniser(crop=False)(np.zeros((48, 48), np.uint8))) == 1
