@@ -446,7 +446,7 @@ def read_list(
     dataset's folder (test/metadata.csv), else train."""
     paths, home = _lists_and_home(paths)
     left, rows, images, seen, root = LeftOut(broken), [], [], {}, Path(root or home)
-    outer = split_named(root.resolve().name) or "train"
+    outer = split_named(os.path.basename(os.path.abspath(root))) or "train"
     for path in paths:
         own, places = split_of_name(path.stem), {}
         to_id, to_root = (_prefix(path.parent, above) for above in (home, root))
@@ -590,13 +590,14 @@ def read_parquet(
     not installed."""
     paths, home = _lists_and_home(paths)
     left, rows, images, root = LeftOut(broken), [], [], Path(root or home)
-    outer = split_named(root.resolve().name) or "train"
+    outer = split_named(os.path.basename(os.path.abspath(root))) or "train"
     alike = len({p.stem for p in paths}) < len(paths)
     for path in paths:
         table = _parquet_table(path)
         columns = _parquet_columns(table, path)
         if any(isinstance(x, str) for x in table[columns["image"]]):  # names of files: a list like others
             return read_list(paths, broken, paths[0].stem, root)
+        _say_unread(path, table, columns.values())
         own, stem = split_of_name(path.stem), _prefix(path.parent, home) * alike + path.stem
         where = _prefix(path.parent, root) + path.name
         for k, values in enumerate(zip(*(table[c] for c in columns.values()))):
@@ -628,12 +629,11 @@ def _parquet_columns(
     table: pd.DataFrame,  # of a Parquet file
     path: Path,           # of it
 ) -> dict[str, str]:      # column of a list -> its name here
-    "The columns of a Parquet file; those that are not read are said."
+    "The columns of a list in a Parquet file."
     names = list(table)
     columns = {c: names[k] for c, k in _list_columns(names)[0].items()}
     columns |= {"image": n for n in names[::-1] if key_of(n) in ("image", "img", "picture")}
     need_columns(columns, ("image", "label"), str(path), f"the columns are {quoted(', '.join(names))}")
-    _say_unread(path, names, columns.values())
     return columns
 
 
