@@ -396,8 +396,9 @@ def labels_after(
     decisions: Mapping[str, str],           # see `clean`
     splits: tuple[str, ...] = ("train",),   # see `clean`
 ) -> np.ndarray:                            # object (N,), a label an image
-    """Labels after the decisions. A new one is that of the photo: copies without a decision of their own take
-    it, in `splits` and in the split of the image that it was said of, unless decisions on the photo differ."""
+    """Labels after the decisions. A new one is that of the photo: copies without a decision of their own
+    take it, in `splits` and in the split of the image that it was given to, unless decisions on the photo
+    differ."""
     df, said, reach = self.ds.df, {}, {}  # photo -> labels that decisions give it; splits of new ones
     for photo, i, label, split in zip(self.photos, df.id, df.label, df.split):
         if (what := decisions.get(i, "drop")) != "drop":
@@ -455,12 +456,12 @@ def actions(
     sure = self.issues[~doubtful & self.issues.kind.isin(set(drop) - {"leak"})]
     rules = pd.concat([sure[["id", "kind"]], pd.DataFrame({"id": ds.id[leaked], "kind": "leak"})])
     said = np.array([decisions.get(i, "") for i in ds.id], dtype=object)
-    open_ = ds.split.isin(splits).to_numpy() & (said == "")  # images that the rules are about
-    rules = rules[rules.id.isin(ds.id[open_])].rename(columns={"kind": "why"})
+    free = ds.split.isin(splits).to_numpy() & (said == "")  # images that the rules are about
+    rules = rules[rules.id.isin(ds.id[free])].rename(columns={"kind": "why"})
     labels = self.labels_after(decisions, splits)
     new = (labels != ds.label.to_numpy(object)) & (said == "")
     gone = ds.id.isin(rules.id[rules.why != "duplicate"]).to_numpy()
-    surplus = ds.id.isin(rules.id).to_numpy() | new & open_ & ("duplicate" in drop)
+    surplus = ds.id.isin(rules.id).to_numpy() | new & free & ("duplicate" in drop)
     spare = self.spare_copies(surplus & ~gone, gone | (said == "drop"), new | (said == "drop"), labels)
     rules = pd.concat([rules, pd.DataFrame({"id": ds.id[spare], "why": "duplicate"})]).drop_duplicates("id")
     rules = rules[rules.id.isin(ds.id[spare | gone])].assign(action="drop")

@@ -1212,8 +1212,8 @@ def splits_in_names(
     if len(rows) <= 0.9 * len(ids) or len({said for _, said, _ in rows}) < 2 or not odd:
         return []
     sizes = ", ".join(f"{s} {n:,}" for s, n in Counter(said for _, said, _ in rows).items())
-    return [f"file names name splits ({sizes}), and {len(odd):,} images are of another (first: "
-            f"{quoted(odd[0][0], 80)}, {odd[0][1]}); split folders, a column split, or a group split of "
+    return [f"file names name splits ({sizes}), and {len(odd):,} images are read as another (first: "
+            f"{quoted(odd[0][0], 80)} as {odd[0][1]}); split folders, a column split, or a group split of "
             "--label-pattern decides"]
 
 # %% ../nbs/14_formats.ipynb #door015b

@@ -12,6 +12,7 @@ from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ra
 from fer_nb.core import EMOTIONS, FERError
 from fer_nb.data import FERData
 from fer_nb.duplicates import BLANK_STD, DuplicateSearch
+from fer_nb.review import review_changes
 from test_duplicates import dataset, noise, noisy, smooth
 
 RANK = {"train": 0, "valid": 1, "test": 2}
@@ -388,6 +389,8 @@ def test_a_copy_takes_the_place_of_one_that_a_decision_drops():
     assert left({"im000": "drop", "im001": "drop", "im002": "drop"}) == ["im003", "im004"]
     assert left({"im000": "drop", "im002": "keep"}) == ["im002", "im003", "im004"]
     assert left({"im000": "drop"}, drop=()) == ["im001", "im002", "im003", "im004"]
+    told = review_changes(report, {"im000": "drop"}).set_index("id")
+    assert told.action.to_dict() == {"im000": "drop", "im001": "keep", "im002": "drop"} and told.rule["im001"] == "drop"
 
 
 @pytest.mark.parametrize("who, left", [("im000", ["im000"]), ("im001", ["im001"]), ("im002", ["im002"])])

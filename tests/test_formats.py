@@ -1019,7 +1019,7 @@ def test_splits_in_the_names_of_images_are_noticed(tmp_path, form):
         faces(root, *files)
         how = {} if root.name == "classes" else {"label_pattern": r"(?P<label>)"}
         ds, said = got(root) if not how else got(table_as(root / "own", pd.DataFrame({"image": names, "label": ["happy", "sad"] * 6}), "csv"))
-        assert any("file names name splits (" in s and "test 4" in s and "4 images are of another" in s for s in said), said
+        assert any("file names name splits (" in s and "test 4" in s and "4 images are read as another" in s for s in said), said
     table = pd.DataFrame({"image": names, "label": ["happy", "sad"] * 6, "split": ["train"] * 8 + ["test"] * 4})
     assert not any("file names" in s for s in got(table_as(tmp_path / "flat/own", table, "csv"))[1])
 
