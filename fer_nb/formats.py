@@ -249,7 +249,9 @@ def read_names(
             m = rx.search(i)
             expect(m and _found(m), p, f"no label by the pattern {pattern}", "one in each path")
             groups = {k: v for k, v in m.groupdict().items() if k != "label"}
-            split = split_of_row({k: v for k, v in groups.items() if v}, str(p)) or split_of_path(i, p)
+            said = {c: v for k, v in groups.items() if v for c in ("split", "is_valid")
+                    if key_of(k) in _LIST_KEYS[c]}
+            split = split_of_row(said, str(p)) or split_of_path(i, p)
             rows.append(groups | {"id": i, "found": _found(m), "split": split or "train"})
     columns = dict.fromkeys(["id", "found", "split", *(rows[0] if rows else ())])
     df = pd.DataFrame(rows, columns=list(columns))
@@ -393,16 +395,17 @@ def _records(path: Path) -> Iterator[object]:
 
 
 def _record_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    "The rows of a Parquet or JSONL file; columns that are not read are said at its end."
-    names, used = {}, set()
-    for k, row in enumerate(_records(path), 1):
-        if row is not None:
-            row = row if isinstance(row, dict) else {}
-            fields = list(row)
-            columns = {c: fields[i] for c, i in _list_columns(fields)[0].items()}
-            names, used = names | row, used | set(columns.values())
-            yield f"{path}, row {k}", {c: _as_text(row[name]) for c, name in columns.items()}
+    "The rows of a Parquet or JSONL file; what one of them has and another has not is empty there."
+    rows = [(k, row if isinstance(row, dict) else {}) for k, row in enumerate(_records(path), 1)
+            if row is not None]
+    columns = {fields: {c: fields[i] for c, i in _list_columns(list(fields))[0].items()}
+               for fields in dict.fromkeys(tuple(row) for _, row in rows)}
+    names, used = (dict.fromkeys(chain.from_iterable(parts)) for parts in (
+        columns, (found.values() for found in columns.values())))
     _say_unread(path, names, used)
+    empty = dict.fromkeys(chain.from_iterable(columns.values()), "")
+    for k, row in rows:
+        yield f"{path}, row {k}", empty | {c: _as_text(row[name]) for c, name in columns[tuple(row)].items()}
 
 
 def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:

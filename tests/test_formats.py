@@ -919,6 +919,14 @@ def test_a_split_that_a_row_lacks_is_not_guessed_in_parquet_either(tmp_path):
     assert read(file, broken="any").df.split.tolist() == ["train", "test"]
 
 
+def test_a_split_that_a_line_lacks_is_not_guessed(tmp_path):
+    faces(tmp_path, "0.png", "1.png")
+    for lines in (['{"image": "0.png", "label": "sad"}', '{"image": "1.png", "label": "happy", "split": "test"}'],
+                  ['{"image": "0.png", "label": "sad", "is_valid": true}', '{"emotion": "happy", "image": "1.png"}']):
+        for order in (lines, lines[::-1]):
+            refused(DataError, "split ''", read=lambda: read(write(tmp_path / "own.jsonl", *order)))
+
+
 def test_two_columns_of_splits_that_contradict_are_refused(tmp_path):
     faces(tmp_path, "0.png", "1.png", "2.png")
     rows = ["image,label,split,is_valid", "0.png,happy,train,False", "1.png,sad,test,0"]
@@ -1033,6 +1041,7 @@ def test_named_groups_of_a_pattern_mean_what_they_say(tmp_path):
     faces(tmp_path, "train_p1_happy.png", "val_p2_sad.png", "TEST_p3_sad.png")
     ds = read(tmp_path, label_pattern=r"(?P<split>[A-Za-z]+)_(?P<person>p\d)_(?P<label>[a-z]+)")
     assert dict(zip(ds.df.person, ds.df.split)) == {"p1": "train", "p2": "valid", "p3": "test"}
+    assert set(read(tmp_path, label_pattern=r"(?P<Usage>[A-Za-z]+)_p\d_(?P<label>[a-z]+)").df.split) == {"train", "valid", "test"}
     refused(DataError, "split 'p'", read=lambda: read(tmp_path, label_pattern=r"_(?P<split>p)\d_(?P<label>[a-z]+)"))
     for own in ("id", "found"):
         refused(ConfigError, f"a group {own}", read=lambda: read(tmp_path, label_pattern=rf"_(?P<{own}>p\d)_(?P<label>[a-z]+)"))
