@@ -490,7 +490,9 @@ def _lists_and_home(
 ) -> tuple[list[Path], Path]:                  # several; the folder that holds them all
     "Lists that are read as one, and where their ids begin."
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    return paths, Path(os.path.commonpath([p.parent for p in paths]))
+    expect(paths, "paths", "no list", "one at least", ConfigError)
+    one = len({p.parent for p in paths}) == 1
+    return paths, paths[0].parent if one else Path(os.path.commonpath([p.parent.absolute() for p in paths]))
 
 
 def _prefix(
