@@ -380,7 +380,7 @@ def _say_unread(
     if unused:
         warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
 
-
+# %% ../nbs/14_formats.ipynb #rows0007
 def _records(path: Path) -> Iterator[object]:
     "The rows of a Parquet file, or the lines of a JSONL file: a mapping each; None: an empty line."
     if ending_of(path.name) == ".parquet":
