@@ -389,6 +389,43 @@ def table1(self: Audit) -> pd.DataFrame:  # one row a class, columns as in the p
         "label_error": count("label_error") if "label_error" in self.kinds else np.nan,
         "original": self.ds.counts()["all"]}))
 
+# %% ../nbs/09_audit.ipynb #copy0001
+@patch
+def labels_after(
+    self: Audit,
+    decisions: Mapping[str, str],           # see `clean`
+    splits: tuple[str, ...] = ("train",),   # see `clean`
+) -> np.ndarray:                            # object (N,), a label an image
+    """Labels after the decisions. A new one is that of the photo: copies without a decision of their own
+    take it, in `splits` and in the split of the image that it was given to, unless decisions on the photo
+    differ."""
+    df, said, reach = self.ds.df, {}, {}  # photo -> labels that decisions give it; splits of new ones
+    for photo, i, label, split in zip(self.photos, df.id, df.label, df.split):
+        if (what := decisions.get(i, "drop")) != "drop":
+            said.setdefault(photo, set()).add(label if what == "keep" else what)
+        if what in self.ds.labels:
+            reach.setdefault(photo, set(splits)).add(split)
+    new = {photo: min(said[photo]) for photo in reach if len(said[photo]) == 1}
+    return np.array([
+        what if (what := decisions.get(i)) in self.ds.labels else
+        new[photo] if what is None and photo in new and split in reach[photo] else label
+        for photo, i, label, split in zip(self.photos, df.id, df.label, df.split)], dtype=object)
+
+
+@patch
+def spare_copies(
+    self: Audit,
+    surplus: np.ndarray,   # bool (N,): copies that the rule `duplicate` would drop
+    gone: np.ndarray,      # bool (N,): images that are dropped for another reason
+    by_hand: np.ndarray,   # bool (N,): those of them, and copies with a new label, that decisions are about
+    labels: np.ndarray,    # (N,), after the decisions
+) -> np.ndarray:           # bool (N,): those of the surplus that go
+    "Of copies with one label in one split, all go, or all but the first where decisions left no other."
+    table = pd.DataFrame({"photo": self.photos, "label": labels, "split": self.ds.df.split})
+    number = table.groupby(["photo", "label", "split"], sort=False).ngroup()
+    alone = ~number.isin(number[~gone & ~surplus]) & number.isin(number[by_hand])
+    return surplus & ~(alone & ~number.where(surplus).duplicated()).to_numpy()
+
 # %% ../nbs/09_audit.ipynb #5b117019
 DROPPED = ("multilabel", "no_face", "duplicate", "leak")
 
@@ -418,13 +455,23 @@ def actions(
     doubtful = (self.issues.kind == "no_face") & (self.issues.score < FACELESS)
     sure = self.issues[~doubtful & self.issues.kind.isin(set(drop) - {"leak"})]
     rules = pd.concat([sure[["id", "kind"]], pd.DataFrame({"id": ds.id[leaked], "kind": "leak"})])
-    rules = rules.drop_duplicates("id").rename(columns={"kind": "why"}).assign(action="drop")
-    rules = rules[rules.id.isin(ds.id[ds.split.isin(splits)]) & ~rules.id.isin(list(decisions))]
-    decided = pd.DataFrame([(id, action, "decision") for id, action in decisions.items() if action != "keep"],
-                           columns=["id", "action", "why"], dtype=object)
+    said = np.array([decisions.get(i, "") for i in ds.id], dtype=object)
+    free = ds.split.isin(splits).to_numpy() & (said == "")  # images that the rules are about
+    rules = rules[rules.id.isin(ds.id[free])].rename(columns={"kind": "why"})
+    labels = self.labels_after(decisions, splits)
+    new = (labels != ds.label.to_numpy(object)) & (said == "")
+    gone = ds.id.isin(rules.id[rules.why != "duplicate"]).to_numpy()
+    surplus = ds.id.isin(rules.id).to_numpy() | new & free & ("duplicate" in drop)
+    spare = self.spare_copies(surplus & ~gone, gone | (said == "drop"), new | (said == "drop"), labels)
+    rules = pd.concat([rules, pd.DataFrame({"id": ds.id[spare], "why": "duplicate"})]).drop_duplicates("id")
+    rules = rules[rules.id.isin(ds.id[spare | gone])].assign(action="drop")
+    decided = [(id, action, "decision") for id, action in decisions.items() if action != "keep"]
+    new &= ~spare & ~gone
+    decided += [(id, label, "decision") for id, label in zip(ds.id[new], labels[new])]
+    decided = pd.DataFrame(decided, columns=["id", "action", "why"], dtype=object)
     return pd.concat([rules, decided], ignore_index=True)[["id", "action", "why"]]
 
-
+# %% ../nbs/09_audit.ipynb #copy0002
 @patch
 def clean(
     self: Audit,
@@ -436,7 +483,8 @@ def clean(
     (from the chance `FACELESS` on), and training images with a duplicate in another split. Doubtful labels
     and low quality are for review and stay unless `drop` names them; similar images, and those of which it is
     doubtful that they show no face, stay unless a decision drops them. Validation and test stay whole unless
-    `splits` says otherwise."""
+    `splits` says otherwise. A new label is that of the whole photo (`labels_after`), and where a decision
+    drops an image, a copy of it that the rule `duplicate` would drop takes its place."""
     actions = self.actions(decisions, splits, drop)
     dropped = actions.id[actions.action == "drop"]
     relabel, df = dict(actions.loc[actions.action != "drop", ["id", "action"]].to_numpy()), self.ds.df

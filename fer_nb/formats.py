@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Format', 'role_of', 'by_paths', 'by_names', 'is_emotion', 'label_order', 'numbered', 'relabelled',
-           'read_names', 'pattern_of', 'read_list', 'read_yolo', 'read_parquet', 'find_fer2013', 'find_ferplus',
-           'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder', 'find_yolo', 'find_list',
-           'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits', 'straddling',
-           'no_splits', 'unread', 'as_published', 'read', 'with_subjects']
+           'read_names', 'pattern_of', 'split_of_row', 'split_of_name', 'read_list', 'read_yolo', 'read_parquet',
+           'find_fer2013', 'find_ferplus', 'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder',
+           'find_yolo', 'find_list', 'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes',
+           'shared_splits', 'straddling', 'no_splits', 'other_folders', 'splits_in_names', 'unread', 'as_published',
+           'read', 'with_subjects']
 
 # %% ../nbs/14_formats.ipynb #form0005
 import difflib
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FER
                          USAGE, Crop, FERData, LeftOut, Provenance, Tree, add_votes, affect_of, begins_as,
                          decode, ending_of, expect, fer2013_csv, key_of, list_images, open_image, path_inside,
                          pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus, read_folder,
-                         read_kdef, read_rafdb, some_of, split_named, stacked, table_rows, text_of,
-                         whole_number, without_broken)
+                         read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked, table_rows,
+                         text_of, whole_number, without_broken)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -236,18 +237,24 @@ def read_names(
     broken: str = "error",          # of `BROKEN`
 ) -> tuple[FERData, list[str]]:     # with a column for every other named group; the class of each, as found
     """Read images whose label stands in their path: `KA.AN1.39.tiff`, `03_happy.png`. Other named groups,
-    such as `subject` or `group`, become columns. Raises `DataError` for images without a label."""
+    such as `subject`, `group` or `split`, become columns. Raises `DataError` for images without a label."""
     rx, root, left = pattern_of(pattern, "label_pattern"), Path(root), LeftOut(broken)
+    own = [name for name in rx.groupindex if name in ("id", "found")]
+    expect(not own, f"label_pattern={pattern!r}", f"a group {', '.join(own)}, which the reader gives itself",
+           "label, split, subject, group, or names of your own", ConfigError)
     rows, files = [], list_images(root)
     for p in files:
         i = p.relative_to(root).as_posix()
         with left.item(i):
             m = rx.search(i)
             expect(m and _found(m), p, f"no label by the pattern {pattern}", "one in each path")
-            split = {split_named(part) for part in Path(i).parts[:-1]} - {""}
-            rows.append({"id": i, "found": _found(m), "split": split.pop() if split else "train"}
-                        | {k: v for k, v in m.groupdict().items() if k != "label"})
-    df = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["id", "found", "split"])
+            groups = {k: v for k, v in m.groupdict().items() if k != "label"}
+            said = {c: v for k, v in groups.items() if v for c in ("split", "is_valid")
+                    if key_of(k) in _LIST_KEYS[c]}
+            split = split_of_row(said, str(p)) or split_of_path(i, p)
+            rows.append(groups | {"id": i, "found": _found(m), "split": split or "train"})
+    columns = dict.fromkeys(["id", "found", "split", *(rows[0] if rows else ())])
+    df = pd.DataFrame(rows, columns=list(columns))
     return _by_found(df, [root / i for i in df.id], name or root.name, left, root)
 
 
@@ -264,10 +271,12 @@ def pattern_of(
     return rx
 
 
-def _found(m: re.Match) -> str:
-    "The group `label` of a match, or `subject`, or its first group."
-    groups = m.groupdict()
-    return (groups.get("label") or groups.get("subject") or m[1] or "").strip()
+def _found(m: re.Match, name: str = "label") -> str:
+    "The group `label` of a match (or `subject`), else its first group without a name, else its first group."
+    named = m.re.groupindex
+    own = [k for group, k in named.items() if key_of(group) in _LIST_KEYS[name]]
+    bare = [k for k in range(1, m.re.groups + 1) if k not in named.values()]
+    return (m[[*own, *bare, 1][0]] or "").strip()
 
 
 def _by_found(
@@ -290,13 +299,12 @@ _LIST_KEYS = {"image": _IMAGE_KEYS, "label": _LABEL_KEYS,
               "group": ("group", "sequence", "video", "clip", "groupid")}
 
 
-_IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}  # fastai's column
-
-
 def _list_columns(
-    fields: list[str],  # the first row of a list
-) -> tuple[dict[str, int], bool]:  # column -> position; whether the row is a header
-    "The columns of a list, by its header, or by what stands in its first row."
+    fields: list[str],               # the first row of a list
+    more: Sequence[list[str]] = (),  # rows that follow
+    at: str | Path = "",             # the list, for the message
+) -> tuple[dict[str, int], bool]:    # column -> position; whether the first row is a header
+    "The columns of a list, by its header, or by what stands in its first rows."
     keys = [key_of(f) for f in fields]
     named = {c: next(keys.index(k) for k in ks if k in keys) for c, ks in _LIST_KEYS.items()
              if set(ks) & set(keys)}
@@ -307,14 +315,76 @@ def _list_columns(
         return named, True
     rest = [k for k, f in enumerate(fields) if k != image and f]
     split = [k for k in rest if split_named(fields[k])]
-    return {"image": image} | dict(zip(("label",), (k for k in rest if k not in split))) | \
-        dict(zip(("split",), split)), False
+    label = [k for k in rest if k not in split]
+    if len(label) > 1:
+        shown = ", ".join(quoted(fields[k], 20) for k in label)
+        rows = [fields, *(row for row in more if len(row) > max(label))]
+        label = [k for k in label if sum(is_emotion(row[k]) for row in rows) > len(rows) / 2]
+        expect(len(label) == 1, at, f"no header, and the label could be any of {shown}",
+               "a first row that names the columns, such as image,subject,label,")
+    return {"image": image} | dict(zip(("label",), label)) | dict(zip(("split",), split)), False
+
+# %% ../nbs/14_formats.ipynb #rows0001
+_IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}  # fastai's column
 
 
+def split_of_row(
+    row: dict[str, str],  # what stands in the columns of a list, maybe split and is_valid
+    at: str,              # file and row, for the message
+) -> str:                 # train, valid, test; "": it has neither column
+    "The split that a row names. Raises `DataError` for a word that is none, and for a contradiction."
+    name, valid = row.get("split", ""), row.get("is_valid", "")
+    split, flag = split_named(name), _IS_VALID.get(valid.lower(), "")
+    expect(split or "split" not in row, at, f"split {quoted(name)!r}", f"one of {', '.join(SPLITS)}")
+    expect(flag or "is_valid" not in row or split and not valid, at, f"split {quoted(valid)!r}",
+           f"one of {', '.join(_IS_VALID)}")
+    agree = not (split and flag) or (split == "valid") == (flag == "valid")
+    expect(agree, at, f"split {quoted(name)!r} and is_valid {quoted(valid)!r}",
+           "two columns that agree, or one of them")
+    return split or flag
+
+
+def split_of_name(
+    name: str,  # of a file, without its ending
+) -> str:       # train, valid, test; "": no word of it names a split, or several do
+    "The split that a word of a file's name says: `train_labels`, `fer_test_2`, `valLabels`."
+    found = set()
+    for word in re.split(r"[\W_]+", name):
+        parts = [word, re.sub(r"(?i)(labels?|lists?|annotations?|metadata)$", "", word),
+                 *re.findall(r"[A-Z]?[a-z]+", word)]
+        found.add(next(filter(None, map(split_named, parts)), ""))
+    found -= {""}
+    return found.pop() if len(found) == 1 else ""
+
+# %% ../nbs/14_formats.ipynb #rows0002
+def _as_text(value: object) -> str:
+    "A value of a table as a field of a list; an empty text: none."
+    if value is None or value is pd.NA or isinstance(value, float) and np.isnan(value):
+        return ""
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _western(text: str) -> str:
+    "A field with its bytes that are no UTF-8 read as Windows-1252, which Western Europe's tables have."
+    return text if text.isascii() else re.sub("[\udc80-\udcff]+", lambda m: bytes(
+        ord(c) - 0xdc00 for c in m[0]).decode("cp1252", "replace"), text)
+
+
+def _say_unread(
+    path: Path,              # a list
+    names: Iterable[str],    # of all its columns
+    read: Iterable[str],     # of those that are read
+) -> None:
+    "Warn of columns that are not read."
+    unused = [n for n in names if n and n not in set(read) and not n.startswith("__index_level")]
+    if unused:
+        warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
+
+# %% ../nbs/14_formats.ipynb #rows0007
 def _records(path: Path) -> Iterator[object]:
     "The rows of a Parquet file, or the lines of a JSONL file: a mapping each; None: an empty line."
     if ending_of(path.name) == ".parquet":
-        yield from _parquet_table(path)[0].to_dict("records")
+        yield from _parquet_table(path).to_dict("records")
         return
     with text_of(path) as f:
         for line in f:
@@ -324,70 +394,114 @@ def _records(path: Path) -> Iterator[object]:
                 yield "no JSON"
 
 
+def _record_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    "The rows of a Parquet or JSONL file; what one of them has and another has not is empty there."
+    rows = [(k, row if isinstance(row, dict) else {}) for k, row in enumerate(_records(path), 1)
+            if row is not None]
+    columns = {fields: {c: fields[i] for c, i in _list_columns(list(fields))[0].items()}
+               for fields in dict.fromkeys(tuple(row) for _, row in rows)}
+    names, used = (dict.fromkeys(chain.from_iterable(parts)) for parts in (
+        columns, (found.values() for found in columns.values())))
+    _say_unread(path, names, used)
+    empty = dict.fromkeys(chain.from_iterable(columns.values()), "")
+    for k, row in rows:
+        yield f"{path}, row {k}", empty | {c: _as_text(row[name]) for c, name in columns[tuple(row)].items()}
+
+
+def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    "The rows of a list as a text table."
+    by_blanks = len(next(table_rows(path), ("", []))[1]) == 1
+    rows = table_rows(path, " " if by_blanks else "")
+    head = list(islice(rows, 50))
+    at, first = head[0] if head else ("", [])
+    columns, header = _list_columns(first, [row for _, row in head[1:]], path)
+    need_columns(columns, ("image", "label"), str(path), f"the first row is {quoted(', '.join(first))}")
+    unused = [f for k, f in enumerate(first) if k not in columns.values()]
+    _say_unread(path, unused, ())
+    for at, fields in chain(head[1:] if header else head, rows):
+        fits = len(fields) > max(columns.values())
+        yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
+
+
 def _list_rows(
     path: Path,  # of the list: CSV, TSV, words on a line, JSONL
 ) -> Iterator[tuple[str, dict[str, str]]]:  # "file, row n", and what stands in its columns
     "The rows of a list of images. Raises `DataError` for one without the columns image and label."
-    if ending_of(path.name) in (".jsonl", ".ndjson", ".parquet"):
-        for k, row in enumerate(_records(path), 1):
-            if row is not None:
-                columns = _list_columns(list(map(str, row)))[0] if isinstance(row, dict) else {}
-                names = list(row) if isinstance(row, dict) else []
-                found = {c: row[names[i]] for c, i in columns.items()}
-                yield f"{path}, row {k}", {c: str(x) for c, x in found.items() if x is not None}
-        return
-    by_blanks = len(next(table_rows(path), ("", []))[1]) == 1
-    rows = table_rows(path, " " if by_blanks else "")
-    at, first = next(rows, ("", []))
-    columns, header = _list_columns(first)
-    need_columns(columns, ("image", "label"), str(path), f"the first row is {quoted(', '.join(first))}")
-    unused = [f for k, f in enumerate(first) if f and k not in columns.values()]
-    if unused:
-        warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
-    for at, fields in rows if header else chain([(at, first)], rows):
-        fits = len(fields) > max(columns.values())
-        yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
+    records, said = ending_of(path.name) in (".jsonl", ".ndjson", ".parquet"), False
+    for at, row in (_record_rows if records else _text_rows)(path):
+        read = {c: text if c == "image" else _western(text) for c, text in row.items()}
+        if read != row and not said:
+            said = True
+            word = next(text for c, text in read.items() if text != row[c])
+            warnings.warn(f"{at}: not UTF-8; read as Windows-1252 ({quoted(word, 40)!r})", stacklevel=2)
+        yield at, read
 
 # %% ../nbs/14_formats.ipynb #door0113
 def read_list(
     paths: str | Path | Sequence[str | Path],  # lists of image, label and maybe split, subject, group
     broken: str = "error",                     # of `BROKEN`
     name: str = "",                            # of the dataset; "": the first list's
+    root: str | Path | None = None,            # its folder; None: the one that holds all the lists
 ) -> tuple[FERData, list[str]]:                # the class of each image as it was found
     """Read lists of images: CSV, TSV, JSONL or words on a line, with a header or none, packed or not. Paths
     are relative to the list; a bare name may lie anywhere below it if it does so once. The split is that of
-    the column, else of the list's name (train_labels.csv), else of the image's folder, else train."""
-    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    left, rows, images, seen = LeftOut(broken), [], [], {}
+    the column, else of the list's name (train_labels.csv), else of the folders above the image, else of the
+    dataset's folder (test/metadata.csv), else train."""
+    paths, home = _lists_and_home(paths)
+    left, rows, images, seen, root = LeftOut(broken), [], [], {}, Path(root or home)
+    outer = split_named(os.path.basename(os.path.abspath(root))) or "train"
     for path in paths:
-        own, places = _split_of_list(path), {}
+        own, places = split_of_name(path.stem), {}
+        to_id, to_root = (_prefix(path.parent, above) for above in (home, root))
         for at, row in _list_rows(path):
             with left.item(row.get("image", at.rpartition(", ")[2]), own):
                 expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
                 file = path_inside(row["image"].replace("\\", "/").removeprefix("./"), at)
                 places = places or _names_below(path.parent)
                 found = _find_image(file, path.parent, places, at)
-                folders = [s for part in file.split("/")[:-1] if (s := split_named(part))]
-                flag = _IS_VALID.get(row.get("is_valid", "").lower(), "")
-                split = split_named(row["split"]) if "split" in row else flag if "is_valid" in row else \
-                    own or next(iter(folders), "train")
-                expect(split, at, f"split {quoted(row.get('split', row.get('is_valid')))!r}",
-                       f"one of {', '.join(SPLITS if 'split' in row else _IS_VALID)}")
-                again = seen.setdefault(found, (at, row["label"]))
+                split = split_of_row(row, at) or own or \
+                    split_of_path(to_root + found, f"{at}: {quoted(found)}") or outer
+                i = to_id + found
+                again = seen.setdefault(i, (at, row["label"]))
                 expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
                         f"each image once ({again[0]}: {quoted(again[1])})")
-                rows.append({"id": found, "found": row["label"], "split": split}
-                            | {c: row[c] for c in ("subject", "group") if row.get(c)})
+                rows.append(_listed(i, split, row))
                 images.append(path.parent / found)
-    columns = [c for c in ("id", "found", "split", "subject", "group") if any(c in row for row in rows)]
-    df = pd.DataFrame(rows, columns=columns or ["id", "found", "split"])
-    return _by_found(df, images, name or paths[0].stem, left, paths[0])
+    return _by_found(_table_of(rows), images, name or paths[0].stem, left, paths[0])
+
+# %% ../nbs/14_formats.ipynb #rows0003
+_NOBODY = ("", "nan", "NaN", "None", "null", "NULL", "<NA>")  # no subject, no group
 
 
-def _split_of_list(path: Path) -> str:
-    "The split that a list's name begins or ends with: train_labels.csv, labels-val.txt; an empty text: none."
-    words = re.split(r"[\W_]+", path.stem)
-    return next((s for w in (words[0], words[-1]) if (s := split_named(w))), "")
+def _listed(i: str, split: str, row: dict[str, str]) -> dict[str, str]:
+    "A row of a list as one of a dataset's table; a subject or a group that is none is left out."
+    return {"id": i, "found": row["label"], "split": split} | {
+        c: row[c] for c in ("subject", "group") if row.get(c, "") not in _NOBODY}
+
+
+def _table_of(rows: list[dict[str, str]]) -> pd.DataFrame:
+    "The table of a list's rows."
+    more = [c for c in ("subject", "group") if any(c in row for row in rows)]
+    return pd.DataFrame(rows, columns=["id", "found", "split", *more])
+
+
+def _lists_and_home(
+    paths: str | Path | Sequence[str | Path],  # a list, or several
+) -> tuple[list[Path], Path]:                  # several; the folder that holds them all
+    "Lists that are read as one, and where their ids begin."
+    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    expect(paths, "paths", "no list", "one at least", ConfigError)
+    one = len({p.parent for p in paths}) == 1
+    return paths, paths[0].parent if one else Path(os.path.commonpath([p.parent.absolute() for p in paths]))
+
+
+def _prefix(
+    folder: Path,  # of a list
+    above: Path,   # a folder that holds it
+) -> str:          # what a path below the one needs in front to be one below the other
+    "The way from a folder to one below it, as the beginning of a path."
+    way = Path(os.path.relpath(folder, above)).as_posix()
+    return "" if way == "." else way + "/"
 
 
 def _names_below(folder: Path) -> dict[str, list[str]]:
@@ -400,9 +514,11 @@ def _names_below(folder: Path) -> dict[str, list[str]]:
 
 def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) -> str:
     "The path of a listed image below the list's folder."
-    if os.path.isfile(folder / file):  # False also for a name that no file can have
-        return file
-    found = [f for f in places.get(file.rpartition("/")[2], []) if f"/{f}".endswith(f"/{file}")]
+    for name in dict.fromkeys((file, _western(file))):
+        if os.path.isfile(folder / name):  # False also for a name that no file can have
+            return name
+    found = [f for name in dict.fromkeys((file, _western(file)))
+             for f in places.get(name.rpartition("/")[2], []) if f"/{f}".endswith(f"/{name}")]
     expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
             f"below {folder}", "one")
     return found[0]
@@ -422,9 +538,8 @@ def read_yolo(
             expect(note.is_file(), p, f"no label ({note.relative_to(root)})", "one for each image")
             (_, (number, *box)), *more = list(table_rows(note, " ")) or [("", [""])]
             k = whole_number(number, 0, len(names) - 1 if names else 999, str(note), "class", LabelError)
-            split = {split_named(part) for part in i.split("/")[:-1]} - {""}
-            crop = _yolo_crop(p, box)
-            rows.append((i, names[k] if names else str(k), split.pop() if split else "train"))
+            split, crop = split_of_path(i, p) or "train", _yolo_crop(p, box)
+            rows.append((i, names[k] if names else str(k), split))
             images.append(crop)
             others += [(f"{i}#{k}", rows[-1][2], "faces_beside_the_first") for k, _ in enumerate(more, 2)]
     df = pd.DataFrame(rows, columns=["id", "found", "split"])
@@ -473,46 +588,62 @@ def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
 def read_parquet(
     paths: str | Path | Sequence[str | Path],  # files as hubs store them: an image column, and a label
     broken: str = "error",                     # of `BROKEN`
+    root: str | Path | None = None,            # the dataset's folder; None: the one that holds all the files
 ) -> tuple[FERData, list[str]]:                # the class of each image: its name, else its number
-    """Read Parquet files whose rows hold labels and encoded images, or the names of image files; the split
-    stands in a file's name (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is not
-    installed."""
-    def decoded(raw: bytes, at: str) -> np.ndarray:
-        try:
-            return decode(BytesIO(raw), whole=True)
-        except Exception as e:  # Pillow's readers meet damage with errors of every kind
-            raise ImageError(f"{at}: cannot be decoded as an image ({quoted(e)})") from e
-
-    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    left, rows, images = LeftOut(broken), [], []
+    """Read Parquet files whose rows hold labels and encoded images, or the names of image files; columns
+    and splits are those of a list (train-00000-of-00002.parquet). Raises `DataError`, also where pyarrow is
+    not installed."""
+    paths, home = _lists_and_home(paths)
+    left, rows, images, root = LeftOut(broken), [], [], Path(root or home)
+    outer = split_named(os.path.basename(os.path.abspath(root))) or "train"
+    alike = len({p.stem for p in paths}) < len(paths)
     for path in paths:
-        table, names = _parquet_table(path)
-        columns = {key_of(c): c for c in table}
-        image, label = (next((columns[k] for k in keys if k in columns), None)
-                        for keys in (("image", "img", "picture"), _LABEL_KEYS))
-        there = [name for name, column in (("image", image), ("label", label)) if column is not None]
-        need_columns(there, ("image", "label"), str(path), f"the columns are {quoted(', '.join(table))}")
-        if len(table) and isinstance(table[image].iloc[0], str):  # names of files: a list like others
-            return read_list(paths, broken, paths[0].stem)
-        for k, (data, found) in enumerate(zip(table[image], table[label])):
-            i, split = f"{path.stem}/{k}", _split_of_list(path) or "train"
-            with left.item(i, split):
-                raw = data.get("bytes") if isinstance(data, dict) else data
-                at = f"{path}, row {k}"
-                expect(isinstance(raw, bytes), at, f"a {type(raw).__name__}", "an encoded image")
-                pixels = decoded(raw, at)
-                number = re.fullmatch(r"[0-9]+", str(found))
-                named = names[int(found)] if number and int(found) < len(names) else str(found)
-                rows.append({"id": i, "found": named, "split": split})
-                images.append(pixels)
+        table = _parquet_table(path)
+        columns = _parquet_columns(table, path)
+        if any(isinstance(x, str) for x in table[columns["image"]]):  # names of files: a list like others
+            return read_list(paths, broken, paths[0].stem, root)
+        _say_unread(path, table, columns.values())
+        own, stem = split_of_name(path.stem), _prefix(path.parent, home) * alike + path.stem
+        where = _prefix(path.parent, root) + path.name
+        for k, values in enumerate(zip(*(table[c] for c in columns.values()))):
+            row, at = dict(zip(columns, values)), f"{path}, row {k}"
+            data = row.pop("image")
+            row = {c: _as_text(x) for c, x in row.items()}
+            with left.item(f"{stem}/{k}", own):
+                split = split_of_row(row, at) or own or split_of_path(where, path) or outer
+                expect(row["label"], at, "no label", "one in each row")
+                images.append(_decoded(data, at))
+                rows.append(_listed(f"{stem}/{k}", split, row))
     same = len({im.shape[:2] for im in images}) == 1
     expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
-    df = pd.DataFrame(rows, columns=["id", "found", "split"])
-    return _by_found(df, stacked(images, df.id), paths[0].parent.name, left, paths[0])
+    df = _table_of(rows)
+    return _by_found(df, stacked(images, df.id), home.name, left, paths[0])
 
 
-def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    "The columns of a Parquet file, and the names of its classes where the file says them."
+def _decoded(data: object, at: str) -> np.ndarray:
+    "The image that a field of a Parquet file holds."
+    raw = data.get("bytes") if isinstance(data, dict) else data
+    expect(isinstance(raw, bytes), at, f"a {type(raw).__name__}", "an encoded image")
+    try:
+        return decode(BytesIO(raw), whole=True)
+    except Exception as e:  # Pillow's readers meet damage with errors of every kind
+        raise ImageError(f"{at}: cannot be decoded as an image ({quoted(e)})") from e
+
+# %% ../nbs/14_formats.ipynb #rows0004
+def _parquet_columns(
+    table: pd.DataFrame,  # of a Parquet file
+    path: Path,           # of it
+) -> dict[str, str]:      # column of a list -> its name here
+    "The columns of a list in a Parquet file."
+    names = list(table)
+    columns = {c: names[k] for c, k in _list_columns(names)[0].items()}
+    columns |= {"image": n for n in names[::-1] if key_of(n) in ("image", "img", "picture")}
+    need_columns(columns, ("image", "label"), str(path), f"the columns are {quoted(', '.join(names))}")
+    return columns
+
+
+def _parquet_table(path: Path) -> pd.DataFrame:
+    "A Parquet file's columns, its classes by their names where it says them; -1 is none, as hubs write it."
     try:
         import pyarrow.parquet as pq
         table = pq.read_table(path)
@@ -522,8 +653,12 @@ def _parquet_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     except Exception as e:  # a damaged file meets pyarrow with errors of every kind
         raise DataError(f"{path}: not a Parquet file that can be read ({quoted(e)})") from e
     features = about.get("info", {}).get("features", {}) if isinstance(about, dict) else {}
-    names = next((f["names"] for k, f in features.items() if key_of(k) in _LABEL_KEYS and "names" in f), [])
-    return pd.DataFrame({c: table[c].to_pylist() for c in table.column_names}), list(map(str, names))
+    values = {c: table[c].to_pylist() for c in table.column_names}
+    for c, feature in features.items():
+        if c in values and isinstance(feature, dict) and feature.get("names"):
+            meaning = {str(k): str(name) for k, name in enumerate(feature["names"])} | {"-1": ""}
+            values[c] = [meaning.get(x, x) for x in map(_as_text, values[c])]
+    return pd.DataFrame({c: pd.Series(x, dtype=object) for c, x in values.items()})
 
 # %% ../nbs/14_formats.ipynb #door0121
 def _fixed(
@@ -825,31 +960,54 @@ train/images/1.png  train/labels/1.txt    class x y width height; the class name
 def find_list(
     tree: Tree,                   # a folder
 ) -> list[tuple[str, float]]:   # where it may begin, and how certainly
-    "Lists of images; those of one folder that are named after splits are one."
+    "Lists of images; those that are named after splits, or lie in split folders beside each other, are one."
     lists = [f for f, role in tree.tables().items() if role == "list"]
     lists += [f for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
     sure = 0.4 if any(s == 0.6 for _, s in find_folder(tree)) else 0.7
-    alone = [f for f in lists if not _split_of_list(Path(f))]
-    named = {f.rpartition("/")[0] + "/" * ("/" in f) for f in lists if f not in alone}
-    return [(f, sure) for f in alone] + [(f, sure) for f in sorted(named)]
+    homes = {f: _home_of_list(f) for f in lists}
+    many = Counter(homes.values())
+    alone = [f for f, home in homes.items() if home is None or
+             many[home] == 1 and not split_of_name(Path(f).stem)]
+    joined = sorted({home for f, home in homes.items() if f not in alone})
+    return [(f, sure) for f in (*alone, *joined)]
+
+
+def _home_of_list(
+    file: str,   # of a list, relative to the dataset
+) -> str | None:  # a folder; None: the list stands alone
+    "Where lists begin that are read as one: above the split folder that a list lies in, else its folder."
+    *above, name = file.split("/")
+    deep = max((k for k, part in enumerate(above) if split_named(part)), default=-1)
+    if deep < 0 and not split_of_name(Path(name).stem):
+        return None
+    return "".join(f"{part}/" for part in (above if deep < 0 else above[:deep]))
 
 # %% ../nbs/14_formats.ipynb #f4b45bb9
 def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
-    "One list, or the lists of a folder that are named after splits."
+    "One list, or the lists of the splits, in one folder or each in its own."
     below = [Path(tree.root, f) for f, _ in tree.tables().items() if tree.tables()[f] == "list"]
     below += [Path(tree.root, f) for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
-    lists = [where] if where.is_file() else [p for p in below if p.parent == where and _split_of_list(p)]
+    lists = [where] if where.is_file() else [p for p in below if _begins(p, tree) == where]
     lists = lists or [p for p in below if p.parent == where]
     packed = [p for p in lists if ending_of(p.name) == ".parquet"]
     expect(lists, where, "no list of images", "a table with the columns image and label")
+    mixed = len(packed) not in (0, len(lists))
+    expect(not mixed, where, f"lists of two kinds: {some_of((p.name for p in lists), 4)}", "the path of one")
     name = where.stem if tree.file or where.is_dir() else Path(tree.root).resolve().name
-    return read_parquet(packed, broken) if packed else read_list(lists, broken, name)
+    return read_parquet(packed, broken, tree.root) if packed else read_list(lists, broken, name, tree.root)
+
+
+def _begins(path: Path, tree: Tree) -> "Path | None":
+    "Where the reading begins that a list is part of."
+    home = _home_of_list(path.relative_to(tree.root).as_posix())
+    return None if home is None else tree.root / home
 
 
 FORMATS["list"] = Format(
     "list", "a list of images", """\
 labels.csv | .tsv | .txt | .jsonl    image,label[,split,subject,group]; a header or none; paths relative to it
 train_labels.csv  valid_labels.csv    one list a split
+train/metadata.csv  test/metadata.csv    one list a split, in its folder
 data/train-00000-of-00001.parquet    rows with encoded images, as hubs store them""",
     find_list, _read_list, own=r".*\.(csv|tsv|txt|jsonl|ndjson|lst|parquet)")
 
@@ -1029,6 +1187,40 @@ def no_splits(
     return [f"no folder above the classes names a split ({some_of((quoted(a, 40) for a in above), 4)}): all "
             "images are read as train"]
 
+# %% ../nbs/14_formats.ipynb #rows0006
+def other_folders(
+    ds: FERData,              # as read
+    renamed: dict[str, str],  # class as found -> label, where the two differ
+) -> list[str]:               # what to say
+    "Images that lie in a folder named for another emotion than their label."
+    rows = [(i, i.split("/")[-2], label) for i, label in zip(ds.df.id, ds.df.label) if "/" in i]
+    means = {f: renamed.get(f, canonical_label(f)) for f in {f for _, f, _ in rows} if is_emotion(f)}
+    rows = [(i, label, means[f]) for i, f, label in rows if f in means]
+    odd = [f"{quoted(i, 80)}: {quoted(label, 40)}" for i, label, meant in rows if label != meant]
+    return [f"{len(odd):,} of {len(rows):,} images lie in a folder of another class (first: {first})"
+            for first in odd[:1]]
+
+
+def splits_in_names(
+    ds: FERData,   # as read
+) -> list[str]:    # what to say
+    "Splits that nearly all file names name and that are not those of the images."
+    def named(ids: Sequence[str]) -> list[str]:
+        return [split_of_name(os.path.splitext(i.rpartition("/")[2])[0]) for i in ids]
+
+    ids = ds.df.id.tolist()
+    some = list(filter(None, named(ids[::max(1, len(ids) // 500)])))
+    if len(some) < 0.8 * min(len(ids), 500):  # for the speed of very large ones
+        return []
+    rows = [(i, said, split) for i, said, split in zip(ids, named(ids), ds.df.split) if said]
+    odd = [(i, split) for i, said, split in rows if said != split]
+    if len(rows) <= 0.9 * len(ids) or len({said for _, said, _ in rows}) < 2 or not odd:
+        return []
+    sizes = ", ".join(f"{s} {n:,}" for s, n in Counter(said for _, said, _ in rows).items())
+    return [f"file names name splits ({sizes}), and {len(odd):,} images are read as another (first: "
+            f"{quoted(odd[0][0], 80)} as {odd[0][1]}); split folders, a column split, or a group split of "
+            "--label-pattern decides"]
+
 # %% ../nbs/14_formats.ipynb #door015b
 @patch
 def empty_classes(
@@ -1135,10 +1327,10 @@ def with_subjects(
     "A column subject from the ids. Raises `DataError` for ids without one."
     rx = pattern_of(pattern, "subject_pattern")
     matches = [rx.search(i) for i in ds.df.id]
-    lost = [i for i, m in zip(ds.df.id, matches) if m is None or not _found(m)]
+    lost = [i for i, m in zip(ds.df.id, matches) if m is None or not _found(m, "subject")]
     expect(not lost, ds.name, f"{len(lost)} ids without a subject by the pattern {pattern}: "
             f"{some_of(map(quoted, lost), 3)}", "one in each")
-    return ds.replace(df=ds.df.assign(subject=[_found(m) for m in matches]), dropped=ds.dropped)
+    return ds.replace(df=ds.df.assign(subject=[_found(m, "subject") for m in matches]), dropped=ds.dropped)
 
 # %% ../nbs/14_formats.ipynb #door0153
 def _described(
@@ -1155,6 +1347,7 @@ def _described(
         warnings.warn(w.message, w.category, stacklevel=3)
     texts = [str(w.message) for w in said if issubclass(w.category, UserWarning)]
     notes = odd_classes(ds, named) + shared_splits(ds) + straddling(ds)
+    notes += other_folders(ds, renamed) + splits_in_names(ds)
     notes += no_splits(ds) * (reading.format.name == "folder")
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=3)

@@ -645,7 +645,7 @@ def review_changes(
         merged = decisions if "agree" in getattr(decisions, "columns", ()) else merge_decisions(decisions)
         wanted, names = review_decisions(merged), dict(zip(merged.id, merged.reviewers))
     alone, actions = audit.actions(**rules), audit.actions(wanted, **rules)
-    spared = alone[[wanted.get(id) == "keep" for id in alone.id]].assign(action="keep", why="decision")
+    spared = alone[~alone.id.isin(actions.id)].assign(action="keep", why="decision")  # it, or on its copy
     found = pd.concat([actions, spared])[["id", "action", "why"]]
     found = audit.ds.df[["id", "split", "label"]].rename(columns={"label": "before"}).merge(found, on="id")
     after = np.select([found.action == "drop", found.action == "keep"], ["", found.before], found.action)

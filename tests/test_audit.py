@@ -12,6 +12,7 @@ from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ra
 from fer_nb.core import EMOTIONS, FERError
 from fer_nb.data import FERData
 from fer_nb.duplicates import BLANK_STD, DuplicateSearch
+from fer_nb.review import review_changes
 from test_duplicates import dataset, noise, noisy, smooth
 
 RANK = {"train": 0, "valid": 1, "test": 2}
@@ -373,3 +374,57 @@ def test_cleaning_the_real_data(real):
     train = clean.df.split.eq("train").to_numpy()
     assert not set(again.groups[train]) & set(again.groups[~train])
     assert again.summary().loc[["duplicate", "multilabel"], "train"].sum() == 0 if "train" in again.summary() else True
+
+
+# ---- decisions on one of several copies of a photo ----
+
+def test_a_copy_takes_the_place_of_one_that_a_decision_drops():
+    ds = drawn([0, 0, 0, 1, 2], "sad")
+    report = audit(ds, search=None)
+    left = lambda decisions, **how: report.clean(decisions, **how).df.id.tolist()
+    assert left({}) == ["im000", "im003", "im004"]
+    assert left({"im000": "drop"}) == ["im001", "im003", "im004"]
+    assert left({"im000": "drop", "im001": "drop"}) == ["im002", "im003", "im004"]
+    assert left({"im001": "drop"}) == ["im000", "im003", "im004"]
+    assert left({"im000": "drop", "im001": "drop", "im002": "drop"}) == ["im003", "im004"]
+    assert left({"im000": "drop", "im002": "keep"}) == ["im002", "im003", "im004"]
+    assert left({"im000": "drop"}, drop=()) == ["im001", "im002", "im003", "im004"]
+    told = review_changes(report, {"im000": "drop"}).set_index("id")
+    assert told.action.to_dict() == {"im000": "drop", "im001": "keep", "im002": "drop"} and told.rule["im001"] == "drop"
+
+
+@pytest.mark.parametrize("who, left", [("im000", ["im000"]), ("im001", ["im001"]), ("im002", ["im002"])])
+def test_a_new_label_is_that_of_the_whole_photo(who, left):
+    report = audit(drawn([0, 0, 0, 1], "sad"), search=None)
+    clean = report.clean({who: "angry"})
+    assert clean.df.id.tolist() == [*left, "im003"] and clean.df.label.tolist() == ["angry", "sad"]
+    every = report.clean({who: "angry"}, drop=())
+    assert every.df.label.tolist() == ["angry"] * 3 + ["sad"]
+    both = report.clean({who: "angry", "im003": "fear"})
+    assert dict(zip(both.df.id, both.df.label)) == {left[0]: "angry", "im003": "fear"}
+
+
+def test_each_copy_may_have_a_decision_of_its_own_and_test_stays_as_it_is():
+    report = audit(drawn([0, 0, 1, 1], "sad"), search=None)
+    own = report.clean({"im000": "keep", "im001": "angry"})
+    assert dict(zip(own.df.id, own.df.label)) == {"im000": "sad", "im001": "angry", "im002": "sad"}
+    report = audit(drawn([0, 0, 0], "sad", ["train", "test", "test"]), search=None)
+    assert report.clean({"im000": "angry"}).df.label.tolist() == ["angry", "sad", "sad"]
+    assert report.clean({"im001": "angry"}).df.label.tolist() == ["angry", "angry"]  # the copy in train is a leak
+    assert report.clean({"im001": "angry"}, drop=()).df.label.tolist() == ["angry"] * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "keep", "drop", "angry", "fear"])), min_size=1, max_size=10))
+def test_no_photo_is_lost_or_has_two_labels_but_by_decisions_on_each_copy(rows):
+    ds = drawn([w for w, _ in rows], "sad")
+    decisions = {i: d for i, (_, d) in zip(ds.df.id, rows) if d}
+    clean = audit(ds, search=None).clean(decisions)
+    kept = clean.df.assign(which=[rows[int(i[2:])][0] for i in clean.df.id])
+    for w in {w for w, _ in rows}:
+        said = [d for v, d in rows if v == w]
+        labels = {{"keep": "sad"}.get(d, d) for d in said if d not in ("", "drop")}
+        mine = kept[kept.which == w]
+        assert len(mine) > 0 or set(said) == {"drop"}
+        if len(labels) <= 1:
+            assert set(mine.label) <= (labels or {"sad"})

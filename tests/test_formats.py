@@ -846,3 +846,258 @@ def test_messages_can_be_printed_and_are_short(tmp_path):
     with pytest.raises(DataError) as e:
         read(tmp_path / "no\x1b\n\n\nwhere")
     assert str(e.value).isprintable()
+
+
+# ---- splits: of columns, folders, names of lists and of images
+
+def encoded(k):
+    Image.fromarray(PIXELS[k % len(PIXELS)]).save(data := io.BytesIO(), "png")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def table_as(path, table, kind):
+    "A table as CSV, JSONL or Parquet."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.with_suffix(f".{kind}")
+    if kind == "csv":
+        table.to_csv(path, index=False)
+    elif kind == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        pytest.importorskip("pyarrow")
+        table.to_parquet(path)
+    return path
+
+
+COLUMNS = [{"split": ["train"] * 3 + ["test"] * 2 + ["validation"], "person": list("aabbcc"), "clip": list("uuvwxy")},
+           {"Usage": ["Training"] * 2 + ["PublicTest"] * 2 + ["PrivateTest"] * 2, "subject_id": [1, 1, 2, 2, 3, 3]},
+           {"is_valid": [True, False, False, True, False, False], "identity": ["p", None, "q", None, None, "r"]}]
+
+
+@pytest.mark.parametrize("more", COLUMNS)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_says_the_same_whatever_file_it_is_in(tmp_path, more, kind):
+    "The columns of a list have one meaning in CSV, JSONL, Parquet of file names and Parquet of encoded images."
+    table = pd.DataFrame({"image": [f"im/{k}.png" for k in range(6)], "label": ["happy", "sad"] * 3} | more)
+    faces(tmp_path, *table.image)
+    ds, said = got(table_as(tmp_path / "own", table, kind))
+    want = {"split": [{"Training": "train", "validation": "valid", "PublicTest": "valid", "PrivateTest": "test", True: "valid", False: "train"}.get(x, x)
+                      for x in next(iter(more.values()))]}
+    assert ds.df.split.tolist() == want["split"] and not any("not read" in s for s in said)
+    if kind == "parquet":
+        other, _ = got(table_as(tmp_path / "inside" / "faces", table.assign(image=[encoded(k) for k in range(6)]), kind))
+        assert other.df.drop(columns="id").equals(ds.df.drop(columns="id")) and (other.array() == PIXELS[:6]).all()
+    who = next(c for c in more if c in ("person", "subject_id", "identity"))
+    expected = [None if x is None else str(x) for x in more[who]]
+    assert [x if isinstance(x, str) else None for x in ds.df.subject] == expected
+    assert "clip" not in more or ds.df.group.tolist() == list("uuvwxy")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "packed"])
+def test_columns_that_are_not_read_are_said_of_every_list(tmp_path, kind):
+    table = pd.DataFrame({"image": [f"{k}.png" for k in range(4)], "emotion": ["happy", "sad"] * 2, "phase": ["train", "test"] * 2})
+    faces(tmp_path, *table.image)
+    table = table.assign(image=[encoded(k) for k in range(4)]) if kind == "packed" else table
+    ds, said = got(table_as(tmp_path / "own", table, kind.replace("packed", "parquet")))
+    assert [s.rpartition("/")[2].partition(".")[2].partition(": ")[2] for s in said] == ["columns that are not read: phase"]
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), pd.NA, "NaN", "None"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_missing_person_is_nobody(tmp_path, nothing, kind):
+    table = pd.DataFrame({"image": [f"{k}.png" for k in range(4)], "label": ["happy", "sad"] * 2, "split": ["train", "test"] * 2})
+    table["subject"] = pd.Series([nothing, nothing, "p", "q"], dtype=object)
+    faces(tmp_path, *table.image)
+    ds, said = got(table_as(tmp_path / "own", table, kind))
+    assert ds.df.subject.isna().tolist() == [True, True, False, False] and not any("several splits" in s for s in said)
+
+
+def test_a_split_that_a_row_lacks_is_not_guessed_in_parquet_either(tmp_path):
+    table = pd.DataFrame({"image": [encoded(k) for k in range(3)], "label": ["happy", "sad", "sad"], "split": ["train", None, "test"]})
+    file = table_as(tmp_path / "faces", table, "parquet")
+    refused(DataError, "row 1", "split ''", read=lambda: read(file))
+    assert read(file, broken="any").df.split.tolist() == ["train", "test"]
+
+
+def test_a_split_that_a_line_lacks_is_not_guessed(tmp_path):
+    faces(tmp_path, "0.png", "1.png")
+    for lines in (['{"image": "0.png", "label": "sad"}', '{"image": "1.png", "label": "happy", "split": "test"}'],
+                  ['{"image": "0.png", "label": "sad", "is_valid": true}', '{"emotion": "happy", "image": "1.png"}']):
+        for order in (lines, lines[::-1]):
+            refused(DataError, "split ''", read=lambda: read(write(tmp_path / "own.jsonl", *order)))
+
+
+def test_two_columns_of_splits_that_contradict_are_refused(tmp_path):
+    faces(tmp_path, "0.png", "1.png", "2.png")
+    rows = ["image,label,split,is_valid", "0.png,happy,train,False", "1.png,sad,test,0"]
+    assert read(write(tmp_path / "own.csv", *rows)).df.split.tolist() == ["train", "test"]
+    for row in ("2.png,sad,train,True", "2.png,sad,valid,0", "2.png,sad,test,1"):
+        refused(DataError, "row 4", "is_valid", "agree", read=lambda: read(write(tmp_path / "own.csv", *rows, row)))
+
+
+@pytest.mark.parametrize("above, both", [(("Training/train", "Training/val"), "train and valid"), (("test/a/train", "test/b/train"), "test and train"),
+                                         (("val_set/x/PrivateTest", "val_set/dev"), "test and valid")])
+def test_folders_that_name_two_splits_are_refused_by_every_reader(tmp_path, above, both):
+    names = [f"{above[k % 2]}/{k}_{('happy', 'sad')[k // 2 % 2]}.png" for k in range(8)]
+    faces(tmp_path / "names", *names)
+    bad = next(n for n in names if both in refused_words(n))
+    refused(DataError, Path(bad).name, both, read=lambda: read(tmp_path / "names", label_pattern=r"_([a-z]+)\."))
+    faces(tmp_path / "list", *names)
+    path = write(tmp_path / "list/own.csv", *(f"{n},{n.rpartition('_')[2][:-4]}" for n in names))
+    refused(DataError, Path(bad).name, both, read=lambda: read(path))
+    rows = [f"{n},{n.rpartition('_')[2][:-4]},{('train', 'test')[k % 2]}" for k, n in enumerate(names)]
+    assert set(read(write(tmp_path / "list/own.csv", "image,label,split", *rows)).df.split) == {"train", "test"}
+    for n in names:
+        folder, _, file = n.rpartition("/")
+        save(tmp_path / f"yolo/{folder}/images/{file}")
+        write((tmp_path / f"yolo/{folder}/labels/{file}").with_suffix(".txt"), f"{int('sad' in n)} .5 .5 1 1")
+    write(tmp_path / "yolo/data.yaml", "names: [happy, sad]")
+    from fer_nb.formats import read_yolo
+    refused(DataError, Path(bad).name, both, read=lambda: read_yolo(tmp_path / "yolo"))
+
+
+def refused_words(path):
+    "The splits that the folders of a path name, by a plain loop."
+    words = {"Training": "train", "train": "train", "val": "valid", "val_set": "valid", "dev": "valid", "PrivateTest": "test", "test": "test"}
+    return " and ".join(sorted({words[part] for part in path.split("/")[:-1] if part in words}))
+
+
+def test_one_split_named_twice_is_one(tmp_path):
+    faces(tmp_path, "Training/train/0_happy.png", "Training/train/1_sad.png", "a/test/2_sad.png")
+    ds = read(tmp_path, label_pattern=r"_([a-z]+)\.")
+    assert dict(zip(ds.df.id, ds.df.split)) == {"Training/train/0_happy.png": "train", "Training/train/1_sad.png": "train", "a/test/2_sad.png": "test"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("above", ["", "default/", "v1/data/"])
+def test_lists_in_split_folders_are_one_and_each_alone_is_its_split(tmp_path, kind, above):
+    for split, rows in (("train", range(4)), ("validation", range(4, 6)), ("test", range(6, 8))):
+        faces(tmp_path / f"{above}{split}", *(f"{k}.png" for k in rows))
+        table = pd.DataFrame({"file_name": [f"{k}.png" for k in rows], "label": [("happy", "sad")[k % 2] for k in rows]})
+        file = table_as(tmp_path / f"{above}{split}/metadata", table, kind)
+    ds, _ = got(tmp_path)
+    assert ds.provenance.splits == {"train": 4, "valid": 2, "test": 2} and not ds.provenance.left_out
+    assert dict(zip(ds.df.id, ds.df.split)) == {f"{s}/{k}.png": {"validation": "valid"}.get(s, s) for s, ks in (
+        ("train", range(4)), ("validation", (4, 5)), ("test", (6, 7))) for k in ks}
+    for path in (file, file.parent):
+        assert set(read(path).df.split) == {"test"} and len(read(path)) == 2
+
+
+def test_parquet_files_of_split_folders_keep_their_ids_apart(tmp_path):
+    for split, shards in (("train", 2), ("test", 1)):
+        for n in range(shards):
+            parquet(tmp_path / f"default/{split}/{n:04}.parquet", ["happy", "sad", "fear"])
+    ds, _ = got(tmp_path)
+    assert ds.provenance.splits == {"train": 6, "test": 3} and ds.df.id.is_unique and "test/0000/2" in set(ds.df.id)
+    assert set(read(tmp_path / "default/test/0000.parquet").df.split) == {"test"} == set(read(tmp_path / "default/test").df.split)
+    write(tmp_path / "default/validation/own.csv", "image,label", "0.png,happy")
+    refused(DataError, "two kinds", "own.csv", read=lambda: read(tmp_path))
+
+
+@pytest.mark.parametrize("name, split", [("fer_test_labels", "test"), ("my_val_list_2", "valid"), ("testLabels", "test"), ("trainlabels", "train"), ("2_PublicTest_x", "valid"),
+                                         ("train_or_test", "train"), ("contest", "train"), ("latest", "train")])
+def test_any_word_of_a_lists_name_may_be_its_split(tmp_path, name, split):
+    faces(tmp_path, "0.png", "1.png")
+    assert set(read(write(tmp_path / f"{name}.csv", "image,label", "0.png,happy", "1.png,sad")).df.split) == {split}
+
+
+def test_the_folders_of_an_image_come_before_that_of_the_dataset(tmp_path):
+    faces(tmp_path / "test", "train/0.png", "val/1.png", "2.png")
+    path = write(tmp_path / "test/own.csv", "image,label", "0.png,happy", "val/1.png,sad", "2.png,sad")
+    assert read(path).df.split.tolist() == ["train", "valid", "test"]
+
+
+def test_a_list_that_contradicts_the_folders_of_its_images_is_doubted(tmp_path):
+    names = [f"images/{c}/{k}.png" for k, c in enumerate(["happy", "Sadness", "anger", "joy", "misc", "fear"])]
+    faces(tmp_path, *names)
+    for labels, how in ((["happy", "sad", "sad", "fear", "sad", "afraid"], {}), ([3, 4, 4, 2, 0, 2], {"labels": "fer2013"})):
+        path = write(tmp_path / "own.csv", "image,label", *(f"{n},{x}" for n, x in zip(names, labels)))
+        notes = [n for n in got(path, **how)[0].provenance.notes if "another class" in n]
+        assert notes == ["2 of 5 images lie in a folder of another class (first: images/anger/2.png: sad)"]
+    path = write(tmp_path / "own.csv", "image,label", *(f"{n},{x}" for n, x in zip(names, ["happy", "sad", "anger", "happy", "sad", "fear"])))
+    assert not any("another class" in n for n in got(path)[0].provenance.notes)
+    faces(tmp_path / "named", "happy/1_sad.png", "sad/2_sad.png", "sad/3_happy.png")
+    assert any("2 of 3 images" in n for n in got(tmp_path / "named", label_pattern=r"_([a-z]+)\.")[0].provenance.notes)
+
+
+@pytest.mark.parametrize("form", ["{split}_{k:04}.png", "img-{k}-{split}.png", "p{k}_{split}_7.png", "{split}{k}.png"])
+def test_splits_in_the_names_of_images_are_noticed(tmp_path, form):
+    names = [form.format(k=k, split=("train", "test")[k > 7]) for k in range(12)]
+    faces(tmp_path / "flat", *names)
+    flat = table_as(tmp_path / "flat/own", pd.DataFrame({"image": names, "label": ["happy", "sad"] * 6}), "csv")
+    for path in (faces(tmp_path / "classes", *(f"{('happy', 'sad')[k % 2]}/{n}" for k, n in enumerate(names))), flat):
+        said = got(path)[1]
+        assert any("file names name splits (" in s and "test 4" in s and "4 images are read as another" in s for s in said), said
+    table = pd.DataFrame({"image": names, "label": ["happy", "sad"] * 6, "split": ["train"] * 8 + ["test"] * 4})
+    assert not any("file names" in s for s in got(table_as(tmp_path / "flat/own", table, "csv"))[1])
+
+
+def test_names_of_one_split_or_of_none_are_no_splits(tmp_path):
+    for k, names in enumerate((["train_1", "train_2", "train_3"], ["happy_1", "test_2", "a_3"])):
+        assert not any("file names" in s for s in got(faces(tmp_path / f"{k}", *(f"{('happy', 'sad')[j % 2]}/{n}.png" for j, n in enumerate(names))))[1])
+
+
+def test_named_groups_of_a_pattern_mean_what_they_say(tmp_path):
+    faces(tmp_path, "train_p1_happy.png", "val_p2_sad.png", "TEST_p3_sad.png")
+    ds = read(tmp_path, label_pattern=r"(?P<split>[A-Za-z]+)_(?P<person>p\d)_(?P<label>[a-z]+)")
+    assert dict(zip(ds.df.person, ds.df.split)) == {"p1": "train", "p2": "valid", "p3": "test"}
+    assert set(read(tmp_path, label_pattern=r"(?P<Usage>[A-Za-z]+)_p\d_(?P<label>[a-z]+)").df.split) == {"train", "valid", "test"}
+    refused(DataError, "split 'p'", read=lambda: read(tmp_path, label_pattern=r"_(?P<split>p)\d_(?P<label>[a-z]+)"))
+    for own in ("id", "found"):
+        refused(ConfigError, f"a group {own}", read=lambda: read(tmp_path, label_pattern=rf"_(?P<{own}>p\d)_(?P<label>[a-z]+)"))
+    both = r"_(?P<subject>p\d)_(?P<label>[a-z]+)"
+    for pattern in (both, r"_(?P<subject>p\d)_([a-z]+)", r"_(?P<person>p\d)_(?P<emotion>[a-z]+)"):
+        ds = read(tmp_path, label_pattern=pattern, subject_pattern=pattern)
+        assert sorted(zip(ds.df.subject, ds.df.label)) == [("p1", "happy"), ("p2", "sad"), ("p3", "sad")]
+    ds = read(tmp_path, label_pattern=r"_(?P<label>[a-z]+)\.", subject_pattern=r"(?P<label>[A-Za-z]+)_(?P<subject>p\d)")
+    assert sorted(ds.df.subject) == ["p1", "p2", "p3"]
+
+
+# ---- lists without a header, without UTF-8, without names for their numbers
+
+@pytest.mark.parametrize("rows, label", [
+    (["0.png,p1,happy", "1.png,p1,sad"], ["happy", "sad"]), (["0.png,7,sad,0.4,-0.2", "1.png,8,Wut,0.1,0.2"], ["sad", "angry"]),
+    (["0.png,1,3", "1.png,0,4"], None), (["0.png,happy,sad", "1.png,sad,fear"], None), (["0.png,3,0.5", "1.png,4,0.1"], None),
+    (["0.png joy 3", "1.png anna 4"], None)])
+def test_the_label_of_a_list_without_a_header_is_not_the_first_that_comes(tmp_path, rows, label):
+    faces(tmp_path, "0.png", "1.png")
+    path = write(tmp_path / "own.csv", *rows)
+    if label:
+        assert read(path).df.label.tolist() == label
+    else:
+        refused(DataError, "no header", "first row", read=lambda: read(path, labels="fer2013"))
+
+
+def test_a_list_in_windows_1252_is_read_with_a_note(tmp_path):
+    faces(tmp_path, "müde/0.png", "1.png", "2.png")
+    rows = ["image;label", "müde/0.png;Überraschung", "1.png;fröhlich", "2.png;Wut"]
+    ds, said = got(write(tmp_path / "own.csv", *rows, encoding="cp1252"))
+    assert ds.df.label.tolist() == ["surprise", "happy", "angry"] and ds.df.id[0] == "müde/0.png"
+    assert [s for s in said if "1252" in s] == [f"{tmp_path}/own.csv, row 2: not UTF-8; read as Windows-1252 ('Überraschung')"]
+    assert not any("1252" in s for s in got(write(tmp_path / "own.csv", *rows))[1])
+    raw = os.fsencode(tmp_path) + b"/\xe9.png"
+    with open(raw, "wb") as f:
+        f.write((tmp_path / "1.png").read_bytes())
+    (tmp_path / "own.csv").write_bytes(b"image,label\n\xe9.png,happy\n1.png,sad\n")  # a name as its bytes are
+    assert len(read(tmp_path / "own.csv")) == 2
+
+
+@pytest.mark.parametrize("none", [None, -1])
+@pytest.mark.parametrize("packed", [True, False])
+def test_numbers_of_a_parquet_file_keep_their_names_beside_one_that_is_missing(tmp_path, none, packed):
+    images = None if packed else [f"{k}.png" for k in range(4)]
+    faces(tmp_path, *(images or ["x/0.png"]))
+    file = parquet(tmp_path / "faces.parquet", [2, none, 0, 1], names=["Happiness", "Sadness", "Anger"], images=images)
+    refused(DataError, file, "label", read=lambda: read(file))
+    ds = read(file, broken="any")
+    assert ds.df.label.tolist() == ["angry", "happy", "sad"] and len(ds.dropped) == 1
+    refused(LabelError, "classes 9 beside names", read=lambda: read(parquet(tmp_path / "faces.parquet", [2, 9, 0, 1], names=["Happiness", "Sadness", "Anger"], images=images)))
+
+
+def test_every_numbered_column_of_a_parquet_file_has_its_names(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"image": [encoded(k) for k in range(3)], "label": [0.0, 1.0, 1.0], "split": [0, 1, 1]})
+    features = {"info": {"features": {"label": {"names": ["happy", "sad"]}, "split": {"names": ["train", "test"]}, "image": {"_type": "Image"}}}}
+    pq.write_table(table.replace_schema_metadata({b"huggingface": json.dumps(features).encode()}), tmp_path / "own.parquet")
+    ds = read(tmp_path / "own.parquet")
+    assert ds.df.label.tolist() == ["happy", "sad", "sad"] and ds.df.split.tolist() == ["train", "test", "test"]

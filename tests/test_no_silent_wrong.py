@@ -28,6 +28,13 @@ What other files test already:
 | checkpoint of another run | training | test_train: test_another_runs_checkpoint_is_refused |
 | folds of other data | cross-validation | test_evaluate: test_folds_of_other_data_or_another_split_are_refused |
 | decisions about another dataset | review | test_review: test_other_dataset_is_refused_unless_any_is_accepted |
+| a decision on one copy of a photo | cleaning | test_audit: test_a_new_label_is_that_of_the_whole_photo |
+| a test list that is read as train | reader | test_formats: test_lists_in_split_folders_are_one_and_each_alone_is_its_split |
+| folders that name two splits | reader | test_formats: test_folders_that_name_two_splits_are_refused_by_every_reader |
+| columns of Parquet files, unread | reader | test_formats: test_a_table_says_the_same_whatever_file_it_is_in |
+| a list that contradicts its images' folders | reader | test_formats: test_a_list_that_contradicts_the_folders_of_its_images_is_doubted |
+| splits in the names of images | reader | test_formats: test_splits_in_the_names_of_images_are_noticed |
+| the first unknown column taken as the label | reader | test_formats: test_the_label_of_a_list_without_a_header_is_not_the_first_that_comes |
 """
 import re
 import warnings
