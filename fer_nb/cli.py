@@ -37,7 +37,7 @@ from .experiment import STUDIES
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
 from .plan import describe, images_in, measured_rates, need_memory
-from .predict import SHIPPED, _student, format_of, is_video, weights_file
+from .predict import SHIPPED, _paths, _student, format_of, is_video, need_spare, weights_file
 from .reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, reproducible, reproduce
 from .store import command_line, from_text, read_record, run_record, write_record, write_table
 from .synth import make_faces
@@ -1184,12 +1184,19 @@ def check(
                           "once, such as negative=angry,sad")
     args.out = args.out if args.out == "annotated" else format_of(args.to, args.out)
     streams = [p for p in args.paths if "://" in p]
+    _paths(args.paths)
     if streams:
         raise ConfigError(f"{streams[0][:60]}: an address; of a film or a stream: --camera "
                           f"{streams[0][:60]}")
-    if args.annotate and args.camera is None and not (len(args.paths) == 1 and is_video(args.paths[0])):
+    film = args.camera is not None or len(args.paths) == 1 and is_video(args.paths[0])
+    if args.annotate is not None and not film:
         raise ConfigError("--annotate goes with one film or --camera; of images: --out annotated")
-    missing = [p for p in args.paths if not Path(p).exists()]
+    if args.annotate is not None:
+        one_of("the ending of --annotate", Path(args.annotate).suffix.lower(), [".mp4"])
+        need_target("annotate", Path(args.annotate), False, args.overwrite, True)
+        need_spare(args.annotate, [*args.paths, args.weights, args.to], table=False)
+    need_spare(None if args.out == "annotated" else args.to, [*args.paths, args.weights])
+    missing = [p for p in args.paths if not os.path.exists(p)]
     if args.paths and len(missing) == len(args.paths):
         camera = f"; a camera is --camera {missing[0]}" if missing[0].isdecimal() else ""
         raise DataError(f"{', '.join(missing)}: no such file or folder{camera}")
@@ -1215,7 +1222,7 @@ def run(
         landmarker_file()  # where it is missing, that is known before the first line
     results, to = self.results(args, recogniser), args.to
     results = only_reliable(results) if args.only_reliable else results
-    if args.annotate:
+    if args.annotate is not None:
         results = film(results, args.annotate, args.overwrite)
 
     def count(result: Result) -> None:

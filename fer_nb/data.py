@@ -9,10 +9,10 @@ __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', '
            'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'begins_as', 'quoted', 'open_image', 'is_cut', 'decode',
            'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect',
            'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of',
-           'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'usage_of', 'pixel_columns', 'fer2013_csv',
-           'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'need_ids', 'check_witness',
-           'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized',
-           'show_faces']
+           'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'split_of_path', 'usage_of',
+           'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus',
+           'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of',
+           'read_folder', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -1523,6 +1523,18 @@ def split_named(
     return _SPLIT_NAMES[match[1]] if match else ""
 
 
+def split_of_path(
+    path: str,       # of an image, relative to its dataset
+    at: str | Path,  # the same in full, for the message
+) -> str:            # train, valid, test; "": its folders name none
+    "The split that the folders above an image name. Raises `DataError` where they name several."
+    named = {split: part for part in path.split("/")[:-1] if (split := split_named(part))}
+    expect(len(named) < 2, at, f"lies in folders of the splits {' and '.join(sorted(named))} "
+           f"({some_of(map(quoted, named.values()))})", "one split above each image, such as the path of the "
+           'inner folders gives, or broken="drop" (--broken drop),')
+    return next(iter(named), "")
+
+
 def usage_of(
     text: str,  # of the column Usage
     at: str,    # file and row, for the message
@@ -2470,15 +2482,10 @@ def read_folder(
     "Read a folder of class folders, with or without split folders above them. Raises `DataError`."
     def split_of(path: Path) -> str:  # "" where no folder above the class folder is a split
         *above, name = path.relative_to(root).parts[:-1] or [""]
-        found = {split_named(part) for part in above if split_named(part)}
-        outside = name == "" or split_named(name)
-        where = f"in folders of the splits {' and '.join(sorted(found))}"
-        if outside:
-            below = f" (the split folder {name} is inside {above[-1]})" if name and above else ""
-            where = f"outside any class folder{below}"
-        expect(not outside and len(found) < 2, path, f"lies {where}",
+        below = f" (the split folder {name} is inside {above[-1]})" if name and above else ""
+        expect(name and not split_named(name), path, f"lies outside any class folder{below}",
                 'an image inside a class folder, or broken="drop" (--broken drop),')
-        return found.pop() if found else ""
+        return split_of_path("/".join((*above, name)), path)
 
     root, left = Path(root), LeftOut(broken)
     files, splits = _split_files(root, split_of, left)
