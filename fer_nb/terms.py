@@ -147,11 +147,17 @@ class FitCallback(Callback):
     "A callback that hears of the beginning and end of fits and of their epochs, not of evaluations."
 
     outside = False   # whether it hears of evaluations after and between fits, too
+    begun = False     # whether its last fit has begun and not ended; of one that crashed, too
 
     @property
     def fitting(self) -> bool:
         "Whether a fit begins, rather than `validate` or `get_preds`, which begin with the same event."
         return not self.learn.lock.locked()
+
+    @property
+    def looked_at(self) -> bool:
+        "Whether this is an evaluation in the middle of its fit."
+        return not self.fitting and self.begun and in_fit(self.learn)
 
     def __call__(
         self,
@@ -159,14 +165,15 @@ class FitCallback(Callback):
     ) -> object:
         "Hear of an event, unless it is of an evaluation."
         ends = event_name in ("before_fit", "before_epoch", "after_epoch", "after_fit")
-        if ends and not self.fitting and not (self.outside and not in_fit(self.learn)):
-            return None
-        if event_name == "before_fit" and self.fitting:
-            vars(self.learn)["validation_context"] = partial(_looking, self.learn)
+        if ends and not self.fitting:
+            return super().__call__(event_name) if self.outside and not self.looked_at else None
+        if event_name == "before_fit":
+            self.begun, vars(self.learn)["validation_context"] = True, partial(_looking, self.learn)
         try:
             return super().__call__(event_name)
         finally:
             if event_name == "after_fit":
+                self.begun = False
                 vars(self.learn).pop("validation_context", None)
 
 # %% ../nbs/29_terms.ipynb #7e450021
@@ -187,7 +194,7 @@ class LossTerm(FitCallback):
         event_name: str,  # of fastai
     ) -> object:
         "Hear of an event; of a training batch after it was checked, and of its loss before all others."
-        if not self.fitting and in_fit(self.learn):
+        if self.looked_at:
             return None  # the terms are of the training
         if event_name == "before_fit":
             self.outputs = None

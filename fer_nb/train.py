@@ -54,7 +54,7 @@ from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on
                            pick_device, rank_world)
 from .loaders import ReplayLoader, dataloaders
 from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped
-from .terms import FitCallback, LossTerm, in_fit, is_search
+from .terms import FitCallback, LossTerm, is_search
 from .store import (Store, StoreError, differences, digest, plain, processor, read_state,
                           write_state)
 
@@ -190,7 +190,7 @@ class Progress(FitCallback):
         return pd.DataFrame(self.rows, columns=["phase", "epoch", "train_loss", "valid_loss", "accuracy"])
 
 # %% ../nbs/30_train.ipynb #5da83c69
-class StopOnNaN(Callback):
+class StopOnNaN(FitCallback):
     "Stop with a `TrainingError` at the first batch whose loss is NaN or infinite."
 
     order = 90  # after the callbacks that replace the loss
@@ -205,7 +205,7 @@ class StopOnNaN(Callback):
                                 f"of {self.n_iter}; a smaller lr or clip=1.0 may help")
 
 # %% ../nbs/30_train.ipynb #dfee6fe8
-class CheckInputRange(Callback):
+class CheckInputRange(FitCallback):
     """Look at the first batch of a pass: `ImageError` for images that are not in [0, 1], or were divided by
     255 twice; `ConfigError` and `LabelError` for outputs and targets that do not go together."""
 
@@ -258,9 +258,9 @@ class EMA(FitCallback):
 
     def before_validate(self) -> None:
         "Swap in the averaged weights for validation, also for one that somebody's callback asks for."
-        self.before_look = None if self.fitting else self.model
-        if not self.fitting and not in_fit(self.learn):
+        if not self.fitting and not self.looked_at:
             return
+        self.before_look = None if self.fitting else self.model
         self.after_epoch()
         _average_norms(self.average.module)
         self.average.module.train().eval()  # tables that some attention keeps are of older weights
@@ -277,6 +277,8 @@ class EMA(FitCallback):
         "After somebody's evaluation, swap back what was there."
         if self.before_look is not None:
             self.learn.model, self.before_look = self.before_look, None
+        if self.model is self.raw:
+            self.raw = None
 
     def state_dict(self) -> dict:  # plain values and tensors
         "The average and its number of steps, for a checkpoint."
@@ -383,7 +385,7 @@ def here(self: Fit) -> Fit:  # the same, or with another `amp`
     return self if amp is None else replace(self, amp=None if amp == "off" else amp)
 
 # %% ../nbs/30_train.ipynb #22723cf1
-class Mix(MixUp, CutMix):
+class Mix(FitCallback, MixUp, CutMix):
     "MixUp or CutMix, one of them for each training batch."
 
     def __init__(
@@ -597,7 +599,7 @@ class Accumulate(FitCallback, GradientAccumulation):
             p.grad = None if grad is None else grad.to(p.device)
 
 # %% ../nbs/30_train.ipynb #sam00002
-class SAM(Callback):
+class SAM(FitCallback):
     "Gradients at the worst point within ρ (5); the loss of the learner, without terms that callbacks add."
 
     order, run_valid = 40, False   # before clipping, which sees the gradient that counts
@@ -769,7 +771,7 @@ def loss_for(
     return loss, loss.func.while_training(self.smoothing, gamma if focal else 0.0, self.weights_of(dls))
 
 # %% ../nbs/30_train.ipynb #loss0005
-class SoftTargets(Callback):
+class SoftTargets(FitCallback):
     "Train on shares of the labels instead of the labels; validation keeps the labels."
 
     order, run_valid = -40, False  # before anything that looks at targets
