@@ -74,10 +74,6 @@ def diverged(
     return not all(bool(t.isfinite().all()) for t in (learn.loss.detach(), *learn.model.parameters()))
 
 # %% ../nbs/29_terms.ipynb #fitcb002
-_OF_A_BATCH = ("epoch", "train_iter", "pct_train", "training", "dl", "iter", "n_iter", "xb", "yb", "pred", "loss",
-               "loss_grad", "smooth_loss", "scaler")  # what a `Learner` knows of where it is
-
-
 def in_fit(
     learn: Learner,        # any
 ) -> bool:                 # whether one of its fits is running
@@ -107,12 +103,16 @@ def chance_kept(
             for generator, state in states:
                 generator.set_state(state)
 
+# %% ../nbs/29_terms.ipynb #fitcb008
+_PLACE = ("epoch", "train_iter", "pct_train", "training", "dl", "iter", "n_iter", "xb", "yb", "pred", "loss",
+          "loss_grad", "smooth_loss", "scaler")  # what a `Learner` knows of where it is
+
 
 @contextmanager
 def undisturbed(
     learn: Learner,     # that evaluates within the block
 ) -> Iterator[None]:    # a `with` block
-    "Afterwards a fit that is running goes on as if there had been no evaluation; without one nothing is done."
+    "Afterwards a fit that is running goes on as if there had been no evaluation."
     if not in_fit(learn):
         yield
         return
@@ -123,7 +123,7 @@ def undisturbed(
     places = [vars(o) for o in (*own, *meters, *learn.metrics, loss) if hasattr(o, "__dict__")]
     kept = [(place, {k: v.copy() if isinstance(v, (list, L)) else v for k, v in place.items()})
             for place in (*places, getattr(loss, "_buffers", {}))]
-    here = {k: v for k, v in vars(learn).items() if k in _OF_A_BATCH}
+    here = {k: v for k, v in vars(learn).items() if k in _PLACE}
     with eval_mode(learn.model), chance_kept(*getattr(learn.dls, "loaders", ())):
         try:
             yield
@@ -140,7 +140,8 @@ def _looking(
     **kwargs: object,    # see fastai's `Learner.validation_context`
 ) -> ContextManagers:
     "What fastai evaluates in, and around it what leaves the fit as it was."
-    return ContextManagers([undisturbed(learn), *type(learn).validation_context(learn, *args, **kwargs).default])
+    inner = type(learn).validation_context(learn, *args, **kwargs)
+    return ContextManagers([undisturbed(learn), *inner.default])
 
 # %% ../nbs/29_terms.ipynb #fitcb003
 class FitCallback(Callback):

@@ -231,9 +231,9 @@ class CheckInputRange(FitCallback):
 
 # %% ../nbs/30_train.ipynb #56d7fb05
 class EMA(FitCallback):
-    """Average the weights over the steps (Eq. 2); what is validated in a fit, and copied by `KeepBest`, is the
+    """Average the weights over the steps (Eq. 2); what is validated, and what `KeepBest` copies, is the
     average. Without `KeepBest` a learner of one's own ends with the weights it trained; the average is
-    `learn.ema.average.module`, and `fit_model` loads it."""
+    then in `learn.ema.average.module` (`fit_model` loads it)."""
 
     order, raw = 62, None   # after KeepBest
     before_look = None      # the network that an evaluation inside the fit gives back
@@ -256,29 +256,12 @@ class EMA(FitCallback):
         self.step += 1
         self.average.update(self.model, self.step)
 
-    def before_validate(self) -> None:
-        "Swap in the averaged weights for validation, also for one that somebody's callback asks for."
-        if not self.fitting and not self.looked_at:
-            return
-        self.before_look = None if self.fitting else self.model
-        self.after_epoch()
-        _average_norms(self.average.module)
-        self.average.module.train().eval()  # tables that some attention keeps are of older weights
-        self.raw, self.learn.model = self.model, self.average.module
-
     def after_epoch(self) -> None:
         "Swap the trained weights back in after validation."
         if self.raw is not None:
             self.learn.model, self.raw = self.raw, None
 
     after_fit = after_epoch  # after an error, too
-
-    def after_validate(self) -> None:
-        "After somebody's evaluation, swap back what was there."
-        if self.before_look is not None:
-            self.learn.model, self.before_look = self.before_look, None
-        if self.model is self.raw:
-            self.raw = None
 
     def state_dict(self) -> dict:  # plain values and tensors
         "The average and its number of steps, for a checkpoint."
@@ -291,6 +274,27 @@ class EMA(FitCallback):
         "Restore the average from a checkpoint."
         self.step = state["step"]
         self.average.module.load_state_dict(state["average"])
+
+# %% ../nbs/30_train.ipynb #emaval02
+@patch
+def before_validate(self: EMA) -> None:
+    "Swap in the averaged weights for validation, also for one that somebody's callback asks for."
+    if not self.fitting and not self.looked_at:
+        return
+    self.before_look = None if self.fitting else self.model
+    self.after_epoch()
+    _average_norms(self.average.module)
+    self.average.module.train().eval()  # tables that some attention keeps are of older weights
+    self.raw, self.learn.model = self.model, self.average.module
+
+
+@patch
+def after_validate(self: EMA) -> None:
+    "After somebody's evaluation, swap back what was there."
+    if self.before_look is not None:
+        self.learn.model, self.before_look = self.before_look, None
+    if self.model is self.raw:
+        self.raw = None
 
 # %% ../nbs/30_train.ipynb #b380f3f7
 def _average_norms(
@@ -1002,7 +1006,7 @@ class _Tracked:
 
 _MEMORIES = {GradientAccumulation: Accumulate, TrackerCallback: _Tracked}  # of fastai's callbacks
 
-
+# %% ../nbs/30_train.ipynb #ckptcls1
 class Checkpoint(FitCallback):
     "Save all of a training's state after every epoch; `ResumableLearner` begins where it says."
 
@@ -1017,8 +1021,8 @@ class Checkpoint(FitCallback):
         self.path, self.described, self.resume = Path(path), described, resume
 
     def before_fit(self) -> None:
-        """Raise `ConfigError` for a learner that would start again at the first epoch and overwrite, and for a
-        second fit, of which the file would say that it is done."""
+        """Raise `ConfigError` for a learner that would start again at the first epoch and overwrite, and for
+        a second fit, of which the file would say that it is done."""
         if not isinstance(self.learn, ResumableLearner):
             raise ConfigError(f"Checkpoint needs a ResumableLearner, not a {type(self.learn).__name__}")
         if self.resume and self.path.resolve() in self.learn.ended and not is_search(self.learn):
@@ -1096,8 +1100,8 @@ class ResumableLearner(Learner):
     ) -> None:
         "fastai's two fits. Raises `ConfigError` beside a `Checkpoint`, which keeps one."
         if any(isinstance(cb, Checkpoint) for cb in (*self.cbs, *L(kwargs.get("cbs")))):
-            raise ConfigError("fine_tune makes two fits, and a Checkpoint keeps one; one fit with FreezeBody, or "
-                              "a fit for each part with a Checkpoint of its own, expected")
+            raise ConfigError("fine_tune makes two fits, and a Checkpoint keeps one; one fit with FreezeBody "
+                              "or a fit for each part with a Checkpoint of its own, expected")
         super().fine_tune(*args, **kwargs)
 
 # %% ../nbs/30_train.ipynb #76054049
@@ -1220,8 +1224,8 @@ def restore(
         raise CheckpointError(f"{self.path}: of another run: {'; '.join(differ[:3])}{more}; another file, or "
                               "resume=False to replace it")
     if found["epoch"] > self.n_epoch:
-        raise CheckpointError(f"{self.path}: holds {found['epoch']} epochs; a fit of at least as many, another "
-                              "file, or resume=False to replace it, expected")
+        raise CheckpointError(f"{self.path}: holds {found['epoch']} epochs; a fit of at least as many, "
+                              "another file, or resume=False to replace it, expected")
     if differ := differences(found["environment"], self.environment):
         warnings.warn(f"{self.path}: going on, but not bit for bit: {'; '.join(differ)}", stacklevel=2)
     self.model.load_state_dict(found["model"])
