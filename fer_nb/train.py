@@ -631,8 +631,10 @@ class SAM(FitCallback):
         if said := self.alone(self.learn.cbs):
             raise ConfigError(said)
 
-    def check_loss(self) -> None:
-        "Raise `ConfigError` where a callback made another loss of the learner's."
+    def before_step(self) -> None:
+        "Raise `ConfigError` where a callback made another loss of the learner's; looks once an epoch."
+        if self.iter:
+            return
         plain = self.learn.loss_func(self.pred, *self.yb).detach()
         if not torch.allclose(plain, found := self.loss_grad.detach().to(plain), equal_nan=True):
             raise ConfigError(self.alone([f"a callback that makes {found.item():.6g} of the loss "
@@ -640,8 +642,6 @@ class SAM(FitCallback):
 
     def after_backward(self) -> None:
         "Go to the worst point, take the gradient there, and come back."
-        if self.iter == 0:
-            self.check_loss()
         params = [p for p in self.model.parameters() if p.grad is not None]
         length = torch.stack([p.grad.norm() for p in params]).norm()
         steps = [self.rho * p.grad / (length + 1e-12) for p in params]
