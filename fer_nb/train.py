@@ -631,7 +631,7 @@ class SAM(FitCallback):
         if said := self.alone(self.learn.cbs):
             raise ConfigError(said)
 
-    def before_step(self) -> None:
+    def before_backward(self) -> None:
         "Raise `ConfigError` where a callback made another loss of the learner's; looks once an epoch."
         if self.iter:
             return
