@@ -68,7 +68,7 @@ _GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note
 class AdversarialTraining(LossTerm):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
     first = LossTerm.first + 2  # TRADES adds after EADD, whose weight α is not for it
-    logs = ("adv_log", "guard_log")
+    logs, new_fit = ("adv_log", "guard_log"), True
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ def total(
 def before_fit(self: AdversarialTraining) -> None:
     "At the start of `fit`, `validate` and `get_preds`: remove what a fit that crashed may have left."
     self.after_batch()
-    self.new_fit = True
+    self.new_fit = self.new_fit or self.fitting
 
 
 @patch

@@ -6,10 +6,8 @@
 __all__ = ['eadd_weights', 'distill_loss', 'eadd_distill', 'EADD', 'recalls']
 
 # %% ../nbs/32_distill.ipynb #99b5b06e
-import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,7 +23,7 @@ from .core import ConfigError, at_least, one_of, progress
 from .launch import gather, wide
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
-from .terms import LossTerm, batch_targets, class_names, logits_in
+from .terms import LossTerm, batch_targets, chance_kept, class_names, logits_in
 
 # %% ../nbs/32_distill.ipynb #ffe8e84d
 def eadd_weights(
@@ -156,9 +154,10 @@ class EADD(LossTerm):
 def before_fit(self: EADD) -> None:
     """Check labels, cached views and settings, unless fastai only validates or predicts. Raises `ConfigError`
     or `LabelError`."""
-    self._new_fit, self.learn.clean_xb = True, None  # an attack that crashed may have left its images
+    self.learn.clean_xb = None  # an attack that crashed may have left its images
     if not self.fitting:
         return
+    self._new_fit = True
     cached = [n for n, t in zip(self.names, self.teachers) if isinstance(t, CachedLogits)]
     if cached and not all(isinstance(dl, ReplayLoader) for dl in self.dls):
         raise ConfigError(f"the training loader is a {type(self.dls.train).__name__}; the cached logits of "
@@ -226,26 +225,6 @@ def before_train(self: EADD) -> None:
     self.history = table if past.empty else pd.concat([past, table], ignore_index=True)
 
 # %% ../nbs/32_distill.ipynb #5f7a0021
-@contextmanager
-def _chance_kept(
-    loader: object,   # a DataLoader, with generators of its own or not
-) -> Iterator[None]:  # a `with` block
-    "Within the block a loader may draw; afterwards every random generator is what it was."
-    kept, own = (random.getstate(), np.random.get_state()), getattr(loader, "rng", None)
-    generator = getattr(loader, "generator", None)
-    state = generator.get_state() if isinstance(generator, torch.Generator) else None
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
-            if own is not None:
-                loader.rng = own
-            if state is not None:
-                generator.set_state(state)
-
-
 @patch
 def measure_views(
     self: EADD,
@@ -264,7 +243,7 @@ def measure_loader(
     gives no labelled images."""
     loader = self.dls.loaders[1] if len(self.dls.loaders) > 1 else []
     device, found = next(self.model.parameters()).device, []
-    with _chance_kept(loader):
+    with chance_kept(loader):
         for batch in progress(loader, "teachers on the validation images"):
             if len(batch) != 2:
                 raise ConfigError(f"accuracy=\"valid\": a validation batch has {len(batch)} parts; images "

@@ -272,9 +272,9 @@ class SQS(LossTerm):
         """Check the model and remove what a fit that crashed may have left; fastai calls this before
         `validate` too."""
         self.after_fit()
-        self._new_fit, model = True, unwrapped(self.learn.model, adapter=True)
         if not self.fitting:
             return
+        self._new_fit, model = True, unwrapped(self.learn.model, adapter=True)
         enhanced, count = (getattr(model, name, None) for name in ("enhanced", "num_classes"))
         linear = [m for m in (enhanced or nn.Identity()).modules() if isinstance(m, nn.Linear)]
         names = getattr(self.dls, "vocab", None) or getattr(model, "labels", None) or range(count or 3)

@@ -54,7 +54,7 @@ from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on
                            pick_device, rank_world)
 from .loaders import ReplayLoader, dataloaders
 from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped
-from .terms import LossTerm
+from .terms import FitCallback, LossTerm, is_search
 from .store import (Store, StoreError, differences, digest, plain, processor, read_state,
                           write_state)
 
@@ -77,7 +77,7 @@ def _measured(
     return tuple(float(log[name]) for name in names) if whole and {*names} <= log.keys() else None
 
 
-class KeepBest(Callback):
+class KeepBest(FitCallback):
     "Keep a copy of the best epoch's weights, by validation accuracy, then loss; load it when the fit ends."
 
     order, state = 60, None
@@ -129,7 +129,7 @@ class KeepBest(Callback):
         self.best, self.best_epoch, self.state = tuple(state["best"]), state["best_epoch"], state["state"]
 
 # %% ../nbs/30_train.ipynb #e0f7e431
-class Progress(Callback):
+class Progress(FitCallback):
     "A tqdm bar over the batches of a fit, and a history of its epochs."
 
     order, name = 70, "fit_progress"  # fastai's own bar is `learn.progress`
@@ -190,20 +190,22 @@ class Progress(Callback):
         return pd.DataFrame(self.rows, columns=["phase", "epoch", "train_loss", "valid_loss", "accuracy"])
 
 # %% ../nbs/30_train.ipynb #5da83c69
-class StopOnNaN(Callback):
+class StopOnNaN(FitCallback):
     "Stop with a `TrainingError` at the first batch whose loss is NaN or infinite."
 
     order = 90  # after the callbacks that replace the loss
 
     def after_loss(self) -> None:
-        "Check the loss of this batch."
-        if not math.isfinite(loss := self.loss_grad.item()):
+        "Check the loss of this batch, or its images' losses; a search for a learning rate ends there."
+        if len(self.yb) and not math.isfinite(loss := self.loss_grad.detach().sum().item()):
+            if is_search(self.learn):
+                raise CancelFitException
             part = "training" if self.training else "validation"
             raise TrainingError(f"the loss is {loss} in epoch {self.epoch + 1}, {part} batch {self.iter + 1} "
                                 f"of {self.n_iter}; a smaller lr or clip=1.0 may help")
 
 # %% ../nbs/30_train.ipynb #dfee6fe8
-class CheckInputRange(Callback):
+class CheckInputRange(FitCallback):
     """Look at the first batch of a pass: `ImageError` for images that are not in [0, 1], or were divided by
     255 twice; `ConfigError` and `LabelError` for outputs and targets that do not go together."""
 
@@ -224,13 +226,17 @@ class CheckInputRange(Callback):
         if self.iter == 0:
             z, n = self.pred, len(self.xb[0])
             check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, n)
-            check_targets(self.y, n, z.shape[1])
+            if len(self.yb):  # to predict needs none
+                check_targets(self.y, n, z.shape[1])
 
 # %% ../nbs/30_train.ipynb #56d7fb05
-class EMA(Callback):
-    "Average the weights over the steps (Eq. 2); what is validated, and copied by `KeepBest`, is the average."
+class EMA(FitCallback):
+    """Average the weights over the steps (Eq. 2); what is validated, and what `KeepBest` copies, is the
+    average. Without `KeepBest` a learner of one's own ends with the weights it trained; the average is
+    then in `learn.ema.average.module` (`fit_model` loads it)."""
 
     order, raw = 62, None   # after KeepBest
+    before_look = None      # the network that an evaluation inside the fit gives back
     follows_weights = True  # whoever puts older weights back (a guard) puts the average of then back too
 
     def __init__(
@@ -249,13 +255,6 @@ class EMA(Callback):
         "Move the average by one step of Eq. 2."
         self.step += 1
         self.average.update(self.model, self.step)
-
-    def before_validate(self) -> None:
-        "Swap in the averaged weights for validation."
-        self.after_epoch()
-        _average_norms(self.average.module)
-        self.average.module.train().eval()  # tables that some attention keeps are of older weights
-        self.raw, self.learn.model = self.model, self.average.module
 
     def after_epoch(self) -> None:
         "Swap the trained weights back in after validation."
@@ -276,6 +275,27 @@ class EMA(Callback):
         self.step = state["step"]
         self.average.module.load_state_dict(state["average"])
 
+# %% ../nbs/30_train.ipynb #emaval02
+@patch
+def before_validate(self: EMA) -> None:
+    "Swap in the averaged weights for validation, also for one that somebody's callback asks for."
+    if not self.fitting and not self.looked_at:
+        return
+    self.before_look = None if self.fitting else self.model
+    self.after_epoch()
+    _average_norms(self.average.module)
+    self.average.module.train().eval()  # tables that some attention keeps are of older weights
+    self.raw, self.learn.model = self.model, self.average.module
+
+
+@patch
+def after_validate(self: EMA) -> None:
+    "After somebody's evaluation, swap back what was there."
+    if self.before_look is not None:
+        self.learn.model, self.before_look = self.before_look, None
+    if self.model is self.raw:
+        self.raw = None
+
 # %% ../nbs/30_train.ipynb #b380f3f7
 def _average_norms(
     model: nn.Module,  # whose batch norms saw the rows of this process alone; changed in place
@@ -289,10 +309,11 @@ def _average_norms(
             b.copy_(value)
 
 # %% ../nbs/30_train.ipynb #1dfd929e
-class Amp(MixedPrecision):
+class Amp(FitCallback, MixedPrecision):
     "Mixed precision on CUDA (fp16, bf16) or on the CPU (bf16)."
 
     inside, strided = False, ()
+    outside = True   # validates in mixed precision after a fit, too; within one the fit's goes on
 
     def before_fit(self) -> None:
         "Make autocast and scaler for the device of the batches."
@@ -368,7 +389,7 @@ def here(self: Fit) -> Fit:  # the same, or with another `amp`
     return self if amp is None else replace(self, amp=None if amp == "off" else amp)
 
 # %% ../nbs/30_train.ipynb #22723cf1
-class Mix(MixUp, CutMix):
+class Mix(FitCallback, MixUp, CutMix):
     "MixUp or CutMix, one of them for each training batch."
 
     def __init__(
@@ -508,7 +529,7 @@ def _called(
     return getattr(named, "__name__", type(named).__name__) + f"({said})" * bool(said)
 
 # %% ../nbs/30_train.ipynb #freeze02
-class FreezeBody(Callback):
+class FreezeBody(FitCallback):
     "Train the classifier alone in the first epochs: weights and batch statistics of all other layers stay."
 
     order, run_valid, frozen = -5, False, ()  # after fastai has put the model into train mode
@@ -530,6 +551,8 @@ class FreezeBody(Callback):
             return
         *body, _ = layer_groups(self.model)
         self.frozen = [p.requires_grad_(False) for group in body for p in group]
+        for p in self.frozen:
+            p.grad = None  # zeros that an earlier fit left would let moments and decay act
         heads = {id(m) for head in _head_of(self.model)[1] for m in head.modules()}
         for m in self.model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and id(m) not in heads:
@@ -542,7 +565,7 @@ class FreezeBody(Callback):
         self.frozen = ()
 
 # %% ../nbs/30_train.ipynb #accum002
-class Accumulate(GradientAccumulation):
+class Accumulate(FitCallback, GradientAccumulation):
     "Add up the gradients of some batches before each step of the optimiser."
 
     def __init__(
@@ -580,7 +603,7 @@ class Accumulate(GradientAccumulation):
             p.grad = None if grad is None else grad.to(p.device)
 
 # %% ../nbs/30_train.ipynb #sam00002
-class SAM(Callback):
+class SAM(FitCallback):
     "Gradients at the worst point within ρ (5); the loss of the learner, without terms that callbacks add."
 
     order, run_valid = 40, False   # before clipping, which sees the gradient that counts
@@ -590,6 +613,32 @@ class SAM(Callback):
         rho: float = 0.05,   # ρ
     ):
         self.rho = rho
+
+    def alone(
+        self,
+        others: Sequence[object],   # callbacks, or the names of settings
+    ) -> str:                       # empty: nothing
+        "What is said of those beside it that change loss or gradient."
+        scale = GradientAccumulation, MixedPrecision, MixHandler
+        names = [o if isinstance(o, str) else type(o).__name__ for o in others
+                 if isinstance(o, (str, *scale)) or isinstance(o, LossTerm) and o.adds]
+        names += ["several processes"] * (rank_world()[1] > 1)
+        return f"sam={self.rho} beside {', '.join(names)}; alone expected, for its second pass knows the " \
+               "plain loss only" if names else ""
+
+    def before_fit(self) -> None:
+        "Raise `ConfigError` for callbacks that it does not go with."
+        if said := self.alone(self.learn.cbs):
+            raise ConfigError(said)
+
+    def before_backward(self) -> None:
+        "Raise `ConfigError` where a callback made another loss of the learner's; looks once an epoch."
+        if self.iter:
+            return
+        plain = self.learn.loss_func(self.pred, *self.yb).detach()
+        if not torch.allclose(plain, found := self.loss_grad.detach().to(plain), equal_nan=True):
+            raise ConfigError(self.alone([f"a callback that makes {found.item():.6g} of the loss "
+                                          f"{plain.item():.6g}"]))
 
     def after_backward(self) -> None:
         "Go to the worst point, take the gradient there, and come back."
@@ -726,7 +775,7 @@ def loss_for(
     return loss, loss.func.while_training(self.smoothing, gamma if focal else 0.0, self.weights_of(dls))
 
 # %% ../nbs/30_train.ipynb #loss0005
-class SoftTargets(Callback):
+class SoftTargets(FitCallback):
     "Train on shares of the labels instead of the labels; validation keeps the labels."
 
     order, run_valid = -40, False  # before anything that looks at targets
@@ -957,8 +1006,8 @@ class _Tracked:
 
 _MEMORIES = {GradientAccumulation: Accumulate, TrackerCallback: _Tracked}  # of fastai's callbacks
 
-
-class Checkpoint(Callback):
+# %% ../nbs/30_train.ipynb #ckptcls1
+class Checkpoint(FitCallback):
     "Save all of a training's state after every epoch; `ResumableLearner` begins where it says."
 
     order = 100  # after every other callback
@@ -972,9 +1021,13 @@ class Checkpoint(Callback):
         self.path, self.described, self.resume = Path(path), described, resume
 
     def before_fit(self) -> None:
-        "Refuse a learner that would start again at the first epoch and overwrite."
+        """Raise `ConfigError` for a learner that would start again at the first epoch and overwrite, and for
+        a second fit, of which the file would say that it is done."""
         if not isinstance(self.learn, ResumableLearner):
             raise ConfigError(f"Checkpoint needs a ResumableLearner, not a {type(self.learn).__name__}")
+        if self.resume and self.path.resolve() in self.learn.ended and not is_search(self.learn):
+            raise ConfigError(f"{self.path}: keeps a fit of this learner that has ended; for the next one a "
+                              "Checkpoint with another file, in place of this one, expected")
 
     def start(self) -> int:  # the epoch to begin with
         "Restore the state where there is one, save the first one where there is none."
@@ -988,8 +1041,14 @@ class Checkpoint(Callback):
         return 0
 
     def after_epoch(self) -> None:
-        "Save the state that the next epoch begins with."
-        self.save(self.epoch + 1)
+        "Save the state that the next epoch begins with; of a search for a learning rate nothing is kept."
+        if not is_search(self.learn):
+            self.save(self.epoch + 1)
+
+    def after_cancel_fit(self) -> None:
+        "A fit that was ended early has ended."
+        if not is_search(self.learn):
+            self.learn.ended |= {self.path.resolve()}
 
     @property
     def stateful(self) -> list[tuple[Callback, type]]:  # in the learner's order
@@ -1012,6 +1071,8 @@ class Checkpoint(Callback):
 class ResumableLearner(Learner):
     "A fastai `Learner` that begins where its `Checkpoint` says, and runs `after_fit` however a fit ends."
 
+    ended = frozenset()   # the files of fits that came to their end
+
     def fit(
         self,
         *args: object,     # see fastai's `Learner.fit`
@@ -1025,11 +1086,23 @@ class ResumableLearner(Learner):
             raise
 
     def _do_fit(self) -> None:
-        "Run the epochs that are left."
-        first = max([cb.start() for cb in self.cbs if isinstance(cb, Checkpoint)], default=0)
-        for epoch in range(first, self.n_epoch):
+        "Run the epochs that are left; a search for a learning rate runs all of its own."
+        kept = [] if is_search(self) else [cb for cb in self.cbs if isinstance(cb, Checkpoint)]
+        for epoch in range(max([cb.start() for cb in kept], default=0), self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
+        self.ended |= {cb.path.resolve() for cb in kept}
+
+    def fine_tune(
+        self,
+        *args: object,     # see fastai's `Learner.fine_tune`
+        **kwargs: object,  # see fastai's `Learner.fine_tune`
+    ) -> None:
+        "fastai's two fits. Raises `ConfigError` beside a `Checkpoint`, which keeps one."
+        if any(isinstance(cb, Checkpoint) for cb in (*self.cbs, *L(kwargs.get("cbs")))):
+            raise ConfigError("fine_tune makes two fits, and a Checkpoint keeps one; one fit with FreezeBody "
+                              "or a fit for each part with a Checkpoint of its own, expected")
+        super().fine_tune(*args, **kwargs)
 
 # %% ../nbs/30_train.ipynb #76054049
 @patch(as_prop=True)
@@ -1150,6 +1223,9 @@ def restore(
         more = f" (and {len(differ) - 3} more)" * (len(differ) > 3)
         raise CheckpointError(f"{self.path}: of another run: {'; '.join(differ[:3])}{more}; another file, or "
                               "resume=False to replace it")
+    if found["epoch"] > self.n_epoch:
+        raise CheckpointError(f"{self.path}: holds {found['epoch']} epochs; a fit of at least as many, "
+                              "another file, or resume=False to replace it, expected")
     if differ := differences(found["environment"], self.environment):
         warnings.warn(f"{self.path}: going on, but not bit for bit: {'; '.join(differ)}", stacklevel=2)
     self.model.load_state_dict(found["model"])
@@ -1165,12 +1241,13 @@ def restore(
     return found["epoch"]
 
 # %% ../nbs/30_train.ipynb #d65d2be1
-class Distributed(Callback):
+class Distributed(FitCallback):
     """Train one network in a process group: each rank takes its rows of every batch; gradients and metrics
     are those of all."""
 
     order = 45       # after whoever changes the loss, before the Recorder
     replaced = ()    # batch norms that `nn.SyncBatchNorm` stands for
+    outside = True   # what is validated after a fit is shared, too
 
     def __init__(
         self,
@@ -1301,10 +1378,10 @@ def check_beside(
               "schedule alone, or a fastai Learner, expected" for cb in cbs
               if isinstance(cb, ReduceLROnPlateau) or plan.keys() & getattr(cb, "scheds", {}).keys()]
     made, drop = getattr(unwrapped(model), "config", None), self.stage_drop
-    terms = [type(cb).__name__ for cb in cbs if isinstance(cb, LossTerm)]
-    if self.sam is not None and (terms or self.accumulate or self.amp or self.mix or rank_world()[1] > 1):
-        wrong += [f"sam={self.sam} beside {', '.join(terms) or 'accumulate, amp, mix or several processes'}; "
-                  "alone expected, for its second pass knows the plain loss only"]
+    if self.sam is not None:
+        named = [name for name in ("accumulate", "amp", "mix") if getattr(self, name) is not None]
+        said = SAM(self.sam).alone([*cbs, *named])
+        wrong += [said] if said else []
     if drop is not None and getattr(made, "stage_drop", None) != drop:
         wrong += [f"stage_drop={drop}, but this {type(model).__name__} was not made with it; the network of "
                   "make_network, or stage_drop=None, expected"]

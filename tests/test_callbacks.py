@@ -1,16 +1,23 @@
-"""However a fit ends, and wherever: what EADD, SQS and AdversarialTraining borrowed is back, as after a fit without them."""
+"""However a fit ends, what its callbacks borrowed is back; whoever evaluates inside it or after it, they remember what they should."""
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from fastai.callback.progress import ProgressCallback
-from fastai.learner import Learner
+from fastai.callback.schedule import LRFinder  # noqa: F401  (brings lr_find)
+from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.callback.training import GradientAccumulation
+from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.optimizer import Adam, OptimWrapper
 
 from fer_nb.advtrain import AdversarialTraining
+from fer_nb.config import Fit
 from fer_nb.core import seed_everything
 from fer_nb.data import resized
 from fer_nb.distill import EADD
@@ -18,7 +25,9 @@ from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, HyFERConfig
 from fer_nb.sqs import SQS
 from fer_nb.synth import make_faces
-from fer_nb.train import ResumableLearner
+from fer_nb.terms import in_fit, mixer
+from fer_nb.train import (EMA, SAM, Accumulate, Amp, CheckInputRange, FreezeBody, KeepBest, Mix, Progress, ResumableLearner, StopOnNaN, TrainingError, fit_model,
+                          layer_groups, read_checkpoint)
 
 TINY = HyFERConfig(8, ((12, 2, 2), (16, 2, 2)), 16, 1, 1, 32, True, "relu", 24)
 CALLBACKS = {"EADD": lambda: [EADD([hyfer(7)], accuracy="running")], "SQS": lambda: [SQS()],
@@ -165,3 +174,187 @@ def test_a_teacher_that_fails_half_way(faces):
 
     learn, rest = broken_fit(lambda: [EADD([Gone()], accuracy="running"), SQS()], faces, "exception", "after_backward", ResumableLearner)
     assert all(rest["modes"]) and not any(rest["gradients"]) and rest["grad"] and "forward_features" not in vars(learn.model)
+
+
+# ---- an evaluation inside a fit, and callbacks outside of one ----
+
+class Looks(Callback):
+    "Evaluates in the middle of a fit, in one of the ways that fastai has, then in another."
+
+    busy = False   # of all of them: an evaluation has no room for another
+
+    def __init__(self, when, order):
+        self.order, self.looked = order, 0
+        setattr(self, when, self.look)
+
+    def look(self):
+        if Looks.busy:
+            return
+        Looks.busy, self.looked = True, self.looked + 1
+        with self.learn.no_bar(), self.learn.no_logging():
+            if self.looked % 3 == 1:
+                self.learn.validate()
+            elif self.looked % 3 == 2:
+                self.learn.get_preds(with_loss=mixer(self.learn) is None)   # fastai's MixUp knows no single losses
+            else:
+                self.learn.get_preds(dl=self.dls.test_dl([np.zeros((24, 24), np.uint8)]))
+        Looks.busy = False
+
+
+OURS = {"KeepBest": lambda: KeepBest(patience=3), "Progress": lambda: Progress("x", show=False), "StopOnNaN": StopOnNaN, "CheckInputRange": CheckInputRange,
+        "EMA": lambda: EMA(0.9), "Mix": Mix, "FreezeBody": lambda: FreezeBody(2), "Accumulate": lambda: Accumulate(2), "SAM": SAM, "Amp": lambda: Amp("bf16"),
+        "EADD": lambda: EADD([hyfer(7)], accuracy="running"), "EADD, valid": lambda: EADD([hyfer(7)]), "SQS": SQS,
+        "AdversarialTraining": lambda: AdversarialTraining("fgsm", guard=1, collapse=0.99)}
+WHEN = [("before_fit", 100), ("before_epoch", 0), ("before_train", 80), ("before_batch", -60), ("after_loss", 95), ("after_backward", 0), ("after_batch", 65),
+        ("after_train", 65), ("before_validate", 40), ("after_validate", 65), ("after_epoch", 55), ("after_epoch", 65), ("after_fit", 80)]
+
+
+def memory(cb):
+    "What a callback of ours knows after a fit."
+    state = cb.state_dict() if hasattr(type(cb), "state_dict") and not isinstance(cb, Amp) else {}
+    more = {k: getattr(cb, k) for k in ("best", "best_epoch", "step", "count", "frozen", "raw") if k in vars(cb)}
+    logs = {k: getattr(cb.learn, k) for k in ("adv_log", "guard_log", "sqs_log") if k in vars(cb.learn)}
+    return flattened([state, more, {k: v.to_dict("list") for k, v in logs.items()}])
+
+
+def flattened(v):
+    if isinstance(v, torch.Tensor):
+        return v.tolist()
+    if isinstance(v, dict):
+        return {k: flattened(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple)):
+        return [flattened(x) for x in v]
+    return None if isinstance(v, float) and v != v else v
+
+
+def looked_at(make, faces, looks=(), cbs=(), epochs=2):
+    seed_everything(0)
+    learn = Learner(dataloaders(*faces, bs=16, device="cpu"), hyfer(), CrossEntropyLossFlat(), metrics=accuracy,
+                    cbs=[cb := make(), *cbs, *(Looks(*look) for look in looks)])
+    learn.remove_cb(ProgressCallback)
+    with learn.no_logging():
+        learn.fit(epochs, 1e-2)
+    recorder = str(list(map(list, learn.recorder.values)))
+    return learn, memory(cb), recorder, torch.cat([v.flatten().double() for v in learn.model.state_dict().values()])
+
+
+@pytest.fixture(scope="module")
+def undisturbed_fits(faces):
+    made = {}
+    return lambda name: made.setdefault(name, None) or made.update({name: looked_at(OURS[name], faces)}) or made[name]
+
+
+def nothing_changes(faces, fits, name, looks):
+    _, known, recorded, weights = fits(name)
+    learn, *found = looked_at(OURS[name], faces, looks)
+    assert found[0] == known and torch.equal(found[2], weights) and "validation_context" not in vars(learn)
+    assert found[1] == recorded or "after_fit" in dict(looks)   # when fastai's own log may be over
+    assert all(cb.looked for cb in learn.cbs if isinstance(cb, Looks))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_evaluations_inside_a_fit_change_nothing(faces, undisturbed_fits, name):
+    """What the callback knows, what fastai recorded, all weights: those of the fit that nobody looked at."""
+    nothing_changes(faces, undisturbed_fits, name, WHEN[:-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("look", WHEN, ids=str)
+@pytest.mark.parametrize("name", OURS)
+def test_an_evaluation_at_any_place_changes_nothing(faces, undisturbed_fits, name, look):
+    nothing_changes(faces, undisturbed_fits, name, [look])
+
+
+RECIPES = {"plain": {}, "all": {"ema": 0.9, "clip": 1.0, "freeze_epochs": 1, "accumulate": 2, "early_lr": 1e-3}, "mix": {"mix": 0.4}, "bf16": {"amp": "bf16"},
+           "focal": {"loss": "focal", "smoothing": 0.1}, "sam": {"sam": 0.05}, "early stop": {"patience": 1, "epochs": 5}, "last": {"keep": "last", "ema": 0.9}}
+
+
+@pytest.mark.parametrize("recipe", [r if r in ("all", "focal", "last") else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES])
+def test_a_recipe_that_is_looked_at(faces, tmp_path, recipe):
+    """History, result and the checkpoint's every number are those of the recipe alone."""
+    def fitted(path, cbs):
+        model = hyfer()
+        history = fit_model(model, dataloaders(*faces, bs=16, device="cpu"), Fit(**{"epochs": 2, "lr": 1e-2, "bs": 16} | RECIPES[recipe]), cbs, checkpoint=path, seed=1)
+        held = read_checkpoint(path)
+        return history.values.tolist(), flattened(model.state_dict()), flattened({k: held[k] for k in ("epoch", "model", "optimizer", "smooth_loss", "train_iter", "callbacks")} | {"torch": held["rng"]["torch"]})
+
+    looks = [Looks(*at) for at in (("before_epoch", 80), ("after_batch", 20), ("after_epoch", 55), ("after_epoch", 65), ("after_fit", 10))]
+    assert fitted(tmp_path / "looked", looks) == fitted(tmp_path / "alone", [])
+
+
+def test_fastais_own_callbacks_go_on_too(faces):
+    """What the plateau has seen, and the average loss, are those of the fit."""
+    def fitted(when=None):
+        learn, *_ = looked_at(KeepBest, faces, [(when, 55)] if when else [], cbs=[ReduceLROnPlateau("valid_loss", patience=1), GradientAccumulation(32)], epochs=5)
+        return learn.recorder.lrs, [float(v) for v in learn.recorder.losses], learn.recorder.iters
+    assert fitted("after_epoch") == fitted("after_batch") == fitted()
+
+
+def test_after_a_fit_that_crashed_an_evaluation_is_of_the_weights_as_they_are(faces):
+    """EMA swaps within a fit that is running, and no other."""
+    learn, *_ = looked_at(lambda: EMA(0.9), faces)
+    learn.add_cb(Ending("after_backward", RuntimeError))
+    with learn.no_logging(), learn.no_bar():
+        with pytest.raises(RuntimeError):
+            learn.fit(2, 1e-2)
+        mine = copy.deepcopy(learn.model).eval()
+        x, y = learn.dls.valid.one_batch()
+        with torch.no_grad():
+            assert torch.equal(learn.get_preds(dl=[(x, y)], act=lambda z: z)[0], mine(x.as_subclass(torch.Tensor)).cpu())
+    assert not in_fit(learn)
+
+
+@pytest.mark.parametrize("fit_first", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("name", OURS)
+def test_outside_of_a_fit(faces, tmp_path, name, fit_first):
+    """Losses of single images, images without labels, and a learner that was exported: as without the callback."""
+    learn, plain = (Learner(dataloaders(*faces, bs=16, device="cpu"), hyfer(), CrossEntropyLossFlat(), cbs=cbs, path=tmp_path, metrics=accuracy)
+                    for cbs in ([OURS[name]()], []))
+    with learn.no_bar(), learn.no_logging(), plain.no_bar(), plain.no_logging():
+        if fit_first:
+            learn.fit(1, 1e-3)
+            plain.model.load_state_dict(learn.model.state_dict())
+        known, near = memory(learn.cbs[-1]) if fit_first else None, dict(atol=0.05 if name == "Amp" else 0)
+        for one, other in zip(learn.get_preds(with_loss=True), plain.get_preds(with_loss=True)):
+            assert torch.allclose(one, other, **near)
+        images = [faces[1].image(0), faces[1].image(1)]
+        for some in (learn, plain):
+            some.found = some.get_preds(dl=some.dls.test_dl(images))[0]
+        assert torch.allclose(learn.found, plain.found, **near)
+        assert np.allclose(learn.validate(), plain.validate(), **near)
+        learn.metrics = []
+        learn.get_preds()
+        assert not fit_first or memory(learn.cbs[-1]) == known
+        learn.export("x.pkl")
+        loaded = load_learner(tmp_path / "x.pkl")
+        with loaded.no_bar():
+            assert torch.allclose(loaded.get_preds(dl=loaded.dls.test_dl(images))[0], plain.found, **near)
+
+
+def test_a_loss_that_is_nan_is_found_in_every_evaluation_and_ends_a_search(faces):
+    learn = Learner(dataloaders(*faces, bs=16, device="cpu"), hyfer(), CrossEntropyLossFlat(), cbs=StopOnNaN())
+    start = copy.deepcopy(learn.model.state_dict())
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(start_lr=1.0, end_lr=1e30, num_it=12, stop_div=False, show_plot=False, suggest_funcs=())
+        assert all(torch.equal(v, start[k]) for k, v in learn.model.state_dict().items())
+        torch.nn.init.constant_(next(learn.model.parameters()), torch.nan)
+        for ask in (learn.validate, lambda: learn.get_preds(with_loss=True)):
+            with pytest.raises(TrainingError, match="the loss is nan in epoch 1, validation batch 1"):
+                ask()
+
+
+@pytest.mark.parametrize("opt", [Adam, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=["fastai's", "PyTorch's"])
+def test_a_body_that_is_frozen_in_a_later_fit_stays(faces, opt):
+    """Moments of an earlier fit, and decay, do not move it; afterwards it is trained again."""
+    learn = Learner(dataloaders(*faces, bs=16, device="cpu"), hyfer(), CrossEntropyLossFlat(), opt_func=opt, wd=0.1)
+
+    def body():
+        return torch.cat([p.detach().flatten().clone() for group in layer_groups(learn.model)[:-1] for p in group])
+
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        before = body()
+        learn.fit(2, 1e-2, cbs=FreezeBody(2))
+        assert torch.equal(body(), before)
+        learn.fit(2, 1e-2, cbs=FreezeBody(1))
+        assert not torch.equal(body(), before)

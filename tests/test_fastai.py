@@ -2,7 +2,7 @@
 import copy
 import random
 import warnings
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -38,7 +38,7 @@ from fer_nb.data import FERData
 from fer_nb.loaders import LoaderEpoch, ReplayLoader, ReplayLoaders, _warn_of_twins, dataloaders, folds, holdout
 from fer_nb.sqs import QuadLoader, quad_dataloaders
 from fer_nb.synth import make_faces
-from fer_nb.train import Checkpoint, CheckpointError, KeepBest, ResumableLearner, fit_model
+from fer_nb.train import Checkpoint, CheckpointError, KeepBest, ResumableLearner, fit_model, read_checkpoint
 
 plt.switch_backend("agg")
 FACES = make_faces(100, seed=0, defects=None)[0]
@@ -572,6 +572,113 @@ def test_a_learner_of_ones_own_resumes(tmp_path):
         quietly(one.fit, 3)
     seed_everything(77), quietly(two.fit, 3)
     assert torch.equal(flat(whole), flat(two))
+
+
+def kept(path, cbs=(), **how):
+    "A learner of one's own with a Checkpoint."
+    opt = partial(OptimWrapper, opt=torch.optim.SGD)
+    learn = ResumableLearner(loaders(), net(), CrossEntropyLossFlat(), opt, lr=.1, cbs=[*([Checkpoint(path, {"it": 1}, **how)] if path else []), *cbs], path=Path("/tmp"),
+                             splitter=lambda model: [[*model[:3].parameters()], [*model[3:].parameters()]])
+    seed_everything(5)
+    return learn
+
+
+def search(learn):
+    quietly(learn.lr_find, num_it=12, show_plot=False, suggest_funcs=())
+
+
+def test_a_search_leaves_the_checkpoint_alone(tmp_path):
+    """Before the fit, and again when the notebook is run from its top after it was killed; weights are those without a checkpoint."""
+    whole, path = kept(None), tmp_path / "x"
+    search(whole), seed_everything(5), quietly(whole.fit, 4)
+    one = kept(path)
+    search(one)
+    assert not path.exists()
+    one.add_cb(stop_in(2))
+    seed_everything(5)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(one.fit, 4)
+    assert read_checkpoint(path)["epoch"] == 2
+    two = kept(path)
+    search(two)
+    assert read_checkpoint(path)["epoch"] == 2
+    quietly(two.fit, 4)
+    assert torch.equal(flat(two), flat(whole)) and read_checkpoint(path)["epoch"] == 4
+    search(two)
+    assert read_checkpoint(path)["epoch"] == 4 and torch.equal(flat(two), flat(whole))
+
+
+def test_an_evaluation_writes_no_checkpoint(tmp_path):
+    learn, path = kept(tmp_path / "x"), tmp_path / "x"
+    quietly(learn.validate), quietly(learn.get_preds)
+    assert not path.exists()
+    quietly(learn.fit, 1)
+    held = path.read_bytes()
+    quietly(learn.validate), quietly(learn.get_preds)
+    assert path.read_bytes() == held
+
+
+SECOND = {"fit": lambda learn: quietly(learn.fit, 2), "longer": lambda learn: quietly(learn.fit, 4), "one cycle": lambda learn: quietly(learn.fit_one_cycle, 2),
+          "another Checkpoint of the file": lambda learn: (learn.remove_cb(Checkpoint), quietly(learn.fit, 2, cbs=Checkpoint(tmp_of(learn), {"it": 1})))}
+
+
+def tmp_of(learn):
+    return next(iter(learn.ended))
+
+
+@pytest.mark.parametrize("first", [lambda learn: quietly(learn.fit, 2), lambda learn: quietly(learn.fit, 9, cbs=Callback(before_train=ends_in(2)))], ids=["to the end", "ended early"])
+@pytest.mark.parametrize("second", SECOND)
+def test_a_second_fit_beside_a_checkpoint_is_refused_before_its_first_batch(tmp_path, second, first):
+    seen = Seen()
+    learn = kept(tmp_path / "x", [seen])
+    first(learn)
+    weights, batches = flat(learn), len(seen.batches)
+    with pytest.raises(ConfigError, match="has ended"):
+        SECOND[second](learn)
+    assert torch.equal(flat(learn), weights) and len(seen.batches) == batches
+    learn.remove_cb(Checkpoint)
+    quietly(learn.fit, 2, cbs=Checkpoint(tmp_path / "y", {"it": 2}))
+    assert len(seen.batches) > batches and read_checkpoint(tmp_path / "y")["epoch"] == 2
+
+
+def ends_in(epoch):
+    def before_train(cb):
+        if cb.epoch == epoch:
+            raise CancelFitException
+    return before_train
+
+
+def test_one_that_was_interrupted_goes_on_in_the_same_learner(tmp_path):
+    whole, learn = kept(None), kept(tmp_path / "x", [stop := stop_in(1)])
+    seed_everything(5), quietly(whole.fit, 3), seed_everything(5)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(learn.fit, 3)
+    learn.remove_cb(stop)
+    quietly(learn.fit, 3)
+    assert torch.equal(flat(whole), flat(learn))
+
+
+def test_two_fits_in_one_call_are_refused_with_a_checkpoint(tmp_path):
+    seen = Seen()
+    learn = kept(tmp_path / "x", [seen])
+    with pytest.raises(ConfigError, match="fine_tune makes two fits"):
+        quietly(learn.fine_tune, 3)
+    learn.remove_cb(Checkpoint)
+    with pytest.raises(ConfigError, match="fine_tune makes two fits"):
+        quietly(learn.fine_tune, 3, cbs=Checkpoint(tmp_path / "x", {}))
+    assert not seen.batches and not (tmp_path / "x").exists()
+    quietly(learn.fine_tune, 1)
+    assert seen.batches
+
+
+def test_a_file_of_more_epochs_than_the_fit_is_refused_and_one_may_start_again(tmp_path):
+    quietly(kept(tmp_path / "x").fit, 3)
+    learn = kept(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="holds 3 epochs"):
+        quietly(learn.fit, 2)
+    again = kept(tmp_path / "x", resume=False)
+    quietly(again.fit, 2), quietly(again.fit, 1)          # replaces the file, and says so
+    assert read_checkpoint(tmp_path / "x")["epoch"] == 1
 
 
 def test_workers_are_warned_of_and_other_loaders_told_apart(tmp_path):

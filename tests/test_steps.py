@@ -5,9 +5,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixUp
+from fastai.callback.progress import ProgressCallback  # noqa: F401  (brings no_bar)
+from fastai.callback.training import GradientAccumulation
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from fer_nb import hyfer_studies, train
+from fer_nb.advtrain import AdversarialTraining
 from fer_nb.config import Augment, Data, Distillation, Fit, Preset, override
 from fer_nb.core import ConfigError, DataError
 from fer_nb.distill import EADD
@@ -17,10 +25,11 @@ from fer_nb.hyfer_studies import BEST, RECIPE, SHIP, STEPS, Arm, best_of, budget
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HYFER, HyFER, load_teacher
 from fer_nb.pipeline import cache_logits, prepare
+from fer_nb.sqs import SQS
 from fer_nb.store import read_table
 from fer_nb.synth import make_faces
 from fer_nb.teachers import NetworkTeacher, OnlineLogits
-from fer_nb.train import SAM, CheckpointError, fit_model, make_loaders
+from fer_nb.train import SAM, Amp, CheckpointError, Mix, fit_model, make_loaders
 
 SMALL = replace(RECIPE, student=replace(RECIPE.student, network="light", epochs=1, bs=64, stage_drop=None, amp=None), data=Data(near_duplicates=False, targets=None))
 
@@ -215,6 +224,36 @@ def test_flat_minima_leave_batch_norms_and_refuse_what_they_do_not_know(faces):
     with pytest.raises(ConfigError, match="fade"):
         Distillation(fade=1.5)
     assert SAM().rho == 0.05 and override(Preset(), ["student.sam=0.1"]).student.sam == 0.1 and Augment().blur == 0
+
+
+class Halves(Callback):
+    "Halves the loss, at a place of its own."
+
+    def after_loss(self):
+        self.learn.loss_grad = self.loss_grad / 2
+
+
+@pytest.mark.parametrize("make, named", [(lambda f: EADD([HyFER(7, 1, "light", labels=f.labels)]), "EADD"), (lambda f: SQS(), "SQS"), (lambda f: GradientAccumulation(64), "GradientAccumulation"),
+                                         (lambda f: MixUp(), "MixUp"), (lambda f: Mix(), "Mix"), (lambda f: MixedPrecision(), "MixedPrecision"), (lambda f: Amp("bf16"), "Amp"),
+                                         (lambda f: AdversarialTraining("fgsm", trades=1.0), "AdversarialTraining"), (lambda f: Halves(), "a callback that makes")],
+                         ids=lambda v: v if isinstance(v, str) else "")
+def test_flat_minima_in_a_learner_of_ones_own_refuse_what_they_would_drop(faces, make, named):
+    """In the words of `fit_model`, and with the weights as they were."""
+    model = HyFER(7, 1, "light", labels=faces.labels)
+    learn = Learner(dataloaders(faces.take(range(64)), faces.take(range(64, 80)), bs=32, device="cpu"), model, CrossEntropyLossFlat(), cbs=[SAM(0.05), make(faces)])
+    before = [p.detach().clone() for p in model.parameters()]
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ConfigError, match=rf"sam=0.05 beside {named}.*alone expected"):
+        learn.fit(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_flat_minima_go_with_attacks_that_add_nothing(faces):
+    """The second pass sees the attacked images, as the first did."""
+    dls, seen = dataloaders(faces.take(range(64)), faces.take(range(64, 80)), bs=32), []
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
+    model.register_forward_pre_hook(lambda m, x: seen.append(x[0].detach().clone()) if m.training else None)
+    fit_model(model, dls, Fit(epochs=1, bs=32, sam=0.05), [AdversarialTraining("fgsm", ratio=1.0, guard=0)])
+    assert len(seen) == 4 and torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])
 
 
 def test_several_crops_a_step(faces, tmp_path):
