@@ -275,7 +275,7 @@ def study(folder, last=None):
         return pd.DataFrame({"subset": ["all", "all", "without_duplicates", "all"], "metric": ["accuracy", "nll", "accuracy", "ece"],
                              "value": [*value[:3], np.nan], "n": [9, 9, 8, 0]})
     ds, grid = images(), studies.grid
-    grouped = FERData(ds.df.assign(group=np.arange(len(ds))), ds.array(), ds.labels, ds.name)
+    grouped = FERData(ds.df.assign(group=np.arange(len(ds)), photo=np.arange(len(ds))), ds.array(), ds.labels, ds.name)
     with patch.object(studies, "grid", lambda _, *rest, **more: grid(run, *rest, **more)):
         return studies.protocol_study(grouped, range(2), out=folder), made
 

@@ -281,7 +281,7 @@ def test_one_picture_and_many_are_told_apart(net, tmp_path):
     recognise = Recogniser(net, crop=False)
     with pytest.raises(ImageError, match="^photo.jpg: no such file"):    # one path is a list of one
         recognise.batch("photo.jpg")
-    with pytest.raises(ConfigError, match="^list: paths of files and folders expected"):
+    with pytest.raises(ConfigError, match=r"^list: one folder expected; several paths: results\(\)"):
         recognise.folder([tmp_path, tmp_path])
 
 
