@@ -708,8 +708,8 @@ def recipe_study(
             cached = cache_logits(teachers, splits, budget, seed, part, show) if teachers else ()
             found = fit_student(splits, budget, cached, seed, store.checkpoint(name, seed), name, show)
         write_table(found[1].assign(seed=seed), store.path(f"{cell}.history.csv"))
-        save(found[0], store.path(f"{cell}.safetensors"), settings=to_dict(budget.student), seed=seed,
-             data=facts_of(splits))
+        save(found[0], store.path(f"{cell}.safetensors"), settings=to_dict(budget.student),
+             seed=0, **{"seed of the fit": seed}, data=facts_of(splits))  # 0: of what is held out
         return two_views(found[0], splits, scenes)
 
     arms = budgets if step != "recipe" else {name: b.student for name, b in budgets.items()}
