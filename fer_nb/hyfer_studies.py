@@ -576,6 +576,8 @@ _LESSON = ("distillation.alpha=0.3", "distillation.T=2.0", "distillation.cached_
            "distillation.views=30")
 _OLD = {"landmarks": "geometry", "annotators": "annotators"}
 _LARGE = ("student.epochs=40", "student.stage_drop=0.1")
+_STRONG = (*(replace(SHIP.teachers[0], network=f"efficientnet_lite{k}", epochs=12,
+                     augment=RECIPE.student.augment) for k in (0, 1)), Fit("annotators"))
 
 
 def _without(name: str = "") -> tuple[Fit, ...]:
@@ -588,7 +590,8 @@ STEPS: dict[str, dict[str, Arm]] = {
     "teachers": {name: Arm(name, _LARGE) for name in ("large_half", "large_vgg", "large_res")},
     "distil": {"no teacher": Arm(), "bank of thirty views": Arm(changes=_LESSON, taught=True),
                "views asked afresh": Arm(changes=(*_LESSON, "distillation.cached_views=fresh"), taught=True)},
-    "ablation": {"all three": Arm(changes=_LESSON, teachers=_without()),
+    "ablation": {"more networks": Arm(changes=_LESSON, teachers=_STRONG, taught=True),
+                 "all three": Arm(changes=_LESSON, teachers=_without()),
                  **{f"without {name}": Arm(changes=_LESSON, teachers=_without(name)) for name in _OLD},
                  "weight falls to 0": Arm(changes=(*_LESSON, "distillation.fade=0.34"), teachers=_without())},
     "averages": {"as it is": Arm(), "longer average": Arm(changes=("student.ema=0.9998",)),
@@ -637,10 +640,10 @@ def budgets_of(
     at_least("networks of a step after the first", 2 - len(networks), 1) if arms is STEPS[step] else None
     for name, arm in arms.items():
         network = arm.network if arm.network != BEST else networks[0] if networks else best_of(out)
-        weights = sorted((Path(out) / "teachers").glob("*.safetensors")) if arm.taught else []
+        weights = [p for place in ("teachers", ".") for p in sorted((Path(out) / place).glob("*.safetensors"))
+                   if arm.taught]
         if arm.taught and not weights:
-            raise DataError(f"{Path(out) / 'teachers'}: no weights; the step teachers comes before {step}")
-        weights += sorted(Path(out).glob("*.safetensors")) if arm.taught else []
+            raise DataError(f"{out}: no weights; the steps recipe and teachers come before {step}")
         fits = tuple(Fit(str(path), preset.student.size) for path in weights)
         budget = override(preset, list(arm.changes)) if arm.changes else preset
         budget = replace(budget, student=replace(budget.student, network=network),

@@ -53,6 +53,8 @@ def test_the_command_knows_the_steps_and_every_row_can_be_built(tmp_path):
     assert [len(b.teachers) for b in rows.values()] == [0, 2, 2] and rows["views asked afresh"].distillation.cached_views == "fresh"
     old = budgets_of("ablation", RECIPE, tmp_path, ["light"])
     assert [f.network for f in old["without landmarks"].teachers] == [f.network for f in SHIP.teachers if f.network != "geometry"]
+    assert [f.network.split("/")[-1] for f in old["more networks"].teachers] == ["efficientnet_lite0", "efficientnet_lite1", "annotators",
+                                                                                "large_vgg-0.safetensors", "light_full-1.safetensors"]
     assert old["weight falls to 0"].distillation.fade == 0.34 and old["all three"].distillation.views == 30
 
 
