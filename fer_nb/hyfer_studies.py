@@ -665,6 +665,20 @@ def left_by_recipe(
     path = Path(out) / cell_name(budget.student.network, seed)
     return path if same == budget and path.with_name(f"{path.name}.csv").exists() else None
 
+
+def _is_file(
+    fit: Fit,   # of a teacher
+) -> bool:      # whether it has been trained already
+    "Whether a teacher is a file of weights."
+    return fit.network.endswith(".safetensors")
+
+
+def _key(
+    settings: Sequence[object],  # parts of a preset
+) -> str:                        # 12 digits
+    "A name for settings; that of a file does not depend on the folder it lies in."
+    return digest(*map(to_dict, settings))[:12]
+
 # %% ../nbs/44_hyfer_studies.ipynb #steps005
 @study("recipe",
        lambda ds, out, args: {"ds": ds, "networks": args.network, "step": args.step,
@@ -696,7 +710,8 @@ def recipe_study(
         store.session(say)
     cells = [cell_name(name, seed) for name in budgets for seed in seeds]
     taught = lru_cache(1)(lambda fits: trained_teachers(
-        fits, splits, 0, store.part("teachers-" + digest(repr(fits))[:12]), say) if fits else [])
+        fits, splits, 0, store.part("teachers-" + _key([f for f in fits if not _is_file(f)])),
+        say) if fits else [])
 
     def run(name: str, seed: int) -> pd.DataFrame:
         budget, cell = settled(budgets[name], splits.train, store, say), cell_name(name, seed)
@@ -707,7 +722,7 @@ def recipe_study(
             return two_views(load_teacher(store.path(f"{cell}.safetensors")), splits, scenes)
         with measured_cost(store.path(f"{cell}.cost.csv"), network=name, seed=seed):
             teachers = taught(budget.teachers)
-            part = store.part("logits-" + digest(repr((budget.teachers, budget.distillation)))[:12])
+            part = store.part("logits-" + _key([*budget.teachers, budget.distillation]))
             cached = cache_logits(teachers, splits, budget, seed, part, show) if teachers else ()
             found = fit_student(splits, budget, cached, seed, store.checkpoint(name, seed), name, show)
         write_table(found[1].assign(seed=seed), store.path(f"{cell}.history.csv"))

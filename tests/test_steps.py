@@ -21,7 +21,7 @@ from fer_nb.core import ConfigError, DataError
 from fer_nb.distill import EADD
 from fer_nb.evaluate import predict_logits
 from fer_nb.experiment import STEP, reported
-from fer_nb.hyfer_studies import BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, in_scenes, left_by_recipe, recipe_study, recipe_table
+from fer_nb.hyfer_studies import _is_file, _key, BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, in_scenes, left_by_recipe, recipe_study, recipe_table
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HYFER, HyFER, load_teacher
 from fer_nb.pipeline import cache_logits, prepare
@@ -56,6 +56,20 @@ def test_the_command_knows_the_steps_and_every_row_can_be_built(tmp_path):
     assert [f.network.split("/")[-1] for f in old["more networks"].teachers] == ["efficientnet_lite0", "efficientnet_lite1", "annotators",
                                                                                 "large_vgg-0.safetensors", "light_full-1.safetensors"]
     assert old["weight falls to 0"].distillation.fade == 0.34 and old["all three"].distillation.views == 30
+
+
+def test_fitted_teachers_stay_when_another_network_joins_or_the_folder_moves(tmp_path):
+    def teachers(folder, names):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / f"{name}.safetensors").touch()
+        return budgets_of("ablation", RECIPE, folder, ["light_full"])["more networks"].teachers
+
+    first, moved = teachers(tmp_path / "a", ["light_full-0"]), teachers(tmp_path / "b", ["light_full-0"])
+    joined = teachers(tmp_path / "a", ["light_full-1"])
+    fitted = {_key([f for f in fits if not _is_file(f)]) for fits in (first, moved, joined)}
+    assert len(fitted) == 1 and len(joined) == len(first) + 1
+    assert _key(first) == _key(moved) != _key(joined)
 
 
 def test_larger_networks_are_of_the_size_that_teachers_may_have():
