@@ -699,6 +699,11 @@ class _ShipVerb(Verb):
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",
                           help=".safetensors of a network trained on the same images, which teaches too; "
                                "with --set born_again=null; may be given again"),
+        "--start": dict(type=Path, metavar="FILE",
+                        help=".safetensors to go on from, instead of new weights and teachers; with --held"),
+        "--held": dict(type=Path, metavar="CSV",
+                       help="what the fit of --start held out, which is held out again: columns id and part "
+                            "(\"held out\"), such as results/fer2013-shipped/parts.csv"),
         "--student": dict(choices=("both", "accurate", "robust", "ferplus"), default="both",
                           help="which network: accurate and robust (both), one of them, or ferplus: eight "
                                "emotions, by the shares of FER+'s votes (default: %(default)s)"),
@@ -716,9 +721,13 @@ class _ShipVerb(Verb):
         "Train at length."
         keep_freed_memory()
         _chosen(_ANY, args)
-        from fer_nb.hyfer_studies import FERPLUS, SHIP, SHIPPED_NAMES, train_shipped
-        ferplus = args.student == "ferplus"
-        preset, files = _chosen(FERPLUS if ferplus else SHIP, args), [Fit(str(p)) for p in args.teacher]
+        from fer_nb.hyfer_studies import FERPLUS, SHIP, SHIPPED_NAMES, onward, train_shipped
+        ferplus, again = args.student == "ferplus", (args.start, args.held)
+        if (args.start is None) != (args.held is None) or (args.start and args.student == "both"):
+            raise ConfigError(f"--start {again[0]}, --held {again[1]}, --student {args.student}: both files, "
+                              "and --student accurate, robust or ferplus, expected")
+        preset = onward(args.student, *again) if args.start else FERPLUS if ferplus else SHIP
+        preset, files = _chosen(preset, args), [Fit(str(p)) for p in args.teacher]
         faults = [f"--teacher {path}: a .safetensors file expected" for path in args.teacher
                   if path.suffix != ".safetensors"]
         if args.votes is None and "annotators" in {fit.network for fit in preset.teachers}:

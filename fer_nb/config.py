@@ -168,6 +168,7 @@ class Data:
     clean: bool | str = True  # drop what the audit finds; "leaks": duplicates of reported images; False: none
     near_duplicates: bool = True           # look for near duplicates too, not for byte-identical images alone
     holdout: float = 0.1  # share of the training split that selects epochs; above 0, at most 0.2
+    held: str | None = None  # instead: a table of what an earlier fit held out, see `loaders.listed_holdout`
     targets: str | int | None = "median"   # class balance, see `loaders.balanced`; None: leave as it is
     copies: Augment | None = None          # of the copies that balance classes; None: see `balance.balance`
     rare_copies: Augment | None = None     # of those of minority classes; None: the same
@@ -237,6 +238,7 @@ class Adversarial:
     eps: float = 4 / 255                         # radius in the maximum norm
     steps: int = 3                               # of PGD
     ratio: float = 0.5                           # share of each batch that is attacked
+    taught: bool = False                         # the teachers go on teaching
     fit: Fit = Fit(epochs=2, lr=1e-3)  # of this phase; its network, size and start are the student's
 
     def __post_init__(self):
@@ -300,6 +302,11 @@ class Preset:
         if self.evaluation.seeds is not None and (self.data.folds or self.teachers or self.adversarial):
             wrong.append(f"evaluation.seeds={self.evaluation.seeds} beside folds, teachers or an adversarial "
                          "phase; without them expected, for SQSNet has a protocol of its own, one fit a seed")
+        if self.adversarial and self.adversarial.taught and not (
+                self.teachers and self.distillation.cached_views != "each"):
+            wrong.append(f"adversarial.taught, {len(self.teachers)} teachers, distillation.cached_views="
+                         f"{self.distillation.cached_views!r}; teachers, and 'mean' or 'fresh', expected, for "
+                         "phase 2 has views of its own")
         if first and first.born_again:
             wrong.append("born_again.born_again: one earlier generation expected")
         if wrong:

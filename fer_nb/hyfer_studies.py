@@ -9,7 +9,7 @@ __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS
            'attack_table', 'SharedParts', 'setting_study', 'setting_table', 'trained_teachers', 'candidates',
            'teacher_study', 'teacher_results', 'variant_study', 'Arm', 'best_of', 'budgets_of', 'left_by_recipe',
            'recipe_study', 'facts_of', 'in_scenes', 'two_views', 'recipe_table', 'train_shipped', 'need_students',
-           'transfer_study', 'transfer_table', 'radius_sweep', 'tradeoff_table']
+           'onward', 'transfer_study', 'transfer_table', 'radius_sweep', 'tradeoff_table']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
@@ -32,7 +32,8 @@ from sklearn.datasets import load_sample_image
 from .audit import audit
 from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, override,
                            to_dict)
-from .core import ConfigError, DataError, at_least, hash_uniform, need_columns, one_of
+from .core import (ConfigError, DataError, at_least, file_sha256, hash_uniform, need_columns,
+                         one_of)
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import calibration, evaluate, headline_of, predict_logits, robust_curve
@@ -50,7 +51,7 @@ from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, tradeoff
 from .store import Store, digest, read_table, write_table
 from .studies import subsample
-from .teachers import CachedLogits, TeacherBase, make_teachers
+from .teachers import CachedLogits, TeacherBase, make_teachers, need_same_holdout
 from .train import make_network, settled
 
 # %% ../nbs/44_hyfer_studies.ipynb #f0bee785
@@ -288,7 +289,8 @@ def kfold_study(
         teachers, cached, _ = fit_teachers(splits, preset, seed, part, lambda t: say(f"fold {fold}: {t}"))
         say(f"fold {fold}: student")
         student = fit_student(splits, preset, cached, seed, part.path("student.ckpt"))[0]
-        hardened = fit_adversarial(student, splits, preset, seed, part.path("hardened.ckpt"))[0]
+        hardened = fit_adversarial(student, splits, preset, seed, part.path("hardened.ckpt"),
+                                   cached=cached)[0]
         return teachers, student, hardened
 
     runs = grid(crossed, [protocol], [seed], store, "protocol", say, range(k))
@@ -740,8 +742,9 @@ def facts_of(
 ) -> dict[str, object]:  # for the record of its weights
     "What a network was trained on."
     ds = splits.audit.ds
+    listed = {} if splits.listed is None else {"listed as held out": splits.listed}
     return {"name": ds.name, "fingerprint": ds.fingerprint(),
-            "trained on": int(splits.train.sources().nunique()), "selected on": len(splits.valid),
+            "trained on": int(splits.train.sources().nunique()), "selected on": len(splits.valid), **listed,
             "reported on": len(splits.test)}
 
 
@@ -881,20 +884,28 @@ def train_shipped(
         preset = settled(preset, splits.train, store, say)
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say)
         say("student")
-        file = store.path("student-1.ckpt")
-        student, history, eadd = fit_student(splits, preset, cached, seed, file, "HyFER, EADD")
+        if _is_file(preset.student):
+            need_same_holdout(preset.student.network, load_teacher(preset.student.network), splits, seed)
+        if _is_file(preset.student) and tuple(students) == ("hyfer_robust",):  # it has had its phase 1
+            student, eadd = make_network(preset.student, splits.train.labels), None
+        else:
+            file = store.path("student-1.ckpt")
+            student, history, eadd = fit_student(splits, preset, cached, seed, file, "HyFER, EADD")
+            histories.append(history)
         models = {name: student for name in students if name != "hyfer_robust"}
-        histories.append(history)
         if "hyfer_robust" in students:
             say("adversarial training")
             file = store.path("student-adversarial.ckpt")
-            models["hyfer_robust"], history, _ = fit_adversarial(student, splits, preset, seed, file)
+            models["hyfer_robust"], history, _ = fit_adversarial(student, splits, preset, seed, file,
+                                                                 cached=cached)
             histories.append(history)
         say("results")
         named = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
         named |= {"teachers together": _ensemble_logits(list(named.values()))} if named else {}
         tables = {name: _rows(m, splits).assign(model=name) for name, m in (named | models).items()}
         how = {"command": command, "seed": seed, "starts": starts, "interruptions": len(starts) - 1}
+        if _is_file(preset.student):
+            how["went on from"] = {"sha256": file_sha256(preset.student.network)}
         for name, model in models.items():
             model.save(folder, name, **how, **_card(model, tables[name], splits, preset))
         write_table(pd.concat(tables.values(), ignore_index=True), folder / "results.csv")
@@ -945,6 +956,25 @@ def _card(
             "results": [{**row, "value": round(row["value"], 4)} for row in shown.to_dict("records")],
             "licence": LICENCE,
             "versions": {p: version(p) for p in ("fer-nb", "torch", "timm", "fastai", "numpy")}}
+
+# %% ../nbs/44_hyfer_studies.ipynb #onward02
+def onward(
+    student: str,        # "accurate", "robust" or "ferplus"
+    start: str | Path,   # .safetensors of a network to go on from
+    held: str | Path,    # what its fit held out, see `loaders.listed_holdout`
+) -> Preset:             # for `train_shipped`
+    "How a network goes on from trained weights."
+    one_of("student", student, SHIPPED_NAMES)
+    fit = replace(RECIPE.student, network=str(start), epochs=20, lr=1.5e-3, keep="last", stage_drop=None)
+    preset = replace(RECIPE, data=replace(RECIPE.data, held=str(held)), student=fit,
+                     distillation=Distillation(views=6, alpha=0.3, T=2.0, cached_views="mean"))
+    if student == "ferplus":
+        return replace(preset, student=replace(fit, epochs=16, soft="votes"))
+    preset = replace(preset, teachers=(Fit("annotators"), Fit(str(start))))
+    if student == "accurate":
+        return preset
+    attacked = replace(fit, network="light", epochs=14, lr=1e-3, augment=_LONG.augment)
+    return replace(preset, adversarial=Adversarial(("pgd",), 3 / 255, 2, 0.7, True, attacked))
 
 # %% ../nbs/44_hyfer_studies.ipynb #00b26c02
 TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,

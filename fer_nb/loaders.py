@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE1_IMAGES', 'leak_groups', 'is_audited', 'folds', 'leakage_table', 'as_split', 'official_split', 'clean_test',
-           'holdout', 'Splits', 'make_splits', 'paper_counts', 'balanced', 'Originals', 'ReplayLoader', 'as_shown',
-           'ReplayLoaders', 'dataloaders', 'LoaderEpoch']
+           'holdout', 'held_ids', 'listed_holdout', 'Splits', 'make_splits', 'paper_counts', 'balanced', 'Originals',
+           'ReplayLoader', 'as_shown', 'ReplayLoaders', 'dataloaders', 'LoaderEpoch']
 
 # %% ../nbs/11_loaders.ipynb #a607c323
 import warnings
@@ -35,11 +35,12 @@ from .audit import Audit, audit, duplicate_issues
 from .augment import Augment
 from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
-from .core import ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, one_of
+from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
+                         one_of)
 from .data import IN_MEMORY, Crop, FERData, _from_floats, read_image, resized
 from .duplicates import DuplicateSearch, components, find_duplicates
 from .launch import on_machine, pick_device
-from .store import digest
+from .store import digest, read_table
 
 # %% ../nbs/11_loaders.ipynb #20a9a223
 def leak_groups(
@@ -340,6 +341,30 @@ def holdout(
     _warn_of_twins(ds, groups, parts)
     return parts[0]
 
+# %% ../nbs/11_loaders.ipynb #heldout2
+def held_ids(
+    path: str | Path,   # CSV with the columns `id` and `part`, "held out" of an earlier fit, or another word
+) -> set[str]:          # ids
+    "What an earlier fit held out. Raises `DataError` for a table without these columns."
+    table = read_table(path, words=("id", "part"))
+    need_columns(table, ["id", "part"], str(path), "what an earlier fit held out")
+    return set(table.id[table.part == "held out"])
+
+
+def listed_holdout(
+    ds: FERData,        # cleaned training images
+    path: str | Path,   # see `held_ids`
+) -> tuple[np.ndarray, np.ndarray]:   # positions: training, held out
+    """The hold-out of an earlier fit, without images that have a duplicate outside it. Raises `DataError` for
+    a table of other images."""
+    listed = ds.df.id.isin(held_ids(path)).to_numpy()
+    groups = leak_groups(ds)
+    held = listed & ~np.isin(groups, groups[~listed])
+    if not held.any():
+        raise DataError(f"{path}: none of its images is held out of {ds.name or 'these data'}, whose ids are "
+                        f"{ds.df.id.iloc[0]}, ...; ids of the training split, with part 'held out', expected")
+    return np.flatnonzero(~listed), np.flatnonzero(held)
+
 # %% ../nbs/11_loaders.ipynb #5b117002
 @dataclass
 class Splits:
@@ -352,6 +377,7 @@ class Splits:
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
+    listed: int | None = field(default=None, kw_only=True)  # images in the table of `Data.held`, if there is one
 
 
 def make_splits(
@@ -371,13 +397,13 @@ def make_splits(
     kept = found.clean(drop=("leak",)) if data.clean == "leaks" else \
         found.clean() if data.clean else found.grouped()
     cleaned = kept.where(split="train")
-    inner, held = holdout(cleaned, data.holdout, seed)
+    inner, held = listed_holdout(cleaned, data.held) if data.held else holdout(cleaned, data.holdout, seed)
     train = balanced(cleaned.take(inner), data, seed)
     given = (ds.df.split == "train").to_numpy()
     sides = ds.df.assign(split=np.where(given, "train", "test"))  # copies in other reported splits are none
     twins = duplicate_issues(sides, found.duplicates).query("kind == 'leak'").i
     return Splits(train, cleaned.take(held), ds.take(~given), set(ds.df.id.iloc[twins]), found,
-                  came=came)
+                  came=came, listed=len(held_ids(data.held)) if data.held else None)
 
 # %% ../nbs/11_loaders.ipynb #origin02
 def paper_counts(

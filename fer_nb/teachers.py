@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['StaleCacheError', 'TeacherLogits', 'CachedLogits', 'OnlineLogits', 'TeacherBase', 'NetworkTeacher', 'teacher_logits',
-           'FileTeacher', 'data_record', 'geometry_features', 'Geometry', 'LandmarkTeacher', 'AnnotatorTeacher',
-           'make_teachers']
+           'FileTeacher', 'need_same_holdout', 'data_record', 'geometry_features', 'Geometry', 'LandmarkTeacher',
+           'AnnotatorTeacher', 'make_teachers']
 
 # %% ../nbs/31_teachers.ipynb #6a80728d
 from abc import ABC, abstractmethod
@@ -440,13 +440,28 @@ class FileTeacher(NetworkTeacher):
         if net.labels != splits.train.labels:
             raise LabelError(f"{path}: labels {', '.join(net.labels)}; "
                              f"{', '.join(splits.train.labels)} expected")
-        found = getattr(net, "record", None) or {}
-        found = found | (found["data"] if isinstance(found.get("data"), dict) else {})
-        if differ := [f"{k} {found[k]}, here {v}" for k, v in {"seed": seed, **data_record(splits)}.items()
-                      if found.get(k, v) != v]:
-            raise DataError(f"{path}: of a run with other images ({'; '.join(differ)}); it may know what is "
-                            "held out here")
+        need_same_holdout(path, net, splits, seed)
         self.network, self.labels = net, net.labels
+
+
+def need_same_holdout(
+    path: str | Path,   # of a trained network
+    net: nn.Module,     # the network, with `.record` where it has one
+    splits: Splits,     # the data of a run
+    seed: int = 0,      # of the run
+) -> None:
+    """Raise `DataError` where a network's record tells that it was trained on what is held out here: of other
+    data, of another seed; or, where a table says what is held out, of a fit that held out so many others."""
+    found = getattr(net, "record", None) or {}
+    found = found | (found["data"] if isinstance(found.get("data"), dict) else {})
+    here = {"seed": seed, **data_record(splits)}
+    if splits.listed is not None:   # the table stands for the seed and the images of that fit
+        same = tuple(net.labels) == splits.train.labels   # else the data were read with other labels
+        here = {k: v for k, v in here.items() if same and k.startswith("fingerprint")}
+        here["listed as held out" if "listed as held out" in found else "selected on"] = splits.listed
+    if differ := [f"{k} {found[k]}, here {v}" for k, v in here.items() if found.get(k, v) != v]:
+        raise DataError(f"{path}: of a run with other images ({'; '.join(differ)}); it may know what is held "
+                        "out here")
 
 
 def data_record(
