@@ -269,8 +269,9 @@ ATTACKED = WEIGHTS | {
 STRONG = {"--strong": dict(type=int, default=100, metavar="N",
                            help="images of AutoAttack and the checks; 0: none (default: %(default)s)")}
 ARMS = {"--arm": dict(action="append", nargs="+", default=[], metavar=("NAME", "NAME=VALUE"),
-                      help="a name, then what it changes, such as --arm flip student.augment.vflip=0.5; may "
-                           "be given again")}
+                      help="a name, then what it changes, such as --arm flip student.augment.vflip=0.5; "
+                           "distillation: before, cleaned, \"cleaned, refined\", or after, then numbers of "
+                           "teachers, such as --arm cleaned 0 3; may be given again")}
 FOLDED = {"--subjects": dict(action="store_true", help="keep each person in one fold, as KDEF needs"),
           "--protocol": dict(choices=("honest", "subject", "paper"), default="honest",
                              help="what folds keep together: duplicates, persons, or nothing, as the paper's "
@@ -301,7 +302,7 @@ STUDIES = {
                       "studies", SEEDS | PART | EPOCHS),
     "labels": Study("label-error search judged by FER+'s votes", "studies", EPOCHS, votes="the judge"),
     "distillation": Study("no teacher to three, before and after cleaning and balancing", "hyfer_studies",
-                          SEEDS | PART | SETTINGS),
+                          SEEDS | PART | SETTINGS | ARMS),
     "kfold": Study("teachers, distillation and adversarial training in each of five folds", "hyfer_studies",
                    PART | SETTINGS | FOLDED),
     "variants": Study("the light networks under one budget, without teachers", "hyfer_studies",

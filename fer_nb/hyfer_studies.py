@@ -41,7 +41,7 @@ from .experiment import (NOT_SHARES, cell_name, grid, measured_cost, paired_diff
                                study, with_options)
 from .launch import rank0_folder, rank_world
 from .loaders import Splits, as_split, folds, leak_groups, make_splits
-from .metrics import ece
+from .metrics import agreement, ece
 from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save, save_hyfer, teacher_table,
                            weights_digest)
 from .plan import images_in, need_memory
@@ -73,8 +73,25 @@ SHIP = replace(_FIRST, student=replace(_LONG, network="light_res", epochs=150), 
 FERPLUS = replace(SHIP, teachers=(), born_again=None, adversarial=None,
                   student=replace(SHIP.student, soft="votes"))
 
+# %% ../nbs/44_hyfer_studies.ipynb #novotes1
+def _without_votes(
+    ds: FERData,                          # as it came, with votes or without
+    make: Callable[[FERData], Splits],    # gets it without them
+) -> Splits:                              # each image with its votes, as before
+    "Parts that do not know the votes: neither the audit nor the hold-out depends on them."
+    votes = [c for c in ds.df if c.startswith("vote_")]
+    table = ds.df.set_index("id")[votes]
+    splits = make(ds.replace(df=ds.df.drop(columns=votes)))
+
+    def joined(part: FERData) -> FERData:
+        found = table.loc[part.sources()]
+        return part.assign(**{c: found[c].to_numpy() for c in votes})
+
+    return replace(splits, **{name: joined(getattr(splits, name)) for name in ("train", "valid", "test")})
+
 # %% ../nbs/44_hyfer_studies.ipynb #cafc85c1
-_ARMS = {"before": {"clean": False, "targets": None, "refine": None}, "after": {},
+_ARMS = {"before": {"clean": False, "targets": None, "refine": None},
+         "cleaned": {"targets": None, "refine": None}, "cleaned, refined": {"targets": None}, "after": {},
          "not refined": {"refine": None}}  # the last one where the data are refined
 
 
@@ -87,9 +104,17 @@ def _rows(
     model: HyFER | np.ndarray,  # a student, or logits of the test part
     splits: Splits,             # the data
 ) -> pd.DataFrame:              # split, subset, metric, value, n
-    "Results on the test part, with and without duplicates of training images."
-    results = evaluate(model, splits.test, duplicates=splits.duplicates)
-    return results[["split", "subset", "metric", "value", "n"]]
+    """Results on the test part, with and without duplicates of training images; where there are FER+'s votes,
+    by them too: subset "voters", metrics "majority" and "expected"."""
+    z, test = model if isinstance(model, np.ndarray) else predict_logits(model, splits.test), splits.test
+    results = evaluate(z, test, duplicates=splits.duplicates)[["split", "subset", "metric", "value", "n"]]
+    if not set(VOTE_COLUMNS) <= set(test.df):
+        return results
+    found = agreement(test.df[list(VOTE_COLUMNS)].to_numpy(), z.argmax(axis=1), test.targets(), test.labels)
+    heard = pd.DataFrame({"split": test.df.split.to_numpy(), **{k: found[k] for k in ("majority", "expected")}})
+    heard = heard.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
+    voters = heard.agg(value="mean", n="count").reset_index().assign(subset="voters")
+    return pd.concat([results, voters[list(results)]], ignore_index=True)
 
 
 def attacked_rows(
@@ -121,7 +146,8 @@ def _one_generation(preset: Preset) -> None:
 # %% ../nbs/44_hyfer_studies.ipynb #44000012
 @study("distillation",
        lambda ds, out, args: {"ds": subsample(ds, args.part), "preset": with_options(STUDY, args),
-                              "seeds": range(args.seeds)},
+                              "seeds": range(args.seeds),
+                              "arms": {name: list(map(int, how)) for name, *how in args.arm or ()}},
        lambda runs: "\n\n".join(table(runs, _first_split(runs, "valid", "test")).round(3).to_string()
                                 for table in (distillation_table, distillation_gains)))
 def distillation_study(
@@ -130,16 +156,24 @@ def distillation_study(
     seeds: Sequence[int] = range(3),        # one student a seed, arm and number of teachers
     out: str | Path = "runs/distillation",  # folder of finished parts
     say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    arms: Mapping[str, Sequence[int]] | None = None,  # "before", "cleaned", "cleaned, refined", "not refined"
+    # or "after": numbers of teachers, (): all; None: before and after, and not refined where they are refined
 ) -> pd.DataFrame:                          # dataset, arm, model, teachers, seed, split, ..., value, n
-    """Students with no teacher, the first, the first two, ..., before and after the data-centric pipeline.
-    Raises `ConfigError` without seeds, `StoreError` where another study lies in `out`."""
+    """Students with no teacher, the first, the first two, ..., before and after the data-centric pipeline, or
+    with a part of it. Raises `ConfigError` without seeds and for arms that there are not, `StoreError` where
+    another study lies in `out`."""
     at_least("seeds", len(seeds), 1)
     _one_generation(preset)
     store, tables = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint()}), []
-    arms = {arm: how for arm, how in _ARMS.items() if arm != "not refined" or preset.data.refine is not None}
-    for arm, changes in arms.items():
+    arms = arms or dict.fromkeys(["before", "after", "not refined"][:2 + (preset.data.refine is not None)], ())
+    for arm, counts in arms.items():
+        one_of("arm", arm, _ARMS)
+        for n in counts:
+            at_least("teachers", n, 0, most=len(preset.teachers), whole=True)
+    for arm in filter(arms.__contains__, _ARMS):
+        changes, counts = _ARMS[arm], list(arms[arm]) or range(len(preset.teachers) + 1)
         budget, part = replace(preset, data=replace(preset.data, **changes)), store.part(arm)
-        splits = prepare(ds, budget)
+        splits = _without_votes(ds, lambda bare, budget=budget: prepare(bare, budget))
         sizes = [f"{len(getattr(splits, name)):,} {name}" for name in ("train", "valid", "test")]
         say(f"{arm}: {', '.join(sizes)} images")
         with measured_cost(part.path("teachers.cost.csv"), arm=arm, model="teachers"):
@@ -156,7 +190,7 @@ def distillation_study(
 
         named = {f"teacher {t.name}": t for t in teachers}
         tables += [] if not named else [grid(alone, list(named), (0,), part, "model").assign(arm=arm)]
-        tables += [grid(taught, range(len(teachers) + 1), seeds, part, "teachers",
+        tables += [grid(taught, counts, seeds, part, "teachers",
                         lambda text, arm=arm: say(f"{arm}, teachers: {text}")).assign(arm=arm)]
     columns = ["dataset", "arm", "model", "teachers", "seed", "split", "subset", "metric", "value", "n"]
     return pd.concat(tables, ignore_index=True).assign(dataset=ds.name)[columns]
@@ -354,7 +388,7 @@ class SharedParts:
         teachers: tuple[Fit, ...],  # to train
     ) -> tuple[Splits, list]:       # splits; teachers
         "Splits, and teachers that are trained on them."
-        splits = prepare(self.ds, Preset(data, student=Fit(size=size)))
+        splits = _without_votes(self.ds, lambda bare: prepare(bare, Preset(data, student=Fit(size=size))))
         part = self.store.part("teachers-" + digest(repr((data, size, teachers)))[:12])
         return splits, trained_teachers(teachers, splits, 0, part, self.say)
 
@@ -836,15 +870,7 @@ def _splits_without_votes(
     seed: int = 0,   # of the hold-out
 ) -> Splits:         # each image with its votes, as before
     "The parts that `make_splits` makes of the same images without votes."
-    votes = [c for c in ds.df if c.startswith("vote_")]
-    table = ds.df.set_index("id")[votes]
-    splits = make_splits(ds.replace(df=ds.df.drop(columns=votes)), data, seed)
-
-    def joined(part: FERData) -> FERData:
-        found = table.loc[part.sources()]
-        return part.assign(**{c: found[c].to_numpy() for c in votes})
-
-    return replace(splits, **{name: joined(getattr(splits, name)) for name in ("train", "valid", "test")})
+    return _without_votes(ds, lambda bare: make_splits(bare, data, seed))
 
 
 def _ensemble_logits(

@@ -250,6 +250,7 @@ class SQS(LossTerm):
         kl: float = 1.0,         # weight of the divergence between the branches
         normalize: bool = True,  # see `spatial_similarity`
         distinct: bool = True,   # see `form_quads`
+        pooled: bool = False,    # compare the means of the maps, one number a face: metric learning's control
         mutual: bool = False,    # the divergence trains both branches; False: the base branch alone
         purity: float = 0.5,     # least share of the dominant label in a mixed image that is used, 0 to 1
         seed: int = 0,           # of the quads
@@ -257,6 +258,7 @@ class SQS(LossTerm):
         self.lam, self.alpha, self.beta, self.gamma, self.tau = lam, alpha, beta, gamma, tau
         self.margin, self.enhanced, self.kl, self.normalize = margin, enhanced, kl, normalize
         self.distinct, self.mutual, self.purity, self.seed = distinct, mutual, purity, seed
+        self.pooled = pooled
         for name in ("lam", "alpha", "beta", "gamma", "tau", "margin", "enhanced", "kl", "seed"):
             at_least(name, getattr(self, name), 0)
         positive("tau", tau)
@@ -265,7 +267,7 @@ class SQS(LossTerm):
     def config(self) -> dict[str, float | bool]:  # JSON
         "The settings, for the record of a run."
         keys = ("lam", "alpha", "beta", "gamma", "tau", "margin", "enhanced", "kl", "normalize", "distinct",
-                "mutual", "purity", "seed")
+                "mutual", "purity", "seed", "pooled")
         return {k: getattr(self, k) for k in keys}
 
     def before_fit(self) -> None:
@@ -475,7 +477,9 @@ def _terms(
     "The three losses of the anchors, from the feature map of the batch."
     net, (alpha, beta, gamma, tau) = unwrapped(self.learn.model, adapter=True), self._weights()
     maps = logits_in(self._maps[-1])
-    similarities = quad_similarities(maps, rows, quads, tau, self.normalize)
+    compared = maps.mean((2, 3), keepdim=True) if self.pooled else maps
+    similarities = [s.expand(-1, *maps.shape[2:])   # of pooled maps: the same at each place
+                    for s in quad_similarities(compared, rows, quads, tau, self.normalize)]
     refined = refine_features(maps[rows], *similarities, alpha, beta, gamma)
     features, own = self._layout.from_map(refined, self._features[-1], rows), getattr(net, "enhanced", None)
     z = net.forward_head(features) if own is None else own(net.forward_head(features, pre_logits=True))

@@ -2,13 +2,16 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
-from fer_nb import hyfer_studies
+from fer_nb import hyfer_studies, pipeline
 from fer_nb.cli import main
 from fer_nb.config import Adversarial, Data, Distillation, Fit
-from fer_nb.core import LABEL_ORDERS, ConfigError, DataError
-from fer_nb.hyfer_studies import FERPLUS, STUDY, train_shipped
+from fer_nb.core import LABEL_ORDERS, ConfigError, DataError, file_sha256
+from fer_nb.formats import read
+from fer_nb.hyfer_studies import FERPLUS, STUDY, onward, train_shipped
+from fer_nb.loaders import make_splits
 from fer_nb.models import HyFER, weights_digest
 from fer_nb.store import StoreError, read_record, read_table
 from fer_nb.synth import fer2013_folder, make_faces
@@ -87,3 +90,76 @@ def test_a_measured_precision_is_kept(faces, tmp_path, monkeypatch):
     assert len(asked) == 1 and any("3.00 times" in line for line in said)
     kept = read_table(tmp_path / "work/precision.csv")
     assert kept.gain.tolist() == [3.0] and kept.network.tolist() == ["light"] and kept.processor[0]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    "Weights of a first fit on drawn data with votes, by the command, and what it held out."
+    drawn, tmp = fer2013_folder(210, votes=True), tmp_path_factory.mktemp("begun")
+    ds = read(drawn / "fer2013.csv", drawn / "fer2013new.csv")
+    out = train_shipped(ds, tmp / "first", replace(SMALL, adversarial=None, data=replace(SMALL.data, targets=None)), students=["hyfer"])
+    splits = make_splits(ds.replace(df=ds.df[["id", "label", "split"]]), Data(near_duplicates=False, targets=None))
+    held = pd.DataFrame({"id": splits.valid.df.id, "part": "held out"})
+    held.to_csv(tmp / "parts.csv", index=False)
+    assert HyFER.from_pretrained(folder=out).card["record"]["data"]["selected on"] == len(held)
+    data = ["--data", str(drawn / "fer2013.csv"), "--votes", str(drawn / "fer2013new.csv")]
+    return out / "hyfer.safetensors", tmp / "parts.csv", data
+
+
+def onward_ship(student, start, held, data, out, *more):
+    small = ["--set", "data.near_duplicates=false", "--set", "student.epochs=1", "--set", "student.bs=64", "--set", "student.amp=null",
+             *(["--set", "adversarial.fit.epochs=1"] if student == "robust" else []),
+             *([] if student == "ferplus" else ["--set", "distillation.views=1"])]
+    return main(["ship", "--student", student, "--start", str(start), "--held", str(held), *data, "--out", str(out), *small, *more])
+
+
+@pytest.mark.parametrize("student, name, labels", [("accurate", "hyfer", 7), ("robust", "hyfer_robust", 7), ("ferplus", "hyfer_ferplus", 8)])
+def test_a_student_goes_on_from_trained_weights(begun, tmp_path, student, name, labels):
+    start, held, data = begun
+    assert onward_ship(student, start, held, data, tmp_path / "on") == 0
+    network = HyFER.from_pretrained(name, folder=tmp_path / "on")
+    record, listed = network.card["record"], pd.read_csv(held)
+    assert len(network.labels) == labels and record["went on from"] == {"sha256": file_sha256(start)}
+    assert record["data"]["listed as held out"] == len(listed) >= record["data"]["selected on"] > 0
+    phases = pd.read_csv(tmp_path / "on/history.csv").phase.unique().tolist()
+    assert phases == (["HyFER, adversarial"] if student == "robust" else ["HyFER, EADD"])       # robust: no second phase 1
+    assert weights_digest(network) != weights_digest(HyFER.from_pretrained(folder=start.parent))
+    assert (tmp_path / "on/teacher_weights.csv").exists() == (student == "accurate")
+
+
+def test_what_was_trained_on_is_not_held_out_now(begun, tmp_path, capsys):
+    """A list of other images, or of too few, and weights without a list: each would choose and calibrate by images that the network knows."""
+    start, held, data = begun
+    listed = pd.read_csv(held)
+    (few := tmp_path / "few.csv").write_text(listed.iloc[1:].to_csv(index=False))
+    (others := tmp_path / "others.csv").write_text(listed.assign(id="nobody").to_csv(index=False))
+    (nameless := tmp_path / "nameless.csv").write_text(listed.rename(columns={"id": "row"}).to_csv(index=False))
+    for student in ("accurate", "robust"):
+        for table, says in ((few, f"selected on {len(listed)}, here {len(listed) - 1}"), (others, "none of its images is held out"), (nameless, "id")):
+            assert onward_ship(student, start, table, data, tmp_path / f"never-{student}") == 2
+            assert says in capsys.readouterr().err and not (tmp_path / f"never-{student}").exists()
+    assert main(["ship", "--start", str(start), *data, "--student", "robust", "--out", str(tmp_path / "never")]) == 2
+    assert "--held None" in capsys.readouterr().err
+    assert main(["ship", "--start", str(start), "--held", str(held), *data, "--out", str(tmp_path / "never")]) == 2
+    assert "--student both" in capsys.readouterr().err
+
+
+def test_teachers_of_phase_2_teach_the_attacked_image_what_they_say_of_the_clean_one(begun, monkeypatch):
+    start, held, data = begun
+    preset = onward("robust", start, held)
+    assert preset.adversarial.taught and {f.network for f in preset.teachers} == {"annotators", str(start)}
+    with pytest.raises(ConfigError, match="adversarial.taught, 0 teachers"):
+        replace(preset, teachers=())
+    with pytest.raises(ConfigError, match="'mean' or 'fresh', expected"):
+        replace(preset, distillation=Distillation())
+    ds = read(data[1], data[3])
+    splits = hyfer_studies._splits_without_votes(ds, replace(preset.data, near_duplicates=False))
+    assert set(splits.valid.df.id) <= set(pd.read_csv(held).id) and not set(splits.train.df.id) & set(pd.read_csv(held).id)
+    seen = []
+    monkeypatch.setattr(pipeline, "fit_model", lambda model, dls, fit, cbs, *a, **k: seen.append([type(cb).__name__ for cb in cbs]))
+    small = replace(preset, distillation=replace(preset.distillation, views=1))
+    cached = pipeline.fit_teachers(splits, small)[1]
+    for taught in (True, False):
+        now = replace(small, adversarial=replace(small.adversarial, taught=taught))
+        pipeline.fit_adversarial(HyFER(7, 1, "light", labels=ds.labels), splits, now, cached=cached)
+    assert seen == [["EADD", "AdversarialTraining"], ["AdversarialTraining"]]
