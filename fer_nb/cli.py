@@ -630,6 +630,11 @@ class _ReproduceVerb(Verb):
                    "runs. Finished fits lie in the folder; what was broken off goes on.")
     machine = _TRAINS
     options = {
+        "--all": dict(action="store_true",
+                      help="instead of a paper: every question that the results answer, by the commands that "
+                           "answered them (--budget cpu), or a trial of these (tiny); with --data and --votes"),
+        "--only": dict(action="append", default=[], metavar="NAME",
+                       help="with --all: a question; may be given again"),
         "--table": dict(type=int, metavar="N", help="which table; neither this nor --figure: list all"),
         "--figure": dict(metavar="N", help="which figure: a number, or gradcam"),
         "--data": dict(type=Path, metavar="PATH", help="a folder, FER2013's CSV or a list of images"),
@@ -649,7 +654,7 @@ class _ReproduceVerb(Verb):
 
     def add_args(self, p: argparse.ArgumentParser) -> None:
         "Declare the arguments."
-        p.add_argument("paper", choices=tuple(ITEMS))
+        p.add_argument("paper", choices=tuple(ITEMS), nargs="?")
         super().add_args(p)
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
@@ -668,6 +673,8 @@ class _ReproduceVerb(Verb):
 
     def run(self, args: argparse.Namespace) -> str:  # the table, and where it is
         "Make it, and write it."
+        if args.all or args.only or args.paper is None:
+            return self.everything(args)
         if not (what := self.what(args)):
             listed = reproducible().query("paper == @args.paper").drop(columns="paper")
             return listed.to_string(index=False)
@@ -686,6 +693,20 @@ class _ReproduceVerb(Verb):
             (args.out / name).mkdir(parents=True, exist_ok=True)
             made.write(args.out / name, args.command)
         return f"{made}\ntables and figures: {args.out / name}"
+
+    def everything(self, args: argparse.Namespace) -> str:  # what was made, and where it is
+        "Answer every question, or some, by their commands."
+        if args.paper or not args.all or args.data is None or args.votes is None or \
+                args.budget not in ("cpu", "tiny"):
+            raise ConfigError(f"{args.paper or 'no paper'}, --all {args.all}, --data {args.data}, --votes "
+                              f"{args.votes}, --budget {args.budget}: dmc or sqs; or --all, both files and "
+                              "--budget cpu or tiny, expected")
+        from fer_nb.evidence import reproduce_all
+        given = {"data": str(args.data), "votes": str(args.votes)}
+        made = reproduce_all(given, args.out, args.only, args.budget == "tiny", _say)
+        if failed := made[made.outcome != "made"].outcome.tolist():
+            raise DataError("\n".join([f"{len(failed)} of {len(made)} questions without an answer", *failed]))
+        return f"{made.to_string(index=False)}\ntables: {args.out / 'results'}"
 
 # %% ../nbs/60_cli.ipynb #60000011
 class _ShipVerb(Verb):

@@ -124,13 +124,14 @@ class EADD(LossTerm):
         alpha: float | Callable[[float], float] = 0.5,  # α, weight of the cross-entropy, or a schedule of it
         T: float | Sequence[float] | torch.Tensor | Callable = 3.0,  # T_e: one, one per emotion, a schedule
         tau: float | Sequence[float] | torch.Tensor | Callable = 0.1,  # τ_e: the same
-        accuracy: str | np.ndarray = "valid",  # "valid", "running", or a (teachers, emotions) table
+        accuracy: str | np.ndarray = "valid",  # "valid", "first" (of these, the first epoch's: static weights),
+        # "running", or a (teachers, emotions) table
         momentum: float = 0.98,                                # of the running estimate
         over: str = "label",                                   # see `eadd_distill`
         fade: float | None = None,   # share of the training at the end in which the teachers' part falls to 0
     ):
         if isinstance(accuracy, str):
-            one_of("accuracy", accuracy, ("valid", "running"))
+            one_of("accuracy", accuracy, ("valid", "first", "running"))
         one_of("over", over, ("label", "all"))
         at_least("momentum", momentum, 0, most=1)
         listed = isinstance(teachers, Sequence) and len(teachers)
@@ -207,6 +208,8 @@ def recalls(
 def before_train(self: EADD) -> None:
     "Measure Acc(t), derive ω(t), log both."
     replayed, first = all(isinstance(dl, ReplayLoader) for dl in self.dls), self._new_fit
+    static = self.source == "first"
+    measured = self.source == "valid" and (replayed or first) or static and first and not self._loaded
     if self._new_fit:  # start from nothing, or from what was loaded
         if self.table is not None:
             self.acc = self.table.copy()
@@ -214,7 +217,7 @@ def before_train(self: EADD) -> None:
             self.acc = np.full((len(self.teachers), len(self.emotions)), 0.5)
         self._first_row = 0 if self._loaded else len(self.history)
         self._loaded = self._new_fit = False
-    if self.source == "valid" and (replayed or first):
+    if measured:
         self.acc = self.measure_views() if replayed else self.measure_loader()
     alpha, T, tau = self.settings_at(self.epoch / self.n_epoch)
     self.weights = eadd_weights(self.acc, tau).to(T.device)

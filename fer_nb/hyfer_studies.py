@@ -240,6 +240,8 @@ def distillation_gains(
     pairs = {f"{arm}: {_count(n)} against none": ((arm, n), (arm, 0)) for arm in arms for n in counts if n}
     pairs |= {f"{_count(n)}: after against {arm}": (("after", n), (arm, n)) for arm in arms if arm != "after"
               for n in counts}
+    there = set(zip(one.arm, one.teachers))
+    pairs = {name: both for name, both in pairs.items() if there >= set(both)}
     scale, by = 1.0 if metric in NOT_SHARES else 100.0, "fold" if "fold" in one else "seed"
     table = paired_differences(one, pairs, ["arm", "teachers"], by, scale).rename(columns={"n": f"{by}s"})
     return table[["difference", "low", "high", "p", f"{by}s", "p_holm"]]

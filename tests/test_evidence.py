@@ -1,0 +1,51 @@
+"""Every question is answered by a command that exists, as a process of its own, and what it leaves lies where the pages read it."""
+import pandas as pd
+import pytest
+
+from fer_nb.cli import main
+from fer_nb.core import ConfigError, DataError
+from fer_nb.evidence import EVIDENCE, evidence_table, evidence_words, reproduce_all
+from fer_nb.store import read_record, read_table
+from fer_nb.synth import fer2013_folder
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_a_command_has_options_and_settings_that_there_are(name, tmp_path, capsys):
+    """Settings are looked at before data: what is missing here is the file alone."""
+    for tiny in (False, True):
+        words = evidence_words(name, {"data": str(tmp_path / "none.csv"), "votes": str(tmp_path / "v.csv")}, tmp_path / "out", tiny)
+        assert main(words[3:]) == 2 and "none.csv: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_question_is_answered_and_taken_up_again(tmp_path, capsys):
+    drawn = fer2013_folder(210, votes=True)
+    given = {"data": str(drawn / "fer2013.csv"), "votes": str(drawn / "fer2013new.csv")}
+    asked = ["reproduce", "--all", "--budget", "tiny", "--only", "SQS", "--data", given["data"], "--votes", given["votes"], "--out", str(tmp_path)]
+    assert main(asked) == 0 and "made" in capsys.readouterr().out
+    table = tmp_path / EVIDENCE["SQS"].place
+    runs, first = read_table(table), table.read_bytes()
+    assert set(runs.arm) == {"SQSNet", "without the hinge", "pairs alone", "pooled vectors"} and read_record(table)["command"].startswith("fer-nb study sqs")
+    row = evidence_table(tmp_path).set_index("evidence").loc["SQS"]
+    assert row.hours > 0 and row.date and not row.current                       # a trial is not the command
+    assert reproduce_all(given, tmp_path, ["SQS"], tiny=True).outcome.tolist() == ["made"] and table.read_bytes() == first
+    assert pd.isna(evidence_table(tmp_path).set_index("evidence").hours["data"])
+
+
+@pytest.mark.parametrize("more, says", [
+    ([], "no paper"), (["--all"], "--data None"), (["dmc", "--all", "--data", "a.csv", "--votes", "b.csv"], "dmc, --all True"), (["--only", "data"], "--all False"),
+    (["--all", "--data", "a.csv", "--votes", "b.csv", "--budget", "paper"], "--budget paper")])
+def test_what_is_asked_in_part_is_refused(more, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = fer2013_folder(210, votes=True)
+    for name, file in (("a.csv", "fer2013.csv"), ("b.csv", "fer2013new.csv")):
+        (tmp_path / name).write_bytes((drawn / file).read_bytes())
+    assert main(["reproduce", *more, "--out", str(tmp_path / "never")]) == 2 and says in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
+
+
+def test_other_names_and_absent_votes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="protocol"):
+        reproduce_all({"data": "a.csv", "votes": "b.csv"}, tmp_path, ["protokol"])
+    with pytest.raises(DataError, match="--votes fer2013new.csv expected"):
+        reproduce_all({"data": "a.csv", "votes": ""}, tmp_path)
