@@ -631,8 +631,9 @@ class _ReproduceVerb(Verb):
     machine = _TRAINS
     options = {
         "--all": dict(action="store_true",
-                      help="instead of a paper: every question that the results answer, by the commands that "
-                           "answered them (--budget cpu), or a trial of these (tiny); with --data and --votes"),
+                      help="instead of a paper: every question that the results answer, by the commands "
+                           "that answered them (--budget cpu), or a trial of these (tiny); with --data and "
+                           "--votes"),
         "--only": dict(action="append", default=[], metavar="NAME",
                        help="with --all: a question; may be given again"),
         "--table": dict(type=int, metavar="N", help="which table; neither this nor --figure: list all"),
@@ -694,19 +695,32 @@ class _ReproduceVerb(Verb):
             made.write(args.out / name, args.command)
         return f"{made}\ntables and figures: {args.out / name}"
 
-    def everything(self, args: argparse.Namespace) -> str:  # what was made, and where it is
-        "Answer every question, or some, by their commands."
-        if args.paper or not args.all or args.data is None or args.votes is None or \
-                args.budget not in ("cpu", "tiny"):
-            raise ConfigError(f"{args.paper or 'no paper'}, --all {args.all}, --data {args.data}, --votes "
-                              f"{args.votes}, --budget {args.budget}: dmc or sqs; or --all, both files and "
-                              "--budget cpu or tiny, expected")
-        from fer_nb.evidence import reproduce_all
-        given = {"data": str(args.data), "votes": str(args.votes)}
-        made = reproduce_all(given, args.out, args.only, args.budget == "tiny", _say)
-        if failed := made[made.outcome != "made"].outcome.tolist():
-            raise DataError("\n".join([f"{len(failed)} of {len(made)} questions without an answer", *failed]))
-        return f"{made.to_string(index=False)}\ntables: {args.out / 'results'}"
+# %% ../nbs/60_cli.ipynb #everyq01
+@patch
+def everything(
+    self: _ReproduceVerb,
+    args: argparse.Namespace,  # with --all
+) -> str:                      # what was made, and where it is
+    "Answer every question, or some, by their commands."
+    if args.paper or not args.all or args.data is None or args.votes is None or \
+            args.budget not in ("cpu", "tiny"):
+        raise ConfigError(f"{args.paper or 'no paper'}, --all {args.all}, --data {args.data}, --votes "
+                          f"{args.votes}, --budget {args.budget}: dmc or sqs; or --all, both files and "
+                          "--budget cpu or tiny, expected")
+    from fer_nb.evidence import reproduce_all
+    given = {"data": str(args.data), "votes": str(args.votes)}
+    made = reproduce_all(given, args.out, args.only, args.budget == "tiny", _say)
+    if failed := made[made.outcome != "made"].outcome.tolist():
+        raise DataError("\n".join([f"{len(failed)} of {len(made)} questions without an answer", *failed]))
+    return f"{made.to_string(index=False)}\ntables: {args.out / 'results'}"
+
+# %% ../nbs/60_cli.ipynb #onward60
+_ONWARD = {
+    "--start": dict(type=Path, metavar="FILE",
+                    help=".safetensors to go on from, instead of new weights and teachers; with --held"),
+    "--held": dict(type=Path, metavar="CSV",
+                   help="what the fit of --start held out, which is held out again: columns id and part "
+                        "(\"held out\"), such as results/fer2013-shipped/parts.csv")}
 
 # %% ../nbs/60_cli.ipynb #60000011
 class _ShipVerb(Verb):
@@ -720,11 +734,7 @@ class _ShipVerb(Verb):
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",
                           help=".safetensors of a network trained on the same images, which teaches too; "
                                "with --set born_again=null; may be given again"),
-        "--start": dict(type=Path, metavar="FILE",
-                        help=".safetensors to go on from, instead of new weights and teachers; with --held"),
-        "--held": dict(type=Path, metavar="CSV",
-                       help="what the fit of --start held out, which is held out again: columns id and part "
-                            "(\"held out\"), such as results/fer2013-shipped/parts.csv"),
+        **_ONWARD,
         "--student": dict(choices=("both", "accurate", "robust", "ferplus"), default="both",
                           help="which network: accurate and robust (both), one of them, or ferplus: eight "
                                "emotions, by the shares of FER+'s votes (default: %(default)s)"),
@@ -744,9 +754,9 @@ class _ShipVerb(Verb):
         _chosen(_ANY, args)
         from fer_nb.hyfer_studies import FERPLUS, SHIP, SHIPPED_NAMES, onward, train_shipped
         ferplus, again = args.student == "ferplus", (args.start, args.held)
-        if (args.start is None) != (args.held is None) or (args.start and args.student == "both"):
-            raise ConfigError(f"--start {again[0]}, --held {again[1]}, --student {args.student}: both files, "
-                              "and --student accurate, robust or ferplus, expected")
+        if (None in again and again != (None, None)) or (args.start and args.student == "both"):
+            raise ConfigError(f"--start {args.start}, --held {args.held}, --student {args.student}: both "
+                              "files, and --student accurate, robust or ferplus, expected")
         preset = onward(args.student, *again) if args.start else FERPLUS if ferplus else SHIP
         preset, files = _chosen(preset, args), [Fit(str(p)) for p in args.teacher]
         faults = [f"--teacher {path}: a .safetensors file expected" for path in args.teacher

@@ -195,7 +195,7 @@ class Distillation:
     alpha: float = 0.5           # weight of the cross-entropy (Eq. 1)
     T: float | dict[str, float] | tuple[tuple[str, float], ...] = 3.0  # temperature (Eq. 3), or by emotion
     tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # of trust (Eq. 5), the same
-    accuracy: str | None = None  # of a teacher (Eq. 5): "valid", "first" or "running", see `EADD`; None: "valid"
+    accuracy: str | None = None  # of teachers (Eq. 5), see `EADD`: "valid", "first", "running"; None: "valid"
     views: int = 4               # augmented views of each image whose logits are cached
     cached_views: str = "each"  # the student sees these views; "mean": new ones, with the mean of the logits;
     # "fresh": new ones, which networks are asked about in every batch (others as with "mean")
@@ -213,7 +213,8 @@ class Distillation:
                 positive(f"{name}.{emotion}".strip("."), value)
         _check(self, {"alpha": 0, "views": 1}, choices={
             "cached_views": ("each", "mean", "fresh"), "over": ("label", "all"),
-            "accuracy": (None, "valid", "first", "running")}, shares={} if self.fade is None else {"fade": "(]"})
+            "accuracy": (None, "valid", "first", "running")},
+            shares={} if self.fade is None else {"fade": "(]"})
 
     def of(
         self,
@@ -304,9 +305,10 @@ class Preset:
                          "phase; without them expected, for SQSNet has a protocol of its own, one fit a seed")
         if self.adversarial and self.adversarial.taught and not (
                 self.teachers and self.distillation.cached_views != "each"):
+            views = self.distillation.cached_views
             wrong.append(f"adversarial.taught, {len(self.teachers)} teachers, distillation.cached_views="
-                         f"{self.distillation.cached_views!r}; teachers, and 'mean' or 'fresh', expected, for "
-                         "phase 2 has views of its own")
+                         f"{views!r}; teachers, and 'mean' or 'fresh', expected, for phase 2 has views "
+                         "of its own")
         if first and first.born_again:
             wrong.append("born_again.born_again: one earlier generation expected")
         if wrong:

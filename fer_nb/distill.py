@@ -124,7 +124,7 @@ class EADD(LossTerm):
         alpha: float | Callable[[float], float] = 0.5,  # α, weight of the cross-entropy, or a schedule of it
         T: float | Sequence[float] | torch.Tensor | Callable = 3.0,  # T_e: one, one per emotion, a schedule
         tau: float | Sequence[float] | torch.Tensor | Callable = 0.1,  # τ_e: the same
-        accuracy: str | np.ndarray = "valid",  # "valid", "first" (of these, the first epoch's: static weights),
+        accuracy: str | np.ndarray = "valid",  # "valid", "first" (the same, measured once: static weights),
         # "running", or a (teachers, emotions) table
         momentum: float = 0.98,                                # of the running estimate
         over: str = "label",                                   # see `eadd_distill`

@@ -45,7 +45,8 @@ _BY_EMOTION = ("distillation.T={angry: 3, disgust: 4, fear: 4, happy: 2, neutral
                "surprise: 0.05}")
 _ALONE = "teachers=[{network: annotators}]"
 _EADD_ARMS = {"cross-entropy alone": ("distillation.alpha=1.0",), "the voters alone": (_ALONE,),
-              "uniform weights": ("distillation.tau=1000.0",), "static weights": ("distillation.accuracy=first",),
+              "uniform weights": ("distillation.tau=1000.0",),
+              "static weights": ("distillation.accuracy=first",),
               "running accuracies": ("distillation.accuracy=running",), "T and tau by emotion": _BY_EMOTION}
 
 # %% ../nbs/55_evidence.ipynb #evid0010
@@ -65,8 +66,8 @@ EVIDENCE: dict[str, Evidence] = {
         f"{_QUICK} --set data.refine=null --arm before 0 1 --arm cleaned 0 1 --arm after 0 1"),
     "EADD": Evidence(
         "What are teachers worth, and their weights by emotion and in time?",
-        f"study settings {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.targets=null --set adversarial=null "
-        f"--set {_TEACHERS} {_arms(_EADD_ARMS)}",
+        f"study settings {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.targets=null --set "
+        f"adversarial=null --set {_TEACHERS} {_arms(_EADD_ARMS)}",
         "settings.csv", "results/fer2013-eadd/runs.csv", _QUICK),
     "SQS": Evidence(
         "What do places, quads and pairs add to SQSNet?",

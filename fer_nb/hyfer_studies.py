@@ -111,7 +111,8 @@ def _rows(
     if not set(VOTE_COLUMNS) <= set(test.df):
         return results
     found = agreement(test.df[list(VOTE_COLUMNS)].to_numpy(), z.argmax(axis=1), test.targets(), test.labels)
-    heard = pd.DataFrame({"split": test.df.split.to_numpy(), **{k: found[k] for k in ("majority", "expected")}})
+    heard = pd.DataFrame({k: found[k] for k in ("majority", "expected")})
+    heard["split"] = test.df.split.to_numpy()
     heard = heard.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
     voters = heard.agg(value="mean", n="count").reset_index().assign(subset="voters")
     return pd.concat([results, voters[list(results)]], ignore_index=True)
@@ -165,7 +166,8 @@ def distillation_study(
     at_least("seeds", len(seeds), 1)
     _one_generation(preset)
     store, tables = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint()}), []
-    arms = arms or dict.fromkeys(["before", "after", "not refined"][:2 + (preset.data.refine is not None)], ())
+    both = ["before", "after"] + ["not refined"] * (preset.data.refine is not None)
+    arms = arms or dict.fromkeys(both, ())
     for arm, counts in arms.items():
         one_of("arm", arm, _ARMS)
         for n in counts:

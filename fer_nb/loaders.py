@@ -377,7 +377,7 @@ class Splits:
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
-    listed: int | None = field(default=None, kw_only=True)  # images in the table of `Data.held`, if there is one
+    listed: int | None = field(default=None, kw_only=True)  # images in the table of `Data.held`; None: none
 
 
 def make_splits(

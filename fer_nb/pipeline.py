@@ -167,7 +167,7 @@ def fit_teachers(
         histories.append(history)
     return teachers, cache_logits(teachers, splits, preset, seed, store, show), histories
 
-# %% ../nbs/41_pipeline.ipynb #c73191e7
+# %% ../nbs/41_pipeline.ipynb #taughtby
 def taught_by(
     cached: Sequence[CachedLogits],   # the teachers' logits
     how: Distillation,                # how they teach
@@ -177,7 +177,7 @@ def taught_by(
     return EADD(list(cached), how.alpha, how.of("T", labels), how.of("tau", labels), how.accuracy or "valid",
                 over=how.over, fade=how.fade) if cached else None
 
-
+# %% ../nbs/41_pipeline.ipynb #c73191e7
 def fit_student(
     splits: Splits,                          # the data
     preset: Preset,                          # its student, distillation and quads
