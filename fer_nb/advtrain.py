@@ -69,6 +69,7 @@ class AdversarialTraining(LossTerm):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
     first = LossTerm.first + 2  # TRADES adds after EADD, whose weight α is not for it
     logs, new_fit = ("adv_log", "guard_log"), True
+    share = 1.0  # of its weights in the network that is left, see `pipeline.within_cost`
 
     def __init__(
         self,

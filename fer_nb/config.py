@@ -241,11 +241,12 @@ class Adversarial:
     ratio: float = 0.5                           # share of each batch that is attacked
     taught: bool = False                         # the teachers go on teaching
     fit: Fit = Fit(epochs=2, lr=1e-3)  # of this phase; its network, size and start are the student's
+    cost: float | None = None  # most clean accuracy it may cost, see `pipeline.within_cost`; None: any
 
     def __post_init__(self):
         for attack in self.attacks:
             one_of("attacks", attack, ("fgsm", "pgd", "deepfool"))
-        _check(self, {"steps": 1}, ["eps"], {"ratio": "[]"})
+        _check(self, {"steps": 1}, ["eps"], {"ratio": "[]"} | ({} if self.cost is None else {"cost": "[)"}))
 
 
 @dataclass(frozen=True)

@@ -926,8 +926,8 @@ def train_shipped(
         if "hyfer_robust" in students:
             say("adversarial training")
             file = store.path("student-adversarial.ckpt")
-            models["hyfer_robust"], history, _ = fit_adversarial(student, splits, preset, seed, file,
-                                                                 cached=cached)
+            models["hyfer_robust"], history, adv = fit_adversarial(student, splits, preset, seed, file,
+                                                                   cached=cached)
             histories.append(history)
         say("results")
         named = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
@@ -937,7 +937,8 @@ def train_shipped(
         if _is_file(preset.student):
             how["went on from"] = {"sha256": file_sha256(preset.student.network)}
         for name, model in models.items():
-            model.save(folder, name, **how, **_card(model, tables[name], splits, preset))
+            shared = {"share of phase 2's weights": adv.share} if name == "hyfer_robust" else {}
+            model.save(folder, name, **how, **shared, **_card(model, tables[name], splits, preset))
         write_table(pd.concat(tables.values(), ignore_index=True), folder / "results.csv")
         write_table(pd.concat(histories, ignore_index=True), folder / "history.csv")
         if eadd is not None:
@@ -1004,7 +1005,7 @@ def onward(
     if student == "accurate":
         return preset
     attacked = replace(fit, network="light", epochs=14, lr=1e-3, augment=_LONG.augment)
-    return replace(preset, adversarial=Adversarial(("pgd",), 3 / 255, 2, 0.7, True, attacked))
+    return replace(preset, adversarial=Adversarial(("pgd",), 3 / 255, 2, 0.7, True, attacked, 0.04))
 
 # %% ../nbs/44_hyfer_studies.ipynb #00b26c02
 TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,
