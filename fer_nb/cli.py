@@ -720,7 +720,10 @@ _ONWARD = {
                     help=".safetensors to go on from, instead of new weights and teachers; with --held"),
     "--held": dict(type=Path, metavar="CSV",
                    help="what the fit of --start held out, which is held out again: columns id and part "
-                        "(\"held out\"), such as results/fer2013-shipped/parts.csv")}
+                        "(\"held out\"), such as results/fer2013-shipped/parts.csv"),
+    "--seed": dict(type=int, default=0, metavar="N",
+                   help="of weights, order, views and attacks; without --held of the hold-out too (default: "
+                        "%(default)s)")}
 
 # %% ../nbs/60_cli.ipynb #60000011
 class _ShipVerb(Verb):
@@ -774,8 +777,8 @@ class _ShipVerb(Verb):
         ds = read_data(args, args.votes)
         ds = read_ferplus(args.votes, ds) if ferplus else ds
         one = [SHIPPED_NAMES[args.student]] if args.student != "both" else ["hyfer", "hyfer_robust"]
-        out = train_shipped(ds, args.out, preset, command=args.command, overwrite=args.overwrite, say=_say,
-                            students=one, work=args.work, anyway=args.anyway)
+        out = train_shipped(ds, args.out, preset, seed=args.seed, command=args.command, say=_say,
+                            overwrite=args.overwrite, students=one, work=args.work, anyway=args.anyway)
         if os.environ.get("RANK", "0") == "0":
             write_record(out, sorted(p.name for p in out.iterdir() if p.name != "record.json"),
                          run_record(args.command, data=ds.fingerprint(),

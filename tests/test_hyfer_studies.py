@@ -318,3 +318,16 @@ def test_settings_that_make_no_sense_are_named_before_anything_is_done(faces, ca
     with pytest.raises(ConfigError, match=says):
         call(faces)
     assert not list(tmp_path.iterdir())
+
+
+def test_students_are_judged_by_the_voters_where_there_are_some(faces, voted):
+    """The mean share of the votes that a prediction gets, by a plain loop; without votes there are no such rows."""
+    splits = _splits_without_votes(voted, TINY.data)
+    z = np.random.default_rng(0).normal(size=(len(splits.test), len(faces.labels)))
+    rows = hyfer_studies._rows(z, splits)
+    found = rows[(rows.subset == "voters") & (rows.metric == "expected")].set_index("split")
+    for split, part in splits.test.df.assign(answer=[faces.labels[k] for k in z.argmax(1)]).groupby("split"):
+        shares = [r[f"vote_{r['answer']}"] / r[list(VOTE_COLUMNS)].sum() for _, r in part.iterrows()]
+        assert found.n[split] == len(part) and np.isclose(found.value[split], np.mean(shares))
+    assert set(rows[rows.subset == "voters"].metric) == {"majority", "expected"}
+    assert not (hyfer_studies._rows(z, make_splits(faces, TINY.data)).subset == "voters").any()

@@ -1,9 +1,11 @@
 """The three shipped students by one command each: what they leave, how they go on, what is said before they start."""
+import copy
 import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from fer_nb import hyfer_studies, pipeline
 from fer_nb.cli import main
@@ -163,3 +165,34 @@ def test_teachers_of_phase_2_teach_the_attacked_image_what_they_say_of_the_clean
         now = replace(small, adversarial=replace(small.adversarial, taught=taught))
         pipeline.fit_adversarial(HyFER(7, 1, "light", labels=ds.labels), splits, now, cached=cached)
     assert seen == [["EADD", "AdversarialTraining"], ["AdversarialTraining"]]
+
+
+def test_another_seed_goes_on_with_the_same_hold_out(begun, tmp_path):
+    """Weights, order and views are another seed's; what is held out is the table's, so that seeds can be compared."""
+    start, held, data = begun
+    for seed in (0, 1):
+        assert onward_ship("ferplus", start, held, data, tmp_path / f"{seed}", "--seed", str(seed)) == 0
+    a, b = (HyFER.from_pretrained("hyfer_ferplus", folder=tmp_path / f"{seed}") for seed in (0, 1))
+    assert weights_digest(a) != weights_digest(b) and (a.card["record"]["seed"], b.card["record"]["seed"]) == (0, 1)
+    assert a.card["record"]["data"] == b.card["record"]["data"]
+
+
+def test_what_phase_2_may_cost_is_measured_on_the_hold_out(begun):
+    """`cost` by hand: of all shares the largest whose accuracy on the held-out images is high enough; 0 is phase 1 itself."""
+    from fer_nb.evaluate import predict_logits
+    start, held, data = begun
+    student = HyFER.from_pretrained(folder=start.parent)
+    torch.manual_seed(0)
+    hardened = copy.deepcopy(student)
+    with torch.no_grad():
+        for p in hardened.parameters():
+            p.add_(0.3 * p.abs().mean() * torch.randn_like(p))
+    valid = read(data[1], data[3]).where(split="train")
+    right = lambda net: float((predict_logits(net, valid).argmax(1) == valid.targets()).mean())  # noqa: E731
+    at = {k: right(pipeline.between(student, hardened, k / 10)) for k in range(11)}
+    for cost in (0.0, 0.02, 0.1, 0.99):
+        net, share = pipeline.within_cost(student, hardened, valid, cost, steps=10)
+        assert share == max(k for k in at if at[k] >= at[0] - cost or k == 0) / 10 and right(net) == at[round(10 * share)]
+    assert at[0] == right(student) and at[10] == right(hardened) and weights_digest(pipeline.between(student, hardened, 0.0)) == weights_digest(student)
+    with pytest.raises(ConfigError, match="share"):
+        pipeline.between(student, hardened, 1.5)
