@@ -39,7 +39,7 @@ from fer_nb.core import (
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
-from .predict import Network, Recogniser, weights_file
+from .predict import SHIPPED, Network, Recogniser, weights_file
 from .store import Store, digest, plain, read_table, run_record
 
 # %% ../nbs/53_bench.ipynb #bench011
@@ -61,7 +61,7 @@ class Contender:
 FER2013 = "FER2013's Training, without the duplicates of reported images that were known then"
 PREDICTIONS = "predictions"   # a contender that is a file of them
 _KNOWN = {**{name: {"trained on": FER2013, "duplicates": "those that a later search found"}
-             for name in ("hyfer", "hyfer_robust")},
+             for name in SHIPPED.values()},
           "fer": {"trained on": "FER2013 (which part: not said)", "duplicates": "not known",
                   "source": "https://github.com/JustinShenk/fer"}}
 
@@ -80,8 +80,8 @@ def contender(
         return replace(contender(named[2], python, about, predictions), name=named[1])
     if predictions or text.lower().endswith(".csv"):
         return Contender(Path(text).stem, PREDICTIONS, {"weights": text}, about=about or {})
-    shipped = {"hyfer": "accurate", "hyfer_robust": "robust"}.get(text, text)
-    about = _KNOWN.get({"accurate": "hyfer", "robust": "hyfer_robust"}.get(text, text), {}) | (about or {})
+    shipped = {file: name for name, file in SHIPPED.items()}.get(text, text)
+    about = _KNOWN.get(SHIPPED.get(text, text), {}) | (about or {})
     kind, _, rest = text.partition(":")
     if text == "fer":
         return Contender("fer", "fer_nb.bench:FerPackage", {}, about=about)

@@ -270,9 +270,9 @@ _SETTINGS = {
     "--set": dict(action="append", default=[], metavar="NAME=VALUE",
                   help="change a setting, such as student.epochs=40; may be given again")}
 _ROBUST = {"--robust": dict(action="store_true", help="use the network trained under attack")}
-_NETWORK = ("accurate or robust (shipped, default: accurate), a .safetensors or .onnx file, or the folder of "
-            "a run: the student that its held-out images chose (see its students.csv), or with --robust the "
-            "one trained under attack")
+_NETWORK = ("accurate, robust or ferplus (shipped, default: accurate), a .safetensors or .onnx file, or the "
+            "folder of a run: the student that its held-out images chose (see its students.csv), or with "
+            "--robust the one trained under attack")
 
 
 def _which(weights: str | None, robust: bool) -> Path:

@@ -264,7 +264,8 @@ def _onnx_network(path: Path) -> Network:
     return Network(*facts, temperature, logits, str(path))
 
 # %% ../nbs/50_predict.ipynb #68f575d8
-SHIPPED = {"accurate": "hyfer", "robust": "hyfer_robust"}  # networks in the package: name -> their weights
+SHIPPED = {"accurate": "hyfer", "robust": "hyfer_robust",  # networks in the package: name -> their weights
+           "ferplus": "hyfer_ferplus"}                     # eight emotions, by FER+'s voters
 STUDENTS = {False: "student_phase1.safetensors", True: "student.safetensors"}  # before and under attack
 
 
@@ -290,7 +291,7 @@ def _student(
 
 def weights_file(
     weights: str | Path | None = None,  # a name in `SHIPPED` (None: accurate), a file, or the folder of a run
-    robust: bool = False,               # of these two: the network that was trained under attack
+    robust: bool = False,               # of the first two: the network that was trained under attack
 ) -> Path:                              # a file that is there
     """Which file is meant. Raises `DataError` where there is none, `ConfigError` for `robust` with a file. A
     name means the network in the package; "./robust" is a folder."""

@@ -10,8 +10,8 @@
 
 Cells run as in nbdev's own test, without those that carry a flag. A page must not show what its code no longer gives, so
 saved and new text (printed lines, tables, values) are compared. On a page that reads results the numbers count too, within
-one unit of the last digit shown; on other pages, which train toys and differ from one kind of processor to the next, the
-words around the numbers count. What a `#| gpu` cell says depends on the card, or on the budget, and is not compared: that it
+one unit of the last digit shown; where it trains toys as well, in the cells that read them. What comes of toys differs from one
+kind of processor to the next: there the words around numbers, labels and pictures count. What a `#| gpu` cell says depends on the card, or on the budget, and is not compared: that it
 runs is what counts. With --tiny only pages that have such cells are run, with FER_NB_BUDGET=tiny in the environment, by which
 a cell chooses its size, and nothing is written. A page that looks at real data where there are some was saved with them: without FER_NB_DATA
 only its cells that read results are compared.
@@ -35,6 +35,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = min(2, os.cpu_count() or 1)  # of one thread each
 READS_RESULTS = re.compile(r"""results["')/]|benchmarks/""")  # in code: this page shows files of results
+TRAINS = re.compile(r"\b(make_faces|fit_model|fit_network|fit_student|fit_one_cycle)\(|(?<![.\w])run\(|\.fit\(")   # toys of its own
+LABEL = re.compile(r"\b(angry|disgust|fear|happy|sad|surprise|neutral|contempt)\b")
+PICTURE = re.compile(r"base64,[A-Za-z0-9+/=]+")
 READS_DATA = re.compile(r"(?<!def )\b(real_data|fer2013_folder)\((?!\))")  # a page that looks at real data
 NUMBER = re.compile(r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 NOISE = re.compile(r"0x[0-9a-f]{6,}|\bT_[0-9a-f]{5}\w*|<style.*?</style>"  # addresses, ids of styled tables
@@ -80,6 +83,7 @@ def same(
 ) -> bool:               # as far as a reader is concerned
     "Compare two texts."
     def squeezed(text: str) -> str:  # a number of another length moves the padding of its column
+        text = text if numbers else PICTURE.sub("", LABEL.sub("#", text))   # what a toy answers, and shows
         return re.sub(r"[-─ ]{2,}|\s+", " ", NUMBER.sub("#", text)).strip()
 
     if saved == new:
@@ -133,7 +137,7 @@ def run(
     started, nb = time.time(), read_nb(path)
     code = [c for c in nb.cells if c.cell_type == "code"]
     ran = Ran(path.name, 0.0, cells=len(code), skipped=dict.fromkeys(flags, 0))
-    numbers = any(READS_RESULTS.search(c.source) for c in code)
+    reads, toys = (any(r.search(c.source) for c in code) for r in (READS_RESULTS, TRAINS))
     sized = {c.id for c in code if flag_of(c, ["gpu"])}  # by the card, or by the budget
     drawn = path.parent.name == "tutorials" and "FER_NB_DATA" not in os.environ and any(
         READS_DATA.search(c.source) for c in code if not flag_of(c, flags))
@@ -148,6 +152,7 @@ def run(
             break
         old = texts(cell.get("outputs", []))
         compared = not save and cell.id not in sized and not (drawn and not READS_RESULTS.search(cell.source))
+        numbers = bool(READS_RESULTS.search(cell.source)) if toys else reads
         if compared and not (len(old) == len(texts(new)) and all(map(same, old, texts(new), [numbers] * len(old)))):
             ran.stale.append(difference(cell.id, old, texts(new)))
         cell.outputs = new

@@ -35,7 +35,7 @@ def ds():
     return make_faces(300, seed=0)[0]
 
 
-@pytest.mark.parametrize("name", ["hyfer", "hyfer_robust"])
+@pytest.mark.parametrize("name", ["hyfer", "hyfer_robust", "hyfer_ferplus"])
 def test_the_shipped_networks_give_the_same_logits(name: str) -> None:
     x = hash_uniform(7, np.arange(4)[:, None, None, None], np.arange(48)[:, None], np.arange(48)).astype(np.float32)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 from fer_nb import shipped
 from fer_nb.cli import main
 from fer_nb.core import ConfigError, DataError
-from fer_nb.shipped import BOTH, EARLIER, TABLES, found_of, need_shipped, pages_of_tables, remake_tables, shipped_weights, table_state, words_of
+from fer_nb.shipped import ALL, EARLIER, TABLES, found_of, need_shipped, pages_of_tables, remake_tables, shipped_weights, table_state, words_of
 from fer_nb.store import read_record, write_record
 from fer_nb.synth import fer2013_folder
 
@@ -122,4 +122,4 @@ def test_a_trial_of_all_that_the_command_makes(tmp_path):
     table = remake_tables(tmp_path, given, names, tiny=True, again=True, say=print)
     assert set(table.outcome) == {"made"}, table.outcome.tolist()
     assert all(need_shipped(found_of(tmp_path, f), TABLES[n].whose(f)) is None for n in names for f in TABLES[n].files)
-    assert BOTH == tuple(shipped_weights())
+    assert ALL == tuple(shipped_weights())
