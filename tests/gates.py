@@ -15,7 +15,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("slow", "realdata", "gpu")  # cells that the ordinary run leaves out; the same words as tst_flags and the markers
-ALLOWED = {"export", "hide", "echo: false", "output: false", *FLAGS}
+ALLOWED = {"export", "hide", "echo: false", "output: false", "toy", *FLAGS}
 ROOT_ONLY = re.compile(r"default_exp \w+")
 MAX_KB = 300            # of a notebook with its outputs
 MAX_SKIPPED = 6         # flagged cells in a numbered notebook
