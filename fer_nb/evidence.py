@@ -34,7 +34,7 @@ class Evidence:
     tiny: str = ""          # what a trial adds
 
 
-_STUDENT = "--set student.network=light_res --set student.size=32 --epochs 8"
+_STUDENT = "--set student.network=light_res --set student.size=32 --epochs 12"
 _TEACHERS = ("'teachers=[{network: efficientnet_lite0, size: 64, epochs: 3, lr: 1e-3, bs: 64}, "
              "{network: geometry, size: 48, epochs: 40, lr: 3e-3, bs: 256}, {network: annotators}]'")
 _DATA = "--data {data} --votes {votes}"
