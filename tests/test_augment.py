@@ -76,9 +76,9 @@ def test_a_view_depends_on_image_key_view_and_seed_alone(ids, view, seed, c):
     ids = np.array(ids)
     batch = STRONG(x, ids, view, seed)
     for k in range(len(ids)):
-        torch.testing.assert_close(STRONG(x[k:k + 1], ids[k:k + 1], view, seed), batch[k:k + 1], atol=1e-6, rtol=0)
+        torch.testing.assert_close(STRONG(x[k:k + 1], ids[k:k + 1], view, seed), batch[k:k + 1], atol=1e-5, rtol=0)
     order = np.argsort(ids, kind="stable")
-    torch.testing.assert_close(STRONG(x[order.copy()], ids[order], view, seed), batch[order.copy()], atol=1e-6, rtol=0)
+    torch.testing.assert_close(STRONG(x[order.copy()], ids[order], view, seed), batch[order.copy()], atol=1e-5, rtol=0)
 
 
 def test_the_generators_of_torch_and_numpy_are_left_alone():

@@ -206,7 +206,7 @@ class TestGradCAM:
 
     def test_more_images_than_a_batch(self, student, ds):
         heat = gradcam(student, ds.take(range(20)))
-        np.testing.assert_allclose(heat[18], gradcam(student, ds.take([18]))[0], atol=1e-4)
+        np.testing.assert_allclose(heat[18], gradcam(student, ds.take([18]))[0], atol=1e-3)
         np.testing.assert_array_equal(heat[0], gradcam_panel(student, ds, range(20))[0].images[-1].get_array())
 
     def test_bad_input(self, student, ds):
