@@ -448,12 +448,15 @@ def setting_study(
     def run(arm: str, seed: int) -> pd.DataFrame:
         budget = budgets[arm]
         alone = replace(budget, adversarial=None, evaluation=Evaluation())
-        splits, student = parts.student(alone, seed)
-        tables = [_rows(student, splits).assign(model="HyFER", attack="none", eps=0.0)]
-        if budget.adversarial is not None:
-            hardened = fit_adversarial(student, splits, budget, seed, store.checkpoint(arm, seed))[0]
-            rows = attacked_rows(hardened, splits, budget.evaluation, seed)
-            tables.append(rows.assign(model="HyFER + adversarial"))
+        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+            splits, student = parts.student(alone, seed)
+            tables = [_rows(student, splits).assign(model="HyFER", attack="none", eps=0.0)]
+            if budget.adversarial is not None:
+                cached = parts.of_seed(alone, seed)[1] if budget.adversarial.taught else ()
+                hardened = fit_adversarial(student, splits, budget, seed, store.checkpoint(arm, seed),
+                                           cached=cached)[0]
+                rows = attacked_rows(hardened, splits, budget.evaluation, seed)
+                tables.append(rows.assign(model="HyFER + adversarial"))
         return pd.concat(tables, ignore_index=True)
 
     table = grid(run, budgets, seeds, store, say=say)
@@ -911,6 +914,9 @@ def train_shipped(
         store = Store(work or Path(out).with_name(Path(out).name + ".work"),
                       {"settings": to_dict(preset), "seed": seed, "data": ds.fingerprint()})
         starts = store.session(say) if rank_world()[0] == 0 else []
+        if splits.listed is not None:
+            say(f"held out again: {len(splits.valid):,} of {splits.listed:,} in {preset.data.held}; the "
+                "others were dropped, or have a duplicate that was trained on")
         preset = settled(preset, splits.train, store, say)
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say)
         say("student")

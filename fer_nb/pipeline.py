@@ -31,7 +31,7 @@ from torch import nn
 from .advtrain import AdversarialTraining
 from .compare import holm, mcnemar
 from .config import PRESETS, Adversarial, Distillation, Fit, Preset, to_dict
-from .core import DataError, at_least, hash_uniform, one_of, seed_everything
+from .core import ConfigError, DataError, at_least, hash_uniform, one_of, seed_everything
 from .data import FERData, resized
 from .distill import EADD
 from .duplicates import DuplicateSearch
@@ -254,8 +254,11 @@ def fit_adversarial(
     cbs: Sequence[Callback] = (),            # more callbacks
     cached: Sequence[CachedLogits] = (),     # the teachers' logits, for `adversarial.taught`
 ) -> tuple[nn.Module, pd.DataFrame, AdversarialTraining]:  # another network; history; its callback
-    "Phase 2: go on training under attack, with the teachers' logits for the images as they were, or without."
+    """Phase 2: go on training under attack, with the teachers' logits for the clean images, or without.
+    Raises `ConfigError` where teachers are to teach and there are none."""
     how = preset.adversarial or Adversarial()
+    if how.taught and not cached:
+        raise ConfigError("adversarial.taught without the teachers' logits; cached= expected")
     adv = AdversarialTraining(how.attacks, how.eps, steps=how.steps, ratio=how.ratio, seed=seed)
     hardened = adapted(student, splits.train.labels)
     dls = make_loaders(splits.train, splits.valid, how.fit, seed + 1)

@@ -10,7 +10,7 @@
 
 Cells run as in nbdev's own test, without those that carry a flag. A page must not show what its code no longer gives, so
 saved and new text (printed lines, tables, values) are compared. On a page that reads results the numbers count too, within
-one unit of the last digit shown; where it trains toys as well, in the cells that read them. What comes of toys differs from one
+one unit of the last digit shown; where it trains toys as well, in the cells that read them or use what those read. What comes of toys differs from one
 kind of processor to the next: there the words around numbers, labels and pictures count, and of a cell with the flag toy,
 whose rows are what a toy found, nothing. What a `#| gpu` cell says depends on the card, or on the budget, and is not compared: that it
 runs is what counts. With --tiny only pages that have such cells are run, with FER_NB_BUDGET=tiny in the environment, by which
@@ -20,6 +20,7 @@ only its cells that read results are compared.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import multiprocessing
 import os
@@ -104,6 +105,22 @@ def close(
     return x == y or "." in a + b and abs(x - y) <= unit
 
 
+def of_results(
+    source: str,       # a cell
+    known: set[str],   # names that hold what was read from results; brought up to date
+) -> bool:             # whether it shows such
+    "Follow results through a page with toys: a cell that reads them, or uses a name of one that did."
+    try:
+        names = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)]
+    except SyntaxError:   # a magic
+        return False
+    used, made = ({n.id for n in names if isinstance(n.ctx, c)} for c in (ast.Load, ast.Store))
+    found = bool(READS_RESULTS.search(source)) or bool(used & known)
+    known |= made if found else set()
+    known -= set() if found else made
+    return found
+
+
 # ---------------------------------------------------------------- running one
 
 def flag_of(
@@ -139,6 +156,7 @@ def run(
     code = [c for c in nb.cells if c.cell_type == "code"]
     ran = Ran(path.name, 0.0, cells=len(code), skipped=dict.fromkeys(flags, 0))
     reads, toys = (any(r.search(c.source) for c in code) for r in (READS_RESULTS, TRAINS))
+    known: set[str] = set()   # names of what was read, on a page with toys
     sized = {c.id for c in code if flag_of(c, ["gpu"])}  # by the card, or by the budget
     drawn = path.parent.name == "tutorials" and "FER_NB_DATA" not in os.environ and any(
         READS_DATA.search(c.source) for c in code if not flag_of(c, flags))
@@ -153,7 +171,7 @@ def run(
             break
         old = texts(cell.get("outputs", []))
         compared = not save and cell.id not in sized and not flag_of(cell, ["toy"]) and not (drawn and not READS_RESULTS.search(cell.source))
-        numbers = bool(READS_RESULTS.search(cell.source)) if toys else reads
+        numbers = of_results(cell.source, known) if toys else reads
         if compared and not (len(old) == len(texts(new)) and all(map(same, old, texts(new), [numbers] * len(old)))):
             ran.stale.append(difference(cell.id, old, texts(new)))
         cell.outputs = new

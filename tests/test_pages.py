@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import run_notebooks
 from run_all import ROOT, notebooks, run_all
 
 from fer_nb.data import VOTE_COLUMNS, add_votes, read_fer2013, read_ferplus, real_data
@@ -140,3 +141,19 @@ def test_the_reader_runs_what_ci_runs():
     "The pages that Run All goes through are all there are."
     assert {p.name for p in PAGES} == {p.name for p in (ROOT / "nbs").rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in str(p)}
     assert not any(os.path.islink(p) for p in PAGES)
+
+
+@pytest.mark.parametrize("saved, new, of_results, of_toys", [
+    ("accuracy 0.81", "accuracy 0.84", False, True), ("accuracy 0.81", "accuracy 0.82", True, True), ("n 12", "n 13", False, True),
+    ("accuracy 0.81", "recall 0.81", False, False), ("it says happy", "it says sad", False, True), ("happy", "glad", False, False),
+    ("array([-1. , 2.5])", "array([-3.2, 2.5])", False, True), ("<img src='base64,AAA='>", "<img src='base64,BB+/='>", False, True)])
+def test_what_a_page_must_still_say(saved, new, of_results, of_toys):
+    """Numbers count to the last digit where results are shown; of toys the words, without labels and pictures."""
+    assert (run_notebooks.same(saved, new, True), run_notebooks.same(saved, new, False)) == (of_results, of_toys)
+
+
+def test_results_are_followed_through_a_page_with_toys():
+    known = set()
+    cells = [("runs = read_table('../results/x/runs.csv')", True), ("wide = runs.pivot(index='a')", True), ("wide.round(2)", True),
+             ("net = HyFER()", False), ("results = evaluate(net)", False), ("results", False), ("runs = evaluate(net)", False), ("runs.head()", False)]
+    assert [run_notebooks.of_results(source, known) for source, _ in cells] == [found for _, found in cells]
