@@ -24,7 +24,7 @@ from fer_nb.data import real_data  # noqa: E402
 from fer_nb.faces import InRange  # noqa: E402
 from fer_nb.metrics import ece  # noqa: E402
 from fer_nb.predict import DOUBTS, Network, Recogniser, as_image, reasons_against, signs, temperature_factor  # noqa: E402
-from fer_nb.shipped import shipped_weights  # noqa: E402
+from fer_nb.shipped import BOTH, shipped_weights  # noqa: E402
 
 CONDITIONS = ("as it is", "small", "dark", "blurred", "noisy", "mouth covered", "eyes covered", "turned")
 PARTS = HERE.parent / "results/fer2013-shipped/parts.csv"   # of FER2013's rows: held out of the training, or a duplicate
@@ -108,7 +108,7 @@ def measured(
             image = spoiled(pixels[s["row"]], s["condition"], s["row"])[0]
             crops.append(nets[names[0]]._crop(InRange(image).image, s["found"]))
             rows[-1] |= signs(image, s["found"], crops[-1])
-    logits = {name: np.concatenate([net.network._logits(crops[k:k + 64]) for k in range(0, len(crops), 64)]) for name, net in nets.items()}
+    logits = {name: np.concatenate([net.network.logits(net.network.pixels(crops[k:k + 64])) for k in range(0, len(crops), 64)]) for name, net in nets.items()}
     return pd.DataFrame(rows), logits
 
 
@@ -234,7 +234,7 @@ def main() -> None:
     print(pd.Series(result).to_string() if args.fit else pd.DataFrame(result["networks"]["accurate"]["conditions"]).round(3).to_string())
     print(result.get("labelled photographs"), result.get("limits"))
     out = args.out or HERE / ("reliable_fit.json" if args.fit else "reliable.json")
-    save(out, about | {"results": result}, weights=shipped_weights())
+    save(out, about | {"results": result}, weights=shipped_weights(BOTH))
 
 
 if __name__ == "__main__":

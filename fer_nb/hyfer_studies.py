@@ -783,9 +783,10 @@ def facts_of(
 ) -> dict[str, object]:  # for the record of its weights
     "What a network was trained on."
     ds = splits.audit.ds
-    listed = {} if splits.listed is None else {"listed as held out": splits.listed}
+    listed = {} if splits.listed is None else {"listed as held out": len(splits.listed)}
     return {"name": ds.name, "fingerprint": ds.fingerprint(),
             "trained on": int(splits.train.sources().nunique()), "selected on": len(splits.valid), **listed,
+            "held-out ids": digest(sorted(splits.listed or splits.valid.df.id)),
             "reported on": len(splits.test)}
 
 
@@ -911,17 +912,17 @@ def train_shipped(
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:
         splits = _splits_without_votes(ds, preset.data, seed)
+        if _is_file(preset.student):
+            _need_unseen(preset.student.network, splits, seed, say)
         store = Store(work or Path(out).with_name(Path(out).name + ".work"),
                       {"settings": to_dict(preset), "seed": seed, "data": ds.fingerprint()})
         starts = store.session(say) if rank_world()[0] == 0 else []
         if splits.listed is not None:
-            say(f"held out again: {len(splits.valid):,} of {splits.listed:,} in {preset.data.held}; the "
+            say(f"held out again: {len(splits.valid):,} of {len(splits.listed):,} in {preset.data.held}; the "
                 "others were dropped, or have a duplicate that was trained on")
         preset = settled(preset, splits.train, store, say)
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say)
         say("student")
-        if _is_file(preset.student):
-            need_same_holdout(preset.student.network, load_teacher(preset.student.network), splits, seed)
         if _is_file(preset.student) and tuple(students) == ("hyfer_robust",):  # it has had its phase 1
             student, eadd = make_network(preset.student, splits.train.labels), None
         else:
@@ -974,6 +975,19 @@ def need_students(
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the shares of the votes are what it learns")
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0003
+def _need_unseen(
+    path: str,                    # of weights to go on from
+    splits: Splits,               # the data
+    seed: int,                    # of the run
+    say: Callable[[str], None],   # gets a line where the weights have no record
+) -> None:
+    "Refuse weights that know what is held out here, and say where nobody can know."
+    start = load_teacher(path)
+    need_same_holdout(path, start, splits, seed)
+    if not (getattr(start, "record", None) or {}).get("data"):
+        say(f"{path} does not say what it was trained on: it may know the hold-out")
+
+
 def _card(
     model: HyFER,         # trained
     table: pd.DataFrame,  # its results
@@ -1011,7 +1025,7 @@ def onward(
     if student == "accurate":
         return preset
     attacked = replace(fit, network="light", epochs=14, lr=1e-3, augment=_LONG.augment)
-    return replace(preset, adversarial=Adversarial(("pgd",), 3 / 255, 2, 0.7, True, attacked, 0.04))
+    return replace(preset, adversarial=Adversarial(("pgd",), 3 / 255, 2, 0.7, True, attacked))
 
 # %% ../nbs/44_hyfer_studies.ipynb #00b26c02
 TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,

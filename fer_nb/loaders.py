@@ -377,7 +377,7 @@ class Splits:
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
-    listed: int | None = field(default=None, kw_only=True)  # images in the table of `Data.held`; None: none
+    listed: frozenset[str] | None = field(default=None, kw_only=True)  # ids in the table of `Data.held`
 
 
 def make_splits(
@@ -403,7 +403,7 @@ def make_splits(
     sides = ds.df.assign(split=np.where(given, "train", "test"))  # copies in other reported splits are none
     twins = duplicate_issues(sides, found.duplicates).query("kind == 'leak'").i
     return Splits(train, cleaned.take(held), ds.take(~given), set(ds.df.id.iloc[twins]), found,
-                  came=came, listed=len(held_ids(data.held)) if data.held else None)
+                  came=came, listed=frozenset(held_ids(data.held)) if data.held else None)
 
 # %% ../nbs/11_loaders.ipynb #origin02
 def paper_counts(

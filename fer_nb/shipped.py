@@ -62,10 +62,13 @@ def _json(name: str) -> dict[str, str]:
     return {f"benchmarks/{name}.json": f"{name}.json"}
 
 # %% ../nbs/54_shipped.ipynb #shipd013
-EARLIER = ("results/fer2013-robust/radii.csv",)   # of networks shipped before, as their pages say
+EARLIER = (   # of networks shipped before, as their pages say
+    "results/fer2013-robust/radii.csv", "benchmarks/reliable_fit.json")
 TABLES: dict[str, Remade] = {
     "run": Remade({f"results/fer2013-shipped/{n}.csv": f"{n}.csv"
-                   for n in ("results", "history", "teacher_weights", "parts")}, weights=BOTH),
+                   for n in ("results", "history", "teacher_weights", "parts")}),
+    "run, robust": Remade({f"results/robust-shipped/{n}.csv": f"{n}.csv" for n in ("results", "history")},
+                          weights=BOTH[1:]),
     "run, FER+": Remade({f"results/ferplus-shipped/{n}.csv": f"{n}.csv" for n in ("results", "history")},
                         weights=ALL[2:]),
     "headline": Remade({"results/fer2013-shipped/headline.csv": "headline.csv"},

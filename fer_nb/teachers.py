@@ -451,14 +451,15 @@ def need_same_holdout(
     seed: int = 0,      # of the run
 ) -> None:
     """Raise `DataError` where a network's record tells that it was trained on what is held out here: of other
-    data, of another seed; or, where a table says what is held out, of a fit that held out so many others."""
+    data, of another seed; or, where a table says what is held out, of a fit that held out others."""
     found = getattr(net, "record", None) or {}
     found = found | (found["data"] if isinstance(found.get("data"), dict) else {})
     here = {"seed": seed, **data_record(splits)}
     if splits.listed is not None:   # the table stands for the seed and the images of that fit
         same = tuple(net.labels) == splits.train.labels   # else the data were read with other labels
         here = {k: v for k, v in here.items() if same and k.startswith("fingerprint")}
-        here["listed as held out" if "listed as held out" in found else "selected on"] = splits.listed
+        here["listed as held out" if "listed as held out" in found else "selected on"] = len(splits.listed)
+        here["held-out ids"] = digest(sorted(splits.listed))
     if differ := [f"{k} {found[k]}, here {v}" for k, v in here.items() if found.get(k, v) != v]:
         raise DataError(f"{path}: of a run with other images ({'; '.join(differ)}); it may know what is held "
                         "out here")

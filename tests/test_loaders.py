@@ -134,7 +134,7 @@ def test_the_groups_of_the_data_are_no_audit():
 
 # ---- folds ----
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(2, 4), st.lists(st.tuples(st.integers(0, 14), st.integers(0, 1)), min_size=8, max_size=40),
        st.integers(0, 5))
 def test_groups_never_straddle_folds(k, rows, seed):
@@ -211,7 +211,7 @@ def test_folds_are_stratified():
         assert (ds.df.label.iloc[test] == "disgust").sum() == 12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(0, 3), st.sampled_from(["honest", "subject", "paper"]))
 def test_folds_are_those_of_the_images_whatever_their_order(random, seed, protocol):
     ds = dataset(40, [EMOTIONS[k % 3] for k in range(40)], subject=[f"s{k // 3}" for k in range(40)], group=[k % 37 for k in range(40)])

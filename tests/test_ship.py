@@ -134,10 +134,13 @@ def test_what_was_trained_on_is_not_held_out_now(begun, tmp_path, capsys):
     start, held, data = begun
     listed = pd.read_csv(held)
     (few := tmp_path / "few.csv").write_text(listed.iloc[1:].to_csv(index=False))
+    know = read(data[1], data[3]).df.query("split == 'train'").id
+    swapped = listed.id.where(listed.index > 0, sorted(set(know) - set(listed.id))[0])          # as many, one of them another
+    (another := tmp_path / "another.csv").write_text(listed.assign(id=swapped).to_csv(index=False))
     (others := tmp_path / "others.csv").write_text(listed.assign(id="nobody").to_csv(index=False))
     (nameless := tmp_path / "nameless.csv").write_text(listed.rename(columns={"id": "row"}).to_csv(index=False))
     for student in ("accurate", "robust"):
-        for table, says in ((few, f"selected on {len(listed)}, here {len(listed) - 1}"), (others, "none of its images is held out"), (nameless, "id")):
+        for table, says in ((few, f"selected on {len(listed)}, here {len(listed) - 1}"), (others, "none of its images is held out"), (another, "held-out ids"), (nameless, "id")):
             assert onward_ship(student, start, table, data, tmp_path / f"never-{student}") == 2
             assert says in capsys.readouterr().err and not (tmp_path / f"never-{student}").exists()
     assert main(["ship", "--start", str(start), *data, "--student", "robust", "--out", str(tmp_path / "never")]) == 2
