@@ -244,6 +244,8 @@ def distillation_gains(
               for n in counts}
     there = set(zip(one.arm, one.teachers))
     pairs = {name: both for name, both in pairs.items() if there >= set(both)}
+    if not pairs:   # such as one arm alone, without teachers
+        return pd.DataFrame(columns=["difference", "low", "high", "p", "seeds", "p_holm"])
     scale, by = 1.0 if metric in NOT_SHARES else 100.0, "fold" if "fold" in one else "seed"
     table = paired_differences(one, pairs, ["arm", "teachers"], by, scale).rename(columns={"n": f"{by}s"})
     return table[["difference", "low", "high", "p", f"{by}s", "p_holm"]]
