@@ -46,6 +46,7 @@ def test_gains_are_paired_by_seed():
     assert gains.loc["after: 1 teacher against none", "difference"] == pytest.approx(2, abs=0.05)
     assert gains.loc["no teacher: after against before", "difference"] == pytest.approx(5, abs=0.05)
     assert (gains.p_holm < 0.01).all() and (gains.p_holm >= gains.p).all() and (gains.seeds == 5).all()
+    assert distillation_gains(runs.query("arm == 'before' and teachers == 0")).empty
 
 
 def test_the_table_has_mean_and_sd_beside_the_paper():
