@@ -22,7 +22,7 @@ from .compare import holm
 from .core import DataError, one_of
 from .experiment import paired_differences, reported, training_costs
 from .shipped import checkout, put_in_place, surroundings
-from .store import read_record, read_table, write_table
+from .store import read_record, read_table, write_record, write_table
 
 # %% ../nbs/55_evidence.ipynb #evid0009
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def answer(
         raise DataError(f"{name}: exit status {done.returncode}: {said[0][:300]}\n{shlex.join(words[1:])}")
     costs, place = training_costs(folder), Path(asked.place).with_suffix(".costs.csv")
     write_table(costs, folder / place.name)
+    if (record := read_record(folder / asked.file)) is not None:   # the costs are of the same run
+        write_record(folder, [place.name], {k: v for k, v in record.items() if k != "files"})
     put_in_place(out, {asked.place: folder / asked.file, place.as_posix(): folder / place.name})
     return float(costs.hours.sum())
 
