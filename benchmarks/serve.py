@@ -79,7 +79,7 @@ def main() -> None:
                     ask(url, none)
                     break
                 except OSError:
-                    assert server.poll() is None and time.monotonic() - start < 120, "the server did not start"
+                    assert server.poll() is None and time.monotonic() - start < 120, "the server did not start: --python of an environment with fastapi and uvicorn?"
                     time.sleep(.2)
             for _ in range(8 * args.workers):   # until every worker is there
                 ask(url, photo)

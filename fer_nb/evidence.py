@@ -167,42 +167,44 @@ def evidence_table(
 # %% ../nbs/55_evidence.ipynb #evid0022
 @dataclass(frozen=True)
 class Compared:
-    "Differences that tables of results tell, paired by seed."
+    "Differences that a table of results tells, paired by seed."
 
-    places: tuple[str, ...]                      # of the tables, in a checkout
+    place: str                                   # of the table, in a checkout
     pairs: Mapping[str, tuple[object, object]]   # name -> (arm, what it is compared with)
     over: tuple[str, ...] = ("arm",)             # columns that name an arm
     where: tuple[tuple[str, str], ...] = ()      # which rows, see `experiment.reported`
     metric: str = "accuracy"                     # a share
 
 
-def _steps(*arms: str) -> dict[str, tuple[str, str]]:
-    "Each arm against the one before it."
-    return {f"{b} against {a}": (b, a) for a, b in zip(arms, arms[1:])}
+def _against(one: str, *others: str) -> dict[str, tuple[str, str]]:
+    "An arm against each of the others."
+    return {f"{one} against {other}": (one, other) for other in others}
 
 
-_PIPELINE = _steps("before", "cleaned", "cleaned, refined", "after") | {
-    "after against before": ("after", "before")}
-_SQS = tuple(f"results/ferplus-sqs/sqs-{table}.csv" for table in ("ablation", "controls", "fusion"))
+_PIPELINE = (_against("cleaned", "before") | _against("cleaned, refined", "cleaned")
+             | _against("after", "cleaned, refined", "before"))
+_LABEL = (("model", "HyFER"), ("subset", "without_duplicates"))
+_ONE_VIEW = (("tta", "none"),)
 COMPARED: dict[str, Compared] = {
-    "protocol": Compared(("results/fer2013-protocol/runs.csv",), {
+    "protocol": Compared("results/fer2013-protocol/runs.csv", {
         "duplicates on both sides against honest": ("duplicates_across", "honest"),
         "balanced before the split against honest": ("balance_then_split", "honest")},
         ("protocol",), metric="balanced_accuracy"),
-    "data, FER2013's labels": Compared(("results/fer2013-data/runs.csv",), _PIPELINE,
-                                       where=(("model", "HyFER"), ("subset", "without_duplicates"))),
-    "data, FER+'s majority": Compared(("results/fer2013-data/runs.csv",), _PIPELINE,
-                                      where=(("model", "HyFER"), ("subset", "voters")), metric="majority"),
-    "teachers": Compared(("results/fer2013-distillation/runs.csv",), {
-        f"{n} against none": (("before", n), ("before", 0)) for n in (1, 2, 3)}, ("arm", "teachers"),
-        where=(("model", "HyFER"), ("subset", "without_duplicates"))),
-    "SQS": Compared(_SQS, {f"SQSNet against {arm}": ("SQSNet", arm) for arm in (
-        "w/o SQS", "w/o Swin", "w/o CNN", "without the hinge", "pairs alone", "fusion: cross",
-        "fusion: concat")},
-        where=(("tta", "five"),)),
-    "SQSNet as a teacher": Compared(("results/ferplus-sqs/bridge.csv",), {
-        f"{arm} against HyFER": (arm, "HyFER") for arm in ("taught by SQSNet", "HyFER + SQS")},
-        where=(("tta", "none"),)),
+    "data, FER2013's labels": Compared("results/fer2013-data/runs.csv", _PIPELINE, where=_LABEL),
+    "data, FER+'s majority": Compared("results/fer2013-data/runs.csv", _PIPELINE, metric="majority",
+                                      where=(("model", "HyFER"), ("subset", "voters"))),
+    "teachers": Compared("results/fer2013-distillation/runs.csv", {
+        f"{arm}: {n} against none": ((arm, n), (arm, 0)) for arm in ("before", "after") for n in (1, 2, 3)},
+        ("arm", "teachers"), _LABEL),
+    "SQSNet's parts": Compared("results/ferplus-sqs/sqs-ablation.csv", where=_ONE_VIEW,
+                               pairs=_against("SQSNet", "w/o SQS", "w/o Swin", "w/o CNN")),
+    "SQS's parts": Compared("results/ferplus-sqs/sqs-controls.csv", where=_ONE_VIEW, pairs=_against(
+        "SQSNet", "without the hinge", "pairs alone", "pooled vectors")),
+    "fusion": Compared("results/ferplus-sqs/sqs-fusion.csv", where=_ONE_VIEW,
+                       pairs=_against("SQSNet", "fusion: cross", "fusion: concat")),
+    "SQSNet as a teacher": Compared("results/ferplus-sqs/bridge.csv", where=_ONE_VIEW, pairs={
+        f"{arm} against HyFER": (arm, "HyFER") for arm in (
+            "HyFER + SQS", "taught by SQSNet", "taught by SQSNet + SQS", "taught by the pair without SQS")}),
 }
 
 # %% ../nbs/55_evidence.ipynb #evid0023
@@ -210,17 +212,18 @@ def differences_of(
     root: str | Path,     # a checkout, or the folder of `reproduce_all`
     asked: Compared,      # one entry of `COMPARED`
 ) -> pd.DataFrame:        # index name; difference, low, high (points), p, seeds; NaN where there are no runs
-    "The differences that one entry declares."
-    columns = ["difference", "low", "high", "p", "seeds"]
-    empty = pd.DataFrame(index=list(asked.pairs), columns=columns, dtype=float)
-    tables = [Path(root) / place for place in asked.places]
-    if not all(table.is_file() for table in tables):
-        return empty
-    runs = pd.concat([read_table(table) for table in tables], ignore_index=True)
-    one = reported(runs, asked.metric, **dict(asked.where)).drop(columns="n")
-    one = one.drop_duplicates([*asked.over, "seed"])   # SQSNet itself stands in several tables
-    over = list(asked.over) if len(asked.over) > 1 else asked.over[0]
-    return paired_differences(one, asked.pairs, over).rename(columns={"n": "seeds"})[columns]
+    """The differences that one entry declares, on PublicTest where the table has splits. Raises `DataError`
+    for a table without such rows, `ConfigError` for arms of different seeds."""
+    columns, found = ["difference", "low", "high", "p", "seeds"], pd.DataFrame()
+    if (table := Path(root) / asked.place).is_file():
+        runs = read_table(table)
+        split = {"split": "valid"} if "split" in runs else {}
+        one = reported(runs, asked.metric, **split, **dict(asked.where)).drop(columns="n")
+        over = list(asked.over) if len(asked.over) > 1 else asked.over[0]
+        there = set(one.set_index(over).index)
+        if pairs := {name: both for name, both in asked.pairs.items() if there >= set(both)}:
+            found = paired_differences(one, pairs, over).rename(columns={"n": "seeds"})
+    return found.reindex(index=list(asked.pairs), columns=columns).astype(float)
 
 
 def family(
@@ -232,8 +235,8 @@ def family(
               for name, asked in COMPARED.items()]
     table = pd.concat(tables, ignore_index=True)
     table["p_holm"] = holm(table.p)
-    narrow = table[["low", "high"]].abs().max(axis=1) <= least
+    sure, narrow = table.p_holm < .05, table[["low", "high"]].abs().max(axis=1) <= least
     table["verdict"] = np.select(
-        [table.difference.isna(), (table.p_holm < .05) & (table.difference > 0), table.p_holm < .05, narrow],
-        ["not made", "more", "less", "little to find"], "open")
+        [table.difference.isna(), sure & (table.difference > 0), sure, narrow, table.low * table.high > 0],
+        ["not made", "more", "less", "little to find", "suggested"], "open")
     return table[["evidence", "comparison", "difference", "low", "high", "p", "p_holm", "seeds", "verdict"]]

@@ -149,6 +149,15 @@ def test_what_was_trained_on_is_not_held_out_now(begun, tmp_path, capsys):
     assert "--student both" in capsys.readouterr().err
 
 
+def test_weights_that_do_not_say_what_they_know_are_named(begun, tmp_path):
+    start, held, data = begun
+    splits = hyfer_studies._splits_without_votes(read(data[1], data[3]), Data(held=str(held), near_duplicates=False, targets=None))
+    HyFER.from_pretrained(folder=start.parent).save(tmp_path, "mute")
+    for file, says in ((start, 0), (tmp_path / "mute.safetensors", 1)):
+        hyfer_studies._need_unseen(str(file), splits, 0, (said := []).append)
+        assert len(said) == says and all("may know the hold-out" in line for line in said)
+
+
 def test_teachers_of_phase_2_teach_the_attacked_image_what_they_say_of_the_clean_one(begun, monkeypatch):
     start, held, data = begun
     preset = onward("robust", start, held)
