@@ -48,7 +48,7 @@ from .plan import images_in, need_memory
 from .pipeline import (cache_logits, fit_adversarial, fit_student, fit_teachers, need_networks,
                              prepare)
 from .report import mean_sd, pivot_mean_sd
-from .robustness import PAPER_TABLE5, robust_study, tradeoff
+from .robustness import PAPER_TABLE5, robust_study, strongest_study, tradeoff
 from .store import Store, digest, read_table, write_table
 from .studies import subsample
 from .teachers import CachedLogits, TeacherBase, make_teachers, need_same_holdout
@@ -1146,7 +1146,7 @@ def _attacked(
     models |= {name: load_teacher(path) for name, path in zip(names, others)}
     if len(models) != 1 + len(others):
         raise ConfigError("--robust: file names that differ expected, none of them accurate.safetensors")
-    return {"models": models, "ds": _judged(ds), "out": out, "n": args.images, "strong": args.strong}
+    return {"models": models, "ds": _judged(ds), "out": out, "n": args.images}
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000013
 @study("harden",
@@ -1166,5 +1166,8 @@ def _radius_study(ds: FERData, out: Path, weights: Path | None, robust: Sequence
     return tradeoff_table(models, _judged(ds), n=n, say=say)
 
 
-_robust_study = study("robust", _attacked, lambda tables: tables["paper_epsilon"].round(3).to_string(
-    index=False))(robust_study)  # of a room below, so bound here
+# two studies of a page before this one, bound here
+study("robust", lambda ds, out, args: _attacked(ds, out, args) | {"strong": args.strong},
+      lambda tables: tables["paper_epsilon"].round(3).to_string(index=False))(robust_study)
+study("autoattack", lambda ds, out, args: _attacked(ds, out, args) | {"steps": args.steps, "queries": args.queries},
+      lambda table: table[table.metric == "accuracy"].round(4).to_string(index=False))(strongest_study)

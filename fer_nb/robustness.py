@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE5', 'corruption_kinds', 'corrupt', 'noise_keys', 'corruption_curve', 'sanity_checklist', 'auto_attack',
-           'table5', 'paper_epsilon', 'tradeoff', 'robust_study']
+           'table5', 'paper_epsilon', 'tradeoff', 'robust_study', 'strongest_study']
 
 # %% ../nbs/26_robustness.ipynb #93ff9c1e
 import io
@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from zlib import crc32
@@ -32,7 +33,7 @@ from .core import ConfigError, DataError, atomic_file, hash_uniform, one_of, pos
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
 from .metrics import scores
-from .models import weights_digest
+from .models import fuse, weights_digest
 from .store import Store, write_table
 
 # %% ../nbs/26_robustness.ipynb #30ba9e48
@@ -316,16 +317,19 @@ def auto_attack(
     seed: int = 0,                             # of the sample and of the attacks
     bs: int = 256,                             # images at once
     device: torch.device | str | None = None,  # where to work; None: where the model is
+    out: str | Path | None = None,             # folder of finished batches, to go on from; None: none is kept
+    say: Callable[[str], None] = lambda text: None,  # gets a line before each batch
 ) -> pd.DataFrame:                             # as from `robust_curve`, attack "autoattack"
     """All metrics under AutoAttack, by its authors' code, with a warning below its standard effort. Raises
-    `ConfigError`, `LabelError` or `DataError`."""
+    `ConfigError`, `LabelError`, `DataError`, or `StoreError` where `out` is another run's."""
     check_labels(model, ds)
     make, classes, tables = _auto_attack_class(), len(ds.labels), []
     one_of("norm", norm, ("Linf", "L2"))
     positive("eps", eps)
     attacks = _attacks_of(attacks, classes, steps=steps, queries=queries)
+    how = {"eps": eps, "norm": norm, "attacks": attacks, "steps": steps, "queries": queries, "seed": seed, "bs": bs}
     for part, what in ds.split_samples(n, seed):
-        logits = []
+        logits, store = [], Store(out, how | {"weights": weights_digest(model), "data": ds.fingerprint(), "n": n})
         with eval_mode(model, device) as where, _undisturbed(model):
             with torch.no_grad():  # says in words what the attacks could not work with
                 check_logits(ask(model, next(image_batches(part, 1, where))[1]), 1, classes)
@@ -335,10 +339,13 @@ def auto_attack(
             engine.apgd.n_iter = engine.apgd_targeted.n_iter = engine.fab.n_iter = steps
             engine.apgd_targeted.n_target_classes = engine.fab.n_target_classes = min(9, classes - 1)
             engine.square.n_queries = queries
-            for _, x, y in image_batches(part, bs, where):
-                adv, _ = engine.run_standard_evaluation(x.contiguous(), y, batch_size=bs)
-                with torch.no_grad():
-                    logits.append(model(adv.clamp(0, 1)))
+            for at, x, y in image_batches(part, bs, where):
+                def attacked() -> np.ndarray:   # logits of the batch under attack
+                    say(f"AutoAttack: images {at} to {at + len(x) - 1} of {len(part)}")
+                    adv, _ = engine.run_standard_evaluation(x.contiguous(), y, batch_size=bs)
+                    with torch.no_grad():
+                        return model(adv.clamp(0, 1)).cpu().numpy()
+                logits.append(torch.from_numpy(store.array(f"{what['split']}-{at}", attacked)))
         found = scores(logits_of(logits, part), part.targets(), ds.labels)
         tables.append(result_table(found.assign(norm=norm.lower(), restarts=1), ds.labels, **what, tta="none",
                                    attack="autoattack", eps=float(eps), steps=steps))
@@ -481,9 +488,8 @@ def robust_study(
     l2: Sequence[float] = (0.1, 0.2, 0.4, 0.8),  # Euclidean budgets of Table 5
     steps: int = 20,                  # of PGD
     n: int = 500,                     # images of Table 5 and of the corruptions, stratified
-    strong: int = 100,                # images of AutoAttack, checklist and effort; 0: leave these out
+    strong: int = 100,                # images of checklist and effort; 0: leave these out
     strong_eps: float = 2/255,        # their budget
-    queries: int = 1000,              # of AutoAttack's Square
     seed: int = 0,                    # of all samples and attacks
     say: Callable[[str], None] = lambda text: None,  # called with each part that has to be made
 ) -> dict[str, pd.DataFrame]:         # name of the file -> table
@@ -492,11 +498,9 @@ def robust_study(
     split, out = _one_split(ds.df, ds.name or "dataset"), Path(out)
     parts = {"corruptions": (corruption_curve, {"n": n, "seed": seed})}
     if strong:
-        _auto_attack_class()
         few = {"eps": strong_eps, "n": strong, "seed": seed}
         effort = few | {"eps": (strong_eps,), "steps": (5, 20, 50), "restarts": (1, 5)}
-        parts |= {"checklist": (sanity_checklist, few), "effort": (robust_curve, effort),
-                  "autoattack": (auto_attack, few | {"queries": queries})}
+        parts |= {"checklist": (sanity_checklist, few), "effort": (robust_curve, effort)}
     tables = {"table5": table5(models, ds, eps, l2, steps, 1, n, seed, out / "parts", say=say)}
     tables |= {"paper_epsilon": paper_epsilon(tables["table5"]), "tradeoff": tradeoff(tables["table5"])}
     rows = _stored_rows(models, ds, parts, out / "parts", say)
@@ -504,9 +508,35 @@ def robust_study(
     data = {"name": ds.name, "fingerprint": ds.fingerprint(), "split": split, "images": len(ds)}
     about = {"data": data, "weights": {name: weights_digest(model) for name, model in models.items()},
              "settings": {"eps": list(eps), "l2": list(l2), "steps": steps, "n": n, "strong": strong,
-                          "strong_eps": strong_eps, "queries": queries, "seed": seed}}
+                          "strong_eps": strong_eps, "seed": seed}}
     for name, table in tables.items():
         write_table(table, out / f"{name}.csv")
     with atomic_file(out / "about.json") as aside:
         aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return tables
+
+# %% ../nbs/26_robustness.ipynb #26aa0011
+def strongest_study(
+    models: Mapping[str, nn.Module],  # name -> classifier of x in [0, 1], with `.labels`
+    ds: FERData,                      # images of one split that nothing was learned from
+    out: str | Path,                  # folder of finished batches and parts
+    n: int = 1000,                    # images of AutoAttack, stratified; PGD has all
+    eps: float = 2/255,               # budget in the maximum norm
+    steps: int = 100,                 # of AutoAttack, and half as many of PGD
+    queries: int = 5000,              # of AutoAttack's Square
+    seed: int = 0,                    # of the sample and the attacks
+    say: Callable[[str], None] = lambda text: None,  # called with each part that has to be made
+) -> pd.DataFrame:                    # as from `robust_curve`, with a column `model`
+    """Accuracy without an attack, under PGD from five starts, and under AutoAttack. Raises `ConfigError`,
+    `LabelError`, `DataError` for several splits, `StoreError` for parts of something else."""
+    _one_split(ds.df, ds.name or "dataset")
+    _auto_attack_class()   # before the first hour is spent
+    parts, rows, both = Path(out) / "parts", [], {"eps": eps, "n": n, "seed": seed}
+    pgd_all = both | {"eps": (0, eps), "n": None, "steps": max(1, steps // 2), "restarts": 5}
+    auto = both | {"steps": steps, "queries": queries}
+    for name, model in models.items():
+        batches = parts / f"batches-{weights_digest(model)[:12]}"
+        attacks = {"autoattack": (partial(auto_attack, bs=125, out=batches, say=say), auto),
+                   "pgd": (robust_curve, pgd_all)}
+        rows += _stored_rows({name: fuse(model)}, ds, attacks, parts, say)
+    return pd.concat([table for _, table in rows], ignore_index=True)
