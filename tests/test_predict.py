@@ -458,6 +458,7 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_opened(toy, 
             toy.results(tmp_path, **wrong)                               # not at the first image
 
 
+@pytest.mark.slow
 def test_ten_thousand_files_in_bounded_memory(toy, monkeypatch, tmp_path):
     "Nothing but the rows outlives its batch."
     import gc
