@@ -197,9 +197,9 @@ COMPARED: dict[str, Compared] = {
         f"{arm}: {n} against none": ((arm, n), (arm, 0)) for arm in ("before", "after") for n in (1, 2, 3)},
         ("arm", "teachers"), _LABEL),
     "SQSNet's parts": Compared("results/ferplus-sqs/sqs-ablation.csv", where=_ONE_VIEW,
-                               pairs=_against("SQSNet", "w/o SQS", "w/o Swin", "w/o CNN")),
+                               pairs=_against("SQSNet", "w/o Swin", "w/o CNN")),
     "SQS's parts": Compared("results/ferplus-sqs/sqs-controls.csv", where=_ONE_VIEW, pairs=_against(
-        "SQSNet", "without the hinge", "pairs alone", "pooled vectors")),
+        "SQSNet", "w/o SQS", "without the hinge", "pairs alone", "pooled vectors")),
     "fusion": Compared("results/ferplus-sqs/sqs-fusion.csv", where=_ONE_VIEW,
                        pairs=_against("SQSNet", "fusion: cross", "fusion: concat")),
     "SQSNet as a teacher": Compared("results/ferplus-sqs/bridge.csv", where=_ONE_VIEW, pairs={

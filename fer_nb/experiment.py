@@ -320,7 +320,7 @@ STUDIES = {
     "harden": Study("phase 2 from one network with several radii, and each network under attack",
                     "hyfer_studies", ATTACKED, "tradeoff.csv"),
     "robust": Study("trained networks under attack and corruption", "hyfer_studies", ATTACKED | STRONG, ""),
-    "autoattack": Study("trained networks under AutoAttack on --images, and under PGD from five starts on all images",
+    "autoattack": Study("trained networks under AutoAttack, and under PGD from five starts",
                         "hyfer_studies", ATTACKED | STRONGEST),
     "shipped": Study("every table about the shipped networks that is of other weights, made again in order",
                      "shipped", REMAKE, ""),

@@ -520,7 +520,7 @@ def strongest_study(
     models: Mapping[str, nn.Module],  # name -> classifier of x in [0, 1], with `.labels`
     ds: FERData,                      # images of one split that nothing was learned from
     out: str | Path,                  # folder of finished batches and parts
-    n: int = 1000,                    # images of AutoAttack, stratified; PGD has all
+    n: int = 1000,                    # images, stratified, the same for both
     eps: float = 2/255,               # budget in the maximum norm
     steps: int = 100,                 # of AutoAttack, and half as many of PGD
     queries: int = 5000,              # of AutoAttack's Square
@@ -533,11 +533,11 @@ def strongest_study(
     _one_split(ds.df, ds.name or "dataset")
     _auto_attack_class()   # before the first hour is spent
     parts, rows, both = Path(out) / "parts", [], {"eps": eps, "n": n, "seed": seed}
-    pgd_all = both | {"eps": (0, eps), "n": None, "steps": max(1, steps // 2), "restarts": 5}
+    plain = both | {"eps": (0, eps), "steps": max(1, steps // 2), "restarts": 5}
     auto = both | {"steps": steps, "queries": queries}
     for name, model in models.items():
         batches = parts / f"batches-{weights_digest(model)[:12]}"
         attacks = {"autoattack": (partial(auto_attack, bs=bs, out=batches, say=say), auto),
-                   "pgd": (robust_curve, pgd_all)}
+                   "pgd": (robust_curve, plain)}
         rows += _stored_rows({name: fuse(model)}, ds, attacks, parts, say)
     return pd.concat([table for _, table in rows], ignore_index=True)

@@ -105,7 +105,8 @@ class Arm:
 ABLATION = {"SQSNet": Arm(), "w/o CNN": Arm(fusion="transformer"), "w/o Swin": Arm(fusion="cnn"),
             "w/o SQS": Arm(sqs=False)}
 CONTROLS = {"SQSNet": Arm(), "without the hinge": Arm(settings={"lam": 0.0}),
-            "pairs alone": Arm(sqs=False, pairs=True), "pooled vectors": Arm(settings={"pooled": True})}
+            "pairs alone": Arm(sqs=False, pairs=True), "pooled vectors": Arm(settings={"pooled": True}),
+            "w/o SQS": Arm(sqs=False)}
 FUSIONS = {f"fusion: {f}": Arm(fusion=f) for f in ("cross", "residual", "concat")}
 TABLE4_VALUES = {"tau": (0.1, 0.5, 1.0, 2.0), "alpha": (0.5, 0.7, 1.0, 1.5), "beta": (0.3, 0.5, 0.7, 1.0),
                  "gamma": (0.1, 0.3, 0.5, 0.7, 1.0), "margin": (0.2, 0.3, 0.5, 0.7, 1.0),
