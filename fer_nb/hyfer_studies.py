@@ -9,7 +9,8 @@ __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS
            'attack_table', 'SharedParts', 'setting_study', 'setting_table', 'trained_teachers', 'candidates',
            'teacher_study', 'teacher_results', 'variant_study', 'Arm', 'best_of', 'budgets_of', 'left_by_recipe',
            'recipe_study', 'facts_of', 'in_scenes', 'two_views', 'recipe_table', 'train_shipped', 'need_students',
-           'onward', 'transfer_study', 'transfer_table', 'radius_sweep', 'tradeoff_table']
+           'onward', 'transfer_study', 'transfer_table', 'radius_sweep', 'tradeoff_table', 'image_groups',
+           'group_study']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
@@ -28,17 +29,20 @@ import pandas as pd
 import torch
 from scipy.special import log_softmax
 from sklearn.datasets import load_sample_image
+from torch import nn
 
-from .audit import audit
+from .audit import audit, image_quality
 from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, override,
                            to_dict)
 from .core import (ConfigError, DataError, at_least, file_sha256, hash_uniform, need_columns,
                          one_of)
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
-from .evaluate import calibration, evaluate, headline_of, predict_logits, robust_curve
+from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
+                             robust_curve)
 from .experiment import (NOT_SHARES, cell_name, grid, measured_cost, paired_differences, reported,
                                study, with_options)
+from .faces import find_faces
 from .launch import rank0_folder, rank_world
 from .loaders import Splits, as_split, folds, leak_groups, make_splits
 from .metrics import agreement, ece
@@ -1132,12 +1136,10 @@ def _judged(ds: FERData) -> FERData:
     return ds.where(split="test" if (ds.df.split == "test").any() else "valid")
 
 
-def _attacked(
-    ds: FERData,      # the data
-    out: Path,        # folder
-    args: Namespace,  # the command's options
-) -> dict:            # arguments of `robust_study`
-    "The networks to attack, by name. Raises `ConfigError` where two have the same name."
+def _finished(
+    args: Namespace,            # the command's options
+) -> dict[str, nn.Module]:      # accurate, and robust or the names of the files
+    "The finished networks that a study looks at. Raises `ConfigError` where two have the same name."
     weights, others = resources("fer_nb") / "weights", args.robust
     if others is None:
         others = [Path(str(weights / "hyfer_robust.safetensors"))] if args.weights is None else []
@@ -1146,7 +1148,16 @@ def _attacked(
     models |= {name: load_teacher(path) for name, path in zip(names, others)}
     if len(models) != 1 + len(others):
         raise ConfigError("--robust: file names that differ expected, none of them accurate.safetensors")
-    return {"models": models, "ds": _judged(ds), "out": out, "n": args.images}
+    return models
+
+
+def _attacked(
+    ds: FERData,      # the data
+    out: Path,        # folder
+    args: Namespace,  # the command's options
+) -> dict:            # arguments of `robust_study` and `strongest_study`
+    "The networks to attack, and what on."
+    return {"models": _finished(args), "ds": _judged(ds), "out": out, "n": args.images}
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000013
 @study("harden",
@@ -1171,3 +1182,40 @@ study("robust", lambda ds, out, args: _attacked(ds, out, args) | {"strong": args
       lambda tables: tables["paper_epsilon"].round(3).to_string(index=False))(robust_study)
 study("autoattack", lambda ds, out, args: _attacked(ds, out, args) | {"steps": args.steps, "queries": args.queries},
       lambda table: table[table.metric == "accuracy"].round(4).to_string(index=False))(strongest_study)
+
+# %% ../nbs/44_hyfer_studies.ipynb #groups02
+def image_groups(
+    ds: FERData,                       # with votes
+    faces: pd.DataFrame | None = None, # from `faces.find_faces`; None: looked for here
+) -> dict[str, tuple[pd.Series, object]]:   # name: a number an image (NaN: not known), and the bins of `by_group`
+    "What may make an image hard to read. Raises `DataError` without votes."
+    need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")
+    votes = ds.df[list(VOTE_COLUMNS)].to_numpy(float)
+    faces = find_faces(ds) if faces is None else faces
+    with np.errstate(invalid="ignore"):   # nobody voted: not known
+        agreed = votes.max(1) / votes.sum(1)
+    numbers = {"face, share of the side": faces.box_h / [height for height, _ in ds.sizes()],
+               "light": [ds.image(i).mean() for i in range(len(ds))],
+               "contrast": image_quality(ds).contrast, "voters' agreement": agreed}
+    bins = {"voters' agreement": (0, 0.5, 0.7, 0.9, 1)}
+    return {name: (pd.Series(np.asarray(v, float), name=name), bins.get(name, 4)) for name, v in numbers.items()}
+
+# %% ../nbs/44_hyfer_studies.ipynb #groups03
+@study("groups", lambda ds, out, args: {"models": _finished(args), "ds": _judged(ds), "out": out},
+       lambda table: table[table.metric == "accuracy"].round(3).to_string(index=False))
+def group_study(
+    models: Mapping[str, nn.Module],   # name -> classifier of x in [0, 1], with `.labels`
+    ds: FERData,                       # with votes; images that nothing was learned from
+    out: str | Path,                   # folder of the faces that were found
+    say: Callable[[str], None] = lambda text: None,   # gets a line before each network
+) -> pd.DataFrame:   # as from `by_group`, with a column `model`; accuracy, balanced_accuracy and macro_f1
+    "How each network reads each group of images. Raises `DataError` without votes."
+    need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")
+    say("looking for faces")
+    groups, tables = image_groups(ds, find_faces(ds, cache=Path(out) / "faces")), []
+    for name, model in models.items():
+        say(f"reading with {name}")
+        z = predict_logits(model, ds)
+        tables += [by_group(z, ds, numbers, bins).assign(model=name) for numbers, bins in groups.values()]
+    table = pd.concat(tables, ignore_index=True)
+    return table[table.metric.isin(["accuracy", "balanced_accuracy", "macro_f1"])].reset_index(drop=True)

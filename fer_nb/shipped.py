@@ -74,6 +74,8 @@ TABLES: dict[str, Remade] = {
     "headline": Remade({"results/fer2013-shipped/headline.csv": "headline.csv"},
                        "evaluate --data {data} --votes {votes} --headline --split {split} --overwrite "
                        "--out {made}/headline.csv", "--exact", needs="votes"),
+    "groups": Remade({"results/fer2013-shipped/groups.csv": "groups.csv"},
+                     "study groups --data {data} --votes {votes} --out {made}", weights=BOTH, needs="votes"),
     "int8": Remade({"results/fer2013-shipped/int8.csv": "int8.csv"},
                    "export --int8 --data {data} --overwrite --to {made}/hyfer-int8.onnx "
                    "--table {made}/int8.csv", "--images 8"),

@@ -332,3 +332,24 @@ def test_students_are_judged_by_the_voters_where_there_are_some(faces, voted):
         assert found.n[split] == len(part) and np.isclose(found.value[split], np.mean(shares))
     assert set(rows[rows.subset == "voters"].metric) == {"majority", "expected"}
     assert not (hyfer_studies._rows(z, make_splits(faces, TINY.data)).subset == "voters").any()
+
+
+def test_groups_are_those_of_plain_counting(voted, tmp_path, monkeypatch):
+    """Light, voters' agreement and face size by NumPy alone; a face that was not found is a group of its own."""
+    ds = voted.where(split="test")
+    heights = np.where(np.arange(len(ds)) % 5 == 0, np.nan, 10.0 + np.arange(len(ds)) % 23)
+    monkeypatch.setattr(hyfer_studies, "find_faces", lambda ds, **how: pd.DataFrame({"box_h": heights}))
+    net = HyFER(variant="light", in_chans=1)
+    table = hyfer_studies.group_study({"a": net}, ds, tmp_path)
+    right = hyfer_studies.predict_logits(net, ds).argmax(1) == ds.targets()
+    one = table[table.metric == "accuracy"].set_index(["column", "group"])
+    votes, bright = ds.df[list(VOTE_COLUMNS)].to_numpy(), np.array([image.mean() for image in ds.array()])
+    some = (share := votes.max(1) / votes.sum(1)) <= 0.5
+    assert one.value["voters' agreement", "(-0.001, 0.5]"] == pytest.approx(right[some].mean()) and 0 < some.sum() < len(ds)
+    assert one.gap["voters' agreement", "(-0.001, 0.5]"] == pytest.approx(right[some].mean() - right[~some].mean())
+    assert one.n["face, share of the side", "not known"] == np.isnan(heights).sum()
+    dark = one.loc["light"].iloc[0]
+    assert dark.n == (bright <= np.quantile(bright, .25)).sum() and dark.value == pytest.approx(right[bright <= np.quantile(bright, .25)].mean())
+    assert (one.groupby("column").n.sum() == len(ds)).all() and share.max() <= 1 and set(table.metric) == {"accuracy", "balanced_accuracy", "macro_f1"}
+    with pytest.raises(DataError, match="vote_"):
+        hyfer_studies.group_study({"a": net}, ds.replace(df=ds.df.drop(columns=list(VOTE_COLUMNS))), tmp_path)
