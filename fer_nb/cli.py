@@ -614,8 +614,8 @@ def weights(
     args: argparse.Namespace,  # of a study that looks at trained networks
 ) -> dict[str, str]:           # name of the file -> SHA-256
     "Which trained networks a study looks at, for its record."
-    robust = args.robust if args.what in ("robust", "harden") else []
-    if args.what == "robust" and robust is None and args.weights is None:
+    robust = args.robust if "--robust" in STUDIES[args.what].options else []
+    if robust is None and args.weights is None and args.what != "harden":
         robust = [weights_file("robust")]
     paths = [args.weights or weights_file("accurate"), *(robust or [])]
     return {Path(path).stem: file_sha256(path) for path in paths}
