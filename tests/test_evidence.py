@@ -25,7 +25,7 @@ def test_a_question_is_answered_and_taken_up_again(tmp_path, capsys):
     assert main(asked) == 0 and "made" in capsys.readouterr().out
     table = tmp_path / EVIDENCE["SQS"].place
     runs, first = read_table(table), table.read_bytes()
-    assert set(runs.arm) == {"SQSNet", "without the hinge", "pairs alone", "pooled vectors"} and read_record(table)["command"].startswith("fer-nb study sqs")
+    assert set(runs.arm) == {"SQSNet", "without the hinge", "pairs alone", "pooled vectors", "w/o SQS"} and read_record(table)["command"].startswith("fer-nb study sqs")
     assert read_record(table.with_suffix(".costs.csv"))["command"] == read_record(table)["command"]
     row = evidence_table(tmp_path).set_index("evidence").loc["SQS"]
     assert row.hours > 0 and row.date and not row.current                       # a trial is not the command
