@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVIDENCE', 'COMPARED', 'Evidence', 'evidence_words', 'answer', 'reproduce_all', 'evidence_table', 'Compared',
-           'differences_of', 'family']
+           'differences_of', 'family', 'compared_on']
 
 # %% ../nbs/55_evidence.ipynb #evid0006
 import re
@@ -240,3 +240,20 @@ def family(
         [table.difference.isna(), sure & (table.difference > 0), sure, narrow, table.low * table.high > 0],
         ["not made", "more", "less", "little to find", "suggested"], "open")
     return table[["evidence", "comparison", "difference", "low", "high", "p", "p_holm", "seeds", "verdict"]]
+
+# %% ../nbs/55_evidence.ipynb #evid0031
+_CONFIGURED = ("arm", "model", "network", "variant", "teachers", "votes", "weights")   # columns that name one
+
+
+def compared_on(
+    root: str | Path = ".",   # a checkout
+    split: str = "valid",     # a reported split
+) -> pd.DataFrame:            # file, configurations: those judged on the split, in every table of results
+    "How many configurations of networks were judged on a split. Raises `StoreError` for a table without sense."
+    rows = []
+    for file in sorted(Path(root).glob("results/*/*.csv")):
+        table = read_table(file)
+        names = [c for c in _CONFIGURED if c in table]
+        if names and {"split", "metric"} <= set(table) and len(here := table[table.split == split]):
+            rows.append((file.relative_to(root).as_posix(), len(here[names].drop_duplicates())))
+    return pd.DataFrame(rows, columns=["file", "configurations"])
