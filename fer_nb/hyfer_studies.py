@@ -1178,16 +1178,18 @@ def _radius_study(ds: FERData, out: Path, weights: Path | None, robust: Sequence
 
 
 # two studies of a page before this one, bound here
-study("robust", lambda ds, out, args: _attacked(ds, out, args) | {"strong": args.strong},
-      lambda tables: tables["paper_epsilon"].round(3).to_string(index=False))(robust_study)
-study("autoattack", lambda ds, out, args: _attacked(ds, out, args) | {"steps": args.steps, "queries": args.queries},
-      lambda table: table[table.metric == "accuracy"].round(4).to_string(index=False))(strongest_study)
+_robust_study = study("robust", lambda ds, out, args: _attacked(ds, out, args) | {"strong": args.strong},
+                      lambda tables: tables["paper_epsilon"].round(3).to_string(index=False))(robust_study)
+_strongest_study = study(
+    "autoattack",
+    lambda ds, out, args: _attacked(ds, out, args) | {"steps": args.steps, "queries": args.queries},
+    lambda table: table[table.metric == "accuracy"].round(4).to_string(index=False))(strongest_study)
 
 # %% ../nbs/44_hyfer_studies.ipynb #groups02
 def image_groups(
     ds: FERData,                       # with votes
     faces: pd.DataFrame | None = None, # from `faces.find_faces`; None: looked for here
-) -> dict[str, tuple[pd.Series, object]]:   # name: a number an image (NaN: not known), and the bins of `by_group`
+) -> dict[str, tuple[pd.Series, object]]:  # name: a number an image (NaN: not known), bins of `by_group`
     "What may make an image hard to read. Raises `DataError` without votes."
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")
     votes = ds.df[list(VOTE_COLUMNS)].to_numpy(float)
@@ -1198,7 +1200,8 @@ def image_groups(
                "light": [ds.image(i).mean() for i in range(len(ds))],
                "contrast": image_quality(ds).contrast, "voters' agreement": agreed}
     bins = {"voters' agreement": (0, 0.5, 0.7, 0.9, 1)}
-    return {name: (pd.Series(np.asarray(v, float), name=name), bins.get(name, 4)) for name, v in numbers.items()}
+    return {name: (pd.Series(np.asarray(v, float), name=name), bins.get(name, 4))
+            for name, v in numbers.items()}
 
 # %% ../nbs/44_hyfer_studies.ipynb #groups03
 @study("groups", lambda ds, out, args: {"models": _finished(args), "ds": _judged(ds), "out": out},

@@ -327,9 +327,10 @@ def auto_attack(
     one_of("norm", norm, ("Linf", "L2"))
     positive("eps", eps)
     attacks = _attacks_of(attacks, classes, steps=steps, queries=queries)
-    how = {"eps": eps, "norm": norm, "attacks": attacks, "steps": steps, "queries": queries, "seed": seed, "bs": bs}
+    how = {"eps": eps, "norm": norm, "attacks": attacks, "steps": steps, "queries": queries, "seed": seed}
+    store = Store(out, how | {"bs": bs, "n": n, "weights": weights_digest(model), "data": ds.fingerprint()})
     for part, what in ds.split_samples(n, seed):
-        logits, store = [], Store(out, how | {"weights": weights_digest(model), "data": ds.fingerprint(), "n": n})
+        logits = []
         with eval_mode(model, device) as where, _undisturbed(model):
             with torch.no_grad():  # says in words what the attacks could not work with
                 check_logits(ask(model, next(image_batches(part, 1, where))[1]), 1, classes)
