@@ -249,7 +249,8 @@ def compared_on(
     root: str | Path = ".",   # a checkout
     split: str = "valid",     # a reported split
 ) -> pd.DataFrame:            # file, configurations: those judged on the split, in every table of results
-    "How many configurations of networks were judged on a split. Raises `StoreError` for a damaged table."
+    """How many configurations of networks each table judges on a split; one in two tables counts twice.
+    Raises `StoreError` for a damaged table."""
     rows = []
     for file in sorted(Path(root).glob("results/*/*.csv")):
         table = read_table(file)

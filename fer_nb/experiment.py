@@ -264,7 +264,8 @@ WEIGHTS = {"--weights": dict(type=Path, metavar="FILE",
                              help="the accurate network, .safetensors (default: the shipped one)")}
 FINISHED = WEIGHTS | {
     "--robust": dict(type=Path, nargs="+", metavar="FILE",
-                     help="networks trained against attacks (without --weights: the shipped one)")}
+                     help="networks trained against attacks (without --weights the shipped one; harden: "
+                          "none)")}
 ATTACKED = FINISHED | {
     "--images": dict(type=int, default=500, metavar="N", help="images attacked (default: %(default)s)")}
 STRONG = {"--strong": dict(type=int, default=100, metavar="N",
