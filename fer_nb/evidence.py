@@ -46,7 +46,11 @@ _BY_EMOTION = ("distillation.T={angry: 3, disgust: 4, fear: 4, happy: 2, neutral
                "distillation.tau={angry: 0.1, disgust: 0.3, fear: 0.3, happy: 0.05, neutral: 0.1, sad: 0.1, "
                "surprise: 0.05}")
 _ALONE = "teachers=[{network: annotators}]"
-_EADD_ARMS = {"cross-entropy alone": ("distillation.alpha=1.0",), "the voters alone": (_ALONE,),
+_FOLDS = (f"study kfold {_DATA} --part 1 {_STUDENT} --set 'teachers=[{{network: geometry, size: 48, epochs: 40, "
+          "lr: 3e-3, bs: 256}, {network: annotators}]'")
+_FOLDED = ("--epochs 1 --set data.near_duplicates=false --set data.targets=null --set distillation.views=1 "
+           "--set adversarial.steps=1 --set 'teachers=[{network: annotators}]'")
+_EADD_ARMS = {"no teacher": ("teachers=[]",), "the voters alone": (_ALONE,),
               "uniform weights": ("distillation.tau=1000.0",),
               "static weights": ("distillation.accuracy=first",),
               "running accuracies": ("distillation.accuracy=running",), "T and tau by emotion": _BY_EMOTION}
@@ -77,6 +81,13 @@ EVIDENCE: dict[str, Evidence] = {
         f"study settings {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.targets=null --set "
         f"adversarial=null --set {_TEACHERS} {_arms(_EADD_ARMS)}",
         "settings.csv", "results/fer2013-eadd/runs.csv", _QUICK),
+    "folds": Evidence(
+        "What does the whole way reach in five folds?", f"{_FOLDS} --protocol honest", "kfold.csv",
+        "results/fer2013-folds/honest.csv", _FOLDED),
+    "random folds": Evidence(
+        "And in random folds, with duplicates on both sides?",
+        f"{_FOLDS} --protocol paper --set data.clean=false", "kfold.csv", "results/fer2013-folds/random.csv",
+        _FOLDED),
     "SQS": Evidence(
         "What do places, quads and pairs add to SQSNet?",
         f"study sqs {_DATA} --table controls --part 8 --epochs 4 --seeds 5 --tta none", "sqs-controls.csv",
@@ -86,6 +97,9 @@ EVIDENCE: dict[str, Evidence] = {
     "protocol": Evidence(
         "By how much do leaking protocols flatter a network?", f"study protocol {_DATA} --seeds 3",
         "protocol.csv", "results/fer2013-protocol/runs.csv", "--seeds 1 --epochs 1 --part 1"),
+    "label errors": Evidence(
+        "Do networks find the labels that voters contradict?", f"study labels {_DATA}", "labels.csv",
+        "results/fer2013-audit/labels.csv", "--epochs 1"),
 }
 
 # %% ../nbs/55_evidence.ipynb #evid0013
@@ -184,6 +198,7 @@ def _against(one: str, *others: str) -> dict[str, tuple[str, str]]:
 _PIPELINE = (_against("cleaned", "before") | _against("cleaned, refined", "cleaned")
              | _against("after", "cleaned, refined", "before"))
 _LABEL = (("model", "HyFER"), ("subset", "without_duplicates"))
+_VOTED = (("model", "HyFER"), ("subset", "voters"))
 _ONE_VIEW = (("tta", "none"),)
 COMPARED: dict[str, Compared] = {
     "protocol": Compared("results/fer2013-protocol/runs.csv", {
@@ -192,10 +207,14 @@ COMPARED: dict[str, Compared] = {
         ("protocol",), metric="balanced_accuracy"),
     "data, FER2013's labels": Compared("results/fer2013-data/runs.csv", _PIPELINE, where=_LABEL),
     "data, FER+'s majority": Compared("results/fer2013-data/runs.csv", _PIPELINE, metric="majority",
-                                      where=(("model", "HyFER"), ("subset", "voters"))),
+                                      where=_VOTED),
     "teachers": Compared("results/fer2013-distillation/runs.csv", {
         f"{arm}: {n} against none": ((arm, n), (arm, 0)) for arm in ("before", "after") for n in (1, 2, 3)},
         ("arm", "teachers"), _LABEL),
+    "EADD, FER2013's labels": Compared("results/fer2013-eadd/runs.csv", _against("as it is", *_EADD_ARMS),
+                                       where=_LABEL),
+    "EADD, FER+'s majority": Compared("results/fer2013-eadd/runs.csv", _against("as it is", *_EADD_ARMS),
+                                      metric="majority", where=_VOTED),
     "SQSNet's parts": Compared("results/ferplus-sqs/sqs-ablation.csv", where=_ONE_VIEW,
                                pairs=_against("SQSNet", "w/o Swin", "w/o CNN")),
     "SQS's parts": Compared("results/ferplus-sqs/sqs-controls.csv", where=_ONE_VIEW, pairs=_against(

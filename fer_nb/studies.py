@@ -215,7 +215,8 @@ def label_error_study(
 
     def fitted(train: FERData, fold: int) -> torch.nn.Module:
         say(f"fold {fold + 1} of {k}")
-        return fit_network(train, fit, seed + fold)
+        with measured_cost(None if out is None else Path(out) / f"fold-{fold}.cost.csv", fold=fold):
+            return fit_network(train, fit, seed + fold)
 
     logits = fold_logits(fitted, ds, splits, out, setting=to_dict(fit) | {"seed": str(seed)})
     judged = (ds.df.vote_label != "").to_numpy() & training

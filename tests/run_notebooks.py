@@ -36,6 +36,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = min(2, os.cpu_count() or 1)  # of one thread each
+PRELOADED = ["execnb.shell", "fastcore.test", "matplotlib.pyplot", "pandas", "scipy.stats", "sklearn.linear_model", "timm",
+             "fer_nb.models"]   # not fastai: it changes how tables are shown
 READS_RESULTS = re.compile(r"""["'/]results["'/]|\bresults/|benchmarks/""")  # in code: this page shows files of results
 TRAINS = re.compile(r"\b(make_faces|fit_model|fit_network|fit_student|fit_one_cycle)\(|(?<![.\w])run\(|\.fit\(")   # toys of its own
 LABEL = re.compile(r"\b(angry|disgust|fear|happy|sad|surprise|neutral|contempt)\b")
@@ -208,6 +210,15 @@ def say(ran: Ran) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
+def fresh_processes() -> multiprocessing.context.BaseContext:
+    "Each notebook has a process of its own; where processes can fork, from one that has imported the large libraries and run nothing."
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def main(
     argv: list[str] | None = None,  # the command line
 ) -> int:                           # 0 when every notebook passed
@@ -231,7 +242,7 @@ def main(
         paths = [p for p in paths if has_gpu_cells(p)]
     flags = [f for f in get_config().tst_flags.split() if f not in args.flags]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the Makefile: the last digits of a training depend on it
-    started, context = time.time(), multiprocessing.get_context("spawn")  # each notebook has a fresh process
+    started, context = time.time(), fresh_processes()
     try:
         with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:
             jobs = [pool.submit(run, p, flags, args.save) for p in sorted(paths, key=lambda p: -p.stat().st_size)]

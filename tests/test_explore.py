@@ -1,7 +1,6 @@
 """The exported explorer: its table against plain loops, neighbours against scikit-learn, the widget without a screen."""
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -135,7 +134,7 @@ def test_unknown_values_are_no_empty_page(faces, logits, report, filters, error,
 
 
 def test_as_large_as_fer2013():
-    "The filters of 32,298 images take a small part of a second, and a page decodes what it shows."
+    "A page of 32,298 filtered images decodes what it shows."
     n = 32_298
     rng = np.random.default_rng(0)
     ds = FERData(pd.DataFrame({"id": [f"im{k}" for k in range(n)], "label": np.array(EMOTIONS)[rng.integers(0, 7, n)],
@@ -144,10 +143,8 @@ def test_as_large_as_fer2013():
                            "how": "votes", "suggested": "sad"})
     report = Audit(ds, issues, np.arange(n), pd.DataFrame(columns=["i", "j", "score", "how"]))
     explorer = Explorer(ds, rng.normal(size=(n, 7)), audit=report)
-    start = time.perf_counter()
     explorer.show(right=False, finding="label_error", confidence=(.3, .9), sort="loss")
     explorer.look(int(explorer.rows.index[0]))
-    assert time.perf_counter() - start < 5                                    # a tenth of that on an idle machine
     assert explorer.gallery.content.count("cannot be read") == 30             # the files are none; nothing else was decoded
     assert "rather sad" in explorer.details.content
 

@@ -20,7 +20,7 @@ from fer_nb.models import HYFER, HyFER, weights_digest
 from fer_nb.store import StoreError
 from fer_nb.synth import make_faces
 
-TINY = replace(STUDY, teachers=(Fit("resnet18", 32, False, epochs=1, lr=1e-3, bs=64),), student=Fit(epochs=1),
+TINY = replace(STUDY, teachers=(Fit("lcnet_050", 32, False, epochs=1, lr=1e-3, bs=64),), student=Fit(epochs=1),
                data=Data(near_duplicates=False), distillation=Distillation(views=1),
                adversarial=Adversarial(steps=1, fit=Fit(epochs=1, lr=1e-3)))
 
@@ -83,7 +83,7 @@ def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
     assert not any(text.startswith("before, teachers: 0") for text in lines)
     pd.testing.assert_frame_equal(again, whole, check_dtype=False)
     counted = comparisons(tmp_path / "b")
-    assert set(counted.part) == {"before", "after"} and {"0, HyFER", "1, HyFER", "teacher resnet18"} == set(counted.arm)
+    assert set(counted.part) == {"before", "after"} and {"0, HyFER", "1, HyFER", "teacher lcnet_050"} == set(counted.arm)
     with pytest.raises(StoreError, match="settings.student.lr is 0.003 there and 1.0 here"):
         distillation_study(faces, replace(TINY, student=Fit(epochs=1, lr=1.0)), (0,), tmp_path / "b")
 
@@ -194,7 +194,7 @@ def test_annotators_are_a_teacher_by_name(faces, voted, tmp_path):
     out = train_shipped(voted, tmp_path / "s", preset)
     results = pd.read_csv(out / "results.csv").query("metric == 'accuracy' and subset == 'all' and split == 'valid'")
     assert results.set_index("model").value["teacher annotators"] > 0.7
-    assert set(pd.read_csv(out / "teacher_weights.csv").teacher) == {"resnet18", "annotators"}
+    assert set(pd.read_csv(out / "teacher_weights.csv").teacher) == {"lcnet_050", "annotators"}
     with pytest.raises(DataError, match="no column 'vote_neutral'"):
         train_shipped(faces, tmp_path / "without", preset)
     assert not (tmp_path / "without").exists()

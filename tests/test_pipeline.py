@@ -30,6 +30,8 @@ from fer_nb.synth import make_faces
 from fer_nb.teachers import NetworkTeacher, make_teachers
 
 TINY = PRESETS["tiny"]
+LCNET = Fit("lcnet_050", 32, pretrained=False, epochs=1, lr=1e-3, bs=32)   # a teacher of half a million parameters
+QUICK = replace(TINY, teachers=(LCNET,))
 
 
 def with_student(preset=TINY, **changed):
@@ -68,7 +70,7 @@ def finished(watched):
 def test_the_students_of_a_run_carry_the_temperature_of_their_validation_images(tmp_path, monkeypatch):
     ds, calls = make_faces(300, seed=0)[0], []
     monkeypatch.setattr("fer_nb.evaluate.fit_temperature", lambda z, y: calls.append(len(y)) or 1.25)
-    out = run(ds, with_teacher(), tmp_path / "a", show=False)
+    out = run(ds, QUICK, tmp_path / "a", show=False)
     assert [load_hyfer(out / f"{name}.safetensors").record["temperature"] for name in ("student", "student_phase1")] == [1.25, 1.25]
     assert calls == [len(make_splits(ds, TINY.data).valid)] * 3
     assert pd.read_csv(out / "students.csv").temperature.tolist() == [1.25] * 3
@@ -96,7 +98,7 @@ def test_a_temperature_is_that_of_the_logits_or_absent():
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_at_another_size_says_so(tmp_path):
     from fer_nb.predict import Recogniser
-    out = run(make_faces(300, seed=0)[0], replace(with_student(size=40), teachers=TINY.teachers[:1]), tmp_path / "a", show=False)
+    out = run(make_faces(300, seed=0)[0], replace(with_student(QUICK, size=40), adversarial=None), tmp_path / "a", show=False)
     assert load_hyfer(out / "student.safetensors").input_size == 40
     recogniser = Recogniser(out, crop=False)
     assert recogniser.network.size == 40 and recogniser(np.zeros((90, 70), np.uint8))[0].crop.shape[:2] == (40, 40)
@@ -160,10 +162,10 @@ def test_two_teachers_of_one_kind_and_colour_images_of_another_size(tmp_path):
     "Both teachers teach and both are reported; the student takes colour as the images have it."
     ds = make_faces(400, seed=1, size=64, balance="uniform")[0]
     colour = FERData(ds.df, np.repeat(ds.array()[..., None], 3, -1), ds.labels, "colour")
-    specs = tuple(Fit("resnet18", size, pretrained=False, epochs=1, lr=1e-3, bs=32) for size in (32, 40))
+    specs = tuple(replace(LCNET, size=size) for size in (32, 40))
     out = run(colour, replace(TINY, teachers=specs, adversarial=replace(TINY.adversarial, attacks=("pgd",))), tmp_path / "a", show=False)
     assert load_hyfer(out / "student.safetensors").in_chans == 3
-    names = {"resnet18 32 px", "resnet18 40 px"}
+    names = {"lcnet_050 32 px", "lcnet_050 40 px"}
     assert {f"teacher {n}" for n in names} <= set(pd.read_csv(out / "results.csv").model)
     assert {f"teacher {n}" for n in names} <= set(pd.read_csv(out / "history.csv").phase)
     assert set(pd.read_csv(out / "teacher_weights.csv").teacher) == names
@@ -176,6 +178,7 @@ def born_again(tmp_path_factory):
     return run(ds, replace(with_student(with_distillation(cached_views="mean"), network="light_rep", keep="last"), born_again=TINY), out, show=False)
 
 
+@pytest.mark.slow
 def test_the_first_generation_student_teaches(finished, born_again):
     results, history, weights = (pd.read_csv(born_again / f"{name}.csv") for name in ("results", "history", "teacher_weights"))
     def clean(table, model):
@@ -614,7 +617,7 @@ def test_inputs_that_cannot_be_used(tmp_path):
 def test_a_trained_network_teaches_as_it_is(finished, tmp_path):
     ds, out = finished
     file = Fit(str(out / "student_phase1.safetensors"))
-    preset = replace(with_student(with_distillation(cached_views="mean"), keep="last"), teachers=(TINY.teachers[1], file))
+    preset = replace(with_student(with_distillation(cached_views="mean"), keep="last"), teachers=(LCNET, file))
     again = run(ds, preset, tmp_path / "b", show=False)
     results = pd.concat([pd.read_csv(folder / "results.csv") for folder in (out, again)], keys=["old", "new"]).reset_index(level=0)
     clean = results[(results.attack == "none") & (results.tta == "none") & (results.subset == "all")]
@@ -622,9 +625,9 @@ def test_a_trained_network_teaches_as_it_is(finished, tmp_path):
     new = clean[(clean.level_0 == "new") & (clean.model == "teacher student_phase1")]
     keys = ["split", "metric"]
     pd.testing.assert_series_equal(new.set_index(keys).value, old.set_index(keys).value)
-    assert set(pd.read_csv(again / "teacher_weights.csv").teacher) == {"resnet18", "student_phase1"}
+    assert set(pd.read_csv(again / "teacher_weights.csv").teacher) == {"lcnet_050", "student_phase1"}
     assert [t["network"] for t in json.loads((again / "config.json").read_text())["settings"]["teachers"]] == [
-        "resnet18", "student_phase1.safetensors"]                              # without its folder
+        "lcnet_050", "student_phase1.safetensors"]                              # without its folder
 
 
 def test_a_refused_network_stops_a_run_before_any_teacher_is_fitted(finished, tmp_path, monkeypatch):

@@ -326,10 +326,9 @@ def test_an_onnx_file_whose_labels_are_no_list_of_texts_is_refused(tmp_path, lab
 
 
 def test_the_import_is_light():
-    code = ("import time, sys; t = time.perf_counter(); import fer_nb.predict; print(time.process_time()); "
+    code = ("import sys, fer_nb.predict; "
             "print([m for m in ('torch', 'mediapipe', 'matplotlib', 'IPython', 'ipywidgets', 'cv2', 'onnxruntime') if m in sys.modules])")
-    seconds, heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert float(seconds) < 1.5 and heavy == "[]"      # CPU time, which a busy machine does not change
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 # ---- without a finder ----

@@ -320,6 +320,7 @@ def test_tables_are_the_figures_of_the_runs(faces, tmp_path):
 
 # ---------------------------------------------------------------- the bridge
 
+@pytest.mark.slow
 def test_the_bridge_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
     whole = bridge_study(faces, TOY, STUDENT, (0,), tmp_path / "whole")
     real, n = rooms.fit_student, []

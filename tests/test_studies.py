@@ -15,6 +15,7 @@ from fer_nb.audit import audit  # noqa: E402
 from fer_nb.config import Fit  # noqa: E402
 from fer_nb.core import EMOTIONS, ConfigError, DataError  # noqa: E402
 from fer_nb.loaders import leak_groups  # noqa: E402
+from fer_nb.experiment import training_costs  # noqa: E402
 from fer_nb.studies import (PROTOCOLS, doubt_rankings, grouped, inflation, label_error_study, leaked_ids,  # noqa: E402
                             protocol_parts, protocol_study, ranking_scores, subsample)
 from fer_nb.synth import make_faces  # noqa: E402
@@ -186,7 +187,7 @@ def test_label_error_study_from_votes_to_scores(tmp_path):
     scores, probs = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=lines.append, probabilities=file)
     written = pd.read_csv(file, dtype={"id": str}).set_index("id")
     assert written.index.tolist() == ds.df.id.tolist() and np.allclose(written[list(ds.labels)], probs, atol=1e-4)
-    assert len(lines) == 2 and probs.shape == (420, 7) and np.allclose(probs.sum(1), 1, atol=1e-5)
+    assert len(lines) == 2 and len(training_costs(tmp_path)) == 2 and probs.shape == (420, 7) and np.allclose(probs.sum(1), 1, atol=1e-5)
     assert (scores.n == (ds.df.vote_label != "").sum()).all()
     again, same = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=lines.append)
     assert len(lines) == 2 and np.array_equal(same, probs)

@@ -411,9 +411,9 @@ def test_mixing_is_for_networks_that_are_fitted_to_images(network):
 def test_a_teacher_can_be_fitted_to_mixed_images(splits):
     weights = []
     for mix in (None, 0.4, 0.4):
-        teacher = the_teacher(Fit("resnet18", 32, pretrained=False, epochs=1, lr=1e-3, bs=32, mix=mix))
+        teacher = the_teacher(Fit("lcnet_050", 32, pretrained=False, epochs=1, lr=1e-3, bs=32, mix=mix))
         assert np.isfinite(teacher.fit(splits).train_loss).all()
-        weights.append(teacher.network.net.fc.weight.detach())
+        weights.append(teacher.network.net.classifier.weight.detach())
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
 
 
