@@ -16,7 +16,7 @@ __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files as resources
@@ -53,7 +53,7 @@ from .pipeline import (cache_logits, fit_adversarial, fit_student, fit_teachers,
                              prepare)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study, tradeoff
-from .store import Store, digest, read_table, write_table
+from .store import Store, digest, plain, read_table, write_table
 from .studies import subsample
 from .teachers import CachedLogits, TeacherBase, make_teachers, need_same_holdout
 from .train import make_network, settled
@@ -398,7 +398,8 @@ class SharedParts:
         teachers: tuple[Fit, ...],  # to train
     ) -> tuple[Splits, list]:       # splits; teachers
         "Splits, and teachers that are trained on them."
-        splits = _without_votes(self.ds, lambda bare: prepare(bare, Preset(data, student=Fit(size=size))))
+        whole = Preset(data, student=Fit(size=size), teachers=teachers)   # cut for the largest
+        splits = _without_votes(self.ds, lambda bare: prepare(bare, whole))
         part = self.store.part("teachers-" + digest(repr((data, size, teachers)))[:12])
         return splits, trained_teachers(teachers, splits, 0, part, self.say)
 
@@ -483,7 +484,8 @@ def setting_table(
     table = one.groupby("arm", sort=False).value.agg(mean_sd, percent=share)
     table = table.to_frame(f"{metric} (%)" if share else metric)
     pairs = {arm: (arm, AS_IT_IS) for arm in one.arm.unique() if arm != AS_IT_IS}
-    apart = paired_differences(one.drop(columns="n"), pairs, scale=100.0 if share else 1.0)
+    one = one.drop(columns="n") if "attack" in where else one   # a sample may be attacked
+    apart = paired_differences(one, pairs, scale=100.0 if share else 1.0)
     return table.join(apart.rename(columns={"n": "seeds"}))
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000041
@@ -712,7 +714,11 @@ def left_by_recipe(
     "Where the step \"recipe\" has left a fit of exactly these settings."
     same = replace(preset, student=replace(preset.student, network=budget.student.network), teachers=())
     path = Path(out) / cell_name(budget.student.network, seed)
-    return path if same == budget and path.with_name(f"{path.name}.csv").exists() else None
+    file = path.with_name(f"{path.name}.csv")
+    if same != budget or not file.exists():
+        return None
+    made = read_table(file).attrs["identity"]["arm_settings"]   # by an earlier call, maybe with other options
+    return path if made == plain(asdict(budget.student)) else None
 
 
 def _is_file(
@@ -751,8 +757,10 @@ def recipe_study(
     for budget in budgets.values():
         make_network(budget.student, ds.labels)
         need_networks(budget)
-    place = Path(out) if step == "recipe" else Path(out) / step
-    store = Store(place, {"settings": to_dict(replace(preset, student=Fit())), "data": ds.fingerprint()})
+    identity = {"settings": to_dict(replace(preset, student=Fit())), "data": ds.fingerprint()}
+    if (Path(out) / "identity.json").exists():   # of the step "recipe", whose fits are taken over
+        Store(out, identity)
+    store = Store(Path(out) if step == "recipe" else Path(out) / step, identity)
     splits = prepare(ds, preset)
     say(f"{len(splits.train):,} images to train on, {len(splits.valid):,} held out")
     if rank_world()[0] == 0:

@@ -11,7 +11,7 @@ __all__ = ['SQS_PRESETS', 'SQS_PROTOCOLS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'T
 
 # %% ../nbs/45_sqs_studies.ipynb #d110c115
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +167,18 @@ def study_arms(
     return dict(tables[what])
 
 # %% ../nbs/45_sqs_studies.ipynb #964b97cb
+def _quads(
+    preset: Preset,   # settings
+    arm: Arm,         # which row, with SQS
+) -> tuple[dict[str, float], bool]:   # of `SQS`; whether α, β, γ and τ are learned
+    "What an arm trains SQS with: the preset's settings, but for its own. Raises `ConfigError` without them."
+    if preset.quads is None:
+        raise ConfigError("quads=null beside rows with SQS; settings expected (quads={} has the paper's)")
+    settings = asdict(preset.quads)
+    learnable = settings.pop("learnable")
+    return settings | dict(arm.settings), learnable or arm.learnable
+
+
 def _network(
     splits: Splits,    # the data
     preset: Preset,    # settings
@@ -179,8 +191,9 @@ def _network(
     if isinstance(arm.network, str):
         return create_teacher(arm.network, len(labels), pretrained, pair.input_size, labels)
     net = SQSNet(len(labels), arm.network or pair, arm.fusion, pretrained, labels=labels)
-    start = {k: v for k, v in arm.settings.items() if k in ("alpha", "beta", "gamma", "tau")}
-    return attach_sqs(net, learnable=True, **start) if arm.learnable else net
+    settings, learnable = _quads(preset, arm) if arm.sqs else ({}, False)
+    start = {k: v for k, v in settings.items() if k in ("alpha", "beta", "gamma", "tau")}
+    return attach_sqs(net, learnable=True, **start) if learnable else net
 
 
 def sqs_fit(
@@ -196,7 +209,7 @@ def sqs_fit(
     fit = preset.student
 
     def fitted(net: nn.Module, dls: DataLoaders, phase: str, fit: Fit) -> tuple[pd.DataFrame, object]:
-        quads = SQS(**arm.settings, seed=seed) if arm.sqs else None
+        quads = SQS(**_quads(preset, arm)[0], seed=seed) if arm.sqs else None
         dls = quad_dataloaders(dls) if arm.sqs or arm.pairs else dls
         checkpoint = None if work is None else Path(work) / f"{phase}.ckpt"
         history = fit_model(net, dls, fit, [quads] if arm.sqs else [], phase, seed, show, checkpoint)
@@ -464,7 +477,21 @@ BRIDGE_ARMS = {"HyFER": (None, False), "HyFER + SQS": (None, True),  # arm: its 
                "taught by the pair without SQS": ("w/o SQS", False)}
 
 
-@study("bridge", _sqs_arguments, lambda runs: bridge_table(runs).round(3).to_string())
+def _bridge_arguments(
+    ds: FERData,          # the data, with FER2013's labels
+    out: Path,            # folder of the study
+    args: object,         # the command's options
+) -> dict[str, object]:   # arguments of `bridge_study`
+    "The epochs are of teachers and students; other settings are the teachers'. Raises `ConfigError`."
+    others = ("distillation", "adversarial", "teachers")
+    if students := [change for change in args.set if change.split(".")[0] in others]:
+        raise ConfigError(f"study bridge, --set {students[0]}: --set is of its SQSNet; student.*, data.* or "
+                          "quads.* expected")
+    how = BRIDGE.student if args.epochs is None else replace(BRIDGE.student, epochs=args.epochs)
+    return _sqs_arguments(ds, out, args) | {"student": replace(BRIDGE, student=how)}
+
+# %% ../nbs/45_sqs_studies.ipynb #brdg0002
+@study("bridge", _bridge_arguments, lambda runs: bridge_table(runs).round(3).to_string())
 def bridge_study(
     ds: FERData,                         # as a reader gave it
     preset: str | Preset = "light",      # of the teachers, and of the data

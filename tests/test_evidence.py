@@ -4,8 +4,8 @@ import pytest
 
 from fer_nb.cli import main
 from fer_nb.core import ConfigError, DataError
-from fer_nb.evidence import EVIDENCE, evidence_table, evidence_words, reproduce_all
-from fer_nb.store import read_record, read_table
+from fer_nb.evidence import COMPARED, EVIDENCE, Compared, differences_of, evidence_table, evidence_words, family, reproduce_all
+from fer_nb.store import read_record, read_table, write_table
 from fer_nb.synth import fer2013_folder
 
 
@@ -50,3 +50,32 @@ def test_other_names_and_absent_votes_are_refused(tmp_path):
         reproduce_all({"data": "a.csv", "votes": "b.csv"}, tmp_path, ["protokol"])
     with pytest.raises(DataError, match="--votes fer2013new.csv expected"):
         reproduce_all({"data": "a.csv", "votes": ""}, tmp_path)
+
+
+def some_runs(folder, n=(100, 100), split="valid"):
+    """Three seeds of two arms, in the place of the SQS controls."""
+    rows = [{"arm": arm, "seed": seed, "split": split, "subset": "all", "tta": "none", "metric": "accuracy", "n": m, "value": .6 + add + .001 * seed * add}
+            for (arm, add), m in zip((("SQSNet", .03), ("w/o SQS", 0)), n) for seed in range(3)]
+    write_table(pd.DataFrame(rows), folder / COMPARED["SQS's parts"].place)
+
+
+def test_what_is_declared_and_not_made_counts(tmp_path):
+    """Or a verdict would depend on which study ran first."""
+    some_runs(tmp_path)
+    table = family(tmp_path)
+    made = table[table.p.notna()].iloc[0]
+    assert table.p.notna().sum() == 1 and made.p_holm == pytest.approx(min(1, made.p * sum(len(c.pairs) for c in COMPARED.values())))
+
+
+def test_arms_judged_on_other_images_are_refused(tmp_path):
+    some_runs(tmp_path, n=(100, 90))
+    asked = COMPARED["SQS's parts"]
+    with pytest.raises(ConfigError, match="same images"):
+        differences_of(tmp_path, asked)
+    own = Compared(asked.place, asked.pairs, where=asked.where, own=True)
+    assert differences_of(tmp_path, own).difference.dropna().tolist() == pytest.approx([3], abs=.01)
+
+
+def test_the_only_reported_split_is_compared(tmp_path):
+    some_runs(tmp_path, split="test")
+    assert differences_of(tmp_path, COMPARED["SQS's parts"]).difference.notna().sum() == 1

@@ -1,4 +1,5 @@
 """SQSNet's tables and the bridge: protocols without a look at the report, resumable studies, tables that are the runs' figures."""
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,31 @@ def test_quads_take_a_network_of_timm_and_need_a_feature_map(faces):
     assert len(log) == len(history) and log.sqs.gt(0).all() and getattr(net.net, "enhanced", None) is None
     with pytest.raises(ConfigError, match="global_pool"):
         sqs_fit(sqs_parts(faces, TOY), TOY, Arm("test_vit"))
+
+
+def test_settings_of_sqs_reach_it(faces, monkeypatch):
+    changed = replace(TOY, quads=Quads(lam=.1, margin=.3, learnable=True))
+    settings, learnable = rooms._quads(changed, Arm(settings={"margin": .2}))
+    assert (settings["lam"], settings["margin"], learnable) == (.1, .2, True)
+    def begun(model, dls, fit, cbs, *args):
+        given.extend(cbs)
+        raise KeyboardInterrupt
+    given = []
+    monkeypatch.setattr(rooms, "fit_model", begun)
+    with pytest.raises(KeyboardInterrupt):
+        sqs_fit(sqs_parts(faces, TOY), changed, Arm(settings={"margin": .2}))
+    assert (given[0].lam, given[0].margin) == (.1, .2)
+    with pytest.raises(ConfigError, match="quads=null"):
+        rooms._quads(replace(TOY, quads=None), Arm())
+
+
+@pytest.mark.parametrize("change", ["distillation.tau=0.2", "adversarial.eps=0.1"])
+def test_the_bridge_refuses_settings_of_its_students(faces, change):
+    options = Namespace(set=[change], epochs=3, preset="light", tta=None, config=None, votes=None, part=1, seeds=1)
+    with pytest.raises(ConfigError, match="its SQSNet"):
+        rooms._bridge_arguments(faces, Path("never"), options)
+    options.set = []
+    assert rooms._bridge_arguments(faces, Path("never"), options)["student"].student.epochs == 3
 
 
 def test_the_second_fit_has_all_images_and_the_chosen_length(faces, monkeypatch):

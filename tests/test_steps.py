@@ -26,7 +26,7 @@ from fer_nb.loaders import dataloaders
 from fer_nb.models import HYFER, HyFER, load_teacher
 from fer_nb.pipeline import cache_logits, prepare
 from fer_nb.sqs import SQS
-from fer_nb.store import read_table
+from fer_nb.store import StoreError, read_table
 from fer_nb.synth import make_faces
 from fer_nb.teachers import NetworkTeacher, OnlineLogits
 from fer_nb.train import SAM, Amp, CheckpointError, Mix, fit_model, make_loaders
@@ -131,6 +131,9 @@ def test_a_step_goes_on_within_a_fit(faces, tmp_path, monkeypatch):
     other = replace(two, student=replace(two.student, epochs=3))
     assert left_by_recipe(tmp_path / "whole", two, replace(other, teachers=()), 0) is None
     assert left_by_recipe(tmp_path / "whole", two, replace(two, teachers=(), student=replace(two.student, network="light")), 0) is not None
+    assert left_by_recipe(tmp_path / "whole", other, replace(other, teachers=(), student=replace(other.student, network="light")), 0) is None   # made with two epochs
+    with pytest.raises(StoreError, match="data"):
+        recipe_study(faces.take(range(len(faces) - 1)), ["light"], two, (0,), tmp_path / "whole", step="photographs")
 
 
 def test_networks_asked_afresh_are_asked_about_the_students_views(faces):
