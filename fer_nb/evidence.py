@@ -21,7 +21,7 @@ import pandas as pd
 from .compare import holm
 from .core import DataError, one_of
 from .experiment import paired_differences, reported, training_costs
-from .shipped import checkout, put_in_place, surroundings
+from .shipped import checkout, put_in_place, surroundings, trial_apart
 from .store import read_record, read_table, write_record, write_table
 
 # %% ../nbs/55_evidence.ipynb #evid0009
@@ -152,6 +152,7 @@ def reproduce_all(
         one_of("evidence", name, EVIDENCE)
     if not given.get("votes"):
         raise DataError("FER+'s votes judge, and are a teacher: --votes fer2013new.csv expected")
+    trial_apart(out, tiny)
     rows = []
     for name in only or EVIDENCE:
         say(f"{name}: {EVIDENCE[name].asks}")

@@ -133,28 +133,37 @@ def peak_ram() -> float:  # GB; NaN where the system does not tell
 
 @contextmanager
 def measured_cost(
-    file: Path | None,   # a CSV to write; None: nothing is written
-    **about: object,     # which fit: its arm, seed, fold
-) -> Iterator[None]:     # a `with` block
-    "Write down how long the block took, and the most memory that PyTorch held on a card."
+    file: Path | None,          # a CSV to write; None: nothing is written
+    work: Path | None = None,   # folder of the fit's checkpoints; None: the `.work` beside the file
+    **about: object,            # which fit: its arm, seed, fold
+) -> Iterator[None]:            # a `with` block
+    """Write down how long the block took, and the most memory that PyTorch held on a card. What earlier
+    attempts took is added from their file; `whole` is False where one left checkpoints and no file."""
     import torch
-    resumed = file is not None and file.with_name(file.name.replace(".cost.csv", ".work")).exists()
-    cuda = torch.cuda.is_available()
+    before, cuda, whole = None, torch.cuda.is_available(), True
+    if file is not None:
+        before = read_table(file).iloc[0] if file.exists() else None
+        work = file.with_name(file.name.replace(".cost.csv", ".work")) if work is None else work
+        whole = not any(work.rglob("*.ckpt")) if before is None else bool(before.whole)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    yield
-    row = about | {"hours": (time.perf_counter() - started) / 3600, "whole": not resumed,
-                   "device": torch.cuda.get_device_name() if cuda else "cpu",
-                   "threads": torch.get_num_threads(), "ram_gb": peak_ram(),
-                   "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else np.nan}
-    if file is not None:
-        write_table(pd.DataFrame([row]), file)
+    try:
+        yield
+    finally:   # also of an attempt that is broken off
+        row = about | {"hours": (time.perf_counter() - started) / 3600, "whole": whole,
+                       "device": torch.cuda.get_device_name() if cuda else "cpu",
+                       "threads": torch.get_num_threads(), "ram_gb": peak_ram(),
+                       "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else np.nan}
+        if before is not None:
+            row |= {"hours": row["hours"] + before.hours, "ram_gb": max(row["ram_gb"], before.ram_gb)}
+        if file is not None:
+            write_table(pd.DataFrame([row]), file)
 
 
 def training_costs(
     out: str | Path,  # folder of a study
-) -> pd.DataFrame:    # what each fit is called, hours, whole (False: resumed, so more), device, ..., gpu_gb
+) -> pd.DataFrame:    # what each fit is called, hours, whole (False: an attempt is missing), device, ..., gpu_gb
     "What the fits of a study cost, from the files beside its runs. Raises `DataError` where there are none."
     files = sorted(Path(out).rglob("*.cost.csv"))
     if not files:

@@ -182,7 +182,7 @@ def distillation_study(
         splits = _without_votes(ds, lambda bare, budget=budget: prepare(bare, budget))
         sizes = [f"{len(getattr(splits, name)):,} {name}" for name in ("train", "valid", "test")]
         say(f"{arm}: {', '.join(sizes)} images")
-        with measured_cost(part.path("teachers.cost.csv"), arm=arm, model="teachers"):
+        with measured_cost(part.path("teachers.cost.csv"), part.folder, arm=arm, model="teachers"):
             teachers = fit_teachers(splits, budget, 0, part, lambda text, arm=arm: say(f"{arm}: {text}"))[0]
         cached = {seed: cache_logits(teachers, splits, budget, seed, part) for seed in seeds}
 
@@ -319,7 +319,7 @@ def kfold_study(
     def crossed(protocol: str, seed: int, fold: int) -> pd.DataFrame:
         part = store.part(f"fold-{fold}")
         splits = prepare(parts[fold], preset, seed)
-        with measured_cost(store.path(f"fold-{fold}.cost.csv"), protocol=protocol, fold=fold):
+        with measured_cost(store.path(f"fold-{fold}.cost.csv"), part.folder, protocol=protocol, fold=fold):
             teachers, student, hardened = trained(splits, part, fold)
         models = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
         tables = [_rows(model, splits).assign(model=name, attack="none", eps=0.0)
@@ -544,7 +544,8 @@ def teacher_study(
 
     def run(name: str, seed: int, fold: int) -> pd.DataFrame:
         splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=to_dict(fits[name]))
-        with measured_cost(store.path(f"{cell_name(name, fold)}.cost.csv"), teacher=name, fold=fold):
+        cost = store.path(f"{cell_name(name, fold)}.cost.csv")
+        with measured_cost(cost, part.folder, teacher=name, fold=fold):
             teacher = trained_teachers([fits[name]], splits, seed, part)[0]
         return _rows(teacher.logits(splits.test), splits).assign(px=fits[name].size or 0)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'ALL', 'EARLIER', 'TABLES', 'Remade', 'shipped_weights', 'weights_named', 'need_shipped', 'found_of',
-           'table_state', 'checkout', 'surroundings', 'words_of', 'put_in_place', 'make_table', 'lacking',
-           'remake_tables', 'pages_of_tables', 'save_pages']
+           'table_state', 'checkout', 'trial_apart', 'surroundings', 'words_of', 'put_in_place', 'make_table',
+           'lacking', 'remake_tables', 'pages_of_tables', 'save_pages']
 
 # %% ../nbs/54_shipped.ipynb #shipd005
 import glob
@@ -185,6 +185,23 @@ def checkout() -> Path | None:   # None: the package is installed without one
     return root if (root / "benchmarks").is_dir() and (root / "nbs").is_dir() else None
 
 
+def trial_apart(
+    root: str | Path,   # where tables go
+    tiny: bool,         # whether this is a trial
+) -> None:
+    """Keep the tables of a trial, whose figures mean nothing, away from others. Raises `ConfigError` for a
+    trial in a checkout or in a folder that has results, and for anything else in the folder of a trial."""
+    root, mark = Path(root), Path(root) / "trial.txt"
+    if mark.exists() and not tiny:
+        raise ConfigError(f"{mark}: the tables here are a trial's; another folder expected (--out)")
+    if tiny and not mark.exists():
+        if root.resolve() == checkout() or (root / "results").exists():
+            raise ConfigError(f"{root}: results are here, and a trial's figures mean nothing; another folder "
+                              "expected (--out), or no trial (--budget)")
+        root.mkdir(parents=True, exist_ok=True)
+        mark.write_text("Tables of a trial: their figures mean nothing.\n", encoding="utf-8")
+
+
 def surroundings(
     given: Mapping[str, str],   # data, votes, split, peers
 ) -> dict[str, str]:            # environment of the processes
@@ -285,12 +302,13 @@ def remake_tables(
     out: object = None,             # where studies keep their parts; not used
 ) -> pd.DataFrame:                  # table, outcome: "made", "up to date", "left: ...", "failed: ..."
     """Make every table again that is not of the weights in the package, in order. Raises `ConfigError` for a
-    name that is none, and for pages beside a trial."""
+    name that is none, for pages beside a trial, and for a trial among results."""
     for name in only:
         one_of("table", name, TABLES)
     if pages and (tiny or Path(root).resolve() != checkout()):
         raise ConfigError(f"pages, with root={root}, tiny={tiny}: the checkout that runs ({checkout()}), and "
                           "tables of full size, expected")
+    trial_apart(root, tiny)
     there, rows = shipped_weights(), []
     for name, made in TABLES.items():
         if only and name not in only:

@@ -31,6 +31,8 @@ def test_a_question_is_answered_and_taken_up_again(tmp_path, capsys):
     assert row.hours > 0 and row.date and not row.current                       # a trial is not the command
     assert reproduce_all(given, tmp_path, ["SQS"], tiny=True).outcome.tolist() == ["made"] and table.read_bytes() == first
     assert pd.isna(evidence_table(tmp_path).set_index("evidence").hours["data"])
+    with pytest.raises(ConfigError, match="a trial's"):
+        reproduce_all(given, tmp_path, ["SQS"])
 
 
 @pytest.mark.parametrize("more, says", [

@@ -83,6 +83,11 @@ def test_a_trial_of_the_cheap_ones_and_on_with_the_rest(tmp_path, capsys, monkey
     calls = []
     monkeypatch.setattr(shipped, "make_table", lambda *args: calls.append(args[0]))
     given = {"data": "d", "votes": "v", "split": "test"}
+    with pytest.raises(ConfigError, match="trial.txt: the tables here are a trial's"):   # they are no results
+        remake_tables(tmp_path, given, ["headline"])
+    with pytest.raises(ConfigError, match="results are here"):
+        remake_tables(ROOT, given, ["headline"], tiny=True, again=True)
+    (tmp_path / "trial.txt").unlink()
     assert remake_tables(tmp_path, given, ["headline"]).outcome.tolist() == ["up to date"] and not calls
     assert remake_tables(tmp_path, given, ["headline"], again=True).outcome.tolist() == ["made"] and calls == ["headline"]
     (tmp_path / "results/fer2013-shipped/record.json").unlink()
