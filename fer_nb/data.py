@@ -208,6 +208,15 @@ def _head(self: FERData) -> "hashlib._Hash":
 
 
 @patch
+def identity(
+    self: FERData,
+) -> dict[str, str]:   # data: the fingerprint; votes: a digest of people's votes, where there are some
+    "What everything that is learned or measured here depends on, for a folder of results."
+    votes = [column for column in self.df if column.startswith("vote_")]
+    return {"data": self.fingerprint()} | ({"votes": digest(*(self.df[c] for c in votes))} if votes else {})
+
+
+@patch
 def _pass_key(self: FERData) -> str:
     "What a fingerprint of files depends on, without looking into them: the table, and each file's time."
     return self._head().hexdigest() + self._images.state()

@@ -169,7 +169,7 @@ def distillation_study(
     another study lies in `out`."""
     at_least("seeds", len(seeds), 1)
     _one_generation(preset)
-    store, tables = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint()}), []
+    store, tables = Store(out, {"settings": to_dict(preset), **ds.identity()}), []
     both = ["before", "after"] + ["not refined"] * (preset.data.refine is not None)
     arms = arms or dict.fromkeys(both, ())
     for arm, counts in arms.items():
@@ -313,7 +313,7 @@ def kfold_study(
     _one_generation(preset)
     parts = folds_of(ds, preset, k, seed, protocol)
     more = {"attacked": True} if attacked else {}
-    identity = {"settings": to_dict(preset), "data": ds.fingerprint()} | more
+    identity = {"settings": to_dict(preset), **ds.identity()} | more
     store = Store(out, identity | {"k": k, "seed": seed, "protocol": protocol})
 
     def crossed(protocol: str, seed: int, fold: int) -> pd.DataFrame:
@@ -449,7 +449,7 @@ def setting_study(
     budgets = {AS_IT_IS: preset} | {name: override(preset, how) for name, how in arms.items()}
     for budget in budgets.values():
         _one_generation(budget)
-    store = Store(out, {"data": ds.fingerprint()})
+    store = Store(out, ds.identity())
     parts = SharedParts(ds, store, say)
 
     def run(arm: str, seed: int) -> pd.DataFrame:
@@ -537,7 +537,7 @@ def teacher_study(
     "Each candidate in each fold. Raises what `kfold_study` does."
     fits = {fit.network: fit for fit in (candidates(preset) if teachers is None else teachers)}
     need_networks(Preset(teachers=tuple(fits.values())))
-    identity = {"data": ds.fingerprint(), "cleaning": to_dict(preset.data), "k": k, "seed": seed,
+    identity = {**ds.identity(), "cleaning": to_dict(preset.data), "k": k, "seed": seed,
                 "protocol": protocol}
     store, parts = Store(out, identity), folds_of(ds, preset, k, seed, protocol)
     splits_of = lru_cache(1)(lambda fold: prepare(parts[fold], preset, seed))
@@ -593,7 +593,7 @@ def variant_study(
     for variant in variants:
         one_of("variant", variant, HYFER)
     preset = replace(preset, teachers=(), born_again=None)
-    store = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint()})
+    store = Store(out, {"settings": to_dict(preset), **ds.identity()})
     splits = prepare(ds, preset)
 
     def run(variant: str, seed: int) -> pd.DataFrame:
@@ -758,7 +758,7 @@ def recipe_study(
     for budget in budgets.values():
         make_network(budget.student, ds.labels)
         need_networks(budget)
-    identity = {"settings": to_dict(replace(preset, student=Fit())), "data": ds.fingerprint()}
+    identity = {"settings": to_dict(replace(preset, student=Fit())), **ds.identity()}
     if (Path(out) / "identity.json").exists():   # of the step "recipe", whose fits are taken over
         Store(out, identity)
     store = Store(Path(out) if step == "recipe" else Path(out) / step, identity)
@@ -930,7 +930,7 @@ def train_shipped(
         if _is_file(preset.student):
             _need_unseen(preset.student.network, splits, seed, say)
         store = Store(work or Path(out).with_name(Path(out).name + ".work"),
-                      {"settings": to_dict(preset), "seed": seed, "data": ds.fingerprint()})
+                      {"settings": to_dict(preset), "seed": seed, **ds.identity()})
         starts = store.session(say) if rank_world()[0] == 0 else []
         if splits.listed is not None:
             say(f"held out again: {len(splits.valid):,} of {len(splits.listed):,} in {preset.data.held}; the "
@@ -1065,7 +1065,7 @@ def transfer_study(
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the annotators' votes are needed")
     at_least("seeds", len(seeds), 1)
     ds, weights = resized(ds, preset.student.size), {"new": None, "trained": start}
-    identity = {"settings": to_dict(preset), "data": ds.fingerprint(), "start": weights_digest(start)}
+    identity = {"settings": to_dict(preset), **ds.identity(), "start": weights_digest(start)}
     store, splits = Store(out, identity), _splits_without_votes(ds, preset.data)
     people = fit_teachers(splits, preset, 0, store, say)[0]
     cached = {seed: cache_logits(people, splits, preset, seed, store) for seed in seeds}
@@ -1103,7 +1103,7 @@ def radius_sweep(
     """Adversarial training of one student with several radii. Raises `StoreError` where the work of another
     run lies in `out`."""
     ds = resized(ds, preset.student.size)
-    data = {"data": ds.fingerprint(), "student": weights_digest(student)}
+    data = {**ds.identity(), "student": weights_digest(student)}
     store = Store(out, {"settings": to_dict(preset), "seed": seed} | data)
     splits, found = _splits_without_votes(ds, preset.data, seed), {}
     for e in eps:

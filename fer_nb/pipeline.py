@@ -999,7 +999,7 @@ def run(
         splits = prepare(ds, preset, seed, say)
         ds = ds if preset.student.size is None else resized(ds, preset.student.size)
         settings = {k: v for k, v in to_dict(preset).items() if k != "evaluation"}
-        store = Store(work, {"settings": settings, "seed": seed, "data": ds.fingerprint()}, damaged="remake")
+        store = Store(work, {"settings": settings, "seed": seed, **ds.identity()}, damaged="remake")
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say, show)
         students, more, eadd, adv = fit_students(splits, preset, cached, seed, store, say, show)
         logits = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
@@ -1115,7 +1115,7 @@ def run_folds(
     record = run_record(command, preset=name, seed=seed, resumed=work.exists())
     with rank0_folder(out, overwrite) as folder:
         parts = fold_parts(ds, preset, seed)
-        Store(work, {"settings": to_dict(preset), "seed": seed, "data": ds.fingerprint()})
+        Store(work, {"settings": to_dict(preset), "seed": seed, **ds.identity()})
         tables = []
         for k, part in enumerate(parts):
             if not (work / f"fold-{k}").exists():

@@ -295,7 +295,7 @@ def sqs_study(
     start = {name: _start(arm, pair) if preset.student.pretrained else NEW for name, arm in arms.items()}
     need_weights([one for names in start.values() for one in names.split(" + ") if one != NEW])
     splits = sqs_parts(ds, preset, protocol)
-    store = Store(out, {"settings": to_dict(preset), "data": ds.fingerprint(), "protocol": protocol})
+    store = Store(out, {"settings": to_dict(preset), **ds.identity(), "protocol": protocol})
     say(f"{len(splits.train):,} train, {len(splits.valid):,} valid, {len(splits.test):,} test images")
 
     def run(arm: str, seed: int) -> pd.DataFrame:
@@ -506,7 +506,7 @@ def bridge_study(
     at_least("seeds", len(seeds), 1)
     preset = _as_preset(preset)
     splits, tta = replace(sqs_parts(ds, preset, protocol), everything=None), preset.evaluation.tta
-    store = Store(out, {"teachers": to_dict(preset), "students": to_dict(student), "data": ds.fingerprint(),
+    store = Store(out, {"teachers": to_dict(preset), "students": to_dict(student), **ds.identity(),
                         "protocol": protocol})
     files = {name: store.path(f"{cell_name('teacher', name)}.safetensors") for name in ("SQSNet", "w/o SQS")}
 

@@ -924,6 +924,7 @@ def _replayed(
             "valid": dls.valid.ds.fingerprint(), "labels": loader.ds.labels, "bs": [loader.bs, dls.valid.bs],
             "seed": loader.seed, "views": loader.views, "augment": repr(loader.augment),
             "rows": None if loader.rows is None else digest(loader.rows)}
+    data |= {k: v for k, v in loader.ds.identity().items() if k == "votes"}   # they may be targets
     if loader.weights is not None:
         data["weights"] = digest(loader.weights)
     if loader.crops > 1:

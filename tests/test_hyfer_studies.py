@@ -200,6 +200,18 @@ def test_annotators_are_a_teacher_by_name(faces, voted, tmp_path):
     assert not (tmp_path / "without").exists()
 
 
+def test_a_folder_is_of_one_set_of_votes(faces, voted, tmp_path, monkeypatch):
+    """A teacher may be these votes, and they judge: fits with others are not gone on with."""
+    def stop(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(hyfer_studies.SharedParts, "student", stop)
+    with pytest.raises(KeyboardInterrupt):
+        hyfer_studies.setting_study(voted, {"more": ["student.epochs=2"]}, TINY, (0,), tmp_path)
+    for other in (voted.assign(vote_sad=voted.df.vote_sad + 1), faces):
+        with pytest.raises(StoreError, match="votes"):
+            hyfer_studies.setting_study(other, {"more": ["student.epochs=2"]}, TINY, (0,), tmp_path)
+
+
 def test_variants_share_everything_but_the_network(faces, tmp_path, monkeypatch):
     fits = []
     monkeypatch.setattr(hyfer_studies, "fit_student", lambda splits, preset, cached, seed, work: fits.append((splits, preset, cached, seed)) or [None])
