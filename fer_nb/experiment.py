@@ -6,7 +6,7 @@
 __all__ = ['HELD_OUT', 'NOT_SHARES', 'SEEDS', 'PART', 'EPOCHS', 'SETTINGS', 'WEIGHTS', 'FINISHED', 'ATTACKED', 'STRONG',
            'STRONGEST', 'ARMS', 'FOLDED', 'SQS_OPTIONS', 'NETWORKS', 'STEP', 'REMAKE', 'TABLE', 'STUDIES',
            'comparisons', 'cell_name', 'grid', 'peak_ram', 'measured_cost', 'training_costs', 'reported',
-           'paired_differences', 'with_options', 'Study', 'study']
+           'paired_differences', 'with_options', 'need_unrefined', 'Study', 'study']
 
 # %% ../nbs/42_experiment.ipynb #e4200005
 import importlib
@@ -234,6 +234,15 @@ def with_options(
     preset = default if args.config is None else load_config(args.config)
     changes = [*([] if args.epochs is None else [f"student.epochs={args.epochs}"]), *args.set]
     return override(preset, changes) if changes else preset
+
+
+def need_unrefined(
+    preset: Preset,   # settings
+    who: str,         # takes images as they are, such as "study transfer"
+) -> None:
+    "Refuse `data.refine` where faces are not cut out. Raises `ConfigError`."
+    if preset.data.refine is not None:
+        raise ConfigError(f"data.refine={preset.data.refine!r}: {who} takes images as they are; null expected")
 
 # %% ../nbs/42_experiment.ipynb #e4200026
 @dataclass

@@ -40,8 +40,8 @@ from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
-from .experiment import (NOT_SHARES, cell_name, grid, measured_cost, paired_differences, reported,
-                               study, with_options)
+from .experiment import (NOT_SHARES, cell_name, grid, measured_cost, need_unrefined, paired_differences,
+                               reported, study, with_options)
 from .faces import find_faces
 from .launch import rank0_folder, rank_world
 from .loaders import Splits, as_split, folds, leak_groups, make_splits
@@ -927,10 +927,11 @@ def train_shipped(
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:
         splits = _splits_without_votes(ds, preset.data, seed)
-        if _is_file(preset.student):
+        start = {"start": file_sha256(preset.student.network)} if _is_file(preset.student) else {}
+        if start:
             _need_unseen(preset.student.network, splits, seed, say)
         store = Store(work or Path(out).with_name(Path(out).name + ".work"),
-                      {"settings": to_dict(preset), "seed": seed, **ds.identity()})
+                      {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start})
         starts = store.session(say) if rank_world()[0] == 0 else []
         if splits.listed is not None:
             say(f"held out again: {len(splits.valid):,} of {len(splits.listed):,} in {preset.data.held}; the "
@@ -956,8 +957,7 @@ def train_shipped(
         named |= {"teachers together": _ensemble_logits(list(named.values()))} if named else {}
         tables = {name: _rows(m, splits).assign(model=name) for name, m in (named | models).items()}
         how = {"command": command, "seed": seed, "starts": starts, "interruptions": len(starts) - 1}
-        if _is_file(preset.student):
-            how["went on from"] = {"sha256": file_sha256(preset.student.network)}
+        how |= {"went on from": {"sha256": start["start"]}} if start else {}
         for name, model in models.items():
             shared = {"share of phase 2's weights": adv.share} if name == "hyfer_robust" else {}
             model.save(folder, name, **how, **shared, **_card(model, tables[name], splits, preset))
@@ -978,6 +978,7 @@ def need_students(
 ) -> None:
     "Raise `ConfigError` for students that these data and settings do not make, `DataError` without votes."
     at_least("students", len(students), 1)
+    need_unrefined(preset, "ship")
     for name in students:
         one_of("students", name, tuple(SHIPPED_NAMES.values()))
     soft, eight = preset.student.soft == "votes", "contempt" in ds.labels
@@ -1064,6 +1065,7 @@ def transfer_study(
     where another study lies in `out`."""
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the annotators' votes are needed")
     at_least("seeds", len(seeds), 1)
+    need_unrefined(preset, "study transfer")
     ds, weights = resized(ds, preset.student.size), {"new": None, "trained": start}
     identity = {"settings": to_dict(preset), **ds.identity(), "start": weights_digest(start)}
     store, splits = Store(out, identity), _splits_without_votes(ds, preset.data)

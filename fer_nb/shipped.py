@@ -283,7 +283,7 @@ def lacking(
         return f"--{made.needs} was not given"
     return "a checkout is needed, for its script" if made.script and checkout() is None else ""
 
-
+# %% ../nbs/54_shipped.ipynb #shipd037
 @study("shipped",
        lambda ds, out, args: {
            "root": out, "only": args.only, "tiny": args.budget == "tiny", "again": args.again,

@@ -25,8 +25,8 @@ from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_ev
 from .data import FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import confusion, evaluate, predict_logits
-from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, measured_cost, paired_differences,
-                               reported, study, with_options)
+from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, measured_cost, need_unrefined,
+                               paired_differences, reported, study, with_options)
 from .loaders import ReplayLoader, Splits, holdout
 from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, count_macs, create_teacher,
                            imagenet_name, latency_ms, load_teacher, need_weights, save_sqsnet)
@@ -259,6 +259,7 @@ def _sqs_arguments(
 ) -> dict[str, object]:   # arguments of `sqs_study` and `bridge_study`
     "What the options say: data, settings, seeds."
     preset = with_options(SQS_PRESETS[args.preset], args)
+    need_unrefined(preset, "studies of SQSNet")
     if args.tta is not None:
         preset = replace(preset, evaluation=replace(preset.evaluation, tta=args.tta))
     ds = ds if args.votes is None else read_ferplus(args.votes, ds)

@@ -14,7 +14,7 @@ from fer_nb.core import LABEL_ORDERS, ConfigError, DataError, file_sha256
 from fer_nb.formats import read
 from fer_nb.hyfer_studies import FERPLUS, STUDY, onward, train_shipped
 from fer_nb.loaders import make_splits
-from fer_nb.models import HyFER, weights_digest
+from fer_nb.models import HyFER, save_hyfer, weights_digest
 from fer_nb.store import StoreError, read_record, read_table
 from fer_nb.synth import fer2013_folder, make_faces
 
@@ -62,6 +62,7 @@ def test_ferplus_by_the_command_learns_the_shares_of_eight(tmp_path, capsys):
 
 @pytest.mark.parametrize("students, preset, says", [
     (["hyfer_ferplus"], FERPLUS, "eight labels"), (["hyfer_ferplus", "hyfer"], FERPLUS, "hyfer_ferplus alone"), (["hyper"], SMALL, "hyfer_robust"),
+    (["hyfer"], replace(SMALL, data=replace(SMALL.data, refine="keep")), "ship takes images as they are"),
     (["hyfer"], replace(SMALL, student=Fit(bs=10**8)), "GB for batches of 100000000 at 48 px, and .* GB are free on .*a batch of ")])
 def test_what_cannot_be_made_is_said_before_it_starts(faces, tmp_path, students, preset, says):
     with pytest.raises(ConfigError, match=says):
@@ -147,6 +148,19 @@ def test_what_was_trained_on_is_not_held_out_now(begun, tmp_path, capsys):
     assert "--held None" in capsys.readouterr().err
     assert main(["ship", "--start", str(start), "--held", str(held), *data, "--out", str(tmp_path / "never")]) == 2
     assert "--student both" in capsys.readouterr().err
+
+
+def test_work_of_another_start_is_not_gone_on_with(begun, tmp_path, monkeypatch, capsys):
+    """A file of the same name holds other weights."""
+    start, held, data = begun
+    monkeypatch.setattr(hyfer_studies, "fit_student", lambda *a, **k: (_ for _ in ()).throw(DataError("broken off")))
+    (copy := tmp_path / start.name).write_bytes(start.read_bytes())
+    assert onward_ship("ferplus", copy, held, data, tmp_path / "on") == 2 and "broken off" in capsys.readouterr().err
+    network = HyFER.from_pretrained(folder=start.parent)
+    with torch.no_grad():
+        next(network.parameters()).add_(.1)
+    save_hyfer(network, copy, **network.card["record"])
+    assert onward_ship("ferplus", copy, held, data, tmp_path / "on") == 2 and "start" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_say_what_they_know_are_named(begun, tmp_path):

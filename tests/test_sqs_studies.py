@@ -202,6 +202,9 @@ def test_the_bridge_refuses_settings_of_its_students(faces, change):
     options = Namespace(set=[change], epochs=3, preset="light", tta=None, config=None, votes=None, part=1, seeds=1)
     with pytest.raises(ConfigError, match="its SQSNet"):
         rooms._bridge_arguments(faces, Path("never"), options)
+    options.set = ["data.refine=keep"]
+    with pytest.raises(ConfigError, match="as they are"):
+        rooms._bridge_arguments(faces, Path("never"), options)
     options.set = []
     assert rooms._bridge_arguments(faces, Path("never"), options)["student"].student.epochs == 3
 
