@@ -163,7 +163,7 @@ def measured_cost(
 
 def training_costs(
     out: str | Path,  # folder of a study
-) -> pd.DataFrame:    # what each fit is called, hours, whole (False: an attempt is missing), device, ..., gpu_gb
+) -> pd.DataFrame:    # what each fit is called, hours, whole (False: more), device, ..., gpu_gb
     "What the fits of a study cost, from the files beside its runs. Raises `DataError` where there are none."
     files = sorted(Path(out).rglob("*.cost.csv"))
     if not files:
@@ -242,7 +242,8 @@ def need_unrefined(
 ) -> None:
     "Refuse `data.refine` where faces are not cut out. Raises `ConfigError`."
     if preset.data.refine is not None:
-        raise ConfigError(f"data.refine={preset.data.refine!r}: {who} takes images as they are; null expected")
+        raise ConfigError(f"data.refine={preset.data.refine!r}: {who} takes images as they are; null "
+                          "expected")
 
 # %% ../nbs/42_experiment.ipynb #e4200026
 @dataclass

@@ -18,21 +18,25 @@ def test_a_command_has_options_and_settings_that_there_are(name, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_question_is_answered_and_taken_up_again(tmp_path, capsys):
+@pytest.mark.parametrize("name, arms", [
+    ("protocol", {"honest", "duplicates_across", "balance_then_split"}),
+    pytest.param("SQS", {"SQSNet", "without the hinge", "pairs alone", "pooled vectors", "w/o SQS"}, marks=pytest.mark.slow)])
+def test_a_question_is_answered_and_taken_up_again(tmp_path, capsys, name, arms):
     drawn = fer2013_folder(210, votes=True)
     given = {"data": str(drawn / "fer2013.csv"), "votes": str(drawn / "fer2013new.csv")}
-    asked = ["reproduce", "--all", "--budget", "tiny", "--only", "SQS", "--data", given["data"], "--votes", given["votes"], "--out", str(tmp_path)]
+    asked = ["reproduce", "--all", "--budget", "tiny", "--only", name, "--data", given["data"], "--votes", given["votes"], "--out", str(tmp_path)]
     assert main(asked) == 0 and "made" in capsys.readouterr().out
-    table = tmp_path / EVIDENCE["SQS"].place
+    table = tmp_path / EVIDENCE[name].place
     runs, first = read_table(table), table.read_bytes()
-    assert set(runs.arm) == {"SQSNet", "without the hinge", "pairs alone", "pooled vectors", "w/o SQS"} and read_record(table)["command"].startswith("fer-nb study sqs")
+    command = " ".join(["fer-nb", *EVIDENCE[name].command.split()[:2]])
+    assert set(runs["protocol" if name == "protocol" else "arm"]) == arms and read_record(table)["command"].startswith(command)
     assert read_record(table.with_suffix(".costs.csv"))["command"] == read_record(table)["command"]
-    row = evidence_table(tmp_path).set_index("evidence").loc["SQS"]
+    row = evidence_table(tmp_path).set_index("evidence").loc[name]
     assert row.hours > 0 and row.date and not row.current                       # a trial is not the command
-    assert reproduce_all(given, tmp_path, ["SQS"], tiny=True).outcome.tolist() == ["made"] and table.read_bytes() == first
+    assert reproduce_all(given, tmp_path, [name], tiny=True).outcome.tolist() == ["made"] and table.read_bytes() == first
     assert pd.isna(evidence_table(tmp_path).set_index("evidence").hours["data"])
     with pytest.raises(ConfigError, match="a trial's"):
-        reproduce_all(given, tmp_path, ["SQS"])
+        reproduce_all(given, tmp_path, [name])
 
 
 @pytest.mark.parametrize("more, says", [

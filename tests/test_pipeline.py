@@ -157,6 +157,7 @@ def test_work_of_another_run_is_refused_before_anything_is_trained(tmp_path, mon
         begun(preset=replace(TINY, evaluation=Evaluation(n=10, eps=(0,))))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_two_teachers_of_one_kind_and_colour_images_of_another_size(tmp_path):
     "Both teachers teach and both are reported; the student takes colour as the images have it."
@@ -613,6 +614,7 @@ def test_inputs_that_cannot_be_used(tmp_path):
 
 # ---- trained networks as teachers ----
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_trained_network_teaches_as_it_is(finished, tmp_path):
     ds, out = finished

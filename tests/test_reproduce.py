@@ -304,15 +304,23 @@ def test_candidates_are_fitted_at_their_own_size():
         candidates(names=("vgg",))
 
 
-def test_what_a_block_costs_is_written_where_it_ends_whole(tmp_path):
-    with pytest.raises(KeyboardInterrupt), measured_cost(tmp_path / "a.cost.csv", arm="a"):
-        raise KeyboardInterrupt
+def test_what_a_block_costs_counts_every_attempt(tmp_path):
+    """One that was broken off has a row, which the next adds to; one that was killed has left its checkpoints alone."""
     with pytest.raises(DataError, match="folder of a study"):
         training_costs(tmp_path)
-    (tmp_path / "b.work").mkdir()
-    with measured_cost(tmp_path / "b.cost.csv", arm="b", fold=2):
+    with pytest.raises(KeyboardInterrupt), measured_cost(tmp_path / "a.cost.csv", arm="a"):
+        raise KeyboardInterrupt
+    first = training_costs(tmp_path).hours.item()
+    with measured_cost(tmp_path / "a.cost.csv", arm="a"):
         pass
-    assert training_costs(tmp_path)[["arm", "fold", "whole"]].values.tolist() == [["b", 2, False]]
+    assert training_costs(tmp_path).hours.item() > first > 0 and training_costs(tmp_path).whole.item()
+    for folder, work in (("b.work", None), ("elsewhere/fold", tmp_path / "elsewhere")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "fit.ckpt").touch()
+        with measured_cost(tmp_path / "b.cost.csv", work, arm="b", fold=2):
+            pass
+        assert training_costs(tmp_path)[["arm", "fold", "whole"]].values.tolist()[1:] == [["b", 2, False]]
+        (tmp_path / "b.cost.csv").unlink()
 
 
 # ---- one setting changed ----

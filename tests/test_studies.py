@@ -179,7 +179,7 @@ def test_label_errors_are_looked_for_without_training_on_official_test_images(mo
 
 
 def test_label_error_study_from_votes_to_scores(tmp_path):
-    ds, truth = make_faces(420, seed=5, splits=(1, 0, 0), defects={"wrong_label": 0.1}, balance="uniform")
+    ds, truth = make_faces(245, seed=5, splits=(1, 0, 0), defects={"wrong_label": 0.1}, balance="uniform")
     real = ds.df.id.map(truth.set_index("id").detail).str.extract(r"(\w+)$")[0]
     ds = ds.assign(vote_label=[v if v in EMOTIONS else e for v, e in zip(real, ds.df.label)])
     ds.df.loc[::10, "vote_label"] = ""
@@ -187,7 +187,7 @@ def test_label_error_study_from_votes_to_scores(tmp_path):
     scores, probs = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=lines.append, probabilities=file)
     written = pd.read_csv(file, dtype={"id": str}).set_index("id")
     assert written.index.tolist() == ds.df.id.tolist() and np.allclose(written[list(ds.labels)], probs, atol=1e-4)
-    assert len(lines) == 2 and len(training_costs(tmp_path)) == 2 and probs.shape == (420, 7) and np.allclose(probs.sum(1), 1, atol=1e-5)
+    assert len(lines) == 2 and len(training_costs(tmp_path)) == 2 and probs.shape == (245, 7) and np.allclose(probs.sum(1), 1, atol=1e-5)
     assert (scores.n == (ds.df.vote_label != "").sum()).all()
     again, same = label_error_study(ds, Fit(epochs=1, bs=32), k=2, out=tmp_path, say=lines.append)
     assert len(lines) == 2 and np.array_equal(same, probs)
