@@ -6,7 +6,7 @@
 __all__ = ['HELD_OUT', 'NOT_SHARES', 'SEEDS', 'PART', 'EPOCHS', 'SETTINGS', 'WEIGHTS', 'FINISHED', 'ATTACKED', 'STRONG',
            'STRONGEST', 'ARMS', 'FOLDED', 'SQS_OPTIONS', 'NETWORKS', 'STEP', 'REMAKE', 'TABLE', 'STUDIES',
            'comparisons', 'cell_name', 'grid', 'peak_ram', 'measured_cost', 'training_costs', 'reported',
-           'paired_differences', 'with_options', 'need_unrefined', 'Study', 'study']
+           'paired_differences', 'with_options', 'arms_of', 'need_unrefined', 'Study', 'study']
 
 # %% ../nbs/42_experiment.ipynb #e4200005
 import importlib
@@ -234,6 +234,21 @@ def with_options(
     preset = default if args.config is None else load_config(args.config)
     changes = [*([] if args.epochs is None else [f"student.epochs={args.epochs}"]), *args.set]
     return override(preset, changes) if changes else preset
+
+
+def arms_of(
+    given: Sequence[Sequence[str]],   # names and what follows, as `--arm` takes them
+    of: type = str,                   # what follows: changes, or numbers
+) -> dict[str, list]:                 # name -> what follows
+    "The arms that a command names. Raises `ConfigError` for a name given twice and for what is no number."
+    arms: dict[str, list] = {}
+    for name, *how in given:
+        if name in arms:
+            raise ConfigError(f"--arm {name} twice; one of each name expected, with all that it changes")
+        if of is int and (wrong := [word for word in how if not word.isdecimal()]):
+            raise ConfigError(f"--arm {name} {wrong[0]}: numbers of teachers expected, such as 0 3")
+        arms[name] = list(map(of, how))
+    return arms
 
 
 def need_unrefined(

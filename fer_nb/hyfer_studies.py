@@ -40,8 +40,8 @@ from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
-from .experiment import (NOT_SHARES, cell_name, grid, measured_cost, need_unrefined, paired_differences,
-                               reported, study, with_options)
+from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost, need_unrefined,
+                               paired_differences, reported, study, with_options)
 from .faces import find_faces
 from .launch import rank0_folder, rank_world
 from .loaders import Splits, as_split, folds, leak_groups, make_splits
@@ -152,7 +152,7 @@ def _one_generation(preset: Preset) -> None:
 @study("distillation",
        lambda ds, out, args: {"ds": subsample(ds, args.part), "preset": with_options(STUDY, args),
                               "seeds": range(args.seeds),
-                              "arms": {name: list(map(int, how)) for name, *how in args.arm or ()}},
+                              "arms": arms_of(args.arm or (), int)},
        lambda runs: "\n\n".join(table(runs, _first_split(runs, "valid", "test")).round(3).to_string()
                                 for table in (distillation_table, distillation_gains)))
 def distillation_study(
@@ -428,7 +428,7 @@ class SharedParts:
 # %% ../nbs/44_hyfer_studies.ipynb #44000022
 @study("settings",
        lambda ds, out, args: {"ds": subsample(ds, args.part), "preset": with_options(STUDY, args),
-                              "seeds": range(args.seeds), "arms": {name: how for name, *how in args.arm}},
+                              "seeds": range(args.seeds), "arms": arms_of(args.arm)},
        lambda runs: "\n\n".join(f"{model}\n{setting_table(runs, model=model).round(3).to_string()}"
                                 for model in runs.model.unique()))
 def setting_study(
