@@ -212,8 +212,8 @@ def identity(
     self: FERData,
 ) -> dict[str, str]:   # data: the fingerprint; votes: a digest of people's votes, where there are some
     "What everything that is learned or measured here depends on, for a folder of results."
-    votes = [column for column in self.df if column.startswith("vote_")]
-    return {"data": self.fingerprint()} | ({"votes": digest(*(self.df[c] for c in votes))} if votes else {})
+    votes = {column: self.df[column] for column in self.df if column.startswith("vote_")}
+    return {"data": self.fingerprint()} | ({"votes": digest([*votes], *votes.values())} if votes else {})
 
 
 @patch

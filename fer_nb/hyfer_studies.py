@@ -662,12 +662,19 @@ STEPS: dict[str, dict[str, Arm]] = {
 # %% ../nbs/44_hyfer_studies.ipynb #steps004
 def best_of(
     out: str | Path,   # folder of the runs of the step "recipe"
+    student: Fit,      # how they were fitted, but for the network
 ) -> str:              # a network
-    "What the hold-out chose, by the mean over seeds. Raises `DataError` where that step has not ended once."
+    """What the hold-out chose, by the mean over seeds. Raises `DataError` where that step has not ended once,
+    and for fits of other settings."""
     rows = []
     for path in sorted(Path(out).glob("*-[0-9]*.csv")):
         if path.with_suffix(".safetensors").exists():
             cell = read_table(path)
+            made = cell.attrs["identity"]["arm_settings"]
+            one = replace(student, network=made["network"])
+            if made != plain(asdict(one if one.network in HYFER else replace(one, stage_drop=None))):
+                raise DataError(f"{path}: fitted with other settings; the same expected, or the network's "
+                                "name (--network light_full)")
             held = cell[(cell.split == "holdout") & (cell.tta == "none") & (cell.metric == "accuracy")]
             rows.append((cell.attrs["identity"]["network"], held.value.iloc[0]))
     if not rows:
@@ -676,7 +683,7 @@ def best_of(
     found = pd.DataFrame(rows, columns=["network", "value"]).groupby("network", sort=False).value.mean()
     return found.idxmax()
 
-
+# %% ../nbs/44_hyfer_studies.ipynb #steps0041
 def budgets_of(
     step: str,                  # of `STEPS`
     preset: Preset,             # the recipe
@@ -691,7 +698,8 @@ def budgets_of(
         arms = {name: Arm(name, changes) for name in networks}
     at_least("networks of a step after the first", 2 - len(networks), 1) if arms is STEPS[step] else None
     for name, arm in arms.items():
-        network = arm.network if arm.network != BEST else networks[0] if networks else best_of(out)
+        best = networks[0] if networks else best_of(out, preset.student) if arm.network == BEST else ""
+        network = best if arm.network == BEST else arm.network
         weights = [p for place in ("teachers", ".") for p in sorted((Path(out) / place).glob("*.safetensors"))
                    if arm.taught]
         if arm.taught and not weights:

@@ -920,11 +920,12 @@ def _replayed(
 ) -> dict:              # what JSON can hold
     "All that their batches depend on."
     loader = dls.train
-    data = {"loader": type(loader).__name__, "train": loader.ds.fingerprint(),
+    known = loader.ds.identity()
+    data = {"loader": type(loader).__name__, "train": known["data"],
             "valid": dls.valid.ds.fingerprint(), "labels": loader.ds.labels, "bs": [loader.bs, dls.valid.bs],
             "seed": loader.seed, "views": loader.views, "augment": repr(loader.augment),
             "rows": None if loader.rows is None else digest(loader.rows)}
-    data |= {k: v for k, v in loader.ds.identity().items() if k == "votes"}   # they may be targets
+    data |= {"votes": known["votes"]} if "votes" in known else {}   # they may be targets
     if loader.weights is not None:
         data["weights"] = digest(loader.weights)
     if loader.crops > 1:

@@ -87,7 +87,7 @@ def test_a_step_on_top_of_another_and_again(faces, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="step recipe"):
         recipe_study(faces, preset=SMALL, step="long", out=tmp_path)
     first = recipe_study(faces, ["light"], SMALL, range(2), tmp_path)
-    assert best_of(tmp_path) == "light"
+    assert best_of(tmp_path, SMALL.student) == "light"
     together = first[(first.network == "together") & (first.metric == "accuracy")]
     splits = prepare(faces, SMALL)
     nets = [load_teacher(tmp_path / f"light-{k}.safetensors") for k in range(2)]        # a plain loop beside the row
@@ -132,6 +132,9 @@ def test_a_step_goes_on_within_a_fit(faces, tmp_path, monkeypatch):
     assert left_by_recipe(tmp_path / "whole", two, replace(other, teachers=()), 0) is None
     assert left_by_recipe(tmp_path / "whole", two, replace(two, teachers=(), student=replace(two.student, network="light")), 0) is not None
     assert left_by_recipe(tmp_path / "whole", other, replace(other, teachers=(), student=replace(other.student, network="light")), 0) is None   # made with two epochs
+    assert best_of(tmp_path / "whole", two.student) == "light"
+    with pytest.raises(DataError, match="light-0.csv: fitted with other settings"):
+        best_of(tmp_path / "whole", other.student)
     with pytest.raises(StoreError, match="data"):
         recipe_study(faces.take(range(len(faces) - 1)), ["light"], two, (0,), tmp_path / "whole", step="photographs")
 
