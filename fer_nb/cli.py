@@ -615,7 +615,7 @@ def weights(
 ) -> dict[str, str]:           # name of the file -> SHA-256
     "Which trained networks a study looks at, for its record."
     robust = args.robust if "--robust" in STUDIES[args.what].options else []
-    if robust is None and args.weights is None and args.what != "harden":
+    if robust is None and args.weights is None:
         robust = [weights_file("robust")]
     paths = [args.weights or weights_file("accurate"), *(robust or [])]
     return {Path(path).stem: file_sha256(path) for path in paths}

@@ -242,11 +242,17 @@ class Adversarial:
     taught: bool = False                         # the teachers go on teaching
     fit: Fit = Fit(epochs=2, lr=1e-3)  # of this phase; its network, size and start are the student's
     cost: float | None = None  # most clean accuracy it may cost, see `pipeline.within_cost`; None: any
+    trades: float = 0.0        # β of TRADES; 0: attacked images replace clean ones
+    best: str = "clean"  # which accuracy on the hold-out chooses the epoch: "clean", or "robust" (under PGD)
 
     def __post_init__(self):
         for attack in self.attacks:
             one_of("attacks", attack, ("fgsm", "pgd", "deepfool"))
-        _check(self, {"steps": 1}, ["eps"], {"ratio": "[]"} | ({} if self.cost is None else {"cost": "[)"}))
+        _check(self, {"steps": 1, "trades": 0}, ["eps"],
+               {"ratio": "[]"} | ({} if self.cost is None else {"cost": "[)"}),
+               choices={"best": ("clean", "robust")})
+        if self.best == "robust" and self.fit.keep != "best":
+            raise ConfigError(f"best='robust', fit.keep={self.fit.keep!r}; fit.keep='best' expected")
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ _BY_EMOTION = ("distillation.T={angry: 3, disgust: 4, fear: 4, happy: 2, neutral
                "distillation.tau={angry: 0.1, disgust: 0.3, fear: 0.3, happy: 0.05, neutral: 0.1, sad: 0.1, "
                "surprise: 0.05}")
 _ALONE = "teachers=[{network: annotators}]"
+_TRIED = {"vertical flip": ("student.augment.vflip=0.5",), "the paper's counts": ("data.targets=paper",)}
 _FOLDS = (f"study kfold {_DATA} --part 1 {_STUDENT} --set data.clean=false --set "
           "'teachers=[{network: geometry, size: 48, epochs: 40, lr: 3e-3, bs: 256}, {network: annotators}]'")
 _FOLDED = ("--epochs 1 --set data.near_duplicates=false --set data.targets=null --set distillation.views=1 "
@@ -81,6 +82,16 @@ EVIDENCE: dict[str, Evidence] = {
         f"study settings {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.targets=null --set "
         f"adversarial=null --set {_TEACHERS} {_arms(_EADD_ARMS)}",
         "settings.csv", "results/fer2013-eadd/runs.csv", _QUICK),
+    "settings": Evidence(
+        "What are a vertical flip and the paper's counts of images worth?",
+        f"study settings {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.targets=null --set "
+        f"adversarial=null --set 'teachers=[]' {_arms(_TRIED)}",
+        "settings.csv", "results/fer2013-settings/runs.csv",
+        "--seeds 1 --epochs 1 --set data.near_duplicates=false"),
+    "phase 2": Evidence(
+        "What do recipes of phase 2 cost and buy?",
+        "study harden --data {data} --part 4 --seeds 3 --set data.held=results/fer2013-shipped/parts.csv",
+        "harden.csv", "results/fer2013-phase2/runs.csv", "--seeds 1 --epochs 1"),
     "folds": Evidence(
         "What do teachers and attacks reach in five folds?", f"{_FOLDS} --protocol honest", "kfold.csv",
         "results/fer2013-folds/honest.csv", _FOLDED),
@@ -186,7 +197,7 @@ class Compared:
     place: str                                   # of the table, in a checkout
     pairs: Mapping[str, tuple[object, object]]   # name -> (arm, what it is compared with)
     over: tuple[str, ...] = ("arm",)             # columns that name an arm
-    where: tuple[tuple[str, str], ...] = ()      # which rows, see `experiment.reported`
+    where: tuple[tuple[str, object], ...] = ()   # which rows, see `experiment.reported`
     metric: str = "accuracy"                     # a share
     own: bool = False                            # each arm is judged on images of its own
 
@@ -201,6 +212,8 @@ _PIPELINE = (_against("cleaned", "before") | _against("cleaned, refined", "clean
 _LABEL = (("model", "HyFER"), ("subset", "without_duplicates"))
 _VOTED = (("model", "HyFER"), ("subset", "voters"))
 _ONE_VIEW = (("tta", "none"),)
+_ROBUST = _against("as it is", "PGD-7 on all", "TRADES", "with DeepFool")
+_UNDER = (("subset", "sample"), ("attack", "pgd"), ("eps", 2 / 255))
 COMPARED: dict[str, Compared] = {
     "protocol": Compared("results/fer2013-protocol/runs.csv", {
         "duplicates on both sides against honest": ("duplicates_across", "honest"),
@@ -216,6 +229,15 @@ COMPARED: dict[str, Compared] = {
                                        where=_LABEL),
     "EADD, FER+'s majority": Compared("results/fer2013-eadd/runs.csv", _against("as it is", *_EADD_ARMS),
                                       metric="majority", where=_VOTED),
+    "settings": Compared("results/fer2013-settings/runs.csv", {
+        f"{name} against as it is": (name, "as it is") for name in _TRIED}, where=_LABEL),
+    "phase 2, without attack": Compared("results/fer2013-phase2/runs.csv", _ROBUST,
+                                        where=(("subset", "without_duplicates"), ("chosen", "robust"))),
+    "phase 2, PGD": Compared("results/fer2013-phase2/runs.csv", _ROBUST,
+                             where=(*_UNDER, ("chosen", "robust"))),
+    "phase 2, the epoch": Compared("results/fer2013-phase2/runs.csv", {
+        "chosen under attack against without": ("robust", "clean")}, ("chosen",),
+        (*_UNDER, ("arm", "as it is"))),
     "SQSNet's parts": Compared("results/ferplus-sqs/sqs-ablation.csv", where=_ONE_VIEW,
                                pairs=_against("SQSNet", "w/o Swin", "w/o CNN")),
     "SQS's parts": Compared("results/ferplus-sqs/sqs-controls.csv", where=_ONE_VIEW, pairs=_against(

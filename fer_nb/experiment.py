@@ -181,7 +181,8 @@ def reported(
     where = {"metric": metric} | {c: v for c, v in _USUAL.items() if c in runs} | where
     where = {column: value for column, value in where.items() if value is not None}
     one = runs[~runs.split.isin(HELD_OUT)] if "split" in runs else runs
-    found = one[np.logical_and.reduce([one[column] == value for column, value in where.items()])]
+    found = one[np.logical_and.reduce([np.isclose(one[column], value) if isinstance(value, float)
+                                       else one[column] == value for column, value in where.items()])]
     if found.empty:
         known = "; ".join(f"{c}: {', '.join(map(str, one[c].unique()[:8]))}" for c in where)
         raise DataError(f"no results with {', '.join(f'{c}={v!r}' for c, v in where.items())}; here {known}")
@@ -298,8 +299,7 @@ WEIGHTS = {"--weights": dict(type=Path, metavar="FILE",
                              help="the accurate network, .safetensors (default: the shipped one)")}
 FINISHED = WEIGHTS | {
     "--robust": dict(type=Path, nargs="+", metavar="FILE",
-                     help="networks trained against attacks (without --weights the shipped one; harden: "
-                          "none)")}
+                     help="networks trained against attacks (without --weights the shipped one)")}
 ATTACKED = FINISHED | {
     "--images": dict(type=int, default=500, metavar="N", help="images attacked (default: %(default)s)")}
 STRONG = {"--strong": dict(type=int, default=100, metavar="N",
@@ -313,7 +313,8 @@ STRONGEST = {
 ARMS = {"--arm": dict(action="append", nargs="+", default=[], metavar=("NAME", "NAME=VALUE"),
                       help="a name, then what it changes, such as --arm flip student.augment.vflip=0.5; "
                            "distillation: before, cleaned, \"cleaned, refined\", or after, then numbers of "
-                           "teachers, such as --arm cleaned 0 3; may be given again")}
+                           "teachers, such as --arm cleaned 0 3; harden: without any, its own; may be given "
+                           "again")}
 FOLDED = {"--subjects": dict(action="store_true", help="keep each person in one fold, as KDEF needs"),
           "--protocol": dict(choices=("honest", "subject", "paper"), default="honest",
                              help="what folds keep together: duplicates, persons, or nothing, as the paper's "
@@ -355,8 +356,8 @@ STUDIES = {
                       SEEDS | PART | SETTINGS | ARMS),
     "transfer": Study("a trained network fitted to FER+'s labels, beside new weights", "hyfer_studies",
                       SEEDS | PART | SETTINGS | WEIGHTS, votes="whose labels are the others"),
-    "harden": Study("phase 2 from one network with several radii, and each network under attack",
-                    "hyfer_studies", ATTACKED, "tradeoff.csv"),
+    "harden": Study("recipes of phase 2 from one network, each left at two epochs: the best without and "
+                    "the best under an attack", "hyfer_studies", WEIGHTS | SEEDS | PART | SETTINGS | ARMS),
     "robust": Study("trained networks under attack and corruption", "hyfer_studies", ATTACKED | STRONG, ""),
     "autoattack": Study("trained networks under AutoAttack, and under PGD from five starts",
                         "hyfer_studies", ATTACKED | STRONGEST),

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS', 'PAPER_TABLE3', 'LIGHT', 'RECIPE', 'BEST',
-           'STEPS', 'LICENCE', 'SHIPPED_NAMES', 'TRANSFER', 'SWEEP', 'attacked_rows', 'distillation_study',
-           'distillation_table', 'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table',
-           'attack_table', 'SharedParts', 'setting_study', 'setting_table', 'trained_teachers', 'candidates',
-           'teacher_study', 'teacher_results', 'variant_study', 'Arm', 'best_of', 'budgets_of', 'left_by_recipe',
-           'recipe_study', 'facts_of', 'in_scenes', 'two_views', 'recipe_table', 'train_shipped', 'need_students',
-           'onward', 'transfer_study', 'transfer_table', 'radius_sweep', 'tradeoff_table', 'image_groups',
-           'group_study']
+           'STEPS', 'LICENCE', 'SHIPPED_NAMES', 'TRANSFER', 'PHASE2', 'PHASE2_ARMS', 'attacked_rows',
+           'distillation_study', 'distillation_table', 'distillation_gains', 'folds_of', 'over_folds', 'kfold_study',
+           'kfold_table', 'attack_table', 'SharedParts', 'changed_budgets', 'setting_study', 'setting_table',
+           'trained_teachers', 'candidates', 'teacher_study', 'teacher_results', 'variant_study', 'Arm', 'best_of',
+           'budgets_of', 'left_by_recipe', 'recipe_study', 'facts_of', 'in_scenes', 'two_views', 'recipe_table',
+           'train_shipped', 'need_students', 'onward', 'transfer_study', 'transfer_table', 'harden_table',
+           'harden_study', 'image_groups', 'group_study']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -49,10 +50,10 @@ from .metrics import agreement, ece
 from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save, save_hyfer, teacher_table,
                            weights_digest)
 from .plan import images_in, need_memory
-from .pipeline import (cache_logits, fit_adversarial, fit_student, fit_teachers, need_networks,
-                             prepare)
+from .pipeline import (cache_logits, fit_adversarial, fit_student, fit_teachers, keep_robust,
+                             need_networks, prepare)
 from .report import mean_sd, pivot_mean_sd
-from .robustness import PAPER_TABLE5, robust_study, strongest_study, tradeoff
+from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import Store, digest, plain, read_table, write_table
 from .studies import subsample
 from .teachers import CachedLogits, TeacherBase, make_teachers, need_same_holdout
@@ -135,6 +136,11 @@ def attacked_rows(
         tables.append(robust_curve(model, splits.test, attack, eps, steps, n=how.n, seed=seed))
     columns = ["split", "subset", "attack", "eps", "metric", "value", "n"]
     return pd.concat([table[columns] for table in tables], ignore_index=True)
+
+
+def _judged(ds: FERData) -> FERData:
+    "What a finished network is judged on: the test images, or the validation images where there are none."
+    return ds.where(split="test" if (ds.df.split == "test").any() else "valid")
 
 
 def _first_split(runs: pd.DataFrame, *order: str) -> str:
@@ -426,6 +432,19 @@ class SharedParts:
         return splits, fit_student(splits, preset, cached, seed, file)[0]
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000022
+def changed_budgets(
+    preset: Preset,                         # the budget as it is
+    arms: Mapping[str, Sequence[str]],      # name: changes, as `config.override` takes them
+) -> dict[str, Preset]:                     # as it is, then each change
+    "The budgets of a study of changes. Raises `ConfigError` without arms, and for one without changes."
+    at_least("arms", len(arms), 1)
+    wrong = [f"arm {name!r}: a name of its own and at least one change expected, such as "
+             "student.augment.vflip=0.5" for name, how in arms.items() if not how or name == AS_IT_IS]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    return {AS_IT_IS: preset} | {name: override(preset, how) for name, how in arms.items()}
+
+
 @study("settings",
        lambda ds, out, args: {"ds": subsample(ds, args.part), "preset": with_options(STUDY, args),
                               "seeds": range(args.seeds), "arms": arms_of(args.arm)},
@@ -441,12 +460,7 @@ def setting_study(
 ) -> pd.DataFrame:                        # arm, model, seed, split, subset, attack, eps, metric, value, n
     """The run as it is, and once for each change. Raises `ConfigError` without arms, for one without changes
     and for a setting that does not exist, `StoreError` where another study lies in `out`."""
-    at_least("arms", len(arms), 1)
-    wrong = [f"arm {name!r}: a name of its own and at least one change expected, such as "
-             "student.augment.vflip=0.5" for name, how in arms.items() if not how or name == AS_IT_IS]
-    if wrong:
-        raise ConfigError("; ".join(wrong))
-    budgets = {AS_IT_IS: preset} | {name: override(preset, how) for name, how in arms.items()}
+    budgets = changed_budgets(preset, arms)
     for budget in budgets.values():
         _one_generation(budget)
     store = Store(out, ds.identity())
@@ -937,7 +951,7 @@ def train_shipped(
         splits = _splits_without_votes(ds, preset.data, seed)
         start = {"start": file_sha256(preset.student.network)} if _is_file(preset.student) else {}
         if start:
-            _need_unseen(preset.student.network, splits, seed, say)
+            _need_unseen(preset.student.network, load_teacher(preset.student.network), splits, seed, say)
         store = Store(work or Path(out).with_name(Path(out).name + ".work"),
                       {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start})
         starts = store.session(say) if rank_world()[0] == 0 else []
@@ -1000,13 +1014,13 @@ def need_students(
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0003
 def _need_unseen(
-    path: str,                    # of weights to go on from
+    path: str,                    # of weights to go on from, or what they are
+    start: nn.Module,             # the network
     splits: Splits,               # the data
     seed: int,                    # of the run
     say: Callable[[str], None],   # gets a line where the weights have no record
 ) -> None:
     "Refuse weights that know what is held out here, and say where nobody can know."
-    start = load_teacher(path)
     need_same_holdout(path, start, splits, seed)
     if not (getattr(start, "record", None) or {}).get("data"):
         say(f"{path} does not say what it was trained on: it may know the hold-out")
@@ -1097,62 +1111,109 @@ def transfer_table(
     means = 100 * one.groupby(["weights", "votes", "metric", "subset"], sort=False).value.mean()
     return means.unstack(["metric", "subset"]).round(2)
 
+# %% ../nbs/44_hyfer_studies.ipynb #harden002
+PHASE2 = replace(SHIP, adversarial=Adversarial(eps=2 / 255, fit=replace(SHIP.adversarial.fit, epochs=2)),
+                 evaluation=Evaluation((1 / 255, 2 / 255, 4 / 255), n=500))
+_ALL = ("adversarial.attacks=[pgd]", "adversarial.steps=7", "adversarial.ratio=1")
+PHASE2_ARMS = {
+    "radius 1/255": (f"adversarial.eps={1 / 255}",), "radius 4/255": (f"adversarial.eps={4 / 255}",),
+    "PGD-7 on all": _ALL, "TRADES": (*_ALL, "adversarial.trades=6"),
+    "with DeepFool": ("adversarial.attacks=[fgsm, pgd, deepfool]",)}
+
+# %% ../nbs/44_hyfer_studies.ipynb #harden001
+def _need_two_epochs(
+    arm: str,                  # its name
+    how: Adversarial | None,   # its phase 2
+) -> None:
+    "Raise `ConfigError` for a phase 2 that cannot be left at its two best epochs."
+    right = {"adversarial": how is not None}
+    if how is not None:
+        right |= {"fit.keep='best'": how.fit.keep == "best", "best='clean'": how.best == "clean",
+                  "cost=null": how.cost is None, "taught=false": not how.taught}
+    if wrong := [name for name, fine in right.items() if not fine]:
+        raise ConfigError(f"arm {arm!r}: {', '.join(wrong)} expected, for each fit is left at two epochs, of "
+                          "the network and the training images alone")
+
+
+def _with_weights(
+    net: HyFER,                       # stays as it is
+    state: Mapping[str, torch.Tensor],  # as from `state_dict`
+) -> HyFER:                           # another one, in eval mode
+    "The same network with other weights."
+    other = deepcopy(net).eval()
+    other.load_state_dict(state)
+    return other
+
+
+def harden_table(
+    runs: pd.DataFrame,          # from `harden_study`
+    attack: str = "pgd",         # or "fgsm", "deepfool"
+    metric: str = "accuracy",    # which metric, in %
+    split: str | None = None,    # which reported split; None: "valid" if there is one, else "test"
+) -> pd.DataFrame:               # a row an arm and choice; without an attack, then each radius: mean ± sd
+    "What each recipe costs and buys."
+    split = split or _first_split(runs, "valid", "test")
+    one = runs[(runs.metric == metric) & (runs.split == split)]
+    clean = one[(one.attack == "none") & (one.subset == "all")].assign(under="no attack")
+    under = one[(one.attack == attack) & np.isfinite(one.eps)]
+    under = under.assign(under=[f"{255 * e:.3g}/255" for e in under.eps])
+    both = pd.concat([clean, under]).groupby(["arm", "chosen", "under"], sort=False).value
+    return both.agg(mean_sd, percent=True).unstack("under", sort=False)
+
 # %% ../nbs/44_hyfer_studies.ipynb #3ac65f10
-SWEEP = replace(SHIP, adversarial=replace(SHIP.adversarial, fit=replace(SHIP.adversarial.fit, epochs=2)))
-
-
-def radius_sweep(
-    student: HyFER,                          # after phase 1
-    ds: FERData,                             # what it was trained on, with the images to report on
-    out: str | Path = "runs/hardened",       # folder of weights and finished parts
-    eps: Sequence[float] = (1 / 255, 2 / 255, 8 / 255),  # radii, in the maximum norm
-    preset: Preset = SWEEP,                  # settings of the adversarial phase
-    seed: int = 0,                           # of the student's run, for the same validation part
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
-) -> dict[str, Path]:                        # name, such as "eps2" for 2/255 -> .safetensors
-    """Adversarial training of one student with several radii. Raises `StoreError` where the work of another
-    run lies in `out`."""
+@study("harden",
+       lambda ds, out, args: {"ds": ds, "student": _shipped(args.weights), "part": args.part,
+                              "arms": arms_of(args.arm) or PHASE2_ARMS, "preset": with_options(PHASE2, args),
+                              "seeds": range(args.seeds)},
+       lambda runs: harden_table(runs).to_string())
+def harden_study(
+    student: HyFER,                       # after phase 1; stays as it is
+    ds: FERData,                          # what it was trained on, with the images to report on
+    arms: Mapping[str, Sequence[str]] = PHASE2_ARMS,  # name: changes, as `config.override` takes them
+    preset: Preset = PHASE2,              # the budget as it is
+    seeds: Sequence[int] = range(3),      # one fit a seed and arm
+    out: str | Path = "runs/hardened",    # folder of finished fits and of their networks
+    part: int = 1,                        # train on one part of so many, chosen by group; 1: all
+    run_seed: int = 0,                    # of the student's run, for the same hold-out
+    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+) -> pd.DataFrame:          # arm, chosen, seed, split, subset, attack, eps, metric, value, n
+    """Phase 2 as it is and once for each change, each fit left at two epochs. Raises `ConfigError` for
+    settings that do not go, `DataError` where the student may know the hold-out, `StoreError` where another
+    study lies in `out`."""
+    budgets = changed_budgets(preset, arms)
+    for name, budget in budgets.items():
+        _need_two_epochs(name, budget.adversarial)
     ds = resized(ds, preset.student.size)
-    data = {**ds.identity(), "student": weights_digest(student)}
-    store = Store(out, {"settings": to_dict(preset), "seed": seed} | data)
-    splits, found = _splits_without_votes(ds, preset.data, seed), {}
-    for e in eps:
-        name = f"eps{255 * e:g}"
-        found[name] = store.path(f"{name}.safetensors")
-        if not found[name].exists():
-            say(f"phase 2 with {255 * e:g}/255")
-            budget = replace(preset, adversarial=replace(preset.adversarial, eps=e))
-            hardened, _, adv = fit_adversarial(student, splits, budget, seed, store.path(f"{name}.ckpt"))
-            save_hyfer(hardened, found[name], adversarial=adv.config(), **calibration(hardened, splits.valid))
-    return found
+    splits = _splits_without_votes(ds, preset.data, run_seed)
+    _need_unseen("the student", student, splits, run_seed, say)
+    splits = replace(splits, train=subsample(splits.train, part))
+    identity = {"settings": to_dict(preset), **ds.identity(), "part": part, "run seed": run_seed}
+    store = Store(out, identity | {"student": weights_digest(student)})
 
+    def run(arm: str, seed: int) -> pd.DataFrame:
+        budget, name = budgets[arm], cell_name(arm, seed)
+        keep = keep_robust(splits.valid, budget.adversarial.eps, seed, load=False)
+        with measured_cost(store.path(f"{name}.cost.csv"), arm=arm, seed=seed):
+            hardened, _, adv = fit_adversarial(student, splits, budget, seed, store.checkpoint(arm, seed),
+                                               cbs=[keep])
+        write_table(pd.DataFrame(keep.log), store.path(f"{name}.epochs.csv"))
+        found = {}   # often one epoch is both
+        for chosen, net in {"clean": hardened, "robust": _with_weights(hardened, keep.state)}.items():
+            save_hyfer(net, store.path(f"{name}-{chosen}.safetensors"), adversarial=adv.config(),
+                       **calibration(net, splits.valid))
+            same = [table for table, other in found.values() if other == weights_digest(net)]
+            table = same[0] if same else attacked_rows(net, splits, budget.evaluation, seed)
+            found[chosen] = table, weights_digest(net)
+        tables = [table.assign(chosen=chosen) for chosen, (table, _) in found.items()]
+        return pd.concat(tables, ignore_index=True)
 
-def tradeoff_table(
-    models: Mapping[str, HyFER],     # by name
-    ds: FERData,                     # images to report on
-    eps: Sequence[float] = (1 / 255, 2 / 255, 4 / 255),  # budgets of the attack
-    steps: int = 10,                 # of PGD
-    n: int = 400,                    # images attacked, stratified; the clean accuracy is that of all
-    seed: int = 0,                   # of the sample and the attack
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each model
-) -> pd.DataFrame:                   # model, split, attack, norm, eps, clean, robust, n
-    "The robustness–accuracy trade-off: accuracy of each network without an attack and under PGD."
-    tables = []
-    for name, model in models.items():
-        say(f"attacking {name}")
-        tables.append(evaluate(model, ds).assign(model=name))
-        tables.append(robust_curve(model, ds, "pgd", eps, steps, n=n, seed=seed).assign(model=name))
-    return tradeoff(pd.concat(tables, ignore_index=True))
+    table = grid(run, budgets, seeds, store, say=say)
+    return table[["arm", "chosen", "seed", "split", "subset", "attack", "eps", "metric", "value", "n"]]
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000009
 def _shipped(weights: Path | None) -> HyFER:
     "The trained network that a study goes on from: of a file, or the shipped one."
     return HyFER.from_pretrained() if weights is None else load_hyfer(weights)
-
-
-def _judged(ds: FERData) -> FERData:
-    "What a finished network is judged on: the test images, or the validation images where there are none."
-    return ds.where(split="test" if (ds.df.split == "test").any() else "valid")
 
 
 def _finished(
@@ -1179,23 +1240,6 @@ def _attacked(
     return {"models": _finished(args), "ds": _judged(ds), "out": out, "n": args.images}
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000013
-@study("harden",
-       lambda ds, out, args: {"ds": ds, "out": out, "n": args.images, "weights": args.weights,
-                              "robust": args.robust or ()},
-       lambda table: table.round(4).to_string(index=False))
-def _radius_study(ds: FERData, out: Path, weights: Path | None, robust: Sequence[Path], n: int,
-                  say: Callable[[str], None]) -> pd.DataFrame:
-    "A radius sweep and its trade-off table, with the networks of the files `robust` beside it."
-    files = {path.stem: path for path in robust}
-    if len(files) < len(robust) or any(name == "accurate" or name.startswith("eps") for name in files):
-        raise ConfigError(f"--robust {' '.join(map(str, robust))}: file names that differ expected, none of "
-                          "them accurate or eps...")
-    student = _shipped(weights)
-    found = radius_sweep(student, ds, out, say=say) | files
-    models = {"accurate": student} | {name: load_hyfer(path) for name, path in found.items()}
-    return tradeoff_table(models, _judged(ds), n=n, say=say)
-
-
 # two studies of a page before this one, bound here
 _robust_study = study("robust", lambda ds, out, args: _attacked(ds, out, args) | {"strong": args.strong},
                       lambda tables: tables["paper_epsilon"].round(3).to_string(index=False))(robust_study)

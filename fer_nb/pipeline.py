@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'STYLE', 'NOT_RUN', 'FILES', 'quiet', 'refined', 'prepare', 'cache_logits', 'fit_teachers', 'between',
-           'within_cost', 'taught_by', 'fit_student', 'fit_adversarial', 'RunResults', 'fit_students', 'step_seconds',
-           'need_networks', 'run', 'fold_parts', 'fold_summary', 'capped', 'fold_report', 'run_folds']
+           'within_cost', 'taught_by', 'fit_student', 'keep_robust', 'fit_adversarial', 'RunResults', 'fit_students',
+           'step_seconds', 'need_networks', 'run', 'fold_parts', 'fold_summary', 'capped', 'fold_report', 'run_folds']
 
 # %% ../nbs/41_pipeline.ipynb #f49ccee1
 import copy
@@ -28,7 +28,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import nn
 
-from .advtrain import AdversarialTraining
+from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
 from .config import PRESETS, Adversarial, Distillation, Fit, Preset, to_dict
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, seed_everything
@@ -36,7 +36,7 @@ from .data import FERData, resized
 from .distill import EADD
 from .duplicates import DuplicateSearch
 from .audit import audit
-from .evaluate import calibration, confusion, evaluate, predict_logits, robust_curve
+from .evaluate import calibration, confusion, evaluate, image_batches, predict_logits, robust_curve
 from .faces import FaceRefiner
 from .launch import rank0_folder
 from .loaders import Originals, Splits, as_split, balanced, folds, leak_groups, make_splits
@@ -242,6 +242,19 @@ def fit_student(
     history = fit_model(student, dls, preset.student, cbs, phase, seed, show, checkpoint)
     return detach_sqs(student) if preset.quads is not None else student, history, eadd
 
+# %% ../nbs/41_pipeline.ipynb #phase2fit
+def keep_robust(
+    valid: FERData,      # held-out images, as the network takes them
+    eps: float = 4/255,  # budget of PGD
+    seed: int = 0,       # of the sample and of PGD's starts
+    n: int = 500,        # images of the stratified sample
+    load: bool = True,   # False: the fit ends with the weights that it would end with anyway
+) -> KeepRobust:         # a callback for one fit
+    "What keeps the epoch that withstands most, measured on a sample of the held-out images."
+    part = valid.sample(n, seed)
+    _, x, y = next(image_batches(part, len(part), torch.device("cpu")))
+    return KeepRobust(x, y, eps, seed=seed, load=load)
+
 
 def fit_adversarial(
     student: nn.Module,                      # after phase 1; stays as it is
@@ -259,11 +272,14 @@ def fit_adversarial(
     how = preset.adversarial or Adversarial()
     if how.taught and not cached:
         raise ConfigError("adversarial.taught without the teachers' logits; cached= expected")
-    adv = AdversarialTraining(how.attacks, how.eps, steps=how.steps, ratio=how.ratio, seed=seed)
+    adv = AdversarialTraining(how.attacks, how.eps, steps=how.steps, ratio=how.ratio, seed=seed,
+                              trades=how.trades)
     hardened = adapted(student, splits.train.labels)
     dls = make_loaders(splits.train, splits.valid, how.fit, seed + 1)
     eadd = taught_by(cached if how.taught else (), preset.distillation, hardened.labels)
     cbs = [*([eadd] if eadd else []), adv, *cbs]
+    if how.best == "robust":
+        cbs = [*cbs, keep_robust(splits.valid, how.eps, seed)]
     history = fit_model(hardened, dls, how.fit, cbs, phase, seed, show, checkpoint)
     if how.cost is not None:
         hardened, adv.share = within_cost(student, hardened, splits.valid, how.cost)

@@ -219,9 +219,12 @@ def label_error_study(
             return fit_network(train, fit, seed + fold)
 
     logits = fold_logits(fitted, ds, splits, out, setting=to_dict(fit) | {"seed": str(seed)})
-    judged = (ds.df.vote_label != "").to_numpy() & training
-    wrong = (ds.df.vote_label != ds.df.label).to_numpy()[judged]
-    rankings = {name: doubt[judged] for name, doubt in doubt_rankings(ds, logits, splits).items()}
+    place, of = np.cumsum(training) - 1, ds.take(training)   # no other image has a say in a threshold
+    inner = [(place[train], place[test[training[test]]]) for train, test in splits]
+    judged = (of.df.vote_label != "").to_numpy()
+    wrong = (of.df.vote_label != of.df.label).to_numpy()[judged]
+    ranked = doubt_rankings(of, logits[:, training], inner)
+    rankings = {name: doubt[judged] for name, doubt in ranked.items()}
     probs = softmax(out_of_fold(logits, splits), axis=1)
     if probabilities is not None:
         write_table(pd.DataFrame(probs, ds.df.id, ds.labels).round(4).reset_index(), probabilities)

@@ -462,7 +462,7 @@ def need_same_holdout(
         here["held-out ids"] = digest(sorted(splits.listed))
     if differ := [f"{k} {found[k]}, here {v}" for k, v in here.items() if found.get(k, v) != v]:
         raise DataError(f"{path}: of a run with other images ({'; '.join(differ)}); it may know what is held "
-                        "out here")
+                        "out here; its data and seed, or data.held=CSV of what its fit held out, expected")
 
 
 def data_record(

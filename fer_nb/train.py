@@ -76,7 +76,7 @@ def _measured(
     names = ("train_loss", "loss", "accuracy")
     return tuple(float(log[name]) for name in names) if whole and {*names} <= log.keys() else None
 
-
+# %% ../nbs/30_train.ipynb #keepbest1
 class KeepBest(FitCallback):
     "Keep a copy of the best epoch's weights, by validation accuracy, then loss; load it when the fit ends."
 
@@ -100,12 +100,14 @@ class KeepBest(FitCallback):
 
     def after_epoch(self) -> None:
         "Keep the weights if this epoch is the best so far."
-        if (measured := _measured(self.recorder)) is None:
-            return
-        _, loss, acc = measured
-        if (acc, -loss) > self.best:
-            self.best, self.best_epoch = (acc, -loss), self.epoch
+        if (now := self.measure()) is not None and now > self.best:
+            self.best, self.best_epoch = now, self.epoch
             self.state = copy.deepcopy(self.model.state_dict())
+
+    def measure(self) -> tuple[float, float] | None:  # None: the epoch was not validated
+        "How good the weights are: validation accuracy, then less loss."
+        measured = _measured(self.recorder)
+        return measured and (measured[2], -measured[1])
 
     def before_epoch(self) -> None:
         "End the fit if the best epoch is too long ago."

@@ -240,7 +240,10 @@ def main(
             parser.error("--tiny tries the cells; what they give so is not saved")
         os.environ["FER_NB_BUDGET"], args.flags = "tiny", [*args.flags, "gpu"]
         paths = [p for p in paths if has_gpu_cells(p)]
-    flags = [f for f in get_config().tst_flags.split() if f not in args.flags]
+    known = get_config().tst_flags.split()
+    if odd := [f for f in args.flags if f not in known]:
+        parser.error(f"--flags {' '.join(odd)}: of {', '.join(known)} expected; name notebooks before --flags")
+    flags = [f for f in known if f not in args.flags]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the Makefile: the last digits of a training depend on it
     started, context = time.time(), fresh_processes()
     try:

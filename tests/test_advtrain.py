@@ -17,12 +17,13 @@ with warnings.catch_warnings():
     from fastai.callback.progress import ProgressCallback
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
-    from fastai.learner import Learner
+    from fastai.learner import AvgMetric, Learner
     from fastai.losses import CrossEntropyLossFlat
+    from fastai.metrics import accuracy
     from fastai.optimizer import Adam, OptimWrapper
     from fastai.torch_core import TensorCategory, TensorImage
 
-from fer_nb.advtrain import AdversarialTraining
+from fer_nb.advtrain import AdversarialTraining, KeepRobust, _batch_generator
 from fer_nb.attacks import pgd
 from fer_nb.core import ConfigError, FERError, ImageError
 from fer_nb.distill import EADD
@@ -354,6 +355,43 @@ def test_guard_measures_a_fixed_batch_and_changes_nothing():
     fast, slow = cb._probe()
     assert np.isclose(log.pgd[1], slow) and np.isclose(log.fgsm[1], fast) and slow <= fast and len(x) == len(y) == BS
     assert AdversarialTraining("pgd").guard == 0 and AdversarialTraining(("pgd", "fgsm")).guard == 10
+
+
+def test_the_best_epoch_under_attack_against_a_loop_of_ones_own():
+    """The copy is of the weights at the end of its epoch; what the fit loads is that, or what it had before."""
+    g = torch.Generator().manual_seed(4)
+    x, y, seen = torch.rand(20, 1, 8, 8, generator=g), torch.arange(20) % 3, []
+
+    class Look(Callback):
+        order = 70
+
+        def after_epoch(self):
+            seen.append({k: v.clone() for k, v in self.model.state_dict().items()})
+
+    def fitted(**how):
+        seen.clear()
+        learn = learner(AdversarialTraining("pgd", steps=1), keep := KeepRobust(x, y, 8 / 255, steps=3, seed=2, **how), Look())
+        learn.metrics = [AvgMetric(accuracy)]
+        with learn.no_logging():
+            learn.fit(4, 5e-2)
+        return learn.model, keep
+
+    model, keep = fitted()
+    rows = []
+    for state in seen:
+        model.load_state_dict(state)
+        model.eval()
+        adv = pgd(model, x, y, 8 / 255, steps=3, generator=_batch_generator(2, 0, 0))
+        rows.append([(model(t).argmax(1) == y).float().mean().item() for t in (adv, x)])
+    assert [[row["robust"], row["clean"]] for row in keep.log] == rows and rows.index(max(rows)) == keep.best_epoch
+    other, kept = fitted(load=False)
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), seen[-1].values()))
+    assert all(torch.equal(a, b) for a, b in zip(kept.state.values(), seen[kept.best_epoch].values()))
+    for bad in (dict(eps=-1), dict(steps=0), dict(images=x[:0])):
+        with pytest.raises(ConfigError):
+            KeepRobust(**{"images": x, "targets": y} | bad)
+    with pytest.raises(ConfigError, match="accuracy"):
+        learner(KeepRobust(x, y)).fit(1)
 
 
 def test_state_goes_on_with_both_logs_and_the_watched_batch():

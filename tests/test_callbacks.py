@@ -16,7 +16,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper
 
-from fer_nb.advtrain import AdversarialTraining
+from fer_nb.advtrain import AdversarialTraining, KeepRobust
 from fer_nb.config import Fit
 from fer_nb.core import seed_everything
 from fer_nb.data import resized
@@ -204,7 +204,8 @@ class Looks(Callback):
 OURS = {"KeepBest": lambda: KeepBest(patience=3), "Progress": lambda: Progress("x", show=False), "StopOnNaN": StopOnNaN, "CheckInputRange": CheckInputRange,
         "EMA": lambda: EMA(0.9), "Mix": Mix, "FreezeBody": lambda: FreezeBody(2), "Accumulate": lambda: Accumulate(2), "SAM": SAM, "Amp": lambda: Amp("bf16"),
         "EADD": lambda: EADD([hyfer(7)], accuracy="running"), "EADD, valid": lambda: EADD([hyfer(7)]), "SQS": SQS,
-        "AdversarialTraining": lambda: AdversarialTraining("fgsm", guard=1, collapse=0.99)}
+        "AdversarialTraining": lambda: AdversarialTraining("fgsm", guard=1, collapse=0.99),
+        "KeepRobust": lambda: KeepRobust(torch.rand(9, 1, 24, 24, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 7, steps=1)}
 WHEN = [("before_fit", 100), ("before_epoch", 0), ("before_train", 80), ("before_batch", -60), ("after_loss", 95), ("after_backward", 0), ("after_batch", 65),
         ("after_train", 65), ("before_validate", 40), ("after_validate", 65), ("after_epoch", 55), ("after_epoch", 65), ("after_fit", 80)]
 

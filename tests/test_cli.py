@@ -13,7 +13,7 @@ from PIL import Image
 
 import fer_nb
 from fer_nb.cli import VERBS, main, need_layout
-from fer_nb.core import EMOTIONS, DataError, canonical_label
+from fer_nb.core import EMOTIONS, DataError, canonical_label, file_sha256
 from fer_nb.store import read_record
 
 PIXELS = " ".join(["7"] * 2304)
@@ -236,17 +236,16 @@ def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tm
     assert main([*study, "--robust", str(files[1]), str(files[1])]) == 2 and "differ" in capsys.readouterr().err
 
 
-def test_harden_begins_with_the_network_it_is_given_and_attacks_them_all(csv_of_faces, tmp_path, capsys, monkeypatch):
-    from fer_nb import hyfer_studies
+def test_harden_begins_with_the_network_it_is_given(csv_of_faces, tmp_path, capsys, monkeypatch):
     from fer_nb.models import HyFER, save_hyfer
-    begun = []
-    a, b, more = (save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors") for name in ("a", "eps1", "more"))
-    monkeypatch.setattr(hyfer_studies, "radius_sweep", lambda student, ds, out, say: begun.append(student.config) or {"eps1": b})
-    harden = ["study", "harden", "--data", str(csv_of_faces[0]), "--images", "14", "--out", str(tmp_path)]
-    assert main([*harden, "--weights", str(a), "--robust", str(more)]) == 0 and "tradeoff.csv" in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "tradeoff.csv")
-    assert begun == [hyfer_studies.HYFER["light"]] and list(table.model.unique()) == ["accurate", "eps1", "more"] and len(table) == 9
-    assert table.clean.between(0, 1).all() and (table.n == 14).all()
+    runs = pd.DataFrame({"arm": "TRADES", "chosen": "robust", "seed": 0, "split": "valid", "subset": "all", "attack": "none",
+                         "eps": 0.0, "metric": "accuracy", "value": [0.5], "n": 9})
+    asked, a = fake(monkeypatch, "harden", runs), save_hyfer(HyFER(7, 1, "light"), tmp_path / "a.safetensors")
+    harden = ["study", "harden", "--data", str(csv_of_faces[0]), "--weights", str(a), "--out", str(tmp_path / "h"), "--epochs", "3"]
+    assert main([*harden, "--arm", "TRADES", "adversarial.trades=6"]) == 0 and "harden.csv" in capsys.readouterr().out
+    assert asked["arms"] == {"TRADES": ["adversarial.trades=6"]} and asked["part"] == 4 and asked["student"].record is not None
+    assert main(harden) == 0 and {"TRADES", "with DeepFool"} < set(asked["arms"])
+    assert read_record(tmp_path / "h/harden.csv")["weights"] == {"a": file_sha256(a)}
 
 
 def test_every_study_is_known_and_its_options_have_help(capsys):

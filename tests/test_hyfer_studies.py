@@ -8,16 +8,18 @@ import pytest
 from PIL import Image
 
 import fer_nb.hyfer_studies as hyfer_studies
-from fer_nb.config import Adversarial, Augment, Data, Distillation, Fit
+from fer_nb.config import Adversarial, Augment, Data, Distillation, Evaluation, Fit
 from fer_nb.core import EMOTIONS, ConfigError, DataError
-from fer_nb.data import VOTE_COLUMNS, read_kdef
+from fer_nb.data import VOTE_COLUMNS, read_kdef, resized
+from fer_nb.evaluate import robust_curve
 from fer_nb.experiment import comparisons
-from fer_nb.hyfer_studies import (SHIP, STUDY, TRANSFER, distillation_gains, distillation_study, distillation_table,
-                                  _ensemble_logits, kfold_study, kfold_table, radius_sweep, _splits_without_votes,
+from fer_nb.hyfer_studies import (PHASE2_ARMS, SHIP, STUDY, TRANSFER, distillation_gains, distillation_study,
+                                  distillation_table, _ensemble_logits, harden_study, harden_table, kfold_study,
+                                  kfold_table, _splits_without_votes,
                                   train_shipped, transfer_study, transfer_table, variant_study)
 from fer_nb.loaders import as_split, make_splits
-from fer_nb.models import HYFER, HyFER, weights_digest
-from fer_nb.store import StoreError
+from fer_nb.models import HYFER, HyFER, load_hyfer, load_teacher, weights_digest
+from fer_nb.store import StoreError, read_table
 from fer_nb.synth import make_faces
 
 TINY = replace(STUDY, teachers=(Fit("lcnet_050", 32, False, epochs=1, lr=1e-3, bs=64),), student=Fit(epochs=1),
@@ -310,16 +312,37 @@ def test_votes_change_no_part_and_stay_with_their_images(faces, voted):
         assert (b.df[list(VOTE_COLUMNS)].to_numpy() == votes.loc[b.sources()].to_numpy()).all()
 
 
-def test_a_radius_sweep_goes_on_and_leaves_the_student_alone(faces, tmp_path, monkeypatch):
-    student, lines = HyFER(7, 1, "light"), []
-    before = weights_digest(student)
-    files = radius_sweep(student, faces, tmp_path, (1 / 255, 4 / 255), TINY, say=lines.append)
-    assert [p.name for p in files.values()] == ["eps1.safetensors", "eps4.safetensors"] and weights_digest(student) == before
-    files["eps4"].unlink()
-    assert radius_sweep(student, faces, tmp_path, (1 / 255, 4 / 255), TINY, say=lines.append) == files
-    assert lines == ["phase 2 with 1/255", "phase 2 with 4/255", "phase 2 with 4/255"]
+def test_recipes_of_phase_2_go_on_and_leave_the_student_alone(faces, tmp_path, monkeypatch):
+    student, lines, small = HyFER(7, 1, "light"), [], replace(TINY, evaluation=Evaluation((2 / 255,), n=20))
+    before, arms = weights_digest(student), {"TRADES": [*PHASE2_ARMS["TRADES"], "adversarial.steps=2"]}
+    runs = harden_study(student, faces, arms, small, range(1), tmp_path, say=lines.append)
+    names = ["as-it-is-0", "trades-0"]
+    assert {p.name for p in tmp_path.glob("*.safetensors")} == {f"{n}-{c}.safetensors" for n in names for c in ("clean", "robust")}
+    assert weights_digest(student) == before and list(runs.arm.unique()) == ["as it is", *arms] and not list(tmp_path.glob("*.ckpt"))
+    header = load_teacher(tmp_path / "trades-0-robust.safetensors").record["adversarial"]
+    assert (header["trades"], header["kind"], header["ratio"]) == (6.0, ["pgd"], 1.0)
+    epochs = read_table(tmp_path / "trades-0.epochs.csv")
+    assert len(epochs) == small.adversarial.fit.epochs and (epochs.robust <= epochs.clean + 1e-9).all()
+    (tmp_path / "trades-0.csv").unlink()
+    again = harden_study(student, faces, arms, small, range(1), tmp_path, say=lines.append)
+    assert [l.split(",")[0] for l in lines if "TRADES" in l] == ["TRADES", "TRADES"] and sum("seed" in l for l in lines) == 3
+    pd.testing.assert_frame_equal(runs, again)
+    table = harden_table(runs)
+    assert table.columns.tolist() == ["no attack", "2/255"] and len(table) == 4
+    rows = runs[(runs.arm == "TRADES") & (runs.chosen == "robust") & (runs.metric == "accuracy") & (runs.split == "test") & (runs.attack == "pgd")]
+    net = load_hyfer(tmp_path / "trades-0-robust.safetensors")
+    splits = _splits_without_votes(resized(faces, TINY.student.size), TINY.data)
+    assert rows.value.tolist() == pytest.approx(robust_curve(net, splits.test, "pgd", 2 / 255, 10, n=20).query("metric == 'accuracy' and split == 'test'").value.tolist())
     with pytest.raises(StoreError, match="student"):
-        radius_sweep(HyFER(7, 1, "light"), faces, tmp_path, (1 / 255,), TINY)
+        harden_study(HyFER(7, 1, "light"), faces, arms, small, range(1), tmp_path)
+    student.record = {"data": "another", "fingerprint": "another"}
+    with pytest.raises(DataError, match="may know what is held out"):
+        harden_study(student, faces, arms, small, range(1), tmp_path / "never")
+    taught = ["adversarial.taught=true", "distillation.cached_views=mean"]
+    for settings in (["adversarial.fit.keep=last"], taught, ["adversarial.best=robust"], ["adversarial.cost=0.1"], ["adversarial=null"]):
+        with pytest.raises(ConfigError, match=f"arm 'odd': {settings[0].split('=')[0].removeprefix('adversarial.')}.* expected"):
+            harden_study(student, faces, {"odd": settings}, small, out=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.parametrize("call, says", [

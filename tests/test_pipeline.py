@@ -105,8 +105,9 @@ def test_a_run_at_another_size_says_so(tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_that_is_broken_off_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
-    ds, out = finished
+def test_a_run_that_is_broken_off_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    ds, folder = make_faces(300, seed=0)[0], tmp_path / "runs"
+    out = run(ds, QUICK, tmp_path / "whole", show=False)
     real, fitted = pipeline.fit_model, []
 
     def fit(model, dls, spec, cbs=(), phase="", *args, **kwargs):
@@ -118,15 +119,15 @@ def test_a_run_that_is_broken_off_goes_on_where_it_stopped(finished, tmp_path, m
     monkeypatch.setattr(pipeline, "fit_model", fit)
     monkeypatch.setattr(teachers_room, "fit_model", fit)
     with pytest.raises(KeyboardInterrupt):
-        run(ds, "tiny", tmp_path / "b", show=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["b.work"]
+        run(ds, QUICK, folder / "b", show=False)
+    assert [p.name for p in folder.iterdir()] == ["b.work"]
     with pytest.raises(StoreError, match="settings.teachers.0.epochs is 1 there and 2 here"):
-        run(ds, with_teacher(epochs=2), tmp_path / "b", show=False)
-    again = run(ds, "tiny", tmp_path / "b", show=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["b"]
-    assert (out / "results.csv").read_bytes() == (again / "results.csv").read_bytes()
-    assert (out / "student.safetensors").read_bytes() == (again / "student.safetensors").read_bytes()
-    assert [json.loads((folder / "config.json").read_text())["record"]["resumed"] for folder in (out, again)] == [False, True]
+        run(ds, replace(QUICK, teachers=(replace(LCNET, epochs=2),)), folder / "b", show=False)
+    again = run(ds, QUICK, folder / "b", show=False)
+    assert [p.name for p in folder.iterdir()] == ["b"] and fitted.count("HyFER, EADD") == 2 and len(fitted) > 3
+    for name in ("results.csv", "student.safetensors", "student_phase1.safetensors"):
+        assert (out / name).read_bytes() == (again / name).read_bytes(), name
+    assert [json.loads((f / "config.json").read_text())["record"]["resumed"] for f in (out, again)] == [False, True]
     assert "earlier ones were broken off" in (again / "report.html").read_text()
 
 

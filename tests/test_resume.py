@@ -17,7 +17,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
-from fer_nb.advtrain import AdversarialTraining
+from fer_nb.advtrain import AdversarialTraining, KeepRobust
 from fer_nb.data import resized
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, HyFERConfig
@@ -214,6 +214,28 @@ def test_adversarial_training_goes_on_exactly(tmp_path):
     again = attempt(tmp_path / "b")
     assert same(again[0], whole[0]) and same(read_checkpoint(tmp_path / "b"), read_checkpoint(tmp_path / "a"))
     assert all(x.equals(y) for x, y in zip(again[1:], whole[1:])) and whole[2].rolled_back.tolist() == [False, True, False]
+
+
+class Falls(KeepRobust):
+    "Withstands most in the second epoch: what is loaded is an older state, seen before the interruption."
+
+    def _accuracies(self):
+        return (0.9 if self.epoch == 1 else 0.1, super()._accuracies()[1])
+
+
+def test_the_epoch_that_withstands_most_is_remembered(tmp_path):
+    g = torch.Generator().manual_seed(3)
+    images, labels = torch.rand(30, 1, 24, 24, generator=g), torch.arange(30) % 2
+
+    def attempt(path, *at, kind=Falls):
+        keep = kind(images, labels, steps=2)
+        return fit(path, cbs=[AdversarialTraining("pgd", steps=1), keep, At(*at)], epochs=3), keep.log, keep.best_epoch
+
+    whole = attempt(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        attempt(tmp_path / "b", 2, 1, interrupt)
+    again = attempt(tmp_path / "b")
+    assert same(again[0], whole[0]) and again[1:] == whole[1:] and whole[2] == 1 and len(whole[1]) == 3
 
 
 def test_early_stop_is_remembered(tmp_path):

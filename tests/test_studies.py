@@ -176,6 +176,8 @@ def test_label_errors_are_looked_for_without_training_on_official_test_images(mo
     assert len(trained) == 2 and set(pd.concat(trained).split) == {"train"}
     assert np.isfinite(probs).all(), "every image gets probabilities"
     assert (scores.n == (ds.df.split == "train").sum()).all(), "the votes judge the training split"
+    given = ds.assign(label=np.where(ds.df.split == "train", ds.df.label, "happy"))   # other labels of other splits have no say
+    assert label_error_study(given, k=2)[0].equals(scores)
 
 
 def test_label_error_study_from_votes_to_scores(tmp_path):
