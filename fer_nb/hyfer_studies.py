@@ -1112,13 +1112,26 @@ def transfer_table(
     return means.unstack(["metric", "subset"]).round(2)
 
 # %% ../nbs/44_hyfer_studies.ipynb #harden002
-PHASE2 = replace(SHIP, adversarial=Adversarial(eps=2 / 255, fit=replace(SHIP.adversarial.fit, epochs=2)),
-                 evaluation=Evaluation((1 / 255, 2 / 255, 4 / 255), n=500))
+PHASE2 = replace(SHIP, born_again=None, teachers=(),
+                 evaluation=Evaluation((1 / 255, 2 / 255, 4 / 255), n=500),
+                 adversarial=Adversarial(eps=2 / 255, fit=replace(SHIP.adversarial.fit, epochs=2)))
 _ALL = ("adversarial.attacks=[pgd]", "adversarial.steps=7", "adversarial.ratio=1")
 PHASE2_ARMS = {
     "radius 1/255": (f"adversarial.eps={1 / 255}",), "radius 4/255": (f"adversarial.eps={4 / 255}",),
     "PGD-7 on all": _ALL, "TRADES": (*_ALL, "adversarial.trades=6"),
     "with DeepFool": ("adversarial.attacks=[fgsm, pgd, deepfool]",)}
+
+
+def _phase2_options(
+    args: Namespace,   # the command's options
+) -> Preset:           # `--epochs` are those of phase 2
+    "The settings of `study harden`. Raises `ConfigError` for one that it has no use for."
+    used = ("data.", "adversarial.", "evaluation.", "student.size=")
+    given = [*args.set, *(text for arm in args.arm for text in arm[1:])]
+    if idle := [text for text in given if not text.startswith(used)]:
+        raise ConfigError(f"{', '.join(idle)}: phase 2 has no use for it; one of {', '.join(used)} expected")
+    more = [] if args.epochs is None else [f"adversarial.fit.epochs={args.epochs}"]
+    return with_options(PHASE2, Namespace(**vars(args) | {"epochs": None, "set": [*more, *args.set]}))
 
 # %% ../nbs/44_hyfer_studies.ipynb #harden001
 def _need_two_epochs(
@@ -1163,7 +1176,7 @@ def harden_table(
 # %% ../nbs/44_hyfer_studies.ipynb #3ac65f10
 @study("harden",
        lambda ds, out, args: {"ds": ds, "student": _shipped(args.weights), "part": args.part,
-                              "arms": arms_of(args.arm) or PHASE2_ARMS, "preset": with_options(PHASE2, args),
+                              "arms": arms_of(args.arm) or PHASE2_ARMS, "preset": _phase2_options(args),
                               "seeds": range(args.seeds)},
        lambda runs: harden_table(runs).to_string())
 def harden_study(
@@ -1181,6 +1194,7 @@ def harden_study(
     settings that do not go, `DataError` where the student may know the hold-out, `StoreError` where another
     study lies in `out`."""
     budgets = changed_budgets(preset, arms)
+    need_unrefined(preset, "study harden")
     for name, budget in budgets.items():
         _need_two_epochs(name, budget.adversarial)
     ds = resized(ds, preset.student.size)

@@ -237,6 +237,7 @@ def test_the_study_of_robustness_takes_the_networks_it_is_given(csv_of_faces, tm
 
 
 def test_harden_begins_with_the_network_it_is_given(csv_of_faces, tmp_path, capsys, monkeypatch):
+    from fer_nb.hyfer_studies import PHASE2
     from fer_nb.models import HyFER, save_hyfer
     runs = pd.DataFrame({"arm": "TRADES", "chosen": "robust", "seed": 0, "split": "valid", "subset": "all", "attack": "none",
                          "eps": 0.0, "metric": "accuracy", "value": [0.5], "n": 9})
@@ -244,6 +245,9 @@ def test_harden_begins_with_the_network_it_is_given(csv_of_faces, tmp_path, caps
     harden = ["study", "harden", "--data", str(csv_of_faces[0]), "--weights", str(a), "--out", str(tmp_path / "h"), "--epochs", "3"]
     assert main([*harden, "--arm", "TRADES", "adversarial.trades=6"]) == 0 and "harden.csv" in capsys.readouterr().out
     assert asked["arms"] == {"TRADES": ["adversarial.trades=6"]} and asked["part"] == 4 and asked["student"].record is not None
+    assert asked["preset"].adversarial.fit.epochs == 3 and asked["preset"].student.epochs == PHASE2.student.epochs
+    for idle in (["--set", "student.lr=0.1"], ["--arm", "softer", "distillation.T=2"]):
+        assert main([*harden, *idle]) == 2 and f"{idle[-1]}: phase 2 has no use for it" in capsys.readouterr().err
     assert main(harden) == 0 and {"TRADES", "with DeepFool"} < set(asked["arms"])
     assert read_record(tmp_path / "h/harden.csv")["weights"] == {"a": file_sha256(a)}
 
