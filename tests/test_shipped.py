@@ -49,7 +49,8 @@ def test_no_table_is_forgotten():
             assert f"benchmarks/{script.stem}.json" in listed, script.name
     for folder in ("fer2013-shipped", "fer2013-robust", "ferplus-transfer"):
         there = {f"results/{folder}/{p.name}" for p in (ROOT / "results" / folder).iterdir() if p.name != "record.json"}
-        assert there <= listed, there - listed
+        alone = {"results/fer2013-robust/radii.csv"}   # of earlier networks; `study harden` makes another kind of table now
+        assert there - alone <= listed, there - listed
     for record in [*(ROOT / "results").rglob("record.json"), ROOT / "benchmarks/record.json"]:
         for entry in json.loads(record.read_text(encoding="utf-8")):
             if entry.get("weights"):
@@ -74,7 +75,7 @@ def test_commands_are_those_that_the_command_takes():
 def test_a_trial_of_the_cheap_ones_and_on_with_the_rest(tmp_path, capsys, monkeypatch):
     drawn = fer2013_folder(210, votes=True)
     words = ["study", "shipped", "--data", str(drawn / "fer2013.csv"), "--budget", "tiny", "--only", "headline", "--only", "run",
-             "--only", "radii", "--out", str(tmp_path)]
+             "--only", "reliable", "--out", str(tmp_path)]
     assert main(words) == 0 and "left: --votes was not given" in (said := capsys.readouterr().out) and "fer-nb ship makes it" in said
     words += ["--votes", str(drawn / "fer2013new.csv")]
     assert main(words) == 0 and "made" in (said := capsys.readouterr().out) and "shipped before" in said
