@@ -250,7 +250,7 @@ def keep_robust(
     n: int = 500,        # images of the stratified sample
     load: bool = True,   # False: the fit ends with the weights that it would end with anyway
 ) -> KeepRobust:         # a callback for one fit
-    "What keeps the epoch that withstands most, measured on a sample of the held-out images."
+    "A callback that keeps the epoch of the best robust accuracy, on a stratified sample of the hold-out."
     part = valid.sample(n, seed)
     _, x, y = next(image_batches(part, len(part), torch.device("cpu")))
     return KeepRobust(x, y, eps, seed=seed, load=load)

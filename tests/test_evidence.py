@@ -39,6 +39,15 @@ def test_a_question_is_answered_and_taken_up_again(tmp_path, capsys, name, arms)
         reproduce_all(given, tmp_path, [name])
 
 
+def test_what_drawn_images_cannot_answer_is_not_tried_and_why_is_said(tmp_path, capsys):
+    drawn = fer2013_folder(210, votes=True)
+    asked = ["reproduce", "--all", "--budget", "tiny", "--data", str(drawn / "fer2013.csv"), "--votes", str(drawn / "fer2013new.csv"), "--out", str(tmp_path)]
+    assert main([*asked, "--only", "phase 2", "--only", "label errors"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not tried: the shipped network goes on only" in said and "not tried: drawn votes contradict no label" in said
+    assert not list((tmp_path / "results").rglob("*.csv"))
+
+
 @pytest.mark.parametrize("more, says", [
     ([], "no paper"), (["--all"], "--data None"), (["dmc", "--all", "--data", "a.csv", "--votes", "b.csv"], "dmc, --all True"), (["--only", "data"], "--all False"),
     (["--all", "--data", "a.csv", "--votes", "b.csv", "--budget", "paper"], "--budget paper")])

@@ -322,7 +322,7 @@ def test_recipes_of_phase_2_go_on_and_leave_the_student_alone(faces, tmp_path, m
     header = load_teacher(tmp_path / "trades-0-robust.safetensors").record["adversarial"]
     assert (header["trades"], header["kind"], header["ratio"]) == (6.0, ["pgd"], 1.0)
     epochs = read_table(tmp_path / "trades-0.epochs.csv")
-    assert len(epochs) == small.adversarial.fit.epochs and (epochs.robust <= epochs.clean + 1e-9).all()
+    assert len(epochs) == small.adversarial.fit.epochs and epochs[["clean", "robust"]].stack().between(0, 1).all() and (epochs.robust <= epochs.clean + .02).all()
     (tmp_path / "trades-0.csv").unlink()
     again = harden_study(student, faces, arms, small, range(1), tmp_path, say=lines.append)
     assert [l.split(",")[0] for l in lines if "TRADES" in l] == ["TRADES", "TRADES"] and sum("seed" in l for l in lines) == 3

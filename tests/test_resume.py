@@ -217,13 +217,13 @@ def test_adversarial_training_goes_on_exactly(tmp_path):
 
 
 class Falls(KeepRobust):
-    "Withstands most in the second epoch: what is loaded is an older state, seen before the interruption."
+    "Its best robust accuracy is that of the second epoch: what is loaded is an older state, seen before the interruption."
 
     def _accuracies(self):
         return (0.9 if self.epoch == 1 else 0.1, super()._accuracies()[1])
 
 
-def test_the_epoch_that_withstands_most_is_remembered(tmp_path):
+def test_the_epoch_of_the_best_robust_accuracy_is_remembered(tmp_path):
     g = torch.Generator().manual_seed(3)
     images, labels = torch.rand(30, 1, 24, 24, generator=g), torch.arange(30) % 2
 
