@@ -175,6 +175,7 @@ def throughput(
                  "bf16, channels first": fast | {"amp": "bf16", "channels_last": False}}
     if options.compile:
         ways["compiled"] = ({"tf32": True, "benchmark": True, "amp": "bf16"} if card else {}) | {"compile": True}
+    ways = {name: switches for name, switches in ways.items() if not options.ways or name in options.ways}
     best = {name: peak(device, getattr(torch, name), options.seconds / 2) for name in ("float32", "bfloat16")}
     rows, end = [], time.monotonic() + 60 * options.table_minutes
     for (network, size, bs, amp), (fit, presets) in fits_of(options.presets).items():
@@ -320,6 +321,7 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=6, help="of steps for each row of the table (default 6)")
     p.add_argument("--most", type=int, default=10_000, help="largest batch in the table")
     p.add_argument("--presets", nargs="*", default=[], help="whose networks are in the table (default: all but tiny ones)")
+    p.add_argument("--ways", nargs="*", default=[], help="in the table, such as 'bf16' (default: all)")
     p.add_argument("--compile", action="store_true", help="torch.compile too: a minute more a row")
     p.add_argument("--new-weights", action="store_true", help="teachers begin without published weights")
     p.add_argument("--tiny", action="store_true", help="a trial of the script itself: seconds, 300 images, small networks")

@@ -99,8 +99,12 @@ _MACHINE = {
                                         "card can do, off is float32; attacks stay in float32"),
     "--compile": dict(action="store_const", const=True,
                       help="compile the networks that are fitted (torch.compile; wants a C++ compiler): a "
-                           "minute before the first batch, faster ones after it")}
+                           "minute before the first batch, faster ones after it"),
+    "--fast-math": dict(action="store_const", const=True,
+                        help="on a card, products of float32 numbers in TF32, and cuDNN's fastest algorithms, "
+                             "while networks are fitted and teachers are asked: other last digits")}
 _TRAINS = tuple(_MACHINE)
+_FIELDS = {"--fast-math": ("tf32", "benchmark")}   # of `launch.Machine`; of the others the name itself
 
 
 class _Parser(argparse.ArgumentParser):
@@ -216,7 +220,8 @@ def main(
         processes = nullcontext((0, 1))
         if os.environ.get("WORLD_SIZE", "1") != "1":
             processes = process_group()
-        switches = {flag[2:]: getattr(args, flag[2:]) for flag in VERBS[args.verb].machine}
+        switches = {name: getattr(args, flag[2:].replace("-", "_")) for flag in VERBS[args.verb].machine
+                    for name in _FIELDS.get(flag, (flag[2:],))}
         memory = enough_memory(f"fer-nb {args.verb}", "smaller batches, smaller images, or another --device")
         with processes as (rank, _), show_progress(), machine(**switches), memory:
             if switches.get("device"):

@@ -16,6 +16,7 @@ __all__ = ['ORIENTATIONS', 'EXHAUSTIVE', 'PROBES', 'BLANK_STD', 'VIEWS', 'MIRROR
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files as resources
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .core import ConfigError, DataError, at_least, one_of, progress
+from .core import ConfigError, DataError, at_least, file_sha256, one_of, progress
 from .data import SPLITS, FERData, ImageFiles
 from .launch import map_ranks
 from .store import Store, digest
@@ -826,11 +827,36 @@ def near(
     folder: str | Path | None,      # see `find_duplicates`
     apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
 ) -> pd.DataFrame:                  # i, j, score, how, chance, change
-    "Near duplicates among `rows`: candidates, alignment, decision."
+    """Near duplicates among `rows`: candidates, alignment, decision. What was found in these images, by this
+    code, is read from the folder."""
     key = [repr(self), list(thumbs.shape)] + [apart] * bool(apart)
     for part in (thumbs, rows) if features is None else (thumbs, rows, features):
         key.append(digest(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data))
-    store = Store(None if folder is None else Path(folder) / digest(key), {"search": key}, "remake", "remake")
+    if folder is None:
+        return self.compared(thumbs, rows, features, Store(None), apart)
+    key.append(file_sha256(str(resources("fer_nb") / "duplicates.py")))
+    store = Store(Path(folder) / digest(key), {"search": key}, "remake", "remake")
+
+    def columns() -> dict[str, np.ndarray]:
+        table = self.compared(thumbs, rows, features, store, apart)
+        return {name: x.to_numpy(str if name in ("how", "change") else None) for name, x in table.items()}
+
+    found = store.array("found", columns)
+    for path in [*store.folder.glob("*-[0-9]*.npz")]:   # finished parts, which nobody needs any more
+        path.unlink(missing_ok=True)
+    return _table(*found.values())
+
+
+@patch
+def compared(
+    self: DuplicateSearch,
+    thumbs: torch.Tensor,           # see `near`
+    rows: torch.Tensor,             # see `near`
+    features: torch.Tensor | None,  # see `near`
+    store: Store,                   # of finished parts
+    apart: int = 0,                 # see `near`
+) -> pd.DataFrame:                  # see `near`
+    "The search itself."
     levels = self.levels(thumbs)
     rows = rows[levels["lively"][rows]]
     cut = int((rows < apart).sum())
@@ -873,7 +899,7 @@ def find_duplicates(
     ds: FERData,                                         # the dataset
     search: DuplicateSearch | None = DuplicateSearch(),  # None: byte-identical images only
     features: np.ndarray | torch.Tensor | None = None,   # (N, D), as a network's, which propose further pairs
-    folder: str | Path | None = None,  # stores bands of a thousand rows; a killed search continues
+    folder: str | Path | None = None,  # stores what is found; a killed search continues; None: nothing
 ) -> pd.DataFrame:  # i, j (positions, i < j), score, how, chance, change
     """Pairs of images of the same photograph. Of identical images, each is paired with the first. Raises
     `ImageError` for files that are no images, `DataError` for features that do not fit."""

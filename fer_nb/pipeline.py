@@ -38,7 +38,7 @@ from .duplicates import DuplicateSearch
 from .audit import audit
 from .evaluate import calibration, confusion, evaluate, image_batches, predict_logits, robust_curve
 from .faces import FaceRefiner
-from .launch import rank0_folder
+from .launch import fast_math, rank0_folder
 from .loaders import Originals, Splits, as_split, balanced, folds, leak_groups, make_splits
 from .metrics import ece, reliability, score_intervals, scores
 from .models import count_macs, fuse, latency_ms, need_size, need_weights, save
@@ -139,7 +139,8 @@ def cache_logits(
         found = teacher.cache(dls.train, dls.valid, store, show)
         return found if how.cached_views == "each" else found.mean()
 
-    return [asked(teacher) for teacher in teachers]
+    with fast_math():
+        return [asked(teacher) for teacher in teachers]
 
 
 def fit_teachers(

@@ -29,9 +29,9 @@ from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import eval_mode, predict_logits
 from .faces import FaceRefiner
-from .launch import map_ranks, on_machine
+from .launch import map_ranks, on_machine, pick_device
 from .loaders import Originals, ReplayLoader, Splits, as_shown
-from .models import GeometryTeacher, load_teacher, weights_digest
+from .models import GeometryTeacher, HyFER, fuse, load_teacher, weights_digest
 from .store import Store, StoreError, differences, digest, plain
 from .train import fit_model, make_loaders, make_network
 
@@ -338,7 +338,8 @@ class NetworkTeacher(TeacherBase):
         "Logits for every view that a student will see."
         folder, seen = store and store.path(f"logits-{self.slug}-{train.seed}"), [
             self.own(loader.ds) for loader in (train, valid)]
-        bs = min(256, 4 * self.settings.bs)  # looking on takes less memory than training
+        bs = 4 * self.settings.bs  # looking on takes less memory than training
+        bs = min(256, bs) if train.device is None or train.device.type == "cpu" else bs
         return teacher_logits(self.network, train, valid, self.name, bs, folder, show, seen)
 
 # %% ../nbs/31_teachers.ipynb #ownsize1
@@ -383,10 +384,11 @@ def teacher_logits(
     def view_of(at: tuple[str, int]) -> np.ndarray:
         part, view = at
         loader = train if part == "train" else valid
-        return store.array(f"{part}-{view:04}", lambda: _view_logits(teacher, loader, view, train, bs, name,
+        return store.array(f"{part}-{view:04}", lambda: _view_logits(asked, loader, view, train, bs, name,
                                                                      own.get(loader, loader)))
 
-    with eval_mode(teacher):
+    asked = fuse(teacher) if isinstance(teacher, HyFER) else teacher
+    with eval_mode(asked):
         tables = map_ranks(todo, view_of, f"teacher {name}, views" if show else "")
     return CachedLogits(name, tuple(labels), np.stack(tables[::2]), np.stack(tables[1::2]), key)
 
@@ -441,7 +443,7 @@ class FileTeacher(NetworkTeacher):
             raise LabelError(f"{path}: labels {', '.join(net.labels)}; "
                              f"{', '.join(splits.train.labels)} expected")
         need_same_holdout(path, net, splits, seed)
-        self.network, self.labels = net, net.labels
+        self.network, self.labels = net.to(pick_device(self.settings.device)), net.labels
 
 
 def need_same_holdout(

@@ -282,17 +282,30 @@ def test_a_smaller_error_finds_fewer():
     assert found[2] <= found[1] <= found[0] and len(found[0]) == 60
 
 
-def test_a_killed_search_computes_the_missing_parts_only(tmp_path, monkeypatch):
+def test_a_killed_search_computes_the_missing_parts_only_and_a_finished_one_nothing(tmp_path, monkeypatch):
     images = np.concatenate([smooth(60), smooth(60)[:20, :, ::-1]])
     search = DuplicateSearch(block=30)
-    whole = find_duplicates(dataset(images), search, folder=tmp_path)
+    whole = find_duplicates(dataset(images), search)
+    with monkeypatch.context() as killed:
+        killed.setattr(DuplicateSearch, "decided", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            find_duplicates(dataset(images), search, folder=tmp_path)
     parts = sorted(tmp_path.rglob("*.npz"))
     assert len(parts) == 4 and {part.name.split("-")[0] for part in parts} == {"candidates", "pairs"}
     parts[1].unlink()
     bands, nearest = [], fer_nb.duplicates.nearest_pairs
     monkeypatch.setattr(fer_nb.duplicates, "nearest_pairs", lambda *a: bands.append(a[5]) or nearest(*a))
     pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
+    assert bands == [30] and [path.name for path in tmp_path.rglob("*.npz")] == ["found.npz"]
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
     assert bands == [30]
+    find_duplicates(dataset(images[1:]), search, folder=tmp_path)                     # other images, or another search
+    find_duplicates(dataset(images), DuplicateSearch(block=30, least=0.5), folder=tmp_path)
+    assert len(bands) > 2 and len([*tmp_path.rglob("found.npz")]) == 3
+    monkeypatch.setattr(fer_nb.duplicates, "file_sha256", lambda path: "another code")
+    bands.clear()
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
+    assert bands
 
 
 def test_planted_copies_of_synthetic_faces():

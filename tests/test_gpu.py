@@ -420,7 +420,7 @@ def test_a_network_that_cannot_be_compiled_is_a_sentence():
 
 
 def test_the_command_knows_the_machine_in_every_verb_that_has_a_use_for_it():
-    flags = {"--device", "--workers", "--amp", "--compile"}
+    flags = {"--device", "--workers", "--amp", "--compile", "--fast-math"}
     known = {name: flags & set(parser(name).flags) for name in VERBS}
     assert all(known[name] == flags for name in ("demo", "run", "study", "reproduce", "ship")) and known["audit"] == {"--workers"}
     assert known["evaluate"] == known["predict"] == {"--device"}
