@@ -256,9 +256,9 @@ def bank(small) -> object:
 def test_a_fit_with_teachers_and_attacks_is_the_same_on_every_device_and_near_it_in_half_precision(device, amp, small, bank):
     if amp == "fp16" and device == "cpu":
         pytest.skip("fp16 is for cards")
-    own = everything(one := tiny(), small, "cpu", bank)
+    own = everything(one := tiny(drop=0), small, "cpu", bank)     # dropout draws other numbers on a card
     with machine(amp=amp):
-        other = everything(two := tiny(), small, device, bank)
+        other = everything(two := tiny(drop=0), small, device, bank)
     assert len(own.losses) == len(other.losses) > 15 and min(other.moved) > 3.9 / 255
     apart = np.abs(np.array(own.losses) - other.losses) / np.abs(own.losses)
     assert apart.max() == 0 if (device, amp) == ("cpu", None) else apart[0] < (1e-3, 0.05)[amp is not None]
@@ -283,7 +283,7 @@ def test_sqs_is_the_same_on_every_device_and_near_it_in_half_precision(device, a
     for where, how in (("cpu", "off"), (device, amp)):
         with machine(amp=how):
             seen = Recorded()
-            fit_model(attach_sqs(tiny(), separate=False), quad_dataloaders(batches(small, where)), Fit(epochs=1, lr=1e-3), [SQS(), seen], seed=3)
+            fit_model(attach_sqs(tiny(drop=0), separate=False), quad_dataloaders(batches(small, where)), Fit(epochs=1, lr=1e-3), [SQS(), seen], seed=3)
         losses.append(seen.losses)
     apart = np.abs(np.subtract(*losses)) / np.abs(losses[0])
     assert apart.max() == 0 if (device, amp) == ("cpu", "off") else apart[0] < (1e-3, 0.1)[amp == "bf16"], apart
