@@ -117,7 +117,7 @@ def card_seconds(
     from fer_nb.models import HYFER, HyFER
     from torch.nn.functional import cross_entropy
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found, n = {}, 2048 if device == "cuda" else 16
+    found, n = {}, 2048 if device == "cuda" else 2
     for name in ("light_full", *LARGE):
         net = HyFER(7, 1, HYFER[name]).to(device, memory_format=torch.channels_last).train()
         x, y = torch.rand(n, 1, 48, 48, device=device).contiguous(memory_format=torch.channels_last), torch.zeros(n, dtype=torch.long, device=device)
@@ -233,7 +233,7 @@ def main() -> None:
         os.waitpid(pid, 0)
         cost = json.loads(speed.read_text()) if speed.is_file() else {"light_full": 0.004} | dict.fromkeys(LARGE, 0.008)
         print(time.strftime("%T"), "seconds of the card for a batch of 256:", {k: round(v, 4) for k, v in cost.items()}, flush=True)
-    o.epochs, last = list(o.epochs or (0, 0, 0)), began + 60 * o.minutes
+    o.epochs, last = list(o.epochs or LEAST), began + 60 * o.minutes
     for number, share in enumerate((*o.shares, 1.0)):
         left = began + 60 * o.minutes * share - time.monotonic()
         if auto:
