@@ -817,36 +817,7 @@ def looked_at(
                       "duplicates, alignment")
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]} if parts else {}
 
-# %% ../nbs/08_duplicates.ipynb #69994173
-@patch
-def near(
-    self: DuplicateSearch,
-    thumbs: torch.Tensor,           # uint8 (N, 48, 48)
-    rows: torch.Tensor,             # positions of the images to compare, ascending
-    features: torch.Tensor | None,  # unit vectors (N, D)
-    folder: str | Path | None,      # see `find_duplicates`
-    apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
-) -> pd.DataFrame:                  # i, j, score, how, chance, change
-    """Near duplicates among `rows`: candidates, alignment, decision. What was found in these images, by this
-    code, is read from the folder."""
-    key = [repr(self), list(thumbs.shape)] + [apart] * bool(apart)
-    for part in (thumbs, rows) if features is None else (thumbs, rows, features):
-        key.append(digest(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data))
-    if folder is None:
-        return self.compared(thumbs, rows, features, Store(None), apart)
-    key.append(file_sha256(str(resources("fer_nb") / "duplicates.py")))
-    store = Store(Path(folder) / digest(key), {"search": key}, "remake", "remake")
-
-    def columns() -> dict[str, np.ndarray]:
-        table = self.compared(thumbs, rows, features, store, apart)
-        return {name: x.to_numpy(str if name in ("how", "change") else None) for name, x in table.items()}
-
-    found = store.array("found", columns)
-    for path in [*store.folder.glob("*-[0-9]*.npz")]:   # finished parts, which nobody needs any more
-        path.unlink(missing_ok=True)
-    return _table(*found.values())
-
-
+# %% ../nbs/08_duplicates.ipynb #69994174
 @patch
 def compared(
     self: DuplicateSearch,
@@ -893,6 +864,35 @@ def compared(
     trusted = _table(more[:, :2].min(1), more[:, :2].max(1), more[:, 2], ["feature"] * n, [np.nan] * n,
                      ["by features"] * n)
     return pd.concat([table[table.how != "similar"], trusted], ignore_index=True)
+
+# %% ../nbs/08_duplicates.ipynb #69994173
+@patch
+def near(
+    self: DuplicateSearch,
+    thumbs: torch.Tensor,           # uint8 (N, 48, 48)
+    rows: torch.Tensor,             # positions of the images to compare, ascending
+    features: torch.Tensor | None,  # unit vectors (N, D)
+    folder: str | Path | None,      # see `find_duplicates`
+    apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
+) -> pd.DataFrame:                  # i, j, score, how, chance, change
+    """Near duplicates among `rows`: candidates, alignment, decision. What was found in these images, by this
+    code, is read from the folder."""
+    key = [repr(self), list(thumbs.shape)] + [apart] * bool(apart)
+    for part in (thumbs, rows) if features is None else (thumbs, rows, features):
+        key.append(digest(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data))
+    if folder is None:
+        return self.compared(thumbs, rows, features, Store(None), apart)
+    key.append(file_sha256(str(resources("fer_nb") / "duplicates.py")))
+    store = Store(Path(folder) / digest(key), {"search": key}, "remake", "remake")
+
+    def columns() -> dict[str, np.ndarray]:
+        table = self.compared(thumbs, rows, features, store, apart)
+        return {name: x.to_numpy(str if name in ("how", "change") else None) for name, x in table.items()}
+
+    found = store.array("found", columns)
+    for path in [*store.folder.glob("*-[0-9]*.npz")]:   # finished parts, which nobody needs any more
+        path.unlink(missing_ok=True)
+    return _table(*found.values())
 
 # %% ../nbs/08_duplicates.ipynb #5b117012
 def find_duplicates(

@@ -428,3 +428,24 @@ def test_no_photo_is_lost_or_has_two_labels_but_by_decisions_on_each_copy(rows):
         assert len(mine) > 0 or set(said) == {"drop"}
         if len(labels) <= 1:
             assert set(mine.label) <= (labels or {"sad"})
+
+
+# ---- the search of many images is kept ----
+
+def test_a_second_audit_of_many_images_reads_what_was_found_and_other_images_are_searched(monkeypatch, tmp_path):
+    monkeypatch.setenv("FER_NB_CACHE", str(tmp_path))
+    images = np.concatenate([smooth(30), noisy(smooth(30)[:8]), smooth(30)[8:12]])
+    ds = dataset(images)
+    plain = audit(ds)
+    assert not [*tmp_path.rglob("*")]                                        # too few to be kept
+    searched, search = [], DuplicateSearch.compared
+    monkeypatch.setattr(DuplicateSearch, "compared", lambda *a: searched.append(1) or search(*a))
+    monkeypatch.setattr(fer_nb.audit, "_MANY", 30)
+    for _ in range(3):
+        again = audit(ds)
+        pd.testing.assert_frame_equal(again.issues, plain.issues)
+        pd.testing.assert_frame_equal(again.duplicates, plain.duplicates)
+        assert (again.groups == plain.groups).all() and searched == [1]
+    audit(dataset(255 - images))
+    audit(ds, search=DuplicateSearch(similar=0))
+    assert searched == [1, 1, 1] and len(plain.duplicates) >= 12

@@ -426,6 +426,14 @@ def test_the_command_knows_the_machine_in_every_verb_that_has_a_use_for_it():
     assert known["evaluate"] == known["predict"] == {"--device"}
 
 
+@pytest.mark.parametrize("given, fast", [([], False), (["--fast-math"], True)])
+def test_fast_math_is_two_switches_of_the_machine(given, fast, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(VERBS["demo"], "run", lambda args: seen.append(on_machine()) or "")
+    assert main(["demo", "--out", str(tmp_path / "run"), *given]) == 0
+    assert (seen[0].tf32, seen[0].benchmark) == (fast, fast)
+
+
 def test_the_command_refuses_a_device_that_is_not_there_before_anything_is_read(tmp_path, capsys):
     for verb in (["demo"], ["predict", __file__], ["demo", "--amp", "fp16", "--device", "cuda:77"]):
         device = [] if "--device" in verb else ["--device", "gpu"]

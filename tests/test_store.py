@@ -15,8 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import fer_nb.store
 from fer_nb import core
-from fer_nb.store import (Store, StoreError, command_line, differences, digest, plain, read_state, read_table, write_state,
+from fer_nb.store import (Store, StoreError, command_line, differences, digest, plain, read_state, read_table, run_record, write_state,
                           write_table)
 
 TABLE = pd.DataFrame({"arm": ["none", "mixup"], "value": [0.1 + 0.2, float("nan")], "n": [3, 4], "fine": [True, False]})
@@ -365,3 +366,14 @@ def test_a_command_is_shown_without_the_folders_of_the_machine(tmp_path, monkeyp
     (tmp_path / "there/mine.csv").touch()
     monkeypatch.chdir(tmp_path)
     assert command_line(["run", given]) == f"fer-nb run {shlex.quote(shown) if ' ' in shown else shown}"  # a shell reads it back
+
+
+def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(fer_nb.store, "resources", lambda name: tmp_path / name)
+    monkeypatch.delenv("FER_NB_COMMIT", raising=False)
+    assert run_record("x")["commit"] is None
+    monkeypatch.setenv("FER_NB_COMMIT", "abc1234")
+    assert run_record("x")["commit"] == "abc1234"
+    monkeypatch.undo()
+    monkeypatch.setenv("FER_NB_COMMIT", "abc1234")     # where there is a checkout, it says itself
+    assert run_record("x")["commit"] != "abc1234"

@@ -536,3 +536,18 @@ def test_cached_logits_do_not_know_what_is_done_to_batches(dls):
         fit(dls, [EADD([cached.mean()])], 1)  # of no view in particular
     finally:
         dls.train.after_batch.fs.clear()
+
+
+def test_a_network_with_branches_is_asked_fused_and_stays_as_it_was(dls):
+    torch.manual_seed(0)
+    net = HyFER(in_chans=1, variant="light_full").eval()
+    for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.2)
+        norm.running_var.uniform_(0.5, 2)
+    before = weights_digest(net)
+    found = teacher_logits(net, dls.train, dls.valid)
+    assert weights_digest(net) == before == found.key["teacher"]
+    with torch.no_grad():
+        for view in range(dls.train.views):
+            own = net(dls.train.images(np.arange(len(dls.train.x)), view)).numpy()
+            np.testing.assert_allclose(found.train[view].astype(float), own, atol=4e-3 * np.abs(own).max())
