@@ -80,16 +80,7 @@ class Verb:
         "Do the work. Raises `FERError` for input that cannot be used."
         return 0
 
-# %% ../nbs/60_cli.ipynb #1e1b0ac7
-def nearest(
-    word: str,              # what was given
-    known: Sequence[str],   # what there is
-) -> str:                   # "; did you mean 'predict'?", or "" where nothing is near
-    "A suggestion for a misspelt word."
-    near = difflib.get_close_matches(word.partition("=")[0], known, 1, 0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
+# %% ../nbs/60_cli.ipynb #1e1b0ac6
 _MACHINE = {
     "--device": dict(metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: CUDA where there is a card)"),
     "--workers": dict(type=int, metavar="N",
@@ -106,6 +97,15 @@ _MACHINE = {
                              "digits")}
 _TRAINS = tuple(_MACHINE)
 _FIELDS = {"--fast-math": ("tf32", "benchmark")}   # of `launch.Machine`; of the others the name itself
+
+# %% ../nbs/60_cli.ipynb #1e1b0ac7
+def nearest(
+    word: str,              # what was given
+    known: Sequence[str],   # what there is
+) -> str:                   # "; did you mean 'predict'?", or "" where nothing is near
+    "A suggestion for a misspelt word."
+    near = difflib.get_close_matches(word.partition("=")[0], known, 1, 0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class _Parser(argparse.ArgumentParser):
