@@ -175,6 +175,8 @@ def throughput(
                  "bf16, channels first": fast | {"amp": "bf16", "channels_last": False}}
     if options.compile:
         ways["compiled"] = ({"tf32": True, "benchmark": True, "amp": "bf16"} if card else {}) | {"compile": True}
+    if odd := set(options.ways) - set(ways):
+        raise SystemExit(f"--ways {', '.join(sorted(odd))}: some of {', '.join(ways)} expected")
     ways = {name: switches for name, switches in ways.items() if not options.ways or name in options.ways}
     best = {name: peak(device, getattr(torch, name), options.seconds / 2) for name in ("float32", "bfloat16")}
     rows, end = [], time.monotonic() + 60 * options.table_minutes

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import os
 import sys
 from multiprocessing import Pool
@@ -44,6 +45,11 @@ def pack(
         Image.fromarray(whole).save(folder / f"faces-{k:06}.png", optimize=True)
     for name, data in (("rows.gz", (head + "".join(rest)).encode()), ("votes.gz", votes.read_bytes())):
         (folder / name).write_bytes(gzip.compress(data, 9, mtime=0))
+    (folder / "sums.txt").write_text("".join(f"{sha256(path)}\n" for path in (csv, votes)))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def lines_of(
@@ -61,13 +67,18 @@ def unpack(
     "The two files again."
     data.mkdir(parents=True, exist_ok=True)
     head, *rest = gzip.decompress((folder / "rows.gz").read_bytes()).decode().splitlines(keepends=True)
+    pictures = [folder / f"faces-{k:06}.png" for k in range(0, len(rest), MANY)]
     with Pool(os.cpu_count()) as pool, open(data / "fer2013.csv", "w", encoding="ascii", newline="") as file:
         file.write(head)
-        texts = (text for part in pool.imap(lines_of, sorted(folder.glob("faces-*.png"))) for text in part)
+        texts = (text for part in pool.imap(lines_of, pictures) for text in part)
         for row, text in zip(rest, texts):
             emotion, usage = row.split(",")
             file.write(f"{emotion},{text},{usage}")
     (data / "fer2013new.csv").write_bytes(gzip.decompress((folder / "votes.gz").read_bytes()))
+    for name, expected in zip(("fer2013.csv", "fer2013new.csv"), (folder / "sums.txt").read_text().split()):
+        if sha256(data / name) != expected:
+            sys.exit(f"{data / name}: not the file that was packed (SHA-256 {expected} expected); its rows are written otherwise, or "
+                     "a file of the folder is another's")
 
 
 def search(

@@ -12,6 +12,7 @@ speed that was measured in the first seconds; `--epochs` says it instead. What i
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import sys
@@ -149,6 +150,7 @@ def step(
         if "--start" in options and options[-1] not in o.done:
             said[name] = f"left: {options[-1]} is not there"
             continue
+        o.done = [other for other in o.done if other != name]   # of an earlier run
         words = words_of(name, settings, options, o)
         o.running[name] = time.monotonic(), begun(lambda: command(words), o.out / f"{name}.log")
     while any(of[name][1] <= number for name in o.running):
@@ -180,7 +182,7 @@ def epochs_for(
     "What the time allows."
     light = cost["light_full"]
     load = (sum(cost[name] for name in LARGE) + 2 * light, (seeds + 2) * light, seeds * 3 * 4 * light)[number]
-    epoch = STEPS * max(HOST * (1, 1, 2.7)[number], SHARED * load) + 0.3
+    epoch = STEPS * max(HOST * (1, 1, 2.7)[number], SHARED * load) + 0.3   # seconds, for batches of 256
     found = int(min(MOST[number], max(LEAST[number], seconds / epoch)))
     print(f"{time.strftime('%T')} step {number + 1}: {seconds:.0f} s, {epoch:.1f} s an epoch: {found} epochs", flush=True)
     return found
@@ -234,13 +236,15 @@ def main() -> None:
         cost = json.loads(speed.read_text()) if speed.is_file() else {"light_full": 0.004} | dict.fromkeys(LARGE, 0.008)
         print(time.strftime("%T"), "seconds of the card for a batch of 256:", {k: round(v, 4) for k, v in cost.items()}, flush=True)
     o.epochs, last = list(o.epochs or LEAST), began + 60 * o.minutes
+    atexit.register(lambda: [os.kill(pid, 9) for _, pid in o.running.values()])
     for number, share in enumerate((*o.shares, 1.0)):
         left = began + 60 * o.minutes * share - time.monotonic()
         if auto:
             o.epochs[number] = epochs_for(number, left - (25, 25 + 0.35 * len(LARGE) * o.views, 40)[number], cost, o.seeds)
             if number == 0:   # of those that go on through the second step
                 o.epochs[1] = epochs_for(1, began + 60 * o.minutes * o.shares[1] - time.monotonic() - 40, cost | {"light_full": 1.5 * cost["light_full"]}, o.seeds)
-        report[f"step {number + 1}"] = {"epochs": list(o.epochs)} | step(number, o, last if number else min(last, began + 45 * o.minutes))
+        ends = last if number else began + 0.75 * 60 * o.minutes   # late teachers are worth waiting for, but not the whole time
+        report[f"step {number + 1}"] = {"epochs": list(o.epochs)} | step(number, o, ends)
         (o.out / "students.txt").write_text(json.dumps(report | {"done": o.done, "seconds of the card": cost}, indent=1))
 
 

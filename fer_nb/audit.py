@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .core import ConfigError, DataError, cache_dir, need_columns, one_of
+from .core import ConfigError, DataError, need_columns, one_of
 from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
@@ -251,7 +251,8 @@ def audit(
     probs: np.ndarray | None = None,           # out-of-fold probabilities (N, C), from `evaluate.out_of_fold`
     faces: pd.DataFrame | None = None,  # from `faces.find_faces`, for `no_face`; None: blanks and votes only
     limits: QualityLimits = QualityLimits(),   # of `low_quality`
-    folder: str | Path | None = None,  # of a search that is kept; None: of many images, below `cache_dir()`
+    folder: str | Path | None = None,          # stores finished parts of the search, see `find_duplicates`
+    cache: bool | str | Path = True,  # where pairs are kept; True: of 5,000 images or more below `cache_dir()`
 ) -> Audit:                                    # with .issues, .groups, .summary(), .table1(), .clean()
     """Audit a dataset. Raises `ConfigError` for an unknown kind, or for `label_error` without votes and
     without `probs`."""
@@ -265,9 +266,8 @@ def audit(
         raise ConfigError("label_error needs a witness: probs=out-of-fold probabilities, "
                           "or votes from data.add_votes")
     paired = {"duplicate", "multilabel", "leak", "similar"} & set(kinds)
-    if folder is None and len(ds) >= _MANY:
-        folder = cache_dir() / "duplicates"
-    duplicates = find_duplicates(ds if paired else ds.take([]), search, folder=folder)
+    duplicates = find_duplicates(ds if paired else ds.take([]), search, folder=folder,
+                                 cache=len(ds) >= _MANY if cache is True else cache)
     parts = [duplicate_issues(ds.df, duplicates)]
     if "label_error" in kinds:
         parts.append(label_issues(ds, probs).assign(kind="label_error"))

@@ -361,7 +361,7 @@ def atomic_file(
 
 # %% ../nbs/00_core.ipynb #438cca54
 def cache_dir() -> Path:  # `$FER_NB_CACHE`, else the user's cache folder
-    "The folder that holds fetched files."
+    "The folder of fetched files, pixels of large data sets, and searches that took long."
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("FER_NB_CACHE") or user / "fer_nb")
 

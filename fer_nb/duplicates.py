@@ -9,12 +9,13 @@ __all__ = ['ORIENTATIONS', 'EXHAUSTIVE', 'PROBES', 'BLANK_STD', 'VIEWS', 'MIRROR
            'nearest_pairs', 'contrast_normalised', 'plain_borders', 'without_borders', 'within_borders', 'pixel_places',
            'warped', 'refined', 'block_correlations', 'block_score', 'covered_share', 'Evidence', 'DuplicateSearch',
            'posed', 'pose_map', 'plausible', 'inverse', 'motion', 'fine_detail', 'equally_sharp', 'chance_of',
-           'alikeness', 'explained', 'unordered', 'find_duplicates', 'components', 'duplicates_across',
+           'alikeness', 'explained', 'unordered', 'kept', 'find_duplicates', 'components', 'duplicates_across',
            'across_summary']
 
 # %% ../nbs/08_duplicates.ipynb #017cbef6
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from itertools import product
@@ -26,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .core import ConfigError, DataError, at_least, file_sha256, one_of, progress
+from .core import ConfigError, DataError, at_least, cache_dir, file_sha256, one_of, progress
 from .data import SPLITS, FERData, ImageFiles
-from .launch import map_ranks
-from .store import Store, digest
+from .launch import gather, map_ranks, rank_world
+from .store import Store, StoreError, digest
 
 # %% ../nbs/08_duplicates.ipynb #f6dcb06c
 def _shrunk(
@@ -817,17 +818,59 @@ def looked_at(
                       "duplicates, alignment")
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]} if parts else {}
 
-# %% ../nbs/08_duplicates.ipynb #69994174
+# %% ../nbs/08_duplicates.ipynb #271602b5
+def _digest(
+    x: torch.Tensor,   # on the CPU
+) -> str:
+    "The bytes of an array."
+    return digest(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+_CODE = file_sha256(str(resources("fer_nb") / "duplicates.py"))   # of the code that was imported
+
+
+def kept(
+    cache: bool | str | Path,              # a folder; True: below `cache_dir()`; False: none
+    key: list,                             # what the pairs depend on, beside the code; JSON
+    search: Callable[[], pd.DataFrame],    # finds them
+) -> pd.DataFrame:                         # as `search` gives it
+    """What an earlier search of the same images, by the same settings and code, found; else search, and keep
+    it. All processes read, or all search. A folder that cannot be used is done without."""
+    def missing() -> None:
+        raise LookupError
+
+    found = store = None
+    try:
+        if cache is not False:
+            folder = cache_dir() / "duplicates" if cache is True else Path(cache)
+            store = Store(folder / digest([*key, _CODE]), {"search": key}, "remake", "remake")
+            found = store.array("found", missing)
+    except (LookupError, OSError, RuntimeError, StoreError):  # no home, no rights, nothing there
+        pass
+    if all(gather(found is not None)):
+        return _table(*found.values())
+    table = search()
+    if store is not None and rank_world()[0] == 0:
+        with suppress(OSError, StoreError):
+            store.array("found", lambda: {name: x.to_numpy(str if name in ("how", "change") else None)
+                                          for name, x in table.items()})
+    return table
+
+
+# %% ../nbs/08_duplicates.ipynb #69994173
 @patch
-def compared(
+def near(
     self: DuplicateSearch,
-    thumbs: torch.Tensor,           # see `near`
-    rows: torch.Tensor,             # see `near`
-    features: torch.Tensor | None,  # see `near`
-    store: Store,                   # of finished parts
-    apart: int = 0,                 # see `near`
-) -> pd.DataFrame:                  # see `near`
-    "The search itself."
+    thumbs: torch.Tensor,           # uint8 (N, 48, 48)
+    rows: torch.Tensor,             # positions of the images to compare, ascending
+    features: torch.Tensor | None,  # unit vectors (N, D)
+    folder: str | Path | None,      # see `find_duplicates`
+    apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
+) -> pd.DataFrame:                  # i, j, score, how, chance, change
+    "Near duplicates among `rows`: candidates, alignment, decision."
+    key = [repr(self), list(thumbs.shape)] + [apart] * bool(apart)
+    key += [_digest(part) for part in (thumbs, rows, features) if part is not None]
+    store = Store(None if folder is None else Path(folder) / digest(key), {"search": key}, "remake", "remake")
     levels = self.levels(thumbs)
     rows = rows[levels["lively"][rows]]
     cut = int((rows < apart).sum())
@@ -865,41 +908,13 @@ def compared(
                      ["by features"] * n)
     return pd.concat([table[table.how != "similar"], trusted], ignore_index=True)
 
-# %% ../nbs/08_duplicates.ipynb #69994173
-@patch
-def near(
-    self: DuplicateSearch,
-    thumbs: torch.Tensor,           # uint8 (N, 48, 48)
-    rows: torch.Tensor,             # positions of the images to compare, ascending
-    features: torch.Tensor | None,  # unit vectors (N, D)
-    folder: str | Path | None,      # see `find_duplicates`
-    apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
-) -> pd.DataFrame:                  # i, j, score, how, chance, change
-    """Near duplicates among `rows`: candidates, alignment, decision. What was found in these images, by this
-    code, is read from the folder."""
-    key = [repr(self), list(thumbs.shape)] + [apart] * bool(apart)
-    for part in (thumbs, rows) if features is None else (thumbs, rows, features):
-        key.append(digest(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data))
-    if folder is None:
-        return self.compared(thumbs, rows, features, Store(None), apart)
-    key.append(file_sha256(str(resources("fer_nb") / "duplicates.py")))
-    store = Store(Path(folder) / digest(key), {"search": key}, "remake", "remake")
-
-    def columns() -> dict[str, np.ndarray]:
-        table = self.compared(thumbs, rows, features, store, apart)
-        return {name: x.to_numpy(str if name in ("how", "change") else None) for name, x in table.items()}
-
-    found = store.array("found", columns)
-    for path in [*store.folder.glob("*-[0-9]*.npz")]:   # finished parts, which nobody needs any more
-        path.unlink(missing_ok=True)
-    return _table(*found.values())
-
 # %% ../nbs/08_duplicates.ipynb #5b117012
 def find_duplicates(
     ds: FERData,                                         # the dataset
     search: DuplicateSearch | None = DuplicateSearch(),  # None: byte-identical images only
     features: np.ndarray | torch.Tensor | None = None,   # (N, D), as a network's, which propose further pairs
-    folder: str | Path | None = None,  # stores what is found; a killed search continues; None: nothing
+    folder: str | Path | None = None,  # stores bands of a thousand rows; a killed search continues
+    cache: bool | str | Path = False,  # where pairs are kept, see `kept`; True: below `cache_dir()`; False: no
 ) -> pd.DataFrame:  # i, j (positions, i < j), score, how, chance, change
     """Pairs of images of the same photograph. Of identical images, each is paired with the first. Raises
     `ImageError` for files that are no images, `DataError` for features that do not fit."""
@@ -920,7 +935,9 @@ def find_duplicates(
     n = len(copies)
     tables = [_table(first[copies], copies, [1.0] * n, ["exact"] * n, [0.0] * n, ["identical"] * n)]
     if search is not None and len(ds) - len(copies) > 1:
-        tables.append(search.near(thumbs, torch.from_numpy(np.unique(first)), features, folder))
+        own = torch.from_numpy(np.unique(first))
+        key = [repr(search), *(_digest(x) for x in (thumbs, own, features) if x is not None)]
+        tables.append(kept(cache, key, lambda: search.near(thumbs, own, features, folder)))
     table = pd.concat(tables, ignore_index=True)
     table["last"] = table.how.map({"feature": 1, "similar": 2}).fillna(0)
     table = table.sort_values(["last", "score"], ascending=[True, False], kind="stable").drop(columns="last")

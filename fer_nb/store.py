@@ -426,7 +426,7 @@ def _commit() -> str | None:  # such as "9a15296" or "9a15296 with changes"; Non
     "The commit of the code that runs; of a copy without `.git`, $FER_NB_COMMIT."
     root = Path(str(resources("fer_nb"))).resolve().parent
     if not (root / ".git").exists():
-        return os.environ.get("FER_NB_COMMIT")
+        return os.environ.get("FER_NB_COMMIT") or None
     said = [subprocess.run(["git", *args], cwd=root, capture_output=True, text=True) for args in (
         ("rev-parse", "--short=7", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "fer_nb"))]
     changes = " with changes" if said[1].stdout else ""

@@ -338,8 +338,8 @@ class NetworkTeacher(TeacherBase):
         "Logits for every view that a student will see."
         folder, seen = store and store.path(f"logits-{self.slug}-{train.seed}"), [
             self.own(loader.ds) for loader in (train, valid)]
-        bs = 4 * self.settings.bs  # looking on takes less memory than training
-        bs = min(256, bs) if train.device is None or train.device.type == "cpu" else bs
+        card = next(self.network.parameters()).device.type != "cpu"
+        bs = min(1024 if card else 256, 4 * self.settings.bs)  # looking on takes less memory than training
         return teacher_logits(self.network, train, valid, self.name, bs, folder, show, seen)
 
 # %% ../nbs/31_teachers.ipynb #ownsize1
@@ -363,8 +363,9 @@ def teacher_logits(
     show: bool = False,                 # print the size, draw a bar
     seen: Sequence[FERData] | None = None,  # the loaders' images as the teacher sees them; None: as they are
 ) -> CachedLogits:                      # in memory; 14 bytes an image and view for seven classes
-    """Call a network on every view once. Raises `ConfigError` for a loader with endless views,
-    `StaleCacheError` for a folder that holds something else, `DataError` for logits that are not finite."""
+    """Call a network on every view once, a HyFER as a fused copy. Raises `ConfigError` for a loader with
+    endless views, `StaleCacheError` for a folder that holds something else, `DataError` for logits that are
+    not finite."""
     name, labels = name or getattr(teacher, "name", type(teacher).__name__), getattr(teacher, "labels", None)
     if not labels:
         check_names(labels, train.ds.labels, f"teacher {name}")  # says what to do
@@ -443,7 +444,26 @@ class FileTeacher(NetworkTeacher):
             raise LabelError(f"{path}: labels {', '.join(net.labels)}; "
                              f"{', '.join(splits.train.labels)} expected")
         need_same_holdout(path, net, splits, seed)
-        self.network, self.labels = net.to(pick_device(self.settings.device)), net.labels
+        self.network, self.labels = net, net.labels
+
+    def cache(
+        self,
+        train: ReplayLoader,         # see `NetworkTeacher.cache`
+        valid: ReplayLoader,         # the same
+        store: Store | None = None,  # the same
+        show: bool = False,          # the same
+    ) -> CachedLogits:               # of each view
+        "Logits for every view, asked where the batches go; afterwards the network is on the CPU again."
+        with eval_mode(self.network, train.device):
+            return super().cache(train, valid, store, show)
+
+    def logits(
+        self,
+        ds: FERData,   # images of the run's data
+    ) -> np.ndarray:   # float32 (N, C)
+        "Logits of images as they are, asked on the card where there is one."
+        with eval_mode(self.network, pick_device(self.settings.device)):
+            return super().logits(ds)
 
 
 def need_same_holdout(

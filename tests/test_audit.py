@@ -115,7 +115,7 @@ def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_duplicates():
 
 def test_an_identical_copy_is_a_better_partner_than_a_near_one(monkeypatch):
     found = pd.DataFrame({"i": [1, 0], "j": [2, 1], "score": 1.0, "how": ["exact", "near"]})
-    monkeypatch.setattr(fer_nb.audit, "find_duplicates", lambda ds, search, folder: found)
+    monkeypatch.setattr(fer_nb.audit, "find_duplicates", lambda ds, search, **how: found)
     duplicates = issue(audit(drawn([0, 1, 2])), "duplicate").set_index("id")
     assert duplicates.how["im002"] == "exact" and duplicates.partner["im002"] == "im001"
 
@@ -130,7 +130,7 @@ def pairs_of(*rows):
 
 def told(monkeypatch, ds, pairs, **settings):
     "The audit of a dataset of which the search says what `pairs` holds."
-    monkeypatch.setattr(fer_nb.audit, "find_duplicates", lambda part, search, folder: pairs)
+    monkeypatch.setattr(fer_nb.audit, "find_duplicates", lambda part, search, **how: pairs)
     return audit(ds, **settings)
 
 
@@ -438,8 +438,8 @@ def test_a_second_audit_of_many_images_reads_what_was_found_and_other_images_are
     ds = dataset(images)
     plain = audit(ds)
     assert not [*tmp_path.rglob("*")]                                        # too few to be kept
-    searched, search = [], DuplicateSearch.compared
-    monkeypatch.setattr(DuplicateSearch, "compared", lambda *a: searched.append(1) or search(*a))
+    searched, search = [], DuplicateSearch.near
+    monkeypatch.setattr(DuplicateSearch, "near", lambda *a: searched.append(1) or search(*a))
     monkeypatch.setattr(fer_nb.audit, "_MANY", 30)
     for _ in range(3):
         again = audit(ds)
@@ -449,3 +449,7 @@ def test_a_second_audit_of_many_images_reads_what_was_found_and_other_images_are
     audit(dataset(255 - images))
     audit(ds, search=DuplicateSearch(similar=0))
     assert searched == [1, 1, 1] and len(plain.duplicates) >= 12
+    audit(ds, cache=False)
+    assert searched == [1, 1, 1, 1]
+    audit(ds, search=None)
+    assert searched == [1, 1, 1, 1]

@@ -35,6 +35,26 @@ def test_what_was_packed_comes_back_to_the_byte(tmp_path, n, last, monkeypatch):
     assert (tmp_path / "data/fer2013new.csv").read_bytes() == votes.read_bytes()
 
 
+def test_a_picture_that_is_missing_or_anothers_is_no_data(tmp_path, monkeypatch):
+    card = script("card_folder")
+    monkeypatch.setattr(card, "MANY", 64)
+    draw = np.random.default_rng(0)
+    csv, votes = tmp_path / "a.csv", tmp_path / "b.csv"
+    csv.write_text("emotion,pixels,Usage\n" + "".join(f"1,{' '.join(map(str, draw.integers(0, 256, 2304)))},Training\n" for _ in range(130)))
+    votes.write_text("Usage\n")
+    card.pack(csv, votes, tmp_path / "folder")
+    one, two = tmp_path / "folder/faces-000000.png", tmp_path / "folder/faces-000064.png"
+    right = two.read_bytes()
+    two.write_bytes(one.read_bytes())
+    with pytest.raises(SystemExit, match="not the file that was packed"):
+        card.unpack(tmp_path / "folder", tmp_path / "data")
+    two.unlink()
+    with pytest.raises(FileNotFoundError, match="faces-000064"):
+        card.unpack(tmp_path / "folder", tmp_path / "data")
+    two.write_bytes(right)
+    card.unpack(tmp_path / "folder", tmp_path / "data")
+
+
 def options(**more: object) -> Namespace:
     return Namespace(**{"epochs": [50, 80, 16], "held": "parts.csv", "bs": 256, "lr": 4e-3, "views": 30, "seeds": 3, "out": Path("."),
                         "folder": Path("data"), "done": [], "device": None} | more)

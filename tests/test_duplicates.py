@@ -1,6 +1,7 @@
 """The exported search for duplicates: planted copies found and nothing else, whatever the size, the source, the block."""
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -282,30 +283,67 @@ def test_a_smaller_error_finds_fewer():
     assert found[2] <= found[1] <= found[0] and len(found[0]) == 60
 
 
-def test_a_killed_search_computes_the_missing_parts_only_and_a_finished_one_nothing(tmp_path, monkeypatch):
+def test_a_killed_search_computes_the_missing_parts_only(tmp_path, monkeypatch):
     images = np.concatenate([smooth(60), smooth(60)[:20, :, ::-1]])
     search = DuplicateSearch(block=30)
-    whole = find_duplicates(dataset(images), search)
-    with monkeypatch.context() as killed:
-        killed.setattr(DuplicateSearch, "decided", lambda *a: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            find_duplicates(dataset(images), search, folder=tmp_path)
+    whole = find_duplicates(dataset(images), search, folder=tmp_path)
     parts = sorted(tmp_path.rglob("*.npz"))
     assert len(parts) == 4 and {part.name.split("-")[0] for part in parts} == {"candidates", "pairs"}
     parts[1].unlink()
     bands, nearest = [], fer_nb.duplicates.nearest_pairs
     monkeypatch.setattr(fer_nb.duplicates, "nearest_pairs", lambda *a: bands.append(a[5]) or nearest(*a))
     pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
-    assert bands == [30] and [path.name for path in tmp_path.rglob("*.npz")] == ["found.npz"]
-    pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
     assert bands == [30]
-    find_duplicates(dataset(images[1:]), search, folder=tmp_path)                     # other images, or another search
-    find_duplicates(dataset(images), DuplicateSearch(block=30, least=0.5), folder=tmp_path)
-    assert len(bands) > 2 and len([*tmp_path.rglob("found.npz")]) == 3
-    monkeypatch.setattr(fer_nb.duplicates, "file_sha256", lambda path: "another code")
-    bands.clear()
-    pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
-    assert bands
+
+
+def searches(monkeypatch) -> list:
+    "What is searched from now on: an entry a search."
+    found, near = [], DuplicateSearch.near
+    monkeypatch.setattr(DuplicateSearch, "near", lambda *a: found.append(1) or near(*a))
+    return found
+
+
+def test_what_was_found_is_read_for_the_same_images_settings_and_code_alone(tmp_path, monkeypatch):
+    images = np.concatenate([smooth(40), smooth(40)[:20, :, ::-1], noisy(smooth(40)[20:30])])
+    done, plain = searches(monkeypatch), find_duplicates(dataset(images))
+    for _ in range(3):
+        pd.testing.assert_frame_equal(find_duplicates(dataset(images), cache=tmp_path), plain)
+    assert len(done) == 2 and len(plain) >= 30
+    find_duplicates(dataset(images[1:]), cache=tmp_path)
+    find_duplicates(dataset(images), DuplicateSearch(least=0.5), cache=tmp_path)
+    find_duplicates(dataset(images), features=np.eye(len(images), dtype=np.float32), cache=tmp_path)
+    monkeypatch.setattr(fer_nb.duplicates, "_CODE", "another")
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), cache=tmp_path), plain)
+    assert len(done) == 6 and len([*tmp_path.rglob("*.npz")]) == 5
+
+
+def test_a_cache_that_cannot_be_used_is_done_without_and_a_damaged_one_made_again(tmp_path, monkeypatch):
+    images, done = np.concatenate([smooth(30), noisy(smooth(30)[:9])]), searches(monkeypatch)
+    plain = find_duplicates(dataset(images))
+    (tmp_path / "file").write_text("no folder")
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), cache=tmp_path / "file"), plain)
+    monkeypatch.setattr(fer_nb.duplicates, "cache_dir", lambda: Path("~nobody/there").expanduser())      # RuntimeError: no home
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), cache=True), plain)
+    find_duplicates(dataset(images), cache=tmp_path)
+    kept, = tmp_path.rglob("found.npz")
+    whole = kept.read_bytes()
+    foreign = kept.with_name(".found.1-2.npz")                              # what another process is writing
+    foreign.write_bytes(b"half")
+    kept.write_bytes(whole[:len(whole) // 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pd.testing.assert_frame_equal(find_duplicates(dataset(images), cache=tmp_path), plain)
+    assert len(done) == 5 and foreign.exists()
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), cache=tmp_path), plain)
+    assert len(done) == 5
+
+
+def test_all_processes_read_or_all_search(tmp_path, monkeypatch):
+    images, done = np.concatenate([smooth(30), noisy(smooth(30)[:9])]), searches(monkeypatch)
+    plain = find_duplicates(dataset(images), cache=tmp_path)
+    monkeypatch.setattr(fer_nb.duplicates, "gather", lambda there: [there, False])                      # the other has none
+    pd.testing.assert_frame_equal(find_duplicates(dataset(images), cache=tmp_path), plain)
+    assert len(done) == 2
 
 
 def test_planted_copies_of_synthetic_faces():

@@ -11,6 +11,7 @@ from fastai.torch_core import TensorImageBW
 from PIL import Image
 from torch import nn
 
+import fer_nb.teachers
 from fer_nb.augment import Augment
 from fer_nb.balance import ClassAugment
 from fer_nb.config import Data, Fit
@@ -538,16 +539,31 @@ def test_cached_logits_do_not_know_what_is_done_to_batches(dls):
         dls.train.after_batch.fs.clear()
 
 
-def test_a_network_with_branches_is_asked_fused_and_stays_as_it_was(dls):
+def test_a_network_with_branches_is_asked_fused_and_stays_as_it_was(dls, monkeypatch):
     torch.manual_seed(0)
     net = HyFER(in_chans=1, variant="light_full").eval()
     for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.2)
         norm.running_var.uniform_(0.5, 2)
-    before = weights_digest(net)
+    before, asked, view_logits = weights_digest(net), [], fer_nb.teachers._view_logits
+    monkeypatch.setattr(fer_nb.teachers, "_view_logits", lambda teacher, *a: asked.append(teacher) or view_logits(teacher, *a))
     found = teacher_logits(net, dls.train, dls.valid)
+    assert asked and not any(isinstance(m, torch.nn.BatchNorm2d) for one in asked for m in one.blocks.modules())
     assert weights_digest(net) == before == found.key["teacher"]
     with torch.no_grad():
         for view in range(dls.train.views):
             own = net(dls.train.images(np.arange(len(dls.train.x)), view)).numpy()
             np.testing.assert_allclose(found.train[view].astype(float), own, atol=4e-3 * np.abs(own).max())
+
+
+def test_a_network_from_a_file_is_asked_where_the_batches_go_and_goes_back(splits, dls, tmp_path, monkeypatch):
+    path = save(HyFER(in_chans=1, variant="light"), tmp_path / "own.safetensors", data="my_faces")
+    teacher = the_teacher(Fit(str(path), device="cpu"))
+    teacher.fit(splits)
+    places, real = [], fer_nb.teachers.eval_mode
+    monkeypatch.setattr(fer_nb.teachers, "eval_mode", lambda net, device=None: places.append(device and str(device)) or real(net, device))
+    teacher.cache(dls.train, dls.valid)
+    assert places[0] == str(dls.train.device)
+    places.clear()
+    teacher.logits(splits.test)
+    assert places[0] == "cpu" and next(teacher.network.parameters()).device.type == "cpu"
