@@ -92,9 +92,9 @@ _MACHINE = {
                       help="compile the networks that are fitted (torch.compile; wants a C++ compiler): a "
                            "minute before the first batch, faster ones after it"),
     "--fast-math": dict(action="store_const", const=True,
-                        help="on a card, products of float32 numbers in TF32 (three decimal digits), those of "
-                             "attacks too, and cuDNN's fastest algorithms, while networks are fitted and "
-                             "teachers are asked")}
+                        help="on a card, products of float32 numbers in TF32 (three decimal digits), those "
+                             "of attacks too, and cuDNN's fastest algorithms, while networks are fitted "
+                             "and teachers are asked")}
 _TRAINS = tuple(_MACHINE)
 _FIELDS = {"--fast-math": ("tf32", "benchmark")}   # of `launch.Machine`; of the others the name itself
 

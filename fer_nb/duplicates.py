@@ -914,7 +914,7 @@ def find_duplicates(
     search: DuplicateSearch | None = DuplicateSearch(),  # None: byte-identical images only
     features: np.ndarray | torch.Tensor | None = None,   # (N, D), as a network's, which propose further pairs
     folder: str | Path | None = None,  # stores bands of a thousand rows; a killed search continues
-    cache: bool | str | Path = False,  # where pairs are kept, see `kept`; True: below `cache_dir()`; False: no
+    cache: bool | str | Path = False,  # where pairs are kept, see `kept`; False: nowhere
 ) -> pd.DataFrame:  # i, j (positions, i < j), score, how, chance, change
     """Pairs of images of the same photograph. Of identical images, each is paired with the first. Raises
     `ImageError` for files that are no images, `DataError` for features that do not fit."""

@@ -465,7 +465,7 @@ class FileTeacher(NetworkTeacher):
         with eval_mode(self.network, pick_device(self.settings.device)):
             return super().logits(ds)
 
-
+# %% ../nbs/31_teachers.ipynb #e5fae2f8
 def need_same_holdout(
     path: str | Path,   # of a trained network
     net: nn.Module,     # the network, with `.record` where it has one
