@@ -5,7 +5,7 @@
     python benchmarks/card_folder.py search DATA FOLDER/cache                   # here, minutes: what `audit` finds, to be read there
 
 The images go into PNG files of 4,096, which is four fifths of what NumPy's compressed files take. What `search` finds is read by the
-same code alone; there, `FER_NB_CACHE=FOLDER/cache`.
+same code alone; there, `FER_NB_CACHE=FOLDER/cache`, and `FER_NB_COMMIT` for the records of a copy without `.git`.
 """
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = ("large_res", "large_vgg", "large_half")
 STEPS = 105        # of an epoch of FER2013's Training, in batches of 256
-HOST = 0.023       # seconds that Python needs for a step
-SHARED = 1.3       # what sharing a card costs
+HOST = 0.023       # seconds that Python needs for a step (beside an H200, seven fits at once)
+SHARED = 1.3       # what sharing a card costs: a guess
 LEAST, MOST = (24, 30, 6), (60, 100, 20)   # epochs of each step
 
 

@@ -241,7 +241,7 @@ class Audit:
         return self.photos[pd.Index(self.ds.df.id).get_indexer(ids)]
 
 # %% ../nbs/09_audit.ipynb #d955c707
-_MANY = 5000   # images whose search takes minutes, and is kept
+_MANY = 5000   # images from which a search takes minutes, and is cached
 
 
 def audit(
@@ -252,7 +252,7 @@ def audit(
     faces: pd.DataFrame | None = None,  # from `faces.find_faces`, for `no_face`; None: blanks and votes only
     limits: QualityLimits = QualityLimits(),   # of `low_quality`
     folder: str | Path | None = None,          # stores finished parts of the search, see `find_duplicates`
-    cache: bool | str | Path = True,  # where pairs are kept; True: those of many images, see above
+    cache: bool | str | Path = True,  # where pairs are cached; True: of many images, see above
 ) -> Audit:                                    # with .issues, .groups, .summary(), .table1(), .clean()
     """Audit a dataset. Raises `ConfigError` for an unknown kind, or for `label_error` without votes and
     without `probs`."""

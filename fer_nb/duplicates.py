@@ -9,7 +9,7 @@ __all__ = ['ORIENTATIONS', 'EXHAUSTIVE', 'PROBES', 'BLANK_STD', 'VIEWS', 'MIRROR
            'nearest_pairs', 'contrast_normalised', 'plain_borders', 'without_borders', 'within_borders', 'pixel_places',
            'warped', 'refined', 'block_correlations', 'block_score', 'covered_share', 'Evidence', 'DuplicateSearch',
            'posed', 'pose_map', 'plausible', 'inverse', 'motion', 'fine_detail', 'equally_sharp', 'chance_of',
-           'alikeness', 'explained', 'unordered', 'kept', 'find_duplicates', 'components', 'duplicates_across',
+           'alikeness', 'explained', 'unordered', 'cached_pairs', 'find_duplicates', 'components', 'duplicates_across',
            'across_summary']
 
 # %% ../nbs/08_duplicates.ipynb #017cbef6
@@ -829,13 +829,13 @@ def _digest(
 _CODE = file_sha256(str(resources("fer_nb") / "duplicates.py"))   # of the code that was imported
 
 
-def kept(
+def cached_pairs(
     cache: bool | str | Path,              # a folder; True: below `cache_dir()`; False: none
     key: list,                             # what the pairs depend on, beside the code; JSON
     search: Callable[[], pd.DataFrame],    # finds them
 ) -> pd.DataFrame:                         # as `search` gives it
-    """What an earlier search of the same images, by the same settings and code, found; else search, and keep
-    it. All processes read, or all search. A folder that cannot be used is done without."""
+    """The pairs of an earlier search of the same images, by the same settings and code; else search, and
+    cache them. All processes read, or all search. A folder that cannot be used is done without."""
     def missing() -> None:
         raise LookupError
 
@@ -914,7 +914,7 @@ def find_duplicates(
     search: DuplicateSearch | None = DuplicateSearch(),  # None: byte-identical images only
     features: np.ndarray | torch.Tensor | None = None,   # (N, D), as a network's, which propose further pairs
     folder: str | Path | None = None,  # stores bands of a thousand rows; a killed search continues
-    cache: bool | str | Path = False,  # where pairs are kept, see `kept`; False: nowhere
+    cache: bool | str | Path = False,  # where pairs are cached, see `cached_pairs`
 ) -> pd.DataFrame:  # i, j (positions, i < j), score, how, chance, change
     """Pairs of images of the same photograph. Of identical images, each is paired with the first. Raises
     `ImageError` for files that are no images, `DataError` for features that do not fit."""
@@ -937,7 +937,7 @@ def find_duplicates(
     if search is not None and len(ds) - len(copies) > 1:
         own = torch.from_numpy(np.unique(first))
         key = [repr(search), *(_digest(x) for x in (thumbs, own, features) if x is not None)]
-        tables.append(kept(cache, key, lambda: search.near(thumbs, own, features, folder)))
+        tables.append(cached_pairs(cache, key, lambda: search.near(thumbs, own, features, folder)))
     table = pd.concat(tables, ignore_index=True)
     table["last"] = table.how.map({"feature": 1, "similar": 2}).fillna(0)
     table = table.sort_values(["last", "score"], ascending=[True, False], kind="stable").drop(columns="last")

@@ -1115,6 +1115,7 @@ def transfer_table(
 PHASE2 = replace(SHIP, born_again=None, teachers=(),
                  evaluation=Evaluation((1 / 255, 2 / 255, 4 / 255), n=500),
                  adversarial=Adversarial(eps=2 / 255, fit=replace(SHIP.adversarial.fit, epochs=2)))
+_SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "loss")   # and recalls; a fit's own file has all
 _ALL = ("adversarial.attacks=[pgd]", "adversarial.steps=7", "adversarial.ratio=1")
 PHASE2_ARMS = {
     "radius 1/255": (f"adversarial.eps={1 / 255}",), "radius 4/255": (f"adversarial.eps={4 / 255}",),
@@ -1222,7 +1223,9 @@ def harden_study(
         return pd.concat(tables, ignore_index=True)
 
     table = grid(run, budgets, seeds, store, say=say)
-    return table[["arm", "chosen", "seed", "split", "subset", "attack", "eps", "metric", "value", "n"]]
+    shown = table.metric.isin(_SHOWN) | table.metric.str.startswith("recall:")
+    return table.loc[shown, ["arm", "chosen", "seed", "split", "subset", "attack", "eps", "metric", "value",
+                             "n"]].reset_index(drop=True)
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000009
 def _shipped(weights: Path | None) -> HyFER:
