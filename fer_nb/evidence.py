@@ -132,6 +132,14 @@ def evidence_words(
     return [sys.executable, "-m", "fer_nb", *words, "--out", str(out)]
 
 
+def _commits(
+    costs: pd.DataFrame,         # from `training_costs`
+) -> list[str]:                  # none where they do not say
+    "The commits that fits were made at."
+    found = costs.commit.dropna() if "commit" in costs else ()
+    return list(dict.fromkeys(one for all_of_it in found for one in all_of_it.split("; ")))
+
+
 def answer(
     name: str,                   # of `EVIDENCE`
     given: Mapping[str, str],    # data and votes, as words
@@ -149,7 +157,8 @@ def answer(
     costs, place = training_costs(folder), Path(asked.place).with_suffix(".costs.csv")
     write_table(costs, folder / place.name)
     if (record := read_record(folder / asked.file)) is not None:   # the costs are of the same run
-        write_record(folder, [place.name], {k: v for k, v in record.items() if k != "files"})
+        record = {k: v for k, v in record.items() if k != "files"} | {"fits": _commits(costs)}
+        write_record(folder, [asked.file, place.name], record)
     put_in_place(out, {asked.place: folder / asked.file, place.as_posix(): folder / place.name})
     return float(costs.hours.sum())
 

@@ -30,7 +30,7 @@ from .config import Fit, Preset, load_config, override
 from .core import ConfigError, DataError, at_least, one_of
 from .data import FERData
 from .launch import map_ranks, rank_world
-from .store import Store, read_table, write_table
+from .store import Store, read_table, run_record, write_table
 
 # %% ../nbs/42_experiment.ipynb #e4200008
 # splits that chose something: no table shows them, no mean holds them
@@ -131,14 +131,26 @@ def peak_ram() -> float:  # GB; NaN where the system does not tell
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
+_WHERE = ("commit", "processor")   # that a fit was made by and on
+
+
+def _also(
+    now: str | None,     # of this attempt
+    before: object,      # of earlier ones: text, or nothing
+) -> str:                # each once: "a; b"
+    "What all attempts were made with."
+    known = before.split("; ") if isinstance(before, str) else []
+    return "; ".join(dict.fromkeys(filter(None, [*known, now])))
+
+
 @contextmanager
 def measured_cost(
     file: Path | None,          # a CSV to write; None: nothing is written
     work: Path | None = None,   # folder of the fit's checkpoints; None: the `.work` beside the file
     **about: object,            # which fit: its arm, seed, fold
 ) -> Iterator[None]:            # a `with` block
-    """Write down how long the block took, and the most memory that PyTorch held on a card. What earlier
-    attempts took is added from their file; `whole` is False where one left checkpoints and no file."""
+    """Write down how long the block took, the most memory that PyTorch held on a card, the commit and the
+    processor. Earlier attempts count, from their file; `whole` is False where one left checkpoints alone."""
     import torch
     before, cuda, whole = None, torch.cuda.is_available(), True
     if file is not None:
@@ -151,7 +163,9 @@ def measured_cost(
     try:
         yield
     finally:   # also of an attempt that is broken off
+        now = run_record("")
         row = about | {"hours": (time.perf_counter() - started) / 3600, "whole": whole,
+                       **{k: _also(now[k], None if before is None else before.get(k)) for k in _WHERE},
                        "device": torch.cuda.get_device_name() if cuda else "cpu",
                        "threads": torch.get_num_threads(), "ram_gb": peak_ram(),
                        "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else np.nan}

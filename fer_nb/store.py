@@ -504,6 +504,8 @@ def made_by(
         return f"{path.parent.name}/{path.name}: no record of the run that made it"
     when = [f"commit {record['commit']}" if record.get("commit") else "", str(record.get("date"))[:10],
             "record entered by hand" if "entered" in record else ""]
+    if others := [c for c in record.get("fits", []) if c != record.get("commit")]:
+        when.insert(1, f"fits at {', '.join(others)}")
     return f"{path.parent.name}/{path.name}: made by `{record['command']}` ({', '.join(filter(None, when))})"
 
 # %% ../nbs/03_store.ipynb #sess0002

@@ -5,7 +5,7 @@ import pytest
 from fer_nb.cli import main
 from fer_nb.core import ConfigError, DataError
 from fer_nb.evidence import COMPARED, EVIDENCE, Compared, differences_of, evidence_table, evidence_words, family, reproduce_all
-from fer_nb.store import read_record, read_table, write_table
+from fer_nb.store import made_by, read_record, read_table, write_table
 from fer_nb.synth import fer2013_folder
 
 
@@ -31,6 +31,7 @@ def test_a_question_is_answered_and_taken_up_again(tmp_path, capsys, name, arms)
     command = " ".join(["fer-nb", *EVIDENCE[name].command.split()[:2]])
     assert set(runs["protocol" if name == "protocol" else "arm"]) == arms and read_record(table)["command"].startswith(command)
     assert read_record(table.with_suffix(".costs.csv"))["command"] == read_record(table)["command"]
+    assert read_record(table)["fits"] == [c for c in [read_record(table)["commit"]] if c] and "fits at" not in made_by(table)
     row = evidence_table(tmp_path).set_index("evidence").loc[name]
     assert row.hours > 0 and row.date and not row.current                       # a trial is not the command
     assert reproduce_all(given, tmp_path, [name], tiny=True).outcome.tolist() == ["made"] and table.read_bytes() == first

@@ -19,6 +19,7 @@ from fer_nb.reconcile import read_paper
 from fer_nb.reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, drawn, honest_folds, reproduce, reproducible
 from fer_nb.sqs_studies import (ABLATION, EFFICIENCY, PAPER_SQS_TABLE6, accuracy_table, efficiency_table, metrics_table, sensitivity_table,
                                 study_arms)
+from fer_nb.store import processor, write_table
 from fer_nb.synth import make_faces
 
 PAPERS = Path(__file__).resolve().parents[1] / "results/papers"
@@ -321,6 +322,21 @@ def test_what_a_block_costs_counts_every_attempt(tmp_path):
             pass
         assert training_costs(tmp_path)[["arm", "fold", "whole"]].values.tolist()[1:] == [["b", 2, False]]
         (tmp_path / "b.cost.csv").unlink()
+
+
+def test_what_a_block_costs_says_which_code_ran_and_where(tmp_path, monkeypatch):
+    """A fit that was broken off may go on at another commit, and its first file may be of before there was the column."""
+    file = tmp_path / "a.cost.csv"
+    for commit, said in (("a1", "a1"), ("b2 with changes", "a1; b2 with changes"), ("a1", "a1; b2 with changes"), (None, "a1; b2 with changes")):
+        monkeypatch.setattr("fer_nb.store._commit", lambda: commit)
+        with measured_cost(file, arm="a"):
+            pass
+        assert training_costs(tmp_path).commit.item() == said
+    write_table(training_costs(tmp_path).drop(columns=["commit", "processor"]), file)
+    monkeypatch.setattr("fer_nb.store._commit", lambda: None)
+    with measured_cost(file, arm="a"):
+        pass
+    assert training_costs(tmp_path).commit.isna().item() and training_costs(tmp_path).processor.item() == processor()
 
 
 # ---- one setting changed ----
