@@ -37,7 +37,7 @@ from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, positive, progress,
 )
 from .data import VOTE_COLUMNS, FERData
-from .evaluate import result_table
+from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import SHIPPED, Network, Recogniser, weights_file
 from .store import Store, digest, plain, read_table, run_record
@@ -558,7 +558,7 @@ def figures(
         here = (ds.df.split == split).to_numpy()
         subsets = {"all": here}
         if duplicates is not None:
-            subsets["without_duplicates"] = here & ~ds.df.id.isin(list(duplicates)).to_numpy()
+            subsets["without_duplicates"] = here & ~leaked_images(ds, duplicates)
         for subset, rows in subsets.items():
             if rows.any():
                 table = found_scores(probs[rows], y[rows], ds.labels, intervals)
@@ -779,7 +779,7 @@ def bench(
     about = run_record(command, data=ds.name, fingerprint=ds.fingerprint(),
                        splits={str(k): int(v) for k, v in ds.df.split.value_counts().items()},
                        duplicates="not looked for" if duplicates is None else
-                       int(ds.df.id.isin(list(duplicates)).sum()))
+                       int(leaked_images(ds, duplicates).sum()))
     rows = [_bench_one(m, columns, out, duplicates, seconds, stress, about) for m in models]
     return leaderboard(rows)
 

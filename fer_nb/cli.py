@@ -33,7 +33,7 @@ from .config import PRESETS, Fit, Preset, load_config, override, to_dict, tried
 from .core import (ConfigError, DataError, FERError, LabelError, file_sha256, keep_freed_memory, one_of,
                          progress, show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
-from .experiment import STUDIES
+from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
 from .plan import describe, images_in, measured_rates, need_memory
@@ -602,7 +602,7 @@ class _StudyVerb(Verb):
             need_memory(given["preset"], images_in(ds, given["preset"]))
         found = study.run(**given)
         about = {"weights": self.weights(args)} if "--weights" in study.options else {}
-        record = run_record(args.command, data=ds.fingerprint(), **about)
+        record = run_record(args.command, data=ds.fingerprint(), **about, **fits_of(out))
         if not study.file:
             if about and out.is_dir():
                 write_record(out, [p.name for p in out.glob("*.*") if p.name != "record.json"], record)
@@ -624,7 +624,10 @@ def weights(
     if robust is None and args.weights is None:
         robust = [weights_file("robust")]
     paths = [args.weights or weights_file("accurate"), *(robust or [])]
-    return {Path(path).stem: file_sha256(path) for path in paths}
+    stems = [Path(path).stem for path in paths]   # two of one name are told apart by their folders
+    names = [stem if stems.count(stem) == 1 else f"{Path(path).parent.name}/{stem}"
+             for stem, path in zip(stems, paths)]
+    return {name: file_sha256(path) for name, path in zip(names, paths)}
 
 # %% ../nbs/60_cli.ipynb #60000021
 class _ReproduceVerb(Verb):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TTA', 'check_labels', 'eval_mode', 'image_batches', 'tta_views', 'predict_logits', 'logits_of', 'result_table',
-           'evaluate', 'headline_of', 'need_weights_of', 'table_of', 'measured_by_others', 'calibration', 'confusion',
-           'by_group', 'Shared', 'shared_labels', 'cross_dataset', 'fold_logits', 'out_of_fold', 'cross_validate',
-           'robust_curve', 'compare']
+           'leaked_images', 'evaluate', 'headline_of', 'need_weights_of', 'table_of', 'measured_by_others',
+           'calibration', 'confusion', 'by_group', 'Shared', 'shared_labels', 'cross_dataset', 'fold_logits',
+           'out_of_fold', 'cross_validate', 'robust_curve', 'compare']
 
 # %% ../nbs/24_evaluate.ipynb #7751cb1e
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -172,6 +172,20 @@ def _splits(
         raise DataError(f"{ds.name or 'dataset'}: no images to evaluate")
     return [s for s in SPLITS if (ds.df.split == s).any()]
 
+
+def leaked_images(
+    ds: FERData,                          # the dataset
+    duplicates: Collection[str] | None,   # ids of images with a duplicate in training, maybe others too
+) -> np.ndarray | None:                   # bool (N,); None: not known
+    "Which images have a duplicate in training. Raises `ConfigError` for what would match nothing, as a mask."
+    if duplicates is None:
+        return None
+    several = isinstance(duplicates, Collection) and not isinstance(duplicates, (str, pd.DataFrame))
+    if not several or not all(isinstance(i, str) for i in duplicates):
+        raise ConfigError(f"duplicates is a {type(duplicates).__name__}; a collection of ids expected, such "
+                          "as the column `id` of the leaks")
+    return ds.df.id.isin(list(duplicates)).to_numpy()
+
 # %% ../nbs/24_evaluate.ipynb #7c626851
 def evaluate(
     model: nn.Module | np.ndarray,             # classifier of x in [0, 1], with `.labels`; or logits (N, C)
@@ -185,21 +199,16 @@ def evaluate(
 ) -> pd.DataFrame:  # split, subset, tta, attack, eps, steps, metric, value, n, labels
     "All metrics of `model`, for each split of `ds`. Raises `LabelError`, `DataError` or `ConfigError`."
     need_dataset(ds)
-    ids = () if duplicates is None else duplicates
-    several = isinstance(ids, Collection) and not isinstance(ids, (str, pd.DataFrame))
-    if not several or not all(isinstance(i, str) for i in ids):  # a mask or positions would match nothing
-        raise ConfigError(f"duplicates is a {type(ids).__name__}; a collection of ids expected, such as the "
-                          "column `id` of the leaks")
-    splits, y, tables = _splits(ds), ds.targets(), []
-    z, leaked = logits_of(model, ds, bs, device, tta), ds.df.id.isin(list(ids)).to_numpy()
+    leaked, splits, y, tables = leaked_images(ds, duplicates), _splits(ds), ds.targets(), []
+    z = logits_of(model, ds, bs, device, tta)
     for split in splits:
         here = (ds.df.split == split).to_numpy()
-        subsets = {"all": here} if duplicates is None else {"all": here, "without_duplicates": here & ~leaked}
+        subsets = {"all": here} if leaked is None else {"all": here, "without_duplicates": here & ~leaked}
         for subset, rows in subsets.items():
             part = z[rows], y[rows], ds.labels
             table = score_intervals(*part, intervals, seed) if intervals else scores(*part)
             if subset == "all":
-                known = np.nan if duplicates is None else float((here & leaked).sum())
+                known = np.nan if leaked is None else float((here & leaked).sum())
                 row = pd.DataFrame({"metric": ["duplicates_in_training"], "value": known, "n": here.sum()})
                 table = pd.concat([table, row])
             tables.append(result_table(table, ds.labels, split=split, subset=subset, tta=tta, attack="none",
@@ -216,12 +225,12 @@ def headline_of(
     seed: int = 0,                              # of the resamples
 ) -> pd.DataFrame:                              # measure, judge, who, value, low, high (95 %), n
     """`metrics.headline` of a network. Raises `LabelError` for a network of other labels, `DataError` for
-    images of several splits or none."""
+    images of several splits or none, `ConfigError` for duplicates that are no ids."""
     need_dataset(ds)
+    leaked = leaked_images(ds, duplicates)
     if len(splits := _splits(ds)) > 1:
         raise DataError(f"{ds.name or 'dataset'}: images of {', '.join(splits)}; those of one split expected")
     z, mirror = (predict_logits(model, ds, tta=tta) for tta in ("none", "flip"))
-    leaked = None if duplicates is None else ds.df.id.isin(list(duplicates)).to_numpy()
     voted = set(VOTE_COLUMNS) <= set(ds.df)
     votes = ds.df[list(VOTE_COLUMNS)].to_numpy() if voted else None
     return headline(z, ds.targets(), ds.labels, mirror, leaked, votes, temperature, times, seed)

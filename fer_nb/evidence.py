@@ -20,7 +20,7 @@ import pandas as pd
 
 from .compare import holm
 from .core import DataError, one_of
-from .experiment import paired_differences, reported, training_costs
+from .experiment import FIFTH, paired_differences, reported, training_costs
 from .shipped import checkout, put_in_place, surroundings, trial_apart
 from .store import read_record, read_table, write_record, write_table
 
@@ -132,14 +132,6 @@ def evidence_words(
     return [sys.executable, "-m", "fer_nb", *words, "--out", str(out)]
 
 
-def _commits(
-    costs: pd.DataFrame,         # from `training_costs`
-) -> list[str]:                  # none where they do not say
-    "The commits that fits were made at."
-    found = costs.commit.dropna() if "commit" in costs else ()
-    return list(dict.fromkeys(one for all_of_it in found for one in all_of_it.split("; ")))
-
-
 def answer(
     name: str,                   # of `EVIDENCE`
     given: Mapping[str, str],    # data and votes, as words
@@ -157,8 +149,7 @@ def answer(
     costs, place = training_costs(folder), Path(asked.place).with_suffix(".costs.csv")
     write_table(costs, folder / place.name)
     if (record := read_record(folder / asked.file)) is not None:   # the costs are of the same run
-        record = {k: v for k, v in record.items() if k != "files"} | {"fits": _commits(costs)}
-        write_record(folder, [asked.file, place.name], record)
+        write_record(folder, [place.name], {k: v for k, v in record.items() if k != "files"})
     put_in_place(out, {asked.place: folder / asked.file, place.as_posix(): folder / place.name})
     return float(costs.hours.sum())
 
@@ -189,17 +180,24 @@ def reproduce_all(
     return pd.DataFrame(rows, columns=["evidence", "outcome", "hours"])
 
 
+def _named(
+    words: Collection[str],   # of a command
+) -> list[str]:               # a file by its name alone, as records have it
+    "Words without the folders of files."
+    return [re.sub(r"(^|=)[\w./-]*/(?=[\w-]+\.\w+$)", r"\1", word) for word in words]
+
+
 def evidence_table(
     root: str | Path = ".",   # a checkout, or the folder of `reproduce_all`
 ) -> pd.DataFrame:            # evidence, question, table, hours, date, current: made by this command
-    "Which questions have been answered, and what that cost."
+    "Which questions have been answered, and what that cost. Whose code made a table, its record says."
     rows = []
     for name, asked in EVIDENCE.items():
         table, costs = Path(root) / asked.place, Path(root) / Path(asked.place).with_suffix(".costs.csv")
         record = (read_record(table) if table.is_file() else None) or {}
         hours = read_table(costs).hours.sum() if costs.is_file() else float("nan")
-        words = shlex.split(str(record.get("command", "")))
-        mine = evidence_words(name, {"data": "fer2013.csv", "votes": "fer2013new.csv"}, "")[3:-2]
+        words = _named(shlex.split(str(record.get("command", ""))))
+        mine = _named(evidence_words(name, {"data": "fer2013.csv", "votes": "fer2013new.csv"}, "")[3:-2])
         rows.append((name, asked.asks, asked.place, hours, str(record.get("date", ""))[:10],
                      [w for w, before in zip(words, ["", *words]) if "--out" not in (w, before)][1:] == mine))
     return pd.DataFrame(rows, columns=["evidence", "question", "table", "hours", "date", "current"])
@@ -215,6 +213,7 @@ class Compared:
     where: tuple[tuple[str, object], ...] = ()   # which rows, see `experiment.reported`
     metric: str = "accuracy"                     # a share
     own: bool = False                            # each arm is judged on images of its own
+    rho: float = 0.0                             # see `compare.paired_t`, where runs share training images
 
 
 def _against(one: str, *others: str) -> dict[str, tuple[str, str]]:
@@ -233,7 +232,7 @@ COMPARED: dict[str, Compared] = {
     "protocol": Compared("results/fer2013-protocol/runs.csv", {
         "duplicates on both sides against honest": ("duplicates_across", "honest"),
         "balanced before the split against honest": ("balance_then_split", "honest")},
-        ("protocol",), metric="balanced_accuracy", own=True),
+        ("protocol",), metric="balanced_accuracy", own=True, rho=FIFTH),
     "data, FER2013's labels": Compared("results/fer2013-data/runs.csv", _PIPELINE, where=_LABEL),
     "data, FER+'s majority": Compared("results/fer2013-data/runs.csv", _PIPELINE, metric="majority",
                                       where=_VOTED),
@@ -282,7 +281,7 @@ def differences_of(
         if pairs := {name: both for name, both in asked.pairs.items() if set(arms) >= set(both)}:
             one = one[arms.isin([arm for both in pairs.values() for arm in both])]
             one = one.drop(columns="n") if asked.own else one
-            found = paired_differences(one, pairs, over).rename(columns={"n": "seeds"})
+            found = paired_differences(one, pairs, over, rho=asked.rho).rename(columns={"n": "seeds"})
     return found.reindex(index=list(asked.pairs), columns=columns).astype(float)
 
 
@@ -297,12 +296,14 @@ def family(
     table["p_holm"] = np.where(table.p.isna(), np.nan, holm(table.p.fillna(1)))   # all that is declared
     sure, narrow = table.p_holm < .05, table[["low", "high"]].abs().max(axis=1) <= least
     table["verdict"] = np.select(
-        [table.difference.isna(), sure & (table.difference > 0), sure, narrow, table.low * table.high > 0],
-        ["not made", "more", "less", "little to find", "suggested"], "open")
+        [table.difference.isna(), table.low == table.high, sure & (table.difference > 0), sure, narrow,
+         table.low * table.high > 0],
+        ["not made", "the same in all seeds", "more", "less", "little to find", "suggested"], "open")
     return table[["evidence", "comparison", "difference", "low", "high", "p", "p_holm", "seeds", "verdict"]]
 
 # %% ../nbs/55_evidence.ipynb #evid0031
-_CONFIGURED = ("arm", "model", "network", "variant", "teachers", "votes", "weights")   # columns that name one
+_CONFIGURED = ("arm", "model", "network", "variant", "teachers", "votes", "weights",
+               "chosen")   # columns that name one
 
 
 def compared_on(

@@ -51,7 +51,7 @@ from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save, sav
                            weights_digest)
 from .plan import images_in, need_memory
 from .pipeline import (cache_logits, fit_adversarial, fit_student, fit_teachers, keep_robust,
-                             need_networks, prepare)
+                             need_classes, need_networks, prepare)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import Store, digest, plain, read_table, write_table
@@ -147,6 +147,26 @@ def _first_split(runs: pd.DataFrame, *order: str) -> str:
     "The split that the command shows: the first in `order` that was reported."
     return next(s for s in order if (runs.split == s).any())
 
+# %% ../nbs/44_hyfer_studies.ipynb #cafc85c2
+def _is_file(
+    fit: Fit,   # of a teacher
+) -> bool:      # whether it has been trained already
+    "Whether a teacher is a file of weights."
+    return fit.network.endswith(".safetensors")
+
+
+def _settings(
+    preset: Preset,       # whose settings may name files
+) -> dict[str, object]:   # for the identity of a study
+    "The settings as a record has them; what is read from a file counts by its content, wherever it lies."
+    found = to_dict(preset)
+    if (held := preset.data.held) and Path(held).is_file():
+        found["data"] = found["data"] | {"held": file_sha256(held)}
+    for k, fit in enumerate(preset.teachers):
+        if _is_file(fit) and Path(fit.network).is_file():
+            found["teachers"][k] = found["teachers"][k] | {"sha256": file_sha256(fit.network)}
+    return found
+
 
 def _one_generation(preset: Preset) -> None:
     "Refuse what cannot be trained, and a first-generation student, which a study's students would not have."
@@ -156,9 +176,9 @@ def _one_generation(preset: Preset) -> None:
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000012
 @study("distillation",
-       lambda ds, out, args: {"ds": subsample(ds, args.part), "preset": with_options(STUDY, args),
-                              "seeds": range(args.seeds),
-                              "arms": arms_of(args.arm or (), int)},
+       lambda ds, out, args: {"ds": subsample(ds, args.part),
+                              "preset": with_options(STUDY, args, ("adversarial", "evaluation")),
+                              "seeds": range(args.seeds), "arms": arms_of(args.arm or (), int)},
        lambda runs: "\n\n".join(table(runs, _first_split(runs, "valid", "test")).round(3).to_string()
                                 for table in (distillation_table, distillation_gains)))
 def distillation_study(
@@ -175,7 +195,7 @@ def distillation_study(
     another study lies in `out`."""
     at_least("seeds", len(seeds), 1)
     _one_generation(preset)
-    store, tables = Store(out, {"settings": to_dict(preset), **ds.identity()}), []
+    store, tables = Store(out, {"settings": _settings(preset), **ds.identity()}), []
     both = ["before", "after"] + ["not refined"] * (preset.data.refine is not None)
     arms = arms or dict.fromkeys(both, ())
     for arm, counts in arms.items():
@@ -188,7 +208,7 @@ def distillation_study(
         splits = _without_votes(ds, lambda bare, budget=budget: prepare(bare, budget))
         sizes = [f"{len(getattr(splits, name)):,} {name}" for name in ("train", "valid", "test")]
         say(f"{arm}: {', '.join(sizes)} images")
-        with measured_cost(part.path("teachers.cost.csv"), part.folder, arm=arm, model="teachers"):
+        with measured_cost(part.path("teachers.cost.csv"), part.folder, True, arm=arm, model="teachers"):
             teachers = fit_teachers(splits, budget, 0, part, lambda text, arm=arm: say(f"{arm}: {text}"))[0]
         cached = {seed: cache_logits(teachers, splits, budget, seed, part) for seed in seeds}
 
@@ -196,7 +216,8 @@ def distillation_study(
             return _rows(named[name].logits(splits.test), splits).assign(teachers=0)
 
         def taught(n: int, seed: int) -> pd.DataFrame:
-            with measured_cost(part.path(f"{cell_name(n, seed)}.cost.csv"), arm=arm, teachers=n, seed=seed):
+            file, seen = part.path(f"{cell_name(n, seed)}.cost.csv"), len(splits.train)
+            with measured_cost(file, arm=arm, teachers=n, seed=seed, images=seen):
                 student = fit_student(splits, budget, cached[seed][:n], seed, part.checkpoint(n, seed))[0]
             return _rows(student, splits).assign(model="HyFER")
 
@@ -257,7 +278,9 @@ def distillation_gains(
     if not pairs:   # such as one arm alone, without teachers
         return pd.DataFrame(columns=["difference", "low", "high", "p", "seeds", "p_holm"])
     scale, by = 1.0 if metric in NOT_SHARES else 100.0, "fold" if "fold" in one else "seed"
-    table = paired_differences(one, pairs, ["arm", "teachers"], by, scale).rename(columns={"n": f"{by}s"})
+    rho = 1 / max(1, one.fold.nunique() - 1) if by == "fold" else 0.0   # folds share their training images
+    table = paired_differences(one, pairs, ["arm", "teachers"], by, scale, rho)
+    table = table.rename(columns={"n": f"{by}s"})
     return table[["difference", "low", "high", "p", f"{by}s", "p_holm"]]
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000031
@@ -276,10 +299,20 @@ def folds_of(
     small = ds if preset.student.size is None else resized(ds, preset.student.size)
     found = audit(small.assign(split="train"), ("duplicate", "multilabel"), search)
     pool = ds.assign(split="train", group=found.groups, photo=found.photos)
-    groups = None if protocol == "paper" else leak_groups(pool)
+    groups = leak_groups(pool)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore" if protocol == "paper" else "default", message=".*random folds leak")
-        return [as_split(pool, part) for part in folds(pool, k, seed, groups, protocol)]
+        parts = folds(pool, k, seed, None if protocol == "paper" else groups, protocol)
+    kept = pool.df.id.isin((found.clean() if preset.data.clean is True else pool).df.id).to_numpy()
+    need_classes(pool, parts, groups, kept, "(k)")
+    return [as_split(pool, part) for part in parts]
+
+
+def _fold_digests(
+    parts: Sequence[FERData],   # from `folds_of`
+) -> list[str]:                 # one a fold
+    "Which images are tested in which fold: persons and groups decide it, and no other identity has them."
+    return [digest(part.df.id[part.df.split == "test"]) for part in parts]
 
 
 def over_folds(
@@ -314,12 +347,15 @@ def kfold_study(
     say: Callable[[str], None] = lambda text: None,  # gets a line before each part
     attacked: bool = False,          # attack the last student too, as Table 5 needs
 ) -> pd.DataFrame:                   # model, fold, subset, attack, eps, metric, value, n
-    """Teachers, distillation and adversarial training in each of `k` folds. Raises `ConfigError` for a wrong
-    setting, `DataError` where the folds cannot be made, `StoreError` where another study lies in `out`."""
+    """Teachers, distillation and, where the preset has it, adversarial training in each of `k` folds. Raises
+    `ConfigError` for a wrong setting, `DataError` where the folds cannot be made, `StoreError` where another
+    study lies in `out`."""
+    if attacked and preset.adversarial is None:
+        raise ConfigError("attacked, and adversarial=null; phase 2, whose student is attacked, expected")
     _one_generation(preset)
     parts = folds_of(ds, preset, k, seed, protocol)
     more = {"attacked": True} if attacked else {}
-    identity = {"settings": to_dict(preset), **ds.identity()} | more
+    identity = {"settings": _settings(preset), **ds.identity(), "folds": _fold_digests(parts)} | more
     store = Store(out, identity | {"k": k, "seed": seed, "protocol": protocol})
 
     def crossed(protocol: str, seed: int, fold: int) -> pd.DataFrame:
@@ -331,14 +367,18 @@ def kfold_study(
         tables = [_rows(model, splits).assign(model=name, attack="none", eps=0.0)
                   for name, model in (models | {"HyFER, EADD": student}).items()]
         how = preset.evaluation if attacked else replace(preset.evaluation, eps=())
-        tables.append(attacked_rows(hardened, splits, how, seed).assign(model="HyFER, EADD + adversarial"))
+        if hardened is not None:
+            rows = attacked_rows(hardened, splits, how, seed)
+            tables.append(rows.assign(model="HyFER, EADD + adversarial"))
         columns = ["model", "subset", "attack", "eps", "metric", "value", "n"]
         return pd.concat(tables, ignore_index=True)[columns]
 
-    def trained(splits: Splits, part: Store, fold: int) -> tuple[list, HyFER, HyFER]:
+    def trained(splits: Splits, part: Store, fold: int) -> tuple[list, HyFER, HyFER | None]:
         teachers, cached, _ = fit_teachers(splits, preset, seed, part, lambda t: say(f"fold {fold}: {t}"))
         say(f"fold {fold}: student")
         student = fit_student(splits, preset, cached, seed, part.path("student.ckpt"))[0]
+        if preset.adversarial is None:
+            return teachers, student, None
         hardened = fit_adversarial(student, splits, preset, seed, part.path("hardened.ckpt"),
                                    cached=cached)[0]
         return teachers, student, hardened
@@ -406,8 +446,12 @@ class SharedParts:
         "Splits, and teachers that are trained on them."
         whole = Preset(data, student=Fit(size=size), teachers=teachers)   # cut for the largest
         splits = _without_votes(self.ds, lambda bare: prepare(bare, whole))
-        part = self.store.part("teachers-" + digest(repr((data, size, teachers)))[:12])
-        return splits, trained_teachers(teachers, splits, 0, part, self.say)
+        if not teachers:
+            return splits, []
+        name = "teachers-" + digest(repr((data, size, teachers)))[:12]
+        part = self.store.part(name)
+        with measured_cost(self.store.path(f"{name}.cost.csv"), part.folder, True, arm="teachers"):
+            return splits, trained_teachers(teachers, splits, 0, part, self.say)
 
     def of_seed(
         self,
@@ -469,6 +513,7 @@ def setting_study(
     def run(arm: str, seed: int) -> pd.DataFrame:
         budget = budgets[arm]
         alone = replace(budget, adversarial=None, evaluation=Evaluation())
+        parts.of_data(alone.data, alone.student.size, alone.teachers)   # fitted once, with a row of its own
         with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
             splits, student = parts.student(alone, seed)
             tables = [_rows(student, splits).assign(model="HyFER", attack="none", eps=0.0)]
@@ -549,12 +594,16 @@ def teacher_study(
     say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
 ) -> pd.DataFrame:                    # dataset, teacher, px, fold, split, subset, metric, value, n
     "Each candidate in each fold. Raises what `kfold_study` does."
-    fits = {fit.network: fit for fit in (candidates(preset) if teachers is None else teachers)}
-    need_networks(Preset(teachers=tuple(fits.values())))
-    identity = {**ds.identity(), "cleaning": to_dict(preset.data), "k": k, "seed": seed,
-                "protocol": protocol}
-    store, parts = Store(out, identity), folds_of(ds, preset, k, seed, protocol)
-    splits_of = lru_cache(1)(lambda fold: prepare(parts[fold], preset, seed))
+    given = tuple(candidates(preset) if teachers is None else teachers)
+    fits = {fit.network: fit for fit in given}
+    at_least("teachers of different networks", len(fits), len(given))
+    need_networks(Preset(teachers=given))
+    parts = folds_of(ds, preset, k, seed, protocol)
+    identity = {**ds.identity(), "cleaning": _settings(preset)["data"], "size": preset.student.size,
+                "folds": _fold_digests(parts), "k": k, "seed": seed, "protocol": protocol}
+    store = Store(out, identity)
+    whole = replace(preset, teachers=given)   # faces are cut for the largest
+    splits_of = lru_cache(1)(lambda fold: prepare(parts[fold], whole, seed))
 
     def run(name: str, seed: int, fold: int) -> pd.DataFrame:
         splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=to_dict(fits[name]))
@@ -587,11 +636,12 @@ def teacher_results(
 
 # %% ../nbs/44_hyfer_studies.ipynb #11f44421
 LIGHT = tuple(name for name in HYFER if name.startswith("light"))
+_NO_TEACHERS = ("teachers", "born_again", "distillation", "adversarial", "evaluation", "student.network")
 
 
 @study("variants",
-       lambda ds, out, args: {"ds": subsample(ds, args.part), "preset": with_options(STUDY, args),
-                              "seeds": range(args.seeds)},
+       lambda ds, out, args: {"ds": subsample(ds, args.part), "seeds": range(args.seeds),
+                              "preset": with_options(STUDY, args, _NO_TEACHERS)},
        lambda runs: reported(runs).groupby(["variant", "split"], sort=False).value.agg(["mean", "std"]
                                                                                        ).round(4).to_string())
 def variant_study(
@@ -744,13 +794,6 @@ def left_by_recipe(
     return path if made == plain(asdict(budget.student)) else None
 
 
-def _is_file(
-    fit: Fit,   # of a teacher
-) -> bool:      # whether it has been trained already
-    "Whether a teacher is a file of weights."
-    return fit.network.endswith(".safetensors")
-
-
 def _key(
     settings: Sequence[object],  # parts of a preset
 ) -> str:                        # 12 digits
@@ -780,11 +823,12 @@ def recipe_study(
     for budget in budgets.values():
         make_network(budget.student, ds.labels)
         need_networks(budget)
-    identity = {"settings": to_dict(replace(preset, student=Fit())), **ds.identity()}
+    identity = {"settings": _settings(replace(preset, student=Fit())), **ds.identity()}
     if (Path(out) / "identity.json").exists():   # of the step "recipe", whose fits are taken over
         Store(out, identity)
     store = Store(Path(out) if step == "recipe" else Path(out) / step, identity)
-    splits = prepare(ds, preset)
+    fits = tuple(dict.fromkeys(fit for budget in budgets.values() for fit in budget.teachers))
+    splits = prepare(ds, replace(preset, teachers=fits))   # faces are cut for the largest
     say(f"{len(splits.train):,} images to train on, {len(splits.valid):,} held out")
     if rank_world()[0] == 0:
         store.session(say)
@@ -835,13 +879,14 @@ def _together(
     "The mean of the probabilities of several networks, one view each, as one more row."
     def make() -> pd.DataFrame:
         nets, tables = [load_teacher(store.path(f"{cell}.safetensors")) for cell in cells], []
-        for part, name, leaked in ((splits.valid, "holdout", ()), (splits.test, None, splits.duplicates)):
+        for part, name, leaked in ((splits.valid, "holdout", None), (splits.test, None, splits.duplicates)):
             z = _ensemble_logits([predict_logits(net, part) for net in nets])
-            found = evaluate(z, part, duplicates=leaked) if leaked else evaluate(z, part)
+            found = evaluate(z, part, duplicates=leaked)
             tables.append(found if name is None else found.assign(split=name))
         return pd.concat(tables, ignore_index=True)[["split", "subset", "metric", "value", "n"]]
 
-    found = store.table("together", make, cells=list(cells))
+    derived = Store(store.folder, store.identity, stale="remake")   # of other seeds or rows: anew
+    found = derived.table("together", make, cells=list(cells))
     return found.assign(network="together", seed=-1, tta="none")
 
 # %% ../nbs/44_hyfer_studies.ipynb #scene002
@@ -1003,6 +1048,9 @@ def need_students(
     need_unrefined(preset, "ship")
     for name in students:
         one_of("students", name, tuple(SHIPPED_NAMES.values()))
+    if "hyfer_robust" in students and preset.adversarial is None:
+        raise ConfigError("hyfer_robust and adversarial=null; the settings of phase 2 expected, or "
+                          "--student accurate")
     soft, eight = preset.student.soft == "votes", "contempt" in ds.labels
     if "hyfer_ferplus" not in students:
         return
@@ -1202,7 +1250,7 @@ def harden_study(
     splits = _splits_without_votes(ds, preset.data, run_seed)
     _need_unseen("the student", student, splits, run_seed, say)
     splits = replace(splits, train=subsample(splits.train, part))
-    identity = {"settings": to_dict(preset), **ds.identity(), "part": part, "run seed": run_seed}
+    identity = {"settings": _settings(preset), **ds.identity(), "part": part, "run seed": run_seed}
     store = Store(out, identity | {"student": weights_digest(student)})
 
     def run(arm: str, seed: int) -> pd.DataFrame:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'STYLE', 'NOT_RUN', 'FILES', 'quiet', 'refined', 'prepare', 'cache_logits', 'fit_teachers', 'between',
            'within_cost', 'taught_by', 'fit_student', 'keep_robust', 'fit_adversarial', 'RunResults', 'fit_students',
-           'step_seconds', 'need_networks', 'run', 'fold_parts', 'fold_summary', 'capped', 'fold_report', 'run_folds']
+           'step_seconds', 'need_networks', 'run', 'need_classes', 'fold_parts', 'fold_summary', 'capped',
+           'fold_report', 'run_folds']
 
 # %% ../nbs/41_pipeline.ipynb #f49ccee1
 import copy
@@ -260,7 +261,7 @@ def keep_robust(
 def fit_adversarial(
     student: nn.Module,                      # after phase 1; stays as it is
     splits: Splits,                          # the data
-    preset: Preset,                          # its adversarial phase; where there is none, the default one
+    preset: Preset,                          # its adversarial phase
     seed: int = 0,                           # order, views, attacks
     checkpoint: str | Path | None = None,    # see `fit_model`
     phase: str = "HyFER, adversarial",       # name in the history
@@ -269,8 +270,9 @@ def fit_adversarial(
     cached: Sequence[CachedLogits] = (),     # the teachers' logits, for `adversarial.taught`
 ) -> tuple[nn.Module, pd.DataFrame, AdversarialTraining]:  # another network; history; its callback
     """Phase 2: go on training under attack, with the teachers' logits for the clean images, or without.
-    Raises `ConfigError` where teachers are to teach and there are none."""
-    how = preset.adversarial or Adversarial()
+    Raises `ConfigError` for a preset without that phase, and where teachers are to teach that are absent."""
+    if (how := preset.adversarial) is None:
+        raise ConfigError("adversarial=null: no phase 2 to train; its settings expected")
     if how.taught and not cached:
         raise ConfigError("adversarial.taught without the teachers' logits; cached= expected")
     adv = AdversarialTraining(how.attacks, how.eps, steps=how.steps, ratio=how.ratio, seed=seed,
@@ -1033,6 +1035,22 @@ def run(
     return Path(out)
 
 # %% ../nbs/41_pipeline.ipynb #folds002
+def need_classes(
+    pool: FERData,                                # all images
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],  # folds: rows to train on, rows to test
+    groups: np.ndarray,                           # (N,) what belongs together
+    kept: np.ndarray,                             # bool (N,): what cleaning leaves
+    fewer: str,                                   # how one asks for fewer folds
+) -> None:
+    "Raise `DataError`, before anything is trained, for a fold whose hold-out cannot have every class."
+    least = pd.concat([pd.Series(groups[rows]).groupby(pool.df.label.to_numpy()[rows]).nunique()
+                       for train, _ in parts for rows in [train[kept[train]]]]).groupby(level=0).min()
+    if few := [f"{label!r} has {n}" for label, n in least.items() if n < 5]:
+        raise DataError(f"{pool.name}: {len(parts)} folds leave too little of a class to train on: "
+                        f"{', '.join(few)} images that do not belong together in one of them, and 5 are "
+                        f"needed, for some are held out; take fewer folds {fewer}, or more images")
+
+
 def fold_parts(
     ds: FERData,            # all images; the splits they came with are ignored
     preset: Preset,         # its `data.folds` and `data.folds_by`
@@ -1048,13 +1066,7 @@ def fold_parts(
     groups = leak_groups(pool)
     parts = folds(pool, data.folds, seed, None if by == "paper" else groups, by)
     kept = pool.df.id.isin((found.clean() if data.clean is True else pool).df.id).to_numpy()
-    least = pd.concat([pd.Series(groups[rows]).groupby(pool.df.label.to_numpy()[rows]).nunique()
-                       for train, _ in parts for rows in [train[kept[train]]]]).groupby(level=0).min()
-    if few := [f"{label!r} has {n}" for label, n in least.items() if n < 5]:
-        raise DataError(f"{ds.name}: {len(parts)} folds leave too little of a class to train on: "
-                        f"{', '.join(few)} images that do not belong together in one of them, and 5 are "
-                        "needed, for some are held out; take fewer folds (data.folds), none "
-                        "(data.folds=null), or more images")
+    need_classes(pool, parts, groups, kept, "(data.folds), none (data.folds=null)")
     return [as_split(pool, fold) for fold in parts]
 
 

@@ -18,7 +18,7 @@ from .config import PRESETS, Preset, override, tried
 from .core import ConfigError, at_least, one_of
 from .data import FERData
 from .plan import images_in, need_memory
-from .store import run_record, write_record, write_table
+from .store import _without_folders, _writing, run_record, write_record, write_table
 from .synth import DEFECTS, make_faces
 
 # %% ../nbs/47_reproduce.ipynb #47000008
@@ -100,11 +100,15 @@ class Reproduced:
     tables: Mapping[str, pd.DataFrame]      # by name; `runs` and `costs` are not shown
     figures: Mapping[str, object] = field(default_factory=dict)  # Matplotlib's figures, by name
     fitted: bool = True                     # whether networks were trained for it
+    changed: bool = False                   # whether something was asked for that is not the budget's
+    command: str = "reproduce(...)"         # the call
+    about: Mapping[str, object] = field(default_factory=dict)  # more for the record, such as "data"
 
     @property
     def heading(self) -> list[str]:   # lines
         "What was made, on what, with what."
-        spent = f"; budget {self.budget}: {BUDGETS[self.budget].help}" * self.fitted
+        beside = " but for these" * self.changed
+        spent = f"; budget {self.budget}{beside}: {BUDGETS[self.budget].help}" * self.fitted
         return [self.title, f"{self.on}{spent}"]
 
     @property
@@ -122,10 +126,11 @@ class Reproduced:
 
     def write(
         self,
-        folder: str | Path,                # of the files
-        command: str = "reproduce(...)",   # for the record
-    ) -> list[str]:                        # names of the files
-        "Leave the tables as CSV, the figures as PNG, and a record."
+        folder: str | Path,           # of the files; made where it is not there
+        command: str | None = None,   # for the record; None: the call
+    ) -> list[str]:                   # names of the files
+        """Leave the tables as CSV, the figures as PNG, and a record, each whole or as it was. Raises
+        `StoreError` where one cannot be written."""
         folder, names = Path(folder), []
         drawn_ones = f", {self.images} drawn faces" * ("drawn faces" in self.on)
         for name, table in self.tables.items():
@@ -138,8 +143,10 @@ class Reproduced:
             write_table(plain, folder / names[-1])
         for name, figure in self.figures.items():
             names.append(f"{name}.png")
-            figure.savefig(folder / names[-1], dpi=150)
-        write_record(folder, names, run_record(command, budget=self.budget, run_on=self.on))
+            with _writing(folder / names[-1]) as aside:
+                figure.savefig(aside, dpi=150)
+        about = {"budget": self.budget, "run_on": self.on, **self.about}
+        write_record(folder, names, run_record(command or self.command, **about))
         return names
 
 # %% ../nbs/47_reproduce.ipynb #47000016
@@ -402,6 +409,31 @@ def _sqs_gradcam(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Ca
         nets[name] = sqs_fit(splits, preset, arm, 0, out / f"gradcam-{len(nets)}")[0]
     return {"figure": gradcam_grid(nets, splits.test).flat[0].figure}
 
+# %% ../nbs/47_reproduce.ipynb #47000032
+def _beside(
+    budget: str,                   # in `BUDGETS`
+    asked: Mapping[str, object],   # of `reproduce`, by name; None: not asked for
+) -> list[str]:                    # in words
+    "What was asked for that is not the budget's."
+    own, epochs = BUDGETS[budget], asked["epochs"]
+    numbers = {name: asked[name] for name in ("seeds", "folds")}
+    return [*[f"{epochs} epochs"] * (epochs is not None), *["new weights"] * asked["new_weights"],
+            *(f"{name}={n}" for name, n in numbers.items() if n not in (None, getattr(own, name))),
+            *asked["changes"]]
+
+
+def _call(
+    paper: str,                    # see `reproduce`
+    what: str,                     # the same
+    ds: FERData | str | None,      # the same
+    budget: str,                   # the same
+    asked: Mapping[str, object],   # what else was asked for, by name
+) -> str:                          # for a record
+    "A call of `reproduce` as Python has it; data that are no name are called `ds`."
+    more = [f"{name}={value!r}" for name, value in asked.items() if value]
+    data = "ds" if isinstance(ds, FERData) else repr(ds)
+    return f"reproduce({', '.join([repr(paper), repr(what), data, repr(budget), *more])})"
+
 # %% ../nbs/47_reproduce.ipynb #47000024
 def reproduce(
     paper: str,                           # "dmc" or "sqs"
@@ -443,7 +475,9 @@ def reproduce(
         here, on = here.where(split="train") if one.folded else here, f"{on}, one part of {part}"
     if one.fitted and one.datasets and not anyway:
         need_memory(preset, images_in(here, preset))
-    other = [f"{epochs} epochs"] * (epochs is not None) + ["new weights"] * new_weights
+    asked = {"changes": [_without_folders(change) for change in changes], "seeds": seeds, "folds": folds,
+             "epochs": epochs, "new_weights": new_weights, "part": part if part > 1 else None}
+    other = _beside(budget, asked)
     on = f"not {on.removeprefix('not ')}" if new_weights and one.datasets else on
     on = "; ".join([on, ", ".join(other)]) if other else on
     folder = Path(out) / f"{paper}-{here.name or 'data'}-{budget}"
@@ -454,9 +488,12 @@ def reproduce(
     title = f"{TITLES[paper]}, {what}: {one.help}"
     title += f" ({LAYOUTS.get(here.name, (here.name,))[0]}, {len(here):,} images)" if one.datasets else ""
     fitted = one.fitted and bool(one.datasets)
-    return Reproduced(title, here.name, len(here), budget, on, tables, figures, fitted)
+    about = asked | {"seeds": limits.seeds, "folds": limits.folds}
+    about |= {"data": here.fingerprint()} if one.datasets else {}
+    return Reproduced(title, here.name, len(here), budget, on, tables, figures, fitted, bool(other),
+                      _call(paper, what, ds, budget, asked), about)
 
-
+# %% ../nbs/47_reproduce.ipynb #47000035
 def reproducible() -> pd.DataFrame:   # paper, what, data sets, of what
     "What `reproduce` makes."
     rows = [(paper, what, ", ".join(one.datasets) or "needs none", one.help)

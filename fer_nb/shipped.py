@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'ALL', 'EARLIER', 'TABLES', 'Remade', 'shipped_weights', 'weights_named', 'need_shipped', 'found_of',
-           'table_state', 'checkout', 'trial_apart', 'surroundings', 'words_of', 'put_in_place', 'make_table',
-           'lacking', 'remake_tables', 'pages_of_tables', 'save_pages']
+           'state_of', 'table_state', 'checkout', 'trial_apart', 'surroundings', 'words_of', 'put_in_place',
+           'make_table', 'lacking', 'outcomes_text', 'remake_tables', 'pages_of_tables', 'save_pages']
 
 # %% ../nbs/54_shipped.ipynb #shipd005
 import glob
@@ -27,7 +27,7 @@ from .core import ConfigError, DataError, FERError, atomic_file, file_sha256, on
 from .data import FERData
 from .evaluate import need_weights_of
 from .experiment import study
-from .store import read_record, write_record
+from .store import StoreError, read_record, write_record
 
 # %% ../nbs/54_shipped.ipynb #shipd011
 @dataclass(frozen=True)
@@ -131,10 +131,13 @@ def shipped_weights(
 def weights_named(
     path: str | Path,   # a table, or a row of a bench
 ) -> object:            # SHA-256, or name -> SHA-256; None: it does not say
-    "Whose figures a file says it holds. Raises `StoreError` for a record that cannot be read."
+    "Whose figures a file says it holds. Raises `StoreError` for a record or a row that cannot be read."
     path = Path(path)
     if (record := read_record(path)) is None and path.suffix == ".json":
-        record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as e:
+            raise StoreError(f"{path}: cut short or changed ({e})") from e
     return record.get("weights") if isinstance(record, dict) else None
 
 
@@ -160,19 +163,29 @@ def found_of(
     return Path(there[-1]) if there else Path(root) / name
 
 
+def state_of(
+    root: str | Path,   # a checkout, or the folder of a trial
+    made: Remade,       # a table
+    file: str,          # one of its files
+    there: Mapping[str, str] | None = None,   # from `shipped_weights`; None: asked now
+) -> str:               # "current", "earlier networks, as its page says", or why not
+    "Whether a file is of the weights in the package; one that is damaged or not there is not."
+    path = found_of(root, file)
+    try:
+        need_shipped(path, made.whose(file), there)
+    except DataError as e:
+        earlier = file in EARLIER and path.is_file() and not isinstance(e, StoreError)
+        return "earlier networks, as its page says" if earlier else str(e).splitlines()[0]
+    return "current"
+
+
 def table_state(
     root: str | Path = ".",   # a checkout, or the folder of a trial
 ) -> pd.DataFrame:          # table, file, state: "current", "earlier networks, as its page says", or why not
     "Which tables are of the weights in the package."
-    there, rows = shipped_weights(), []
-    for name, made in TABLES.items():
-        for file in made.files:
-            try:
-                need_shipped(found_of(root, file), made.whose(file), there)
-                state = "current"
-            except FERError as e:
-                state = "earlier networks, as its page says" if file in EARLIER else str(e).splitlines()[0]
-            rows.append((name, file, state))
+    there = shipped_weights()
+    rows = [(name, file, state_of(root, made, file, there))
+            for name, made in TABLES.items() for file in made.files]
     return pd.DataFrame(rows, columns=["table", "file", "state"])
 
 # %% ../nbs/54_shipped.ipynb #shipd031
@@ -280,6 +293,17 @@ def lacking(
         return f"--{made.needs} was not given"
     return "a checkout is needed, for its script" if made.script and checkout() is None else ""
 
+
+def outcomes_text(
+    table: pd.DataFrame,   # from `remake_tables`
+) -> str:                  # for a terminal
+    "The outcomes, one a line. Raises `DataError`, with what failed, where something did."
+    failed = table[table.outcome.str.startswith("failed")]
+    if len(failed):
+        raise DataError("\n".join([f"{len(failed)} of {len(table)} failed",
+                                   *(f"{row.table}: {row.outcome}" for row in failed.itertuples())]))
+    return table.to_string(index=False)
+
 # %% ../nbs/54_shipped.ipynb #shipd037
 @study("shipped",
        lambda ds, out, args: {
@@ -287,14 +311,14 @@ def lacking(
            "pages": args.pages, "given": {
                "data": str(args.data), "votes": str(args.votes or ""), "peers": args.peers or "",
                "split": "test" if (ds.df.split == "test").any() else "valid"}},
-       lambda table: table.to_string(index=False))
+       outcomes_text)
 def remake_tables(
     root: str | Path,               # a checkout, or a folder for a trial
     given: Mapping[str, str],       # data, votes, split, peers, as words of a command
     only: Collection[str] = (),     # names in `TABLES`; (): all
     tiny: bool = False,             # a trial of all the commands: its figures mean nothing
     again: bool = False,            # what is current already, too
-    pages: bool = False,            # save the pages that read them, too; `root` is a checkout
+    pages: bool = False,            # if none failed, save the pages that read them; `root` is a checkout
     say: Callable[[str], None] = lambda text: None,   # gets a line before each command
     out: object = None,             # where studies keep their parts; not used
 ) -> pd.DataFrame:                  # table, outcome: "made", "up to date", "left: ...", "failed: ..."
@@ -310,12 +334,7 @@ def remake_tables(
     for name, made in TABLES.items():
         if only and name not in only:
             continue
-        try:
-            for file in made.files:
-                need_shipped(found_of(root, file), made.whose(file), there)
-            stale = again
-        except DataError:
-            stale = True
+        stale = again or any(state_of(root, made, file, there) != "current" for file in made.files)
         why = stale and lacking(made, given, again)
         outcome = f"left: {why}" if why else "made" if stale else "up to date"
         if outcome == "made":
@@ -325,8 +344,11 @@ def remake_tables(
             except FERError as e:
                 outcome = f"failed: {e}"
         rows.append((name, outcome))
+    failed = any(outcome.startswith("failed") for _, outcome in rows)
+    rows += [("pages", "left: a table failed")] * (pages and failed)
     table = pd.DataFrame(rows, columns=["table", "outcome"])
-    return pd.concat([table, save_pages(root, given, say)], ignore_index=True) if pages else table
+    return pd.concat([table, save_pages(root, given, say)] if pages and not failed else [table],
+                     ignore_index=True)
 
 # %% ../nbs/54_shipped.ipynb #shipd041
 _RUNS = re.compile(r"from_pretrained\((?!folder)|Recogniser\(|results/bench")

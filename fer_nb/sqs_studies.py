@@ -10,8 +10,12 @@ __all__ = ['SQS_PRESETS', 'SQS_PROTOCOLS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'T
            'bridge_study', 'bridge_table']
 
 # %% ../nbs/45_sqs_studies.ipynb #d110c115
+import json
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +37,55 @@ from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, coun
 from .pipeline import cache_logits, fit_student
 from .report import mean_sd, pivot_mean_sd
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
-from .store import Store, write_table
+from .store import Store, differences, plain, write_table
 from .studies import subsample
 from .teachers import NetworkTeacher
 from .train import fit_model, make_loaders
 
+# %% ../nbs/45_sqs_studies.ipynb #idle0002
+_IDLE = ("data.clean", "data.held", "data.targets", "data.copies", "data.rare_copies", "data.folds",
+         "data.folds_by", "teachers", "distillation", "adversarial", "born_again")  # settings without use
+
+
+def _bare(
+    preset: Preset,   # settings
+) -> Preset:          # the same, in which idle ones say that nothing is done
+    "What is done with the images and the network, and no more."
+    data = replace(preset.data, clean=False, held=None, targets=None, copies=None, rare_copies=None,
+                   folds=None, folds_by=None)
+    return replace(preset, data=data, teachers=(), distillation=Distillation(), adversarial=None,
+                   born_again=None)
+
+
+def _need_used(
+    preset: Preset,   # settings
+    right: Preset,    # in which idle settings say that nothing is done
+    also: Preset,     # whose idle settings nobody asked for, either
+) -> None:
+    "Refuse settings that nothing would be done with. Raises `ConfigError`."
+    names = (*_IDLE, "quads", *(f"evaluation.{name}" for name in ("eps", "steps", "n", "seeds")))
+    asked = {name: [attrgetter(name)(p) for p in (preset, right, also)] for name in names}
+    idle = {name: fine for name, (value, fine, other) in asked.items() if value not in (fine, other)}
+    if idle:
+        said = {name: "{}" if value == Distillation() else json.dumps(value) for name, value in idle.items()}
+        fine = ", ".join(f"{name}={value}" for name, value in said.items())
+        raise ConfigError(f"{', '.join(idle)}: studies of SQSNet have no use for it; {fine} expected "
+                          "(cleaning, balance, teachers and attacks are HyFER's; fits a row: --seeds)")
+
 # %% ../nbs/45_sqs_studies.ipynb #5536d808
-SQS_PRESETS = {"paper": PRESETS["paper-sqs"], "light": PRESETS["cpu-sqs"]}  # quads, no teachers
+SQS_PRESETS = {name: _bare(PRESETS[of]) for name, of in (("paper", "paper-sqs"), ("light", "cpu-sqs"))}
 
 
 def _as_preset(
     preset: str | Preset,  # a name in `SQS_PRESETS`, or settings whose student is an SQSNet
-) -> Preset:               # settings
-    "Settings of SQSNet by name. Raises `ConfigError`."
+) -> Preset:               # settings that say what is done
+    "Settings of SQSNet by name. Raises `ConfigError`, also for settings that nothing would be done with."
     if isinstance(preset, str):
         one_of("preset", preset, SQS_PRESETS)
         return SQS_PRESETS[preset]
     one_of("variant", preset.student.network, SQSNET)
-    return preset
+    _need_used(preset, _bare(preset), Preset())
+    return _bare(preset)
 
 # %% ../nbs/45_sqs_studies.ipynb #36bcd918
 SQS_PROTOCOLS = {"rafdb": "test", "ferplus": "test", "affectnet": "valid"}  # the split that each reports
@@ -69,8 +104,8 @@ def sqs_parts(
     protocol: str | None = None,       # one of `SQS_PROTOCOLS`; None: the preset's, or by the splits
     seed: int = 0,                     # of the hold-out; the same for every run of a study
 ) -> Splits:                           # with `everything`; no image of `valid` has a duplicate in `test`
-    """Which images train, choose the epoch and are reported. Raises `ConfigError` for an unknown protocol,
-    `DataError` where a split is missing."""
+    """Which images train, choose the epoch and are reported, as they came: nothing is cleaned. Raises
+    `ConfigError` for an unknown protocol, `DataError` where a split is missing."""
     preset, splits = _as_preset(preset), set(ds.df.split)
     protocol = protocol or preset.data.protocol or (
         "rafdb" if "valid" not in splits else "ferplus" if "test" in splits else "affectnet")
@@ -146,15 +181,31 @@ def _start(
             "transformer": NEW if net.transformer_args else imagenet_name(net.transformer)}
     return both.get(arm.fusion) or " + ".join(both.values())
 
+# %% ../nbs/45_sqs_studies.ipynb #usual001
+def _need_usual_values(
+    what: str,        # a table with rows of other values of SQS
+    preset: Preset,   # settings
+) -> None:
+    "Refuse a preset whose row `SQSNet` is not the default of each value. Raises `ConfigError`."
+    own = {} if preset.quads is None else asdict(preset.quads)
+    default = asdict(Quads())
+    wrong = [name for name in TABLE4_VALUES if own.get(name, default[name]) != default[name]]
+    if wrong:
+        given, right = (", ".join(f"quads.{name}={of[name]}" for name in wrong) for of in (own, default))
+        raise ConfigError(f"{given} beside table {what!r}, which has rows of such values and SQSNet with the "
+                          f"paper's; {right}, another table or arms of your own expected")
+
 # %% ../nbs/45_sqs_studies.ipynb #45000001
 def study_arms(
     what: str,                        # a table, such as "ablation" or "sensitivity", or "all"
     preset: str | Preset = "light",   # at 224 px and more the paper's architectures, else the light ones
 ) -> dict[str, Arm]:                  # a row each
-    "The arms of a table by its name. Raises `ConfigError`."
-    pair = SQSNET[_as_preset(preset).student.network]
+    """The arms of a table by its name. Raises `ConfigError`, also for a table of other values of SQS under a
+    preset that changes them."""
+    preset = _as_preset(preset)
+    pair = SQSNET[preset.student.network]
     others = {name: arm for name, arm in FUSIONS.items() if arm.fusion != pair.fusion}
-    default, whole = SQS().config(), {"SQSNet": Arm()}
+    default, whole = asdict(Quads()), {"SQSNet": Arm()}
     values = {f"{name} = {v}": Arm(settings={name: v}) for name, values in TABLE4_VALUES.items()
               for v in values if v != default[name]}
     tables = {"comparison": whole, "ablation": ABLATION, "controls": CONTROLS,
@@ -164,9 +215,11 @@ def study_arms(
                              if pair.input_size >= 224 or name in ("EfficientNet-Lite0", "SQSNet")}}
     tables["all"] = {name: arm for arms in tables.values() for name, arm in arms.items()}
     one_of("table", what, tables)
+    if what in ("sensitivity", "all"):
+        _need_usual_values(what, preset)
     return dict(tables[what])
 
-# %% ../nbs/45_sqs_studies.ipynb #964b97cb
+# %% ../nbs/45_sqs_studies.ipynb #quads002
 def _quads(
     preset: Preset,   # settings
     arm: Arm,         # which row, with SQS
@@ -195,7 +248,33 @@ def _network(
     start = {k: v for k, v in settings.items() if k in ("alpha", "beta", "gamma", "tau")}
     return attach_sqs(net, learnable=True, **start) if learnable else net
 
+# %% ../nbs/45_sqs_studies.ipynb #again002
+def _fit_again(
+    fit: Fit,                # of the fit that selected
+    history: pd.DataFrame,   # its epochs
+) -> Fit:                    # as long as its best epoch; with `keep="last"` as long as all of it
+    "How the network is fitted on all images, where nothing is left to choose by."
+    best = max(history.itertuples(), key=lambda row: (row.accuracy, -row.valid_loss)).epoch
+    epochs = fit.epochs if fit.keep == "last" else int(best)
+    frozen = None if fit.freeze_epochs is None else min(fit.freeze_epochs, epochs)
+    return replace(fit, epochs=epochs, freeze_epochs=frozen, patience=None, keep="last")
 
+
+def _all_loaders(
+    everything: FERData,     # all training images
+    watched: ReplayLoader,   # of some of them, whose accuracy is shown
+    fit: Fit,                # the first fit's settings
+    seed: int,               # order and views
+) -> DataLoaders:            # drawn, changed and repeated as `make_loaders` does
+    "Loaders of the fit on all images; what is watched is trained on, so it chooses nothing."
+    weights = None if fit.sampler is None else (1 / everything.df.label.value_counts()).to_dict()
+    train = ReplayLoader(everything, fit.bs, True, fit.augment, seed, device=watched.device, weights=weights,
+                         crops=fit.crops or 1)
+    dls = DataLoaders(train, watched, device=watched.device)
+    dls.vocab = list(everything.labels)
+    return dls
+
+# %% ../nbs/45_sqs_studies.ipynb #964b97cb
 def sqs_fit(
     splits: Splits,                    # from `sqs_parts`
     preset: str | Preset = "paper",    # settings
@@ -218,16 +297,12 @@ def sqs_fit(
     net, dls = _network(splits, preset, arm, seed), make_loaders(splits.train, splits.valid, fit, seed)
     history, log = fitted(net, dls, "selected", fit)
     if splits.everything is not None:
-        best = max(history.itertuples(), key=lambda row: (row.accuracy, -row.valid_loss)).epoch
-        net, watched = _network(splits, preset, arm, seed), dls.valid  # its images are trained on now
-        train = ReplayLoader(splits.everything, fit.bs, True, fit.augment, seed, device=watched.device)
-        dls = DataLoaders(train, watched, device=watched.device)
-        dls.vocab = list(splits.everything.labels)
-        more, log = fitted(net, dls, "all", replace(fit, epochs=int(best), patience=None, keep="last"))
+        net, dls = _network(splits, preset, arm, seed), _all_loaders(splits.everything, dls.valid, fit, seed)
+        more, log = fitted(net, dls, "all", _fit_again(fit, history))
         history = pd.concat([history, more], ignore_index=True)
     return detach_sqs(net), history, log
 
-# %% ../nbs/45_sqs_studies.ipynb #867e4be9
+# %% ../nbs/45_sqs_studies.ipynb #result02
 _DATASETS = {"rafdb": "RAF-DB", "ferplus": "FERPlus", "affectnet": "AffectNet"}
 _COLUMNS = ["split", "subset", "tta", "metric", "value", "n"]
 
@@ -236,7 +311,8 @@ def _results(
     net: nn.Module,            # fitted
     splits: Splits,            # the data
     tta: str,                  # reported beside none
-    history: pd.DataFrame,     # its epochs; the first phase's best accuracy chose
+    history: pd.DataFrame,     # its epochs; the accuracies of the first phase chose
+    keep: str = "best",        # which of them is left, see `Fit.keep`
 ) -> pd.DataFrame:             # split, subset, tta, metric, value, n
     "All that is stored of a run."
     tables, first = [], history[history.phase == history.phase.iloc[0]]
@@ -247,19 +323,39 @@ def _results(
             "split": splits.test.df.split.iloc[0], "subset": "all", "tta": views,
             "metric": [f"confusion:{true}:{predicted}" for true, predicted in cells.index],
             "value": cells.to_numpy(float), "n": len(z)})]
-    chosen = ("holdout", "all", "none", "accuracy", first.accuracy.max(), len(splits.valid))
+    reached = first.accuracy.iloc[-1] if keep == "last" else first.accuracy.max()
+    chosen = ("holdout", "all", "none", "accuracy", reached, len(splits.valid))
     tables.append(pd.DataFrame([chosen], columns=_COLUMNS))
     return pd.concat([t[_COLUMNS] for t in tables], ignore_index=True)
 
+# %% ../nbs/45_sqs_studies.ipynb #store002
+_NO_MATTER = tuple(f"{part}.{name}" for part in ("settings", "teachers", "students") for name in _IDLE
+                   if (part, name) != ("students", "distillation"))  # of the identity of a folder
 
+
+def _store(
+    out: str | Path,                 # folder of a study
+    identity: Mapping[str, object],  # which study
+) -> Store:                          # of its finished parts
+    """The folder of a study. One whose identity says otherwise of idle settings alone, as versions did that
+    wrote `data.clean=true` and cleaned nothing, is taken up. Raises `StoreError` where it is another's."""
+    with suppress(OSError, ValueError, RecursionError):  # `Store` says what is wrong with the file
+        found = json.loads((Path(out) / "identity.json").read_text(encoding="utf-8"))
+        if all(one.startswith(_NO_MATTER) for one in differences(found, plain(identity))):
+            identity = found
+    return Store(out, identity)
+
+# %% ../nbs/45_sqs_studies.ipynb #867e4be9
 def _sqs_arguments(
     ds: FERData,          # the data, with FER2013's labels
     out: Path,            # folder of the study
-    args: object,         # the command's options
+    args: Namespace,      # the command's options
 ) -> dict[str, object]:   # arguments of `sqs_study` and `bridge_study`
-    "What the options say: data, settings, seeds."
-    preset = with_options(SQS_PRESETS[args.preset], args)
+    "What the options say: data, settings, seeds. Raises `ConfigError` for what a study has no use for."
+    default = SQS_PRESETS[args.preset]
+    preset, file = with_options(default, args), with_options(default, Namespace(**vars(args) | {"set": []}))
     need_unrefined(preset, "studies of SQSNet")
+    _need_used(preset, replace(_bare(preset), evaluation=file.evaluation), file)
     if args.tta is not None:
         preset = replace(preset, evaluation=replace(preset.evaluation, tta=args.tta))
     ds = ds if args.votes is None else read_ferplus(args.votes, ds)
@@ -287,7 +383,7 @@ def sqs_study(
     say: Callable[[str], None] = lambda text: None,  # gets a line before each run
 ) -> pd.DataFrame:                            # dataset, arm, seed, split, subset, ..., value, n, weights
     """Runs for the tables; `weights` are those that a fit started from. Raises `ConfigError` without seeds or
-    arms, `StoreError` where another study lies in `out`."""
+    arms and for settings that it has no use for, `StoreError` where another study lies in `out`."""
     preset = _as_preset(preset)
     arms = study_arms(arms, preset) if isinstance(arms, str) else arms
     at_least("seeds", len(seeds), 1)
@@ -296,7 +392,7 @@ def sqs_study(
     start = {name: _start(arm, pair) if preset.student.pretrained else NEW for name, arm in arms.items()}
     need_weights([one for names in start.values() for one in names.split(" + ") if one != NEW])
     splits = sqs_parts(ds, preset, protocol)
-    store = Store(out, {"settings": to_dict(preset), **ds.identity(), "protocol": protocol})
+    store = _store(out, {"settings": to_dict(preset), **ds.identity(), "protocol": protocol})
     say(f"{len(splits.train):,} train, {len(splits.valid):,} valid, {len(splits.test):,} test images")
 
     def run(arm: str, seed: int) -> pd.DataFrame:
@@ -304,7 +400,7 @@ def sqs_study(
         with measured_cost(store.path(f"{cell}.cost.csv"), arm=arm, seed=seed):
             net, history, _ = sqs_fit(splits, preset, arms[arm], seed, store.path(f"{cell}.work"))
         write_table(history, store.path(f"{cell}.epochs.csv"))
-        results = _results(net, splits, preset.evaluation.tta, history)
+        results = _results(net, splits, preset.evaluation.tta, history, preset.student.keep)
         return results.assign(weights=start[arm])
 
     table = grid(run, arms, seeds, store, say=say).assign(dataset=_DATASETS.get(ds.name, ds.name))
@@ -361,14 +457,15 @@ def sensitivity_table(
     metric: str = "accuracy",  # of the reported images, in % if it is a share; the paper prints accuracy
     tta: str = "none",         # without or with test-time augmentation
 ) -> pd.DataFrame:             # a row a parameter; values, chosen, lowest, highest, sd; of RAF-DB the paper's
-    "Table 4 from these runs. Raises `DataError` for runs of several datasets or without the row `SQSNet`."
+    """Table 4 from these runs, whose row `SQSNet` has the default of each value, as `study_arms` sees to.
+    Raises `DataError` for runs of several datasets or without that row."""
     if runs.dataset.nunique() != 1 or "SQSNet" not in set(runs.arm):
         raise DataError(f"runs of {runs.dataset.nunique()} datasets, arms {', '.join(runs.arm.unique())}; "
                         "one dataset with 'SQSNet' expected")
     scale, unit = (1, "") if metric in NOT_SHARES else (100, " (%)")
     reached = scale * reported(runs, metric, tta=tta).groupby("arm").value.mean()
     held_out = runs[runs.split.isin(HELD_OUT) & (runs.metric == "accuracy")].groupby("arm").value.mean()
-    default, rows = SQS().config(), {}
+    default, rows = asdict(Quads()), {}
     for name, values in TABLE4_VALUES.items():
         arm_of = {v: "SQSNet" if v == default[name] else f"{name} = {v}" for v in values}
         tried = {v: arm for v, arm in arm_of.items() if arm in reached.index}
@@ -445,22 +542,26 @@ def confusion_of(
 # %% ../nbs/45_sqs_studies.ipynb #45000021
 def efficiency_table(
     runs: pd.DataFrame,             # from `sqs_study(arms="efficiency")` on one dataset
-    costs: pd.DataFrame,            # from `experiment.training_costs`
+    costs: pd.DataFrame,            # from `experiment.training_costs`; fits of other tables are left out
     preset: str | Preset = "light", # of the runs
     tta: str = "none",              # without or with test-time augmentation
 ) -> pd.DataFrame:                  # a row a network
-    "Table 3 from these runs. Raises `DataError` for runs of several datasets."
+    """Table 3 from these runs; hours are means of whole fits (NaN: none is), and `whole fits` says how many
+    are. Raises `DataError` for runs of several datasets, and for costs of other tables alone."""
     if runs.dataset.nunique() != 1:
         raise DataError(f"runs of {', '.join(runs.dataset.unique())}; one dataset expected")
+    if not (found := costs.arm.isin(EFFICIENCY)).any():
+        raise DataError(f"costs of {', '.join(costs.arm.unique())}; {', '.join(EFFICIENCY)} expected")
     preset = _as_preset(preset)
     pair, rows = SQSNET[preset.student.network], {}
-    for name, fits in costs.groupby("arm", sort=False):
-        arm = EFFICIENCY[name]
+    for name, fits in costs[found].groupby("arm", sort=False):
+        arm, whole = EFFICIENCY[name], fits[fits.whole.eq(True)] if "whole" in fits else fits
         net = create_teacher(arm.network, 7, False, pair.input_size) if arm.network else SQSNet(7, pair)
         rows[name] = {"px": pair.input_size, "parameters (M)": sum(p.numel() for p in net.parameters()) / 1e6,
                       "GMACs": count_macs(net.eval(), pair.input_size, 3) / 1e9,
-                      "ms": latency_ms(net, pair.input_size, 3), "training (h)": fits.hours.mean(),
-                      "GPU memory (GB)": fits.gpu_gb.max(), "on": ", ".join(map(str, fits.device.unique()))}
+                      "ms": latency_ms(net, pair.input_size, 3), "training (h)": whole.hours.mean(),
+                      "whole fits": f"{len(whole)} of {len(fits)}", "GPU memory (GB)": fits.gpu_gb.max(),
+                      "on": ", ".join(map(str, fits.device.unique()))}
     table = pd.DataFrame.from_dict(rows, orient="index")
     accuracy = reported(runs, tta=tta).groupby("arm", sort=False).value.agg(mean_sd)
     table = table.join(accuracy.rename("accuracy (%)"))
@@ -471,17 +572,26 @@ def efficiency_table(
     printed = pd.DataFrame.from_dict(printed, orient="index", columns=[f"paper: {name}" for name in names])
     return table.join(printed)
 
-# %% ../nbs/45_sqs_studies.ipynb #430f0af6
-BRIDGE = Preset(Data(targets=None), distillation=Distillation(views=3))  # of a student
+# %% ../nbs/45_sqs_studies.ipynb #bridge02
+BRIDGE = replace(_bare(Preset()), distillation=Distillation(views=3))  # of a student
 BRIDGE_ARMS = {"HyFER": (None, False), "HyFER + SQS": (None, True),  # arm: its teacher, and whether SQS is on
                "taught by SQSNet": ("SQSNet", False), "taught by SQSNet + SQS": ("SQSNet", True),
                "taught by the pair without SQS": ("w/o SQS", False)}
 
 
+def _as_student(
+    student: Preset,   # variant, epochs, views, EADD's settings
+) -> Preset:           # the same; its other parts say that nothing is done
+    "Settings of the bridge's students, whose arms say who is taught, and with SQS. Raises `ConfigError`."
+    bare = replace(_bare(student), distillation=student.distillation, quads=None)
+    _need_used(student, bare, Preset())
+    return bare
+
+# %% ../nbs/45_sqs_studies.ipynb #430f0af6
 def _bridge_arguments(
     ds: FERData,          # the data, with FER2013's labels
     out: Path,            # folder of the study
-    args: object,         # the command's options
+    args: Namespace,      # the command's options
 ) -> dict[str, object]:   # arguments of `bridge_study`
     "The epochs are of teachers and students; other settings are the teachers'. Raises `ConfigError`."
     others = ("distillation", "adversarial", "teachers")
@@ -502,13 +612,13 @@ def bridge_study(
     protocol: str | None = None,         # see `sqs_parts`; nothing is fitted again on all images
     say: Callable[[str], None] = lambda text: None,  # gets a line before each part
 ) -> pd.DataFrame:                       # dataset, arm, seed, split, subset, tta, metric, value, n
-    """SQSNet as a teacher of HyFER, and SQS in HyFER's training. Raises `ConfigError` without seeds,
-    `StoreError` where another study lies in `out`."""
+    """SQSNet as a teacher of HyFER, and SQS in HyFER's training. Raises `ConfigError` without seeds and for
+    settings that it has no use for, `StoreError` where another study lies in `out`."""
     at_least("seeds", len(seeds), 1)
-    preset = _as_preset(preset)
+    preset, student = _as_preset(preset), _as_student(student)
     splits, tta = replace(sqs_parts(ds, preset, protocol), everything=None), preset.evaluation.tta
-    store = Store(out, {"teachers": to_dict(preset), "students": to_dict(student), **ds.identity(),
-                        "protocol": protocol})
+    store = _store(out, {"teachers": to_dict(preset), "students": to_dict(student), **ds.identity(),
+                         "protocol": protocol})
     files = {name: store.path(f"{cell_name('teacher', name)}.safetensors") for name in ("SQSNet", "w/o SQS")}
 
     def teach(arm: str, seed: int) -> pd.DataFrame:
@@ -517,14 +627,14 @@ def bridge_study(
         net, history, _ = sqs_fit(splits, preset, ABLATION[name], seed, work)
         with atomic_file(files[name]) as aside:
             save_sqsnet(net, aside)
-        return _results(load_teacher(files[name], arm), splits, tta, history)
+        return _results(load_teacher(files[name], arm), splits, tta, history, preset.student.keep)
 
     def learn(arm: str, seed: int) -> pd.DataFrame:
         teacher, sqs = BRIDGE_ARMS[arm]
         budget = replace(student, quads=Quads() if sqs else None)
         cached = logits.get((teacher, seed), ())
         net, history, _ = fit_student(splits, budget, cached, seed, store.checkpoint(arm, seed))
-        return _results(net, splits, tta, history)
+        return _results(net, splits, tta, history, student.student.keep)
 
     taught = grid(teach, [f"teacher {name}" for name in files], (0,), store, say=say)
     teachers = {name: NetworkTeacher.of(load_teacher(file, f"teacher {name}"), f"teacher-{k}", k)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OLD_WORDS', 'PACKAGES', 'SAME', 'StoreError', 'digest', 'plain', 'differences', 'as_text', 'from_text', 'write_table',
            'read_table', 'write_state', 'read_state', 'Store', 'command_line', 'processor', 'run_record',
-           'write_record', 'read_record', 'made_by']
+           'one_at_a_time', 'write_record', 'read_record', 'made_by']
 
 # %% ../nbs/03_store.ipynb #5e0a0004
 import hashlib
@@ -423,14 +423,20 @@ def _without_folders(
 
 
 def _commit() -> str | None:  # such as "9a15296" or "9a15296 with changes"; None: not in a checkout
-    "The commit of the code that runs; of a copy without `.git`, $FER_NB_COMMIT."
+    "The commit of the checkout now; without `.git`, or git, $FER_NB_COMMIT."
     root = Path(str(resources("fer_nb"))).resolve().parent
     if not (root / ".git").exists():
         return os.environ.get("FER_NB_COMMIT") or None
-    said = [subprocess.run(["git", *args], cwd=root, capture_output=True, text=True) for args in (
-        ("rev-parse", "--short=7", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "fer_nb"))]
+    try:
+        said = [subprocess.run(["git", *args], cwd=root, capture_output=True, text=True) for args in (
+            ("rev-parse", "--short=7", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "fer_nb"))]
+    except OSError:   # no such program
+        return os.environ.get("FER_NB_COMMIT") or None
     changes = " with changes" if said[1].stdout else ""
     return said[0].stdout.strip() + changes if said[0].returncode == 0 else None
+
+
+_LOADED = _commit()   # when this process read its code: a checkout may move on while a fit runs
 
 # %% ../nbs/03_store.ipynb #5e0a002b
 def processor() -> str:  # such as "AMD EPYC 7B13"
@@ -452,7 +458,7 @@ def run_record(
         except PackageNotFoundError:
             return None
 
-    record = {"command": command, "commit": _commit(),
+    record = {"command": command, "commit": _LOADED,
               "date": datetime.now(timezone.utc).isoformat("T", "minutes"),
               "versions": {p: found(p) for p in PACKAGES} | {"python": platform.python_version()},
               "system": f"{platform.system()} {platform.machine()}", "processor": processor(),
@@ -463,6 +469,26 @@ def run_record(
     return record | plain(more)
 
 # %% ../nbs/03_store.ipynb #5e0a002a
+@contextmanager
+def one_at_a_time(
+    folder: str | Path,   # made if it is not there
+) -> Iterator[None]:      # a `with` block
+    "Processes that read a file of a folder, add to it and write it wait for each other, where systems can."
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    held = None
+    try:
+        import fcntl
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    except (ImportError, OSError):   # Windows; a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+# %% ../nbs/03_store.ipynb #5e0a002c
 def write_record(
     folder: str | Path,    # of the files
     files: Sequence[str],  # names of what the run wrote there
@@ -470,10 +496,11 @@ def write_record(
 ) -> None:
     "Enter a record for files; what other runs wrote beside them keeps its own. Raises `StoreError`."
     path = Path(folder) / "record.json"
-    there = [(r, [f for f in r["files"] if f not in files]) for r in _records(path)]
-    records = [*(r | {"files": rest} for r, rest in there if rest), {"files": sorted(files)} | record]
-    with _writing(path) as aside:
-        aside.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    with one_at_a_time(folder):
+        there = [(r, [f for f in r["files"] if f not in files]) for r in _records(path)]
+        records = [*(r | {"files": rest} for r, rest in there if rest), {"files": sorted(files)} | record]
+        with _writing(path) as aside:
+            aside.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 def _records(path: Path) -> list[dict]:
@@ -523,13 +550,14 @@ def session(
     now = {k: record.get(k) for k in ("date", "commit", *SAME)}
     if (path := self.path("sessions.json")) is None:
         return [now]
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        last = {k: before[-1].get(k) for k in SAME} if before else None
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as e:
-        raise StoreError(f"{path}: cannot be read as the starts of a work ({e}); delete it") from e
-    if last and (differ := differences(last, {k: now[k] for k in SAME})):
-        say(f"goes on, but not bit for bit, for sums are added up in another order: {'; '.join(differ)}")
-    with _writing(path) as aside:
-        aside.write_text(json.dumps([*before, now], indent=1) + "\n", encoding="utf-8")
+    with one_at_a_time(path.parent):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            last = {k: before[-1].get(k) for k in SAME} if before else None
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as e:
+            raise StoreError(f"{path}: cannot be read as the starts of a work ({e}); delete it") from e
+        if last and (differ := differences(last, {k: now[k] for k in SAME})):
+            say(f"goes on, but not bit for bit, for sums are added up in another order: {'; '.join(differ)}")
+        with _writing(path) as aside:
+            aside.write_text(json.dumps([*before, now], indent=1) + "\n", encoding="utf-8")
     return [*before, now]

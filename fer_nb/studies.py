@@ -23,7 +23,7 @@ from .config import Fit, to_dict
 from .core import DataError, at_least, need_columns, one_of, seed_everything
 from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
-from .experiment import (cell_name, grid, measured_cost, paired_differences, reported, study,
+from .experiment import (FIFTH, cell_name, grid, measured_cost, paired_differences, reported, study,
                                with_options)
 from .loaders import folds, holdout, is_audited, leak_groups
 from .store import Store, digest, write_table
@@ -112,6 +112,9 @@ def protocol_study(
     runs of other data or settings."""
     at_least("seeds", len(seeds), 1)
     need_columns(ds.df, ["group", "photo"], ds.name, _AUDIT_FIRST)
+    if "subject" in ds.df:
+        say("persons are known: honest keeps each on one side, the other protocols do not, so what they add "
+            "is that of duplicates and persons together, and without_duplicates leaves the persons in")
 
     def run(protocol: str, seed: int) -> pd.DataFrame:
         train, test = protocol_parts(ds, protocol, seed, targets)
@@ -126,19 +129,36 @@ def protocol_study(
     store = Store(out, identity)
     return grid(run, PROTOCOLS, seeds, store, over="protocol", say=say)
 
+# %% ../nbs/43_studies.ipynb #ba5c6457
+def _common_recalls(
+    results: pd.DataFrame,        # from `protocol_study`
+    subset: str,                  # which test images
+) -> tuple[pd.DataFrame, int]:    # protocol, seed, value: the mean recall; over how many classes
+    "Mean recalls over the classes of which every test part has images, so that like is compared with like."
+    recalls = results[(results.subset == subset) & results.metric.str.startswith("recall:")]
+    wide = recalls.pivot(index=["protocol", "seed"], columns="metric", values="value").dropna(axis=1)
+    return wide.mean(axis=1).rename("value").reset_index(), wide.shape[1]
+
 
 def inflation(
     results: pd.DataFrame,        # from `protocol_study`
     metric: str = "accuracy",     # which metric
     subset: str = "all",          # which test images
-) -> pd.DataFrame:                # a row a protocol: seeds, mean, sd, inflation, low, high (95 %); in points
-    "What a protocol adds to the honest figure: paired differences over seeds."
+) -> pd.DataFrame:                # a row a protocol: seeds, mean, sd, inflation, low, high (95 %), in points;
+    # of balanced accuracy `classes`, too
+    """What a protocol adds to the honest figure: paired differences over seeds. Each seed splits the same
+    images anew, so runs share most of their training images, and the t test is the corrected one. Balanced
+    accuracy is over the classes that every test part has; where some lack one, `classes` says so."""
     one = reported(results, metric, subset=subset).drop(columns="n", errors="ignore")  # differs by protocol
+    seen = _common_recalls(results, subset) if metric == "balanced_accuracy" else None
+    one = one if seen is None else seen[0]
     pairs = {p: (p, "honest") for p in PROTOCOLS[1:]}
-    added = paired_differences(one, pairs, over="protocol").reindex(PROTOCOLS)[["difference", "low", "high"]]
+    added = paired_differences(one, pairs, over="protocol", rho=FIFTH).reindex(PROTOCOLS)
+    added = added[["difference", "low", "high"]]
     added.loc["honest"] = 0.0
     table = (100 * one.set_index("protocol").value).groupby(level=0).agg(["count", "mean", "std"]).join(added)
     table.columns = ["seeds", "mean", "sd", "inflation", "low", "high"]
+    table = table if seen is None else table.assign(classes=seen[1])
     return table.loc[list(PROTOCOLS)].reset_index(names="protocol")
 
 # %% ../nbs/43_studies.ipynb #f88902c3

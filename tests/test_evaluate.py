@@ -15,7 +15,7 @@ from fer_nb.attacks import deepfool
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import FERData, read_folder
 from fer_nb.evaluate import (TTA, by_group, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
-                             out_of_fold, predict_logits, robust_curve, shared_labels, tta_views)
+                             headline_of, leaked_images, out_of_fold, predict_logits, robust_curve, shared_labels, tta_views)
 from fer_nb.store import StoreError
 
 COLUMNS = ["split", "subset", "tta", "attack", "eps", "steps", "metric", "value", "n", "labels"]
@@ -139,6 +139,22 @@ def test_all_images_may_be_duplicates():
     none = evaluate(net(), ds, duplicates=())
     assert none[none.metric == "duplicates_in_training"].value.item() == 0
     assert none.query("subset == 'without_duplicates'").n.iloc[0] == len(ds)
+
+
+def test_the_headline_takes_ids_and_refuses_what_would_match_nothing():
+    """A mask or a table would leave every image in, and call the figure one without duplicates."""
+    ds, model = faces(70, splits=("test",)), net()
+    ids = ds.df.id[:30]
+    for several in (ids, ids.tolist(), set(ids), ids.to_numpy(), dict.fromkeys(ids)):
+        table = headline_of(model, ds, several, times=2).set_index("measure")
+        assert table.n["single, no duplicates"] == 40 and table.n["single"] == 70
+        assert leaked_images(ds, several).tolist() == [True] * 30 + [False] * 40
+    assert "single, no duplicates" not in set(headline_of(model, ds, times=2).measure) and leaked_images(ds, None) is None
+    model.register_forward_hook(lambda *_: pytest.fail("the network was asked first"))
+    for wrong in (ids.to_frame(), np.arange(70) < 30, (np.arange(70) < 30).tolist(), np.arange(30), "i3", 3, b"i3"):
+        for judge in (headline_of, evaluate):
+            with pytest.raises(ConfigError, match="duplicates is a .*; a collection of ids expected"):
+                judge(model, ds, duplicates=wrong)
 
 
 def test_duplicates_that_nobody_looked_for_are_not_known():

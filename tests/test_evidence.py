@@ -1,12 +1,18 @@
 """Every question is answered by a command that exists, as a process of its own, and what it leaves lies where the pages read it."""
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from fer_nb.cli import main
+from fer_nb.cli import main, parser
 from fer_nb.core import ConfigError, DataError
 from fer_nb.evidence import COMPARED, EVIDENCE, Compared, differences_of, evidence_table, evidence_words, family, reproduce_all
+from fer_nb.experiment import arms_of, with_options
+from fer_nb.hyfer_studies import STUDY, changed_budgets
 from fer_nb.store import made_by, read_record, read_table, write_table
 from fer_nb.synth import fer2013_folder
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
@@ -73,6 +79,27 @@ def some_runs(folder, n=(100, 100), split="valid"):
     rows = [{"arm": arm, "seed": seed, "split": split, "subset": "all", "tta": "none", "metric": "accuracy", "n": m, "value": .6 + add + .001 * seed * add}
             for (arm, add), m in zip((("SQSNet", .03), ("w/o SQS", 0)), n) for seed in range(3)]
     write_table(pd.DataFrame(rows), folder / COMPARED["SQS's parts"].place)
+
+
+@pytest.mark.parametrize("name", [name for name, asked in EVIDENCE.items() if asked.command.startswith("study settings")])
+def test_arms_change_settings_that_there_are(name):
+    """Which the run alone would find, after the data have been read."""
+    words = evidence_words(name, {"data": "a.csv", "votes": "b.csv"}, "o")[3:]
+    args = parser("study").parse_args(words)
+    assert len(changed_budgets(with_options(STUDY, args), arms_of(args.arm))) == len(args.arm) + 1
+
+
+def test_arms_that_are_one_network_in_all_seeds_are_no_finding(tmp_path):
+    """An interval of no width says nothing about another seed."""
+    rows = [{"arm": arm, "seed": seed, "split": "valid", "subset": "all", "tta": "none", "metric": "accuracy", "n": 100, "value": .6 + .01 * seed}
+            for arm in ("SQSNet", "w/o SQS") for seed in range(3)]
+    write_table(pd.DataFrame(rows), tmp_path / COMPARED["SQS's parts"].place)
+    assert family(tmp_path).set_index("comparison").verdict["SQSNet against w/o SQS"] == "the same in all seeds"
+
+
+def test_a_table_is_current_wherever_its_files_lay():
+    """A record has a file by its name alone."""
+    assert evidence_table(ROOT).set_index("evidence").current["phase 2"]
 
 
 def test_what_is_declared_and_not_made_counts(tmp_path):

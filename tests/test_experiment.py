@@ -48,6 +48,28 @@ def test_nothing_to_run_is_refused(arms, seeds, says):
         grid(run_of(), arms, seeds)
 
 
+@pytest.mark.parametrize("arms, seeds", [(["+ flip", "- flip"], [0]), (["a"], [0, 0])])
+def test_cells_of_one_name_are_refused_before_the_first_runs(arms, seeds, tmp_path):
+    ran = []
+    with pytest.raises(ConfigError, match="each seed once"):
+        grid(lambda *cell: ran.append(cell), arms, seeds, tmp_path)
+    assert not ran and cell_name("表情", 0) == "表情-0" and cell_name("w/o_SQS") == "w-o-sqs"
+
+
+def test_rows_that_are_no_pairs_are_refused_by_name():
+    runs = pd.DataFrame([(arm, seed, eps, .5) for arm in "ab" for seed in (0, 1) for eps in (1, 2)], columns=["arm", "seed", "eps", "value"])
+    with pytest.raises(ConfigError, match="rows of one eps expected"):
+        paired_differences(runs, {"x": ("a", "b")})
+    with pytest.raises(DataError, match="nowhere"):
+        reported(runs.assign(metric="accuracy"), nowhere=1)
+
+
+def test_runs_that_share_training_images_have_wider_intervals():
+    runs = pd.DataFrame([(arm, k, v) for arm, vs in (("a", (.5, .6, .7)), ("b", (.4, .55, .5))) for k, v in enumerate(vs)], columns=["arm", "fold", "value"])
+    plain, folds = (paired_differences(runs, {"x": ("a", "b")}, by="fold", rho=rho).iloc[0] for rho in (0, 1 / 2))
+    assert (folds.high - folds.low) / (plain.high - plain.low) == pytest.approx(((1 / 3 + 1 / 2) / (1 / 3)) ** .5) and folds.p > plain.p
+
+
 @pytest.mark.parametrize("last", range(6))
 def test_a_grid_goes_on_where_it_was_killed_to_the_last_bit(tmp_path, last):
     whole = grid(run_of(), ["a", "bb", "c c"], (0, 1))

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import fer_nb.hyfer_studies as hyfer_studies
-from fer_nb.config import Adversarial, Augment, Data, Distillation, Evaluation, Fit
+from fer_nb.cli import main
+from fer_nb.config import Adversarial, Augment, Data, Distillation, Evaluation, Fit, to_dict
 from fer_nb.core import EMOTIONS, ConfigError, DataError
 from fer_nb.data import VOTE_COLUMNS, read_kdef, resized
 from fer_nb.evaluate import robust_curve
@@ -16,11 +17,11 @@ from fer_nb.experiment import comparisons
 from fer_nb.hyfer_studies import (PHASE2_ARMS, SHIP, STUDY, TRANSFER, distillation_gains, distillation_study,
                                   distillation_table, _ensemble_logits, harden_study, harden_table, kfold_study,
                                   kfold_table, _splits_without_votes,
-                                  train_shipped, transfer_study, transfer_table, variant_study)
+                                  train_shipped, teacher_study, transfer_study, transfer_table, variant_study)
 from fer_nb.loaders import as_split, make_splits
 from fer_nb.models import HYFER, HyFER, load_hyfer, load_teacher, weights_digest
 from fer_nb.store import StoreError, read_table
-from fer_nb.synth import make_faces
+from fer_nb.synth import fer2013_folder, make_faces
 
 TINY = replace(STUDY, teachers=(Fit("lcnet_050", 32, False, epochs=1, lr=1e-3, bs=64),), student=Fit(epochs=1),
                data=Data(near_duplicates=False), distillation=Distillation(views=1),
@@ -116,9 +117,65 @@ def test_no_fold_tests_on_what_any_of_its_networks_has_seen(faces, tmp_path, mon
     assert len(seen) == 2 and all(not trained & tested for trained, tested in seen)
     assert set.union(*(tested for _, tested in seen)) == set(faces.df.id)
     assert kfold_table(runs).shape == (3, 4)
-    assert kfold_study(faces, TINY, 2, out=tmp_path).equals(kfold_study(faces, TINY, 2, out=tmp_path)) and len(seen) == 2
+    pd.testing.assert_frame_equal(kfold_study(faces, TINY, 2, out=tmp_path), runs, check_dtype=False)
+    assert len(seen) == 2
     with pytest.raises(StoreError, match="seed"):
         kfold_study(faces, TINY, 2, 1, out=tmp_path)
+
+
+def test_folds_of_other_persons_are_no_continuation(tmp_path, monkeypatch):
+    """Pixels, ids, labels and splits are the same; who is in the images decides the folds all the same."""
+    ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    monkeypatch.setattr(hyfer_studies, "grid", lambda *given: pd.DataFrame(columns=["protocol", "seed"]))
+    monkeypatch.setattr(hyfer_studies, "prepare", None)
+    kfold_study(ds.assign(subject=[f"s{i % 12}" for i in range(300)]), TINY, 3, protocol="subject", out=tmp_path / "k")
+    with pytest.raises(StoreError, match="folds"):
+        kfold_study(ds.assign(subject=[f"s{i % 13}" for i in range(300)]), TINY, 3, protocol="subject", out=tmp_path / "k")
+    monkeypatch.setattr(hyfer_studies, "grid", lambda *given: pd.DataFrame(columns=["dataset", "teacher", "px", "fold", "split", "subset", "metric", "value", "n"]))
+    one = [Fit("lcnet_050", 32, pretrained=False)]
+    teacher_study(ds, one, TINY, 3, out=tmp_path / "t")
+    with pytest.raises(StoreError, match="size"):
+        teacher_study(ds, one, replace(TINY, student=replace(TINY.student, size=24)), 3, out=tmp_path / "t")
+    with pytest.raises(ConfigError, match="different networks"):
+        teacher_study(ds, [*one, replace(one[0], size=48)], TINY, 3, out=tmp_path / "u")
+
+
+def test_a_file_that_settings_name_counts_by_what_is_in_it(tmp_path):
+    held, other = tmp_path / "parts.csv", tmp_path / "there/parts.csv"
+    held.write_text("id,part\n1,held out\n")
+    of = lambda file: hyfer_studies._settings(replace(TINY, data=replace(TINY.data, held=str(file))))   # noqa: E731
+    first = of(held)
+    other.parent.mkdir()
+    other.write_bytes(held.read_bytes())
+    assert of(other) == first
+    held.write_text("id,part\n2,held out\n")
+    assert of(held) != first and hyfer_studies._settings(TINY) == to_dict(TINY)
+    (tmp_path / "x.safetensors").write_bytes(b"a")
+    taught = replace(TINY, teachers=(Fit(str(tmp_path / "x.safetensors")),))
+    first = hyfer_studies._settings(taught)
+    (tmp_path / "x.safetensors").write_bytes(b"b")
+    assert hyfer_studies._settings(taught) != first
+
+
+def test_folds_without_phase_2_train_none(faces, tmp_path):
+    runs = kfold_study(faces, replace(TINY, adversarial=None), 2, out=tmp_path)
+    assert "HyFER, EADD" in set(runs.model) and not runs.model.str.contains("adversarial").any()
+    with pytest.raises(ConfigError, match="adversarial=null"):
+        kfold_study(faces, replace(TINY, adversarial=None), 2, out=tmp_path / "b", attacked=True)
+    with pytest.raises(ConfigError, match="adversarial=null"):
+        hyfer_studies.need_students(["hyfer_robust"], faces, replace(TINY, adversarial=None))
+
+
+def test_folds_that_are_too_small_are_found_before_the_first_is_trained(tmp_path):
+    with pytest.raises(DataError, match="leave too little of a class"):
+        kfold_study(make_faces(42, seed=0, defects=None, balance="uniform")[0], TINY, 3, out=tmp_path)
+
+
+@pytest.mark.parametrize("what, given", [("distillation", "adversarial.steps=3"), ("variants", "teachers=[]"), ("variants", "student.network=light")])
+def test_settings_that_a_study_does_not_look_at_are_refused(what, given, tmp_path, capsys):
+    drawn = fer2013_folder(210)
+    assert main(["study", what, "--data", str(drawn / "fer2013.csv"), "--set", given, "--out", str(tmp_path / "o")]) == 2
+    assert "this study has no use for it" in capsys.readouterr().err
 
 
 def test_folds_of_people_keep_a_subject_on_one_side(tmp_path, monkeypatch):

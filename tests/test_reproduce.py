@@ -1,4 +1,6 @@
 """Every table and figure of the two papers by one call and one command, on drawn faces in each data set's layout."""
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from PIL import Image
 from fer_nb import models
 from fer_nb.cli import main
 from fer_nb.core import LABEL_ORDERS, ConfigError, DataError, DownloadError
-from fer_nb.experiment import measured_cost, training_costs
+from fer_nb.experiment import fits_of, measured_cost, training_costs
 from fer_nb.formats import read
 from fer_nb.hyfer_studies import (AS_IT_IS, PAPER_TABLE2, PAPER_TABLE3, STUDY, attack_table, candidates, folds_of, over_folds, setting_study,
                                   setting_table, teacher_results)
@@ -19,7 +21,7 @@ from fer_nb.reconcile import read_paper
 from fer_nb.reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, drawn, honest_folds, reproduce, reproducible
 from fer_nb.sqs_studies import (ABLATION, EFFICIENCY, PAPER_SQS_TABLE6, accuracy_table, efficiency_table, metrics_table, sensitivity_table,
                                 study_arms)
-from fer_nb.store import processor, write_table
+from fer_nb.store import StoreError, processor, read_record, write_table
 from fer_nb.synth import make_faces
 
 PAPERS = Path(__file__).resolve().parents[1] / "results/papers"
@@ -198,6 +200,48 @@ def test_a_trial_is_said_to_be_one(tmp_path):
     assert "not run on the data: 140 drawn faces in the splits of FER2013; 3 epochs" in repr(reproduce("dmc", "table 1", out=tmp_path, epochs=3))
 
 
+def test_what_differs_from_the_budget_is_said_and_recorded(tmp_path, monkeypatch):
+    ds = drawn("fer2013")
+    change = "data.near_duplicates=false"
+    made = reproduce("dmc", "table 1", ds, "paper", tmp_path / "a", [change], folds=2, seeds=1)
+    assert made.heading[1] == f"run on the data; seeds=1, folds=2, {change}"
+    made.write(tmp_path / "b")
+    record = read_record(tmp_path / "b/table.csv")
+    assert record["command"] == f"reproduce('dmc', 'table 1', ds, 'paper', changes=['{change}'], seeds=1, folds=2)"
+    assert record["changes"] == [change] and (record["seeds"], record["folds"]) == (1, 2)
+    assert record["data"] == ds.fingerprint() and change in record["run_on"]
+    made.write(tmp_path / "b", "fer-nb reproduce dmc")                                        # the command's own words win
+    assert read_record(tmp_path / "b/table.csv")["command"] == "fer-nb reproduce dmc"
+    same = reproduce("dmc", "table 1", ds, "paper", tmp_path / "a", folds=5, seeds=5)         # the paper's own
+    assert same.heading[1] == "run on the data" and not same.changed
+    monkeypatch.setitem(ITEMS["dmc"], "table 1", replace(ITEMS["dmc"]["table 1"], fitted=True))
+    for more, said in (({"folds": 2}, "; folds=2; budget paper but for these: the"), ({}, "run on the data; budget paper: the paper's own")):
+        assert said in reproduce("dmc", "table 1", ds, "paper", tmp_path / "a", anyway=True, **more).heading[1]
+    folder = tmp_path / "someone"                                                             # not named in a record
+    network = reproduce("dmc", "figure 1", changes=[f"student.network={folder}/mine.safetensors"])
+    assert "student.network=mine.safetensors" in network.command and str(folder) not in f"{network.command}{network.on}{network.about}"
+    assert "data" not in network.about
+
+
+def test_figures_come_whole_and_into_a_folder_of_their_own(tmp_path):
+    made = reproduce("sqs", "figure 2", out=tmp_path)
+    assert made.write(tmp_path / "not/there") == ["figure.png"]
+    png = tmp_path / "not/there/figure.png"
+    before = png.read_bytes()
+    assert Image.open(png).format == "PNG" and read_record(png)["command"] == "reproduce('sqs', 'figure 2', None, 'tiny')"
+
+    class Half:
+        def savefig(self, path, dpi):
+            Path(path).write_bytes(before[:99])
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StoreError, match="figure.png: could not be written .No space left.*the one before it is intact"):
+        replace(made, figures={"figure": Half()}).write(png.parent)
+    assert png.read_bytes() == before and {p.name for p in png.parent.iterdir()} == {"figure.png", "record.json"}
+    with pytest.raises(StoreError, match="could not be written"):
+        made.write(png)                                                                       # a file is no folder
+
+
 ALL = [(paper, what, data) for paper, items in ITEMS.items() for what, one in items.items() for data in one.datasets]
 
 
@@ -328,15 +372,34 @@ def test_what_a_block_costs_says_which_code_ran_and_where(tmp_path, monkeypatch)
     """A fit that was broken off may go on at another commit, and its first file may be of before there was the column."""
     file = tmp_path / "a.cost.csv"
     for commit, said in (("a1", "a1"), ("b2 with changes", "a1; b2 with changes"), ("a1", "a1; b2 with changes"), (None, "a1; b2 with changes")):
-        monkeypatch.setattr("fer_nb.store._commit", lambda: commit)
+        monkeypatch.setattr("fer_nb.store._LOADED", commit)
         with measured_cost(file, arm="a"):
             pass
         assert training_costs(tmp_path).commit.item() == said
     write_table(training_costs(tmp_path).drop(columns=["commit", "processor"]), file)
-    monkeypatch.setattr("fer_nb.store._commit", lambda: None)
+    monkeypatch.setattr("fer_nb.store._LOADED", None)
     with measured_cost(file, arm="a"):
         pass
-    assert training_costs(tmp_path).commit.isna().item() and training_costs(tmp_path).processor.item() == processor()
+    costs = training_costs(tmp_path)
+    assert costs.commit.isna().item() and costs.processor.item() == processor() and fits_of(tmp_path) == {"fits": ["unknown"]}
+
+
+def test_what_a_block_costs_is_known_of_an_attempt_that_was_killed(tmp_path, monkeypatch):
+    """Nothing runs after a SIGKILL: what stays is the row of the beginning, with the commit and whole=False."""
+    code = ("import os, sys, fer_nb.store; from pathlib import Path; from fer_nb.experiment import measured_cost\n"
+            "fer_nb.store._LOADED = 'a1'\n"
+            "with measured_cost(Path(sys.argv[1]), arm='a'): os.kill(os.getpid(), 9)")
+    file = tmp_path / "a.cost.csv"
+    assert subprocess.run([sys.executable, "-c", code, str(file)]).returncode == -9
+    assert training_costs(tmp_path)[["whole", "done", "commit"]].values.tolist() == [[False, False, "a1"]]
+    monkeypatch.setattr("fer_nb.store._LOADED", "b2")
+    with measured_cost(file, arm="a"):
+        pass
+    assert training_costs(tmp_path)[["whole", "done", "commit"]].values.tolist() == [[False, True, "a1; b2"]]
+    before = file.read_bytes()
+    with measured_cost(file, once=True, arm="a"):   # it only reads what it left
+        pass
+    assert file.read_bytes() == before
 
 
 # ---- one setting changed ----

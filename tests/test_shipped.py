@@ -5,6 +5,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fer_nb import shipped
@@ -12,8 +13,8 @@ from fer_nb.cli import main
 from fer_nb.core import ConfigError, DataError
 from fer_nb.data import real_data
 from fer_nb.evidence import EVIDENCE
-from fer_nb.shipped import ALL, EARLIER, TABLES, found_of, need_shipped, pages_of_tables, remake_tables, shipped_weights, table_state, words_of
-from fer_nb.store import read_record, write_record
+from fer_nb.shipped import ALL, EARLIER, TABLES, found_of, need_shipped, outcomes_text, pages_of_tables, remake_tables, shipped_weights, table_state, weights_named, words_of
+from fer_nb.store import StoreError, read_record, write_record
 from fer_nb.synth import fer2013_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +106,59 @@ def test_a_command_that_fails_leaves_what_was_there(tmp_path):
     old.write_text("old")
     table = remake_tables(tmp_path, {"data": "nowhere.csv", "votes": "nowhere.csv", "split": "valid"}, ["headline"])
     assert "failed: table headline: exit status 2" in table.outcome[0] and "no such file" in table.outcome[0] and old.read_text() == "old"
+
+
+def test_a_row_that_is_cut_short_is_stale_and_the_others_are_not(tmp_path, monkeypatch):
+    row_file = "results/bench/*-hyfer-fer2013.json"
+    whole = found_of(ROOT, row_file)
+    (bench := tmp_path / "results/bench").mkdir(parents=True)
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("in_the_world.json", "reliable_fit.json"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    shutil.copy(ROOT / "benchmarks/record.json", tmp_path / "benchmarks")
+
+    def states():
+        return table_state(tmp_path).set_index("file").state
+
+    for cut in (whole.read_bytes()[:-9], b"", b"\xff\xfe\x00", b"[" * 100_000):
+        (row := bench / whole.name).write_bytes(cut)
+        with pytest.raises(StoreError, match=f"{row.name}: cut short or changed"):
+            weights_named(row)
+        assert "cut short or changed" in states()[row_file] and states()["benchmarks/in_the_world.json"] == "current"
+    assert states()[EARLIER[0]] == "earlier networks, as its page says"
+    calls = []
+    monkeypatch.setattr(shipped, "make_table", lambda *args: calls.append(args[0]))
+    table = remake_tables(tmp_path, {"data": "d", "votes": "v", "split": "test"}, ["bench", "in the world"])
+    assert table.outcome.tolist() == ["made", "up to date"] and calls == ["bench"]
+    (tmp_path / EARLIER[0]).unlink()
+    assert "not there" in states()[EARLIER[0]]                                                # neither is it of earlier ones
+    (tmp_path / "benchmarks/record.json").write_text("[{")
+    assert "cannot be read as records" in states()["benchmarks/in_the_world.json"]
+
+
+def test_no_page_is_saved_and_no_success_is_told_after_a_failure(tmp_path, monkeypatch, capsys):
+    def fails(name, *args):
+        if name == "headline":
+            raise DataError("table headline: exit status 1: no")
+
+    given = {"data": "d", "votes": "v", "split": "valid"}
+    monkeypatch.setattr(shipped, "make_table", fails)
+    monkeypatch.setattr(shipped, "checkout", lambda: tmp_path)
+    saved = []
+    monkeypatch.setattr(shipped, "save_pages", lambda *args: saved.append(args) or pd.DataFrame([("page a", "saved")], columns=["table", "outcome"]))
+    made = remake_tables(tmp_path, given, ["headline", "groups"], pages=True)
+    assert made.outcome.tolist() == ["failed: table headline: exit status 1: no", "made", "left: a table failed"] and not saved
+    assert made.table.tolist() == ["headline", "groups", "pages"]
+    with pytest.raises(DataError, match="^1 of 3 failed\nheadline: failed: table headline: exit status 1: no$"):
+        outcomes_text(made)
+    assert remake_tables(tmp_path, given, ["groups"], pages=True).outcome.tolist() == ["made", "saved"] and len(saved) == 1
+    with pytest.raises(DataError, match="page a: failed: Error"):
+        outcomes_text(pd.DataFrame([("page a", "failed: Error")], columns=["table", "outcome"]))
+    drawn = fer2013_folder(210, votes=True)
+    words = ["study", "shipped", "--data", str(drawn / "fer2013.csv"), "--votes", str(drawn / "fer2013new.csv"), "--budget", "tiny",
+             "--out", str(tmp_path / "trial"), "--only", "groups", "--only"]
+    assert main([*words, "headline"]) == 2 and "1 of 2 failed\nheadline: failed" in capsys.readouterr().err
+    assert main([*words, "groups"]) == 0 and "made" in capsys.readouterr().out
 
 
 def test_pages_are_saved_with_their_cells_of_real_data(tmp_path, monkeypatch):

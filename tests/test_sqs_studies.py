@@ -1,4 +1,6 @@
 """SQSNet's tables and the bridge: protocols without a look at the report, resumable studies, tables that are the runs' figures."""
+import json
+import shlex
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +11,19 @@ import pytest
 import torch
 
 import fer_nb.sqs_studies as rooms
-from fer_nb.config import Augment, Data, Distillation, Evaluation, Fit, Preset, Quads
+from fer_nb.config import PRESETS, Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, Quads, override
 from fer_nb.core import ConfigError, DataError
 from fer_nb.data import FERData
+from fer_nb.evidence import EVIDENCE
 from fer_nb.experiment import cell_name, comparisons
 from fer_nb.models import HYFER, SQSNET, HyFERConfig, SQSNet, SQSNetConfig, create_teacher
 from fer_nb.reconcile import read_paper
 from fer_nb.sqs import SQS, QuadLoader
 from fer_nb.sqs_studies import (ABLATION, ARCHITECTURES, BRIDGE, BRIDGE_ARMS, CONTROLS, LIGHT_ARCHITECTURES, PAPER_SQS,
                                 PAPER_SQS_TABLE4, SQS_PRESETS, TABLE4_VALUES, Arm, accuracy_table, bridge_study,
-                                bridge_table, confusion_of, metrics_table, sensitivity_table,
+                                bridge_table, confusion_of, efficiency_table, metrics_table, sensitivity_table,
                                 significance_table, sqs_fit, sqs_parts, sqs_study, study_arms)
-from fer_nb.store import StoreError, read_table
+from fer_nb.store import StoreError, read_table, write_table
 from fer_nb.synth import make_faces
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +145,19 @@ def test_every_value_of_table_4_is_tried_once():
     assert len(set(settings)) == len(arms) == 22
 
 
+def test_a_table_of_values_refuses_a_preset_with_others():
+    "Its rows change the paper's values one at a time, and its row SQSNet stands for them."
+    changed = {"tau": override(SQS_PRESETS["light"], ["quads.tau=2.0"]), "lam": replace(TOY, quads=Quads(lam=.4, learnable=True))}
+    for what in ("sensitivity", "all"):
+        for name, preset in changed.items():
+            with pytest.raises(ConfigError, match=f"quads.{name}=.* beside table '{what}'.* expected"):
+                study_arms(what, preset)
+        assert study_arms(what, replace(TOY, quads=Quads(learnable=True))) == study_arms(what, TOY)
+    with pytest.raises(ConfigError, match="quads.tau=2.0"):
+        sqs_study(None, "sensitivity", changed["tau"], (0,), "never")
+    assert study_arms("ablation", changed["tau"]) == ABLATION and not Path("never").exists()
+
+
 def test_the_rows_of_the_tables():
     assert set(ARCHITECTURES) == set(PAPER_SQS[2]) and set(ABLATION) == set(PAPER_SQS[7])
     assert study_arms("architectures", "light") == LIGHT_ARCHITECTURES and study_arms("architectures", "paper") == ARCHITECTURES
@@ -197,6 +213,58 @@ def test_settings_of_sqs_reach_it(faces, monkeypatch):
         rooms._quads(replace(TOY, quads=None), Arm())
 
 
+def options_of(*changes, **others):
+    "What the command of a study of SQSNet was given."
+    return Namespace(**dict(set=list(changes), epochs=None, preset="light", tta=None, config=None, votes=None, part=1, seeds=1) | others)
+
+
+@pytest.mark.parametrize("change, says", [
+    ("data.clean=true", "data.clean=false"), ("data.clean=leaks", "data.clean=false"), ("data.targets=median", "data.targets=null"),
+    ("data.targets=300", "data.targets=null"), ("data.held=parts.csv", "data.held=null"), ("distillation.tau=0.2", "distillation={}"),
+    ("evaluation.n=10", "evaluation.n=1000"), ("evaluation.seeds=7", "evaluation.seeds=3 expected.*--seeds")])
+def test_a_setting_that_nothing_is_done_with_is_refused(faces, change, says):
+    with pytest.raises(ConfigError, match=f"^{change.split('=')[0].split('.')[0]}.* no use .*{says}"):
+        rooms._sqs_arguments(faces, Path("never"), options_of("student.bs=16", change))
+
+
+@pytest.mark.parametrize("change, says", [("teachers=[{network: resnet18}]", r"teachers=\[\]"), ("adversarial.eps=0.1", "adversarial=null"),
+                                          ("data.folds=5", "data.folds=null")])
+def test_what_a_preset_with_seeds_refuses_is_refused_without_them_too(faces, tmp_path, change, says):
+    with pytest.raises(ConfigError, match="without them expected"):
+        rooms._sqs_arguments(faces, Path("never"), options_of(change))
+    (file := tmp_path / "own.yaml").write_text("student: {network: toy}\nquads: {}\nadversarial: null\n")
+    with pytest.raises(ConfigError, match=f"no use .*{says}"):
+        rooms._sqs_arguments(faces, Path("never"), options_of(change, config=file))
+
+
+def test_the_same_without_a_command(faces):
+    for wrong in (replace(TOY, data=Data(targets="max")), replace(TOY, teachers=(Fit("resnet18"),)), replace(TOY, adversarial=Adversarial(eps=.1)),
+                  replace(TOY, data=Data("leaks", targets=None))):
+        for call in (lambda: sqs_study(faces, "ablation", wrong, (0,), "never"), lambda: sqs_parts(faces, wrong),
+                     lambda: bridge_study(faces, wrong, STUDENT, (0,), "never")):
+            with pytest.raises(ConfigError, match="no use"):
+                call()
+    for student in (replace(STUDENT, quads=Quads()), replace(STUDENT, data=Data(targets=None, folds=5))):
+        with pytest.raises(ConfigError, match="no use"):
+            bridge_study(faces, TOY, student, (0,), "never")
+    assert not Path("never").exists()
+
+
+def test_settings_that_are_used_are_taken(faces, tmp_path):
+    "Those of the commands that made the results, those that say what is so, and files that leave out what is idle."
+    words = shlex.split(f"{EVIDENCE['SQS'].command} {EVIDENCE['SQS'].tiny}")
+    given = [value for flag, value in zip(words, words[1:]) if flag == "--set"]
+    assert len(given) == 3
+    preset = rooms._sqs_arguments(faces, tmp_path, options_of(*given, epochs=1))["preset"]
+    assert (preset.student.pretrained, preset.student.bs, preset.student.epochs, preset.data.near_duplicates) == (False, 16, 1, False)
+    so = ("data.clean=false", "data.targets=null", "teachers=[]", "adversarial=null", "distillation={}", "data.holdout=0.2", "data.protocol=rafdb",
+          "quads.tau=2", "evaluation.tta=flip", "student.mix=0.4")
+    assert rooms._sqs_arguments(faces, tmp_path, options_of(*so))["preset"].data.protocol == "rafdb"
+    (file := tmp_path / "own.yaml").write_text("student: {network: toy, pretrained: false, epochs: 1, bs: 16}\nquads: {}\n")
+    preset = rooms._sqs_arguments(faces, tmp_path, options_of("data.clean=false", config=file))["preset"]
+    assert rooms._as_preset(preset).adversarial is None
+
+
 @pytest.mark.parametrize("change", ["distillation.tau=0.2", "adversarial.eps=0.1"])
 def test_the_bridge_refuses_settings_of_its_students(faces, change):
     options = Namespace(set=[change], epochs=3, preset="light", tta=None, config=None, votes=None, part=1, seeds=1)
@@ -225,7 +293,95 @@ def test_the_second_fit_has_all_images_and_the_chosen_length(faces, monkeypatch)
     assert first == set(splits.train.df.id) and second == set(splits.everything.df.id)
 
 
+def second_fit(faces, monkeypatch, arm, best=2, **fit):
+    "The loader and the settings of the fit on all images, where this epoch of the first fit of three was the best; nothing is trained."
+    calls = []
+
+    def fitted(net, dls, fit, cbs, phase, *args):
+        calls.append((dls.train, fit))
+        n = np.arange(1, fit.epochs + 1)
+        return pd.DataFrame({"phase": phase, "epoch": n, "train_loss": 1.0, "valid_loss": 1.0, "accuracy": np.where(n == best, .9, .3)})
+
+    monkeypatch.setattr(rooms, "fit_model", fitted)
+    sqs_fit(sqs_parts(faces, TOY, "rafdb"), changed(epochs=3, **fit), arm)
+    return calls
+
+
+@pytest.mark.parametrize("arm", [Arm(sqs=False), Arm(sqs=False, pairs=True)], ids=["plain", "pairs"])
+def test_the_second_fit_draws_classes_as_the_first(faces, monkeypatch, arm):
+    (one, _), (two, _) = second_fit(faces, monkeypatch, arm, sampler="balanced")
+    for loader in (one, two):
+        counts = loader.ds.df.label.value_counts()
+        assert loader.weights == pytest.approx((1 / counts[loader.ds.df.label]).to_numpy())
+    assert len(two.ds) > len(one.ds) and type(one) is type(two)
+
+
+def test_the_second_fit_shows_as_many_views_as_the_first(faces, monkeypatch):
+    assert [loader.crops for loader, _ in second_fit(faces, monkeypatch, Arm(sqs=False), crops=2)] == [2, 2]
+
+
+@pytest.mark.parametrize("best,keep,frozen,says", [(1, "best", 2, (1, 1)), (3, "best", 2, (3, 2)), (2, "best", None, (2, None)), (1, "last", 2, (3, 2))])
+def test_the_second_fit_is_as_long_as_the_first_says(faces, monkeypatch, best, keep, frozen, says):
+    _, (_, fit) = second_fit(faces, monkeypatch, Arm(sqs=False), best, keep=keep, freeze_epochs=frozen)
+    assert ((fit.epochs, fit.freeze_epochs), fit.keep) == (says, "last")
+
+
+@pytest.mark.parametrize("keep,reached", [("best", .9), ("last", .3)])
+def test_the_hold_outs_accuracy_is_that_of_the_weights_that_are_left(faces, keep, reached):
+    splits = sqs_parts(faces, TOY, "rafdb")
+    history = pd.DataFrame({"phase": ["selected"] * 3 + ["all"] * 2, "epoch": [1, 2, 3, 1, 2], "accuracy": [.5, .9, .3, .99, .98]})
+    net = SQSNet(7, SQSNET["toy"], pretrained=False, labels=faces.labels).eval()
+    rows = rooms._results(net, splits, "none", history, keep)
+    assert rows[rows.split == "holdout"].value.tolist() == [reached]
+
+
 # ---------------------------------------------------------------- studies
+
+def untrained(monkeypatch):
+    "Studies that train nothing; the arms that they ask for are listed."
+    asked = []
+    monkeypatch.setattr(rooms, "sqs_fit", lambda splits, preset, arm, *a: (asked.append(arm), (None, pd.DataFrame({"epoch": [1]}), None))[1])
+    monkeypatch.setattr(rooms, "_results", lambda *a: pd.DataFrame([("test", "all", "none", "accuracy", .5, 9)], columns=rooms._COLUMNS))
+    return asked
+
+
+def test_a_study_records_what_is_done_and_takes_up_a_folder_that_said_otherwise(faces, tmp_path, monkeypatch):
+    "Versions before this one wrote data.clean=true, though nothing was cleaned."
+    asked, arms = untrained(monkeypatch), {"SQSNet": Arm()}
+    first, (file, cell) = sqs_study(faces, arms, TOY, (0,), tmp_path), (tmp_path / "identity.json", tmp_path / "sqsnet-0.csv")
+    said, table = json.loads(file.read_text()), read_table(cell)
+    assert said["settings"]["data"]["clean"] is False and said["settings"]["adversarial"] is None and len(asked) == 1
+    said["settings"]["data"]["clean"] = True
+    file.write_text(json.dumps(said))
+    write_table(table, cell, table.attrs["identity"] | {"settings": said["settings"]})
+    pd.testing.assert_frame_equal(sqs_study(faces, arms, TOY, (0,), tmp_path), first)
+    assert len(asked) == 1 and json.loads(file.read_text()) == said
+    assert len(sqs_study(faces, arms, TOY, (0, 1), tmp_path)) == 2 and len(asked) == 2  # it goes on
+    with pytest.raises(StoreError, match="settings.student.wd"):
+        sqs_study(faces, arms, changed(wd=0.5), (0,), tmp_path)
+    file.write_text("{")
+    with pytest.raises(StoreError, match="does not say"):
+        sqs_study(faces, arms, TOY, (0,), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["paper-sqs", "cpu-sqs", "tiny-sqs", "paper-sqs-gpu"])
+def test_the_presets_say_that_nothing_is_cleaned(name):
+    preset = rooms._as_preset(PRESETS[name])
+    assert preset.data.clean is False and preset == rooms._as_preset(replace(PRESETS[name], data=replace(PRESETS[name].data, clean=False)))
+    assert replace(preset, data=PRESETS[name].data) == PRESETS[name]  # all else is as it was
+    assert not any(p.data.clean for p in (*SQS_PRESETS.values(), BRIDGE)) and BRIDGE.adversarial is None
+
+
+@pytest.mark.slow
+def test_the_bridge_takes_up_a_folder_that_said_otherwise(faces, tmp_path):
+    whole = bridge_study(faces, TOY, STUDENT, (0,), tmp_path)
+    old, lines = {"teachers": rooms.to_dict(TOY), "students": rooms.to_dict(replace(STUDENT, data=Data(targets=None), adversarial=Adversarial()))}, []
+    (tmp_path / "identity.json").write_text(json.dumps(json.loads((tmp_path / "identity.json").read_text()) | old))
+    for file in tmp_path.glob("*-0.csv"):
+        if identity := (table := read_table(file)).attrs["identity"]:
+            write_table(table, file, identity | old)
+    pd.testing.assert_frame_equal(bridge_study(faces, TOY, STUDENT, (0,), tmp_path, say=lines.append), whole)
+    assert not lines
 
 def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
     arms = {"SQSNet": Arm(), "w/o SQS": Arm(sqs=False)}
@@ -345,6 +501,28 @@ def test_tables_are_the_figures_of_the_runs(faces, tmp_path):
     assert chosen == pytest.approx(epochs.accuracy.max())
     with pytest.raises(DataError, match="'w/o CNN'"):
         confusion_of(runs, faces.name, "w/o CNN")
+
+
+def costs_of(*fits):
+    "A row of costs.csv for each (arm, hours, whole)."
+    return pd.DataFrame([{"arm": a, "seed": k, "hours": h, "whole": w, "device": "cpu", "gpu_gb": np.nan} for k, (a, h, w) in enumerate(fits)])
+
+
+def test_costs_are_of_the_networks_of_the_table_alone():
+    "A study's folder holds the fits of all its tables."
+    runs = made_up({("FERPlus", "SQSNet", 0): .5, ("FERPlus", "w/o SQS", 0): .5})
+    table = efficiency_table(runs, costs_of(("w/o SQS", 9, True), ("SQSNet", 2, True), ("tau = 0.1", 9, True)), TOY)
+    assert list(table.index) == ["SQSNet"] and table.loc["SQSNet", ["training (h)", "whole fits"]].tolist() == [2, "1 of 1"]
+    with pytest.raises(DataError, match="w/o SQS.*SQSNet.* expected"):
+        efficiency_table(runs, costs_of(("w/o SQS", 9, True)), TOY)
+
+
+@pytest.mark.parametrize("fits,hours,of", [([(3, True), (1, True)], 2, "2 of 2"), ([(3, True), (.1, False)], 3, "1 of 2"),
+                                           ([(.1, False), (.2, False)], np.nan, "0 of 2")])
+def test_hours_are_of_whole_fits(fits, hours, of):
+    costs = costs_of(*(("SQSNet", h, w) for h, w in fits))
+    row = efficiency_table(made_up({("FERPlus", "SQSNet", 0): .5}), costs, TOY).loc["SQSNet"]
+    assert row["training (h)"] == pytest.approx(hours, nan_ok=True) and row["whole fits"] == of
 
 
 # ---------------------------------------------------------------- the bridge

@@ -370,9 +370,28 @@ def test_a_command_is_shown_without_the_folders_of_the_machine(tmp_path, monkeyp
 
 def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(fer_nb.store, "resources", lambda name: tmp_path / name)
+    commit = fer_nb.store._commit
     monkeypatch.delenv("FER_NB_COMMIT", raising=False)
-    assert run_record("x")["commit"] is None
+    assert commit() is None
     monkeypatch.setenv("FER_NB_COMMIT", "abc1234")
-    assert run_record("x")["commit"] == "abc1234"
+    assert commit() == "abc1234"
     (tmp_path / ".git").mkdir()     # where there is a checkout, it says itself
-    assert run_record("x")["commit"] != "abc1234"
+    assert commit() != "abc1234"
+    monkeypatch.setenv("PATH", str(tmp_path))   # and no program that could read it
+    assert commit() == "abc1234"
+
+
+def test_a_record_names_the_code_that_was_read_not_where_the_checkout_has_moved(tmp_path, monkeypatch):
+    """A long fit goes on with what it imported, while somebody commits."""
+    before = run_record("x")["commit"]
+    monkeypatch.setattr(fer_nb.store, "_commit", lambda: "moved")
+    assert run_record("x")["commit"] == before == fer_nb.store._LOADED
+
+
+def test_two_processes_enter_their_records_one_after_the_other(tmp_path):
+    """Each reads the file, adds its own entry and writes it: without a lock the later one drops the other's."""
+    code = ("import sys; from fer_nb.store import write_record\n"
+            "for k in range(20): write_record(sys.argv[1], [f'{sys.argv[2]}{k}.csv'], {'command': 'x'})")
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    assert [p.wait(120) for p in both] == [0, 0]
+    assert {f for r in fer_nb.store._records(tmp_path / "record.json") for f in r["files"]} == {f"{n}{k}.csv" for n in "ab" for k in range(20)}

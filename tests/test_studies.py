@@ -108,7 +108,7 @@ def test_runs_of_another_study_are_refused(monkeypatch, faces, tmp_path, other, 
         protocol_study(ds, range(1), out=tmp_path, **other)
 
 
-def test_inflation_is_scipys_paired_interval():
+def test_inflation_is_scipys_paired_interval_but_wider_for_runs_share_images():
     rng = np.random.default_rng(0)
     values = {p: rng.uniform(0.4, 0.6, 5) for p in PROTOCOLS}
     runs = pd.DataFrame([(p, s, "all", "accuracy", v) for p, vs in values.items() for s, v in enumerate(vs)],
@@ -116,13 +116,30 @@ def test_inflation_is_scipys_paired_interval():
     table = inflation(runs).set_index("protocol")
     for protocol in PROTOCOLS[1:]:
         interval = stats.ttest_rel(values[protocol], values["honest"]).confidence_interval()
-        assert table.low[protocol] == pytest.approx(100 * interval.low)
-        assert table.high[protocol] == pytest.approx(100 * interval.high)
+        mean, wider = (interval.low + interval.high) / 2, np.sqrt((1 / 5 + 1 / 4) / (1 / 5))   # Nadeau and Bengio 2003
+        assert table.low[protocol] == pytest.approx(100 * (mean + wider * (interval.low - mean)))
+        assert table.high[protocol] == pytest.approx(100 * (mean + wider * (interval.high - mean)))
     assert table.loc["honest", ["inflation", "low", "high"]].tolist() == [0, 0, 0] and table.seeds.tolist() == [5] * 3
     assert table["mean"].tolist() == pytest.approx([100 * values[p].mean() for p in PROTOCOLS])
     assert table.sd.tolist() == pytest.approx([100 * values[p].std(ddof=1) for p in PROTOCOLS])
     one = inflation(runs[runs.seed == 0]).set_index("protocol")
     assert np.isnan(one.low["duplicates_across"]) and one.seeds["honest"] == 1
+
+
+def test_balanced_accuracies_are_over_the_classes_that_all_test_parts_have():
+    """Where one test part has no image of a class, its mean recall is over fewer classes, mostly the easier ones."""
+    recalls = {"honest": (.9, .1), "duplicates_across": (.9, .3), "balance_then_split": (.9, np.nan)}
+    rows = [(p, s, "without_duplicates", f"recall:{c}", v) for p, both in recalls.items() for s in range(2) for c, v in zip(("happy", "disgust"), both)]
+    rows += [(p, s, "without_duplicates", "balanced_accuracy", np.nanmean(both)) for p, both in recalls.items() for s in range(2)]
+    table = inflation(pd.DataFrame(rows, columns=["protocol", "seed", "subset", "metric", "value"]), "balanced_accuracy", "without_duplicates")
+    assert table["mean"].tolist() == pytest.approx([90] * 3) and table.inflation.tolist() == pytest.approx([0] * 3) and table.classes.tolist() == [1] * 3
+
+
+def test_a_study_of_persons_says_that_its_protocols_part_them(faces, tmp_path):
+    def say(text):
+        raise KeyboardInterrupt(text)
+    with pytest.raises(KeyboardInterrupt, match="duplicates and persons together"):
+        protocol_study(grouped(faces).assign(subject=[f"s{i % 9}" for i in range(len(faces))]), range(1), out=tmp_path / "a", say=say)
 
 
 def test_rankings_against_plain_loops():
