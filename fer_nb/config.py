@@ -483,6 +483,7 @@ SQS_CLAUSES = [
     Clause("quads.gamma", 0.5, "γ = 0.5", "4.6, Eq. 8"), Clause("quads.margin", 0.5, "m = 0.5", "Eq. 10"),
     Clause("quads.lam", 0.5, "λ = 0.5", "4.6, Eq. 11"),
     Clause("quads.learnable", False, "learnable or fixed", "3.3.3", "fixed"),
+    Clause("data.clean", False, "", "", "no cleaning is named"),
     Clause("data.targets", None, "", "", "no balancing is named"),
     Clause("data.holdout", 0.1, "10 % held out of RAF-DB's training images", "4.1",
            "the same share chooses on AffectNet, whose 3,500 images are reported"),
@@ -517,11 +518,13 @@ PAPERS["paper-sqs-gpu"] = varied(SQS_CLAUSES, {"student.bs": 128, "student.lr": 
                                                "student.amp": "auto"})
 PRESETS = PRESETS | {name: preset_of(clauses) for name, clauses in PAPERS.items()}
 PRESETS["cpu-sqs"] = Preset(
-    Data(targets=None), student=Fit("light_64", 48, epochs=8, lr=1e-3, bs=64, augment=Augment(erase=0.25),
-                                    schedule="warm_restarts", restart_epochs=8),
+    Data(clean=False, targets=None),
+    student=Fit("light_64", 48, epochs=8, lr=1e-3, bs=64, augment=Augment(erase=0.25),
+                schedule="warm_restarts", restart_epochs=8),
     quads=Quads(), adversarial=None, evaluation=Evaluation(tta="five", seeds=3))
 PRESETS["tiny-sqs"] = Preset(
-    Data(targets=None, near_duplicates=False), student=Fit("light_64", 48, epochs=1, lr=1e-3, bs=32),
+    Data(clean=False, targets=None, near_duplicates=False),
+    student=Fit("light_64", 48, epochs=1, lr=1e-3, bs=32),
     quads=Quads(), adversarial=None, evaluation=Evaluation(seeds=1))
 
 # %% ../nbs/01_config.ipynb #papers11
