@@ -9,7 +9,6 @@ __all__ = ['EVIDENCE', 'COMPARED', 'Evidence', 'evidence_words', 'answer', 'repr
 # %% ../nbs/55_evidence.ipynb #evid0006
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ import pandas as pd
 
 from .compare import holm
 from .core import DataError, one_of
-from .experiment import FIFTH, paired_differences, reported, training_costs
-from .shipped import checkout, put_in_place, surroundings, trial_apart
+from .experiment import FIFTH, first_split, paired_differences, reported, training_costs
+from .shipped import checkout, put_in_place, run_process, trial_apart
 from .store import read_record, read_table, write_record, write_table
 
 # %% ../nbs/55_evidence.ipynb #evid0009
@@ -140,12 +139,7 @@ def answer(
 ) -> float:                      # hours of its fits
     "Run the command of a question, and put what it leaves in place. Raises `DataError` where it fails."
     folder, asked = Path(out) / "runs" / name.lower().replace(" ", "-"), EVIDENCE[name]
-    words = evidence_words(name, given, folder, tiny)
-    done = subprocess.run(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                          env=surroundings(given))
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise DataError(f"{name}: exit status {done.returncode}: {said[0][:300]}\n{shlex.join(words[1:])}")
+    run_process(name, evidence_words(name, given, folder, tiny), given)
     costs, place = training_costs(folder), Path(asked.place).with_suffix(".costs.csv")
     write_table(costs, folder / place.name)
     if (record := read_record(folder / asked.file)) is not None:   # the costs are of the same run
@@ -273,8 +267,7 @@ def differences_of(
     columns, found = ["difference", "low", "high", "p", "seeds"], pd.DataFrame()
     if (table := Path(root) / asked.place).is_file():
         runs = read_table(table)
-        reports = [s for s in ("valid", "test") if "split" in runs and (runs.split == s).any()]
-        split = {"split": reports[0]} if reports else {}
+        split = {"split": first_split(runs)} if "split" in runs else {}
         one = reported(runs, asked.metric, **split, **dict(asked.where))
         over = list(asked.over) if len(asked.over) > 1 else asked.over[0]
         arms = one.set_index(over).index

@@ -41,8 +41,8 @@ from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
-from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost, need_unrefined,
-                               paired_differences, reported, study, with_options)
+from .experiment import (NOT_SHARES, arms_of, cell_name, first_split, grid, measured_cost,
+                               need_unrefined, paired_differences, reported, study, with_options)
 from .faces import find_faces
 from .launch import rank0_folder, rank_world
 from .loaders import Splits, as_split, folds, leak_groups, make_splits
@@ -140,12 +140,7 @@ def attacked_rows(
 
 def _judged(ds: FERData) -> FERData:
     "What a finished network is judged on: the test images, or the validation images where there are none."
-    return ds.where(split="test" if (ds.df.split == "test").any() else "valid")
-
-
-def _first_split(runs: pd.DataFrame, *order: str) -> str:
-    "The split that the command shows: the first in `order` that was reported."
-    return next(s for s in order if (runs.split == s).any())
+    return ds.where(split=first_split(ds.df, "test", "valid"))
 
 # %% ../nbs/44_hyfer_studies.ipynb #cafc85c2
 def _is_file(
@@ -179,7 +174,7 @@ def _one_generation(preset: Preset) -> None:
        lambda ds, out, args: {"ds": subsample(ds, args.part),
                               "preset": with_options(STUDY, args, ("adversarial", "evaluation")),
                               "seeds": range(args.seeds), "arms": arms_of(args.arm or (), int)},
-       lambda runs: "\n\n".join(table(runs, _first_split(runs, "valid", "test")).round(3).to_string()
+       lambda runs: "\n\n".join(table(runs, first_split(runs)).round(3).to_string()
                                 for table in (distillation_table, distillation_gains)))
 def distillation_study(
     ds: FERData,                            # with official validation or test images to report on
@@ -538,7 +533,7 @@ def setting_table(
 ) -> pd.DataFrame:                  # a row an arm: mean ± sd, difference to the run as it is, p, ...
     "What each change is worth, paired by seed (95 %), with Holm's correction over all of them."
     where |= {"subset": None} if "attack" in where else {}  # an attack is tried on a sample, or on all
-    one = reported(runs, metric, model=model, split=split or _first_split(runs, "valid", "test"), **where)
+    one = reported(runs, metric, model=model, split=split or first_split(runs), **where)
     share = metric not in NOT_SHARES
     table = one.groupby("arm", sort=False).value.agg(mean_sd, percent=share)
     table = table.to_frame(f"{metric} (%)" if share else metric)
@@ -1122,7 +1117,7 @@ TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,
        lambda ds, out, args: {"ds": subsample(read_ferplus(args.votes, ds), args.part),
                               "start": _shipped(args.weights), "preset": with_options(TRANSFER, args),
                               "seeds": range(args.seeds)},
-       lambda runs: transfer_table(runs, _first_split(runs, "test", "valid")).to_string())
+       lambda runs: transfer_table(runs, first_split(runs, "test", "valid")).to_string())
 def transfer_study(
     ds: FERData,                        # with votes, and with official validation or test images to report on
     start: HyFER,                       # the trained network; stays as it is
@@ -1214,7 +1209,7 @@ def harden_table(
     split: str | None = None,    # which reported split; None: "valid" if there is one, else "test"
 ) -> pd.DataFrame:               # a row an arm and choice; without an attack, then each radius: mean ± sd
     "What each recipe costs and buys."
-    split = split or _first_split(runs, "valid", "test")
+    split = split or first_split(runs)
     one = runs[(runs.metric == metric) & (runs.split == split)]
     clean = one[(one.attack == "none") & (one.subset == "all")].assign(under="no attack")
     under = one[(one.attack == attack) & np.isfinite(one.eps)]

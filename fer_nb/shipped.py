@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'ALL', 'EARLIER', 'TABLES', 'Remade', 'shipped_weights', 'weights_named', 'need_shipped', 'found_of',
-           'state_of', 'table_state', 'checkout', 'trial_apart', 'surroundings', 'words_of', 'put_in_place',
-           'make_table', 'lacking', 'outcomes_text', 'remake_tables', 'pages_of_tables', 'save_pages']
+           'state_of', 'table_state', 'checkout', 'trial_apart', 'surroundings', 'run_process', 'words_of',
+           'put_in_place', 'make_table', 'lacking', 'outcomes_text', 'remake_tables', 'pages_of_tables', 'save_pages']
 
 # %% ../nbs/54_shipped.ipynb #shipd005
 import glob
@@ -26,7 +26,7 @@ import pandas as pd
 from .core import ConfigError, DataError, FERError, atomic_file, file_sha256, one_of
 from .data import FERData
 from .evaluate import need_weights_of
-from .experiment import study
+from .experiment import first_split, study
 from .store import StoreError, read_record, write_record
 
 # %% ../nbs/54_shipped.ipynb #shipd011
@@ -223,6 +223,19 @@ def surroundings(
     return {**os.environ, "PYTHONPATH": path, **folder}
 
 
+def run_process(
+    what: str,                   # its name, for the error
+    words: Sequence[str],        # a command
+    given: Mapping[str, str],    # see `surroundings`
+    folder: Path | None = None,  # where it runs; None: here
+) -> None:
+    "Run a command to its end. Raises `DataError`, with the last line that it said, where it fails."
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=surroundings(given))
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        raise DataError(f"{what}: exit status {done.returncode}: {said[0][:300]}\n{shlex.join(words[1:])}")
+
+
 def words_of(
     made: Remade,                # a table
     given: Mapping[str, str],    # what {data}, {votes}, ... stand for
@@ -266,12 +279,7 @@ def make_table(
     place.mkdir(parents=True, exist_ok=True)
     words = words_of(made, {"made": str(place), "accurate": str(weights / "hyfer.safetensors"),
                             "robust": str(weights / "hyfer_robust.safetensors")} | given, tiny)
-    done = subprocess.run(words, cwd=checkout() if made.script else None, stderr=subprocess.PIPE, text=True,
-                          stdout=subprocess.PIPE, env=surroundings(given))
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise DataError(f"table {name}: exit status {done.returncode}: {said[0][:300]}\n"
-                        f"{shlex.join(words[1:])}")
+    run_process(f"table {name}", words, given, checkout() if made.script else None)
     sources = {target: found_of(place, own) for target, own in made.files.items()}
     for target, source in sources.items():
         need_shipped(source, made.whose(target))
@@ -310,7 +318,7 @@ def outcomes_text(
            "root": out, "only": args.only, "tiny": args.budget == "tiny", "again": args.again,
            "pages": args.pages, "given": {
                "data": str(args.data), "votes": str(args.votes or ""), "peers": args.peers or "",
-               "split": "test" if (ds.df.split == "test").any() else "valid"}},
+               "split": first_split(ds.df, "test", "valid")}},
        outcomes_text)
 def remake_tables(
     root: str | Path,               # a checkout, or a folder for a trial
@@ -377,13 +385,15 @@ def save_pages(
 ) -> pd.DataFrame:      # table (here a page), outcome: "saved", or "failed: ..."
     """Run those pages, with their cells of real data where the data are FER2013's, and keep what they show;
     then derive the README and the exported code."""
-    rows, root, env = [], Path(root).absolute(), surroundings(given)
-    flags = ["--flags", "realdata"] if "FER_NB_DATA" in env else []
+    rows, root = [], Path(root).absolute()
+    flags = ["--flags", "realdata"] if "FER_NB_DATA" in surroundings(given) else []
     jobs = {f"page {p}": ["tests/run_notebooks.py", *flags, "--save", p] for p in pages_of_tables(root)}
     jobs |= {"README.md": ["docs/build.py", "export"]}
     for page, words in jobs.items():
         say(page)
-        done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, env=env)
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [""]
-        rows.append((page, "saved" if not done.returncode else f"failed: {last[0][:200]}"))
+        try:
+            run_process(page, [sys.executable, *words], given, root)
+            rows.append((page, "saved"))
+        except DataError as e:
+            rows.append((page, f"failed: {e}"))
     return pd.DataFrame(rows, columns=["table", "outcome"])
