@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'NOT_SHARES', 'FIFTH', 'SEEDS', 'PART', 'EPOCHS', 'SETTINGS', 'WEIGHTS', 'FINISHED', 'ATTACKED', 'STRONG',
            'STRONGEST', 'ARMS', 'FOLDED', 'SQS_OPTIONS', 'NETWORKS', 'STEP', 'REMAKE', 'TABLE', 'STUDIES',
-           'comparisons', 'cell_name', 'grid', 'peak_ram', 'measured_cost', 'training_costs', 'fits_of', 'reported',
-           'first_split', 'paired_differences', 'with_options', 'arms_of', 'need_unrefined', 'Study', 'study']
+           'comparisons', 'cell_name', 'grid', 'measured_cost', 'training_costs', 'fits_of', 'reported', 'first_split',
+           'paired_differences', 'with_options', 'arms_of', 'need_unrefined', 'Study', 'study']
 
 # %% ../nbs/42_experiment.ipynb #e4200005
 import importlib
 import re
 import shutil
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from fastcore.basics import patch
 from .config import Fit, Preset, load_config, override
 from .core import ConfigError, DataError, at_least, need_columns, one_of
 from .data import FERData
-from .launch import map_ranks, rank_world
+from .launch import map_ranks, peak_memory, rank_world
 from .store import Store, one_at_a_time, read_table, run_record, write_table
 
 # %% ../nbs/42_experiment.ipynb #e4200008
@@ -126,13 +125,12 @@ def grid(
     return table
 
 # %% ../nbs/42_experiment.ipynb #e4200031
-def peak_ram() -> float:  # GB; NaN where the system does not tell
-    "The most main memory that this process has held so far."
-    try:
-        import resource
-    except ImportError:  # Windows
-        return np.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+def _gb(
+    device: str,   # "cpu", "cuda"
+) -> float:        # GB; NaN where the system does not tell
+    "The most memory that was held there so far."
+    import torch
+    return peak_memory(torch.device(device)) * 2**30 / 1e9
 
 
 _WHERE = ("commit", "processor")   # that a fit was made by and on
@@ -172,8 +170,8 @@ def measured_cost(
         row = about | {"hours": (time.perf_counter() - started) / 3600, "whole": whole, "done": done,
                        **{k: _also(now[k], None if before is None else before.get(k)) for k in _WHERE},
                        "device": torch.cuda.get_device_name() if cuda else "cpu",
-                       "threads": torch.get_num_threads(), "ram_gb": peak_ram(),
-                       "gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else np.nan}
+                       "threads": torch.get_num_threads(), "ram_gb": _gb("cpu"),
+                       "gpu_gb": _gb("cuda") if cuda else np.nan}
         if before is not None:
             row |= {"hours": row["hours"] + before.hours, "ram_gb": max(row["ram_gb"], before.ram_gb)}
         if file is not None:

@@ -520,7 +520,8 @@ def setting_study(
                 tables.append(rows.assign(model="HyFER + adversarial"))
         return pd.concat(tables, ignore_index=True)
 
-    table = grid(run, budgets, seeds, store, say=say)
+    named = {name: _settings(budget) for name, budget in budgets.items()}
+    table = grid(run, named, seeds, store, say=say)
     return table[["arm", "model", "seed", "split", "subset", "attack", "eps", "metric", "value", "n"]]
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000023
@@ -657,7 +658,10 @@ def variant_study(
 
     def run(variant: str, seed: int) -> pd.DataFrame:
         budget = replace(preset, student=replace(preset.student, network=variant))
-        return _rows(fit_student(splits, budget, (), seed, store.checkpoint(variant, seed))[0], splits)
+        file = store.path(f"{cell_name(variant, seed)}.cost.csv")
+        with measured_cost(file, variant=variant, seed=seed):
+            student = fit_student(splits, budget, (), seed, store.checkpoint(variant, seed))[0]
+        return _rows(student, splits)
 
     return grid(run, variants, seeds, store, "variant", say)
 
@@ -1139,7 +1143,10 @@ def transfer_study(
 
     def run(arm: tuple[str, bool], seed: int) -> pd.DataFrame:
         teachers, file = cached[seed] if arm[1] else (), store.checkpoint(*arm, seed)
-        return _rows(fit_student(splits, preset, teachers, seed, file, start=weights[arm[0]])[0], splits)
+        about = {"weights": arm[0], "votes": arm[1], "seed": seed}
+        with measured_cost(store.path(f"{cell_name(*arm, seed)}.cost.csv"), **about):
+            student = fit_student(splits, preset, teachers, seed, file, start=weights[arm[0]])[0]
+        return _rows(student, splits)
 
     return grid(run, list(product(weights, (False, True))), seeds, store, ("weights", "votes"), say)
 

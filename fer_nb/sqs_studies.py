@@ -624,7 +624,8 @@ def bridge_study(
     def teach(arm: str, seed: int) -> pd.DataFrame:
         name = arm.removeprefix("teacher ")
         work = store.path(f"{cell_name(arm, seed)}.work")
-        net, history, _ = sqs_fit(splits, preset, ABLATION[name], seed, work)
+        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+            net, history, _ = sqs_fit(splits, preset, ABLATION[name], seed, work)
         with atomic_file(files[name]) as aside:
             save_sqsnet(net, aside)
         return _results(load_teacher(files[name], arm), splits, tta, history, preset.student.keep)
@@ -633,7 +634,8 @@ def bridge_study(
         teacher, sqs = BRIDGE_ARMS[arm]
         budget = replace(student, quads=Quads() if sqs else None)
         cached = logits.get((teacher, seed), ())
-        net, history, _ = fit_student(splits, budget, cached, seed, store.checkpoint(arm, seed))
+        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+            net, history, _ = fit_student(splits, budget, cached, seed, store.checkpoint(arm, seed))
         return _results(net, splits, tta, history, student.student.keep)
 
     taught = grid(teach, [f"teacher {name}" for name in files], (0,), store, say=say)

@@ -8,6 +8,7 @@ from fer_nb.cli import main, parser
 from fer_nb.core import ConfigError, DataError
 from fer_nb.evidence import COMPARED, EVIDENCE, Compared, differences_of, evidence_table, evidence_words, family, reproduce_all
 from fer_nb.experiment import arms_of, with_options
+from fer_nb import hyfer_studies
 from fer_nb.hyfer_studies import STUDY, changed_budgets
 from fer_nb.store import made_by, read_record, read_table, write_table
 from fer_nb.synth import fer2013_folder
@@ -81,12 +82,17 @@ def some_runs(folder, n=(100, 100), split="valid"):
     write_table(pd.DataFrame(rows), folder / COMPARED["SQS's parts"].place)
 
 
-@pytest.mark.parametrize("name", [name for name, asked in EVIDENCE.items() if asked.command.startswith("study settings")])
-def test_arms_change_settings_that_there_are(name):
+@pytest.mark.parametrize("name", [name for name, asked in EVIDENCE.items() if " --arm " in asked.command])
+def test_arms_are_there_and_change_settings_that_there_are(name):
     """Which the run alone would find, after the data have been read."""
-    words = evidence_words(name, {"data": "a.csv", "votes": "b.csv"}, "o")[3:]
-    args = parser("study").parse_args(words)
-    assert len(changed_budgets(with_options(STUDY, args), arms_of(args.arm))) == len(args.arm) + 1
+    for tiny in (False, True):
+        args = parser("study").parse_args(evidence_words(name, {"data": "a.csv", "votes": "b.csv"}, "o", tiny)[3:])
+        preset = with_options(STUDY, args)
+        if args.what == "settings":
+            assert len(changed_budgets(preset, arms_of(args.arm))) == len(args.arm) + 1
+        else:
+            arms = arms_of(args.arm, int)
+            assert set(arms) <= set(hyfer_studies._ARMS) and max(n for counts in arms.values() for n in counts) <= len(preset.teachers)
 
 
 def test_arms_that_are_one_network_in_all_seeds_are_no_finding(tmp_path):
