@@ -31,7 +31,7 @@ from torch import nn
 
 from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
-from .config import PRESETS, Adversarial, Distillation, Fit, Preset, to_dict
+from .config import PRESETS, Distillation, Fit, Preset, to_dict
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, seed_everything
 from .data import FERData, resized
 from .distill import EADD
