@@ -155,6 +155,8 @@ def before_batch(self: AdversarialTraining) -> None:
     attack, generator = self._draw(x)
     rows = self.attacked
     if not len(rows):
+        if self.trades and self.shared:   # other processes go through the network twice: so does this one
+            self.adv_rows = x[:1]
         return
     adv = self._craft(x[rows], y[rows], attack, generator)
     if self.trades:
@@ -177,6 +179,7 @@ def _draw(
     self.learn.adv_mask = mine.to(x.device)
     # numbers, counted here: to count a mask on a card, its host would have to wait for it
     self.attacked, self.clean = (part.nonzero()[:, 0].to(x.device) for part in (mine, ~mine))
+    self.shared = bool(rows.any()) and len(mine) < size
     self.weight = int(mine.sum()) * size / max(1, int(rows.sum()) * len(x))
     which = int(torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), 1, generator=g))
     earlier = int(rows[:start].sum())  # whose random starts are those of other processes
@@ -234,7 +237,7 @@ def after_pred(self: AdversarialTraining) -> None:
         parts = (self.now, z[rows], y[rows]), ("clean", z[self.clean], y[self.clean])
     else:
         self.adv_pred = logits_in(ask(self.model, self.adv_rows, several=True))
-        parts = (self.now, self.adv_pred, y[rows]), ("clean", z, y)
+        parts = (self.now, self.adv_pred[:len(rows)], y[rows]), ("clean", z, y)
     for kind, z, y in parts:
         z, y = z.detach(), y if y.ndim == 1 else y.to(z)
         loss, hits = F.cross_entropy(z, y, reduction="sum"), (z.argmax(1) == dominant_labels(y)[0]).sum()
@@ -251,6 +254,8 @@ def total(
     if self.adv_pred is None:
         return None
     clean = logits_in(self.pred)[self.attacked]
+    if not len(clean):   # see `before_batch`: it counts nothing
+        return loss + 0 * self.adv_pred.sum()
     return loss + self.trades * self.weight * _disagreement(clean, self.adv_pred)
 
 # %% ../nbs/34_advtrain.ipynb #34aa0007

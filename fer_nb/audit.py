@@ -240,6 +240,14 @@ class Audit:
         "Which photographs these are; the same number for duplicates."
         return self.photos[pd.Index(self.ds.df.id).get_indexer(ids)]
 
+    def leaked(
+        self,
+        split: str = "train",   # that was trained on
+    ) -> set[str]:              # ids of images of other splits
+        "Images whose photograph is in the split too, also where a third image alone ties them."
+        given = (self.ds.df.split == split).to_numpy()
+        return set(self.ds.df.id[~given & np.isin(self.photos, self.photos[given])])
+
 # %% ../nbs/09_audit.ipynb #d955c707
 _MANY = 5000   # images from which a search takes minutes, and is cached
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FER2013', 'PREDICTIONS', 'NOT_FOUND', 'ModelError', 'Contender', 'contender', 'Ours', 'attacked_probabilities',
            'FerPackage', 'Worker', 'checked', 'Answers', 'over_labels', 'found_scores', 'voters', 'our_faces',
-           'are_crops', 'read_predictions', 'figures', 'StressTest', 'corrupted', 'stress_figures', 'file_name',
-           'packed', 'unpacked', 'paired_tests', 'bench', 'read_rows', 'judged', 'stress_line', 'leaderboard']
+           'are_crops', 'read_predictions', 'figures', 'StressTest', 'corrupted', 'stress_figures', 'whose',
+           'file_name', 'told_apart', 'packed', 'unpacked', 'paired_tests', 'bench', 'read_rows', 'judged',
+           'stress_line', 'leaderboard']
 
 # %% ../nbs/53_bench.ipynb #bench005
 import base64
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +36,7 @@ from fastcore.basics import patch
 
 from .compare import holm, mcnemar
 from fer_nb.core import (
-    ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, positive, progress,
+    ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, file_sha256, positive, progress,
 )
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import leaked_images, result_table
@@ -74,7 +76,8 @@ def contender(
 ) -> Contender:                    # to be measured
     """What `--models` names: `hyfer` or `hyfer_robust`; a .safetensors or .onnx file or the folder of a run,
     with or without `onnx:` before it; a .csv file of predictions; `fer`; `torch:module:name`, a network with
-    `labels` and `input_size`; or `module:function`. A name of its own may stand before it: `mine=FILE`.
+    `labels` and `input_size`; or `module:function`. A run is named after its folder; a name of its own may
+    stand before each: `mine=FILE`.
     Raises `ConfigError` or `DataError`."""
     if named := re.fullmatch(r"([\w. -]+)=(.+)", text):
         return replace(contender(named[2], python, about, predictions), name=named[1])
@@ -89,8 +92,10 @@ def contender(
         return Contender(rest.replace(":", "."), "fer_nb.bench:Ours", {"module": rest}, about=about)
     if kind != "onnx" and re.fullmatch(r"[\w.]+:[\w.]+", text):
         return Contender(text.replace(":", "."), text, None, python or sys.executable, about)
-    path = weights_file(rest if kind == "onnx" and rest else shipped)
-    return Contender(path.stem, "fer_nb.bench:Ours", {"weights": str(path.resolve())}, about=about)
+    path = weights_file(given := rest if kind == "onnx" and rest else shipped)
+    run = given not in SHIPPED and os.path.isdir(place := os.path.expanduser(given))
+    name = os.path.basename(os.path.abspath(place)) if run else path.stem
+    return Contender(name, "fer_nb.bench:Ours", {"weights": str(path.resolve())}, about=about)
 
 # %% ../nbs/53_bench.ipynb #bench015
 class Ours:
@@ -643,7 +648,9 @@ def _asked(
 ) -> tuple[dict[str, Answers], dict]:  # and "weights", "stress" of its row
     "The answers of a model in each column; of a file of predictions, in one of its own."
     if model.spec == PREDICTIONS:
-        return {PREDICTIONS: read_predictions(model.settings["weights"], next(iter(columns.values())))}, {}
+        path = Path(model.settings["weights"])
+        answers = read_predictions(path, next(iter(columns.values())))
+        return {PREDICTIONS: answers}, {"weights": {path.stem: file_sha256(path)}}
     out = {}
     with Worker(model, seconds) as worker:
         known = worker.ready()
@@ -660,7 +667,7 @@ def _asked(
         table = stress_figures(worker, ds, stress, store, model.name) if stress.n else []
     return out, {"weights": known["weights"], "stress": table}
 
-# %% ../nbs/53_bench.ipynb #bench053
+# %% ../nbs/53_bench.ipynb #bench053a
 def _identity(
     model: Contender,
 ) -> dict:
@@ -669,20 +676,36 @@ def _identity(
     return {"spec": model.spec, "settings": named, "python": "" if model.settings else model.python}
 
 
+def whose(
+    row: dict,            # of `bench`
+) -> tuple[str, ...]:     # the last one "null" for a model that failed before its weights were known
+    "What tells rows apart: the model's name, the images, what makes the model, and its weights."
+    about = [str(row.get(k)) for k in ("model", "fingerprint", "spec")]
+    return (*about, json.dumps(row.get("weights"), sort_keys=True))
+
+
 def file_name(
-    row: dict,                     # its date, model, data and their fingerprint
-    folder: str | Path | None = None,  # of the rows: one of another model or data is not written over
+    row: dict,                     # its date, data, and what belongs to `whose`
+    folder: str | Path | None = None,  # of the rows: one that is another's is not written over
 ) -> str:                          # such as 2026-11-28-hyfer-fer2013.json
     "The name of a row's file."
     words = (row["date"][:10], row["model"], row["data"])
-    name, whose = "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "_", w) for w in words if w), ("model", "fingerprint")
+    name = "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "_", w) for w in words if w)
     if folder is not None and (path := Path(folder, f"{name}.json")).is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if [there.get(k) for k in whose] != [row[k] for k in whose]:
-            name += "-" + digest(*(row[k] for k in whose))[:8]
+        own = whose(row), whose(row | {"weights": None})   # the latter: it had failed
+        if whose(json.loads(path.read_text(encoding="utf-8"))) not in own:
+            name += "-" + digest(*whose(row))[:8]
     return f"{name}.json"
 
 
+def told_apart(
+    rows: Sequence[dict],   # from `bench`
+) -> list[str]:             # a name each
+    "Names for tables: where two rows on the same images have one name, it gets the digest of `whose`."
+    named = Counter(whose(r)[:2] for r in rows)
+    return [r["model"] + f" ({digest(*whose(r))[:8]})" * (named[whose(r)[:2]] > 1) for r in rows]
+
+# %% ../nbs/53_bench.ipynb #bench053
 def _bench_one(
     model: Contender,             # to be measured
     columns: dict[str, FERData],  # see `bench`
@@ -736,20 +759,22 @@ def unpacked(
 
 def paired_tests(
     rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
-    first: str | None = None,           # that the others are compared with; None: that of the first row
+    first: str | None = None,   # that the others are compared with, the latest of its name; None: first row
 ) -> pd.DataFrame:  # data, model, against, column, n, difference, low, high (accuracy, as shares), p, p_holm
     "McNemar's test of each model against one, on the same images, in each column; one Holm family."
     rows, found = read_rows(rows) if isinstance(rows, (str, Path)) else rows, []
     done = [r for r in rows if r.get("right")]
+    names = {id(r): name for r, name in zip(done, told_apart(done))}
     for images in dict.fromkeys(r["fingerprint"] for r in done):
         here = [r for r in done if r["fingerprint"] == images]
-        of = next((r for r in here if r["model"] == first), None if first else here[0])
+        own = [r for r in here if r["model"] == first] if first else here[:1]
+        of = max(own, key=lambda r: r.get("date", ""), default=None)
         for other in [r for r in here if of and r is not of]:
             for column in [c for c in of["right"] if c in other["right"]]:
                 o = mcnemar(unpacked(of["right"][column]), unpacked(other["right"][column]))
-                found.append((of["data"], of["model"], other["model"], column, *o[2:7]))
-    names = ["data", "model", "against", "column", "n", "difference", "low", "high", "p"]
-    table = pd.DataFrame(found, columns=names)
+                found.append((of["data"], names[id(of)], names[id(other)], column, *o[2:7]))
+    columns = ["data", "model", "against", "column", "n", "difference", "low", "high", "p"]
+    table = pd.DataFrame(found, columns=columns)
     return table.assign(p_holm=holm(table.p))
 
 
@@ -786,21 +811,26 @@ def bench(
 # %% ../nbs/53_bench.ipynb #bench061
 def read_rows(
     folder: str | Path,  # of `bench`
-) -> list[dict]:         # the latest of each model and data set
-    "The rows of a folder. Raises `DataError` for a folder without one, and for a file that is none."
-    latest = {}
+) -> list[dict]:         # the latest of each that `whose` tells apart
+    """The rows of a folder; a model that failed before its weights were known is left out where it has been
+    measured since. Raises `DataError` for a folder without one, and for a file that is none."""
+    latest, since = {}, {}
     for path in sorted(Path(folder).glob("[0-9]*-*.json")):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            row["known"], row["fault"], row["data"], row["figures"] if not row["fault"] else None
-            latest[row["model"], row["fingerprint"]] = row
+            row["model"], row["fingerprint"], row["known"], row["data"]
+            row["figures"] if not row["fault"] else None
+            latest[whose(row)] = row
+            if row.get("weights") is not None:
+                since[whose(row)[:3]] = max(row.get("date", ""), since.get(whose(row)[:3], ""))
         except (ValueError, KeyError, TypeError) as e:
             raise DataError(f"{path}: no row of a bench ({type(e).__name__}: {e}); one written by "
                             "`fer-nb bench` expected") from e
     if not latest:
         raise DataError(f"{folder}: no rows; files such as 2026-11-28-hyfer.json, of `fer-nb bench --out`, "
                         "expected")
-    return list(latest.values())
+    return [r for r in latest.values() if r.get("weights") is not None or not r["fault"]
+            or r.get("date", "") > since.get(whose(r)[:3], "")]
 
 # %% ../nbs/53_bench.ipynb #bench062
 _VOTERS = {"majority": "FER+ majority %", "expected": "of ten voters %"}
@@ -832,17 +862,17 @@ def leaderboard(
     "The figures side by side, the most accurate first; a model that failed stands last, with its fault."
     rows = read_rows(rows) if isinstance(rows, (str, Path)) else rows
     lines = []
-    for row in rows:
+    for name, row in zip(told_apart(rows), rows):
         known = {k: row["known"].get(k, "") for k in ("trained on", "duplicates", "claimed", "source")}
         known["duplicates in its training"] = known.pop("duplicates")
-        base = {"data": row["data"], "model": row["model"]}
+        base = {"data": row["data"], "model": name}
         if row["fault"]:
             lines.append(base | {"fault": row["fault"]} | known)
             continue
         table = pd.DataFrame(row["figures"])
         for (split, column), part in table.groupby(["split", "column"], sort=False):
             whole = part[part.subset == "all"].set_index("metric")
-            line = {name: whole.value[m] * (1 if m == "ece" else 100) for m, name in _METRICS.items()}
+            line = {title: whole.value[m] * (1 if m == "ece" else 100) for m, title in _METRICS.items()}
             line["95 %"] = "{:.1f} to {:.1f}".format(*(100 * whole.loc["accuracy", ["low", "high"]]))
             apart = part[(part.subset == "without_duplicates") & (part.metric == "accuracy")].value
             line["without duplicates %"] = 100 * apart.iloc[0] if len(apart) else np.nan

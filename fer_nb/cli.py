@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'Verb', 'nearest', 'parser', 'need_layout', 'need_target', 'need_inputs', 'main', 'read_data', 'run_sqs',
-           'trained_on', 'readable']
+           'as_taken', 'trained_on', 'readable']
 
 # %% ../nbs/60_cli.ipynb #bd5ee13b
 import argparse
@@ -30,8 +30,8 @@ from fastcore.basics import patch
 
 from . import __version__
 from .config import PRESETS, Fit, Preset, load_config, override, to_dict, tried
-from .core import (ConfigError, DataError, FERError, LabelError, file_sha256, keep_freed_memory, one_of,
-                         progress, show_progress)
+from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file, file_sha256,
+                         keep_freed_memory, one_of, progress, show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
@@ -794,7 +794,7 @@ class _ShipVerb(Verb):
                                     weights={p.stem: file_sha256(p) for p in out.glob("*.safetensors")}))
         return f"weights: {out}"
 
-# %% ../nbs/60_cli.ipynb #771a0e97
+# %% ../nbs/60_cli.ipynb #takes600
 def _load(path: Path) -> "nn.Module":
     "The network of a file, which resizes its images itself."
     if path.suffix.lower() == ".onnx":
@@ -804,6 +804,37 @@ def _load(path: Path) -> "nn.Module":
     return load_teacher(path)
 
 
+def as_taken(
+    ds: FERData,          # as read
+    net: object,          # a network with its record
+) -> tuple[FERData, str]: # and what was done with them, "": nothing
+    """Images as a network takes them: faces cut out where its training images were, and of one size. Raises
+    `ImageError` for one without a face where its training raised it, `DataError` where none is left."""
+    if (without := getattr(net, "record", {}).get("faces")) is None:
+        several = len({*ds.sizes()}) > 1
+        said = f"images of several sizes, made {net.input_size} pixels" * several
+        return resized(ds, net.input_size) if several else ds, said
+    from fer_nb.faces import FaceRefiner
+    policy = {"no_face": {"error": "raise"}.get(without, without)}
+    faces = FaceRefiner(net.input_size, policy=policy).refine(ds)
+    if len(ds) and not len(faces):
+        raise DataError(f"{ds.name}: no face in any of {len(ds):,} images; this network takes faces cut out")
+    return faces, f"faces cut out, as in its training; images without one: {without}"
+
+
+def _looked_for(
+    duplicates: set[str] | None,   # from `duplicates` of `evaluate`
+    part: FERData,                 # the images asked about
+    split: str,                    # which split that is
+) -> str:                          # a line
+    "What is known of the duplicates that a split has in the training split."
+    if duplicates is not None:
+        there = part.df.id.isin(duplicates).sum()
+        return f"{there:,} of {len(part):,} have a duplicate in the training split"
+    why = "this is the training split itself" if split == "train" else "no training split beside it"
+    return f"{why}: duplicates were not looked for"
+
+# %% ../nbs/60_cli.ipynb #771a0e97
 def trained_on(
     record: dict,    # of a network
     ds: FERData,     # all of a data set
@@ -830,7 +861,7 @@ def readable(
     def cell(r: object) -> str:
         scale, digits = (1, 3) if r.metric in ("loss", "brier", "ece") else (100, 1)
         low, high = (f"{scale * v:.{digits}f}" for v in (r.low, r.high))
-        return f"{scale * r.value:.{digits}f} [{low}, {high}]"
+        return f"{scale * r.value:.{digits}f} " + ("[–]" if np.isnan(r.low) else f"[{low}, {high}]")
 
     metrics = {"accuracy": "accuracy %", "balanced_accuracy": "balanced accuracy %", "macro_f1": "macro F1 %",
                "loss": "NLL", "brier": "Brier", "ece": "ECE"}
@@ -896,14 +927,8 @@ class _EvaluateVerb(Verb):
             judge = "FER+'s labels, the majority of the votes"
         part = whole.where(split=args.split)
         both, said = [label for label in whole.labels if label in net.labels], []
-        if (without := getattr(net, "record", {}).get("faces")) is not None:
-            from fer_nb.faces import FaceRefiner
-            policy = {"no_face": {"error": "raise"}.get(without, without)}
-            part = FaceRefiner(net.input_size, policy=policy).refine(part)
-            said.append(f"faces cut out, as in its training; images without one: {without}")
-        elif len({*part.sizes()}) > 1:
-            part = resized(part, net.input_size)
-            said.append(f"images of several sizes, made {net.input_size} pixels")
+        part, how = as_taken(part, net)
+        said += [how] * bool(how)
         if {*net.labels} == {*whole.labels}:
             part = part.replace(labels=net.labels)  # by name; the order is the network's
             z = predict_logits(net, part, tta=args.tta)
@@ -927,11 +952,9 @@ class _EvaluateVerb(Verb):
                  "split": args.split, "labels": judge, "temperature": temperature}
         write_table(table.assign(model=path.stem), args.out)
         write_record(args.out.parent, [args.out.name], run_record(args.command, **about))
-        looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
-            f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"
         said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, test-time views "
                 f"{args.tta}, temperature {temperature:g}", f"judged by {judge}",
-                known, *said, looked,
+                known, *said, _looked_for(duplicates, part, args.split),
                 "in brackets: 95 % bootstrap intervals, drawn within the classes"]
         return "\n".join([*said, "", readable(table), "", f"table: {args.out}"])
 
@@ -942,9 +965,8 @@ class _EvaluateVerb(Verb):
         from fer_nb.audit import audit
         from fer_nb.duplicates import DuplicateSearch
         _say("duplicates in the training split")
-        issues = audit(whole.where(split=["train", args.split]), ("leak",),
-                       None if args.exact else DuplicateSearch()).issues
-        return set(issues.id)
+        return audit(whole.where(split=["train", args.split]), ("leak",),
+                     None if args.exact else DuplicateSearch()).leaked()
 
 # %% ../nbs/60_cli.ipynb #evhead10
 @patch
@@ -968,7 +990,7 @@ def headline(
         raise LabelError(f"{path.name} knows {', '.join(net.labels)}; {whole.name} has "
                          f"{', '.join(whole.labels)}; the same labels expected for a headline")
     part = whole.where(split=args.split).replace(labels=net.labels)
-    part = resized(part, net.input_size) if len({*part.sizes()}) > 1 else part
+    part, _ = as_taken(part, net)
     weights, card, facts = file_sha256(path), path.with_suffix(".json"), {}
     with suppress(ValueError, OSError):  # no card, or a file that is none
         facts = json.loads(card.read_text("utf-8"))
@@ -1078,8 +1100,7 @@ def run(
     args.out.mkdir(parents=True, exist_ok=True)
     table = bench(part, models, args.out, duplicates, args.seconds, StressTest(args.sample),
                   not args.no_own_finder, args.command)
-    looked = "no training split beside it: duplicates were not looked for" if duplicates is None else \
-        f"{part.df.id.isin(duplicates).sum():,} of {len(part):,} have a duplicate in the training split"
+    looked = _looked_for(duplicates, part, args.split)
     tests = paired_tests(args.out, models[0].name)
     return f"{looked}\n\n{shown(table.round(2))}\n\n{shown(tests)}\n\nrows: {args.out}"
 
@@ -1104,7 +1125,7 @@ class _ExportVerb(Verb):
         return "to", args.to or Path(f"{stem}{'-int8' * args.int8}.onnx"), False
 
     def check(self, args: argparse.Namespace) -> Path:  # the file of the network
-        "Refuse what cannot be exported. Raises `ConfigError`."
+        "Refuse what cannot be exported, and files that shall stay. Raises `ConfigError` or `DataError`."
         missing = [n for n in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(n) is None]
         path = _which(args.weights, args.robust)
         faults = [f"not installed: {', '.join(missing)}; pip install \"fer-nb[export]\""] * bool(missing)
@@ -1115,6 +1136,11 @@ class _ExportVerb(Verb):
         faults += [f"--to {args.to}: a name that ends in .onnx expected"] * (args.to.suffix != ".onnx")
         if faults:
             raise ConfigError("; ".join(faults))
+        at_least("images", args.images, 1, whole=True)
+        need_spare(args.to, [path, args.data], table=False)
+        if args.table is not None:
+            need_target("table", Path(args.table), False, args.overwrite, True)
+            need_spare(args.table, [path, args.data, args.to])
         return path
 
     def run(self, args: argparse.Namespace) -> str:  # what the file is, and how alike
@@ -1128,17 +1154,21 @@ class _ExportVerb(Verb):
         _say("loading PyTorch")
         from fer_nb.export import parity, quantize, to_onnx
         net = _load(path)
-        on, labelled = self.held_out(ds, net)  # before the file is written, which a fault here would leave
-        with tempfile.TemporaryDirectory() as work:
-            to = Path(work) / "whole.onnx" if args.int8 else args.to
+        on, labelled, how = self.held_out(ds, net)
+        if args.int8:
+            few = np.linspace(0, len(train) - 1, min(args.images, len(train))).astype(int)
+            train, _ = as_taken(train.take(few), net)
+        with atomic_file(args.to) as aside, tempfile.TemporaryDirectory() as work:
+            to = Path(work) / "whole.onnx" if args.int8 else aside
             whole = path if path.suffix == ".onnx" else to_onnx(net, to)
             if args.int8:
-                _say(f"ranges of {min(args.images, len(train)):,} training images")
-                quantize(whole, args.to, train, args.images)
-        table = parity(path if path.suffix == ".onnx" else net, args.to, on)
+                _say(f"ranges of {len(train):,} training images")
+                quantize(whole, aside, train, len(train))
+            table = parity(path if path.suffix == ".onnx" else net, aside, on)
+        table = table.assign(model=[table.model[0], args.to.stem])
         table = table if labelled else table.drop(columns=["accuracy", "change", "only_right"])
         write_record(args.to.absolute().parent, [args.to.name],
-                     run_record(args.command, weights=path.name, data=on.name,
+                     run_record(args.command, weights=path.name, data=on.name, images=how or "as they are",
                                 parity=table.to_dict("records")))
         table = table.assign(model=["network", args.to.name])
         if args.table is not None:
@@ -1147,20 +1177,22 @@ class _ExportVerb(Verb):
             write_table(table, kept)
             write_record(kept.parent, [kept.name], run_record(args.command, data=on.name, **about))
         shown = table.to_string(index=False, float_format="{:.4g}".format)
-        return (f"{shown}\non {len(on):,} images of {on.name}\n{args.to}: {args.to.stat().st_size / 1e6:.1f} "
-                f"MB; for fer-nb predict photo.jpg --weights {args.to}")
+        return (f"{shown}\non {len(on):,} images of {on.name}{f' ({how})' * bool(how)}\n{args.to}: "
+                f"{args.to.stat().st_size / 1e6:.1f} MB; for fer-nb predict photo.jpg --weights {args.to}")
 
-    def held_out(self, ds: FERData | None, net: "nn.Module") -> tuple[FERData, bool]:
-        "At most a thousand images to compare on, in the network's labels, and whether these are theirs."
+    def held_out(self, ds: FERData | None, net: "nn.Module") -> tuple[FERData, bool, str]:
+        """At most a thousand images to compare on, as the network takes them and in its labels, whether these
+        are theirs, and what was done with them."""
         name, split = "drawn faces", ""
         if ds is not None:
             split = next(s for s in ("test", "valid", "train") if (ds.df.split == s).any())
             name = f"{ds.name}, {split}"
         on = make_faces(280, defects=None)[0] if ds is None else ds.where(split=split)
         on = on.take(np.linspace(0, len(on) - 1, min(len(on), 1000)).astype(int))
+        on, how = (on, "") if ds is None else as_taken(on, net)  # drawn faces are faces already
         labelled = ds is not None and {*on.labels} == {*net.labels}
         table = on.df if labelled else on.df.assign(label=net.labels[0])
-        return on.replace(df=table, labels=net.labels, name=name), labelled
+        return on.replace(df=table, labels=net.labels, name=name), labelled, how
 
 # %% ../nbs/60_cli.ipynb #60000013
 class _PredictVerb(Verb):

@@ -246,8 +246,10 @@ class Adversarial:
     best: str = "clean"  # which accuracy on the hold-out chooses the epoch: "clean", or "robust" (under PGD)
 
     def __post_init__(self):
+        at_least("attacks", len(self.attacks), 1)
         for attack in self.attacks:
             one_of("attacks", attack, ("fgsm", "pgd", "deepfool"))
+        at_least("eps", self.eps, 0, most=1)   # of pixels in [0, 1]
         _check(self, {"steps": 1, "trades": 0}, ["eps"],
                {"ratio": "[]"} | ({} if self.cost is None else {"cost": "[)"}),
                choices={"best": ("clean", "robust")})
@@ -269,7 +271,7 @@ class Evaluation:
         given = {name: 1 for name in ("n", "seeds") if getattr(self, name) is not None}
         _check(self, {"steps": 1} | given, choices={"tta": ("none", "flip", "five")})
         for radius in self.eps:
-            at_least("eps", radius, 0)
+            at_least("eps", radius, 0, most=1)
 
 
 @dataclass(frozen=True)
@@ -278,8 +280,8 @@ class Quads:
 
     tau: float = 1.0          # temperature of the similarity (Eq. 6)
     alpha: float = 1.0        # weight of the positive in the refinement (Eq. 7)
-    beta: float = 0.5         # weight of the first negative
-    gamma: float = 0.5        # weight of the second negative (Eq. 8)
+    beta: float = 0.5         # weight of both negatives in it (Eq. 7)
+    gamma: float = 0.5        # how strong the refinement is (Eq. 8); 0: none
     margin: float = 0.5       # of the hinge (Eq. 10)
     lam: float = 0.5          # weight of the hinge in the loss
     learnable: bool = False   # learn α, β, γ and τ
@@ -316,6 +318,13 @@ class Preset:
             wrong.append(f"adversarial.taught, {len(self.teachers)} teachers, distillation.cached_views="
                          f"{views!r}; teachers, and 'mean' or 'fresh', expected, for phase 2 has views "
                          "of its own")
+        if self.teachers or first:   # known now, not when the teachers have been fitted
+            fit, views = self.student, self.distillation.cached_views
+            idle = {"mix": fit.mix and views != "fresh", "sam": fit.sam,
+                    "crops": fit.crops and views == "each"}
+            wrong += [f"student.{name}={getattr(fit, name)!r} beside teachers, distillation.cached_views="
+                      f"{views!r}; null expected, for their logits are of single whole images"
+                      for name, there in idle.items() if there]
         if first and first.born_again:
             wrong.append("born_again.born_again: one earlier generation expected")
         if wrong:
@@ -589,7 +598,7 @@ def tried(
 
     first, under, how = preset.born_again, preset.adversarial, preset.distillation
     few = preset.evaluation.n if images is None else min(preset.evaluation.n or images, max(1, images // 10))
-    views = how.views if epochs is None else min(how.views, epochs)
+    views = min(how.views, epochs) if epochs is not None and preset.teachers else how.views
     return replace(preset, teachers=tuple(map(fit, preset.teachers)), student=fit(preset.student),
                    adversarial=under and replace(under, fit=fit(under.fit)),
                    distillation=replace(how, views=views), evaluation=replace(preset.evaluation, n=few),

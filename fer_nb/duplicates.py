@@ -868,7 +868,7 @@ def near(
     apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
 ) -> pd.DataFrame:                  # i, j, score, how, chance, change
     "Near duplicates among `rows`: candidates, alignment, decision."
-    key = [repr(self), list(thumbs.shape)] + [apart] * bool(apart)
+    key = [repr(self), _CODE, list(thumbs.shape)] + [apart] * bool(apart)
     key += [_digest(part) for part in (thumbs, rows, features) if part is not None]
     store = Store(None if folder is None else Path(folder) / digest(key), {"search": key}, "remake", "remake")
     levels = self.levels(thumbs)

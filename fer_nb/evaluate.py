@@ -29,6 +29,7 @@ from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
 from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
+from .launch import fast_math
 from .metrics import (bootstrap_scores, fit_temperature, headline, percentile_interval, score_intervals,
                             scores)
 from .store import Store, digest, read_record, read_table
@@ -61,23 +62,25 @@ def eval_mode(
     model: nn.Module,                          # any model
     device: torch.device | str | None = None,  # where to work; None: where the model is
 ) -> Iterator[torch.device]:                   # where the model is, for the duration of the block
-    "The model in evaluation mode on `device`; afterwards each of its parts has its own mode and place again."
+    """The model in evaluation mode on `device`, its products as `launch.machine` says; afterwards each of its
+    parts has its own mode and place again."""
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     training = {m for m in model.modules() if m.training}
-    try:
-        if training:  # an attack comes by for every batch
-            model.eval()
-        if device is not None:
-            model.to(device)
-        yield home if device is None else torch.device(device)
-    finally:
-        if device is not None:
-            model.to(home)
-        if training:  # LeViT and others keep tables for evaluation, and drop them when training is called for
-            model.train()
-        for m in model.modules():
-            m.training = m in training
-            _thaw(vars(m))
+    with fast_math():   # PyTorch's own default on a card is TF32 for convolutions
+        try:
+            if training:  # an attack comes by for every batch
+                model.eval()
+            if device is not None:
+                model.to(device)
+            yield home if device is None else torch.device(device)
+        finally:
+            if device is not None:
+                model.to(home)
+            if training:  # LeViT and others keep tables for evaluation, and drop them for training
+                model.train()
+            for m in model.modules():
+                m.training = m in training
+                _thaw(vars(m))
 
 
 def image_batches(

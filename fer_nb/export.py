@@ -232,7 +232,8 @@ def quantize(
     keep: Sequence[str] = (),    # more nodes of the graph to keep in float, by name
 ) -> Path:                       # the int8 file
     """Static int8 quantisation, per channel, with the same labels inside. Raises `DataError` for a file that
-    is not of `to_onnx` and for images outside the training split, `ConfigError` for other names."""
+    is not of `to_onnx` and for images outside the training split, `ConfigError` for other names and `n`."""
+    at_least("n", n, 1, "image", whole=True)
     quant, onnx = _extra("onnxruntime.quantization"), _extra("onnx")
     methods = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
     one_of("method", method, methods)
@@ -240,7 +241,7 @@ def quantize(
     problems = [f"image {id!r} is of the split {split!r}; training images, ds.where(split='train'), expected"
                 for id, split in zip(ds.df.id, ds.df.split) if split != "train"][:1]
     if not len(sample):
-        problems += [f"no images to calibrate on ({len(ds)} given, n={n})"]
+        problems += ["no images to calibrate on"]
     if "int8" in model.metadata:
         problems += ["the numbers are 8-bit already; the file that it was made from expected"]
     if problems:

@@ -466,6 +466,43 @@ def _unknown(
     if chunk:
         yield chunk
 
+# %% ../nbs/06_faces.ipynb #parts002
+def _part(
+    store: Store,    # of records
+    name: str,       # of a part that is there
+) -> np.ndarray:     # its records
+    "Records from the cache. Raises `StoreError` for a part that is damaged, or gone."
+    def gone() -> np.ndarray:
+        raise StoreError(f"{store.path(name)}: gone since the search began; start it again")
+
+    return store.array(name, gone)
+
+
+def _cached(store: Store) -> dict[bytes, str]:   # digest of an image -> name of the part with its record
+    "What the cache holds; a damaged part is removed, and its images are looked at again."
+    place = {}
+    for path in sorted(store.folder.glob("part-*.npz")) if store.folder else ():
+        try:
+            place |= dict.fromkeys(_part(store, path.stem)["key"].tolist(), path.stem)
+        except StoreError:
+            path.unlink(missing_ok=True)
+    return place
+
+
+def _gathered(
+    keys: Sequence[bytes],         # the digest of each image, empty where it cannot be read
+    parts: Iterable[np.ndarray],   # records, those of other images among them
+) -> np.ndarray:                   # of each image; empty where it cannot be read
+    "The records of these images, taken from the parts one after the other."
+    records, rows = np.empty(len(keys), _RECORD), {}
+    records[:] = np.array([(b"", 0, np.nan, np.nan)], _RECORD)
+    for k, key in enumerate(keys):
+        rows.setdefault(key, []).append(k)
+    for part in parts:
+        for k, key in enumerate(part["key"].tolist()):
+            records[rows.get(key, [])] = part[k]
+    return records
+
 # %% ../nbs/06_faces.ipynb #46c2a465
 def _end_with_parent() -> None:
     "End this worker when the process that started it has ended; runs first in each worker."
@@ -525,22 +562,15 @@ def find(
     """Look for the face in every image; table: id, status, faces, box_x, box_y, box_w, box_h, roll, error.
     Landmarks (pixels) and blendshapes are NaN where there is no face."""
     at_least("workers", workers, 1, whole=True)
-    store, parts = self._store(cache), [np.array([(b"", 0, np.nan, np.nan)], _RECORD)]  # unreadable images
-    for path in sorted(store.folder.glob("part-*.npz")) if store.folder else ():
-        try:
-            parts.append(store.array(path.stem, lambda: parts[0]))
-        except StoreError:  # damaged: its images are looked at again
-            path.unlink(missing_ok=True)
-    keys, errors = [], []
-    known = {key for part in parts for key in part["key"].tolist()}
-    chunks = self._unknown(ds, known, keys, errors, mirrored)
+    store = self._store(cache)
+    place, made, keys, errors = _cached(store), [], [], []
+    chunks = self._unknown(ds, set(place), keys, errors, mirrored)
     begun = list(islice(chunks, 1))  # a resumed search passes over the images in the cache first
     left = len(ds) - len(keys) + sum(map(len, begun))
     for records in progress(self._search(chain(begun, chunks), workers), "faces", left, len):
-        parts.append(store.array(f"part-{digest(records['key'])}", lambda: records))
-    records = np.concatenate(parts)
-    row = {key: k for k, key in enumerate(records["key"].tolist())}
-    records = records[[row[key] for key in keys]]
+        made.append(store.array(f"part-{digest(records['key'])}", lambda: records))
+    old = sorted({place[key] for key in keys if key in place})
+    records = _gathered(keys, chain((_part(store, name) for name in old), (made.pop() for _ in [*made])))
     box = face_box(records["landmarks"])
     table = pd.DataFrame({"id": ds.df.id,
                           "status": ["error" if e else _status(n) for e, n in zip(errors, records["faces"])],

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AMP', 'RankError', 'rank_world', 'single_process', 'process_group', 'gather', 'all_reduce', 'map_ranks',
-           'rank0_folder', 'Machine', 'on_machine', 'machine', 'pick_device', 'wide', 'peak_memory', 'fast_math',
-           'OutOfMemory', 'enough_memory']
+           'rank0_folder', 'Machine', 'on_machine', 'machine', 'pick_device', 'amp_here', 'threads', 'wide',
+           'peak_memory', 'fast_math', 'OutOfMemory', 'enough_memory']
 
 # %% ../nbs/02_launch.ipynb #a62cc97a
 import os
@@ -233,6 +233,20 @@ def pick_device(
     except (RuntimeError, AssertionError) as e:  # PyTorch knows no such device, or there is none
         raise ConfigError(f"device={str(device)!r} cannot be used here ({str(e).splitlines()[0][:100]}); "
                           "'cpu' expected, or None for the card where there is one") from e
+
+
+def amp_here(
+    amp: str | None,   # of a fit, one of `AMP`
+) -> str | None:       # the same, or what `machine` says in its place
+    "Which mixed precision a fit is asked for on this machine."
+    asked = on_machine().amp
+    return amp if asked is None else None if asked == "off" else asked
+
+
+def threads() -> int:  # 0: it does not say
+    """How many threads `OMP_NUM_THREADS` grants; the first number of a list such as "4,2", which has one for
+    each level."""
+    return int(re.match("[0-9]*", os.environ.get("OMP_NUM_THREADS", "").strip())[0] or 0)
 
 
 def wide(

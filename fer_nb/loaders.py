@@ -31,7 +31,7 @@ from fastcore.basics import patch
 from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from .audit import Audit, audit, duplicate_issues
+from .audit import Audit, audit
 from .augment import Augment
 from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
@@ -400,9 +400,7 @@ def make_splits(
     inner, held = listed_holdout(cleaned, data.held) if data.held else holdout(cleaned, data.holdout, seed)
     train = balanced(cleaned.take(inner), data, seed)
     given = (ds.df.split == "train").to_numpy()
-    sides = ds.df.assign(split=np.where(given, "train", "test"))  # copies in other reported splits are none
-    twins = duplicate_issues(sides, found.duplicates).query("kind == 'leak'").i
-    return Splits(train, cleaned.take(held), ds.take(~given), set(ds.df.id.iloc[twins]), found,
+    return Splits(train, cleaned.take(held), ds.take(~given), found.leaked(), found,
                   came=came, listed=frozenset(held_ids(data.held)) if data.held else None)
 
 # %% ../nbs/11_loaders.ipynb #origin02

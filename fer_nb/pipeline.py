@@ -320,7 +320,7 @@ class RunResults:
             tables.append(evaluate(logits, test, "none", self.splits.duplicates).assign(model=name))
             if taught and how.tta != "none":
                 tables.append(evaluate(model, test, how.tta, self.splits.duplicates).assign(model=name))
-            for attack in attacks if taught else ():
+            for attack in attacks if taught and how.eps else ():
                 curve = robust_curve(model, test, attack, how.eps, how.steps, n=how.n, seed=self.seed)
                 tables.append(curve.assign(model=name))
             for split in test.df.split.unique():
@@ -439,7 +439,8 @@ def facts(
     fits += [preset.adversarial.fit] if self.adv else []
     fits += [preset.born_again.student] if preset.born_again else []
     by_holdout = {"the epoch of each fit": any(fit.keep == "best" for fit in fits),
-                  "how far each teacher is trusted": self.eadd is not None and self.eadd.source == "valid",
+                  "how far each teacher is trusted": getattr(self.eadd, "source", "") in ("valid", "first"),
+                  "the share of phase 2's weights": bool(self.adv) and preset.adversarial.cost is not None,
                   "the student of the headline": len(self.students) > 1,
                   "the temperature of the probabilities": bool(self.ranking.temperature.notna().any())}
     clean = self.results[(self.results.split == self.split) & (self.results.subset == "all")
@@ -531,7 +532,8 @@ def headline(
     def number(what: str, row: pd.Series, more: str = "") -> tuple[str, str, str]:
         [value], [around] = _percent([row.value]), percent_range([row.low], [row.high])
         what = what.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-        return what, f"{value} %", f"95 % interval {around} %; {int(row.n):,} images{more}"
+        around = f"95 % interval {around} %" if row.low == row.low else "no interval: its resamples are alike"
+        return what, f"{value} %", f"{around}; {int(row.n):,} images{more}"
 
     def clean(metric: str, subset: str = "all") -> pd.Series:
         return rows[(rows.metric == metric) & (rows.subset == subset)].iloc[0]

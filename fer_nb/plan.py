@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'CORE', 'CARD', 'BASE', 'Cost', 'count', 'cost_of', 'Images', 'grown', 'images_of', 'images_in', 'Part',
-           'attack_passes', 'parts_of', 'halved', 'memory_of', 'held', 'disk_of', 'plan', 'available', 'need_memory',
-           'measured_rates', 'describe']
+           'attack_passes', 'parts_of', 'halved', 'memory_of', 'held', 'disk_of', 'plan', 'free_memory', 'available',
+           'need_memory', 'measured_rates', 'describe']
 
 # %% ../nbs/35_plan.ipynb #plan0005
 import os
@@ -19,6 +19,7 @@ import pandas as pd
 from .config import PAPERS, Fit, Preset, paper_rows
 from .core import ConfigError
 from .data import FERData
+from .launch import amp_here, pick_device, threads
 
 # %% ../nbs/35_plan.ipynb #plan0008
 @dataclass(frozen=True)
@@ -229,9 +230,9 @@ BASE = 0.7e9                                       # bytes of Python, PyTorch an
 def halved(
     fit: Fit,   # "auto" is float32 on a CPU, unless a measurement says otherwise
 ) -> bool:      # whether what is kept for the way back takes half the bytes
-    "Whether a fit computes in 16 bits here."
-    import torch
-    return fit.amp in ("bf16", "fp16") or fit.amp == "auto" and torch.cuda.is_available()
+    "Whether a fit computes in 16 bits on this machine. Raises `ConfigError` for a device that is not there."
+    amp = amp_here(fit.amp)
+    return amp in ("bf16", "fp16") or amp == "auto" and pick_device(fit.device).type == "cuda"
 
 
 def memory_of(
@@ -278,13 +279,13 @@ def plan(
     rates: Mapping[tuple[str, int | None], float] | None = None,   # measured here; None: the stored ones
 ) -> pd.DataFrame:       # part, steps, images (millions), TFLOP, memory (GB), hours on the CPU and on a card
     "What a run does, part by part. Times are estimates, see Eq. 1."
-    cores, rows = cores or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()), []
+    cores, rows = cores or threads() or os.cpu_count() or 1, []
     for part in parts_of(preset, n, classes):
         cost = cost_of(part.network, part.size, n.chans)
         work = 2 * cost.macs * part.passes
         here = cores * (cost.rate or CORE)
         here = rates.get((part.network, part.size), cores * CORE) if rates else here
-        mixed = part.fit is not None and part.fit.amp is not None
+        mixed = part.fit is not None and amp_here(part.fit.amp) is not None
         rows.append((part.name, part.steps, part.passes / 1e6, work / 1e12,
                      (memory_of(part, n) if part.fit else 0) / 1e9,
                      work / here / 3600, work / CARD["mixed" if mixed else "float32"] / 3600))
@@ -293,75 +294,111 @@ def plan(
                                        "hours, a card"])
 
 # %% ../nbs/35_plan.ipynb #plan0022
-def available() -> tuple[int, str]:   # bytes, and of what
-    "Memory that a fit may use: of the card where there is one, else of the machine or the container."
+_GROUPS = (("memory.max", "memory.current", "inactive_file"),   # cgroup v2: limit, used, of it given back
+           ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"))   # v1
+
+
+def _number(
+    path: Path,        # a file of the kernel
+    name: str = "",    # which of its lines; "": the file is the number
+) -> int | None:       # None: no such file or line, or no number, such as "max"
+    "What such a file says."
+    words = [line.split() for line in path.read_text().splitlines()] if path.is_file() else []
+    said = next((line[bool(name)] for line in words if len(line) > bool(name) and name in ("", line[0])), "")
+    return int(said) if said.isdigit() else None
+
+
+def free_memory(
+    root: str | Path = "/",   # where `proc` and `sys` lie
+) -> int:                     # bytes; 2**62 where no file says it
+    "What the machine, or the container, can still give; cached files, which make room when asked, are free."
+    info, group = _number(Path(root, "proc/meminfo"), "MemAvailable:"), Path(root, "sys/fs/cgroup")
+    free = [] if info is None else [1024 * info]
+    for limit, used, cached in _GROUPS:
+        if (most := _number(group / limit)) is not None:
+            stat = _number((group / limit).with_name("memory.stat"), cached)
+            free.append(most - (_number(group / used) or 0) + (stat or 0))
+    return min(free, default=2**62)
+
+
+def available(
+    device: str | None = None,   # of a fit; None: see `pick_device`
+) -> tuple[int, str]:            # bytes, and of what
+    "Memory that a fit may use: of its card, else of the machine. Raises `ConfigError` as `pick_device` does."
     import torch
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
-    free = []
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith("MemAvailable"):
-            free.append(int(line.split()[1]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    limit, used = (group / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        free.append(int(limit.read_text()) - int(used.read_text()))
-    return min(free, default=2**62), "this machine"
+    if (place := pick_device(device)).type == "cuda":
+        return torch.cuda.mem_get_info(place.index)[0], torch.cuda.get_device_name(place.index)
+    return free_memory(), "this machine"
 
 
 def need_memory(
     preset: Preset,     # settings
     n: Images,          # the data
-    there: tuple[int, str] | None = None,   # as `available` gives it; None: asked now
+    there: tuple[int, str] | None = None,   # as `available` gives it; None: asked now, of each fit's device
 ) -> None:
     "Raise `ConfigError` where a fit, by Eq. 2, needs more memory than there is."
-    free, where = there or available()
     parts = [p for p in parts_of(preset, n) if p.fit]
+    room = {device: there or available(device) for device in {p.fit.device for p in parts}}
     base = BASE + held(preset, n)
     need = {p: memory_of(p, n) + base for p in parts}
-    worst = max(parts, key=need.get)
+    worst = max(parts, key=lambda p: need[p] - room[p.fit.device][0])
+    free, where = room[worst.fit.device]
     if need[worst] > free:
         cost = cost_of(worst.network, worst.size, n.chans)
         half = 2 if halved(worst.fit) else 1
         fits = int((free - base - 16 * cost.parameters) // (1.25 * cost.kept / half or 1))
         way = f"a batch of {fits}" if fits >= 1 else "a smaller network"
         raise ConfigError(f"{worst.name}: about {need[worst] / 1e9:.1f} GB for batches of {worst.fit.bs} at "
-                          f"{worst.size} px, and {free / 1e9:.1f} GB are free on {where}; {way}, mixed "
-                          "precision (amp) or another preset fits; --anyway begins all the same")
+                          f"{worst.size} px, and {free / 1e9:.1f} GB are free on {where}; {way}"
+                          f"{', mixed precision (amp)' * (half == 1)} or another preset fits; --anyway "
+                          "begins all the same")
 
 # %% ../nbs/35_plan.ipynb #plan0025
+def _wait(
+    device: "torch.device",   # which
+) -> None:
+    "Wait until a device has done what it was asked."
+    import torch
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def measured_rates(
     preset: Preset,          # settings
     n: Images,               # of the data: channels
     seconds: float = 10.0,   # in all
     say: Callable[[str], None] = lambda text: None,   # gets a line for each network
 ) -> dict[tuple[str, int | None], float]:             # (network, size) -> operations a second, in training
-    "Train each network of a preset for some seconds, where it would be trained, on random images."
+    """Train each network of a preset for some seconds, where it would be trained, on random images. Raises
+    `ConfigError` for a device, or a precision of it, that is not there."""
     import time
 
     import torch
     from fer_nb.core import EMOTIONS
     from fer_nb.train import make_network
-    device = preset.student.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    fits = {(p.network, p.size): p.fit for p in parts_of(preset, n)
-            if p.fit and cost_of(p.network, p.size, n.chans).macs}
-    rates = {}
+    fits, rates = {}, {}
+    for p in parts_of(preset, n):
+        if p.fit and cost_of(p.network, p.size, n.chans).macs:
+            fits.setdefault((p.network, p.size), p.fit)
     for (network, size), fit in fits.items():
+        device = pick_device(fit.device)
+        half = fit.here().precision(device)
         net = make_network(Fit(network, size, pretrained=False), EMOTIONS, n.chans).train().to(device)
-        bs = min(fit.bs, 8) if device == "cpu" else fit.bs
+        bs = min(fit.bs, 8) if device.type == "cpu" else fit.bs
         side = size or net.input_size
         x = torch.rand(bs, n.chans, side, side, device=device)
         y = torch.zeros(bs, dtype=torch.long, device=device)
 
         def batch() -> None:
-            half = fit.amp is not None and device != "cpu"
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+            kind = torch.float16 if half == "fp16" else torch.bfloat16
+            with torch.autocast(device.type, kind, enabled=half is not None):
                 loss = torch.nn.functional.cross_entropy(net(x).float(), y)
             loss.backward()
-            if device != "cpu":
-                torch.cuda.synchronize()
+            _wait(device)
 
-        if device != "cpu":
+        if device.type != "cpu":
             batch()  # warms up
         started, done = time.perf_counter(), 0
         while done == 0 or time.perf_counter() - started < seconds / len(fits):

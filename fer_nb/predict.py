@@ -15,8 +15,8 @@ import filecmp
 import importlib.util
 import json
 import os
-import re
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
@@ -40,11 +40,11 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
 
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
-                         need_columns, one_of, positive)
+                         need_columns, one_of, positive, printable)
 from .data import (IMAGE_ENDINGS, Tree, _from_floats, begins_as, decode, from_depth, open_image, quoted,
                          read_image, to_array)
 from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
-from .launch import pick_device
+from .launch import pick_device, threads
 from .store import as_text, digest, read_table
 
 # %% ../nbs/50_predict.ipynb #3e9d0b4e
@@ -178,6 +178,16 @@ class _TorchLogits:
             return z.float().cpu().numpy() if isinstance(z, torch.Tensor) else z   # refused by `Network`
 
 
+def _warn_of_outline(
+    record: Any,   # what the weights say of themselves
+    name: str,     # of the network, for the message
+) -> None:
+    "Warn the caller of `Network.read` of a network whose faces were cut out as none is here."
+    if isinstance(record, Mapping) and "faces" in record:
+        warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
+                      "what is around it, which it has not seen", stacklevel=4)
+
+
 def _torch_network(
     model: Any,   # nn.Module with .labels, images in [0, 1] in, logits out
     name: str,    # for messages
@@ -193,9 +203,7 @@ def _torch_network(
                           "a network of images with the names of its outputs, in order, expected")
     record = getattr(model, "record", None)
     record = record if isinstance(record, Mapping) else {}
-    if "faces" in record:
-        warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
-                      "what is around it, which it has not seen", stacklevel=3)
+    _warn_of_outline(record, name)
     net = fuse(model) if isinstance(model, HyFER) else copy.deepcopy(model).eval()
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
     if device is not None:
@@ -232,8 +240,7 @@ class _OnnxLogits:
         if self.made[:1] != (os.getpid(),):
             ort = _imported("onnxruntime", "onnxruntime", f"{self.path}: an .onnx file")
             options = ort.SessionOptions()
-            threads = re.match("[0-9]*", os.environ.get("OMP_NUM_THREADS", "").strip())   # such as 4 or "4,2"
-            options.intra_op_num_threads = int(threads[0] or 0)
+            options.intra_op_num_threads = threads()
             options.log_severity_level = 3
             options.add_session_config_entry("session.force_spinning_stop", "1")  # leave the cores to others
             session = ort.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
@@ -261,6 +268,8 @@ def _onnx_network(path: Path) -> Network:
         raise
     except Exception as e:  # the library's errors have no common base
         raise DataError(f"{path}: {problem} ({' '.join(str(e).splitlines()[:1])})") from e
+    with suppress(ValueError):   # the record of another program may be no JSON
+        _warn_of_outline(json.loads(about.get("record", "{}")), str(path))
     return Network(*facts, temperature, logits, str(path))
 
 # %% ../nbs/50_predict.ipynb #68f575d8
@@ -536,14 +545,19 @@ DOUBTS = {"side": Doubt("small", 28, 60, 0.139),            # of the box, pixels
 REASONS = tuple(dict.fromkeys(doubt.reason for doubt in DOUBTS.values()))
 
 
+def _grey(image: np.ndarray) -> np.ndarray:   # float (H, W), of uint8 (H, W) or (H, W, 3)
+    "The brightness of an image, or of a part of one: eight bytes a pixel."
+    return (image if image.ndim == 2 else image @ np.array([.299, .587, .114])).astype(float)
+
+
 def structure(
-    grey: np.ndarray,     # (H, W)
+    image: np.ndarray,    # (H, W) or (H, W, 3); three parts of it become grey, not all
     points: np.ndarray,   # (6, 2), pixels of it, in the order of `fer_nb.faces.FACE_POINTS`
 ) -> np.ndarray:          # of the right eye, the left eye and the mouth
     "The standard deviation around three points, an eighth of the eyes' distance to each side."
     half = max(2, .12 * np.hypot(*(points[1] - points[0])))
     lows, highs = ((points[[0, 1, 3]] + shift).clip(0).astype(int) for shift in (-half, half))
-    parts = [grey[y:v, x:u] for (x, y), (u, v) in zip(lows, highs)]
+    parts = [_grey(image[y:v, x:u]) for (x, y), (u, v) in zip(lows, highs)]
     return np.array([part.std() if part.size else np.inf for part in parts])   # outside the image: not known
 
 # %% ../nbs/50_predict.ipynb #reli0005
@@ -553,17 +567,14 @@ def signs(
     crop: np.ndarray,        # uint8, what the network gets
 ) -> dict[str, float]:       # by the names in `DOUBTS`; fewer where no face was looked for
     "What can be measured of a face before its emotion is known."
-    def grey(im: np.ndarray) -> np.ndarray:
-        return (im if im.ndim == 2 else im @ np.array([.299, .587, .114])).astype(float)
-
-    (x, y), (w, h), small = found.box[:2].clip(0).astype(int), found.box[2:].astype(int), grey(crop)
+    (x, y), (w, h), small = found.box[:2].clip(0).astype(int), found.box[2:].astype(int), _grey(crop)
     part = image[y:y + max(1, h), x:x + max(1, w)]
     white = float(np.percentile(part, 98)) if part.size else 255.
     bends = np.abs(np.diff(small, 2, axis=0)).mean() / max(small.std(), 1)
     measured = {"side": min(w, h), "white": white, "fine": bends}
     if np.isfinite(found.points).all():
         eyes, apart = found.points[:2].mean(0), found.points[1] - found.points[0]
-        there = structure(grey(image), found.points) / max(small.std() * min(1, white / 235), 1)
+        there = structure(image, found.points) / max(small.std() * min(1, white / 235), 1)
         measured |= {"nose": abs((found.points[2] - eyes) @ apart) / max(apart @ apart, 1),
                      "eyes": there[:2].min(), "mouth": there[2], "margin": found.margin,
                      "evidence": found.evidence}
@@ -840,6 +851,21 @@ def annotate(
                 draw.rectangle(bar, fill=green)
     return np.asarray(im)
 
+# %% ../nbs/50_predict.ipynb #notes001
+def _and_notes(
+    read: Callable[[Any], Any],   # such as `as_image`
+    source: Any,                  # of an image
+) -> tuple[Any, list[str]]:       # what `read` gives, and what it warned of
+    "Read an image whose result has a note for what else would be a warning. Raises what `read` raises."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        return read(source), [*dict.fromkeys(str(w.message).strip() for w in said)]   # Pillow repeats some
+
+
+def _nameless(error: FERError, path: Path) -> str:   # a note
+    "What an error says of a file, without its name, which the result has."
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{printable(path)}: ")
+
 # %% ../nbs/50_predict.ipynb #809b9914
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv",
                  ".mts", ".ogv", ".ts", ".m2ts", ".vob", ".f4v", ".mjpeg", ".mjpg"}
@@ -870,10 +896,10 @@ class Result:
             ending = path.suffix or "no ending"
             return cls(str(path), "skipped", note=f"no image or video that can be read ({ending})")
         try:
-            pixels, note = _read(path)
+            (pixels, note), notes = _and_notes(_read, path)
         except FERError as e:
-            return cls(str(path), "error", note=str(e).removeprefix(f"{path}: "))
-        return cls(str(path), "ok", note=note, image=pixels)
+            return cls(str(path), "error", note=_nameless(e, path))
+        return cls(str(path), "ok", note="; ".join(filter(None, (*notes, note))), image=pixels)
 
     def rows(
         self,
@@ -1098,7 +1124,7 @@ def _results(
         try:
             yield from self.frames(path, every, smooth)
         except FERError as e:
-            yield Result(str(path), "error", note=str(e).removeprefix(f"{path}: "))
+            yield Result(str(path), "error", note=_nameless(e, path))
         except _TOO_MUCH as e:
             yield Result(str(path), "error", note=f"{type(e).__name__}: {e}")
     yield from self._add_faces(batch)
@@ -1133,12 +1159,10 @@ def many(
     "The faces of several images. Raises `ImageError` only where one image is given in place of several."
     def read(item: Any, name: str) -> Result:
         try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                pixels = as_image(item)
+            pixels, notes = _and_notes(as_image, item)
         except FERError as e:
             return Result(name, "error", note=str(e))
-        return Result(name, "ok", note="; ".join(str(w.message) for w in said), image=pixels)
+        return Result(name, "ok", note="; ".join(notes), image=pixels)
 
     items = [read(im, str(im) if isinstance(im, (str, os.PathLike)) and len(str(im)) < 2000 else f"item {k}")
              for k, im in enumerate(_several(images))]
@@ -1197,6 +1221,7 @@ class _Video:
     every: int = 1               # process every n-th frame
     seconds: float | None = None # stop after these
     end: str = ""                # filled: why it ended early
+    ended: int = 0               # filled: at which frame
 
     def __post_init__(self):
         at_least("every", self.every, 1, "frame", whole=True)
@@ -1235,9 +1260,32 @@ class _Video:
         step = max(at / max(k - 1, 1), 1 / fps)
         short = missing > max(1, expected // 50) and seconds > max(2.5 * step, 0.02 * expected / fps)
         if live or short and cut_off(self.source) is not False:
-            self.end = f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
+            self.ended, self.end = k, f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
 
 # %% ../nbs/50_predict.ipynb #video002
+@contextmanager
+def _plain_name(
+    path: str | Path,    # a video file, there or to be written
+    shown: str | Path,   # what a message calls it
+) -> Iterator[str]:      # a name that OpenCV takes
+    """Of a name that is no UTF-8 OpenCV dies; such a file gets a link of another name, while the block lasts.
+    Raises `DataError` where none can be made."""
+    name = str(path)
+    if name == name.encode("utf-8", "ignore").decode():
+        yield name
+        return
+    with ExitStack() as stack:
+        try:
+            ending = Path(path).suffix.encode("ascii", "ignore").decode()
+            link = Path(stack.enter_context(tempfile.TemporaryDirectory()), f"film{ending}")
+            link.symlink_to(os.path.abspath(path))
+            str(link).encode()   # the folder of temporary files may have such a name too
+        except (OSError, UnicodeEncodeError) as e:
+            raise DataError(f"{shown}: OpenCV takes no name that is no UTF-8, and no link to it can be made "
+                            f"({e}); rename it, or its folder") from e
+        yield str(link)
+
+
 @patch
 def opened(self: _Video) -> Any:   # a cv2.VideoCapture
     "Open the source with OpenCV; where that fails, `end` says why. Raises `ConfigError` without OpenCV."
@@ -1247,10 +1295,11 @@ def opened(self: _Video) -> Any:   # a cv2.VideoCapture
     why = "" if camera or "://" in str(self.source) or os.path.isfile(path) and path.stat().st_size else \
         "an empty file" if os.path.isfile(path) else "no such video" + \
         f"; a camera is the number {self.source}" * str(self.source).isdecimal()
-    found = () if why else (self.source if camera else str(self.source),)
+    plain = nullcontext(self.source) if camera or why else _plain_name(self.source, self.source)
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error below is enough
     try:
-        capture = cv2.VideoCapture(*found)
+        with plain as name:
+            capture = cv2.VideoCapture(*(() if why else (name,)))
     finally:
         cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():
@@ -1307,7 +1356,7 @@ def frames(
                 scenes.append((at, small, dict(tracker.alive)))
                 yield Result(name, status, faces, note, image, k, at)
     if video.end:
-        yield Result(name, "error", note=video.end, frame=k + 1)
+        yield Result(name, "error", note=video.end, frame=video.ended)
 
 # %% ../nbs/50_predict.ipynb #video001
 @patch
@@ -1404,6 +1453,11 @@ def need_spare(
         raise DataError(f"{to}: {what}; another name expected")
 
 # %% ../nbs/50_predict.ipynb #write002
+def _as_texts(row: dict) -> dict:   # the same columns
+    "A row of `Result.rows` whose texts every file takes: names of files may be none, see `as_text`."
+    return {k: as_text(v) if isinstance(v, str) else v for k, v in row.items()}
+
+
 def write_results(
     results: Iterable[Result],             # from `Recogniser.results`, one after the other
     kind: str,                             # "csv", "json" (an object a line) or "parquet"
@@ -1431,9 +1485,8 @@ def write_results(
             table.writeheader()
         for result in chain(first, results):
             if kind == "csv":
-                rows = result.rows(labels, more)
-                table.writerows({k: "" if v != v else as_text(v) if isinstance(v, str) else v
-                                 for k, v in row.items()} for row in rows)
+                rows = map(_as_texts, result.rows(labels, more))
+                table.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
             else:
                 stream.write(result.to_json() + "\n")
             stream.flush()
@@ -1451,7 +1504,7 @@ def _write_parquet(results: Iterable[Result], to: Path, labels: Sequence[str], o
     try:
         for result in results:
             need_spare(None if rows else to, [result.file])
-            rows += result.rows(labels, more)
+            rows += map(_as_texts, result.rows(labels, more))
             each(result)
         whole = True
     finally:
@@ -1532,8 +1585,8 @@ def _film_writer(
         written = max(written, due)
         return f"a pause of which the film leaves out {lost / fps:.3g} seconds" if lost else ""
 
-    with atomic_file(to) as aside:
-        out = cv2.VideoWriter(str(aside), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+    with atomic_file(to) as aside, _plain_name(aside, to) as name:
+        out = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
         try:
             if not out.isOpened():
                 raise DataError(f"{to}: no film can be written there; another place expected")

@@ -76,11 +76,13 @@ def summary_table(
 def robust_table(
     results: pd.DataFrame,  # from a run
 ) -> pd.DataFrame:          # a row a model, split and attack: accuracy in % for each ε, in steps of 1/255
-    "The results under attack as a table to read."
+    "The results under attack as a table to read; norms and restarts where there are several."
     curves = results[(results.attack != "none") & (results.metric == "accuracy")]
+    several = [c for c in ("norm", "restarts") if c in curves and curves[c].nunique() > 1]
     budgets = [f"ε = {round(255 * e, 2):g}/255" for e in curves.eps]
+    curves = curves.assign(**{c: curves[c].astype(object).fillna("–") for c in several})
     wide = curves.assign(eps=budgets, value=100 * curves.value).pivot_table(
-        index=["model", "split", "attack", "steps"], columns="eps", values="value", sort=False)
+        index=["model", "split", "attack", "steps", *several], columns="eps", values="value", sort=False)
     return wide.round(2).reset_index()
 
 

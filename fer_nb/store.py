@@ -464,8 +464,10 @@ def run_record(
               "system": f"{platform.system()} {platform.machine()}", "processor": processor(),
               "cores": os.cpu_count()}
     if torch := sys.modules.get("torch"):
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        record |= {"threads": torch.get_num_threads(), "device": device}
+        from fer_nb.launch import pick_device
+        device = pick_device()   # that of --device, where it was given
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        record |= {"threads": torch.get_num_threads(), "device": named}
     return record | plain(more)
 
 # %% ../nbs/03_store.ipynb #5e0a002a

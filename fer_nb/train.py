@@ -16,10 +16,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import fastai.optimizer
 import numpy as np
@@ -40,6 +41,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
+from timm.layers import convert_sync_batchnorm
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -53,7 +55,8 @@ from .evaluate import eval_mode
 from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine,
                            pick_device, rank_world)
 from .loaders import ReplayLoader, dataloaders
-from .models import HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped
+from .models import (HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped,
+                           weights_digest)
 from .terms import FitCallback, LossTerm, is_search
 from .store import (Store, StoreError, differences, digest, plain, processor, read_state,
                           write_state)
@@ -92,11 +95,11 @@ class KeepBest(FitCallback):
 
     def before_fit(self) -> None:
         "Begin without a best epoch, whatever an earlier fit left. Raises `ConfigError` without accuracies."
+        self.best, self.state, self.best_epoch, self.target = (-1.0, 0.0), None, None, self.model
         names = [str(name).removeprefix("valid_") for name in self.recorder.metric_names]
         if "accuracy" not in names:
             raise ConfigError(f"KeepBest chooses by the accuracy; this learner's measures are "
                               f"{', '.join(names)}; metrics=[accuracy, ...] expected")
-        self.best, self.state, self.best_epoch, self.target = (-1.0, 0.0), None, None, self.model
 
     def after_epoch(self) -> None:
         "Keep the weights if this epoch is the best so far."
@@ -115,8 +118,8 @@ class KeepBest(FitCallback):
             raise CancelFitException
 
     def after_fit(self) -> None:
-        "Load the best epoch's weights."
-        if self.state is not None:
+        "Load the best epoch's weights; of a fit that was refused before it began nothing."
+        if self.begun and self.state is not None:
             self.target.load_state_dict(self.state)
 
     def state_dict(self) -> dict:  # plain values and tensors
@@ -408,8 +411,21 @@ class Mix(FitCallback, MixUp, CutMix):
         "The settings, for the identity of a run."
         return {"alpha": self.alpha, "cut": self.cut}
 
+    def before_fit(self) -> None:
+        "Raise `ConfigError` for batches, or parts of them for each process, of one image."
+        if (bs := _batch_sizes(self.dls)[0]) is not None:
+            self.check(bs // rank_world()[1])
+
+    def check(
+        self,
+        n: int,  # images that this process has of a batch
+    ) -> None:
+        "Raise `ConfigError` where there is nothing to mix."
+        at_least("images to mix", n, 2, "in each batch, and in each process's part of it,")
+
     def before_batch(self) -> None:
-        "Draw one of the two, and mix the batch."
+        "Draw one of the two, and mix the batch; a last one of a single image is a `ConfigError`."
+        self.check(len(self.y))
         (CutMix if torch.rand(()) < self.cut else MixUp).before_batch(self)
 
 # %% ../nbs/30_train.ipynb #b2db3243
@@ -519,6 +535,15 @@ def optimiser_for(
     if self.optimiser == "adamw":
         return partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, fused=True)
     return getattr(fastai.optimizer, self.optimiser)
+
+
+def _wrapped(
+    opt_func: Callable | None,  # as fastai's `Learner` takes it, or of `torch.optim`, also with settings
+) -> Callable | None:           # as fastai's `Learner` takes it
+    "An optimiser of PyTorch in fastai's wrapper; others as they are."
+    made = opt_func.func if isinstance(opt_func, partial) else opt_func
+    of_torch = isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
+    return partial(OptimWrapper, opt=opt_func) if of_torch else opt_func
 
 
 def _called(
@@ -698,7 +723,7 @@ class FocalCrossEntropy(nn.CrossEntropyLoss):
             loss = nn.functional.cross_entropy(input, target, reduction="none", **options)
             if self.gamma:
                 p = nn.functional.softmax(input, 1).gather(1, target[:, None]).squeeze(1)
-                loss = (1 - p) ** self.gamma * loss
+                loss = self.focus(p) * loss
         return {"none": loss, "sum": loss.sum()}.get(self.reduction, loss.mean())
 
     def of_labels(
@@ -711,7 +736,14 @@ class FocalCrossEntropy(nn.CrossEntropyLoss):
         log_p = nn.functional.log_softmax(input, 1)
         plain = -log_p if weight is None else -log_p * weight
         smooth = (1 - label_smoothing) * plain + label_smoothing * plain.mean(1, keepdim=True)
-        return (1 - log_p.exp()) ** self.gamma * smooth
+        return self.focus(log_p.exp()) * smooth
+
+    def focus(
+        self,
+        p: torch.Tensor,   # probabilities
+    ) -> torch.Tensor:     # (1 - p)^γ
+        "The factor in front; its root has no slope at p = 1, so the last step to it is left out."
+        return (1 - p).clamp_min(torch.finfo(p.dtype).eps) ** self.gamma
 
 # %% ../nbs/30_train.ipynb #loss0001
 @patch
@@ -976,6 +1008,15 @@ def _device_of(
     return torch.device(device or next((p.device for p in model.parameters()), "cpu"))
 
 # %% ../nbs/30_train.ipynb #identit2
+def _start(
+    model: nn.Module,   # before a fit
+) -> dict[str, str]:    # digest of its weights; what else a seed's last bits depend on
+    "With which weights a fit begins."
+    ours = is_dataclass(getattr(model, "config", None))
+    named = model if ours else nn.ModuleList([model])  # the `repr` of other settings may hold an address
+    return {"weights": weights_digest(named), "torch": str(torch.__version__), "processor": processor()}
+
+
 @patch
 def identity(
     self: Fit,
@@ -984,13 +1025,15 @@ def identity(
     cbs: Sequence[Callback],        # the caller's callbacks
     **more: object,                 # what else it depends on: seed, phase
 ) -> dict:                          # what JSON can hold
-    """Which training this is, as far as it can be known. Raises `ConfigError` for loaders that ranks cannot
-    share."""
+    """Which training this is, as far as it can be known; `model` is as the fit begins with it. Raises
+    `ConfigError` for loaders that ranks cannot share."""
     data = _replayed(dls) if all(isinstance(dl, ReplayLoader) for dl in dls) else _foreign(dls)
+    start, = map_ranks([model], _start)  # that of process 0, with which all begin
     weights = {name: f"{str(t.dtype)[6:]} {tuple(t.shape)}" for name, t in model.state_dict().items()}
     callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else {}] for cb in cbs]
     settings = {k: v for k, v in to_dict(self).items() if k not in NOT_OF_A_FIT} | more
-    return plain({"settings": settings, "data": data, "callbacks": callbacks, "model": weights})
+    return plain({"settings": settings, "data": data, "callbacks": callbacks, "model": weights,
+                  "start": start})
 
 # %% ../nbs/30_train.ipynb #45903656
 class _Tracked:
@@ -1008,7 +1051,7 @@ class _Tracked:
         vars(self).update(state)
 
 
-_MEMORIES = {GradientAccumulation: Accumulate, TrackerCallback: _Tracked}  # of fastai's callbacks
+_MEMORIES = {GradientAccumulation: Accumulate, MixedPrecision: Amp, TrackerCallback: _Tracked}  # of fastai's
 
 # %% ../nbs/30_train.ipynb #ckptcls1
 class Checkpoint(FitCallback):
@@ -1076,6 +1119,7 @@ class ResumableLearner(Learner):
     "A fastai `Learner` that begins where its `Checkpoint` says, and runs `after_fit` however a fit ends."
 
     ended = frozenset()   # the files of fits that came to their end
+    going = ()            # the files of the last fit, once it had begun
 
     def fit(
         self,
@@ -1092,7 +1136,9 @@ class ResumableLearner(Learner):
     def _do_fit(self) -> None:
         "Run the epochs that are left; a search for a learning rate runs all of its own."
         kept = [] if is_search(self) else [cb for cb in self.cbs if isinstance(cb, Checkpoint)]
-        for epoch in range(max([cb.start() for cb in kept], default=0), self.n_epoch):
+        first = max([cb.start() for cb in kept], default=0)
+        self.going = [cb.path.resolve() for cb in kept]
+        for epoch in range(first, self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
         self.ended |= {cb.path.resolve() for cb in kept}
@@ -1197,6 +1243,27 @@ def _listed(
         return (tuple if isinstance(state, tuple) else list)(_listed(v) for v in state)
     return state.item() if isinstance(state, np.generic) else state
 
+# %% ../nbs/30_train.ipynb #start002
+_LEFT = WeakKeyDictionary()  # network -> files of its last fit, and the digest of the weights that it left
+
+
+@patch
+def same_start(
+    self: Checkpoint,
+    there: dict,    # of a file: which training it is
+) -> None:
+    """Begin where the file's training began, where that is not known, came from elsewhere (a warning if it
+    is another start), or was left by this fit itself."""
+    if (then := there.get("start")) is None:  # written before starts were kept: taken up, as it was then
+        self.described = {k: v for k, v in self.described.items() if k != "start"}
+    elif now := self.described.get("start"):
+        left = _LEFT.get(self.model) == ([self.path.resolve()], now["weights"])
+        elsewhere = any(then[k] != now[k] for k in ("torch", "processor"))
+        if elsewhere and not left and then["weights"] != now["weights"]:
+            differ = "; ".join(differences({"start": then}, {"start": now}))
+            warnings.warn(f"{self.path}: going on, but not from the same start: {differ}", stacklevel=2)
+        self.described = self.described | ({"start": then} if left or elsewhere else {})
+
 # %% ../nbs/30_train.ipynb #aa20151b
 @patch
 def save(
@@ -1222,6 +1289,7 @@ def restore(
     found: dict,    # from `save`
 ) -> int:           # complete epochs
     "Check that the state is this training's, then put everything back, the random generators last."
+    self.same_start(found["described"])
     there, here = [name for name, _ in found["callbacks"]], [cb.name for cb, _ in self.stateful]
     if differ := differences(found["described"] | {"memories": there}, self.described | {"memories": here}):
         more = f" (and {len(differ) - 3} more)" * (len(differ) > 3)
@@ -1250,7 +1318,7 @@ class Distributed(FitCallback):
     are those of all."""
 
     order = 45       # after whoever changes the loss, before the Recorder
-    replaced = ()    # batch norms that `nn.SyncBatchNorm` stands for
+    replaced = ()    # batch norms that stand aside for joint ones
     outside = True   # what is validated after a fit is shared, too
 
     def __init__(
@@ -1275,12 +1343,12 @@ class Distributed(FitCallback):
         self.join_norms()
 
     def join_norms(self) -> None:
-        "On CUDA, let batch norms see the batches of all ranks."
+        "On CUDA, let batch norms see the batches of all ranks; timm's go on with their activation."
         if torch.device(self.dls.device).type == "cuda":
             self.replaced = [(parent, name, child) for parent in self.model.modules()
                              for name, child in parent.named_children()
                              if isinstance(child, nn.modules.batchnorm._BatchNorm)]
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            convert_sync_batchnorm(self.model)  # PyTorch's would leave the activations of timm's out
 
     def after_fit(self) -> None:
         "Give the network its batch norms, and the loaders whole batches, back."
@@ -1449,10 +1517,8 @@ def fit_model(
         described = fit.identity(model, dls, cbs, phase=phase, seed=seed, opt_func=named)
         own += ([Checkpoint(checkpoint, described, resume)] if checkpoint is not None else [])
         own += [Distributed(described)] if world > 1 else []
-    if isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer):
-        opt_func = partial(OptimWrapper, opt=opt_func)
-    learn = ResumableLearner(dls, model, loss, opt_func or fit.optimiser_for(), metrics=measure,
-                             splitter=lambda _: groups, cbs=[*own, *cbs])
+    learn = ResumableLearner(dls, model, loss, _wrapped(opt_func) or fit.optimiser_for(), metrics=measure,
+                             splitter=lambda _: groups, cbs=[*own, *cbs], wd_bn_bias=True)  # `groups` say
     learn.remove_cb(ProgressCallback)
     learn.create_opt()
     plan = {k: f for k, f in fit.schedules(fit.rates(model)).items() if k in learn.opt.hypers[0]}
@@ -1463,4 +1529,6 @@ def fit_model(
             model.load_state_dict(learn.ema.average.module.state_dict())
     finally:
         model.eval().zero_grad()  # gradients may still wait for a step
+        if learn.going and world == 1:
+            _LEFT[model] = learn.going, _start(model)["weights"]
     return progress.history()

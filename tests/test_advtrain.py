@@ -436,6 +436,29 @@ def test_trades_without_attacked_rows_is_plain_training():
     assert torch.equal(*ends)
 
 
+def test_a_process_without_attacked_rows_goes_through_the_network_as_often_as_the_others():
+    """With joint statistics every forward pass waits for all processes: one that made fewer would leave them waiting for ever."""
+    calls, real = [], AdversarialTraining._draw
+
+    class Elsewhere(AdversarialTraining):   # the attacked rows of its batches are all in another process's part
+        def _draw(self, x):
+            found = real(self, x)
+            none = torch.zeros(len(x), dtype=torch.bool)
+            self.learn.adv_mask, self.shared, self.weight = none, True, 0.0
+            self.attacked, self.clean = none.nonzero()[:, 0], (~none).nonzero()[:, 0]
+            return found
+    ends = []
+    for cbs in ([], [Elsewhere(trades=5.0)]):
+        learn = learner(*cbs)
+        learn.model.register_forward_hook(lambda *_: calls.append(learn.model.training))
+        calls.clear()
+        learn.fit(1)
+        ends.append((weights(learn), sum(calls)))
+    assert ends[1][1] == 2 * ends[0][1] and ends[1][0].isfinite().all()
+    if not any(isinstance(m, nn.BatchNorm2d) for m in learn.model.modules()):
+        assert torch.allclose(ends[0][0], ends[1][0], atol=1e-6)
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "deepfool"])
 def test_trades_batches(attack):
     def look(learn):

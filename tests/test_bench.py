@@ -331,6 +331,7 @@ def test_labels_of_answers_without_a_list_of_labels(faces, tmp_path):
     assert "other answers" in table.fault[table.model == "plain.shrinks"].iloc[0] and table["accuracy %"].notna().any()
 
 
+@pytest.mark.slow
 def test_a_network_of_a_module_is_asked_again_when_it_has_changed(faces, tmp_path):
     def accuracy():
         return accuracies(bench(faces, [contender("torch:toys:two")], tmp_path / "rows", stress=StressTest(0)))["toys.two"]
@@ -365,6 +366,56 @@ def test_no_row_is_written_over_by_another(faces, tmp_path):
     (tmp_path / "rows/2020-other.json").write_text('{"model": "a", "fingerprint": "b"}')
     with pytest.raises(DataError, match="no row of a bench"):
         read_rows(tmp_path / "rows")
+
+
+def test_runs_are_measured_each_in_a_row_of_its_own(faces, tmp_path, capsys):
+    "Two folders of runs, and two files of one name, are not taken for one another; nor is a network for what it was before."
+    from fer_nb.models import HyFER, save_hyfer
+    ds, rows = faces.take(range(8)), tmp_path / "rows"
+    for k, run in enumerate(("runA", "runB")):
+        torch.manual_seed(k)
+        (tmp_path / run).mkdir()
+        save_hyfer(HyFER(7, 1, "light"), tmp_path / run / "student.safetensors")
+    measured = {"stress": StressTest(0), "own_finder": False}
+    for run in ("runA", "onnx:runB/"):
+        bench(ds, [contender(run)], rows, **measured)
+    assert [r["model"] for r in read_rows(rows)] == ["runA", "runB"] and contender("mine=runA").name == "mine"
+    for run in ("runA", "runB", "runA"):
+        bench(ds, [contender(f"{run}/student.safetensors")], rows, **measured)
+    two = read_rows(rows)[2:]
+    assert [r["model"] for r in two] == ["student"] * 2 and len({json.dumps(r["weights"]) for r in two}) == 2
+    names = leaderboard(two).model
+    assert len(set(names)) == 2 and all(n.startswith("student (") for n in names) and len(paired_tests(rows, "student")) == 3
+
+
+def test_what_failed_before_its_weights_were_known_is_forgotten_once_it_is_measured(faces, tmp_path):
+    ds, rows = faces.take(range(8)), tmp_path / "rows"
+    (tmp_path / "mine.py").write_text("raise RuntimeError('no such layer')")
+    bench(ds, [contender("mine:mean")], rows, stress=StressTest(0), own_finder=False)
+    [failed] = rows.glob("*.json")
+    assert read_rows(rows)[0]["fault"]
+    (tmp_path / "mine.py").write_text(TOYS)
+    failed.rename(rows / "2001-01-01-mine.mean.json")
+    bench(ds, [contender("mine:mean")], rows, stress=StressTest(0), own_finder=False)
+    assert [r["fault"] for r in read_rows(rows)] == [""]
+
+
+def test_files_of_predictions_are_told_apart(faces, tmp_path):
+    for k, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        table = pd.DataFrame(np.full((len(faces), 7), 0.1) + np.eye(7)[k] * .3, columns=EMOTIONS)
+        table.insert(0, "id", faces.df.id)
+        table.to_csv(tmp_path / folder / "preds.csv", index=False)
+        bench(faces, [contender(f"{folder}/preds.csv")], tmp_path / "rows")
+    assert [r["weights"] for r in read_rows(tmp_path / "rows")] == [{"preds": file_sha256(tmp_path / f / "preds.csv")} for f in "ba"]
+
+
+def test_the_kept_rows_keep_their_names():
+    from fer_nb.bench import file_name, told_apart
+    folder = Path(__file__).parents[1] / "results/bench"
+    rows = read_rows(folder)
+    assert len(rows) == len(list(folder.glob("2*.json"))) and told_apart(rows) == [r["model"] for r in rows]
+    assert {file_name(r, folder) for r in rows} == {p.name for p in folder.glob("2*.json")}
 
 
 def test_predictions_are_known_before_anybody_is_asked(faces, tmp_path):

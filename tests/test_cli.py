@@ -633,6 +633,87 @@ def test_export_in_int8_takes_its_ranges_from_training_images(folder_of_faces, t
     assert 0 <= row["agreement"] <= 1 and row["n"] == 57
 
 
+def test_export_prepares_images_as_evaluate_does(folder_of_faces, tmp_path, capsys, monkeypatch):
+    "A network that was trained on cut-out faces is calibrated and measured on such."
+    from fer_nb.export import OnnxModel, parity, to_onnx
+    from fer_nb.formats import read
+    from fer_nb.models import load_hyfer, save_hyfer
+
+    class Inverted:
+        "A refiner whose faces are unmistakable: negatives, without the first image."
+        def __init__(self, size, policy):
+            assert size == 48 and policy == {"no_face": "drop"}
+
+        def refine(self, ds):
+            return ds.take(range(1, len(ds))).replace(images=255 - ds.array()[1:])
+
+    monkeypatch.setattr("fer_nb.faces.FaceRefiner", Inverted)
+    model = save_hyfer(load_hyfer(folder_of_faces / "run/student.safetensors"), tmp_path / "faces.safetensors", faces="drop")
+    command = ["export", "--weights", str(model), "--data", str(folder_of_faces / "data")]
+    assert main([*command, "--to", str(tmp_path / "a.onnx")]) == 0 and main([*command, "--int8", "--images", "16", "--to", str(tmp_path / "b.onnx")]) == 0
+    assert capsys.readouterr().out.count("faces cut out, as in its training; images without one: drop") == 2
+    ds, net = read(folder_of_faces / "data"), load_hyfer(model)
+    test, train = (ds.where(split=s) for s in ("test", "train"))
+    ranges = Inverted(48, {"no_face": "drop"}).refine(train.take(np.linspace(0, len(train) - 1, 16).astype(int)))
+    assert json.loads(OnnxModel(tmp_path / "b.onnx").metadata["int8"])["data"] == ranges.fingerprint()
+    cut = Inverted(48, {"no_face": "drop"}).refine(test)
+    expected = parity(net, tmp_path / "a.onnx", cut.replace(labels=net.labels))
+    record = read_record(tmp_path / "a.onnx")
+    assert record["parity"][0]["accuracy"] == pytest.approx(expected.accuracy[0]) and record["parity"][0]["n"] == len(test) - 1
+    assert record["images"].startswith("faces cut out") and parity(net, to_onnx(net, tmp_path / "c.onnx"), test.replace(labels=net.labels)).accuracy[0] != expected.accuracy[0]
+    monkeypatch.setattr(Inverted, "refine", lambda self, ds: ds.take([]))
+    assert main([*command, "--to", str(tmp_path / "none.onnx")]) == 2 and "no face in any of" in capsys.readouterr().err
+    assert not (tmp_path / "none.onnx").exists()
+
+
+def test_export_takes_images_of_several_sizes(folder_of_faces, tmp_path, capsys):
+    for k, path in enumerate(sorted((folder_of_faces / "data").rglob("*.png"))):
+        (to := tmp_path / "data" / path.parent.relative_to(folder_of_faces / "data")).mkdir(parents=True, exist_ok=True)
+        Image.open(path).resize((48 + k % 3,) * 2).save(to / path.name)
+    for more in ([], ["--int8", "--images", "8"]):
+        to = tmp_path / f"{len(more)}.onnx"
+        assert main(["export", "--weights", str(folder_of_faces / "run"), "--data", str(tmp_path / "data"), "--to", str(to), *more]) == 0
+        assert "images of several sizes, made 48 pixels" in capsys.readouterr().out and read_record(to)["parity"][0]["n"] == 57
+
+
+def test_export_that_fails_leaves_what_was_there(folder_of_faces, tmp_path, monkeypatch):
+    import fer_nb.export
+    def fails(*a, **k):
+        raise DataError("an image was lost")
+
+    monkeypatch.setattr(fer_nb.export, "parity", fails)
+    (tmp_path / "a.onnx").write_text("mine")
+    for name in ("a", "b"):
+        assert main(["export", "--weights", str(folder_of_faces / "run"), "--to", str(tmp_path / f"{name}.onnx"), "--overwrite"]) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"] and (tmp_path / "a.onnx").read_text() == "mine"
+
+
+def test_export_writes_over_nothing_that_it_reads_or_that_is_there(folder_of_faces, tmp_path, capsys, monkeypatch):
+    from fer_nb import cli
+    from fer_nb.export import to_onnx
+    from fer_nb.models import load_hyfer
+    data, table = ["--data", str(folder_of_faces / "data")], tmp_path / "t.csv"
+    x = to_onnx(load_hyfer(folder_of_faces / "run/student.safetensors"), tmp_path / "x.onnx")
+    before = x.read_bytes()
+    table.write_text("mine")
+    monkeypatch.setattr(cli, "_load", lambda path: pytest.fail("the work has begun"))
+    for words, said in ((["--weights", str(x), "--int8", *data, "--to", str(x), "--overwrite"], "x.onnx: is read; it cannot be written too"),
+                        (["--weights", str(x), "--int8", *data, "--to", str(tmp_path / "y.onnx"), "--table", str(x), "--overwrite"], "x.onnx: is read"),
+                        (["--to", str(tmp_path / "y.onnx"), "--table", str(table)], "t.csv: exists already; choose another --table or pass --overwrite"),
+                        (["--to", str(tmp_path / "y.onnx"), "--table", str(tmp_path / "y.onnx")], "another name expected"),
+                        (["--int8", *data, "--images", "-5", "--to", str(tmp_path / "y.onnx")], "images=-5; a whole number of at least 1 expected")):
+        assert main(["export", *words]) == 2 and said in capsys.readouterr().err
+    assert x.read_bytes() == before and table.read_text() == "mine" and not (tmp_path / "y.onnx").exists()
+
+
+def test_of_the_training_split_it_is_said_that_it_is_the_training_split(folder_of_faces, tmp_path, capsys):
+    data = str(folder_of_faces / "data")
+    for verb in (["evaluate", "--model", str(folder_of_faces / "run"), "--out", str(tmp_path / "e.csv")],
+                 ["bench", "--models", str(folder_of_faces / "run"), "--out", str(tmp_path / "rows"), "--sample", "0", "--no-own-finder"]):
+        assert main([*verb, "--data", data, "--split", "train"]) == 0
+        assert "this is the training split itself: duplicates were not looked for" in capsys.readouterr().out
+
+
 def test_export_without_its_packages_says_what_to_install(tmp_path, capsys, monkeypatch):
     import importlib.util as util
     real = util.find_spec

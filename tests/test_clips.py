@@ -1,6 +1,9 @@
 """Films with the tricks of their containers: rotation, edit lists, offsets, varying rates, sound that lasts longer than the picture."""
+import json
 import os
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 
 import cv2
@@ -308,6 +311,71 @@ def test_a_long_pause_is_left_out_of_a_film_and_noted(tmp_path):
 @pytest.mark.parametrize("shape", [(1, 40, 3), (40, 1), (1, 1), (41, 33, 3)])
 def test_a_film_of_thin_frames(tmp_path, shape):
     assert len(list(film(some_results([0, .04], shape), tmp_path / "a.mp4"))) == frames_of(tmp_path / "a.mp4") == 2
+
+
+# ---- names that are no UTF-8, of which OpenCV alone would die ----
+
+NO_UTF8 = os.fsdecode(b"f\xe9")
+
+
+@pytest.fixture
+def odd_folder(tmp_path):
+    "A folder whose name is no UTF-8."
+    try:
+        (folder := tmp_path / NO_UTF8).mkdir()
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    return folder
+
+
+def test_a_folder_with_a_film_whose_name_is_no_utf8_is_done_to_its_end(odd_folder):
+    for name in ("a.png", "z.png"):
+        Image.fromarray(picture(1)).save(odd_folder / name)
+    written(odd_folder.parent / "film.mp4", 3).rename(odd_folder / f"{NO_UTF8}.mp4")
+    code = ("import json, sys, numpy as np; from fer_nb.predict import Network, Recogniser; "
+            "toy = Recogniser(Network(('a', 'b'), 48, 1, 1.0, lambda x: np.zeros((len(x), 2)), 'toy'), crop=False); "
+            "print(json.dumps([(r.status, r.frame, r.note) for r in toy.results(sys.argv[1])]))")
+    done = subprocess.run([sys.executable, "-c", code, odd_folder], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert json.loads(done.stdout) == [["ok", None, ""], *(["ok", k, ""] for k in range(3)), ["ok", None, ""]]
+
+
+def test_a_film_is_written_whatever_the_bytes_of_its_name(odd_folder):
+    code = ("import sys, numpy as np; from fer_nb.predict import Result, film; "
+            "image = np.full((64, 96, 3), 90, np.uint8); "
+            "print(len(list(film([Result('x.mp4', 'no_face', image=image, frame=0, time=0.)] * 2, sys.argv[1]))))")
+    to = odd_folder / f"{NO_UTF8}.mp4"
+    done = subprocess.run([sys.executable, "-c", code, to], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "2\n"), (done.returncode, done.stderr)
+    assert left_in(odd_folder) == [to.name] and frames_of(to.rename(odd_folder.parent / "plain.mp4")) == 1
+
+
+def test_where_no_link_can_be_made_the_message_names_the_film(whole, odd_folder, monkeypatch):
+    def refused(self, target):
+        raise OSError(1, "Operation not permitted")
+    path = odd_folder / "film.mp4"
+    path.write_bytes(written(odd_folder.parent / "film.mp4", 3).read_bytes())
+    monkeypatch.setattr("pathlib.Path.symlink_to", refused)
+    (result,) = whole.results(path)
+    assert result.status == "error" and "rename it" in result.note and result.note.isascii()
+    with pytest.raises(DataError, match="new.mp4: .*rename it"):
+        list(film(some_results([0]), odd_folder / "new.mp4"))
+    assert left_in(odd_folder) == ["film.mp4"]
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="not a video that OpenCV can read"):
+        list(whole.frames(f"http://127.0.0.1:9/{NO_UTF8}"))
+
+
+def test_the_end_of_a_film_is_at_the_frame_that_its_note_says(whole, tmp_path):
+    path = tmp_path / "half.avi"
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), RATE, (W, H))
+    for k in range(100):
+        out.write(picture(k % 30))
+    out.release()
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    for every in (1, 10):
+        last = list(whole.frames(path, every))[-1]
+        assert last.status == "error" and last.note == f"ended at frame {last.frame} of 100" and last.frame > 41
 
 
 def test_a_header_may_end_anywhere(tmp_path):

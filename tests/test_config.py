@@ -161,3 +161,18 @@ def test_no_torch_is_loaded():
 def test_a_field_of_another_type_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name}="):
         Fit(**{name: value})
+
+
+@pytest.mark.parametrize("change, says", [
+    ("student.mix=0.4", "student.mix=0.4 beside teachers"), ("student.sam=0.05", "student.sam=0.05 beside teachers"),
+    ("student.crops=2", "student.crops=2 beside teachers"), ("adversarial.eps=8", "at most 1"), ("adversarial.attacks=[]", "attacks"),
+    ("evaluation.eps=[8]", "at most 1")])
+def test_what_would_fail_after_hours_is_refused_at_once(change, says):
+    """The teachers come first: their hours would be lost."""
+    with pytest.raises(ConfigError, match=says):
+        override(PRESETS["cpu"], [change])
+
+
+@pytest.mark.parametrize("changes", [["student.mix=0.4", "teachers=[]"], ["student.crops=2", "distillation.cached_views=mean"], ["evaluation.eps=[]"]])
+def test_what_goes_is_taken(changes):
+    override(PRESETS["cpu"], changes)

@@ -114,6 +114,7 @@ def test_voila(folder: Path) -> None:
         assert not broken
 
 
+@pytest.mark.slow
 def test_lab(folder: Path) -> None:
     "In JupyterLab, too, a click opens an image; it does not leave the notebook's cell."
     with served(folder, "lab") as url, browser() as page:

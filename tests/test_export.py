@@ -312,13 +312,13 @@ def test_the_first_convolution_and_named_nodes_stay_in_float(exported, faces, tm
 def test_calibration_sees_training_images_alone(exported, faces, tmp_path) -> None:
     train = faces.where(split="train")
     one_more = faces.take([*np.flatnonzero(faces.df.split == "train"), int(np.flatnonzero(faces.df.split == "valid")[0])])
-    cases = [(one_more, 8, "split 'valid'"), (faces.where(split="test"), 8, "split 'test'"), (train.take([]), 8, "0 given"),
-             (train, 0, "n=0")]
+    cases = [(one_more, 8, "split 'valid'"), (faces.where(split="test"), 8, "split 'test'"), (train.take([]), 8, "no images to calibrate on")]
     for ds, n, match in cases:
         with pytest.raises(DataError, match=match):
             quantize(exported, tmp_path / "q.onnx", ds, n=n)
-    with pytest.raises(ConfigError, match="method='mean'"):
-        quantize(exported, tmp_path / "q.onnx", train, method="mean")
+    for wrong, match in (({"method": "mean"}, "method='mean'"), ({"n": 0}, "n=0;"), ({"n": -5}, "n=-5; a whole number"), ({"n": 2.5}, "n=2.5")):
+        with pytest.raises(ConfigError, match=match):
+            quantize(exported, tmp_path / "q.onnx", train, **wrong)
     assert nothing_left(tmp_path)
 
 

@@ -3,6 +3,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from fer_nb.core import ConfigError, DownloadError, ImageError
 from fer_nb.data import FERData, read_image
 from fer_nb.faces import (BLENDSHAPES, FaceRefiner, FoundFace, crop_face, face_mask, face_roll, face_square, find_faces,
                           landmarker_file)
+from fer_nb.store import StoreError
 from fer_nb.synth import make_faces
 
 
@@ -392,6 +394,41 @@ def test_a_damaged_part_is_found_again(drawn, fresh, warm, damage):
     part.write_bytes(damage)
     same(FaceRefiner().find(drawn, cache=warm), fresh)
     assert part.read_bytes() == whole
+
+
+def test_a_cache_of_many_images_is_not_held_in_memory(drawn, tmp_path, monkeypatch):
+    refiner, few = FaceRefiner(), FERData(drawn.df[:4], drawn.array()[[3, 1, 2, 1]], name="few")   # one of them twice
+    expected = refiner.find(few, cache=tmp_path)
+    store = refiner._store(tmp_path)
+    for k in range(60):
+        others = np.zeros(64, faces._RECORD)
+        others["key"] = [f"{k:08}{i:08}" for i in range(64)]
+        store.array(f"part-{k:016}", lambda: others)
+    del others
+
+    def no_finder(*args):
+        raise AssertionError("looked again")
+    monkeypatch.setattr(faces, "_mediapipe", no_finder)
+    tracemalloc.start()
+    found = refiner.find(few, cache=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    same(found, expected)
+    assert peak < 5e6 < 60 * 64 * faces._RECORD.itemsize, peak
+
+
+def test_a_part_that_goes_during_a_search_is_no_lost_face(drawn, tmp_path):
+    refiner = FaceRefiner()
+    refiner.find(drawn.take(range(9)), cache=tmp_path)
+
+    class Vanishing(FERData):
+        def image(self, i):
+            for part in tmp_path.rglob("part-*.npz"):
+                part.unlink()
+            return super().image(i)
+    with pytest.raises(StoreError, match="part-.*gone"):
+        refiner.find(Vanishing(drawn.df[:9], drawn.array()[:9], name="drawn"), cache=tmp_path)
+    assert not list(tmp_path.rglob("part-*.npz"))
 
 
 def test_files_that_cannot_be_read(files, tmp_path):

@@ -308,7 +308,7 @@ def test_a_fit_goes_on_on_another_device(device, back, small, tmp_path):
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        resumed = fit_model(two := tiny(9), batches(small, ends), Fit(epochs=3, lr=1e-3), [Stop()], checkpoint=tmp_path / "fit", **how)
+        resumed = fit_model(two := tiny(), batches(small, ends), Fit(epochs=3, lr=1e-3), [Stop()], checkpoint=tmp_path / "fit", **how)
     told = any("not bit for bit: device" in str(w.message) for w in said)
     assert told == (begins != ends) and len(resumed) == 3
     if device == "cpu":

@@ -248,6 +248,7 @@ def voted(faces):
     return faces.assign(**dict(zip(VOTE_COLUMNS, votes.T)))
 
 
+@pytest.mark.slow
 def test_annotators_are_a_teacher_by_name(faces, voted, tmp_path):
     preset = replace(TINY, teachers=(*TINY.teachers, Fit("annotators")))
     out = train_shipped(voted, tmp_path / "s", preset)

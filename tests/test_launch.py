@@ -24,7 +24,7 @@ from fer_nb.distill import EADD
 from fer_nb.evaluate import evaluate
 from fer_nb.launch import RankError, single_process, map_ranks, gather, rank0_folder, rank_world, process_group, all_reduce
 from fer_nb.loaders import as_split, dataloaders, folds
-from fer_nb.models import HyFER, HyFERConfig
+from fer_nb.models import HyFER, HyFERConfig, create_teacher
 from fer_nb.sqs import SQS
 from fer_nb.synth import make_faces
 from fer_nb.teachers import teacher_logits
@@ -309,6 +309,7 @@ def test_a_process_that_ends_is_missed_at_once(folder, of_two):
     assert "process 0 of 2, collecting: another process has ended, or did not come" in (folder / "left.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_come_is_waited_for_so_long(tmp_path):
     (script := tmp_path / "late.py").write_text(LATE)
     start = time.monotonic()
@@ -348,21 +349,36 @@ def test_single_process_ends_with_an_error_too(pretended):
     assert rank_world() == (1, 2) and os.environ["WORLD_SIZE"] == "2"
 
 
-def test_norms_are_joint_on_cuda_only_and_only_within(pretended):
+@pytest.mark.parametrize("make", [hyfer, lambda: create_teacher("mobilenetv3_small_100", 7, False, 32),
+                                  lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(1936, 7))],
+                         ids=["HyFER", "a teacher", "plain"])
+def test_norms_are_joint_on_cuda_only_and_only_within(pretended, make):
+    """The same logits with joint norms, those of timm with their activation; afterwards the same modules, with what they learnt."""
     def joining(device):
+        torch.manual_seed(0)
         callback = Distributed()
-        callback.learn = SimpleNamespace(model=hyfer(), dls=SimpleNamespace(device=device, __iter__=None))
+        callback.learn = SimpleNamespace(model=make().eval(), dls=SimpleNamespace(device=device, __iter__=None))
+        own, logits = [*callback.model.modules()], callback.model(x)
         callback.join_norms()
-        return callback, [type(m) for m in callback.model.modules()]
+        return callback, own, logits
 
-    kinds, names = [type(m) for m in hyfer().modules()], list(hyfer().state_dict())
-    assert joining("cpu")[1] == kinds
-    callback, inside = joining("cuda")
-    assert inside.count(nn.SyncBatchNorm) == sum(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds) > 0
-    assert list(callback.model.state_dict()) == names
+    x = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    callback, own, _ = joining("cpu")
+    assert [*callback.model.modules()] == own
+    callback, own, before = joining("cuda")
+    names, norms = [*callback.model.state_dict()], sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in own)
+    joint = [m for m in callback.model.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(joint) == norms > 0 and not any(isinstance(m, nn.BatchNorm2d) for m in callback.model.modules())
+    assert torch.equal(callback.model(x), before) and not any(m.training for m in joint)
+    with torch.no_grad():
+        for m in joint:
+            m.running_mean += 0.1
+            m.weight *= 1.5
+    learnt = callback.model(x)
     callback.learn.dls = []
     callback.after_fit()
-    assert [type(m) for m in callback.model.modules()] == kinds
+    assert [*callback.model.modules()] == own and [*callback.model.state_dict()] == names
+    assert torch.equal(callback.model(x), learnt) and not torch.equal(learnt, before)
 
 
 def test_one_process_needs_no_callback():

@@ -344,6 +344,25 @@ def test_the_clean_test_leaves_out_duplicates_of_what_was_trained_on_and_only_th
         clean_test(ds, np.zeros(12))
 
 
+def test_a_duplicate_of_a_duplicate_of_a_training_image_is_one():
+    """a (train) ~ b (test) ~ c (test) are one photograph, whether a and c look alike enough or not."""
+    from fer_nb import loaders
+    ds = make_faces(200, seed=0, defects=None, balance="uniform")[0]
+    test = ds.df.index[ds.df.split == "test"][:2]
+    a = ds.df.index[ds.df.split == "train"][0]
+    real = loaders.audit
+
+    def chained(given, **how):
+        found = real(given, **how)
+        found.photos[[a, *test]] = found.photos[a]
+        return found
+    loaders.audit = chained
+    try:
+        assert set(ds.df.id[test]) <= make_splits(ds, Data(targets=None, near_duplicates=False)).duplicates
+    finally:
+        loaders.audit = real
+
+
 def test_similar_images_stay_together_in_folds_and_are_no_duplicates_of_the_test():
     "Images 2k and 2k + 1 are two photographs of one sitting; the last two are one photograph."
     ds = dataset(24, ["sad", "happy"] * 12, split=["train", "test"] * 12)

@@ -3,12 +3,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.special import softmax
 from sklearn import metrics
 
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, FERError, LabelError
 from fer_nb.metrics import (MEASURES, bootstrap_scores, ece, fit_temperature, headline, headline_text, percentile_interval, reliability,
                             resample_counts, score_intervals, scores)
+
+def proportion(k, n):
+    "Wilson's interval by SciPy."
+    return list(stats.binomtest(k, n).proportion_ci(method="wilson"))
+
 
 CASES = given(st.integers(1, 40), st.integers(0, 10**6), st.integers(2, 8))
 
@@ -84,10 +90,10 @@ def test_resamples_keep_the_strata_and_do_not_depend_on_the_block():
     assert (counts[0] != next(resample_counts(strata, 1, 4))[0]).any()
 
 
-def test_a_constant_metric_has_no_width():
+def test_a_constant_metric_has_wilsons_interval_or_none():
     z, y = 9 * np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 2, 2])
     table = score_intervals(z, y, "abc", times=20).set_index("metric")
-    assert table.low["accuracy"] == table.high["accuracy"] == 1
+    assert table.loc["accuracy", ["low", "high"]].tolist() == pytest.approx(proportion(4, 4)) and np.isnan(table.high["macro_f1"])
 
 
 def test_wider_levels_hold_narrower_ones():
@@ -177,6 +183,16 @@ def test_intervals_of_the_headline_are_those_of_the_scores():
     for mine, theirs in {"single": "accuracy", "ece": "ece"}.items():
         np.testing.assert_allclose(table.loc[mine, ["value", "low", "high"]].astype(float), other.loc[theirs, ["value", "low", "high"]].astype(float))
     assert "mirror" not in table.index and len(headline_text(table.reset_index())) == len(table)
+
+
+def test_an_interval_has_a_width_or_is_none():
+    """Of 3 right answers of 3 every resample says the same; Wilson's interval says how little that is."""
+    z, y = np.eye(3)[[0, 0, 0, 1, 2]] * 9.0, np.array([0, 0, 0, 1, 1])
+    table = score_intervals(z, y, ("sad", "happy", "fear"), 200).set_index("metric")
+    assert table.loc["recall:sad", ["low", "high"]].tolist() == pytest.approx(proportion(3, 3)) and not (table.low == table.high).any()
+    assert table.low["accuracy"] < table.value["accuracy"] < table.high["accuracy"] and np.isnan(table.low["f1:sad"])
+    found = headline(z, y, ("sad", "happy", "fear"), times=50).set_index("measure")
+    assert found.low["single"] < found.value["single"] < found.high["single"]
 
 
 def test_a_network_that_names_all_eight_is_judged_by_name():

@@ -426,7 +426,7 @@ def test_timed_instead(tmp_path, capsys, monkeypatch):
 def test_what_does_not_fit_is_said_before_it_starts(tmp_path, capsys, monkeypatch):
     root = rafdb_tree(tmp_path / "RAF-DB", 8)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "available", lambda: (12 * 10**9, "a small card"))
+    monkeypatch.setattr(plan, "available", lambda device: (12 * 10**9, "a small card"))
     monkeypatch.setattr(pipeline, "run", lambda *a, **k: pytest.fail("started"))
     assert main(["run", "--preset", "paper-sqs", "--data", str(root), "--quiet"]) == 2
     said = capsys.readouterr().err

@@ -3,6 +3,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from functools import cache
 from html import unescape
 from urllib.parse import unquote
 
@@ -95,6 +96,7 @@ def test_a_temperature_is_that_of_the_logits_or_absent():
     assert pipeline.calibration(Said(1.0), right) == {} == pipeline.calibration(Said(-1.0), mixed)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_at_another_size_says_so(tmp_path):
     from fer_nb.predict import Recogniser
@@ -197,8 +199,14 @@ def resnet(splits, name="resnet18"):
     return NetworkTeacher.of(pipeline.make_network(teacher.settings, splits.train.labels), name)
 
 
+@cache
+def four_hundred():
+    "Parts that several tests look at and none changes: the search for duplicates takes seconds."
+    return make_splits(make_faces(400, seed=0)[0], TINY.data)
+
+
 def test_each_student_has_its_own_kind_of_views(tmp_path, monkeypatch):
-    splits, heard = make_splits(make_faces(400, seed=0)[0], TINY.data), []
+    splits, heard = four_hundred(), []
 
     def fit(splits, preset, cached=(), *args):
         heard.append((preset, [c.name for c in cached], {c.train.shape[0] for c in cached}))
@@ -214,7 +222,7 @@ def test_each_student_has_its_own_kind_of_views(tmp_path, monkeypatch):
 
 
 def test_cached_means_go_with_new_views(monkeypatch):
-    splits, shown = make_splits(make_faces(400, seed=0)[0], TINY.data), []
+    splits, shown = four_hundred(), []
     monkeypatch.setattr(pipeline, "fit_model", lambda model, dls, *a, **k: shown.append(dls.train.views))
     for cached_views in ("each", "mean"):
         preset = with_distillation(cached_views=cached_views, views=3)
@@ -226,7 +234,7 @@ def test_cached_means_go_with_new_views(monkeypatch):
 
 def test_what_a_fit_says_reaches_the_student_and_its_second_phase(monkeypatch):
     """Every field of a `Fit`: nothing is set twice or forgotten on the way."""
-    splits, fits = make_splits(make_faces(400, seed=0)[0], TINY.data), []
+    splits, fits = four_hundred(), []
     monkeypatch.setattr(pipeline, "fit_model", lambda model, dls, fit, *a, **k: fits.append((fit, dls.train.bs, dls.train.augment)))
     student, attacked = Fit("light_rep", epochs=7, bs=16, keep="last", ema=0.9, augment=None), Fit(epochs=3, bs=8, amp="bf16")
     preset = replace(TINY, student=student, adversarial=replace(TINY.adversarial, fit=attacked))
@@ -237,7 +245,7 @@ def test_what_a_fit_says_reaches_the_student_and_its_second_phase(monkeypatch):
 
 def test_callbacks_and_quads_go_along(monkeypatch):
     """A student with Spatial Quad-Similarity and a callback of one's own, in one call; nothing of it stays in the network."""
-    splits, mine = make_splits(make_faces(400, seed=0)[0], TINY.data), pipeline.Callback()
+    splits, mine = four_hundred(), pipeline.Callback()
     preset = with_student(replace(TINY, quads=Quads(lam=0.3)), bs=16)
     teacher = resnet(splits)
     student, history, eadd = fit_student(splits, preset, cache_logits([teacher], splits, preset), cbs=[mine])
@@ -568,6 +576,7 @@ def test_the_best_network_on_the_reported_split_is_named_if_it_is_another(watche
     assert found.facts()["best on it"] == {"model": "teacher resnet18", "accuracy": .99}
 
 
+@pytest.mark.slow
 def test_odd_labels_two_of_them_and_colour_make_a_whole_report(tmp_path):
     faces = make_faces(260, seed=2, defects=None, balance={"happy": 1, "sad": 1}, size=40)[0].where(label=["happy", "sad"])
     names = {"happy": "x:y $a_{b$ <b>", "sad": "{{ 7*7 }} & \\frac{"}

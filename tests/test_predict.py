@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +25,7 @@ from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, 
 from fer_nb.faces import FaceFinder, FoundFace, face_square
 from fer_nb.models import GeometryTeacher, HyFER, create_teacher, save_hyfer, save_teacher
 from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, as_image, format_of, is_video, need_spare,
-                            write_annotated, write_results)
+                            signs, structure, write_annotated, write_results)
 
 PHOTO = astronaut()[:360, 60:420]
 
@@ -110,6 +111,34 @@ def test_an_animation_gives_its_first_frame_and_says_so(toy, tmp_path):
             assert len(toy(tmp_path / name)) == 1
     table = toy.folder(tmp_path)
     assert (table.status == "ok").all() and table.note.str.contains("3 frames").all()
+
+
+def former_structure(grey, points):
+    "As it was measured from the whole image in grey."
+    half = max(2, .12 * np.hypot(*(points[1] - points[0])))
+    lows, highs = ((points[[0, 1, 3]] + shift).clip(0).astype(int) for shift in (-half, half))
+    parts = [grey[y:v, x:u] for (x, y), (u, v) in zip(lows, highs)]
+    return np.array([part.std() if part.size else np.inf for part in parts])
+
+
+@pytest.mark.parametrize("image", [PHOTO, PHOTO[..., 1].copy(), PHOTO[:60, :70].copy()], ids=["colour", "grey", "cut"])
+def test_structure_of_a_face_is_that_of_the_whole_image_in_grey(image):
+    rng = np.random.default_rng(0)
+    for k in range(200):
+        points = rng.uniform(-20, 380, (6, 2)) if k % 2 else rng.uniform(80, 220, (1, 2)) + rng.uniform(-30, 30, (6, 2))
+        whole = (image if image.ndim == 2 else image @ np.array([.299, .587, .114])).astype(float)
+        np.testing.assert_allclose(structure(image, points), former_structure(whole, points), rtol=1e-12)
+
+
+def test_a_face_costs_no_copy_of_its_photo():
+    photo = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
+    points = np.array([[1000., 1000], [1060, 1000], [1030, 1030], [1030, 1060], [980, 1010], [1080, 1010]])
+    face = FoundFace(np.array([970., 960, 120, 120]), .9, points)
+    tracemalloc.start()
+    measured = signs(photo, face, photo[960:1008, 970:1018])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert measured["eyes"] > .5 and peak < 5e6, peak
 
 
 def test_thin_and_tiny_images_have_no_face(toy):
@@ -305,6 +334,22 @@ def test_only_native_lines_count_as_log():
     assert without_native_log(log + ours).strip() == ours.strip()
 
 
+@pytest.mark.parametrize("record, said", [
+    ({"faces": {"margin": 0}, "temperature": 1.5}, 1), ({}, 0), (None, 0), ([1], 0), ("no record", 0)])
+def test_an_onnx_file_says_too_that_its_faces_were_cut_out(tmp_path, record, said):
+    onnx = pytest.importorskip("onnx")
+    onnx_model(tmp_path / "toy.onnx")
+    model = onnx.load(tmp_path / "toy.onnx")
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "record", record if isinstance(record, str) else json.dumps(record)
+    onnx.save(model, tmp_path / "toy.onnx")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Network.read(tmp_path / "toy.onnx")
+    found = [w for w in caught if "toy.onnx: trained on faces cut out along their outline" in str(w.message)]
+    assert len(found) == len(caught) == said and {w.filename for w in found} <= {__file__}
+
+
 @pytest.mark.parametrize("fact", ["labels", "input_size", "in_chans"])
 def test_an_onnx_file_without_its_metadata_is_refused(tmp_path, fact):
     pytest.importorskip("onnxruntime")
@@ -363,6 +408,16 @@ def test_a_folder_of_everything(toy, portrait, tmp_path):
     assert status == {**{f"{k}.png": "ok" for k in range(6)}, "broken.jpg": "error", "video.mp4": "error", "notes.txt": "skipped", "wall.png": "no_face"}
     assert table.note[table.status == "error"].str.len().min() > 5 and table[table.status == "ok"][["dark", "bright"]].sum(axis=1).round(3).eq(1).all()
     assert list(toy.results([tmp_path / "gone"]))[0].status == "error"
+
+
+def test_what_is_read_with_a_doubt_is_noted_wherever_it_comes_from(plain, tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray((np.add.outer(np.arange(60), np.arange(60)) * 34).astype(np.uint16)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")     # the note says it
+        notes = [r.note for r in (*plain.results(path), *plain.results(tmp_path), *plain.many([path]))]
+        assert plain.folder(tmp_path).note.tolist() == notes[:1]
+    assert len(set(notes)) == 1 and notes[0].endswith("values up to 4012: read as 12 bits"), notes
 
 
 def test_damage_behind_the_first_page_costs_that_page_only(toy, portrait, tmp_path):
@@ -694,6 +749,18 @@ def test_results_do_not_replace_what_is_there_unasked(tmp_path):
         write_results([], "xml", tmp_path / "r.csv", overwrite=True)
     write_results([], "csv", tmp_path / "r.csv", overwrite=True)
     assert (tmp_path / "r.csv").read_text().startswith("file,frame")
+
+
+def test_a_name_that_is_no_utf8_costs_no_table(tmp_path):
+    pytest.importorskip("pyarrow")
+    name = os.fsdecode(b"b\xe9.png")
+    given = [*results(tmp_path), Result(name, "error", note=f"{name}: no image")]
+    write_results(given, "parquet", tmp_path / "r.parquet", ("dark", "bright"))
+    write_results(given, "csv", tmp_path / "r.csv", ("dark", "bright"))
+    tables = pd.read_parquet(tmp_path / "r.parquet"), pd.read_csv(tmp_path / "r.csv")
+    for table in tables:
+        assert table.file.tolist()[-1] == "b\\udce9.png" and table.note.tolist()[-1] == "b\\udce9.png: no image"
+    assert tables[0].file.tolist() == tables[1].file.tolist() and len(tables[0]) == 4
 
 
 # ---- what is read is never written over, and what is odd costs itself alone ----

@@ -184,7 +184,7 @@ def test_weights_that_cannot_be_had_are_named_before_the_work(paper, what, start
 
 
 def test_what_does_not_fit_is_refused_and_can_be_tried_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_nb.plan.available", lambda: (2 * 10**9, "a toy"))
+    monkeypatch.setattr("fer_nb.plan.available", lambda device: (2 * 10**9, "a toy"))
     for paper, what in (("dmc", "table 5"), ("sqs", "table 7")):
         with pytest.raises(ConfigError, match="2.0 GB are free on a toy.*--anyway"):
             reproduce(paper, what, budget="gpu", out=tmp_path)

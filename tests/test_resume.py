@@ -143,7 +143,7 @@ def other_processes(folder):
             os.kill(pid, signal.SIGKILL)
         assert os.WIFSIGNALED(status := os.waitpid(pid, 0)[1]) and os.WTERMSIG(status) == signal.SIGKILL, point
     shutil.copy(folder / "mid-epoch", folder / "elsewhere")
-    fit(folder / "elsewhere", seed=55)
+    fit(folder / "elsewhere")
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_killed_and_gone_on_with(whole, corpses, point, done):
     path = corpses / point
     assert read_checkpoint(path)["epoch"] == done
     assert any(corpses.glob(f".{point}.*")) == (point in ("writing", "before the rename"))
-    assert same(fit(path, seed=77), whole[0]) and same(read_checkpoint(path), whole[1])
+    assert same(fit(path), whole[0]) and same(read_checkpoint(path), whole[1])
 
 
 def test_resumed_in_another_process(whole, corpses):
@@ -180,9 +180,9 @@ def test_interrupted_three_times(whole, tmp_path):
     path = tmp_path / "run.ckpt"
     for epoch, batch in ((0, 1), (1, 5), (3, 0)):
         with pytest.raises(KeyboardInterrupt):
-            fit(path, (epoch, batch, interrupt), seed=epoch + 1)
+            fit(path, (epoch, batch, interrupt))
     assert same(fit(path), whole[0])
-    assert same(fit(path, (0, 0, die), seed=5), whole[0])
+    assert same(fit(path, (0, 0, die)), whole[0])
 
 
 def test_saving_disturbs_nothing(whole):

@@ -198,6 +198,7 @@ def test_by_keyboard_alone(tmp_path: Path) -> None:
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
+@pytest.mark.slow
 def test_lab(folder: Path) -> None:
     "In JupyterLab the keys reach the reviewer and not the notebook, where `d` `d` deletes a cell."
     with served(folder, "lab") as url, browser() as page:

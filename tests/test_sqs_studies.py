@@ -238,7 +238,7 @@ def test_what_a_preset_with_seeds_refuses_is_refused_without_them_too(faces, tmp
 
 
 def test_the_same_without_a_command(faces):
-    for wrong in (replace(TOY, data=Data(targets="max")), replace(TOY, teachers=(Fit("resnet18"),)), replace(TOY, adversarial=Adversarial(eps=.1)),
+    for wrong in (replace(TOY, data=Data(targets="max")), replace(TOY, teachers=(Fit("resnet18"),), student=replace(TOY.student, mix=None)), replace(TOY, adversarial=Adversarial(eps=.1)),
                   replace(TOY, data=Data("leaks", targets=None))):
         for call in (lambda: sqs_study(faces, "ablation", wrong, (0,), "never"), lambda: sqs_parts(faces, wrong),
                      lambda: bridge_study(faces, wrong, STUDENT, (0,), "never")):
