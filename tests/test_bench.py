@@ -368,6 +368,7 @@ def test_no_row_is_written_over_by_another(faces, tmp_path):
         read_rows(tmp_path / "rows")
 
 
+@pytest.mark.slow
 def test_runs_are_measured_each_in_a_row_of_its_own(faces, tmp_path, capsys):
     "Two folders of runs, and two files of one name, are not taken for one another; nor is a network for what it was before."
     from fer_nb.models import HyFER, save_hyfer

@@ -395,6 +395,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says what a process took at most")
 def test_memory_does_not_grow_with_the_images(tmp_path):
     base, counts = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8), (10, 66, 200)

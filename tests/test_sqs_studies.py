@@ -383,6 +383,7 @@ def test_the_bridge_takes_up_a_folder_that_said_otherwise(faces, tmp_path):
     pd.testing.assert_frame_equal(bridge_study(faces, TOY, STUDENT, (0,), tmp_path, say=lines.append), whole)
     assert not lines
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
     arms = {"SQSNet": Arm(), "w/o SQS": Arm(sqs=False)}
     whole = sqs_study(faces, arms, TOY, (0, 1), tmp_path / "whole")
