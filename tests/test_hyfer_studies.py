@@ -25,7 +25,7 @@ from fer_nb.synth import fer2013_folder, make_faces
 
 TINY = replace(STUDY, teachers=(Fit("lcnet_050", 32, False, epochs=1, lr=1e-3, bs=64),), student=Fit(epochs=1),
                data=Data(near_duplicates=False), distillation=Distillation(views=1),
-               adversarial=Adversarial(steps=1, fit=Fit(epochs=1, lr=1e-3)))
+               adversarial=Adversarial(steps=1, fit=Fit(epochs=1, lr=1e-3, bs=32)))   # the first batch is watched: it is small
 
 
 @pytest.fixture(scope="module")
