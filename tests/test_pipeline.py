@@ -32,7 +32,7 @@ from fer_nb.teachers import NetworkTeacher, make_teachers
 
 TINY = PRESETS["tiny"]
 LCNET = Fit("lcnet_050", 32, pretrained=False, epochs=1, lr=1e-3, bs=32)   # a teacher of half a million parameters
-QUICK = replace(TINY, teachers=(LCNET,))
+QUICK = replace(TINY, teachers=(LCNET,), evaluation=replace(TINY.evaluation, steps=1, n=20))
 
 
 def with_student(preset=TINY, **changed):
@@ -56,9 +56,12 @@ def watched(tmp_path_factory):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    "A report without its drawings, which take as long as a tiny training."
+    "A report without its drawings and without its stop-watch, which take as long as a tiny training."
     png = fig_to_png(Figure((0.2, 0.2)), 10)
     monkeypatch.setattr("fer_nb.report.fig_to_png", lambda fig, dpi: png)
+    for draw in ("_figure", "_figure_of"):
+        monkeypatch.setattr(f"fer_nb.pipeline.{draw}", lambda *args, **size: Figure((0.2, 0.2)))
+    monkeypatch.setattr("fer_nb.pipeline.latency_ms", lambda *args: 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -501,6 +504,7 @@ def small_run(ds, out, **changes):
     return run(ds, replace(TINY, **{"teachers": (), "adversarial": None} | changes), out, show=False)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_without_a_test_split_the_validation_split_is_reported_and_that_is_said(tmp_path):
     ds = make_faces(300, seed=0)[0]
     ds = ds.take(ds.df.split != "test")
@@ -525,6 +529,7 @@ def test_a_test_split_that_the_run_cut_off_is_said_to_be_one(tmp_path):
 
 
 @pytest.mark.parametrize("size", [None, 40])
+@pytest.mark.usefixtures("no_pictures")
 def test_a_student_knows_the_data_again_that_came_without_a_split(tmp_path, size):
     """Its record has the fingerprint of the data as they came: the split that the run made is not in the file that is read again."""
     def read():

@@ -175,7 +175,7 @@ def test_scores_are_scikit_learns_and_intervals_hold_them():
 
 
 def test_label_errors_are_looked_for_without_training_on_official_test_images(monkeypatch):
-    ds, _ = make_faces(420, seed=9, defects=None, balance="uniform", splits=(.6, .2, .2))
+    ds, _ = make_faces(210, seed=9, defects=None, balance="uniform", splits=(.6, .2, .2))
     ds = ds.assign(vote_label=np.roll(ds.df.label, 1))
     trained = []
 
