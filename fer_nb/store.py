@@ -149,7 +149,7 @@ def write_table(
 
 def read_table(
     path: str | Path,  # a CSV from `write_table`, or any other
-    words: Sequence[str] = (),  # columns that are text even where they hold numbers, such as "0001"
+    words: Sequence[str] = (),  # columns that are text even where they hold numbers ("0001"); `commit` is one
 ) -> pd.DataFrame:     # the table; its identity, or None, in `.attrs["identity"]`
     """Read a table. Words of versions before 0.1 are replaced, with a warning. Raises `StoreError` for a file
     that is no table, or is not as it was written."""
@@ -164,7 +164,7 @@ def read_table(
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 table = pd.DataFrame() if rest == "\n" else pd.read_csv(
                     io.StringIO(rest), keep_default_na=False, na_values=[""], lineterminator=ends,
-                    dtype=dict.fromkeys(words, str), index_col=False)
+                    dtype=dict.fromkeys([*words, "commit"], str), index_col=False)
             if _ESCAPED.search(rest):
                 table = table.map(lambda v: from_text(v) if isinstance(v, str) else v)
                 table = table.rename(columns=from_text)

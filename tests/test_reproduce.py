@@ -368,14 +368,15 @@ def test_what_a_block_costs_counts_every_attempt(tmp_path):
         (tmp_path / "b.cost.csv").unlink()
 
 
-def test_what_a_block_costs_says_which_code_ran_and_where(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", ["a1", "81449e4", "0123456", "1234567"])   # all are names of commits, three are numbers as well
+def test_what_a_block_costs_says_which_code_ran_and_where(tmp_path, monkeypatch, first):
     """A fit that was broken off may go on at another commit, and its first file may be of before there was the column."""
-    file = tmp_path / "a.cost.csv"
-    for commit, said in (("a1", "a1"), ("b2 with changes", "a1; b2 with changes"), ("a1", "a1; b2 with changes"), (None, "a1; b2 with changes")):
+    file, both = tmp_path / "a.cost.csv", f"{first}; b2 with changes"
+    for commit, said in ((first, first), ("b2 with changes", both), (first, both), (None, both)):
         monkeypatch.setattr("fer_nb.store._LOADED", commit)
         with measured_cost(file, arm="a"):
             pass
-        assert training_costs(tmp_path).commit.item() == said
+        assert training_costs(tmp_path).commit.item() == said and fits_of(tmp_path) == {"fits": said.split("; ")}
     write_table(training_costs(tmp_path).drop(columns=["commit", "processor"]), file)
     monkeypatch.setattr("fer_nb.store._LOADED", None)
     with measured_cost(file, arm="a"):
