@@ -42,6 +42,7 @@ READS_RESULTS = re.compile(r"""["'/]results["'/]|\bresults/|benchmarks/""")  # i
 TRAINS = re.compile(r"\b(make_faces|fit_model|fit_network|fit_student|fit_one_cycle)\(|(?<![.\w])run\(|\.fit\(")   # toys of its own
 LABEL = re.compile(r"\b(angry|disgust|fear|happy|sad|surprise|neutral|contempt)\b")
 PICTURE = re.compile(r"base64,[A-Za-z0-9+/=]+")
+DIGEST = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{16,64}\b")   # of a toy's weights
 READS_DATA = re.compile(r"(?<!def )\b(real_data|fer2013_folder)\((?!\))")  # a page that looks at real data
 NUMBER = re.compile(r"[-+−]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 NOISE = re.compile(r"0x[0-9a-f]{6,}|\bT_[0-9a-f]{5}\w*|<style.*?</style>"  # addresses, ids of styled tables
@@ -87,7 +88,7 @@ def same(
 ) -> bool:               # as far as a reader is concerned
     "Compare two texts."
     def squeezed(text: str) -> str:  # a number of another length moves the padding of its column
-        text = text if numbers else PICTURE.sub("", LABEL.sub("#", text))   # what a toy answers, and shows
+        text = text if numbers else PICTURE.sub("", DIGEST.sub("#", LABEL.sub("#", text)))   # what a toy answers, and shows
         return re.sub(r"[-─ ]{2,}|\s+", " ", re.sub(r"\s+([,\])])", r"\1", NUMBER.sub("#", text))).strip()
 
     if saved == new:

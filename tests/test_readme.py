@@ -286,11 +286,12 @@ def test_a_table_names_what_it_was_measured_on(table: str) -> None:
 
 
 def test_the_page_holds_what_does_not_flatter() -> None:
-    "The student of five folds, cleaning that costs points, SQS that costs HyFER points, a pair without SQS above SQSNet."
+    "Training under attack that costs points in five folds, cleaning that does, SQS that costs HyFER points, a pair without SQS above SQSNet."
     text = "\n".join(result_tables())
     assert len(result_tables()) >= 15
     number = re.compile(r"−?\d+\.\d+")
-    assert float(number.search(re.search(r"HyFER, EADD \+ adversarial \| (0\S+)", text)[1])[0]) < 0.35
+    taught, attacked = (float(number.search(re.search(rf"HyFER, EADD{more} \| (0\S+)", text)[1])[0]) for more in ("", r" \+ adversarial"))
+    assert attacked < taught - 0.05
     assert re.search(r"3 teachers: after against before \| −", text) and re.search(r"\| HyFER \+ SQS \|[^|]*\| −", text)
     pair, whole = (float(re.search(rf"\| {re.escape(arm)} \| (\d+\.\d) \| \d", text)[1]) for arm in ("EfficientNet-Lite0 & small Swin", "SQSNet"))
     assert pair > whole

@@ -68,6 +68,8 @@ def test_pages_print_the_record_of_what_they_read(path):
     ("1.0e-07", "1.2e-07", True, False),
     ("a  1.0\nb 10.0", "a 1.0\nb 9.9", False, True),     # the padding of a column
     ("a 1.0", "b 1.0", False, False),
+    ("of 'f30d077519bac680'", "of 'a44bf5c9258254ee'", False, True),    # the digest of a toy's weights
+    ("of 'f30d077519bac680'", "of 'a44bf5c9258254ee'", True, False),
     ("−0.5 (p 0.01)", "−0.6 (p 0.01)", True, True),
 ])
 def test_what_counts_as_the_same_output(saved, new, numbers, same):
