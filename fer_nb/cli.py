@@ -965,8 +965,8 @@ class _EvaluateVerb(Verb):
         from fer_nb.audit import audit
         from fer_nb.duplicates import DuplicateSearch
         _say("duplicates in the training split")
-        return audit(whole.where(split=["train", args.split]), ("leak",),
-                     None if args.exact else DuplicateSearch()).leaked()
+        found = audit(whole, ("leak",), None if args.exact else DuplicateSearch())   # other splits tie, too
+        return found.leaked()
 
 # %% ../nbs/60_cli.ipynb #evhead10
 @patch
@@ -990,7 +990,7 @@ def headline(
         raise LabelError(f"{path.name} knows {', '.join(net.labels)}; {whole.name} has "
                          f"{', '.join(whole.labels)}; the same labels expected for a headline")
     part = whole.where(split=args.split).replace(labels=net.labels)
-    part, _ = as_taken(part, net)
+    part, taken = as_taken(part, net)
     weights, card, facts = file_sha256(path), path.with_suffix(".json"), {}
     with suppress(ValueError, OSError):  # no card, or a file that is none
         facts = json.loads(card.read_text("utf-8"))
@@ -1005,7 +1005,7 @@ def headline(
              "temperature": temperature}
     write_record(args.out.parent, [args.out.name], run_record(args.command, **about))
     said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, temperature "
-            f"{temperature:g}", trained_on(record, whole, net.input_size)]
+            f"{temperature:g}", trained_on(record, whole, net.input_size), *filter(None, [taken])]
     if len(others):
         said += ["measured by others with these weights, not by this run:", others.to_string(index=False)]
     return "\n".join([*said, "", headline_text(table).to_string(), "", f"table: {args.out}"])

@@ -30,8 +30,8 @@ from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, n
                          progress)
 from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
 from .launch import fast_math
-from .metrics import (bootstrap_scores, fit_temperature, headline, percentile_interval, score_intervals,
-                            scores)
+from .metrics import (bootstrap_scores, fit_temperature, headline, percentile_interval, score_bounds,
+                            score_intervals, scores, with_width)
 from .store import Store, digest, read_record, read_table
 
 # %% ../nbs/24_evaluate.ipynb #5b05f01e
@@ -324,7 +324,8 @@ def by_group(
     times: int = 1000,                          # bootstrap resamples
     seed: int = 0,                              # of the resamples
 ) -> pd.DataFrame:  # split, column, group, metric, value, low, high, gap, gap_low, gap_high, n, labels
-    """All metrics of each group, and their gap to all other images. Raises `LabelError`, `DataError` or
+    """All metrics of each group, and their gap to all other images; a gap that is the same in all resamples
+    has no interval. Raises `LabelError`, `DataError` or
     `ConfigError`."""
     name, groups = _groups(ds, column, bins)
     splits, z, y, tables = _splits(ds), logits_of(model_or_logits, ds), ds.targets(), []
@@ -338,7 +339,8 @@ def by_group(
             if rest.any():
                 gap = table.value - scores(z[rest], y[rest], ds.labels).value
                 gaps = draws - bootstrap_scores(z[rest], y[rest], times, seed + 1)
-            (low, high), (gap_low, gap_high) = percentile_interval(draws), percentile_interval(gaps)
+            low, high = score_bounds(table, draws)
+            gap_low, gap_high = with_width(percentile_interval(gaps), table.value, table.n, False)
             tables.append(table.assign(split=split, column=name, group=group, low=low, high=high, gap=gap,
                                        gap_low=gap_low, gap_high=gap_high, labels=", ".join(ds.labels)))
     columns = ["split", "column", "group", "metric", "value", "low", "high", "gap", "gap_low", "gap_high"]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'reliability', 'ece', 'fit_temperature', 'scores', 'resample_counts', 'bootstrap_scores', 'share_interval',
-           'percentile_interval', 'score_intervals', 'mean_intervals', 'agreement', 'headline', 'headline_text']
+           'percentile_interval', 'with_width', 'score_bounds', 'score_intervals', 'mean_intervals', 'agreement',
+           'headline', 'headline_text']
 
 # %% ../nbs/21_metrics.ipynb #3cfe883a
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,15 +239,25 @@ def percentile_interval(
     return np.percentile(draws, [50 * (1 - level), 50 * (1 + level)], axis=0)
 
 
-def _with_width(
-    bounds: np.ndarray,    # (2, M): low, high of resamples
-    value: np.ndarray,     # (M,)
-    n: np.ndarray,         # (M,): of how many images
-    shares: np.ndarray,    # bool (M,): a share of images, such as accuracy and recalls
-) -> np.ndarray:           # (2, M)
+def with_width(
+    bounds: np.ndarray,         # (2, ...): low, high of resamples
+    value: np.ndarray | float,  # of each
+    n: np.ndarray | int,        # of how many images
+    shares: np.ndarray | bool,  # whether it is a share of images, such as accuracy and recalls
+) -> np.ndarray:                # (2, ...)
     "Where no resample differs (3 of 3 are right) an interval has no width: Wilson's for shares, else NaN."
     flat = bounds[0] == bounds[1]
     return np.where(flat, share_interval(np.where(shares, value, np.nan), n), bounds)
+
+
+def score_bounds(
+    table: pd.DataFrame,    # from `scores`
+    draws: np.ndarray,      # from `bootstrap_scores` of the same images
+    level: float = 0.95,    # coverage
+) -> np.ndarray:            # (2, rows): low, high
+    "The interval of each score, by its draws or, where these do not differ, by Wilson."
+    shares = (table.metric.eq("accuracy") | table.metric.str.startswith("recall:")).to_numpy()
+    return with_width(percentile_interval(draws, level), table.value.to_numpy(), table.n.to_numpy(), shares)
 
 
 def score_intervals(
@@ -262,9 +273,7 @@ def score_intervals(
     table = scores(z, y, labels)
     if not len(y):
         return table.assign(low=np.nan, high=np.nan)
-    bounds = percentile_interval(bootstrap_scores(z, y, times, seed), level)
-    shares = (table.metric.eq("accuracy") | table.metric.str.startswith("recall:")).to_numpy()
-    low, high = _with_width(bounds, table.value.to_numpy(), table.n.to_numpy(), shares)
+    low, high = score_bounds(table, bootstrap_scores(z, y, times, seed), level)
     return table.assign(low=low, high=high)
 
 # %% ../nbs/21_metrics.ipynb #headln02
@@ -283,7 +292,7 @@ def mean_intervals(
     with np.errstate(invalid="ignore"):
         mean, images = v.sum(axis=0) / counted.sum(axis=0), counted.sum(axis=0)
         shares = ((v == 0) | (v == 1)).all(axis=0)
-        low, high = _with_width(percentile_interval(total / n, level), mean, images, shares)
+        low, high = with_width(percentile_interval(total / n, level), mean, images, shares)
     table = {"value": mean, "low": low, "high": high, "n": images}
     return pd.DataFrame(table, index=list(values))
 
@@ -353,7 +362,8 @@ def headline(
     gaps = np.zeros((len(y), 15))
     gaps[np.arange(len(y)), _bins(p.max(axis=1), 15, False)] = (p.argmax(axis=1) == y) - p.max(axis=1)
     draws = np.concatenate([abs(w @ gaps).sum(axis=1) / len(y) for w in resample_counts(y, times, seed)])
-    table.loc["ece"] = [ece(z / temperature, y), *percentile_interval(draws), len(y)]
+    bounds = with_width(percentile_interval(draws), np.nan, len(y), False)
+    table.loc["ece"] = [ece(z / temperature, y), *bounds, len(y)]
     table = table.loc[[m for m in MEASURES if m in table.index]].rename_axis("measure").reset_index()
     judges, who = zip(*(MEASURES[m] for m in table.measure))
     table.insert(1, "judge", judges)

@@ -450,13 +450,14 @@ def test_a_process_without_attacked_rows_goes_through_the_network_as_often_as_th
     ends = []
     for cbs in ([], [Elsewhere(trades=5.0)]):
         learn = learner(*cbs)
+        for i in (1, 4, 8):                   # norms and dropout: what one more pass does to these is theirs
+            learn.model[i] = nn.Identity()
         learn.model.register_forward_hook(lambda *_: calls.append(learn.model.training))
         calls.clear()
         learn.fit(1)
         ends.append((weights(learn), sum(calls)))
-    assert ends[1][1] == 2 * ends[0][1] and ends[1][0].isfinite().all()
-    if not any(isinstance(m, nn.BatchNorm2d) for m in learn.model.modules()):
-        assert torch.allclose(ends[0][0], ends[1][0], atol=1e-6)
+    assert ends[1][1] == 2 * ends[0][1]
+    assert torch.allclose(ends[0][0], ends[1][0], atol=1e-6)   # it counts nothing
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "deepfool"])

@@ -1,6 +1,7 @@
 """The command as a shell user meets it: exit codes, one clear line, no half-written folder."""
 import io
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -896,8 +897,10 @@ def test_predict_interrupted_keeps_what_was_done(trip, capsys, tmp_path, monkeyp
 def test_predict_into_a_pipe_that_closes(trip):
     command = f"{Path(sys.executable).with_name('fer-nb')} predict {trip}/photos {trip}/photos --weights {trip}/toy.safetensors"
     done = subprocess.run(f"{command} 2> {trip}/err | head -n 1", shell=True, capture_output=True, text=True)
-    assert done.stdout.startswith("file,frame") and "Traceback" not in (trip / "err").read_text()
-    assert not [line for line in (trip / "err").read_text().splitlines() if not line.startswith("fer-nb: ")]
+    said = (trip / "err").read_text()
+    assert done.stdout.startswith("file,frame") and "Traceback" not in said
+    said = re.sub(r"^\d\d:\d\d:\d\d .* left\n", "", said, flags=re.M)   # how long the rest takes, on a busy machine
+    assert [line for line in said.splitlines() if not line.startswith("fer-nb: ")] == []
 
 
 def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_path, capsys):

@@ -272,6 +272,13 @@ def test_groups_are_scored_apart_and_unknown_ones_kept():
     pd.testing.assert_frame_equal(table, by_group(z, ds, "sex", times=50))
 
 
+def test_a_group_that_is_all_right_has_an_interval_with_a_width_or_none():
+    ds = faces(splits=("test",))
+    table = by_group(8.0 * np.eye(len(ds.labels))[ds.targets()], ds, np.arange(60) % 2, times=20)
+    assert not (table.low == table.high).any() and not (table.gap_low == table.gap_high).any()
+    assert (table[table.metric == "accuracy"].low.between(.8, .99)).all()
+
+
 def test_a_group_that_is_everyone_has_no_gap():
     table = by_group(net(), faces(splits=("test",)), np.zeros(60, int), times=10)
     assert table.gap.isna().all() and table.gap_low.isna().all() and table.group.unique().tolist() == ["0"]

@@ -193,6 +193,9 @@ def test_an_interval_has_a_width_or_is_none():
     assert table.low["accuracy"] < table.value["accuracy"] < table.high["accuracy"] and np.isnan(table.low["f1:sad"])
     found = headline(z, y, ("sad", "happy", "fear"), times=50).set_index("measure")
     assert found.low["single"] < found.value["single"] < found.high["single"]
+    right = np.arange(9) % 3                    # all answers are right, and alike
+    found = headline(np.eye(3)[right] * 9.0, right, ("sad", "happy", "fear"), times=50)
+    assert not (found.low == found.high).any() and found.set_index("measure").loc["ece", ["low", "high"]].isna().all()
 
 
 def test_a_network_that_names_all_eight_is_judged_by_name():
