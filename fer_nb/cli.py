@@ -1069,8 +1069,11 @@ def models(
     named += [(str(path), contender(str(path), predictions=True)) for path in args.predictions]
     keys = [next((k for k in (key, model.name) if k in known), None) for key, model in named]
     if odd := [k for k in known if k not in keys]:
-        raise ConfigError(f"--about {args.about}: {', '.join(odd)}; names of the models "
-                          f"({', '.join(model.name for _, model in named)}) expected")
+        said = (f"--about {args.about}: {', '.join(odd)}; names of the models "
+                f"({', '.join(model.name for _, model in named)}) expected")
+        if not any(keys):
+            raise ConfigError(said)
+        print(f"fer-nb: warning: {said}; the others are not asked", file=sys.stderr)
     return [replace(m, about=m.about | known.get(k, {})) for k, (_, m) in zip(keys, named)]
 
 # %% ../nbs/60_cli.ipynb #benchvb3

@@ -443,4 +443,6 @@ def test_the_command_knows_what_is_known_of_whom(faces, tmp_path, capsys):
     ask = ["bench", "--data", str(root), "--models", "toys:mean", "--about", str(about), "--out", str(tmp_path / "rows"), "--sample", "0"]
     assert main(ask) in (0, None) and "99 %" in capsys.readouterr().out
     about.write_text(json.dumps({"toys:mean": {}, "nonsense": {"claimed": "1"}}))
+    assert main(ask) in (0, None) and "warning: --about" in (err := capsys.readouterr().err) and "nonsense" in err
+    about.write_text(json.dumps({"nonsense": {"claimed": "1"}}))
     assert main(ask) == 2 and "nonsense" in capsys.readouterr().err
