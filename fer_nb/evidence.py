@@ -105,6 +105,11 @@ EVIDENCE: dict[str, Evidence] = {
         "results/ferplus-sqs/sqs-controls.csv",
         "--seeds 1 --epochs 1 --part 1 --set data.near_duplicates=false --set student.pretrained=false "
         "--set student.bs=16"),
+    "SQS, new weights": Evidence(
+        "And what are SQS, the Swin and the CNN worth where nothing was trained before?",
+        f"study sqs {_DATA} --table ablation --part 8 --epochs 8 --seeds 3 --tta none "
+        "--set student.pretrained=false", "sqs-ablation.csv", "results/ferplus-sqs/sqs-ablation-new.csv",
+        "--seeds 1 --epochs 1 --part 1 --set data.near_duplicates=false --set student.bs=16"),
     "protocol": Evidence(
         "By how much do leaking protocols flatter a network?", f"study protocol {_DATA} --seeds 3",
         "protocol.csv", "results/fer2013-protocol/runs.csv", "--seeds 1 --epochs 1 --part 1"),
@@ -231,7 +236,7 @@ COMPARED: dict[str, Compared] = {
     "data, FER+'s majority": Compared("results/fer2013-data/runs.csv", _PIPELINE, metric="majority",
                                       where=_VOTED),
     "teachers": Compared("results/fer2013-distillation/runs.csv", {
-        f"{arm}: {n} against none": ((arm, n), (arm, 0)) for arm in ("before", "after") for n in (1, 3)},
+        f"{arm}: {n} against none": ((arm, n), (arm, 0)) for arm in ("before", "after") for n in (1, 2, 3)},
         ("arm", "teachers"), _LABEL),
     "EADD, FER2013's labels": Compared("results/fer2013-eadd/runs.csv", _against("as it is", *_EADD_ARMS),
                                        where=_LABEL),
@@ -248,6 +253,9 @@ COMPARED: dict[str, Compared] = {
         (*_UNDER, ("arm", "as it is"))),
     "SQSNet's parts": Compared("results/ferplus-sqs/sqs-ablation.csv", where=_ONE_VIEW,
                                pairs=_against("SQSNet", "w/o Swin", "w/o CNN")),
+    "SQSNet's parts, from new weights": Compared(
+        "results/ferplus-sqs/sqs-ablation-new.csv", where=_ONE_VIEW,
+        pairs=_against("SQSNet", "w/o SQS", "w/o Swin", "w/o CNN")),
     "SQS's parts": Compared("results/ferplus-sqs/sqs-controls.csv", where=_ONE_VIEW, pairs=_against(
         "SQSNet", "w/o SQS", "without the hinge", "pairs alone", "pooled vectors")),
     "fusion": Compared("results/ferplus-sqs/sqs-fusion.csv", where=_ONE_VIEW,
