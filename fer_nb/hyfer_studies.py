@@ -186,8 +186,8 @@ def distillation_study(
     # or "after": numbers of teachers, (): all; None: before and after, and not refined where they are refined
 ) -> pd.DataFrame:                          # dataset, arm, model, teachers, seed, split, ..., value, n
     """Students with no teacher, the first, the first two, ..., before and after the data-centric pipeline, or
-    with a part of it. Raises `ConfigError` without seeds and for arms that there are not, `StoreError` where
-    another study lies in `out`."""
+    with a part of it. An arm whose students have no teacher fits none. Raises `ConfigError` without seeds and
+    for arms that there are not, `StoreError` where another study lies in `out`."""
     at_least("seeds", len(seeds), 1)
     _one_generation(preset)
     store, tables = Store(out, {"settings": _settings(preset), **ds.identity()}), []
@@ -204,8 +204,9 @@ def distillation_study(
         sizes = [f"{len(getattr(splits, name)):,} {name}" for name in ("train", "valid", "test")]
         say(f"{arm}: {', '.join(sizes)} images")
         with measured_cost(part.path("teachers.cost.csv"), part.folder, True, arm=arm, model="teachers"):
-            teachers = fit_teachers(splits, budget, 0, part, lambda text, arm=arm: say(f"{arm}: {text}"))[0]
-        cached = {seed: cache_logits(teachers, splits, budget, seed, part) for seed in seeds}
+            fits = budget if any(counts) else replace(budget, teachers=())   # no student asks for one
+            teachers = fit_teachers(splits, fits, 0, part, lambda text, arm=arm: say(f"{arm}: {text}"))[0]
+        cached = {seed: cache_logits(teachers, splits, fits, seed, part) for seed in seeds}
 
         def alone(name: str, seed: int) -> pd.DataFrame:
             return _rows(named[name].logits(splits.test), splits).assign(teachers=0)
@@ -261,9 +262,10 @@ def distillation_gains(
     runs: pd.DataFrame,        # from `distillation_study`
     split: str = "valid",      # which reported split
     metric: str = "accuracy",  # which metric, in points if it is a share
+    subset: str = "all",       # or "without_duplicates", "voters"
 ) -> pd.DataFrame:             # what is compared; difference, low, high (95 %), p, seeds, p_holm
     "Paired t tests over seeds: each number of teachers against none, and after against before."
-    one = reported(runs, metric, split=split, model="HyFER")
+    one = reported(runs, metric, subset=subset, split=split, model="HyFER")
     counts, arms = sorted(set(one.teachers)), _arms(one)
     pairs = {f"{arm}: {_count(n)} against none": ((arm, n), (arm, 0)) for arm in arms for n in counts if n}
     pairs |= {f"{_count(n)}: after against {arm}": (("after", n), (arm, n)) for arm in arms if arm != "after"
