@@ -66,17 +66,11 @@ def _arms(
 
 EVIDENCE: dict[str, Evidence] = {
     "data": Evidence(
-        "What are cleaning, cutting faces out and balancing worth?",
-        f"study distillation {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.refine=keep "
-        "--set 'teachers=[]' --arm before 0 --arm cleaned 0 --arm 'cleaned, refined' 0 --arm after 0",
-        "distillation.csv", "results/fer2013-data/runs.csv",
-        f"{_QUICK} --set data.refine=null --set 'teachers=[]' --arm before 0 --arm cleaned 0 --arm after 0"),
-    "teachers": Evidence(
-        "What are one teacher and three worth, before and after the same steps?",
+        "What are cleaning, cutting faces out and balancing worth, and one teacher and three?",
         f"study distillation {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.refine=keep --set {_TEACHERS} "
-        "--arm before 0 1 3 --arm after 0 1 3",
-        "distillation.csv", "results/fer2013-distillation/runs.csv",
-        f"{_QUICK} --set data.refine=null --arm before 0 1 --arm after 0 1"),
+        "--arm before 0 1 3 --arm cleaned 0 --arm 'cleaned, refined' 0 --arm after 0 1 3",
+        "distillation.csv", "results/fer2013-data/runs.csv",
+        f"{_QUICK} --set data.refine=null --arm before 0 1 --arm cleaned 0 --arm after 0 1"),
     "EADD": Evidence(
         "What are teachers worth, and their weights by emotion and in time?",
         f"study settings {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.targets=null --set "
@@ -223,6 +217,7 @@ def _against(one: str, *others: str) -> dict[str, tuple[str, str]]:
 _PIPELINE = (_against("cleaned", "before") | _against("cleaned, refined", "cleaned")
              | _against("after", "cleaned, refined", "before"))
 _LABEL = (("model", "HyFER"), ("subset", "without_duplicates"))
+_UNTAUGHT = ("teachers", 0)
 _VOTED = (("model", "HyFER"), ("subset", "voters"))
 _ONE_VIEW = (("tta", "none"),)
 _ROBUST = _against("as it is", "PGD-7 on all", "TRADES", "with DeepFool")
@@ -232,10 +227,11 @@ COMPARED: dict[str, Compared] = {
         "duplicates on both sides against honest": ("duplicates_across", "honest"),
         "balanced before the split against honest": ("balance_then_split", "honest")},
         ("protocol",), metric="balanced_accuracy", own=True, rho=FIFTH),
-    "data, FER2013's labels": Compared("results/fer2013-data/runs.csv", _PIPELINE, where=_LABEL),
+    "data, FER2013's labels": Compared("results/fer2013-data/runs.csv", _PIPELINE,
+                                        where=(*_LABEL, _UNTAUGHT)),
     "data, FER+'s majority": Compared("results/fer2013-data/runs.csv", _PIPELINE, metric="majority",
-                                      where=_VOTED),
-    "teachers": Compared("results/fer2013-distillation/runs.csv", {
+                                      where=(*_VOTED, _UNTAUGHT)),
+    "teachers": Compared("results/fer2013-data/runs.csv", {
         f"{arm}: {n} against none": ((arm, n), (arm, 0)) for arm in ("before", "after") for n in (1, 2, 3)},
         ("arm", "teachers"), _LABEL),
     "EADD, FER2013's labels": Compared("results/fer2013-eadd/runs.csv", _against("as it is", *_EADD_ARMS),

@@ -180,7 +180,7 @@ def table_rows() -> tuple[list[str], dict[str, float]]:
 def costs_of_cleaning() -> list[str]:
     "What cleaning is worth to a student without teachers, in points with intervals: on all of PublicTest, and on its images without duplicates."
     runs = pd.read_csv(ROOT / "results/fer2013-data/runs.csv")
-    runs = runs[(runs.split == "valid") & (runs.metric == "accuracy") & (runs.model == "HyFER")]
+    runs = runs[(runs.split == "valid") & (runs.metric == "accuracy") & (runs.model == "HyFER") & (runs.teachers == 0)]
     wide = 100 * runs.pivot(index="seed", columns=["subset", "arm"], values="value")
     lost = [paired_t(wide[s, "cleaned"], wide[s, "before"]) for s in ("all", "without_duplicates")]
     apart = differences_of(ROOT, COMPARED["data, FER2013's labels"]).loc["cleaned against before"]
