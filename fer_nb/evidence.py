@@ -213,7 +213,7 @@ def _against(one: str, *others: str) -> dict[str, tuple[str, str]]:
     "An arm against each of the others."
     return {f"{one} against {other}": (one, other) for other in others}
 
-
+# %% ../nbs/55_evidence.ipynb #evid0027
 _PIPELINE = (_against("cleaned", "before") | _against("cleaned, refined", "cleaned")
              | _against("after", "cleaned, refined", "before"))
 _LABEL = (("model", "HyFER"), ("subset", "without_duplicates"))

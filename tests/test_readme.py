@@ -213,8 +213,8 @@ def facts() -> list[str]:  # sentences and parts of them
         f"At ε = 8/255 PGD leaves the robust network {f['at 8']:.1f} %.",
         f"Of an image's ten FER+ voters {top['expected']:.1f} % give the shipped network's answer, {top['one voter']:.1f} % another voter's, "
         f"{top['label']:.1f} % FER2013's label; where most chose the label, it is right in {top['both agree']:.1f} %.",
-        f"to a small network cleaning is worth {lost} points on all of PublicTest (95 %: {low} to {high}), whose duplicates it takes out of training, "
-        f"and {alone} on the images without one ({lower} to {higher}).".replace("-", "−"),
+        f"to a small network cleaning is worth {lost} points on all of PublicTest (95 %: {low} to {high}), {alone} without duplicates "
+        f"({lower} to {higher}).".replace("-", "−"),
         f"{minutes:.0f} minutes", f"at its own size, {sizes.pop()} pixels",
         f"Python {pythons()[0]} to {pythons()[-1]}", f"{cited['volume']}({cited['issue']}), {cited['start']}, {cited['year']}", f"doi:{cited['doi']}"]
 
