@@ -91,6 +91,14 @@ def test_a_study_goes_on_where_it_was_broken_off(faces, tmp_path, monkeypatch):
         distillation_study(faces, replace(TINY, student=Fit(epochs=1, lr=1.0)), (0,), tmp_path / "b")
 
 
+def test_an_arm_whose_students_have_no_teacher_fits_none(faces, tmp_path):
+    """And its student is the one that the study fits beside taught ones."""
+    alone, both = (distillation_study(faces, TINY, (0,), tmp_path / str(len(n)), arms={"before": n}) for n in ([0], [0, 1]))
+    assert set(alone.model) == {"HyFER"} and not list((tmp_path / "1").rglob("teacher-*")) and list((tmp_path / "2").rglob("teacher-*"))
+    beside = both[(both.model == "HyFER") & (both.teachers == 0)]
+    pd.testing.assert_frame_equal(alone, beside.reset_index(drop=True), check_dtype=False)
+
+
 def test_before_trains_on_what_came_and_after_does_not():
     ds, planted = make_faces(600, seed=1)
     before = make_splits(ds, replace(TINY.data, clean=False, targets=None))
