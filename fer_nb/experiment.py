@@ -367,13 +367,16 @@ FINISHED = WEIGHTS | {
 ATTACKED = FINISHED | {
     "--images": dict(type=int, default=500, metavar="N", help="images attacked (default: %(default)s)")}
 STRONG = {"--strong": dict(type=int, default=100, metavar="N",
-                           help="images of the checks; 0: none (default: %(default)s)")}
+                           help="images of the checks; 0: none (default: %(default)s)"),
+          "--corrupted": dict(type=int, metavar="N", help="images of the corruptions (default: all)")}
 STRONGEST = {
     "--steps": dict(type=int, default=100, metavar="N",
                     help="of AutoAttack, and half as many of PGD; fewer are below its standard (default: "
                          "%(default)s)"),
     "--queries": dict(type=int, default=5000, metavar="N",
-                      help="of its Square; the same (default: %(default)s)")}
+                      help="of its Square; the same (default: %(default)s)"),
+    "--pgd": dict(type=int, default=0, metavar="N",
+                  help="images of one more run of PGD alone (default: none)")}
 ARMS = {"--arm": dict(action="append", nargs="+", default=[], metavar=("NAME", "NAME=VALUE"),
                       help="a name, then what it changes, such as --arm flip student.augment.vflip=0.5; "
                            "distillation: before, cleaned, \"cleaned, refined\", or after, then numbers of "

@@ -55,7 +55,7 @@ class Remade:
 
 BOTH = ("hyfer", "hyfer_robust")
 ALL = (*BOTH, "hyfer_ferplus")
-_ATTACKS = ("table5", "paper_epsilon", "tradeoff", "corruptions", "checklist", "effort")
+_ATTACKS = ("table5", "paper_epsilon", "tradeoff", "corruptions", "corruption_gains", "checklist", "effort")
 
 
 def _json(name: str) -> dict[str, str]:
@@ -82,10 +82,10 @@ TABLES: dict[str, Remade] = {
     "robust": Remade({f"results/fer2013-robust/{n}": n for n in
                       (*[f"{a}.csv" for a in _ATTACKS], "about.json")},
                      "study robust --data {data} --images 400 --strong 60 --out {made}",
-                     "--images 7 --strong 2", BOTH),
+                     "--images 7 --strong 2 --corrupted 7", BOTH),
     "autoattack": Remade({"results/fer2013-robust/autoattack.csv": "autoattack.csv"},
-                         "study autoattack --data {data} --images 1000 --out {made}",
-                         "--images 7 --steps 2 --queries 10", BOTH),
+                         "study autoattack --data {data} --images 1000 --pgd 3589 --out {made}",
+                         "--images 7 --pgd 0 --steps 2 --queries 10", BOTH),
     "bench": Remade({f"results/bench/*-{n}-fer2013.json": f"*-{n}-fer2013.json" for n in BOTH},
                     "bench --data {data} --split {split} --models hyfer,hyfer_robust --out {made}", "--exact",
                     BOTH),

@@ -1,5 +1,6 @@
 """Robustness of the installed package: corruptions replay, planted gradient masking is found, AutoAttack through its package."""
 import importlib.util
+import itertools
 import random
 import warnings
 
@@ -16,8 +17,8 @@ from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, 
 from fer_nb.data import FERData
 from fer_nb.evaluate import evaluate, robust_curve
 from fer_nb.models import weights_digest
-from fer_nb.robustness import (PAPER_TABLE5, _attacks_of, auto_attack, corrupt, corruption_curve, corruption_kinds, paper_epsilon, robust_study,
-                               sanity_checklist, square_search, strongest_study, table5, tradeoff)
+from fer_nb.robustness import (PAPER_TABLE5, _attacks_of, auto_attack, corrupt, corruption_curve, corruption_gains, corruption_hits,
+                               corruption_kinds, noise_keys, paper_epsilon, robust_study, sanity_checklist, square_search, strongest_study, table5, tradeoff)
 
 needs_autoattack = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None,
                                       reason="needs the extra `robust`: pip install pyautoattack")
@@ -509,16 +510,78 @@ def test_tradeoff_pairs_clean_with_robust():
 def test_the_study_writes_every_table_and_goes_on(model, ds, tmp_path):
     ds, made = ds.where(split="test"), []
     call = dict(models={"a": model, "b": trained(1)}, ds=ds, out=tmp_path, eps=(0.02,), l2=(0.2,), steps=2, n=14, strong=7,
-                strong_eps=0.02, say=made.append)
+                strong_eps=0.02, corrupted=21, say=made.append)
     tables = robust_study(**call)
     first = len(made)
     again = robust_study(**call)
-    names = {"table5", "paper_epsilon", "tradeoff", "corruptions", "checklist", "effort"}
+    names = {"table5", "paper_epsilon", "tradeoff", "corruptions", "corruption_gains", "checklist", "effort"}
     assert set(tables) == names == {p.stem for p in tmp_path.glob("*.csv")} and (tmp_path / "about.json").is_file()
     for name in names:
         pd.testing.assert_frame_equal(tables[name], again[name], check_dtype=False)
-        assert set(tables[name].model) == {"a", "b"}
-    assert first == len(made) == 2 * (6 + 3) and "a: clean" in made
+        assert set(tables[name].model) == {"a", "b"} - ({"a"} if name == "corruption_gains" else set())
+    assert first == len(made) == 2 * (6 + 4) and "a: clean" in made
+    many = {name: tables[name].n.max() for name in ("corruptions", "corruption_gains", "table5")}
+    assert many == {"corruptions": 21, "corruption_gains": 21, "table5": 14}
+    (alone := tmp_path / "alone").mkdir()
+    assert "corruption_gains" not in robust_study(**call | {"models": {"a": model}, "out": alone, "strong": 0})
+
+
+def _one_image_at_a_time(net, ds, kind, degrees):
+    "The share of the degrees at which each image is read right, by plain loops."
+    keys, y, right = noise_keys(ds), ds.targets(), np.zeros((len(ds), len(degrees)))
+    for i, j in itertools.product(range(len(ds)), range(len(degrees))):
+        x = corrupt(torch.tensor(ds.image(i))[None, None].float() / 255, kind, degrees[j], keys[i:i + 1])
+        with torch.no_grad():
+            right[i, j] = net(x).argmax().item() == y[i]
+    return right.mean(1)
+
+
+def test_what_a_training_changes_is_the_mean_over_images_of_the_difference(model, ds):
+    ds, other = ds.where(split="test"), net(seed=3).eval()
+    hits = {"a": corruption_hits(model, ds, ("noise", "blur"), (2, 4)), "b": corruption_hits(other, ds, ("noise", "blur"), (2, 4))}
+    gains = corruption_gains(hits).set_index("kind")
+    for kind in ("noise", "blur"):
+        a, b = (_one_image_at_a_time(net, ds, kind, (2, 4)) for net in (model, other))
+        np.testing.assert_allclose(hits["a"][kind], a)
+        np.testing.assert_allclose(gains.loc[kind, ["before", "after", "difference"]].tolist(),
+                                   [100 * a.mean(), 100 * b.mean(), 100 * (b - a).mean()], atol=1e-9)
+        within = pd.Series(b - a).groupby(ds.df.label.to_numpy()).agg(["var", "count"])     # images are exchanged within an emotion
+        half = 196 * ((within["var"] * (within["count"] - 1)).sum() / len(ds) ** 2) ** 0.5
+        assert gains.low[kind] < gains.difference[kind] < gains.high[kind]
+        assert abs((gains.high[kind] - gains.low[kind]) / 2 - half) < 0.15 * half + 0.3
+    both = corruption_gains({"a": hits["a"], "b": hits["b"], "c": hits["a"]}).set_index(["model", "kind"])
+    assert not both.difference["c"].any() and list(both.index.unique(0)) == ["b", "c"]
+    np.testing.assert_allclose(gains.difference["all kinds"], gains.difference[["noise", "blur"]].mean(), atol=1e-9)
+
+
+def test_changes_of_other_images_or_kinds_are_refused(model, ds):
+    ds = ds.where(split="test").take(range(14))
+    hits = corruption_hits(model, ds, ("dark",), (1,))
+    for other in (hits.iloc[::-1].reset_index(drop=True), hits.rename(columns={"dark": "blur"}), hits.iloc[:7]):
+        with pytest.raises(DataError, match="b: other images or kinds than a"):
+            corruption_gains({"a": hits, "b": other})
+    with pytest.raises(ConfigError, match="a alone; two networks or more"):
+        corruption_gains({"a": hits})
+    with pytest.raises(ConfigError, match="kind='fog'"):
+        corruption_hits(model, ds, ("fog",))
+
+
+def test_splits_are_judged_each_for_itself(model, ds):
+    hits = {"a": corruption_hits(model, ds, ("dark",), (3,)), "b": corruption_hits(trained(1), ds, ("dark",), (3,))}
+    table = corruption_gains(hits).set_index(["split", "kind"])
+    alone = {k: corruption_hits(m, ds.where(split="test"), ("dark",), (3,)) for k, m in (("a", model), ("b", trained(1)))}
+    pd.testing.assert_series_equal(table.difference["test"], corruption_gains(alone).set_index("kind").difference)
+    assert table.n["train"].eq((ds.df.split == "train").sum()).all()
+
+
+@needs_autoattack
+@pytest.mark.filterwarnings("ignore:AutoAttack below")
+def test_more_images_for_pgd_are_a_run_of_their_own(model, ds, tmp_path):
+    ds, call = ds.where(split="test"), dict(n=7, eps=0.02, steps=2, queries=5)
+    table = strongest_study({"a": model}, ds, tmp_path, pgd=21, **call).query("metric == 'accuracy'")
+    assert table.groupby(["attack", "n"]).size().to_dict() == {("autoattack", 7): 1, ("pgd", 7): 2, ("pgd", 21): 2}
+    whole = strongest_study({"a": model}, ds, tmp_path / "all", pgd=None, **call)
+    assert set(whole[(whole.subset == "all") & (whole.metric == "accuracy")].n) == {len(ds)}
 
 
 @needs_autoattack
