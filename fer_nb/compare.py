@@ -10,12 +10,11 @@ from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, t as student_t
+from scipy.stats import binom, binomtest, norm, t as student_t
 
 from .core import ConfigError, need_columns, one_of, share
 from .data import FERData
-from .metrics import bootstrap_scores, percentile_interval, scores
+from .metrics import bootstrap_scores, few_images, percentile_interval, scores
 
 # %% ../nbs/22_compare.ipynb #e83bb97d
 def holm(
@@ -56,18 +55,14 @@ def mcnemar(
         raise ConfigError(f"{a.dtype} {a.shape} and {b.dtype} {b.shape}; right or wrong of the same images "
                           "expected, as bool (N,)")
     k, other, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
-    differ, name = k + other, "McNemar mid-p" if mid_p else "McNemar exact"
-    if not differ:
-        return Outcome(name, "images", n, 0.0, np.nan, np.nan, 1.0)
-    exact = binomtest(k, differ)
-    p, (low, high) = exact.pvalue, exact.proportion_ci(level)
-    if mid_p:
-        p -= binom.pmf(k, differ, 0.5) * (0.5 if k == other else 1)
-        cdf, pmf, tail = binom.cdf, binom.pmf, (1 - level) / 2  # the observed outcome counts by half
-        low = brentq(lambda q: binom.sf(k, differ, q) + pmf(k, differ, q) / 2 - tail, 0, 1) if k else 0.0
-        high = brentq(lambda q: cdf(k - 1, differ, q) + pmf(k, differ, q) / 2 - tail, 0, 1) if other else 1.0
-    low, high = ((2 * q - 1) * differ / n for q in (low, high))
-    return Outcome(name, "images", n, (k - other) / n, low, high, float(p))
+    p = binomtest(k, k + other).pvalue if k + other else 1.0
+    if mid_p and k + other:   # the observed outcome counts by half
+        p -= binom.pmf(k, k + other, 0.5) * (0.5 if k == other else 1)
+    one, two = (k + 1) / (n + 2), (other + 1) / (n + 2)   # equation (1)
+    half = norm.ppf((1 + level) / 2) * np.sqrt((one + two - (one - two) ** 2) / (n + 2))
+    low, high = max(one - two - half, -1.0), min(one - two + half, 1.0)
+    name = "McNemar mid-p" if mid_p else "McNemar exact"
+    return Outcome(name, "images", n, (k - other) / n, float(low), float(high), float(p))
 
 # %% ../nbs/22_compare.ipynb #f7b26eb6
 def paired_t(
@@ -77,14 +72,18 @@ def paired_t(
     over: str = "seeds",   # what the runs are, for the table
     level: float = 0.95,   # of the interval
 ) -> Outcome:              # mean difference
-    "The paired t test, or the corrected one. Raises `ConfigError` for fewer than two pairs."
+    """The paired t test, or the corrected one; differences that are the same in all runs have no p. Raises
+    `ConfigError` for fewer than two pairs."""
     share("level", level, "()")
     d = np.subtract(*(np.asarray(v, float) for v in (a, b))) if len(a) == len(b) else np.empty(0)
     if len(d) < 2 or not np.isfinite(d).all() or rho < 0:
         raise ConfigError(f"{len(a)} and {len(b)} values, rho={rho}; two or more pairs of finite numbers and "
                           "rho >= 0 expected")
+    if np.ptp(d) <= 1e-12 * np.abs([a, b]).max():   # the same in all runs, but for rounding
+        d = np.full(len(d), d[0])
     n, mean, scale = len(d), d.mean(), np.sqrt((1 / len(d) + rho) * d.var(ddof=1))
     half = student_t.ppf((1 + level) / 2, n - 1) * scale
+    half, scale = (0.0, 0.0) if np.ptp(d) == 0 else (half, scale)
     p = 2 * student_t.sf(abs(mean) / scale, n - 1) if scale else 1.0 if mean == 0 else np.nan
     return Outcome("corrected t" if rho else "paired t", over, n, mean, mean - half, mean + half, float(p))
 
@@ -99,16 +98,19 @@ def paired_bootstrap(
     seed: int = 0,              # of the draws
     level: float = 0.95,        # of the interval
 ) -> Outcome:                   # difference of the metric
-    """Stratified paired bootstrap of two fixed models on the same images. Raises `ConfigError` or
-    `LabelError`."""
+    """Stratified paired bootstrap of two fixed models on the same images; without interval and p where too
+    few images count, see `metrics.few_images`. Raises `ConfigError` or `LabelError`."""
     a, b = scores(z_a, y, labels), scores(z_b, y, labels)
     one_of("metric", metric, a.metric)
     k = int((a.metric == metric).argmax())
     d = bootstrap_scores(z_a, y, times, seed)[:, k] - bootstrap_scores(z_b, y, times, seed)[:, k]
     beyond = 1 + min((d <= 0).sum(), (d >= 0).sum())
     p = np.nan if np.isnan(d).any() else min(1.0, 2 * beyond / (times + 1))
+    low, high = percentile_interval(d, level)
+    if few_images([metric], y, labels)[0]:
+        low, high, p = np.nan, np.nan, np.nan
     difference = float(a.value[k] - b.value[k])
-    return Outcome("paired bootstrap", "images", int(a.n[k]), difference, *percentile_interval(d, level), p)
+    return Outcome("paired bootstrap", "images", int(a.n[k]), difference, low, high, p)
 
 # %% ../nbs/22_compare.ipynb #c29f9bfc
 def _compare_runs(

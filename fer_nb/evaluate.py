@@ -9,6 +9,7 @@ __all__ = ['TTA', 'check_labels', 'eval_mode', 'image_batches', 'tta_views', 'pr
            'out_of_fold', 'cross_validate', 'robust_curve', 'compare']
 
 # %% ../nbs/24_evaluate.ipynb #7751cb1e
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -30,8 +31,8 @@ from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, n
                          progress)
 from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
 from .launch import fast_math
-from .metrics import (bootstrap_scores, fit_temperature, headline, percentile_interval, score_bounds,
-                            score_intervals, scores, with_width)
+from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
+                            percentile_interval, score_bounds, score_intervals, scores, share_interval)
 from .store import Store, digest, read_record, read_table
 
 # %% ../nbs/24_evaluate.ipynb #5b05f01e
@@ -274,9 +275,11 @@ def calibration(
     model: nn.Module,    # trained
     ds: FERData,         # images that are not reported
 ) -> dict[str, float]:   # for its record: "temperature"; empty where it cannot be learned from these images
-    "The temperature by which the network's logits are divided in use, for the record of its weights."
+    """The temperature by which the network's logits are divided in use, for the record of its weights. Raises
+    `ConfigError` for a network that returns no logits."""
+    z = predict_logits(model, ds)
     try:
-        return {"temperature": round(fit_temperature(predict_logits(model, ds), ds.targets()), 4)}
+        return {"temperature": round(fit_temperature(z, ds.targets()), 4)}
     except ConfigError:  # a network at chance, or one without a mistake
         return {}
 
@@ -291,6 +294,31 @@ def confusion(
     return pd.DataFrame(table, pd.Index(ds.labels, name="true"), pd.Index(ds.labels, name="predicted"))
 
 # %% ../nbs/24_evaluate.ipynb #041cf91a
+def _cut(
+    values: pd.Series,              # numbers
+    bins: int | Sequence[float],    # so many groups of equal size, or edges
+    name: str,                      # of the numbers
+) -> pd.Series:                     # intervals; NaN stays NaN
+    """Numbers as groups; many that are alike make fewer groups, and one value alone one. Warns of fewer
+    groups. Raises `ConfigError` for edges that leave numbers out."""
+    if np.ndim(bins) == 0:
+        cut = pd.qcut(values, bins, duplicates="drop")
+        if cut.isna().all():   # one value
+            cut = values
+        if (made := cut.nunique()) < bins:
+            common = values.mode()
+            warnings.warn(f"{name}: {made} of {bins} groups, for {(values == common.iloc[0]).sum()} of "
+                      f"{values.notna().sum()} values are {common.iloc[0]:g}; bins=[...] takes edges"
+                      if len(common) else f"{name}: no value is known", stacklevel=4)
+        return cut
+    cut = pd.cut(values, bins, include_lowest=True)
+    if (lost := cut.isna() & values.notna()).any():
+        raise ConfigError(f"{name}: {lost.sum()} of {values.notna().sum()} values, such as "
+                          f"{values[lost].iloc[0]:g}, outside the edges {bins[0]:g} to {bins[-1]:g}; edges "
+                          "around all of them expected, the first and the last may be infinite")
+    return cut
+
+
 def _groups(
     ds: FERData,                          # the images
     column: str | pd.Series | np.ndarray, # a column of `ds.df`, or one value an image
@@ -304,9 +332,7 @@ def _groups(
         column = ds.df[column]
     values = pd.Series(np.asarray(column))
     if bins is not None:
-        values = pd.to_numeric(values)
-        values = pd.qcut(values, bins, duplicates="drop") if np.ndim(bins) == 0 \
-            else pd.cut(values, bins, include_lowest=True)
+        values = _cut(pd.to_numeric(values), bins, name)
     if len(values) != len(ds) or values.nunique() > 50:
         raise ConfigError(f"{name}: {len(values)} values for {len(ds)} images, {values.nunique()} different "
                           "values; one an image and 50 different ones at most expected; bins=4 cuts numbers")
@@ -314,6 +340,27 @@ def _groups(
     in_order = known.sort_values(key=lambda v: v.astype(str) if v.dtype == object else v)
     order = dict.fromkeys([*in_order.astype(str), "not known"])
     return name, pd.Categorical(known.astype(str).reindex(range(len(ds)), fill_value="not known"), [*order])
+
+
+def _gap(
+    tables: tuple[pd.DataFrame, pd.DataFrame],   # from `scores`: of a group, of all other images
+    targets: tuple[np.ndarray, np.ndarray],      # their labels as positions
+    gaps: np.ndarray,        # (times, metrics): differences of resamples
+    labels: Sequence[str],   # of the data
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # gap, low, high, one a metric
+    """How far a group is from the others. Where resamples say too little: Newcombe's interval (1998, his
+    method 10) of two independent shares."""
+    metric = tables[0].metric
+    low, high = percentile_interval(gaps)
+    few = few_images(metric, targets[0], labels) | few_images(metric, targets[1], labels) | (low == high)
+    (p, (p_low, p_high)), (q, (q_low, q_high)) = (
+        (t.value.to_numpy(), share_interval(np.where(is_share(metric), t.value, np.nan), t.n)) for t in tables)
+    gap = p - q
+    if set(targets[0]) != set(targets[1]):
+        gap = np.where(metric.isin(MACRO), np.nan, gap)
+    low = np.where(few, gap - np.hypot(p - p_low, q_high - q), np.where(np.isnan(gap), np.nan, low))
+    high = np.where(few, gap + np.hypot(p_high - p, q - q_low), np.where(np.isnan(gap), np.nan, high))
+    return gap, low, high
 
 
 def by_group(
@@ -324,9 +371,9 @@ def by_group(
     times: int = 1000,                          # bootstrap resamples
     seed: int = 0,                              # of the resamples
 ) -> pd.DataFrame:  # split, column, group, metric, value, low, high, gap, gap_low, gap_high, n, labels
-    """All metrics of each group, and their gap to all other images; a gap that is the same in all resamples
-    has no interval. Raises `LabelError`, `DataError` or
-    `ConfigError`."""
+    """All metrics of each group, and their gap to all other images. Where too few images count
+    (`metrics.few_images`), gaps of accuracy and recalls have Newcombe's interval and others none; means over
+    classes that only one side has are not compared. Raises `LabelError`, `DataError` or `ConfigError`."""
     name, groups = _groups(ds, column, bins)
     splits, z, y, tables = _splits(ds), logits_of(model_or_logits, ds), ds.targets(), []
     for split in splits:
@@ -335,14 +382,14 @@ def by_group(
             inside, rest = here & (groups == group), here & (groups != group)
             table = scores(z[inside], y[inside], ds.labels)
             draws = bootstrap_scores(z[inside], y[inside], times, seed)
-            gap, gaps = np.nan, np.full_like(draws, np.nan)
+            low, high = score_bounds(table, draws, y[inside], ds.labels)
+            table = table.assign(split=split, column=name, group=group, low=low, high=high,
+                                 labels=", ".join(ds.labels), gap=np.nan, gap_low=np.nan, gap_high=np.nan)
             if rest.any():
-                gap = table.value - scores(z[rest], y[rest], ds.labels).value
-                gaps = draws - bootstrap_scores(z[rest], y[rest], times, seed + 1)
-            low, high = score_bounds(table, draws)
-            gap_low, gap_high = with_width(percentile_interval(gaps), table.value, table.n, False)
-            tables.append(table.assign(split=split, column=name, group=group, low=low, high=high, gap=gap,
-                                       gap_low=gap_low, gap_high=gap_high, labels=", ".join(ds.labels)))
+                others = bootstrap_scores(z[rest], y[rest], times, seed + 1)
+                both = (table, scores(z[rest], y[rest], ds.labels)), (y[inside], y[rest])
+                table["gap"], table["gap_low"], table["gap_high"] = _gap(*both, draws - others, ds.labels)
+            tables.append(table)
     columns = ["split", "column", "group", "metric", "value", "low", "high", "gap", "gap_low", "gap_high"]
     return pd.concat(tables, ignore_index=True)[[*columns, "n", "labels"]]
 

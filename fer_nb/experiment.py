@@ -38,6 +38,13 @@ NOT_SHARES = ("loss", "brier")  # metrics that are not shares: never shown in %
 _USUAL = {"subset": "all", "attack": "none"}  # what `reported` shows where nothing else is asked for
 
 
+def _compared(
+    path: Path,       # a `comparisons.csv`
+) -> pd.DataFrame:    # arm, split, metric, as text: an arm may be called "1e-3"
+    "What was compared so far."
+    return read_table(path, words=("arm", "split", "metric")).fillna("").astype(str)
+
+
 @patch
 def count_comparisons(
     self: Store,
@@ -50,7 +57,7 @@ def count_comparisons(
                           "split": table.get("split", "test"), "metric": table.get("metric", "")})
     found = found[~found.split.isin(HELD_OUT) & ~found.metric.str.contains(":")]  # "f1:sad" is a part
     with one_at_a_time(self.folder):
-        earlier = read_table(path).astype(str) if (path := self.path("comparisons.csv")).exists() else None
+        earlier = _compared(path) if (path := self.path("comparisons.csv")).exists() else None
         write_table(pd.concat([earlier, found]).drop_duplicates(), path)
 
 
@@ -59,7 +66,7 @@ def comparisons(
 ) -> pd.DataFrame:       # part (the folder within), arm, split, metric: a row for each that was ever compared
     "What was compared on reported splits in a study and its parts."
     files = sorted(Path(folder).rglob("comparisons.csv"))
-    tables = [read_table(f).astype(str).assign(part=f.parent.relative_to(folder).as_posix()) for f in files]
+    tables = [_compared(f).assign(part=f.parent.relative_to(folder).as_posix()) for f in files]
     return pd.concat([pd.DataFrame(columns=["part", "arm", "split", "metric"]), *tables], ignore_index=True)
 
 # %% ../nbs/42_experiment.ipynb #e4200010

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import PAPERS, Fit, Preset, paper_rows
+from .config import PAPERS, SQS_PROTOCOLS, Fit, Preset, paper_rows, sqs_protocol
 from .core import ConfigError
 from .data import FERData
 from .launch import amp_here, pick_device, threads
@@ -106,6 +106,7 @@ class Images:
     times: int = 1     # folds or seeds
     side: int = 48     # of the images as they came, the longer one
     chans: int = 3     # channels
+    again: int = 0     # of a second fit, on training and held-out images together
 
     @property
     def all(self) -> int:
@@ -146,15 +147,21 @@ def images_of(
     data, seeds = preset.data, preset.evaluation.seeds
     splits = {s: int(counts[s].sum()) for s in counts if s != "all"}
     total = sum(splits.values())
-    if data.folds is not None:
+    protocol, again = None, 0
+    if seeds is not None:   # SQSNet: see `sqs_studies.sqs_parts`
+        protocol = sqs_protocol(data.protocol, splits)
+        test, pool = (splits.get(s, 0) for s in (SQS_PROTOCOLS[protocol], "train"))
+        again = pool if protocol == "rafdb" else 0
+    elif data.folds is not None:
         test = round(total / data.folds)
+        pool = total - test
     else:
         test = round(total / 5) if set(splits) == {"train"} else total - splits.get("train", 0)
-    pool = total - test
-    valid = round(pool * data.holdout)
-    train = pool - valid
+        pool = total - test
+    valid = splits.get("valid", 0) if protocol == "ferplus" else round(pool * data.holdout)
+    train = pool if protocol == "ferplus" else pool - valid
     shown = round(train * grown(data.targets, counts["all"].to_dict(), name))
-    return Images(train, shown, valid, test, data.folds or seeds or 1, side, chans)
+    return Images(train, shown, valid, test, data.folds or seeds or 1, side, chans, again)
 
 def images_in(
     ds: FERData,      # as it came
@@ -200,8 +207,12 @@ def parts_of(
 
     student, how, under = preset.student, preset.distillation, preset.adversarial
     if preset.evaluation.seeds is not None:
-        return [fitted("SQSNet", student, student.network, student.size),
-                Part("evaluation", student.network, student.size, 0, n.times * n.test * 6)]
+        fits = [fitted("SQSNet", student, student.network, student.size)]
+        if n.again:   # for as many epochs as were best, at most all
+            passes, steps = 3 * student.epochs * n.again, student.epochs * (n.again // student.bs)
+            fits.append(Part("SQSNet, on all training images", student.network, student.size, n.times * steps,
+                             n.times * passes, student))
+        return [*fits, Part("evaluation", student.network, student.size, 0, n.times * n.test * 6)]
     parts = []
     for fit in preset.teachers:
         parts += [fitted(f"teacher {fit.network}", fit, fit.network, fit.size),

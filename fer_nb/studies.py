@@ -187,26 +187,28 @@ def doubt_rankings(
 def ranking_scores(
     wrong: np.ndarray,                 # bool (N,), whether the votes contradict the label
     rankings: dict[str, np.ndarray],   # name -> doubt (N,)
-    first: int = 1059,                 # how many of the most doubtful are looked at
+    first: int = 1059,                 # how many of the most doubtful are looked at; no more than are wrong
     resamples: int = 200,              # bootstrap samples of the images
     seed: int = 0,                     # of the bootstrap
-) -> pd.DataFrame:                     # ranking, metric (auroc, precision), value, low, high (95 %), n, wrong
-    "Area under the ROC curve and precision among the first, with percentile bootstrap intervals."
+) -> pd.DataFrame:    # ranking, metric (auroc, precision), value, low, high (95 %), n, wrong, first
+    """Area under the ROC curve and precision among the first, with percentile bootstrap intervals; images of
+    the same doubt come in an order by chance."""
     wrong, rng = np.asarray(wrong, bool), np.random.default_rng(seed)
     if wrong.all() or not wrong.any():
         raise DataError(f"{wrong.sum()} of {len(wrong)} labels wrong by the votes; some, not all, expected")
     samples = rng.integers(0, len(wrong), (resamples, len(wrong)))
     samples = [s for s in samples if wrong[s].any() and not wrong[s].all()]
+    first, chance = min(first, int(wrong.sum())), rng.random(len(wrong))   # beyond: the share of all that are wrong
 
     def precision(w: np.ndarray, doubt: np.ndarray) -> float:
-        return w[np.argsort(-doubt, kind="stable")[:first]].mean()
+        return w[np.lexsort((chance, -doubt))[:first]].mean()
 
     rows = []
     for name, doubt in rankings.items():
         for metric, score in (("auroc", roc_auc_score), ("precision", precision)):
             low, high = np.percentile([score(wrong[s], doubt[s]) for s in samples], [2.5, 97.5])
-            rows.append((name, metric, score(wrong, doubt), low, high, len(wrong), int(wrong.sum())))
-    return pd.DataFrame(rows, columns=["ranking", "metric", "value", "low", "high", "n", "wrong"])
+            rows.append((name, metric, score(wrong, doubt), low, high, len(wrong), int(wrong.sum()), first))
+    return pd.DataFrame(rows, columns=["ranking", "metric", "value", "low", "high", "n", "wrong", "first"])
 
 # %% ../nbs/43_studies.ipynb #da07d9d6
 LABEL_FIT = Fit("efficientnet_lite0", 64, epochs=3, lr=1e-3, bs=64)

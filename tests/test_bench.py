@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from fer_nb.bench import (Answers, StressTest, ModelError, Worker, are_crops, bench, checked, contender, found_scores, leaderboard, over_labels,
+from fer_nb.bench import (Answers, StressTest, ModelError, Worker, are_crops, bench, checked, contender, figures, found_scores, leaderboard, over_labels,
                           read_predictions, read_rows, paired_tests, voters)
 from fer_nb.cli import main
 from fer_nb.compare import holm, mcnemar
 from fer_nb.core import EMOTIONS, ConfigError, DataError, file_sha256
-from fer_nb.data import VOTE_COLUMNS
+from fer_nb.data import FERData, VOTE_COLUMNS
 from fer_nb.robustness import corrupt, noise_keys
 from fer_nb.synth import make_faces
 
@@ -170,7 +170,7 @@ def test_duplicates_are_taken_out_beside(faces, tmp_path):
 def test_labels_are_mapped_by_name_and_what_is_not_in_common_is_said():
     said = Answers(["Joy", "Anger", "contempt"], np.array([[.2, .2, .6], [0, 0, 1], [np.nan] * 3]), np.array([True, True, False]), 1, 1, 1, 1)
     probs, apart = over_labels(said, ("angry", "happy", "sad"))
-    assert np.allclose(probs, [[.5, .5, 0], [.5, .5, 0], [np.nan] * 3], equal_nan=True)
+    assert np.allclose(probs, [[.5, .5, 0], [0, 0, 0], [np.nan] * 3], equal_nan=True)
     assert apart == {"unused": ["contempt"], "lacking": ["sad"]}
     for labels in (["Joy", "happy"], ["joy", "boredom"], []):
         with pytest.raises(ModelError, match="labels"):
@@ -195,6 +195,38 @@ def test_calibration_is_of_the_faces_that_were_found():
     assert table.value["loss"] == pytest.approx(-np.log(p[found, y[found]]).mean())
     assert table.value["brier"] == pytest.approx(((p[found] - np.eye(7)[y[found]])**2).sum(1).mean())
     assert not table.index.str.contains("no face").any()
+
+
+@pytest.mark.parametrize("labels", [("angry", "happy", "sad"), ("happy", "sad", "angry"), ("sad", "angry", "happy")])
+def test_a_label_that_the_data_lack_is_a_wrong_answer_in_any_order(labels):
+    "50 angry and 50 happy faces: ten angry ones are called contempt, the other forty happy, all happy ones happy."
+    said = np.zeros((100, 3))                                   # angry, happy, contempt
+    said[:10, 2] = said[10:, 1] = 1
+    y = np.array([labels.index("angry")] * 50 + [labels.index("happy")] * 50)
+    df = pd.DataFrame({"id": [f"i{k}" for k in range(100)], "label": np.array(labels)[y], "split": "test"})
+    ds = FERData(df, np.zeros((100, 4, 4), np.uint8), labels=labels)
+    table, _, right = figures(Answers(["angry", "happy", "contempt"], said, np.ones(100, bool), 1, 1, 1, 1), ds, None, "m", 50)
+    table = table.set_index("metric").value
+    assert right.sum() == 50 and table["accuracy"] == 0.5 and table["recall:angry"] == 0 and table["recall:happy"] == 1
+    assert table["not_found"] == 0 and table["precision:happy"] == pytest.approx(50 / 90)
+
+
+def test_splits_are_compared_each_for_itself_and_names_are_checked(faces, tmp_path):
+    two = faces.assign(split=np.where(np.arange(90) < 50, "train", "test"))
+    bench(two, [contender(f"toys:{n}") for n in ("mean", "half")], tmp_path / "rows", stress=StressTest(0))
+    tests, y = paired_tests(tmp_path / "rows", "toys.mean").query("column == 'as they are'").set_index("split"), two.targets()
+    for split, here in (("train", slice(0, 50)), ("test", slice(50, 90))):
+        expected = mcnemar((as_toy(faces, "mean") == y)[here], (as_toy(faces, "half") == y)[here])
+        assert tests.loc[split, ["n", "difference", "low", "high", "p"]].tolist() == pytest.approx([expected.n, *expected[3:]])
+    with pytest.raises(ConfigError, match="toys.men"):
+        paired_tests(tmp_path / "rows", "toys.men")
+
+
+def test_rows_of_before_are_read_where_they_are_of_one_split(faces, tmp_path):
+    bench(faces, [contender(f"toys:{n}") for n in ("mean", "half")], tmp_path / "rows", stress=StressTest(0))
+    rows = read_rows(tmp_path / "rows")
+    old = [r | {"right": {c: of["test"] for c, of in r["right"].items()}} for r in rows]
+    pd.testing.assert_frame_equal(paired_tests(old), paired_tests(rows))
 
 
 def test_predictions_without_the_model(faces, tmp_path):

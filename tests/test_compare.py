@@ -47,9 +47,8 @@ def test_mcnemar_is_the_binomial_test_and_symmetric(only_a, only_b, same):
     n = only_a + only_b
     assert one.p == pytest.approx(stats.binomtest(only_a, n).pvalue if n else 1)
     assert one.p == pytest.approx(other.p) and one.difference == -other.difference and mid.p <= one.p
-    if n:
-        assert [one.low, one.high] == pytest.approx([-other.high, -other.low])
-        assert one.low <= mid.low <= mid.difference <= mid.high <= one.high
+    assert [one.low, one.high] == pytest.approx([-other.high, -other.low]) == [mid.low, mid.high]
+    assert -1 <= one.low <= one.difference <= one.high <= 1
 
 
 def test_mid_p_keeps_the_level_better_than_exact():
@@ -59,6 +58,33 @@ def test_mid_p_keeps_the_level_better_than_exact():
                   if mcnemar(np.arange(n) < k, np.arange(n) >= k, mid).p < .05]
         rate[mid] = sum(reject)
     assert rate[False] <= .05 and rate[False] <= rate[True] <= .06
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 6), st.integers(100, 4000), st.integers(-5, 5), st.integers(0, 10**6))
+def test_the_same_difference_in_all_runs_has_no_p(runs, n, more, seed):
+    "Shares of n images: the difference of two is the same number only but for rounding."
+    right = np.random.default_rng(seed).integers(10, n - 10, runs)
+    for scale in (1, 100):
+        found = paired_t(scale * (right + more) / n, scale * right / n)
+        assert np.isnan(found.p) if more else found.p == 1
+        assert found.low == found.high == pytest.approx(scale * more / n)
+
+
+def test_small_spreads_stay_what_they_are():
+    found = paired_t([0.5, 0.5 + 2e-9, 0.5 + 4e-9], [0.4, 0.4, 0.4])
+    assert found.p < 1e-12 and found.low < found.high
+
+
+def test_a_handful_of_images_has_no_bootstrap():
+    y = np.repeat(np.arange(7), 2)
+    good, bad = 5.0 * np.eye(7)[y], 5.0 * np.eye(7)[(y + 1) % 7]
+    found = paired_bootstrap(good, bad, y, EMOTIONS, "accuracy", 100)
+    assert found.difference == 1 and np.isnan([found.low, found.high, found.p]).all()
+    y = np.r_[np.repeat(0, 40), [1, 1]]
+    z = [np.random.default_rng(k).normal(size=(42, 7)) + 2 * np.eye(7)[y] for k in (0, 1)]
+    overall, rare = (paired_bootstrap(*z, y, EMOTIONS, m, 100) for m in ("accuracy", f"recall:{EMOTIONS[1]}"))
+    assert np.isfinite([overall.low, overall.high, overall.p]).all() and np.isnan([rare.low, rare.high, rare.p]).all()
 
 
 @settings(max_examples=25, deadline=None)

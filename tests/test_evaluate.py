@@ -14,8 +14,9 @@ from torch import nn
 from fer_nb.attacks import deepfool
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import FERData, read_folder
-from fer_nb.evaluate import (TTA, by_group, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
+from fer_nb.evaluate import (TTA, by_group, calibration, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
                              headline_of, leaked_images, out_of_fold, predict_logits, robust_curve, shared_labels, tta_views)
+from fer_nb.metrics import MACRO
 from fer_nb.store import StoreError
 
 COLUMNS = ["split", "subset", "tta", "attack", "eps", "steps", "metric", "value", "n", "labels"]
@@ -296,8 +297,73 @@ def test_numbers_are_cut_at_quantiles_or_given_edges():
     assert quarters.n.sum() == 60 and set(quarters.column) == {"side"}
     steps = by_group(net(), ds, np.arange(60) * 5, bins=4, times=10).group.unique()
     assert [float(g.strip("([").split(",")[0]) for g in steps] == sorted(float(g.strip("([").split(",")[0]) for g in steps)
-    given = by_group(net(), ds, size, bins=[0, 30, 60], times=10).query("metric == 'accuracy'").set_index("group")
+    given = by_group(net(), ds, size.where(size < 90), bins=[0, 30, 60], times=10).query("metric == 'accuracy'").set_index("group")
     assert given.n.sort_index().tolist() == [30, 15, 15] and "not known" in given.index
+    with pytest.raises(ConfigError, match="side: 15 of 60 values, such as 96, outside the edges 0 to 60"):
+        by_group(net(), ds, size, bins=[0, 30, 60], times=10)
+    open_ended = by_group(net(), ds, size, bins=[-np.inf, 30, np.inf], times=10).query("metric == 'accuracy'")
+    assert open_ended.n.tolist() == [30, 30]
+
+
+@pytest.mark.parametrize(("values", "made", "said"), [
+    (np.full(60, 7.0), [60], "1 of 4 groups, for 60 of 60 values are 7"),
+    (np.r_[np.zeros(48), np.arange(1, 13)], [60], "1 of 4 groups, for 48 of 60 values are 0"),
+    (np.r_[np.zeros(30), np.arange(1, 31)], [30, 15, 15], "3 of 4 groups, for 30 of 60 values are 0")])
+def test_numbers_that_make_fewer_groups_are_said_and_none_is_lost(values, made, said):
+    with pytest.warns(UserWarning, match=said):
+        found = by_group(net(), faces(splits=("test",)), values, bins=4, times=10).query("metric == 'accuracy'")
+    assert sorted(found.n, reverse=True) == made and "not known" not in set(found.group)
+
+
+def _labelled(targets):
+    "A data set of one split with these labels, as positions."
+    df = pd.DataFrame({"id": [f"i{k}" for k in range(len(targets))], "label": np.array(EMOTIONS)[targets], "split": "test"})
+    return FERData(df, np.zeros((len(df), 4, 4), np.uint8))
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_a_handful_of_images_has_no_gap_by_itself(n):
+    "Images of all classes, a network that is right in seven of ten: how often does the interval leave out zero?"
+    rng, beyond = np.random.default_rng(0), []
+    for _ in range(60):
+        y = rng.integers(0, 7, 150)
+        z = rng.normal(size=(150, 7)) + 3 * np.eye(7)[np.where(rng.random(150) < .7, y, rng.integers(0, 7, 150))]
+        table = by_group(z, _labelled(y), np.where(np.arange(150) < n, "few", "many"), times=100).set_index(["group", "metric"])
+        row = table.loc[("few", "accuracy")]
+        assert row.gap_low <= row.gap <= row.gap_high
+        assert table.loc["few"].gap_low[["loss", "macro_f1"]].isna().all()
+        beyond.append(row.gap_low > 0 or row.gap_high < 0)
+    assert np.mean(beyond) <= .12
+
+
+def test_means_over_classes_are_compared_where_both_sides_have_the_same():
+    y = np.repeat([3, 3, 1], 40)
+    z = 4.0 * np.eye(7)[np.where(np.arange(120) % 10 == 0, 0, y)]
+    both = by_group(z, _labelled(y), np.repeat(["a", "b", "b"], 40), times=50).set_index(["group", "metric"])
+    for metric in MACRO:
+        assert np.isnan(both.loc[("a", metric)][["gap", "gap_low", "gap_high"]].astype(float)).all(), metric
+    assert abs(both.gap["a", "recall:happy"]) < 1e-9 and not np.isnan(both.gap_low["a", "accuracy"])
+    same = by_group(z, _labelled(y), np.tile(["a", "b"], 60), times=50).set_index(["group", "metric"])
+    assert same.loc["a"].gap_low[["balanced_accuracy", "macro_f1"]].notna().all()
+
+
+def test_a_fault_of_the_network_is_no_missing_temperature():
+    class Broken(torch.nn.Module):
+        labels = EMOTIONS
+
+        def __init__(self, how):
+            super().__init__()
+            self.how = how
+
+        def forward(self, x):
+            return self.how(torch.randn(len(x), 7, generator=torch.Generator().manual_seed(0)))
+
+    ds = _labelled(np.arange(70) % 7)
+    assert calibration(Broken(lambda z: 0 * z), ds) == {}
+    for how, said in ((lambda z: z / 0, "NaN or infinity"), (lambda z: z.softmax(1), "probabilities"),
+                      (lambda z: z.softmax(1).half(), "probabilities"), (lambda z: 100 * z.softmax(1), "probabilities")):
+        with pytest.raises(ConfigError, match=said):
+            calibration(Broken(how), ds)
 
 
 @pytest.mark.parametrize(("column", "bins", "error", "match"), [

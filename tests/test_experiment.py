@@ -31,6 +31,13 @@ def run_of(made=None, last=None):
     return run
 
 
+@pytest.mark.parametrize("arms", [("0010", "0020"), ("1e-3", "1e-4"), ("1", "01"), ("NA", "nan")])
+def test_what_is_compared_is_counted_by_the_names_given(arms, tmp_path):
+    for seeds in ([0], [0, 1]):
+        grid(run_of(), arms, seeds, tmp_path)
+    assert sorted(comparisons(tmp_path).arm) == sorted(arms)
+
+
 def test_cells_come_seed_by_seed_with_their_names():
     made = []
     table = grid(run_of(made), ["a", "b"], (0, 5))

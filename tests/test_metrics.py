@@ -8,8 +8,8 @@ from scipy.special import softmax
 from sklearn import metrics
 
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, FERError, LabelError
-from fer_nb.metrics import (MEASURES, bootstrap_scores, ece, fit_temperature, headline, headline_text, percentile_interval, reliability,
-                            resample_counts, score_intervals, scores)
+from fer_nb.metrics import (MEASURES, bootstrap_scores, ece, fit_temperature, headline, headline_text, mean_intervals, percentile_interval,
+                            reliability, resample_counts, score_intervals, scores, share_interval)
 
 def proportion(k, n):
     "Wilson's interval by SciPy."
@@ -211,3 +211,39 @@ def test_a_network_that_names_all_eight_is_judged_by_name():
 def test_votes_that_are_not_of_these_images_or_labels_are_refused(votes, labels, error):
     with pytest.raises(error):
         headline(np.eye(9, 7), np.zeros(9, int), labels, votes=votes, times=5)
+
+
+@pytest.mark.parametrize("how", [np.float16, np.float32, lambda p: p.round(4), lambda p: p.round(3), lambda p: (100 * p).round(1)])
+def test_probabilities_in_any_precision_are_no_logits(how):
+    p = np.random.default_rng(0).dirichlet(np.ones(7), 50)
+    with pytest.raises(ConfigError, match="logits expected"):
+        ece(how(p) if callable(how) and not isinstance(how, type) else p.astype(how), np.arange(50) % 7)
+
+
+def test_logits_that_lie_between_0_and_1_are_logits():
+    z = np.random.default_rng(0).random((50, 7))
+    assert ece(z, np.arange(50) % 7) >= 0 and ece(np.array([[.7, .31]]), np.array([0])) >= 0
+
+
+def test_means_are_of_shares_and_every_count_has_an_interval():
+    for bad in (np.array([0, -1.0]), np.array([0, 2.0])):
+        with pytest.raises(ConfigError, match="from 0 to 1 expected"):
+            mean_intervals({"apart": bad}, np.zeros(2))
+    right = np.r_[np.ones(6), np.full(994, np.nan)]
+    table = mean_intervals({k: np.where(np.arange(1000) < k, right, np.nan) for k in (1, 3, 6)}, np.arange(1000) % 7, 300)
+    for k in (1, 3, 6):
+        assert table.loc[k, ["low", "high"]].tolist() == pytest.approx(share_interval(1.0, k).tolist())
+    mixed = mean_intervals({"m": np.r_[np.tile([0, 1.0], 4), np.full(300, np.nan)]}, np.zeros(308), 300).loc["m"]
+    assert mixed.low < 0.5 < mixed.high
+
+
+@pytest.mark.parametrize("a_class", [1, 2, 3])
+def test_intervals_hold_the_accuracy_of_few_images(a_class):
+    "Eight classes of one to three images each, right in seven of ten: how often is .7 within?"
+    rng, y, held = np.random.default_rng(0), np.repeat(np.arange(8), a_class), []
+    y = np.r_[y, 0]
+    for _ in range(200):
+        z = 5.0 * np.eye(8)[np.where(rng.random(len(y)) < .7, y, (y + 1) % 8)]
+        row = score_intervals(z, y, tuple("abcdefgh"), 20).set_index("metric").loc["accuracy"]
+        held.append(row.low <= .7 <= row.high)
+    assert np.mean(held) >= .9

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from fer_nb import plan
-from fer_nb.config import PRESETS, Fit
-from fer_nb.core import ConfigError
+from fer_nb.config import PRESETS, Fit, override
+from fer_nb.core import ConfigError, DataError
 from fer_nb.launch import machine
+from fer_nb.sqs_studies import SQS_PRESETS, sqs_parts
+from fer_nb.synth import make_faces
 
 N = plan.Images(360, 540, 40, 100, chans=1)
 SMALL = replace(PRESETS["tiny"], teachers=())
@@ -103,3 +105,19 @@ def test_free_memory_is_what_the_kernel_can_give(tmp_path, files, free):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:  99 kB\nMemAvailable:     50 kB\n")
     assert plan.free_memory(tmp_path) == free
+
+
+@pytest.mark.parametrize("protocol", [None, "ferplus", "affectnet", "rafdb"])
+@pytest.mark.parametrize("splits", [(0.5, 0.2, 0.3), (0.7, 0, 0.3), (0.7, 0.3, 0)])
+def test_the_parts_of_sqsnet_are_planned_as_they_are_made(protocol, splits):
+    faces = make_faces(300, seed=0, defects=None, size=32, splits=splits)[0]
+    preset = override(SQS_PRESETS["light"], ["data.near_duplicates=false"] + [f"data.protocol={protocol}"] * bool(protocol))
+    try:
+        made = sqs_parts(faces, preset)
+    except DataError:   # a split that the protocol needs is not there
+        return
+    planned = plan.images_in(faces, preset)
+    assert abs(planned.train - len(made.train)) <= 15 and abs(planned.valid - len(made.valid)) <= 15      # groups are held out whole
+    assert planned.train + planned.valid == len(made.train) + len(made.valid) and planned.test == len(made.test)
+    fits = [part.name for part in plan.parts_of(preset, planned) if part.fit]
+    assert len(fits) == 1 + (made.everything is not None) and planned.again == len(made.everything or ())

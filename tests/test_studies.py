@@ -160,6 +160,14 @@ def test_rankings_against_plain_loops():
             np.mean([-np.log(p[k][y[i]]) for k in range(3) if k != i // 20]), abs=1e-5)
 
 
+def test_the_first_are_no_more_than_are_wrong_and_ties_come_by_chance():
+    wrong = np.arange(800) < 67
+    best = -np.arange(800.0)
+    table = ranking_scores(wrong, {"best": best, "none": np.zeros(800)}).set_index(["ranking", "metric"])
+    assert set(table["first"]) == {67} and table.value["best", "precision"] == 1
+    assert table.value["none", "precision"] < 0.2 and table.low["none", "precision"] <= table.value["none", "precision"] <= table.high["none", "precision"]
+
+
 def test_scores_are_scikit_learns_and_intervals_hold_them():
     rng = np.random.default_rng(3)
     wrong = rng.random(500) < 0.2
