@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FER2013', 'PREDICTIONS', 'NO_ANSWER', 'ModelError', 'Contender', 'contender', 'Ours', 'attacked_probabilities',
-           'FerPackage', 'Worker', 'checked', 'Answers', 'over_labels', 'answered', 'found_scores', 'voters',
-           'our_faces', 'are_crops', 'read_predictions', 'figures', 'StressTest', 'corrupted', 'stress_figures',
-           'whose', 'file_name', 'told_apart', 'packed', 'unpacked', 'paired_tests', 'bench', 'read_rows', 'judged',
+           'FerPackage', 'Worker', 'checked', 'Answers', 'over_labels', 'found_scores', 'voters', 'our_faces',
+           'are_crops', 'read_predictions', 'figures', 'StressTest', 'corrupted', 'stress_figures', 'whose',
+           'file_name', 'told_apart', 'packed', 'unpacked', 'paired_tests', 'bench', 'read_rows', 'judged',
            'stress_line', 'leaderboard']
 
 # %% ../nbs/53_bench.ipynb #bench005
@@ -467,7 +467,7 @@ NO_ANSWER = "(no answer)"   # no face found, or an answer that is none of the da
 _OF_FOUND = ("loss", "brier", "ece")
 
 
-def answered(
+def _answered(
     probs: np.ndarray,   # (N, C) from `over_labels`
 ) -> np.ndarray:         # bool (N,)
     "Where a face was found and one of the labels named."
@@ -488,7 +488,7 @@ def found_scores(
         of = score_intervals(z, y[rows], names, intervals) if intervals else scores(z, y[rows], names)
         return of.set_index("metric")
 
-    found, said = ~np.isnan(probs).any(1), answered(probs)
+    found, said = ~np.isnan(probs).any(1), _answered(probs)
     whole, seen = table(np.ones(len(y), bool), True), table(said, False)
     whole = whole.drop(index=[m for m in whole.index if m.endswith(f":{NO_ANSWER}")])
     whole.loc[list(_OF_FOUND)] = seen.loc[list(_OF_FOUND)]
@@ -501,8 +501,9 @@ def voters(
     ds: FERData,            # the images, with `data.VOTE_COLUMNS`
     intervals: int = 1000,  # bootstrap resamples
 ) -> pd.DataFrame:          # metric ("majority", "expected", "one voter", ...), value, low, high, n
-    "What the voters say of the answers; where there is none (`answered`), nobody agrees with it."
-    found, y = answered(probs), ds.targets()
+    """What the voters say of the answers. With a face that was not found, and with an answer outside the
+    labels, nobody agrees."""
+    found, y = _answered(probs), ds.targets()
     votes = ds.df[list(VOTE_COLUMNS)].to_numpy()
     values = agreement(votes, np.nan_to_num(probs, nan=-1).argmax(1), y, ds.labels)
     for name in ("majority", "expected", "both agree"):
@@ -579,7 +580,7 @@ def figures(
         if set(VOTE_COLUMNS) <= set(ds.df):
             said = voters(probs[here], ds.where(split=split), intervals)
             tables.append(result_table(said, ds.labels, split=split, subset="voters"))
-    right = answered(probs) & (np.nan_to_num(probs, nan=-1).argmax(1) == y)
+    right = _answered(probs) & (np.nan_to_num(probs, nan=-1).argmax(1) == y)
     return pd.concat(tables, ignore_index=True), apart, right
 
 # %% ../nbs/53_bench.ipynb #bench058a
@@ -768,7 +769,7 @@ def unpacked(
 def _by_split(
     row: Mapping,        # from `bench`
 ) -> dict[tuple[str, str], np.ndarray]:   # (column, split): which images were answered rightly
-    "The answers of a row; one of before 0.1, all of whose images lie together, has them where it is one split."
+    "The answers of a row; of one of before 0.1 only where it is of one split, for its images lie together."
     found, splits = {}, list(dict.fromkeys(f["split"] for f in row.get("figures", ())))
     for column, of in row["right"].items():
         of = of if isinstance(of, Mapping) else {splits[0]: of} if len(splits) == 1 else {}
@@ -779,9 +780,9 @@ def _by_split(
 def paired_tests(
     rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
     first: str | None = None,   # that the others are compared with, the latest of its name; None: first row
-) -> pd.DataFrame:  # data, model, against, column, split, n, difference, low, high (accuracy, shares), p, p_holm
-    """McNemar's test of each model against one, on the same images, in each column and split; one Holm family.
-    Raises `ConfigError` where `first` is none of the models."""
+) -> pd.DataFrame:  # data, model, against, column, split, n, difference, low, high (shares), p, p_holm
+    """McNemar's test of each model against one, on the same images, in each column and split, and the
+    difference of the accuracies; one Holm family. Raises `ConfigError` for a `first` that is no model."""
     rows, found = read_rows(rows) if isinstance(rows, (str, Path)) else rows, []
     done = [r for r in rows if r.get("right")]
     names = {id(r): name for r, name in zip(done, told_apart(done))}
@@ -800,7 +801,7 @@ def paired_tests(
     table = pd.DataFrame(found, columns=columns)
     return table.assign(p_holm=holm(table.p))
 
-
+# %% ../nbs/53_bench.ipynb #bench054b
 def bench(
     ds: FERData,                      # labelled images
     models: Sequence[Contender],      # to be measured; the others are compared with the first

@@ -158,7 +158,7 @@ def check_logits(
         z = z.detach().as_subclass(torch.Tensor)
         finite = z.isfinite().all(1)
         loose = 0.02 if n >= 8 else 5e-3 if z.dtype in (torch.float16, torch.bfloat16) else 1e-4
-        total, whole = z.float().sum(1), ((z == 0) | (z == 1)).all()   # 0 and 1 are no share unless they add up
+        total, whole = z.float().sum(1), ((z == 0) | (z == 1)).all()   # whole numbers add up to 1 exactly
         share = ((total - 1).abs() < torch.where(whole, 1e-4, loose)).all() & (z <= 1).all()
         percent = ((total - 100).abs() < 2).all() & bool(n >= 8)
         inside = (z >= 0).all() & (share | percent)

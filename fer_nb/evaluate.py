@@ -341,7 +341,7 @@ def _groups(
     order = dict.fromkeys([*in_order.astype(str), "not known"])
     return name, pd.Categorical(known.astype(str).reindex(range(len(ds)), fill_value="not known"), [*order])
 
-
+# %% ../nbs/24_evaluate.ipynb #041cf91b
 def _gap(
     tables: tuple[pd.DataFrame, pd.DataFrame],   # from `scores`: of a group, of all other images
     targets: tuple[np.ndarray, np.ndarray],      # their labels as positions
@@ -353,8 +353,9 @@ def _gap(
     metric = tables[0].metric
     low, high = percentile_interval(gaps)
     few = few_images(metric, targets[0], labels) | few_images(metric, targets[1], labels) | (low == high)
-    (p, (p_low, p_high)), (q, (q_low, q_high)) = (
-        (t.value.to_numpy(), share_interval(np.where(is_share(metric), t.value, np.nan), t.n)) for t in tables)
+    p, q = (t.value.to_numpy() for t in tables)
+    (p_low, p_high), (q_low, q_high) = (
+        share_interval(np.where(is_share(metric), v, np.nan), t.n) for v, t in zip((p, q), tables))
     gap = p - q
     if set(targets[0]) != set(targets[1]):
         gap = np.where(metric.isin(MACRO), np.nan, gap)

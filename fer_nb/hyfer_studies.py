@@ -1310,8 +1310,10 @@ def _attacked(
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000013
 # two studies of a page before this one, bound here
-_robust_study = study("robust", lambda ds, out, args: _attacked(ds, out, args) | {"strong": args.strong, "corrupted": args.corrupted},
-                      lambda tables: tables["paper_epsilon"].round(3).to_string(index=False))(robust_study)
+_robust_study = study(
+    "robust",
+    lambda ds, out, args: _attacked(ds, out, args) | {"strong": args.strong, "corrupted": args.corrupted},
+    lambda tables: tables["paper_epsilon"].round(3).to_string(index=False))(robust_study)
 _strongest_study = study(
     "autoattack",
     lambda ds, out, args: _attacked(ds, out, args) | {"steps": args.steps, "queries": args.queries,

@@ -241,7 +241,7 @@ def percentile_interval(
     share("level", level, "()")
     return np.percentile(draws, [50 * (1 - level), 50 * (1 + level)], axis=0)
 
-
+# %% ../nbs/21_metrics.ipynb #21aa0004
 FEW = 5   # images of a class: fewer, drawn again, hardly differ
 MACRO = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "f1_range", "roc_auc")
 
@@ -268,7 +268,7 @@ def is_share(
     "Which metrics are shares of images, so that their value and their number say all: accuracy and recalls."
     return np.array([m == "accuracy" or m.startswith("recall:") for m in metrics], bool)
 
-
+# %% ../nbs/21_metrics.ipynb #21aa0005
 def with_width(
     bounds: np.ndarray,         # (2, ...): low, high of resamples
     value: np.ndarray | float,  # of each

@@ -207,8 +207,8 @@ def _gains(
             for t in (before, after)]
     halves = (1 + both[1] - both[0]) / 2   # from 0 to 1: no difference is a half, not a share of none
     found = mean_intervals(halves.to_dict("series"), before.label.to_numpy(), seed=seed)
-    table = pd.DataFrame({"before": both[0].mean(), "after": both[1].mean(), "difference": 2 * found.value - 1,
-                          "low": 2 * found.low - 1, "high": 2 * found.high - 1})
+    table = pd.DataFrame({"before": both[0].mean(), "after": both[1].mean()})
+    table[["difference", "low", "high"]] = 2 * found[["value", "low", "high"]] - 1
     return table.mul(100).assign(n=found.n).rename_axis("kind").reset_index()
 
 
@@ -593,8 +593,8 @@ def robust_study(
     rows = _stored_rows(models, ds, parts, out / "parts", say)
     tables |= {name: pd.concat([t for part, t in rows if part == name], ignore_index=True) for name in parts}
     if (hits := tables.pop("corrupted images", None)) is not None:
-        each = {name: hits[hits.model == name].drop(columns="model").reset_index(drop=True) for name in models}
-        tables["corruption_gains"] = corruption_gains(each, seed)
+        each = {name: one.drop(columns="model").reset_index(drop=True) for name, one in hits.groupby("model")}
+        tables["corruption_gains"] = corruption_gains({name: each[name] for name in models}, seed)
     data = {"name": ds.name, "fingerprint": ds.fingerprint(), "split": split, "images": len(ds)}
     about = {"data": data, "weights": {name: weights_digest(model) for name, model in models.items()},
              "settings": {"eps": list(eps), "l2": list(l2), "steps": steps, "n": n, "strong": strong,

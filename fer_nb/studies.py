@@ -198,7 +198,7 @@ def ranking_scores(
         raise DataError(f"{wrong.sum()} of {len(wrong)} labels wrong by the votes; some, not all, expected")
     samples = rng.integers(0, len(wrong), (resamples, len(wrong)))
     samples = [s for s in samples if wrong[s].any() and not wrong[s].all()]
-    first, chance = min(first, int(wrong.sum())), rng.random(len(wrong))   # beyond: the share of all that are wrong
+    first, chance = min(first, int(wrong.sum())), rng.random(len(wrong))
 
     def precision(w: np.ndarray, doubt: np.ndarray) -> float:
         return w[np.lexsort((chance, -doubt))[:first]].mean()
