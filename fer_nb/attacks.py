@@ -85,9 +85,14 @@ def _gradient(
     x: torch.Tensor,   # images (B, C, H, W)
     y: torch.Tensor,   # class numbers (B,) or probabilities (B, K)
 ) -> torch.Tensor:     # (B, C, H, W)
-    "The gradient of each image's cross-entropy with respect to the image."
+    """The gradient of each image's cross-entropy with respect to the image; where the network is so sure of
+    the class that this is rounded to nothing, one of the same direction."""
     x = x.detach().requires_grad_()
-    loss = F.cross_entropy(_logits(model, x, y), y, reduction="none")
+    z = _logits(model, x, y)
+    loss = F.cross_entropy(z, y, reduction="none")
+    if y.ndim == 1 and (sure := loss.detach() < 2e-7).any():   # 1 - p is a rounding error of float32
+        others = z.scatter(1, y[:, None], -torch.inf).logsumexp(1)   # loss = log(1 + exp(others - own))
+        loss = torch.where(sure, others - z.gather(1, y[:, None])[:, 0], loss)
     return torch.autograd.grad(loss.sum(), x)[0]
 
 # %% ../nbs/23_attacks.ipynb #d712b675

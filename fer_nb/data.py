@@ -304,6 +304,7 @@ def to_array(
 ) -> np.ndarray:      # uint8, grey (H, W) or RGB (H, W, 3)
     "Pixels of a Pillow image: EXIF orientation applied, 10 to 16 bits brought to 8, transparency on white."
     from PIL import ImageOps
+    white_is_zero = getattr(im, "tag_v2", {}).get(262) == 0   # TIFF's PhotometricInterpretation
     im = ImageOps.exif_transpose(im)
     empty, (low, high) = not all(im.size), im.getextrema() if im.mode == "I" and all(im.size) else (0, 256)
     if empty or not (low >= 0 and 255 < high < 1 << 16):
@@ -313,7 +314,8 @@ def to_array(
     if im.mode == "F":
         return _from_floats(np.asarray(im), "an image of floats")
     if im.mode.startswith("I;16") or im.mode == "I":
-        return from_depth(np.asarray(im), "an image of 16 bits")
+        a = np.asarray(im)
+        return from_depth(0xFFFF - a if white_is_zero else a, "an image of 16 bits")
     if im.has_transparency_data:
         grey, im = im.mode in ("LA", "La"), im.convert("RGBA")
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("L" if grey else "RGB")

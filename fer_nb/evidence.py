@@ -73,7 +73,7 @@ EVIDENCE: dict[str, Evidence] = {
         f"{_QUICK} --set data.refine=null --arm before 0 1 --arm cleaned 0 --arm after 0 1"),
     "EADD": Evidence(
         "What are teachers worth, and their weights by emotion and in time?",
-        f"study settings {_DATA} --part 1 --seeds 3 {_STUDENT} --set data.targets=null --set "
+        f"study settings {_DATA} --part 1 --seeds 5 {_STUDENT} --set data.targets=null --set "
         f"adversarial=null --set {_TEACHERS} {_arms(_EADD_ARMS)}",
         "settings.csv", "results/fer2013-eadd/runs.csv", _QUICK),
     "settings": Evidence(

@@ -656,7 +656,8 @@ def refine(
     workers: int = 1,                # processes for the finder; 1 is this one
     cache: bool | str | Path = True,  # True: below `cache_dir()`; False: none; or a folder
 ) -> FERData:                        # crops, the same ids and labels, and the column `face_status`
-    """Refine every image of `ds`: of files when they are read, else now. A status whose policy is `raise`
+    """Refine every image of `ds`: of files when they are read, else (arrays, copies, faces that were cut out
+    before) now. A status whose policy is `raise`
     raises `ImageError` with the first id."""
     table, landmarks, _ = self.find(ds, workers, cache)
     action, status = table.status.map({"ok": "keep", **self.policy}), table.status.to_numpy()
@@ -668,7 +669,8 @@ def refine(
             _warn_or_raise(text + way * (not stops or first.status != "error"), stops, ImageError)
     rows, lost = np.flatnonzero(action == "keep"), (action == "drop").to_numpy()
     df = ds.df.iloc[rows].assign(face_status=status[rows])
-    if ds.in_memory() or ds._images.side:
+    plain = not ds.in_memory() and all(isinstance(f, Path) or type(f) is Crop for f in ds._images)
+    if not plain or ds._images.side:   # a crop of a face or a changed copy is no file that can be cut later
         faces = (self._refined(ds.image(i), landmarks[i]) for i in rows)
         images = stacked(list(faces), df.id.tolist(), self.size)
     else:

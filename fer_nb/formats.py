@@ -38,7 +38,8 @@ from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FER
                          decode, ending_of, expect, fer2013_csv, key_of, list_images, open_image, path_inside,
                          pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus, read_folder,
                          read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked, table_rows,
-                         text_of, whole_number, without_broken)
+                         text_of, whole_number, without_broken,
+                         _shape_of)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -577,8 +578,7 @@ def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
     if min(w, h) > 0.99:
         return file
     try:
-        with open_image(file) as im:
-            width, height = im.size
+        height, width = _shape_of(file)[:2]   # as it is shown: turned where its EXIF says so
     except Exception as e:  # Pillow's readers meet damage with errors of every kind
         raise ImageError(f"{file}: cannot be decoded as an image ({quoted(e)})") from e
     size = max(1, round(w * width)), max(1, round(h * height))
@@ -1187,6 +1187,20 @@ def no_splits(
     return [f"no folder above the classes names a split ({some_of((quoted(a, 40) for a in above), 4)}): all "
             "images are read as train"]
 
+# %% ../nbs/14_formats.ipynb #door0148b
+def _through_links(
+    ds: FERData,        # as read
+) -> list[str]:         # a note, or none
+    "Images that are read more than once, for a link leads to their folder."
+    if ds.in_memory():
+        return []
+    files = [(Path(getattr(f, "path", f)), getattr(f, "box", None)) for f in ds._images]
+    real = {folder: os.path.realpath(folder) for folder in {f.parent for f, _ in files}}
+    places = Counter((real[f.parent], f.name, box) for f, box in files)
+    twice = [f"{folder}/{name}" for (folder, name, _), n in places.items() if n > 1]
+    return [f"{len(files) - len(places)} images are read more than once, through links to their folders, such "
+            f"as {quoted(twice[0], 200)}"] if twice else []
+
 # %% ../nbs/14_formats.ipynb #rows0006
 def other_folders(
     ds: FERData,              # as read
@@ -1348,7 +1362,11 @@ def _described(
     texts = [str(w.message) for w in said if issubclass(w.category, UserWarning)]
     notes = odd_classes(ds, named) + shared_splits(ds) + straddling(ds)
     notes += other_folders(ds, renamed) + splits_in_names(ds)
-    notes += no_splits(ds) * (reading.format.name == "folder")
+    notes += no_splits(ds) * (reading.format.name == "folder") + _through_links(ds)
+    if reading.format.name == "folder":
+        notes += [f"{quoted(f)} lists images too and is not read: its labels, splits and subjects do not count; "
+                  f"read({str(tree.root / f)!r}), or --data with that file, takes them"
+                  for f, role in tree.tables().items() if role == "list"][:1]
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=3)
     notes = (*notes, *(quoted(t, 500) for t in texts if "counts differ" not in t))

@@ -210,7 +210,9 @@ def plot_robust(
     rows = curves[(curves.metric == metric) & (curves.attack != "none") & np.isfinite(curves.eps)]
     rows = rows[rows["norm"].fillna("linf") == norm] if "norm" in rows else rows[[norm == "linf"] * len(rows)]
     _need_rows(rows, f"{metric} under attack ({norm})", "robust_curve")
-    several = [c for c in ("split", "restarts") if c in rows and rows[c].nunique(dropna=False) > 1]
+    either = curves[(curves.metric == metric) & ((curves.attack == "none") | curves.index.isin(rows.index))]
+    several = [c for c in ("split", "restarts") if c in rows
+               and (rows if c == "restarts" else either)[c].nunique(dropna=False) > 1]
     apart = [c for c in (by, "split") if c in several or (c == by and c in rows)]
     effort = ["attack", "steps", *(c for c in several if c == "restarts")]
     clean = curves[(curves.metric == metric) & (curves.attack == "none")]
@@ -243,8 +245,9 @@ def plot_tradeoff(
     table: pd.DataFrame,     # model, eps, clean, robust, n: what `robustness.tradeoff` returns
     ax: Axes | None = None,  # where to draw; None: a new figure
 ) -> Axes:                   # the axes drawn into
-    "Draw clean against robust accuracy, a line for each budget. Raises `DataError` for an empty table."
-    _need_rows(table, "models", "tradeoff")
+    """Draw clean against robust accuracy, a line for each budget. Raises `DataError` for an empty table, and
+    for one of several splits."""
+    _need_rows(table, "models", "tradeoff", one_split=True)
     ax = _new_ax(ax, 5, 3.6)
     for k, (eps, rows) in enumerate(table.sort_values("clean").groupby("eps")):
         linf = "norm" not in table or (rows["norm"] == "linf").all()
@@ -362,7 +365,8 @@ def plot_pareto(
     rows = table.dropna(subset=[cost, worth]).sort_values([cost, worth])
     _need_rows(rows, f"model with both {cost} and {worth}", "a table of models")
     ax, front = _new_ax(ax, 5.5, 3.6), pareto_front(rows[cost], rows[worth])
-    size = 30 + 170 * rows.params / rows.params.max() if "params" in rows else pd.Series(45.0, rows.index)
+    known = rows.params if "params" in rows else pd.Series(np.nan, rows.index)
+    size = (30 + 170 * known / known.max()).fillna(45)
     ax.plot(rows[cost][front], rows[worth][front], color="black", linewidth=1, zorder=1, label="front")
     for some, face in ((front, _INKS[1]), (~front, "none")):
         x, y = rows[cost][some], rows[worth][some]

@@ -541,7 +541,8 @@ DOUBTS = {"side": Doubt("small", 28, 60, 0.139),            # of the box, pixels
           "mouth": Doubt("partly hidden", 0.15, .35, 0.215),   # the same of the mouth
           "gap": Doubt("emotions level", 0.313),           # between the two largest probabilities
           "margin": Doubt("orientation uncertain", .02),   # of the best turn over the next
-          "evidence": Doubt("found with doubt", .7)}       # of the finder
+          "evidence": Doubt("found with doubt", .7),       # of the finder
+          "inside": Doubt("cut off", 1)}                   # share of eyes and mouth within the image
 REASONS = tuple(dict.fromkeys(doubt.reason for doubt in DOUBTS.values()))
 
 
@@ -573,11 +574,12 @@ def signs(
     bends = np.abs(np.diff(small, 2, axis=0)).mean() / max(small.std(), 1)
     measured = {"side": min(w, h), "white": white, "fine": bends}
     if np.isfinite(found.points).all():
+        inside = (found.points[[0, 1, 3]] >= 0) & (found.points[[0, 1, 3]] < image.shape[1::-1])
         eyes, apart = found.points[:2].mean(0), found.points[1] - found.points[0]
         there = structure(image, found.points) / max(small.std() * min(1, white / 235), 1)
         measured |= {"nose": abs((found.points[2] - eyes) @ apart) / max(apart @ apart, 1),
                      "eyes": there[:2].min(), "mouth": there[2], "margin": found.margin,
-                     "evidence": found.evidence}
+                     "evidence": found.evidence, "inside": inside.mean()}
     return {name: float(value) for name, value in measured.items()}
 
 
@@ -601,6 +603,16 @@ def reasons_against(
     beyond = (d.reason for name, d in DOUBTS.items() if name in measured
               and (measured[name] > d.limit if d.above else measured[name] < d.limit))
     return tuple(dict.fromkeys(beyond))
+
+
+def _again(
+    reasons: Sequence[str],   # from `reasons_against`
+    probs: Iterable[float],   # of the emotions, smoothed over time
+) -> tuple[str, ...]:         # of `REASONS`
+    "The reasons where the probabilities have changed."
+    first, second = sorted([*probs, 0], reverse=True)[:2]
+    level = DOUBTS["gap"]
+    return (*(r for r in reasons if r != level.reason), *[level.reason] * bool(first - second < level.limit))
 
 # %% ../nbs/50_predict.ipynb #ef295e0b
 def _several(images: Any) -> list:   # of images
@@ -1209,6 +1221,7 @@ class FaceTracker:
             old, before = self.alive[track]
             weight = -np.expm1(-(time - before) / self.smooth)
             probs = {e: old.probs[e] + weight * (p - old.probs[e]) for e, p in probs.items()}
+            face = replace(face, reasons=_again(face.reasons, probs.values()))
         self.alive[track] = (replace(face, probs=probs, emotion=max(probs, key=probs.get), track=track), time)
         return self.alive[track][0]
 

@@ -76,13 +76,21 @@ def summary_table(
 def robust_table(
     results: pd.DataFrame,  # from a run
 ) -> pd.DataFrame:          # a row a model, split and attack: accuracy in % for each ε, in steps of 1/255
-    "The results under attack as a table to read; norms and restarts where there are several."
+    """The results under attack as a table to read; norms, restarts and subsets where there are several.
+    Raises `DataError` for more than one row a cell, such as those of several seeds."""
     curves = results[(results.attack != "none") & (results.metric == "accuracy")]
-    several = [c for c in ("norm", "restarts") if c in curves and curves[c].nunique() > 1]
-    budgets = [f"ε = {round(255 * e, 2):g}/255" for e in curves.eps]
-    curves = curves.assign(**{c: curves[c].astype(object).fillna("–") for c in several})
-    wide = curves.assign(eps=budgets, value=100 * curves.value).pivot_table(
-        index=["model", "split", "attack", "steps", *several], columns="eps", values="value", sort=False)
+    several = [c for c in ("norm", "restarts", "subset") if c in curves and curves[c].nunique() > 1]
+    norms = curves["norm"] if "norm" in curves else ["linf"] * len(curves)
+    budgets = [f"ε = {e:.3g}" if norm == "l2" else f"ε = {255 * e:.3g}/255"
+               for e, norm in zip(curves.eps, norms)]
+    curves = curves.assign(**{c: curves[c].astype(object).fillna("–") for c in several}, eps=budgets,
+                           value=100 * curves.value)
+    rows = ["model", "split", "attack", "steps", *several]
+    if (twice := curves.duplicated([*rows, "eps"])).any():
+        first = curves[twice].iloc[0]
+        raise DataError(f"{twice.sum()} rows more than one a cell, the first of {first.model}, {first.attack}, "
+                        f"{first.eps}; rows of one seed and subset expected")
+    wide = curves.pivot_table(index=rows, columns="eps", values="value", sort=False)
     return wide.round(2).reset_index()
 
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from .attacks import fgsm, margin, pgd, square_search
 from .augment import gaussian_blur, hash_normal
-from .checks import ask, check_logits
+from .checks import ask, check_images, check_logits
 from .core import ConfigError, DataError, atomic_file, hash_uniform, one_of, positive, share
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
@@ -87,7 +87,8 @@ def corrupt(
     ids: np.ndarray | None = None,  # integer key of each image (B,), for the noise; None: 0, 1, ...
     seed: int = 0,         # another seed, other noise
 ) -> torch.Tensor:         # (B, C, H, W) in [0, 1], rounded to 8 bits like a camera's image
-    "What a camera, a file or an obstacle does to a face. Raises `ConfigError`."
+    "What a camera, a file or an obstacle does to a face. Raises `ConfigError`, `ImageError`."
+    check_images(x)
     level, (H, W) = _level(kind, severity), x.shape[-2:]
     if severity == 0 or not len(x):
         return x.clone()

@@ -551,3 +551,15 @@ def test_show_faces_draws_the_pixels(n, ncols, cells):
     assert all((ax.images[0].get_array() == ds.image(k)).all() for k, ax in enumerate(axes[:n]))
     assert not any(ax.images for ax in axes[n:])
     plt.close(axes[0].figure)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_white_is_zero_is_read_as_it_looks(tmp_path, bits):
+    tifffile = pytest.importorskip("tifffile")
+    grey = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
+    deep = grey.astype(np.uint16) * 257 if bits == 16 else grey
+    for photometric in (0, 1):
+        tifffile.imwrite(tmp_path / "a.tif", ~deep if photometric == 0 else deep, photometric=("miniswhite", "minisblack")[photometric])
+        with Image.open(tmp_path / "a.tif") as again:
+            assert again.tag_v2[262] == photometric
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), grey)

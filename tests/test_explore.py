@@ -389,3 +389,11 @@ def test_explorer_refuses(faces, logits, student):
             (lambda: Explorer(faces, logits).show(finding="leak"), DataError, "there is no audit")):
         with pytest.raises(error, match=text):
             make()
+
+
+def test_a_file_of_the_same_name_from_elsewhere_is_a_neighbour(faces, student):
+    train = faces.where(split="train")
+    neighbours = Neighbours(student, train)
+    elsewhere = train.take([5]).assign(id=[train.df.id[0]], split="test")     # the pixels of one image, the name of another
+    near = neighbours.of(elsewhere, 0)
+    assert train.df.id[5] in near.id[near.distance < 1e-5].tolist()

@@ -16,8 +16,9 @@ from skimage.data import astronaut
 
 from fer_nb import core, faces
 from fer_nb.core import ConfigError, DownloadError, ImageError
-from fer_nb.data import FERData, read_image
-from fer_nb.faces import (BLENDSHAPES, FaceRefiner, FoundFace, crop_face, face_mask, face_roll, face_square, find_faces,
+from fer_nb.balance import balance
+from fer_nb.data import Crop, FERData, ImageFiles, read_image
+from fer_nb.faces import (BLENDSHAPES, FaceCrop, FaceRefiner, FoundFace, crop_face, face_mask, face_roll, face_square, find_faces,
                           landmarker_file)
 from fer_nb.store import StoreError
 from fer_nb.synth import make_faces
@@ -490,3 +491,25 @@ def test_fer2013_is_found_with_the_frame(fer2013_npz, tmp_path):
     ds = FERData(pd.DataFrame({"id": pick.astype(str), "label": names, "split": "train"}), pixels[pick])
     framed, bare = (find_faces(ds, cache=tmp_path, refiner=FaceRefiner(pad=pad)).faces.gt(0).mean() for pad in (.25, 0))
     assert framed > .94 and framed > bare + .04
+
+
+@pytest.mark.parametrize("what", ["copies", "cut out before", "a box"])
+def test_what_is_no_plain_file_is_cut_out_of_what_it_shows(tmp_path, what, monkeypatch):
+    "Without a face the whole image is scaled: of a copy the changed one, of a cut-out the cut-out, of a box the box."
+    drawn = make_faces(60, seed=0, defects=None, size=32)[0]
+    for k in range(60):
+        Image.fromarray(drawn.image(k)).save(tmp_path / f"{k}.png")
+    paths = [tmp_path / f"{k}.png" for k in range(60)]
+    files = drawn.replace(images=ImageFiles([Crop(p, (4, 2, 20, 26)) for p in paths] if what == "a box" else paths))
+    refiner = FaceRefiner(size=32)
+    nobody = lambda self, ds, *a: (pd.DataFrame({"id": ds.df.id, "status": "ok", "error": ""}), np.full((len(ds), 478, 3), np.nan), None)  # noqa: E731
+    monkeypatch.setattr(FaceRefiner, "find", nobody)
+    shown = balance(files.where(split="train"), targets=20, seed=0) if what == "copies" else files
+    if what == "cut out before":
+        boxes = [FaceCrop(p, None, np.random.default_rng(0).uniform(8, 24, (40, 2)).astype(np.float32), (32, 0.25, True, False, 0)) for p in paths]
+        shown = files.replace(images=ImageFiles(boxes, [(32, 32)] * 60))
+    refined = refiner.refine(shown, cache=False)
+    for k in (0, len(shown) // 2, len(shown) - 1):
+        expected = np.asarray(Image.fromarray(shown.image(k)).resize((32, 32), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(refined.image(k), expected)
+    assert refined.in_memory() == (what != "a box")

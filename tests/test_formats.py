@@ -1101,3 +1101,45 @@ def test_every_numbered_column_of_a_parquet_file_has_its_names(tmp_path):
     pq.write_table(table.replace_schema_metadata({b"huggingface": json.dumps(features).encode()}), tmp_path / "own.parquet")
     ds = read(tmp_path / "own.parquet")
     assert ds.df.label.tolist() == ["happy", "sad", "sad"] and ds.df.split.tolist() == ["train", "test", "test"]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_yolo_box_is_of_the_image_as_it_is_shown(tmp_path, turn):
+    "The same picture, stored turned or not, and one line of the label: the same pixels."
+    shown = np.zeros((200, 100, 3), np.uint8)
+    shown[120:160, 20:60] = 255
+    stored = {1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1], 5: shown.transpose(1, 0, 2), 6: np.rot90(shown, 1),
+              7: shown[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(shown, -1)}[turn]
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "images/a.png", exif=exif)
+    Image.fromarray(shown).save(tmp_path / "images/b.png")
+    write(tmp_path / "labels/a.txt", "0 0.4 0.7 0.4 0.2"), write(tmp_path / "labels/b.txt", "1 0.4 0.7 0.4 0.2")
+    ds, _ = got(tmp_path, labels="angry,happy")
+    for k in range(2):
+        assert ds.image(k).shape[:2] == (40, 40) and ds.image(k).min() == 255
+
+
+def test_a_list_beside_class_folders_is_not_passed_over_in_silence(tmp_path):
+    faces(tmp_path, *[f"{c}/{k}.png" for c in ("happy", "sad") for k in range(4)])
+    write(tmp_path / "metadata.csv", "image,label,split,subject", *[f"{c}/{k}.png,{c},{'test' if k == 3 else 'train'},p{k}" for c in ("happy", "sad") for k in range(4)])
+    ds, said = got(tmp_path)
+    assert any("metadata.csv lists images too and is not read" in s for s in said) and len(ds) == 8
+    listed, _ = got(tmp_path / "metadata.csv")
+    assert (listed.df.split == "test").sum() == 2 and "subject" in listed.df
+    (tmp_path / "metadata.csv").unlink()
+    write(tmp_path / "notes.txt", "nothing of interest")
+    assert not any("lists images" in s for s in got(tmp_path)[1])
+
+
+@pytest.mark.parametrize(("link", "to"), [("b/joy", "happy"), ("a/current", "v1")])
+def test_images_read_twice_through_links_are_said(tmp_path, link, to):
+    root = faces(tmp_path / "x", *([f"b/{c}/{k}.png" for c in ("happy", "sad") for k in range(3)] if link[0] == "b" else
+                                   [f"a/v1/{c}/{k}.png" for c in ("happy", "sad") for k in range(3)]))
+    here = root / link.split("/")[0]
+    assert not any("more than once" in s for s in got(here)[1])
+    (root / link).symlink_to(to, target_is_directory=True)
+    ds, said = got(here)
+    twice = len(ds) - 6
+    assert twice > 0 and any(f"{twice} images are read more than once, through links" in s for s in said)

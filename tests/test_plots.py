@@ -318,3 +318,19 @@ def test_embeddings_replay_and_are_thinned(method):
 def test_a_caption_is_below_the_figure():
     ax = Figure().add_subplot()
     assert caption(ax, "word " * 40, 50) is ax and "\n" in ax.figure._supxlabel.get_text()
+
+
+def test_networks_of_unknown_size_are_drawn_too():
+    zoo = pd.DataFrame({"model": ["a", "b"], "latency_ms": [1.0, 2.0], "accuracy": [0.6, 0.7]})
+    sizes = [np.concatenate([c.get_sizes() for c in plot_pareto(zoo.assign(params=params)).collections]) for params in ([np.nan] * 2, [5.0, np.nan], [5.0, 2.0])]
+    assert all(len(s) == 2 and np.isfinite(s).all() and (s > 10).all() for s in sizes)
+
+
+def test_splits_are_not_drawn_through_each_other():
+    with pytest.raises(DataError, match="one split expected"):
+        plot_tradeoff(pd.concat([PRICE.assign(split="train"), PRICE.assign(split="test")]))
+    attacked = curves().assign(norm="linf", split="test")
+    row = attacked.iloc[:1].assign(attack="none", eps=0.0, norm="none")
+    both = pd.concat([row.assign(split="train", value=0.95), row.assign(split="test", value=0.8), attacked], ignore_index=True)
+    starts = [line.get_ydata()[0] for line in plot_robust(both).lines]
+    assert starts and 0.95 not in starts

@@ -24,7 +24,7 @@ from skimage.data import astronaut
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.faces import FaceFinder, FoundFace, face_square
 from fer_nb.models import GeometryTeacher, HyFER, create_teacher, save_hyfer, save_teacher
-from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, as_image, format_of, is_video, need_spare,
+from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, as_image, format_of, is_video, need_spare, reasons_against, signs,
                             signs, structure, write_annotated, write_results)
 
 PHOTO = astronaut()[:360, 60:420]
@@ -1059,3 +1059,21 @@ def test_threads_of_onnx_are_those_of_openmp(monkeypatch, tmp_path, threads):
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     assert len(Recogniser(crop=False)(np.zeros((48, 48), np.uint8))) == 1
+
+
+@pytest.mark.parametrize(("points", "whole"), [
+    ([(40, 40), (60, 40), (50, 55), (50, 70), (30, 45), (70, 45)], True), ([(40, 40), (60, 40), (50, 55), (50, 101), (30, 45), (70, 45)], False),
+    ([(-3, 40), (60, 40), (50, 55), (50, 70), (30, 45), (70, 45)], False), ([(40, 40), (60, 40), (50, 55), (50, 70), (-9, 45), (120, 45)], True)])
+def test_a_face_whose_eyes_or_mouth_are_outside_is_cut_off(points, whole):
+    image = np.random.default_rng(0).integers(0, 255, (100, 100)).astype(np.uint8)
+    face = FoundFace(np.array([20, 20, 60, 80]), 0.99, np.array(points, float))
+    assert ("cut off" in reasons_against(signs(image, face, image[20:100, 20:80]), [0.9, 0.05, 0.05])) is not whole
+
+
+def test_smoothed_probabilities_are_judged_as_they_are_shown(toy):
+    (face,), tracker = toy(PHOTO), FaceTracker(smooth=1)
+    (first,) = tracker([replace(face, probs={"dark": 0.98, "bright": 0.02}, reasons=())], 0.0)
+    (second,) = tracker([replace(face, probs={"dark": 0.02, "bright": 0.98}, reasons=("small",))], 0.69)
+    assert first.reliable and abs(second.probs["dark"] - 0.5) < 0.02 and second.reasons == ("small", "emotions level")
+    (third,) = tracker([replace(face, probs={"dark": 0.02, "bright": 0.98}, reasons=("emotions level",))], 60.0)
+    assert third.reliable

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from scipy.stats import binomtest
 
-from fer_nb.core import ConfigError
+from fer_nb.core import ConfigError, DataError
 from fer_nb.report import (Headline, Section, fig_to_png, markdown_table, mean_sd, percent_range, pivot_mean_sd, share_intervals, table_text,
                            write_report)
 
@@ -221,3 +221,20 @@ def test_mean_and_sd_are_those_of_pandas(values):
     v = 100 * pd.Series(values)
     assert mean_sd(values, digits=3) == f"{v.mean():.3f} ± {v.std():.3f}" or np.isclose(
         [float(x) for x in mean_sd(values, digits=3).split(" ± ")], [v.mean(), v.std()], atol=6e-4).all()
+
+
+def attacked(**more):
+    base = {"model": "a", "split": "test", "attack": "pgd", "steps": 10, "metric": "accuracy", "eps": 1 / 255, "value": 0.5}
+    return pd.DataFrame([base | row for row in more["rows"]])
+
+
+def test_a_cell_of_the_robust_table_is_one_row():
+    subsets = attacked(rows=[{"subset": "sample", "value": 0.9}, {"subset": "all", "value": 0.5}])
+    from fer_nb.report import robust_table
+    assert robust_table(subsets)["ε = 1/255"].tolist() == [90, 50]
+    small = attacked(rows=[{"eps": 0.001 / 255, "value": 0.9}, {"eps": 0.004 / 255, "value": 0.5}])
+    assert robust_table(small).loc[0, ["ε = 0.001/255", "ε = 0.004/255"]].tolist() == [90, 50]
+    lengths = attacked(rows=[{"norm": "l2", "eps": 0.1}, {"norm": "linf"}])
+    assert {"ε = 0.1", "ε = 1/255"} <= set(robust_table(lengths))
+    with pytest.raises(DataError, match="1 rows more than one a cell, the first of a, pgd"):
+        robust_table(attacked(rows=[{"seed": 0, "value": 0.9}, {"seed": 1, "value": 0.5}]))

@@ -608,3 +608,10 @@ def test_the_strongest_study_goes_on_behind_its_last_batch(model, ds, tmp_path):
 def test_the_study_wants_one_split(model, ds, tmp_path):
     with pytest.raises(DataError, match="train, test; rows of one"):
         robust_study({"a": model}, ds, tmp_path)
+
+
+@pytest.mark.parametrize("how", [lambda x: 255 * x, lambda x: (255 * x).byte(), lambda x: (x - 0.5) / 0.25])
+@pytest.mark.parametrize("kind", ["blur", "noise", "contrast", "jpeg", "eyes"])
+def test_images_of_another_range_are_not_corrupted(how, kind):
+    with pytest.raises(ImageError):
+        corrupt(how(torch.rand(2, 1, SIDE, SIDE)), kind, 3)
