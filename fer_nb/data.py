@@ -210,10 +210,13 @@ def _head(self: FERData) -> "hashlib._Hash":
 @patch
 def identity(
     self: FERData,
-) -> dict[str, str]:   # data: the fingerprint; votes: a digest of people's votes, where there are some
-    "What everything that is learned or measured here depends on, for a folder of results."
+) -> dict[str, str]:   # data: the fingerprint; votes, ties: digests of votes, persons, groups, if there
+    """What everything that is learned or measured here depends on, for a folder of results; what must stay
+    together decides what is held out."""
     votes = {column: self.df[column] for column in self.df if column.startswith("vote_")}
-    return {"data": self.fingerprint()} | ({"votes": digest([*votes], *votes.values())} if votes else {})
+    ties = {c: self.df[c].astype(str) for c in ("subject", "group", "source") if c in self.df}
+    both = {"votes": votes, "ties": ties}
+    return {"data": self.fingerprint()} | {k: digest([*v], *v.values()) for k, v in both.items() if v}
 
 
 @patch

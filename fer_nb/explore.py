@@ -205,8 +205,9 @@ class Neighbours:
     ) -> pd.DataFrame:   # row (in `train`), distance, id, label, split; the image itself is not among them
         "The training images nearest to image `row` of `ds`."
         self.read()
-        same = self.train.df[["id", "label", "split"]].eq(ds.df.iloc[row][["id", "label", "split"]]).all(axis=1)
-        itself = int(same.to_numpy().argmax()) if same.any() else -1   # not a file of that name from elsewhere
+        own = ["id", "label", "split"]   # not a file of that name from elsewhere
+        same = self.train.df[own].eq(ds.df.iloc[row][own]).all(axis=1).to_numpy()
+        itself = int(same.argmax()) if same.any() else -1
         query = network_features(self._model, ds.take([row]))[0]
         near = nearest_features(query, self._vectors, k, itself)
         return near.join(self.train.df[["id", "label", "split"]], on="row")

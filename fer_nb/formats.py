@@ -230,6 +230,9 @@ def relabelled(
     return ds.replace(df=df, labels=order, dropped=ds.dropped), renamed
 
 # %% ../nbs/14_formats.ipynb #door0111
+_TAKEN = ("id", "found", "source", "photo", "role", "original", "rule", "face_status")  # columns of our own
+
+
 def read_names(
     root: str | Path,               # folder with images
     pattern: str,                   # regular expression of a path below it, with a group `label`, or a group
@@ -240,8 +243,8 @@ def read_names(
     """Read images whose label stands in their path: `KA.AN1.39.tiff`, `03_happy.png`. Other named groups,
     such as `subject`, `group` or `split`, become columns. Raises `DataError` for images without a label."""
     rx, root, left = pattern_of(pattern, "label_pattern"), Path(root), LeftOut(broken)
-    own = [name for name in rx.groupindex if name in ("id", "found")]
-    expect(not own, f"label_pattern={pattern!r}", f"a group {', '.join(own)}, which the reader gives itself",
+    own = [name for name in rx.groupindex if name in _TAKEN]
+    expect(not own, f"label_pattern={pattern!r}", f"a group {', '.join(own)}, which the package gives itself",
            "label, split, subject, group, or names of your own", ConfigError)
     rows, files = [], list_images(root)
     for p in files:
@@ -1198,8 +1201,8 @@ def _through_links(
     real = {folder: os.path.realpath(folder) for folder in {f.parent for f, _ in files}}
     places = Counter((real[f.parent], f.name, box) for f, box in files)
     twice = [f"{folder}/{name}" for (folder, name, _), n in places.items() if n > 1]
-    return [f"{len(files) - len(places)} images are read more than once, through links to their folders, such "
-            f"as {quoted(twice[0], 200)}"] if twice else []
+    return [f"{len(files) - len(places)} images are read more than once, through links to their folders, "
+            f"such as {quoted(twice[0], 200)}"] if twice else []
 
 # %% ../nbs/14_formats.ipynb #rows0006
 def other_folders(
@@ -1364,8 +1367,8 @@ def _described(
     notes += other_folders(ds, renamed) + splits_in_names(ds)
     notes += no_splits(ds) * (reading.format.name == "folder") + _through_links(ds)
     if reading.format.name == "folder":
-        notes += [f"{quoted(f)} lists images too and is not read: its labels, splits and subjects do not count; "
-                  f"read({str(tree.root / f)!r}), or --data with that file, takes them"
+        notes += [f"{quoted(f)} lists images too and is not read: its labels, splits and subjects do not "
+                  f"count; read({str(tree.root / f)!r}), or --data with that file, takes them"
                   for f, role in tree.tables().items() if role == "list"][:1]
     for note in notes:
         warnings.warn(f"{path}: {note}", stacklevel=3)

@@ -56,7 +56,8 @@ from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import Store, digest, plain, read_table, write_table
 from .studies import subsample
-from .teachers import CachedLogits, TeacherBase, make_teachers, need_same_holdout
+from .teachers import (CachedLogits, TeacherBase, data_record, make_teachers,
+                             need_same_holdout)
 from .train import make_network, settled
 
 # %% ../nbs/44_hyfer_studies.ipynb #f0bee785
@@ -864,11 +865,8 @@ def facts_of(
     splits: Splits,      # the data of a fit
 ) -> dict[str, object]:  # for the record of its weights
     "What a network was trained on."
-    ds = splits.audit.ds
     listed = {} if splits.listed is None else {"listed as held out": len(splits.listed)}
-    return {"name": ds.name, "fingerprint": ds.fingerprint(),
-            "trained on": int(splits.train.sources().nunique()), "selected on": len(splits.valid), **listed,
-            "held-out ids": digest(sorted(splits.listed or splits.valid.df.id)),
+    return {"name": splits.audit.ds.name, **data_record(splits), "selected on": len(splits.valid), **listed,
             "reported on": len(splits.test)}
 
 

@@ -325,6 +325,21 @@ def clean_test(
     return ds.take(clean)
 
 # %% ../nbs/11_loaders.ipynb #cf1f3042
+def _of_size(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],   # folds: positions, training and test
+    labels: np.ndarray,       # label names (N,)
+    fraction: float,          # wanted
+) -> tuple[np.ndarray, np.ndarray]:   # one of them
+    "The first fold, which has every class; where a large group makes it large, the one nearest in size."
+    def size(part: tuple[np.ndarray, np.ndarray]) -> float:
+        return len(part[1]) / len(labels)
+
+    if size(parts[0]) <= 0.25:
+        return parts[0]
+    whole = [p for p in parts if len(set(labels[p[1]])) == len(set(labels))]
+    return min(whole, key=lambda p: abs(size(p) - fraction))
+
+
 def holdout(
     ds: FERData,                       # the dataset
     fraction: float = 0.1,             # share that is held out
@@ -332,14 +347,19 @@ def holdout(
     groups: np.ndarray | None = None,  # (N,) what must stay together; None: `leak_groups(ds)`
 ) -> tuple[np.ndarray, np.ndarray]:    # positions: training, held out
     """One stratified, group-safe split: a fold of about `fraction`, more (at most a fifth) where a class is
-    too small for that. Raises `DataError` for a class with fewer than five groups."""
+    too small for that. Warns where one group is so large that more than a quarter is held out. Raises
+    `DataError` for a class with fewer than five groups."""
     if not 0 < fraction <= 0.2:
         raise ConfigError(f"fraction={fraction}; a share above 0 and at most 0.2 expected")
     groups, labels = _groups_of(ds, groups), ds.df.label.to_numpy()
     smallest = int(pd.Series(groups).groupby(labels).nunique().min())
-    parts = _split(labels, groups, max(5, min(round(1 / fraction), smallest)), seed, needed=1)[:1]
-    _warn_of_twins(ds, groups, parts)
-    return parts[0]
+    parts = _split(labels, groups, max(5, min(round(1 / fraction), smallest)), seed, needed=1)
+    part = _of_size(parts, labels, fraction)
+    if (share := len(part[1]) / len(ds)) > 0.25:
+        warnings.warn(f"{ds.name or 'data'}: {share:.0%} of the images are held out, for a group of images "
+                      "that belong together is that large", stacklevel=2)
+    _warn_of_twins(ds, groups, [part])
+    return part
 
 # %% ../nbs/11_loaders.ipynb #heldout2
 def held_ids(

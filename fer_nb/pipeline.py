@@ -42,7 +42,7 @@ from .faces import FaceRefiner
 from .launch import fast_math, rank0_folder
 from .loaders import Originals, Splits, as_split, balanced, folds, leak_groups, make_splits
 from .metrics import ece, reliability, score_intervals, scores
-from .models import count_macs, fuse, latency_ms, need_size, need_weights, save
+from .models import count_macs, fuse, latency_ms, load_teacher, need_size, need_weights, save
 from .plan import images_in, need_memory
 from .plots import (gradcam_grid, plot_confusion, plot_counts, plot_duplicates, plot_history,
                           plot_reliability, plot_robust, plot_weights)
@@ -51,7 +51,7 @@ from .report import (Headline, Section, confusion_matrix, percent_range, robust_
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
 from .store import Store, read_table, run_record, write_record, write_table
 from .teachers import (CachedLogits, NetworkTeacher, OnlineLogits, TeacherBase, data_record,
-                             make_teachers)
+                             make_teachers, need_same_holdout)
 from .train import adapted, fit_model, make_loaders, make_network
 
 # %% ../nbs/41_pipeline.ipynb #prep0002
@@ -128,12 +128,13 @@ def cache_logits(
     show: bool = False,                # draw bars
 ) -> list[CachedLogits | OnlineLogits]:  # for `fit_student` with this seed
     """The teachers' logits for every view that the student will see; with `cached_views="mean"` their means,
-    with "fresh" the networks themselves, which EADD asks."""
+    with "fresh" the networks themselves, which EADD asks, where they take images of the student's size."""
     how = preset.distillation
     dls = make_loaders(splits.train, splits.valid, preset.student, seed, how.views)
 
     def asked(teacher: TeacherBase) -> CachedLogits | OnlineLogits:
-        if how.cached_views == "fresh" and getattr(teacher, "network", None) is not None:
+        fresh = how.cached_views == "fresh" and isinstance(teacher, NetworkTeacher)
+        if fresh and teacher.own(splits.valid) is splits.valid:   # it takes the student's images
             online = OnlineLogits(teacher.network)
             online.name = teacher.name
             return online
@@ -224,11 +225,13 @@ def fit_student(
     cbs: Sequence[Callback] = (),            # more callbacks
 ) -> tuple[nn.Module, pd.DataFrame, EADD | None]:  # student in eval mode; history; its callback
     """Phase 1: train the student, with teachers or without. Raises `StaleCacheError` for logits of other
-    views."""
+    views, `DataError` for a file of weights that knows what is held out."""
     seed_everything(seed)
     labels, colour, how = splits.train.labels, len(splits.train.shape()) == 4, preset.distillation
     if start is None:
         student = make_network(preset.student, labels, 3 if colour else 1)
+        if preset.student.network.endswith(".safetensors"):
+            need_same_holdout(preset.student.network, load_teacher(preset.student.network), splits, None)
     else:
         student = adapted(start, labels)
     eadd = taught_by(cached, how, labels)

@@ -88,8 +88,8 @@ def robust_table(
     rows = ["model", "split", "attack", "steps", *several]
     if (twice := curves.duplicated([*rows, "eps"])).any():
         first = curves[twice].iloc[0]
-        raise DataError(f"{twice.sum()} rows more than one a cell, the first of {first.model}, {first.attack}, "
-                        f"{first.eps}; rows of one seed and subset expected")
+        raise DataError(f"{twice.sum()} rows more than one a cell, the first of {first.model}, "
+                        f"{first.attack}, {first.eps}; rows of one seed and subset expected")
     wide = curves.pivot_table(index=rows, columns="eps", values="value", sort=False)
     return wide.round(2).reset_index()
 

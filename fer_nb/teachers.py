@@ -470,13 +470,15 @@ def need_same_holdout(
     path: str | Path,   # of a trained network
     net: nn.Module,     # the network, with `.record` where it has one
     splits: Splits,     # the data of a run
-    seed: int = 0,      # of the run
+    seed: int | None = 0,   # of the run; None: not known
 ) -> None:
     """Raise `DataError` where a network's record tells that it was trained on what is held out here: of other
     data, of another seed; or, where a table says what is held out, of a fit that held out others."""
     found = getattr(net, "record", None) or {}
     found = found | (found["data"] if isinstance(found.get("data"), dict) else {})
-    here = {"seed": seed, **data_record(splits)}
+    here = data_record(splits)
+    if "held-out ids" not in found and seed is not None:   # which say more than the seed
+        here["seed"] = seed
     if splits.listed is not None:   # the table stands for the seed and the images of that fit
         same = tuple(net.labels) == splits.train.labels   # else the data were read with other labels
         here = {k: v for k, v in here.items() if same and k.startswith("fingerprint")}
@@ -489,12 +491,13 @@ def need_same_holdout(
 
 def data_record(
     splits: Splits,             # the data of a run
-) -> dict[str, str | int]:  # fingerprints, number of training images before balancing
+) -> dict[str, str | int]:  # fingerprints, number of training images before balancing, what was held out
     "What a network was trained on: the data as they came, and with the split that was made, if one was."
     cut, came = splits.audit.ds, splits.came
     own = {} if came is None or came is cut else {"fingerprint of the split": cut.fingerprint()}
     return {"fingerprint": (came if own else cut).fingerprint(), **own,
-            "trained on": int(splits.train.sources().nunique())}
+            "trained on": int(splits.train.sources().nunique()),
+            "held-out ids": digest(sorted(splits.listed or splits.valid.df.id))}
 
 # %% ../nbs/31_teachers.ipynb #6615480d
 def geometry_features(

@@ -116,7 +116,7 @@ def undisturbed(
     if not in_fit(learn):
         yield
         return
-    loss = getattr(mixer(learn), "old_lf", learn.loss_func)
+    loss, shown = getattr(mixer(learn), "old_lf", learn.loss_func), []
     loss = getattr(loss, "func", loss)
     own = [cb for cb in learn.cbs if type(cb).__module__.startswith("fastai.")]
     meters = [vars(cb)[k] for cb in own for k in ("loss", "smooth_loss") if k in vars(cb)]
@@ -124,11 +124,16 @@ def undisturbed(
     kept = [(place, {k: v.copy() if isinstance(v, (list, L)) else v for k, v in place.items()})
             for place in (*places, getattr(loss, "_buffers", {}))]
     here = {k: v for k, v in vars(learn).items() if k in _PLACE}
+    for dl in getattr(learn.dls, "loaders", ()):   # an evaluation on the training images passes over them
+        at = {k: vars(dl)[k] for k in ("_epoch", "ids", "batch_part") if k in vars(dl)}
+        shown.append((vars(dl), at))
     with eval_mode(learn.model), chance_kept(*getattr(learn.dls, "loaders", ())):
         try:
             yield
         finally:
             vars(learn).update(here)
+            for place, was in shown:
+                place.update(was)
             for place, was in kept:
                 place.clear()
                 place.update(was)
@@ -186,6 +191,7 @@ class LossTerm(FitCallback):
     outputs = None       # of the network, once its first batch has come
     need_outputs = None  # how many outputs it must have; None: any number from 2 on
     adds = True          # whether there is a term: it needs a loss that is a mean
+    loss_seen = None     # the loss that was tried
     logs = ()            # attributes of `self` or `learn` that a search for a learning rate leaves alone
     before_search = None # what they were; None: there is no search
     outside = True       # to remove what a fit that crashed has left
@@ -238,6 +244,9 @@ class LossTerm(FitCallback):
 
     def after_loss(self) -> None:
         "Replace the loss that is differentiated, and the one that is recorded."
+        if self.adds and self.loss_seen is not self.learn.loss_func:
+            self.loss_seen = self.learn.loss_func
+            self.check_sum()
         with torch.autocast(self.loss_grad.device.type, enabled=False):
             total = self.total(self.loss_grad)
         if total is not None:
@@ -309,6 +318,21 @@ def try_out(
         z = logits_in(ask(model, x, several=True))
     check_logits(z, len(x), self.need_outputs)
     self.outputs = z.shape[1]
+
+
+@patch
+def check_sum(self: LossTerm) -> None:
+    """Raise `ConfigError` where the loss of a batch that comes twice is twice as large: a sum over the
+    images, whatever it calls itself."""
+    z, y = self.pred, self.yb[0]
+    if not isinstance(z, torch.Tensor) or len(z) < 2 or mixer(self.learn) is not None:
+        return
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        one, two = (self.learn.loss_func(torch.cat([z.detach().float()] * n), torch.cat([y] * n))
+                    for n in (1, 2))
+    if one.numel() == 1 and one > 0 and torch.isclose(two, 2 * one, rtol=1e-3).all():
+        raise ConfigError("loss_func is a sum over the images: twice the batch, twice the loss; a mean "
+                          f"expected, for what {type(self).__name__} adds is one")
 
 # %% ../nbs/29_terms.ipynb #7e450025
 def class_names(

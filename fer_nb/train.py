@@ -49,8 +49,9 @@ from tqdm.auto import tqdm
 
 from .checks import ask, check_logits, check_names, check_targets, dominant_labels
 from .config import Fit, Preset, to_dict
-from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
-from .data import FERData
+from .core import (LABEL_ORDERS, ConfigError, FERError, ImageError, at_least, positive,
+                         seed_everything, share)
+from .data import VOTE_COLUMNS, FERData
 from .evaluate import eval_mode
 from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine,
                            pick_device, rank_world)
@@ -242,6 +243,7 @@ class EMA(FitCallback):
 
     order, raw = 62, None   # after KeepBest
     before_look = None      # the network that an evaluation inside the fit gives back
+    skipped = False         # whether there was no step
     follows_weights = True  # whoever puts older weights back (a guard) puts the average of then back too
 
     def __init__(
@@ -256,10 +258,19 @@ class EMA(FitCallback):
         self.after_epoch()
         self.average, self.step = ModelEmaV3(self.model, self.decay, use_warmup=True), 0
 
+    def before_step(self) -> None:
+        "A step of the optimiser begins."
+        self.skipped = False
+
+    def after_cancel_step(self) -> None:
+        "Half precision has skipped it: fastai says `after_step` all the same."
+        self.skipped = True
+
     def after_step(self) -> None:
         "Move the average by one step of Eq. 2."
-        self.step += 1
-        self.average.update(self.model, self.step)
+        if not self.skipped:
+            self.step += 1
+            self.average.update(self.model, self.step)
 
     def after_epoch(self) -> None:
         "Swap the trained weights back in after validation."
@@ -831,7 +842,8 @@ def soft_targets(
     self: Fit,
     dls: DataLoaders,       # of `ReplayLoader`s
 ) -> list[Callback]:        # one, or none where labels are trained on
-    "The annotators' shares as targets. Raises `ConfigError` for another loader, `DataError` without votes."
+    """The annotators' shares as targets; the data's own label where at most half of them named one of the
+    labels. Raises `ConfigError` for another loader, `DataError` without votes."""
     if self.soft is None:
         return []
     if not isinstance(dls.train, ReplayLoader):
@@ -840,7 +852,10 @@ def soft_targets(
     ds = dls.train.ds
     shares, labels = torch.from_numpy(ds.soft_labels(self.soft)), torch.from_numpy(ds.targets()).long()
     own = nn.functional.one_hot(labels, len(ds.labels)).to(shares)
-    return [SoftTargets(torch.where(shares.isnan(), own, shares).float())]
+    votes = torch.from_numpy(ds.df[list(VOTE_COLUMNS)].to_numpy(float))
+    named = votes[:, [LABEL_ORDERS["ferplus"].index(name) for name in ds.labels]].sum(1, keepdim=True)
+    few = 2 * named <= votes.sum(1, keepdim=True)   # at most half of the voters named one of the labels
+    return [SoftTargets(torch.where(shares.isnan() | few, own, shares).float())]
 
 # %% ../nbs/30_train.ipynb #ac4a419f
 def make_network(
@@ -1460,6 +1475,9 @@ def check_beside(
     if len(loaders) < 2:
         wrong += [f"a {type(dls).__name__} with {len(loaders)} loaders; fastai's DataLoaders(train, valid) "
                   "expected"]
+    elif hasattr(type(dls.train), "__len__") and not len(dls.train):
+        wrong += ["no batch to train on: fewer images than bs, and the last batch is dropped; a smaller bs, "
+                  "or drop_last=False, expected"]
     elif self.crops is not None and self.crops != getattr(dls.train, "crops", 1):
         wrong += [f"crops={self.crops}, but these loaders show {getattr(dls.train, 'crops', 1)} views of an "
                   "image; those of make_loaders(train, valid, fit), without cached views, expected"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
+from fastai.callback.fp16 import AMPMode
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder  # noqa: F401  (brings lr_find)
 from fastai.callback.tracker import ReduceLROnPlateau
@@ -18,13 +19,14 @@ from fastai.optimizer import Adam, OptimWrapper
 
 from fer_nb.advtrain import AdversarialTraining, KeepRobust
 from fer_nb.config import Fit
-from fer_nb.core import seed_everything
+from fer_nb.core import ConfigError, seed_everything
 from fer_nb.data import resized
 from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, HyFERConfig
 from fer_nb.sqs import SQS
 from fer_nb.synth import make_faces
+from fer_nb.teachers import teacher_logits
 from fer_nb.terms import in_fit, mixer
 from fer_nb.train import (EMA, SAM, Accumulate, Amp, CheckInputRange, FreezeBody, KeepBest, Mix, Progress, ResumableLearner, StopOnNaN, TrainingError, fit_model,
                           layer_groups, read_checkpoint)
@@ -359,3 +361,78 @@ def test_a_body_that_is_frozen_in_a_later_fit_stays(faces, opt):
         assert torch.equal(body(), before)
         learn.fit(2, 1e-2, cbs=FreezeBody(1))
         assert not torch.equal(body(), before)
+
+
+def test_no_batch_is_no_training():
+    from fastai.data.core import DataLoaders
+    data = torch.utils.data.TensorDataset(torch.rand(20, 1, 24, 24), torch.arange(20) % 7)
+    dls = DataLoaders(torch.utils.data.DataLoader(data, batch_size=64, drop_last=True), torch.utils.data.DataLoader(data, batch_size=64))
+    with pytest.raises(ConfigError, match="no batch to train on"):
+        fit_model(hyfer(0), dls, Fit(epochs=1, bs=64))
+
+
+class SumInside(torch.nn.Module):
+    def forward(self, z, y):
+        return torch.nn.functional.cross_entropy(z, y, reduction="sum")
+
+
+@pytest.mark.parametrize("loss", [SumInside(), lambda z, y: torch.nn.functional.cross_entropy(z, y, reduction="sum")])
+@pytest.mark.parametrize("cbs", [lambda: [EADD([hyfer(7)], accuracy="running")], lambda: [SQS()]])
+def test_a_hidden_sum_is_refused(faces, loss, cbs):
+    learn = Learner(dataloaders(*faces, 16, device="cpu"), hyfer(0), loss, metrics=accuracy, cbs=cbs(), path="/nowhere")
+    with pytest.raises(ConfigError, match="a sum over the images"), learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), lambda z, y: torch.nn.functional.cross_entropy(z, y, label_smoothing=.1),
+                                  torch.nn.CrossEntropyLoss(weight=torch.arange(1., 8.))])
+def test_a_mean_is_taken_whatever_it_is_made_of(faces, loss):
+    learn = Learner(dataloaders(*faces, 16, device="cpu"), hyfer(0), loss, metrics=accuracy, cbs=[EADD([hyfer(7)], accuracy="running")], path="/nowhere")
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("event", ["after_batch", "after_step", "after_pred"])
+def test_a_look_at_the_training_images_inside_a_fit_changes_nothing(faces, event):
+    def weights(look):
+        class Look(Callback):
+            order, busy = 50, False
+
+            def here(self):
+                if look and self.learn.training and self.iter == 1 and not self.busy:
+                    self.busy = True
+                    with self.learn.no_bar():
+                        self.learn.validate(ds_idx=0)
+                    self.busy = False
+
+        setattr(Look, event, Look.here)
+        dls = dataloaders(*faces, 16, device="cpu", views=3)
+        learn = ResumableLearner(dls, hyfer(0), CrossEntropyLossFlat(), partial(OptimWrapper, opt=torch.optim.AdamW), metrics=accuracy,
+                                 cbs=[EADD([teacher_logits(hyfer(7), dls.train, dls.valid)]), Look()], path="/nowhere")
+        seed_everything(1)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 1e-2)
+        return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+    assert torch.equal(weights(True), weights(False))
+
+
+def test_the_average_counts_the_steps_that_were_made(faces):
+    class Overflow(Callback):
+        order = 8
+
+        def after_backward(self):
+            if self.learn.train_iter < 1:
+                for p in self.model.parameters():
+                    if p.grad is not None:
+                        p.grad.fill_(float("inf"))
+
+    ema, steps = EMA(0.99), []
+    learn = Learner(dataloaders(*faces, 16, device="cpu"), hyfer(0), CrossEntropyLossFlat(), partial(OptimWrapper, opt=torch.optim.SGD), metrics=accuracy,
+                    cbs=[Amp(AMPMode.FP16), ema, Overflow()], path="/nowhere")
+    learn.create_opt()
+    made = learn.opt.opt.step
+    learn.opt.opt.step = lambda *a, **k: steps.append(1) or made(*a, **k)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+    assert 0 < ema.step == len(steps) < len(learn.dls.train)

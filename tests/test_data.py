@@ -1,4 +1,5 @@
 """The exported data readers: every kind of bad input, round trips, and properties of `FERData`."""
+import json
 import io
 import struct
 import warnings
@@ -563,3 +564,11 @@ def test_a_tiff_whose_white_is_zero_is_read_as_it_looks(tmp_path, bits):
         with Image.open(tmp_path / "a.tif") as again:
             assert again.tag_v2[262] == photometric
         np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), grey)
+
+
+@pytest.mark.parametrize("column", ["subject", "group", "source"])
+def test_what_must_stay_together_is_part_of_the_identity(column):
+    ds = FERData(pd.DataFrame({"id": ["a", "b", "c"], "label": "happy", "split": "train"}), np.zeros((3, 4, 4), np.uint8))
+    tied, otherwise = ds.assign(**{column: ["x", "x", "y"]}), ds.assign(**{column: ["x", "y", "y"]})
+    assert len({json.dumps(d.identity()) for d in (ds, tied, otherwise)}) == 3
+    assert ds.identity() == {"data": ds.fingerprint()} and ds.assign(note=["n"] * 3).identity() == ds.identity()

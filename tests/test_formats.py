@@ -1143,3 +1143,9 @@ def test_images_read_twice_through_links_are_said(tmp_path, link, to):
     ds, said = got(here)
     twice = len(ds) - 6
     assert twice > 0 and any(f"{twice} images are read more than once, through links" in s for s in said)
+
+
+@pytest.mark.parametrize("name", ["id", "found", "source", "photo", "role", "original", "rule", "face_status"])
+def test_columns_of_the_package_are_no_groups_of_a_pattern(tmp_path, name):
+    faces(tmp_path, "happy_v1.png", "sad_v2.png")
+    refused(ConfigError, name, "which the package gives itself", read=lambda: read(tmp_path, label_pattern=rf"(?P<label>[a-z]+)_(?P<{name}>v\d)"))

@@ -18,7 +18,7 @@ from fer_nb.config import Data
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData, read_fer2013
 from fer_nb.duplicates import DuplicateSearch
-from fer_nb.loaders import (_GroupFolds, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, is_audited, leak_groups,
+from fer_nb.loaders import (_GroupFolds, _of_size, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, is_audited, leak_groups,
                             leakage_table, make_splits, official_split)
 from fer_nb.studies import grouped, protocol_parts
 from fer_nb.synth import fer2013_folder, make_faces
@@ -756,3 +756,28 @@ def test_cleaning_of_leaks_alone_keeps_every_other_training_image():
 def test_only_leaks_is_a_word_for_cleaning():
     with pytest.raises(ConfigError, match="clean='leak'"):
         Data(clean="leak")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_a_large_group_is_not_what_is_held_out_if_it_can_be_helped(share):
+    rng, held = np.random.default_rng(0), []
+    subject = np.where(np.arange(400) < 400 * share, "one", rng.permutation(400).astype(str))
+    ds = FERData(pd.DataFrame({"id": [f"i{k}" for k in range(400)], "label": np.array(EMOTIONS)[np.arange(400) % 7], "split": "train",
+                               "subject": subject}), rng.integers(0, 255, (400, 8, 8)).astype(np.uint8))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*near and mirrored")
+        for seed in range(8):
+            keep, part = holdout(ds, 0.1, seed)
+            held.append(len(part) / 400)
+            assert not set(ds.df.subject[keep]) & set(ds.df.subject[part]) and set(ds.df.label[part]) == set(EMOTIONS)
+    assert max(held) < 0.25
+
+
+def test_what_cannot_be_helped_is_said():
+    subject = np.repeat(["a", "b", "c", "d", "e"], [200, 50, 50, 50, 50])
+    ds = FERData(pd.DataFrame({"id": [f"i{k}" for k in range(400)], "label": np.array(EMOTIONS[:2])[np.arange(400) % 2], "split": "train",
+                               "subject": subject}), np.zeros((400, 4, 4), np.uint8))
+    groups = pd.factorize(subject)[0]
+    part = [(np.flatnonzero(groups != g), np.flatnonzero(groups == g)) for g in range(5)]
+    assert len(_of_size(part, ds.df.label.to_numpy(), 0.1)[1]) == 50 and len(_of_size(part[1:], ds.df.label.to_numpy(), 0.1)[1]) == 50
+    assert len(_of_size(part[:1], ds.df.label.to_numpy(), 0.1)[1]) == 200

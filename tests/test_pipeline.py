@@ -18,17 +18,19 @@ from scipy.stats import binomtest
 
 import fer_nb.pipeline as pipeline
 import fer_nb.teachers as teachers_room
-from fer_nb.config import PRESETS, Evaluation, Fit, Quads, load_config
+from fer_nb import models
+from fer_nb.config import PRESETS, Data, Distillation, Evaluation, Fit, Preset, Quads, load_config
 from fer_nb.core import EMOTIONS, ConfigError, DataError
 from fer_nb.cli import trained_on
 from fer_nb.data import FERData, resized
 from fer_nb.loaders import make_splits
 from fer_nb.models import HyFER, load_hyfer
-from fer_nb.pipeline import cache_logits, fit_adversarial, fit_student, fit_teachers, run
+from fer_nb.hyfer_studies import facts_of
+from fer_nb.pipeline import cache_logits, fit_adversarial, fit_student, fit_teachers, prepare, run
 from fer_nb.report import fig_to_png
 from fer_nb.store import Store, StoreError, read_record
 from fer_nb.synth import make_faces
-from fer_nb.teachers import NetworkTeacher, make_teachers
+from fer_nb.teachers import NetworkTeacher, OnlineLogits, data_record, make_teachers, need_same_holdout
 
 TINY = PRESETS["tiny"]
 LCNET = Fit("lcnet_050", 32, pretrained=False, epochs=1, lr=1e-3, bs=32)   # a teacher of half a million parameters
@@ -654,3 +656,61 @@ def test_a_refused_network_stops_a_run_before_any_teacher_is_fitted(finished, tm
         run(finished[0], preset, tmp_path / "b", show=False)
     with pytest.raises(ConfigError, match="annotators twice"):
         run(finished[0], replace(TINY, teachers=(Fit("annotators"),) * 2), tmp_path / "c", show=False)
+
+
+BARE = Data(clean="leaks", targets=None, near_duplicates=False)
+
+
+def undivided(**more):
+    ds = make_faces(160, seed=1, defects=None, size=32, balance="uniform")[0]
+    return ds.replace(df=ds.df.drop(columns="subject")).assign(split="train", **more)
+
+
+def saved_by(splits, path, seed=0, **record):
+    "A network that says what it was trained on."
+    torch.manual_seed(0)
+    models.save(HyFER(variant="light").eval(), path, seed=seed, **data_record(splits), **record)
+    return path
+
+
+def test_a_student_goes_on_only_from_weights_that_do_not_know_the_hold_out(tmp_path):
+    ds, how = undivided(), Preset(data=BARE, student=Fit("light", 32, epochs=1, bs=32, augment=None, amp=None), adversarial=None)
+    first, second = (prepare(ds, how, seed) for seed in (0, 1))
+    path = str(saved_by(first, tmp_path / "start.safetensors"))
+    start = replace(how, student=replace(how.student, network=path))
+    assert fit_student(first, start, seed=3)[0].labels == ds.labels        # another seed of the student, the same hold-out
+    with pytest.raises(DataError, match="held-out ids .*it may know what is held out here"):
+        fit_student(second, start)
+    with pytest.raises(DataError, match="it may know what is held out here"):
+        run(ds, start, tmp_path / "run", seed=1, show=False)
+
+
+@pytest.mark.parametrize("change", [lambda ds, how: (ds, replace(how, data=replace(BARE, near_duplicates=True))),
+                                    lambda ds, how: (ds.assign(subject=np.arange(len(ds)) // 5), how)])
+def test_what_is_held_out_is_compared_and_not_its_number_alone(tmp_path, change):
+    ds, how = undivided(), Preset(data=BARE, student=Fit("light", 32))
+    first, second = prepare(ds, how), prepare(*change(ds, how))
+    path = saved_by(first, tmp_path / "net.safetensors")
+    need_same_holdout(path, models.load_teacher(path), first, 0)
+    if set(first.valid.df.id) != set(second.valid.df.id):
+        with pytest.raises(DataError, match="held-out ids"):
+            need_same_holdout(path, models.load_teacher(path), second, 0)
+
+
+def test_weights_of_a_study_are_taken_back_on_their_own_data(tmp_path):
+    splits = prepare(undivided(), Preset(data=BARE, student=Fit("light", 32)))
+    torch.manual_seed(0)
+    models.save(HyFER(variant="light").eval(), tmp_path / "net.safetensors", seed=0, data=facts_of(splits))
+    need_same_holdout("net", models.load_teacher(tmp_path / "net.safetensors"), splits, 0)
+
+
+def test_a_teacher_of_another_size_is_not_asked_about_the_student_s_images():
+    ds = undivided()
+    ds = make_faces(160, seed=1, defects=None, size=48, balance="uniform")[0]
+    for size, online in ((32, True), (48, False)):
+        how = Preset(data=BARE, student=Fit("light", 32, epochs=1, bs=32, augment=None, amp=None), adversarial=None,
+                     teachers=(Fit("light", size, epochs=1, bs=32, augment=None, amp=None),), distillation=Distillation(views=1, cached_views="fresh"))
+        splits = prepare(ds, how)
+        teacher, = make_teachers(how.teachers)
+        teacher.fit(splits, 0)
+        assert isinstance(cache_logits([teacher], splits, how)[0], OnlineLogits) == online, size

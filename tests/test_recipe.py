@@ -26,6 +26,7 @@ from fer_nb.core import LABEL_ORDERS, ConfigError, DataError, seed_everything
 from fer_nb.data import VOTE_COLUMNS
 from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
+from fer_nb.synth import make_faces
 from fer_nb.models import HyFER, create_teacher
 from fer_nb.sqs import SQS, attach_sqs
 from fer_nb.train import CheckpointError, FocalCrossEntropy, fit_model, layer_groups, make_loaders, read_checkpoint
@@ -443,3 +444,21 @@ def test_a_command_sets_them():
                                  "student.optimiser=ranger", "student.freeze_epochs=1", "student.early_lr=1e-4", "student.soft=votes"])
     assert preset.student == Fit(class_weights=(1, 2, 3), loss="focal", gamma=1.0, accumulate=4, optimiser="ranger", freeze_epochs=1,
                                  early_lr=1e-4, soft="votes")
+
+
+@pytest.mark.parametrize(("votes", "own"), [({"unknown": 9, "happy": 1}, True), ({"contempt": 6, "happy": 4}, True), ({"no_face": 5, "happy": 5}, True),
+                                            ({"unknown": 4, "happy": 6}, False), ({"happy": 7, "sad": 3}, False), ({}, True)])
+def test_votes_for_nothing_that_the_data_name_leave_the_label(votes, own):
+    faces = make_faces(70, seed=1, defects=None, size=32, balance="uniform", splits=(.8, .2, 0))[0]
+    table = np.zeros((len(faces), 10), int)
+    for name, n in votes.items():
+        table[:, [c.removeprefix("vote_") for c in VOTE_COLUMNS].index(name)] = n
+    ds = faces.assign(**{c: table[:, k] for k, c in enumerate(VOTE_COLUMNS)})
+    dls = dataloaders(ds.where(split="train"), ds.where(split="valid"), 16, device="cpu")
+    shares = Fit(soft="votes").soft_targets(dls)[0].shares.numpy()
+    mine = np.eye(7)[dls.train.ds.targets()]
+    heard = np.zeros(7)
+    for name, n in votes.items():
+        if name in ds.labels:
+            heard[ds.labels.index(name)] = n
+    np.testing.assert_allclose(shares, mine if own else np.tile(heard / heard.sum(), (len(mine), 1)))
