@@ -22,7 +22,7 @@ from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
 from .evaluate import eval_mode
 from .launch import gather, wide
 from .terms import LossTerm, batch_targets, logits_in
-from .train import KeepBest
+from .train import KeepBest, called
 
 # %% ../nbs/34_advtrain.ipynb #9b3d0283
 def _batch_generator(
@@ -103,8 +103,7 @@ class AdversarialTraining(LossTerm):
     @property
     def kinds(self) -> tuple[str, ...]:  # in the order given
         "The names of the attacks, as they are logged."
-        return tuple(a if isinstance(a, str) else getattr(a, "__name__", type(a).__name__)
-                     for a in self.attacks)
+        return tuple(a if isinstance(a, str) else called(a) for a in self.attacks)
 
     def config(self) -> dict:  # plain values, ready for JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
         "The settings, for the record of a run."

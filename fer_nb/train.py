@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_FIT', 'TrainingError', 'KeepBest', 'Progress',
-           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'FreezeBody', 'Accumulate', 'SAM',
-           'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'step_rates', 'settled',
-           'Checkpoint', 'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
+           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'called', 'FreezeBody', 'Accumulate',
+           'SAM', 'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'step_rates',
+           'settled', 'Checkpoint', 'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
 
 # %% ../nbs/30_train.ipynb #a38f07c7
 import copy
@@ -557,10 +557,10 @@ def _wrapped(
     return partial(OptimWrapper, opt=opt_func) if of_torch else opt_func
 
 
-def _called(
+def called(
     function: Callable,  # a function, a class, or a `partial`
 ) -> str:                # "OptimWrapper(opt=NAdam, momentum_decay=0.1)"
-    "The name of an optimiser for the identity of a run, with the settings that are bound to it."
+    "The name of an optimiser or an attack for the identity of a run, with the settings bound to it."
     settings = getattr(function, "keywords", {})
     said = ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in settings.items())
     named = getattr(function, "func", function)
@@ -1032,6 +1032,16 @@ def _start(
     return {"weights": weights_digest(named), "torch": str(torch.__version__), "processor": processor()}
 
 
+def _told(
+    cb: Callback,   # of fastai
+) -> dict:          # what it was told, where that is known
+    "What belongs to the identity of a fit."
+    found = {k: getattr(cb, k) for k in ("max_norm", "norm_type", "n_acc") if k in vars(cb)}
+    if isinstance(cb, MixHandler):   # a Beta distribution of two equal parameters
+        found["alpha"] = float(cb.distrib.concentration1)
+    return found
+
+
 @patch
 def identity(
     self: Fit,
@@ -1045,7 +1055,7 @@ def identity(
     data = _replayed(dls) if all(isinstance(dl, ReplayLoader) for dl in dls) else _foreign(dls)
     start, = map_ranks([model], _start)  # that of process 0, with which all begin
     weights = {name: f"{str(t.dtype)[6:]} {tuple(t.shape)}" for name, t in model.state_dict().items()}
-    callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else {}] for cb in cbs]
+    callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else _told(cb)] for cb in cbs]
     settings = {k: v for k, v in to_dict(self).items() if k not in NOT_OF_A_FIT} | more
     return plain({"settings": settings, "data": data, "callbacks": callbacks, "model": weights,
                   "start": start})
@@ -1531,7 +1541,7 @@ def fit_model(
     own = [*fit.callbacks(device), progress, StopOnNaN(), CheckInputRange(), training,
            *fit.soft_targets(dls)]
     if checkpoint is not None or world > 1:
-        named = None if opt_func is None else _called(opt_func)
+        named = None if opt_func is None else called(opt_func)
         described = fit.identity(model, dls, cbs, phase=phase, seed=seed, opt_func=named)
         own += ([Checkpoint(checkpoint, described, resume)] if checkpoint is not None else [])
         own += [Distributed(described)] if world > 1 else []

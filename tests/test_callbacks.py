@@ -11,7 +11,8 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder  # noqa: F401  (brings lr_find)
 from fastai.callback.tracker import ReduceLROnPlateau
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.mixup import MixUp
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -19,7 +20,8 @@ from fastai.optimizer import Adam, OptimWrapper
 
 from fer_nb.advtrain import AdversarialTraining, KeepRobust
 from fer_nb.config import Fit
-from fer_nb.core import ConfigError, seed_everything
+from fer_nb.attacks import pgd
+from fer_nb.core import ConfigError, FERError, seed_everything
 from fer_nb.data import resized
 from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
@@ -436,3 +438,18 @@ def test_the_average_counts_the_steps_that_were_made(faces):
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
     assert 0 < ema.step == len(steps) < len(learn.dls.train)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    (lambda: GradientClip(0.01), lambda: GradientClip(100)), (lambda: GradientAccumulation(16), lambda: GradientAccumulation(32)),
+    (lambda: MixUp(0.1), lambda: MixUp(8)),
+    (lambda: AdversarialTraining(partial(pgd, steps=1)), lambda: AdversarialTraining(partial(pgd, steps=20)))])
+def test_a_checkpoint_of_callbacks_with_other_settings_is_refused(faces, tmp_path, before, after):
+    fit = Fit(epochs=2, bs=16, augment=None)
+    for cbs, again in ((before, False), (before, True), (after, None)):
+        dls, run = dataloaders(*faces, 16, device="cpu"), lambda: fit_model(hyfer(0), dls, fit, [cbs()], checkpoint=tmp_path / "fit.ckpt")  # noqa: B023
+        if again is None:
+            with pytest.raises(FERError, match="callbacks"):
+                run()
+        else:
+            run()
