@@ -87,7 +87,8 @@ def test_faces_at_the_border_and_of_one_pixel_are_measured():
 def test_the_constants_are_those_of_the_fit():
     fitted = json.loads((ROOT / "benchmarks/reliable_fit.json").read_text())["results"]
     assert {name: d.weight for name, d in DOUBTS.items() if d.weight} == {k: w for k, w in fitted["weights"].items() if w}
-    assert all(fitted["limits"][name]["limit"] in (None, d.limit) for name, d in DOUBTS.items())
+    assert all(of["limit"] in (None, DOUBTS[name].limit) for name, of in fitted["limits"].items())
+    assert set(DOUBTS) - set(fitted["limits"]) == {"inside"}     # a fact, and no limit that was fitted
 
 
 def test_merged_labels_are_judged_by_their_own_probabilities():
