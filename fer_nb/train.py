@@ -1055,7 +1055,8 @@ def identity(
     data = _replayed(dls) if all(isinstance(dl, ReplayLoader) for dl in dls) else _foreign(dls)
     start, = map_ranks([model], _start)  # that of process 0, with which all begin
     weights = {name: f"{str(t.dtype)[6:]} {tuple(t.shape)}" for name, t in model.state_dict().items()}
-    callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else _bound(cb)] for cb in cbs]
+    callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else _bound(cb)]
+                 for cb in cbs]
     settings = {k: v for k, v in to_dict(self).items() if k not in NOT_OF_A_FIT} | more
     return plain({"settings": settings, "data": data, "callbacks": callbacks, "model": weights,
                   "start": start})
