@@ -127,10 +127,10 @@ def _degrees(
     severities: Sequence[float],   # degrees
 ) -> list[tuple[str, float]]:      # kind and degree
     "What is to be tried. Raises `ConfigError` for one that there is not."
-    degrees = [(k, float(s)) for k in (corruption_kinds() if kinds is None else kinds) for s in severities]
+    degrees = [(k, s) for k in (corruption_kinds() if kinds is None else kinds) for s in severities]
     for kind, severity in degrees:
         _level(kind, severity)
-    return degrees
+    return [(kind, float(severity)) for kind, severity in degrees]
 
 
 def _corrupted_logits(
