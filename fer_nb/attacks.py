@@ -90,9 +90,10 @@ def _gradient(
     x = x.detach().requires_grad_()
     z = _logits(model, x, y)
     loss = F.cross_entropy(z, y, reduction="none")
-    if y.ndim == 1 and (sure := loss.detach() < 2e-7).any():   # 1 - p is a rounding error of float32
-        others = z.scatter(1, y[:, None], -torch.inf).logsumexp(1)   # loss = log(1 + exp(others - own))
-        loss = torch.where(sure, others - z.gather(1, y[:, None])[:, 0], loss)
+    if (sure := loss.detach() < 2e-7).any():   # 1 - p is a rounding error of float32
+        own = (y if y.ndim == 1 else y.argmax(1))[:, None]   # of shares, only those of one class get there
+        others = z.scatter(1, own, -torch.inf).logsumexp(1)  # loss = log(1 + exp(others - own))
+        loss = torch.where(sure, others - z.gather(1, own)[:, 0], loss)
     return torch.autograd.grad(loss.sum(), x)[0]
 
 # %% ../nbs/23_attacks.ipynb #d712b675

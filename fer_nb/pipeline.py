@@ -119,6 +119,16 @@ def prepare(
     return splits
 
 # %% ../nbs/41_pipeline.ipynb #08c9bed1
+def _need_unseen_start(
+    fit: Fit,                  # of a student
+    splits: Splits,            # the data
+    seed: int | None = None,   # of the run; None: not known
+) -> None:
+    "Raise `DataError` for a student that starts from a file whose record tells that it knows the hold-out."
+    if fit.network.endswith(".safetensors"):
+        need_same_holdout(fit.network, load_teacher(fit.network), splits, seed)
+
+
 def cache_logits(
     teachers: Sequence[TeacherBase],   # fitted
     splits: Splits,                    # the data
@@ -156,6 +166,8 @@ def fit_teachers(
     """All teachers of a preset, a first-generation student among them. Raises `ConfigError`, `DataError` or
     `LabelError` before anything is fitted where one of them cannot be used."""
     teachers, histories = make_teachers(preset.teachers), []
+    for fit in (preset.student, *([preset.born_again.student] if preset.born_again else [])):
+        _need_unseen_start(fit, splits, seed)
     for teacher in teachers:
         teacher.check(splits, seed)
     for teacher in teachers:
@@ -229,9 +241,8 @@ def fit_student(
     seed_everything(seed)
     labels, colour, how = splits.train.labels, len(splits.train.shape()) == 4, preset.distillation
     if start is None:
+        _need_unseen_start(preset.student, splits)
         student = make_network(preset.student, labels, 3 if colour else 1)
-        if preset.student.network.endswith(".safetensors"):
-            need_same_holdout(preset.student.network, load_teacher(preset.student.network), splits, None)
     else:
         student = adapted(start, labels)
     eadd = taught_by(cached, how, labels)

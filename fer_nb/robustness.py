@@ -29,7 +29,8 @@ from torch import nn
 from .attacks import fgsm, margin, pgd, square_search
 from .augment import gaussian_blur, hash_normal
 from .checks import ask, check_images, check_logits
-from .core import ConfigError, DataError, atomic_file, hash_uniform, one_of, positive, share
+from .core import (ConfigError, DataError, at_least, atomic_file, hash_uniform, one_of, positive,
+                         share)
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
 from .metrics import mean_intervals, scores
@@ -624,6 +625,8 @@ def strongest_study(
     `LabelError`, `DataError` for several splits, `StoreError` for parts of something else."""
     _one_split(ds.df, ds.name or "dataset")
     _auto_attack_class()   # before the first hour is spent
+    if pgd is not None:
+        at_least("pgd", pgd, 0, "images", whole=True)
     parts, rows, both = Path(out) / "parts", [], {"eps": eps, "n": n, "seed": seed}
     plain = both | {"eps": (0, eps), "steps": max(1, steps // 2), "restarts": 5}
     more = {"more pgd": (robust_curve, plain | {"n": pgd})} if pgd is None or pgd else {}

@@ -479,7 +479,8 @@ def test_bad_settings_are_refused(toy):
 
 
 @pytest.mark.parametrize("scale", [1, 30, 100, 300])
-@pytest.mark.parametrize("attack", [fgsm, lambda m, x, y: pgd(m, x, y, steps=5, generator=gen())], ids=["fgsm", "pgd"])
+@pytest.mark.parametrize("attack", [fgsm, lambda m, x, y: pgd(m, x, y, steps=5, generator=gen()),
+                                    lambda m, x, y: pgd(m, x, F.one_hot(y, 4).float(), steps=5, generator=gen())], ids=["fgsm", "pgd", "shares"])
 def test_large_logits_are_no_defence(toy, scale, attack):
     "The same classes with all logits multiplied: what the attack finds must not depend on it."
     class Scaled(nn.Module):

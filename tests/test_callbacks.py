@@ -453,3 +453,17 @@ def test_a_checkpoint_of_callbacks_with_other_settings_is_refused(faces, tmp_pat
                 run()
         else:
             run()
+
+
+class OfThisBatch(torch.nn.Module):
+    "A loss with a weight for each image of the batch it was made for."
+
+    def forward(self, z, y):
+        return (torch.nn.functional.cross_entropy(z, y, reduction="none") * torch.ones(14)).mean()
+
+
+def test_a_loss_of_one_batch_alone_is_left_in_peace(faces):
+    train, valid = faces[0].take(range(28)), faces[1].take(range(14))
+    learn = Learner(dataloaders(train, valid, 14, device="cpu"), hyfer(0), OfThisBatch(), metrics=[], cbs=[EADD([hyfer(7)], accuracy="running")], path="/nowhere")
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)

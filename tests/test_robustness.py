@@ -577,6 +577,10 @@ def test_splits_are_judged_each_for_itself(model, ds):
 @needs_autoattack
 @pytest.mark.filterwarnings("ignore:AutoAttack below")
 def test_more_images_for_pgd_are_a_run_of_their_own(model, ds, tmp_path):
+    said = []
+    with pytest.raises(ConfigError, match="pgd=-5"):      # before the first hour is spent
+        strongest_study({"a": model}, ds.where(split="test"), tmp_path, pgd=-5, say=said.append)
+    assert not said
     ds, call = ds.where(split="test"), dict(n=7, eps=0.02, steps=2, queries=5)
     table = strongest_study({"a": model}, ds, tmp_path, pgd=21, **call).query("metric == 'accuracy'")
     assert table.groupby(["attack", "n"]).size().to_dict() == {("autoattack", 7): 1, ("pgd", 7): 2, ("pgd", 21): 2}
