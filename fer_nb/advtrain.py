@@ -15,14 +15,17 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from torch import nn
 
 from .attacks import check_eps, deepfool, fgsm, pgd
-from .checks import ask, check_logits, dominant_labels
+from .checks import ask, check_images, check_logits, check_targets, dominant_labels
 from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
 from .evaluate import eval_mode
 from .launch import gather, wide
+from .models import unwrapped
+from .store import digest
 from .terms import LossTerm, batch_targets, logits_in
-from .train import KeepBest, called
+from .train import KeepBest, called, code_digest
 
 # %% ../nbs/34_advtrain.ipynb #9b3d0283
 def _batch_generator(
@@ -60,6 +63,34 @@ def _collapsed(
     "Has robust accuracy collapsed while the accuracy against a single step did not fall?"
     return bool(past_pgd) and pgd < share * max(past_pgd) and fgsm >= past_fgsm[-1]
 
+# %% ../nbs/34_advtrain.ipynb #logits01
+class _Logits(nn.Module):
+    "A network that returns more than its logits, for attacks, which want them alone."
+
+    def __init__(
+        self,
+        net: nn.Module,   # in evaluation mode
+    ):
+        super().__init__()
+        self.net, self.training = net, False
+
+    def forward(
+        self,
+        x: torch.Tensor,   # images (B, C, H, W)
+    ) -> torch.Tensor:     # logits (B, K)
+        "The logits of `x`."
+        return logits_in(self.net(x))
+
+
+def _logits_alone(
+    model: nn.Module,   # in evaluation mode
+    x: torch.Tensor,    # images on its device, of which the first is tried
+) -> nn.Module:         # the same network where it returns a tensor
+    "What attacks are given, and asked afterwards."
+    with torch.no_grad():
+        z = ask(unwrapped(model), x[:1], several=True)
+    return model if isinstance(z, torch.Tensor) else _Logits(model)
+
 # %% ../nbs/34_advtrain.ipynb #018dd828
 _KINDS = ("fgsm", "pgd", "deepfool")
 _COLUMNS = ["epoch", "attack", "eps", "steps", "images", "loss", "accuracy"]
@@ -70,6 +101,7 @@ class AdversarialTraining(LossTerm):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
     first = LossTerm.first + 2  # TRADES adds after EADD, whose weight α is not for it
     logs, new_fit = ("adv_log", "guard_log"), True
+    more = None  # whether the network returns more than logits, once that was tried
     share = 1.0  # of its weights in the network that is left, see `pipeline.within_cost`
 
     def __init__(
@@ -109,9 +141,9 @@ class AdversarialTraining(LossTerm):
         "The settings, for the record of a run."
         keys = ("alpha", "steps", "ratio", "random_start", "warmup_epochs", "seed", "trades", "guard",
                 "collapse")
-        eps = self._budgets() if callable(self.eps) else self.eps
+        eps, own = self._budgets() if callable(self.eps) else self.eps, [*filter(callable, self.attacks)]
         return {"kind": list(self.kinds), "weights": list(self.weights), "eps": eps,
-                **{k: getattr(self, k) for k in keys}}
+                **{k: getattr(self, k) for k in keys}, **({"code": [*map(code_digest, own)]} if own else {})}
 
     def _budgets(self) -> list[float]:  # five numbers
         "The budget at the start, after each quarter, and at the end of a training."
@@ -127,9 +159,10 @@ def _check(self: AdversarialTraining) -> None:
     for eps in self._budgets():
         check_eps(eps)
     for name, least, whole in (("warmup_epochs", 0, False), ("trades", 0, False), ("steps", 1, True),
-                               ("guard", 0, True), ("seed", -2**63, True), ("alpha", 0, False)):
+                               ("guard", 0, True), ("alpha", 0, False)):
         if name != "alpha" or self.alpha is not None:
             at_least(name, getattr(self, name), least, whole=whole)
+    at_least("seed", self.seed, -2**63, whole=True, most=2**63 - 1)
     at_least("ratio", self.ratio, 0, most=1)
     share("collapse", self.collapse, "()")
     w, wrong = self.weights, []
@@ -169,11 +202,15 @@ def _draw(
     self: AdversarialTraining,
     x: torch.Tensor,  # images of this process (B, C, H, W)
 ) -> tuple[str | Callable, torch.Generator]:  # the attack, and the randomness of its starts
-    "Draw the rows and the attack of this batch, alike in all processes that share it, and set its budget."
+    """Draw the rows and the attack of this batch, alike in all processes that share it, and set its budget.
+    Raises `ConfigError` where `ratio` is so small that no image of a batch is attacked."""
     g = _batch_generator(self.seed, self.epoch, self.iter)
     start, size = self.dl.batch_part if getattr(self.dl, "rank_world", (0, 1))[1] > 1 else (0, len(x))
-    rows = torch.zeros(size, dtype=torch.bool)
-    rows[torch.randperm(size, generator=g)[:int(self.ratio * size + 0.5)]] = True
+    rows, count = torch.zeros(size, dtype=torch.bool), int(self.ratio * size + 0.5)
+    if self.ratio > 0 and not count and self.iter == 0:  # an incomplete batch at the end may have none
+        raise ConfigError(f"ratio={self.ratio}: of {size} images in a batch none would be attacked; at least "
+                          f"{0.5 / size:.4g}, a larger bs, or 0 expected")
+    rows[torch.randperm(size, generator=g)[:count]] = True
     mine = rows[start:start + len(x)]
     self.learn.adv_mask = mine.to(x.device)
     # numbers, counted here: to count a mask on a card, its host would have to wait for it
@@ -208,7 +245,8 @@ def _craft(
             with torch.no_grad():
                 check_logits(z := logits_in(ask(self.model, x, several=True)), len(x))
                 y = z.softmax(1)
-        adv = call(self.model, x, y)
+        self.more = isinstance(_logits_alone(self.model, x), _Logits) if self.more is None else self.more
+        adv = call(_Logits(self.model) if self.more else self.model, x, y)
     if not isinstance(adv, torch.Tensor) or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
         found = tuple(getattr(adv, "shape", ())) or type(adv).__name__
         raise ImageError(f"attack {self.now!r} returned {found}, or values outside [0, 1]; expected "
@@ -262,7 +300,7 @@ def total(
 def before_fit(self: AdversarialTraining) -> None:
     "At the start of `fit`, `validate` and `get_preds`: remove what a fit that crashed may have left."
     self.after_batch()
-    self.new_fit = self.new_fit or self.fitting
+    self.new_fit, self.more = self.new_fit or self.fitting, None
 
 
 @patch
@@ -312,11 +350,12 @@ def _probe(self: AdversarialTraining) -> tuple[float, float]:  # accuracies unde
     x, y = (t.to(next(self.model.parameters()).device) for t in self.watched)
     ball = dict(eps=max(self._budgets()), generator=_batch_generator(self.seed, 0, 0))
     with eval_mode(self.model):
-        found = (fgsm(self.model, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
-                 pgd(self.model, x, y, steps=self.guard, **ball))
+        net = _logits_alone(self.model, x)
+        found = (fgsm(net, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
+                 pgd(net, x, y, steps=self.guard, **ball))
         with torch.no_grad():
             labels = dominant_labels(y)[0]
-            return tuple((ask(self.model, a).argmax(1) == labels).float().mean().item() for a in found)
+            return tuple((ask(net, a).argmax(1) == labels).float().mean().item() for a in found)
 
 
 @patch
@@ -372,20 +411,29 @@ class KeepRobust(KeepBest):
         super().__init__()
         check_eps(eps)
         at_least("steps", steps, 1, whole=True)
+        at_least("seed", seed, -2**63, whole=True, most=2**63 - 1)
+        check_images(images, "images")
         at_least("images", len(images), 1)
+        check_targets(targets, len(images), name="targets")
         self.images, self.targets, self.eps, self.steps, self.seed = images, targets, eps, steps, seed
         self.load, self.log = load, []
 
     def config(self) -> dict:  # plain values
         "The settings, for the identity of a run."
-        return {"eps": self.eps, "steps": self.steps, "seed": self.seed, "images": len(self.images)}
+        held = digest(*(t.detach().cpu().numpy() for t in (self.images, self.targets)))
+        return {"eps": self.eps, "steps": self.steps, "seed": self.seed, "images": len(self.images),
+                "digest": held}
 
 # %% ../nbs/34_advtrain.ipynb #keeprob6
 @patch
 def before_fit(self: KeepRobust) -> None:
-    "Begin without a best epoch and with an empty log. Raises `ConfigError` without accuracies."
+    """Begin without a best epoch and with an empty log. Raises `ConfigError` without accuracies, `LabelError`
+    for targets of other classes than the network's."""
     super(KeepRobust, self).before_fit()
-    self.log = []
+    self.log, one = [], self.images[:1].to(next(self.model.parameters()).device)
+    with eval_mode(self.model), torch.no_grad():
+        check_logits(z := logits_in(ask(unwrapped(self.model), one, several=True)), 1)
+    check_targets(self.targets, len(self.images), z.shape[1], "targets")
 
 
 @patch
@@ -406,13 +454,13 @@ def _accuracies(
     "Under PGD and without it, some images at a time."
     hits, device = torch.zeros(2), next(self.model.parameters()).device
     with eval_mode(self.model):
+        net = _logits_alone(self.model, self.images[:1].to(device))
         for k in range(0, len(self.images), bs):
             x, y = (t[k:k + bs].to(device) for t in (self.images, self.targets))
-            adv = pgd(self.model, x, y, self.eps, steps=self.steps,
-                      generator=_batch_generator(self.seed, 0, k))
+            adv = pgd(net, x, y, self.eps, steps=self.steps, generator=_batch_generator(self.seed, 0, k))
             with torch.no_grad():
                 right = dominant_labels(y)[0]
-                hits += torch.stack([(ask(self.model, t).argmax(1) == right).sum() for t in (adv, x)]).cpu()
+                hits += torch.stack([(ask(net, t).argmax(1) == right).sum() for t in (adv, x)]).cpu()
     return tuple((hits / len(self.images)).tolist())
 
 

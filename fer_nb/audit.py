@@ -22,6 +22,7 @@ from .core import ConfigError, DataError, need_columns, one_of
 from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
+from .store import digest
 
 # %% ../nbs/09_audit.ipynb #141a5877
 KINDS = ("duplicate", "multilabel", "leak", "similar", "label_error", "no_face", "low_quality")
@@ -129,6 +130,7 @@ def label_quality(
     `error` what pruning by noise rate removes. Raises `DataError` for probabilities of another shape."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
+    probs = probs.detach().cpu() if isinstance(probs, torch.Tensor) else probs
     targets, probs = np.asarray(targets), np.asarray(probs, dtype=np.float64)
     fits = probs.ndim == 2 and len(probs) == len(targets) and targets.max(initial=-1) < probs.shape[1]
     known = ~np.isnan(probs).any(axis=-1)
@@ -195,13 +197,17 @@ def face_issues(
     found: pd.DataFrame | None,   # id, status, evidence, from `faces.find_faces`
 ) -> pd.DataFrame:                # i, score, how: "blank", "votes", "face finder" or "votes, face finder"
     """Images that may show no face, with the chance that they do not, and who says so. Raises `DataError` for
-    a table that leaves out an image."""
+    a table that lacks a column, leaves out an image or names one twice."""
     unknown, missed = np.full(len(ds), np.nan), np.zeros(len(ds), bool)
     evidence, votes = unknown, unknown
     if "vote_no_face" in ds.df:
         cast = ds.df[list(VOTE_COLUMNS)].fillna(0).sum(axis=1).replace(0, np.nan)
         votes = (ds.df.vote_no_face / cast).to_numpy(float)
     if found is not None:
+        where, way_on = "the table of the face finder", "one row an image expected, as faces.find_faces gives"
+        need_columns(found, ["id", "status"], where, way_on)
+        if (twice := found.id[found.id.duplicated()]).size:
+            raise DataError(f"{where}: image {twice.iloc[0]!r} more than once; {way_on}")
         told = found.set_index("id").reindex(columns=["status", "evidence"]).reindex(ds.df.id)
         if (absent := told.index[told.status.isna()]).size:
             raise DataError(f"image {absent[0]!r} is not in the table of the face finder")
@@ -214,6 +220,19 @@ def face_issues(
     return pd.DataFrame({"i": rows, "score": chance[rows], "how": who[rows]})
 
 # %% ../nbs/09_audit.ipynb #dbaa454d
+_PAIRED = {"duplicate", "multilabel", "leak", "similar"}   # the kinds that duplicates are searched for
+
+
+def _lasting(
+    ids: np.ndarray,      # of the images (N,)
+    groups: np.ndarray,   # numbers of their groups (N,)
+) -> np.ndarray:          # int64 (N,), below 2**52, which floats hold exactly
+    "Other numbers, made from the id of each group's first member: no other dataset has the same by chance."
+    _, first, at = np.unique(groups, return_index=True, return_inverse=True)
+    codes = [int(digest(str(i).encode(errors="surrogatepass"))[:13], 16) for i in ids[first]]
+    return np.array(codes, np.int64)[at]
+
+
 class Audit:
     """What `audit` found: `issues` (id, kind, score, partner, how, suggested, chance, change), `groups` and
     `photos` (N,), and what follows from them."""
@@ -229,9 +248,13 @@ class Audit:
         self.ds, self.issues, self.groups, self.duplicates = ds, issues, groups, duplicates
         self.kinds, self.photos = tuple(kinds), photo_groups(len(ds), duplicates)
 
-    def grouped(self) -> FERData:  # all images, with the columns `group` and `photo`
-        "The dataset as it is, with what folds must keep together, and what is the same photograph."
-        return self.ds.assign(group=self.groups, photo=self.photos)
+    def grouped(self) -> FERData:  # all images, with the columns `group` and `photo` (int64)
+        """The dataset as it is, with what folds must keep together, and what is the same photograph: numbers
+        made from the id of the first member. Unchanged where no kind of pairs was looked for."""
+        if not _PAIRED & {*self.kinds}:
+            return self.ds
+        ids = self.ds.df.id.to_numpy()
+        return self.ds.assign(group=_lasting(ids, self.groups), photo=_lasting(ids, self.photos))
 
     def photos_of(
         self,
@@ -273,8 +296,7 @@ def audit(
     if "label_error" in kinds and not witness:
         raise ConfigError("label_error needs a witness: probs=out-of-fold probabilities, "
                           "or votes from data.add_votes")
-    paired = {"duplicate", "multilabel", "leak", "similar"} & set(kinds)
-    duplicates = find_duplicates(ds if paired else ds.take([]), search, folder=folder,
+    duplicates = find_duplicates(ds if _PAIRED & {*kinds} else ds.take([]), search, folder=folder,
                                  cache=len(ds) >= _MANY if cache is True else cache)
     parts = [duplicate_issues(ds.df, duplicates)]
     if "label_error" in kinds:
@@ -352,8 +374,15 @@ def notes(self: Audit) -> list[str]:  # sentences; none where there is nothing t
             f"{classes.listed_percent[least]:.1f} % of {least}.")
     close = self.duplicates[~self.duplicates.how.isin(["exact", "similar"])]
     if len(close) and close.get("chance", pd.Series(dtype=float)).notna().any():
-        said.append(f"duplicates: {len(close):,} pairs are not byte-identical; by the search's own estimate "
-                    f"at most {len(self.ds) * close.chance.max():.1f} of them are wrong.")
+        poor = self.issues[(self.issues.kind == "low_quality") & self.issues.how.isin(["bright", "contrast"])]
+        text = (f"duplicates: {len(close):,} pairs are not byte-identical; by the search's own estimate "
+                f"at most {len(self.ds) * close.chance.max():.1f} of them are wrong")
+        if len(poor):
+            text += (f". That does not hold for the {len(poor):,} images that are overexposed or of low "
+                     "contrast: of 400 such, nine or ten were paired with other people's; look at theirs")
+        elif "low_quality" not in self.kinds:
+            text += ", if none of the images is overexposed or of very low contrast"
+        said.append(text + ".")
     if series := (self.issues.kind == "similar").sum():
         said.append(f"similar: {series:,} images look much like another photograph. They are no duplicates "
                     "and stay; folds keep them together.")
@@ -452,7 +481,10 @@ def actions(
 ) -> pd.DataFrame:                               # id, action ("drop" or a label), why
     """What `clean` will do, one row an image. Raises `ConfigError` for an unknown kind or split, `DataError`
     for decisions that are none, or about images that are not there."""
-    decisions, ds = decisions or {}, self.ds.df
+    decisions, ds = {} if decisions is None else decisions, self.ds.df
+    if not isinstance(decisions, Mapping):
+        raise DataError(f"decisions: a {type(decisions).__name__} given; a mapping of ids to \"keep\", "
+                        "\"drop\" or a label expected, such as dict(zip(table.id, table.action))")
     for kind in drop:
         one_of("kind to drop", kind, [k for k in KINDS if k != "similar"])
     splits = (splits,) if isinstance(splits, str) else splits
@@ -491,7 +523,7 @@ def clean(
     decisions: Mapping[str, str] | None = None,  # id -> "keep", "drop" or a label name; overrides the rules
     splits: tuple[str, ...] = ("train",),        # splits that images may be dropped from
     drop: tuple[str, ...] = DROPPED,             # kinds that are dropped without asking
-) -> FERData:  # without the dropped images, with columns `group`, for folds, and `photo`
+) -> FERData:  # without the dropped images, with columns `group`, for folds, and `photo`, see `Audit.grouped`
     """Drop what should not be trained on: surplus duplicates, contradictory labels, images without a face
     (from the chance `FACELESS` on), and training images with a duplicate in another split. Doubtful labels
     and low quality are for review and stay unless `drop` names them; similar images, and those of which it is

@@ -69,8 +69,10 @@ def warp(
     x: torch.Tensor,     # images (B, C, H, W), float
     maps: torch.Tensor,  # (B, 2, 3), see `affine_maps`
 ) -> torch.Tensor:       # (B, C, H, W); edges are repeated outward
-    "Sample every image at the places that its map says, bilinearly."
+    "Sample every image at the places that its map says, bilinearly; images of 16 bits in float32."
     B, _, H, W = x.shape
+    if x.element_size() == 2:  # 16 bits do not tell the places of 224 pixels apart
+        return warp(x.float(), maps).to(x.dtype)
     maps, places = maps.to(x), _places(H, W, x.device, x.dtype)
     if x.device.type == "cpu":
         grid = torch.mm(maps.view(2 * B, 3), places, out=x.new_empty(2 * B, H * W))  # `out` knows no autocast

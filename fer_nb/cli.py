@@ -29,9 +29,9 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import __version__
-from .config import PRESETS, Fit, Preset, load_config, override, to_dict, tried
+from .config import PRESETS, Fit, Preset, _Clash, load_config, override, to_dict, tried
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file, file_sha256,
-                         keep_freed_memory, one_of, progress, show_progress)
+                         keep_freed_memory, need_apart, one_of, progress, show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
@@ -166,6 +166,12 @@ def need_target(
     aside: bool = False,  # whether a folder is written beside its place and renamed at the end
 ) -> None:
     "Raise `DataError` where the results cannot be written, before the work that makes them."
+    here = Path.cwd()
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: a link to nothing is there; choose another --{option}")
+    if folder and aside and path.resolve() in (here, *here.parents):
+        raise DataError(f"{path}: the working folder is in it, and the results would replace it; choose "
+                        f"another --{option}")
     if path.exists() and not (path.is_dir() or path.is_file()):
         return  # a device, such as /dev/null
     if path.exists() and path.is_dir() != folder:
@@ -183,19 +189,27 @@ def need_target(
         raise DataError(f"{path}: cannot be written, for {above} takes no files ({e.strerror}); choose "
                         f"another --{option}") from e
 
-
+# %% ../nbs/60_cli.ipynb #36000bf1
 def need_inputs(
     verb: Verb,                # that will work
     args: argparse.Namespace,  # its arguments; where the results go is filled in
 ) -> None:
     "Refuse input that cannot be used. Raises `FERError`."
-    option, target, folder = verb.target(args)
     for name, value in vars(args).items():
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path) and name != option and not path.exists():
-                raise DataError(f"{path}: no such file or folder")
+        if isinstance(value, Path):
+            setattr(args, name, value.expanduser())   # of --out=~/x, which the shell leaves
+    if getattr(args, "seed", None) is not None:
+        at_least("seed", args.seed, 0, most=2**63 - 1)
+    option, target, folder = verb.target(args)
+    read = [path for name, value in vars(args).items() if name != option
+            for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
+    for path in read:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
     if target is not None:
         setattr(args, option, target)
+        if verb.aside or not folder:
+            need_apart(target, read)
         replaces = verb.resumes or getattr(args, "overwrite", False)
         need_target(option, target, folder, replaces, "overwrite" in args, verb.aside)
     for name in ("weights", "model"):
@@ -218,14 +232,14 @@ def main(
         args = parser(argv[0] if argv else "").parse_args(argv)
         need_inputs(VERBS[args.verb], args)
         args.command = command_line(argv)
-        processes = nullcontext((0, 1))
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            processes = process_group()
         switches = {name: getattr(args, flag[2:].replace("-", "_")) for flag in VERBS[args.verb].machine
                     for name in _FIELDS.get(flag, (flag[2:],))}
+        processes = nullcontext((0, 1))
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            processes = process_group(device=switches.get("device"))
         memory = enough_memory(f"fer-nb {args.verb}", "smaller batches, smaller images, or another --device")
         with processes as (rank, _), show_progress(), machine(**switches), memory:
-            if switches.get("device"):
+            if switches.get("device") is not None:
                 pick_device()  # refused before anything is read
             done = VERBS[args.verb].run(args)
     except (FERError, OSError) as e:  # such as a disk that is full
@@ -251,7 +265,17 @@ def _say(text: str) -> None:
 def _chosen(default: Preset, args: argparse.Namespace) -> Preset:
     "Settings from --config, else the default, and --set. Raises `ConfigError` for a field that is wrong."
     preset = default if args.config is None else load_config(args.config)
+    if given := [c for c in args.set if re.match(r"\s*student\.epochs\s*=", c)]:
+        if getattr(args, "epochs", None) is not None:
+            raise ConfigError(f"--epochs {args.epochs} and --set {given[0]}: one of the two expected")
     return override(preset, args.set) if args.set else preset
+
+
+def _need_settings(args: argparse.Namespace) -> None:
+    """Refuse names and values of --config and --set that no preset takes, before PyTorch is loaded; what does
+    not go with the preset of the verb is refused by that. Raises `ConfigError`."""
+    with suppress(_Clash):
+        _chosen(_ANY, args)
 
 
 _ANY = Preset(teachers=(Fit(),) * 9)  # what names of settings are tried on before PyTorch is loaded
@@ -342,16 +366,17 @@ def run_sqs(
 ) -> str:                        # the tables, and where they are
     "SQSNet by the protocol of the data set, one fit a seed; what was finished is not fitted again."
     from fer_nb.models import need_weights
-    from fer_nb.pipeline import refined
+    from fer_nb.pipeline import quiet, refined
     from fer_nb.sqs_studies import accuracy_table, metrics_table, sqs_study
     name, preset = (preset, PRESETS[preset]) if isinstance(preset, str) else ("own", preset)
     need_weights([preset.student.network] if preset.student.pretrained else [])
-    ds = refined(ds, preset, _say)
+    say = quiet if args.quiet else _say
+    ds = refined(ds, preset, say)
     work = args.out.with_name(args.out.name + ".work")
     seeds = range(args.seed, args.seed + preset.evaluation.seeds)
-    runs = sqs_study(ds, "comparison", preset, seeds, work, say=_say)
-    record = run_record(args.command, preset=name, data=ds.fingerprint())
-    config = {"preset": name, "settings": to_dict(preset), "record": record}
+    runs = sqs_study(ds, "comparison", preset, seeds, work, say=say)
+    record = run_record(args.command, preset=name, data=ds.fingerprint(), **fits_of(work))
+    config = {"preset": name, "seed": args.seed, "settings": to_dict(preset), "record": record}
     config |= {"trial": trial} if trial else {}
     with rank0_folder(args.out, args.overwrite) as folder:
         write_table(runs, folder / "sqs.csv")
@@ -359,8 +384,9 @@ def run_sqs(
         write_record(folder, ["sqs.csv", "config.json"], record)
     shutil.rmtree(work, ignore_errors=True)
     tables = "\n\n".join(table.to_string() for table in (accuracy_table(runs, 1), metrics_table(runs)))
+    tables = "" if args.quiet else f"{tables}\n"
     tried_only = f"\na trial, not run on the data: {trial}" * bool(trial)
-    return f"{tables}\ntable: {args.out / 'sqs.csv'}{tried_only}"
+    return f"{tables}table: {args.out / 'sqs.csv'}{tried_only}"
 
 # %% ../nbs/60_cli.ipynb #60000016
 class _DemoVerb(Verb):
@@ -370,12 +396,13 @@ class _DemoVerb(Verb):
                    "report on synthetic faces with planted defects. Leaves report.html, results.csv, "
                    "config.json and weights.")
     machine = _TRAINS
+    usual = "demo"
     options = {
         "--images": dict(type=int, default=2500, metavar="N", help="faces to draw (default: 2500)"),
-        "--preset": dict(default="demo", metavar="NAME",
+        "--preset": dict(metavar="NAME",
                          help=f"{', '.join(PRESETS)}: tiny is a smoke test, demo for the embedded faces, "
                               "cpu for FER2013 on two cores within 40 minutes, paper-... the papers, -gpu "
-                              "what one does on one card today (default: %(default)s)"),
+                              "what one does on one card today (default: demo; of `run` cpu)"),
         **_SETTINGS,
         "--out": dict(type=Path, metavar="DIR",
                       help="run folder; appears complete or not at all (default: runs/NAME-PRESET-seedN)"),
@@ -385,6 +412,7 @@ class _DemoVerb(Verb):
         **_TRYING}
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
+        self.with_preset(args)
         name = "demo" if args.verb == "demo" else args.data.resolve().stem
         label = args.preset if args.config is None else args.config.stem
         if args.dry_run or args.measure:
@@ -422,6 +450,17 @@ class _DemoVerb(Verb):
         tried_only = f"\na trial, not run on the data: {trial}" * bool(trial)
         return f"report: {args.out / 'report.html'}{tried_only}"
 
+# %% ../nbs/60_cli.ipynb #withpres
+@patch
+def with_preset(
+    self: _DemoVerb,
+    args: argparse.Namespace,  # its arguments; the preset is filled in
+) -> None:
+    "Take the usual preset where none was named. Raises `ConfigError` for one beside a file of settings."
+    if args.config is not None and args.preset is not None:
+        raise ConfigError(f"--preset {args.preset} and --config {args.config}: one of the two expected")
+    args.preset = args.preset or self.usual
+
 # %% ../nbs/60_cli.ipynb #runverb1
 class _RunVerb(_DemoVerb):
     "the same with your data"
@@ -429,7 +468,7 @@ class _RunVerb(_DemoVerb):
     description = ("The whole way on any data set that `fer-nb formats` shows: FER2013, FER+, RAF-DB, "
                    "AffectNet, KDEF, CK+, ..., a folder of class folders, a list of images.")
     options = _DATA | _DemoVerb.options
-    options["--preset"] = options["--preset"] | {"default": "cpu"}
+    usual = "cpu"
     options["--images"] = dict(type=int, metavar="N", help="a trial on at most so many images of the data")
 
 # %% ../nbs/60_cli.ipynb #door6001
@@ -586,7 +625,7 @@ class _StudyVerb(Verb):
             faults.append(f"study {args.what} needs --votes fer2013new.csv, {study.votes}")
         if faults:
             raise ConfigError("; ".join(faults))
-        _chosen(_ANY, args)
+        _need_settings(args)
 
     def run(self, args: argparse.Namespace) -> str:  # what the study shows, and where its table is
         "Run a study, and write its table."
@@ -763,7 +802,7 @@ class _ShipVerb(Verb):
     def run(self, args: argparse.Namespace) -> str:  # where the weights are
         "Train at length."
         keep_freed_memory()
-        _chosen(_ANY, args)
+        _need_settings(args)
         from fer_nb.hyfer_studies import FERPLUS, SHIP, SHIPPED_NAMES, onward, train_shipped
         ferplus, again = args.student == "ferplus", (args.start, args.held)
         if (None in again and again != (None, None)) or (args.start and args.student == "both"):
@@ -955,7 +994,8 @@ class _EvaluateVerb(Verb):
         said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, test-time views "
                 f"{args.tta}, temperature {temperature:g}", f"judged by {judge}",
                 known, *said, _looked_for(duplicates, part, args.split),
-                "in brackets: 95 % bootstrap intervals, drawn within the classes"]
+                "in brackets: 95 % bootstrap intervals, drawn within the classes; Wilson's for shares of too "
+                "few images, – where there is none"]
         return "\n".join([*said, "", readable(table), "", f"table: {args.out}"])
 
     def duplicates(self, whole: FERData, args: argparse.Namespace) -> set[str] | None:

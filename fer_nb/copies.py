@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from .core import ConfigError, DataError, at_least, one_of
+from .core import ConfigError, DataError, at_least, need_columns, one_of
 from .data import FERData
 
 # %% ../nbs/15_copies.ipynb #2f1654ce
@@ -291,19 +291,49 @@ CHANGE_KINDS: dict[str, Callable] = {kind: family for family, kinds in (
 ) for kind in kinds.split()}
 
 
+_AMOUNTS: dict[str, tuple[float, float]] = {kind: bounds for kinds, bounds in (
+    ("jpeg webp", (1, 100)), ("posterise palette", (2, 256)), ("autocontrast", (0, 49)),
+    ("resize zoom stretch tint", (.01, 100)), ("crop corner", (0, .99)), ("border", (0, 23)),
+    ("specks equalise patch sticker stripes text tiled", (0, 1)), ("frame card caption title bar", (0, 48)),
+    ("blur median motion noise speckle brightness contrast gamma meme stamp", (0, 1000)),
+) for kind in kinds.split()}   # least and greatest
+
+
+def _check_step(
+    kind: str,     # of a change
+    amount: float | tuple[float, ...],  # how much, or the ends of what it is drawn from
+    option: str,   # "": none
+) -> None:
+    "Raise `ConfigError` for a kind that there is not, or an amount or option that makes no image."
+    one_of("kind", kind, CHANGE_KINDS)
+    least, most = _AMOUNTS.get(kind, (-1000, 1000))
+    for end in amount if isinstance(amount, tuple) else (amount,):
+        at_least(f"amount of {kind!r}", end, least, most=most)
+    if kind == "resize" and option:
+        one_of("filter of 'resize'", option, [f.name.lower() for f in Image.Resampling])
+    if kind in ("frame", "card", "bar", "mask", "patch"):
+        try:
+            ImageColor.getrgb(option)
+        except ValueError as e:
+            raise ConfigError(f"{kind!r}: colour {option!r}; a name or #rrggbb expected, as in "
+                              f"({kind!r}, {amount}, \"black\")") from e
+
+
 def change(
     image: np.ndarray,             # uint8 (H, W) or (H, W, 3)
     steps: Steps,                  # one after another, such as (("rotate", 5), ("jpeg", 20))
     rng: np.random.Generator,      # settles directions, places, noise
 ) -> np.ndarray:                   # of the same shape
-    "A copy of `image` as somebody made it. Raises `ConfigError` for a kind that is not in `CHANGE_KINDS`."
+    """A copy of `image` as somebody made it. Raises `ConfigError` for a kind that is not in `CHANGE_KINDS`,
+    and for an amount or option with which it makes no image."""
     for kind, amount, *option in steps:
         if kind == "one of":
             image = change(image, amount[rng.integers(len(amount))], rng)
             continue
-        one_of("kind", kind, CHANGE_KINDS)
+        option = option[0] if option else ""
+        _check_step(kind, amount, option)
         amount = rng.uniform(*amount) if isinstance(amount, tuple) else amount
-        image = CHANGE_KINDS[kind](image, kind, amount, option[0] if option else "", rng)
+        image = CHANGE_KINDS[kind](image, kind, amount, option, rng)
     return image
 
 # %% ../nbs/15_copies.ipynb #565f40a0
@@ -440,7 +470,13 @@ def planted_sets(
     seed: int = 0,                    # other originals, other details
 ) -> list[tuple[FERData, pd.DataFrame]]:  # what `planted` gives, each for some of the changes
     "As many sets as it takes to give every change its originals. Raises `DataError` for too few images."
-    at_once = max(1, min(at_once, (len(ds) - others) // each))
+    at_least("each", each, 1, whole=True)
+    at_least("others", others, 0, whole=True)
+    at_least("at_once", at_once, 1, whole=True)
+    if len(ds) < others + each:
+        raise DataError(f"{len(ds):,} images; {others + each:,} expected, {others:,} without a copy and "
+                        f"{each} originals of a change: smaller `others` or `each`")
+    at_once = min(at_once, (len(ds) - others) // each)
     sets = []
     for k in range(0, len(changes), at_once):
         part = dict(list(changes.items())[k:k + at_once])
@@ -453,10 +489,14 @@ def recall(
     search: Callable[[FERData], pd.DataFrame],     # gives pairs i, j and how, such as `find_duplicates`
     sets: Sequence[tuple[FERData, pd.DataFrame]],  # see `planted_sets`
 ) -> Recall:                                       # tables
-    "How many planted copies a search reports, change by change."
+    """How many planted copies a search reports, change by change. Raises `DataError` where it gives no such
+    table."""
     pairs, wrong, images = [], [], 0
     for k, (made, truth) in enumerate(sets):
         reported = search(made)
+        if not isinstance(reported, pd.DataFrame):
+            raise DataError(f"the search gave a {type(reported).__name__}; a table of i, j and how expected")
+        need_columns(reported, ["i", "j", "how"], "the search's table", "i, j (positions) and how expected")
         reported = reported.assign(i=reported[["i", "j"]].min(axis=1), j=reported[["i", "j"]].max(axis=1))
         columns = ["i", "j", *reported.columns.intersection(["how", "score", "chance"])]
         both = truth.merge(reported[columns], how="left", on=["i", "j"])

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['EMOTIONS', 'LABEL_ORDERS', 'ALIASES', 'GOLDEN', 'MIX', 'FERError', 'printable', 'DataError', 'ImageError',
            'LabelError', 'ConfigError', 'DownloadError', 'plain_letters', 'canonical_label', 'one_of', 'at_least',
-           'positive', 'share', 'need_columns', 'hash_bits', 'hash_uniform', 'seed_everything', 'keep_freed_memory',
-           'show_progress', 'progress', 'atomic_folder', 'atomic_file', 'cache_dir', 'file_sha256', 'fetch']
+           'positive', 'share', 'need_columns', 'need_single', 'hash_bits', 'hash_uniform', 'seed_everything',
+           'keep_freed_memory', 'show_progress', 'progress', 'atomic_folder', 'need_apart', 'atomic_file', 'cache_dir',
+           'file_sha256', 'fetch']
 
 # %% ../nbs/00_core.ipynb #1e4691d3
 import hashlib
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -210,6 +211,18 @@ def need_columns(
     if missing := [c for c in columns if c not in table]:
         raise DataError(f"{where}: no column {', '.join(map(repr, missing))}{'; ' * bool(way_on)}{way_on}")
 
+# %% ../nbs/00_core.ipynb #c0de0005
+def need_single(
+    table: object,          # a pandas table
+    keys: Sequence[str],    # columns that tell its rows apart
+) -> None:
+    "Raise `DataError` where several rows have the same `keys`, such as those of several seeds."
+    if (twice := table.duplicated(list(keys))).any():
+        first = ", ".join(str(v) for v in table.loc[twice, list(keys)].iloc[0] if v == v)
+        raise DataError(f"{twice.sum()} rows more than one a cell, the first of {first}; rows of one seed "
+                        "and subset expected")
+
+
 # %% ../nbs/00_core.ipynb #2191bfab
 GOLDEN, MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # of splitmix64
 
@@ -333,6 +346,19 @@ def atomic_folder(
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #apart001
+def need_apart(
+    out: str | Path,                 # a file or folder that shall be written, or replaced
+    read: Iterable[str | Path],      # files and folders that are read
+) -> None:
+    "Raise `DataError` where `out` is one of what is read, or a folder that one lies in."
+    place = Path(out).expanduser().resolve()
+    for path in read:
+        there = Path(path).expanduser().resolve()
+        if place == there or place in there.parents:
+            raise DataError(f"{out}: {path}, which is read, would be replaced; another place expected")
+
 
 # %% ../nbs/00_core.ipynb #ff2e2729
 @contextmanager

@@ -19,7 +19,7 @@ from torch import nn
 
 from .checks import (check_images, check_logits, check_names, check_targets, dominant_labels,
                            temperature)
-from .core import ConfigError, at_least, one_of, progress
+from .core import ConfigError, LabelError, at_least, one_of, progress, share
 from .launch import gather, wide
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
@@ -28,7 +28,7 @@ from .terms import LossTerm, batch_targets, chance_kept, class_names, logits_in
 # %% ../nbs/32_distill.ipynb #ffe8e84d
 def eadd_weights(
     acc: torch.Tensor | np.ndarray,  # accuracies in [0, 1], (teachers, emotions)
-    tau: float | Sequence[float] | torch.Tensor = 1.0,  # temperature τ_e > 0: one, or one per emotion
+    tau: float | Sequence[float] | torch.Tensor = 1.0,  # τ_e > 0: one, or one per emotion; EADD has 0.1
 ) -> torch.Tensor:                                  # float32, same shape, each column sums to 1
     "How far each teacher is trusted for each emotion (Eq. 5)."
     acc = acc.float() if isinstance(acc, torch.Tensor) else torch.tensor(np.asarray(acc), dtype=torch.float32)
@@ -36,7 +36,9 @@ def eadd_weights(
         ends = f", from {acc.min():g} to {acc.max():g}" if acc.numel() else ""
         raise ConfigError(f"acc of shape {tuple(acc.shape)}{ends}; (teachers, emotions), shares from 0 to 1, "
                           "expected")
-    return F.softmax(acc / temperature("tau", tau, acc.shape[1], like=acc), dim=0)
+    tau = temperature("tau", tau, acc.shape[1], like=acc)
+    z = acc / tau
+    return F.softmax(z if z.isfinite().all() else (acc - acc.amax(0)) / tau, dim=0)
 
 # %% ../nbs/32_distill.ipynb #7b16bcbd
 def _kl_per_sample(
@@ -111,6 +113,28 @@ def eadd_distill(
     y = y.to(z_s.device).long() if y.ndim == 1 else y.to(z_s)
     return _distances(z_s, z_t, y, weights, T, over, mask)
 
+# %% ../nbs/32_distill.ipynb #byname01
+def _by_name(
+    what: str,                 # the argument, for the message
+    value: object,             # what was given
+    **names: Sequence[str],    # of its axes in order, "teachers" and "emotions"
+) -> object:                   # as it came; a pandas table as an array in the order of these names
+    """The numbers of a table by its names; an axis with the default index stays as it is. Raises `LabelError`
+    where a name is missing or there twice."""
+    if not isinstance(value, (pd.Series, pd.DataFrame)) or value.ndim != len(names):
+        return value
+    for axis, (kind, wanted) in enumerate(names.items()):
+        index = value.axes[axis]
+        if index.equals(pd.RangeIndex(len(index))):
+            continue
+        if missing := [n for n in wanted if n not in index]:
+            raise LabelError(f"{what} has no {kind} {', '.join(map(str, missing))}; there are "
+                             f"{', '.join(map(str, index))}; each of {', '.join(map(str, wanted))} expected")
+        if not index.is_unique:
+            raise LabelError(f"{what} names {kind} {', '.join(map(str, index))}; each once expected")
+        value = value.take(index.get_indexer(list(wanted)), axis)
+    return value.to_numpy()
+
 # %% ../nbs/32_distill.ipynb #6233118c
 class EADD(LossTerm):
     "Emotion-Aware Dynamic Distillation as a fastai callback (Eq. 1-5)."
@@ -124,8 +148,8 @@ class EADD(LossTerm):
         alpha: float | Callable[[float], float] = 0.5,  # α, weight of the cross-entropy, or a schedule of it
         T: float | Sequence[float] | torch.Tensor | Callable = 3.0,  # T_e: one, one per emotion, a schedule
         tau: float | Sequence[float] | torch.Tensor | Callable = 0.1,  # τ_e: the same
-        accuracy: str | np.ndarray = "valid",  # "valid", "first" (the same, measured once: static weights),
-        # "running", or a (teachers, emotions) table
+        accuracy: str | np.ndarray = "valid",  # "valid", "first" (the same, once a fit: static weights),
+        # "running", or a (teachers, emotions) table, one of pandas by its names
         momentum: float = 0.98,                                # of the running estimate
         over: str = "label",                                   # see `eadd_distill`
         fade: float | None = None,   # share of the training at the end in which the teachers' part falls to 0
@@ -134,18 +158,24 @@ class EADD(LossTerm):
             one_of("accuracy", accuracy, ("valid", "first", "running"))
         one_of("over", over, ("label", "all"))
         at_least("momentum", momentum, 0, most=1)
+        if fade is not None:
+            share("fade", fade, "(]")
         listed = isinstance(teachers, Sequence) and len(teachers)
         if not listed or not all(hasattr(t, "labels") for t in teachers):
             raise ConfigError(f"teachers={str(teachers):.80}; a list of networks with .labels, or of cached "
                               "logits, expected")
         self.teachers = [t if hasattr(type(t), "batch_logits") else OnlineLogits(t) for t in teachers]
-        self.T, self.tau, table = (v.detach().cpu() if isinstance(v, torch.Tensor) else v
-                                   for v in (T, tau, accuracy))
+        names, labels = [t.name for t in self.teachers], tuple(self.teachers[0].labels)
+        self.names = [n if names.count(n) == 1 else f"{n} ({k + 1})" for k, n in enumerate(names)]
+        table = _by_name("accuracy", accuracy, teachers=self.names, emotions=labels)
+        self.T, self.tau, table = (v.detach().cpu() if isinstance(v, torch.Tensor) else v for v in (
+            _by_name("T", T, emotions=labels), _by_name("tau", tau, emotions=labels), table))
         self.alpha, self.momentum, self.over, self.fade = alpha, momentum, over, fade
         self.source = accuracy if isinstance(accuracy, str) else "table"
-        self.table = None if isinstance(accuracy, str) else np.array(table, float)
-        names = [t.name for t in self.teachers]
-        self.names = [n if names.count(n) == 1 else f"{n} ({k + 1})" for k, n in enumerate(names)]
+        try:
+            self.table = None if isinstance(accuracy, str) else np.array(table, float)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"accuracy: {e}; a table of numbers, teachers by emotions, expected") from e
         columns = ["epoch", "teacher", "emotion", "accuracy", "weight", "alpha", "T"]
         self.history = pd.DataFrame(columns=columns)
         self.acc, self._loaded, self._new_fit = None, False, True
@@ -218,7 +248,7 @@ def before_train(self: EADD) -> None:
         self._first_row = 0 if self._loaded else len(self.history)
         self._loaded = self._new_fit = False
     if measured:
-        self.acc = self.measure_views() if replayed else self.measure_loader()
+        self.acc = self.measure_views() if replayed and len(self.dls.loaders) > 1 else self.measure_loader()
     alpha, T, tau = self.settings_at(self.epoch / self.n_epoch)
     self.weights = eadd_weights(self.acc, tau).to(T.device)
     rows = [(self.epoch, name, emotion, self.acc[i, e], self.weights[i, e].item(), alpha, T[e].item())

@@ -9,11 +9,12 @@ __all__ = ['ORIENTATIONS', 'EXHAUSTIVE', 'PROBES', 'BLANK_STD', 'VIEWS', 'MIRROR
            'nearest_pairs', 'contrast_normalised', 'plain_borders', 'without_borders', 'within_borders', 'pixel_places',
            'warped', 'refined', 'block_correlations', 'block_score', 'covered_share', 'Evidence', 'DuplicateSearch',
            'posed', 'pose_map', 'plausible', 'inverse', 'motion', 'fine_detail', 'equally_sharp', 'chance_of',
-           'alikeness', 'explained', 'unordered', 'cached_pairs', 'find_duplicates', 'components', 'duplicates_across',
+           'alikeness', 'explained', 'unordered', 'cached_pairs', 'components', 'find_duplicates', 'duplicates_across',
            'across_summary']
 
 # %% ../nbs/08_duplicates.ipynb #017cbef6
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,19 +78,6 @@ def pixel_digests(
     return np.array([digest(image).encode() for image in ds.stream()], "S16")
 
 
-def _looked(
-    ds: FERData,         # image files
-) -> np.ndarray:         # (N,) with the fields thumb and digest
-    "What every file is looked at for, once."
-    def find(part: ImageFiles) -> Iterator[tuple[np.ndarray, bytes]]:
-        images = ds.stream() if len(part) == len(ds) else part.stream()  # a whole pass fingerprints as well
-        for image in progress(images, "images", len(part)):
-            yield _shrunk(image[None], 48)[0].numpy(), digest(image).encode()
-
-    fields = np.dtype([("thumb", np.uint8, (48, 48)), ("digest", "S16")])
-    return ds._images.of_pool("looked", (), fields, find)
-
-
 def unit_vectors(
     x: torch.Tensor,  # images (N, H, W)
 ) -> torch.Tensor:    # float32 (N, H·W), mean removed, length 1; a constant image gives zeros
@@ -98,6 +86,36 @@ def unit_vectors(
     v = v - v.mean(1, keepdim=True)
     norm = v.norm(dim=1, keepdim=True)
     return v * ((norm > 1e-3) / norm.clamp_min(1e-3))
+
+# %% ../nbs/08_duplicates.ipynb #looked08
+def _looked(
+    ds: FERData,         # image files
+) -> np.ndarray:         # (N,) with the fields thumb and digest
+    "What every file is looked at for, once, and again where its size or time has changed."
+    def find(part: ImageFiles) -> Iterator[tuple[np.ndarray, bytes, np.ndarray]]:
+        stamps = _stamps(part)
+        images = ds.stream() if len(part) == len(ds) else part.stream()  # a whole pass fingerprints as well
+        for image, stamp in zip(progress(images, "images", len(part)), stamps, strict=True):
+            yield _shrunk(image[None], 48)[0].numpy(), digest(image).encode(), stamp
+
+    files = ds._images
+    if "looked" in files.known:
+        changed = (files.known["looked"]["stamp"][files.rows] != _stamps(files)).any(1)
+        files.known["has looked"][files.rows[changed]] = False
+    fields = np.dtype([("thumb", np.uint8, (48, 48)), ("digest", "S16"), ("stamp", np.int64, 2)])
+    return files.of_pool("looked", (), fields, find)
+
+
+def _stamps(
+    files: ImageFiles,   # image files, their crops or copies
+) -> np.ndarray:         # int64 (n, 2): size in bytes and time of change in ns; -1 where there is no file
+    "By what a file that was written anew is told from the one that was looked at."
+    stamps = np.full((len(files), 2), -1, np.int64)
+    for k, file in enumerate(files):
+        with suppress(OSError):
+            found = os.stat(getattr(file, "path", file))
+            stamps[k] = found.st_size, found.st_mtime_ns
+    return stamps
 
 # %% ../nbs/08_duplicates.ipynb #abafe494
 def sampling(
@@ -523,8 +541,8 @@ class DuplicateSearch:
     trust_features: bool = False  # whether that cosine alone makes a duplicate, without alignment
 
     def __post_init__(self):
-        at_least("block", self.block, 1)
-        at_least("candidates", self.candidates, 1)
+        at_least("block", self.block, 1, whole=True)
+        at_least("candidates", self.candidates, 1, whole=True)
         if not 0 < self.error <= 0.1 or not 0 <= self.similar <= 1:
             raise ConfigError(f"error={self.error!r}, similar={self.similar!r}; wrong pairs an image "
                               "expected, above 0 and at most 0.1, and 0 to 1 for those only similar")
@@ -767,6 +785,16 @@ def unordered(
 
 
 @patch
+def _scales(
+    self: DuplicateSearch,
+    found: dict[str, np.ndarray],  # from `align`
+) -> list[float]:                  # for each `Evidence`
+    "How alike these images are, see `alikeness`."
+    return [alikeness(found[f"score {k}"][found["plausible"]], kind, self.error)
+            for k, kind in enumerate(EVIDENCE)]
+
+
+@patch
 def decided(
     self: DuplicateSearch,
     found: dict[str, np.ndarray],  # from `align`
@@ -774,10 +802,10 @@ def decided(
     cosine: np.ndarray,            # (n,) of the descriptions
     flip: np.ndarray,              # bool (n,)
     proposed: np.ndarray,          # bool (n,): by features alone
+    scales: Sequence[float],       # from `_scales`, of the whole search
 ) -> pd.DataFrame:                 # i, j, score, how, chance, change
     "Which aligned pairs are duplicates, and which are only similar."
     scores = np.stack([found[f"score {k}"] for k in range(len(EVIDENCE))])
-    scales = [alikeness(score[found["plausible"]], kind, self.error) for score, kind in zip(scores, EVIDENCE)]
     chances = np.stack([chance_of(*parts) for parts in zip(scores, EVIDENCE, scales)])
     best = chances.argmin(0)[None]
     chances = np.minimum(1, len(EVIDENCE) * chances)
@@ -799,7 +827,7 @@ def looked_at(
     store: Store,                     # of finished parts
     part: int = 16_384,               # pairs of a stored part
 ) -> dict[str, np.ndarray]:           # from `align`, of all
-    "Align all candidates, a stored part at a time."
+    "Align all candidates, a stored part at a time; a part is read again for exactly the same candidates."
     pairs, way = torch.from_numpy(hits[:, :2].astype(int)), torch.from_numpy(ways[hits[:, 3].astype(int)])
     starts = torch.stack([pose_map(-turn, 1 / zoom) for *_, turn, zoom in ways.tolist()])
     maps = starts[hits[:, 3].astype(int)]
@@ -814,7 +842,8 @@ def looked_at(
         return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
 
     parts = map_ranks(range(0, len(pairs), part),
-                      lambda top: store.array(f"pairs-{top:010}", lambda: aligned(top)),
+                      lambda top: store.array(f"pairs-{top:010}-{_digest(hits[top:top + part, [0, 1, 3]])}",
+                                              lambda: aligned(top)),
                       "duplicates, alignment")
     return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]} if parts else {}
 
@@ -857,6 +886,70 @@ def cached_pairs(
     return table
 
 
+# %% ../nbs/08_duplicates.ipynb #5b117021
+def components(
+    n: int,                 # number of images
+    i: Sequence[int],       # one image of each pair
+    j: Sequence[int],       # the other
+) -> np.ndarray:            # (N,) the same number for images that pairs connect
+    "Connected components of the graph whose edges are the pairs."
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    edges = coo_matrix((np.ones(len(i), bool), (np.asarray(i, int), np.asarray(j, int))), shape=(n, n))
+    return connected_components(edges, directed=False)[1]
+
+# %% ../nbs/08_duplicates.ipynb #69994172
+@patch
+def _hits(
+    self: DuplicateSearch,
+    name: str,                         # of the stored bands
+    rows: torch.Tensor,                # positions of the images to compare, ascending
+    queries: Sequence[torch.Tensor],   # their vectors in each view, the first as they are
+    least: float,                      # smallest cosine
+    store: Store,                      # of finished bands
+    cut: int,                          # see `nearest_pairs`
+) -> np.ndarray:                       # (n, 4): positions of two images, cosine, view
+    "Candidates among some images, a stored band of rows at a time."
+    cells = sorted_into_cells(queries[0]) if len(rows) > EXHAUSTIVE else None
+
+    def band(top: int) -> np.ndarray:
+        return nearest_pairs(queries, queries[0], least, self.candidates, self.block, top, cut, cells)
+    found = map_ranks(range(0, len(rows), self.block),
+                      lambda top: store.array(f"{name}-{top:010}", lambda: band(top)), f"duplicates, {name}")
+    found = np.concatenate(found)
+    return np.c_[rows.numpy()[found[:, :2].astype(int)], found[:, 2:]]
+
+
+@patch
+def _of_large_groups(
+    self: DuplicateSearch,
+    table: pd.DataFrame,   # pairs found so far
+    rows: np.ndarray,      # positions of the images that are compared (n,)
+    turn: int,             # which member: 0 the first, 1 one in the middle, 2 the last
+) -> torch.Tensor:         # places in `rows`, ascending, one a group
+    """One image of each group with so many members that they take each other's `candidates`: a member looks
+    at other members only, and two such groups of one photo never meet."""
+    same = table[table.how != "similar"]
+    number = components(int(rows.max()) + 1, same.i, same.j)[rows]
+    order, sizes = np.argsort(number, kind="stable"), np.bincount(number)
+    first, large = np.cumsum(sizes) - sizes, sizes > max(1, self.candidates // 2)
+    return torch.from_numpy(np.sort(order[first[large] + (sizes[large] - 1) * turn // 2]))
+
+
+@patch
+def _with_trusted(
+    self: DuplicateSearch,
+    table: pd.DataFrame,   # pairs that were decided
+    more: np.ndarray,      # (n, 4): pairs by features: positions, cosine, view
+) -> pd.DataFrame:         # i, j, score, how, chance, change
+    "With `trust_features`, what features propose, unaligned, in the place of what is only similar."
+    if not self.trust_features or not len(more):
+        return table
+    n = len(more)
+    trusted = _table(more[:, :2].min(1), more[:, :2].max(1), more[:, 2], ["feature"] * n, [np.nan] * n,
+                     ["by features"] * n)
+    return pd.concat([table[table.how != "similar"], trusted], ignore_index=True)
+
 # %% ../nbs/08_duplicates.ipynb #69994173
 @patch
 def near(
@@ -867,7 +960,8 @@ def near(
     folder: str | Path | None,      # see `find_duplicates`
     apart: int = 0,                 # only pairs of an image before this position with one from it on; 0: all
 ) -> pd.DataFrame:                  # i, j, score, how, chance, change
-    "Near duplicates among `rows`: candidates, alignment, decision."
+    """Near duplicates among `rows`: candidates, alignment, decision; then the same among representatives of
+    groups with many members."""
     key = [repr(self), _CODE, list(thumbs.shape)] + [apart] * bool(apart)
     key += [_digest(part) for part in (thumbs, rows, features) if part is not None]
     store = Store(None if folder is None else Path(folder) / digest(key), {"search": key}, "remake", "remake")
@@ -876,37 +970,32 @@ def near(
     cut = int((rows < apart).sum())
     if len(rows) < 2 or apart and cut in (0, len(rows)):
         return _table(*[[]] * 6)
-
-    def hits(name: str, queries: Sequence[torch.Tensor], least: float) -> np.ndarray:
-        cells = sorted_into_cells(queries[0]) if len(rows) > EXHAUSTIVE else None
-
-        def band(top: int) -> np.ndarray:
-            return nearest_pairs(queries, queries[0], least, self.candidates, self.block, top, cut, cells)
-        found = map_ranks(range(0, len(rows), self.block),
-                          lambda top: store.array(f"{name}-{top:010}", lambda: band(top)),
-                          f"duplicates, {name}")
-        found = np.concatenate(found)
-        return np.c_[rows.numpy()[found[:, :2].astype(int)], found[:, 2:]]
-
     vectors, ways = self.views(thumbs[rows])
-    found = hits("candidates", vectors, self.least)
-    more = np.empty((0, 4)) if features is None else hits("features", [features[rows]], self.feature)
     last, extra = len(ways), [(False, 0, 0, 0, 1), (True, 0, 0, 0, 1)][:1 + self.mirrored]
-    ways = np.array(ways + extra)
-    found = [found] + [np.c_[more[:, :3], np.full(len(more), last + k)] for k in range(len(extra))]
-    found = unordered(np.concatenate(found), ways, last)
-    seen = self.looked_at(found, ways, thumbs, levels, store)
-    found = found[seen["row"]] if seen else found[:0]
-    way = found[:, 3].astype(int)
-    table = _table(*[[]] * 6)
-    if seen:
-        table = self.decided(seen, found[:, :2].astype(int), found[:, 2], ways[way, 0] > 0, way >= last)
-    if not self.trust_features or not len(more):
-        return table
-    n = len(more)
-    trusted = _table(more[:, :2].min(1), more[:, :2].max(1), more[:, 2], ["feature"] * n, [np.nan] * n,
-                     ["by features"] * n)
-    return pd.concat([table[table.how != "similar"], trusted], ignore_index=True)
+    ways, scales = np.array(ways + extra), []
+
+    def searched(some: torch.Tensor | slice, name: str = "") -> pd.DataFrame:
+        own = rows[some]
+        found = [self._hits(name + "candidates", own, [v[some] for v in vectors], self.least, store, cut)]
+        more = np.empty((0, 4)) if features is None else \
+            self._hits(name + "features", own, [features[own]], self.feature, store, cut)
+        found += [np.c_[more[:, :3], np.full(len(more), last + k)] for k in range(len(extra))]
+        found = unordered(np.concatenate(found), ways, last)
+        if seen := self.looked_at(found, ways, thumbs, levels, store):
+            found = found[seen["row"]]
+            way, scales[:] = found[:, 3].astype(int), scales or self._scales(seen)
+            table = self.decided(seen, found[:, :2].astype(int), found[:, 2], ways[way, 0] > 0, way >= last,
+                                 scales)
+        else:
+            table = _table(*[[]] * 6)
+        return self._with_trusted(table, more)
+
+    table = searched(slice(None))
+    for turn in range(0 if apart else 3):
+        if len(some := self._of_large_groups(table, rows.numpy(), turn)) > 1:
+            again = searched(some, f"again-{turn}-")
+            table = pd.concat([table, again], ignore_index=True).drop_duplicates(["i", "j", "how"])
+    return table
 
 # %% ../nbs/08_duplicates.ipynb #5b117012
 def find_duplicates(
@@ -921,7 +1010,7 @@ def find_duplicates(
     if features is not None:
         if search is None:
             raise ConfigError("features propose near duplicates; search=None looks for identical images only")
-        features = torch.as_tensor(features).float()
+        features = torch.as_tensor(features).detach().float().cpu()
         wrong = features.ndim != 2 or len(features) != len(ds)
         bad = [] if wrong else (~features.isfinite().all(1)).nonzero().flatten().tolist()
         if wrong or bad:
@@ -942,18 +1031,6 @@ def find_duplicates(
     table["last"] = table.how.map({"feature": 1, "similar": 2}).fillna(0)
     table = table.sort_values(["last", "score"], ascending=[True, False], kind="stable").drop(columns="last")
     return table.drop_duplicates(["i", "j"]).sort_values(["i", "j"], ignore_index=True)
-
-# %% ../nbs/08_duplicates.ipynb #5b117021
-def components(
-    n: int,                 # number of images
-    i: Sequence[int],       # one image of each pair
-    j: Sequence[int],       # the other
-) -> np.ndarray:            # (N,) the same number for images that pairs connect
-    "Connected components of the graph whose edges are the pairs."
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-    edges = coo_matrix((np.ones(len(i), bool), (np.asarray(i, int), np.asarray(j, int))), shape=(n, n))
-    return connected_components(edges, directed=False)[1]
 
 # %% ../nbs/08_duplicates.ipynb #bdcc4863
 def duplicates_across(

@@ -595,8 +595,9 @@ def robust_curve(
     device: torch.device | str | None = None,  # where to work; None: where the model is
     norm: str = "linf",                        # of `eps`: "linf", largest pixel, or "l2", Euclidean length
 ) -> pd.DataFrame:                             # as from `evaluate`, and norm, restarts; see `split_samples`
-    """All metrics of `model` under attack, for each split, budget and effort. Raises `LabelError`,
-    `DataError` or `ConfigError`."""
+    """All metrics of `model` under attack, for each split, budget and effort; of DeepFool also without a
+    budget (eps inf), with `median_size`, the median length of the changes. Raises `LabelError`, `DataError`
+    or `ConfigError`."""
     check_labels(model, ds)
     one_of("attack", attack, _STEPS)
     one_of("norm", norm, ("linf",) if attack == "fgsm" else ("linf", "l2"))

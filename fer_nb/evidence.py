@@ -306,8 +306,9 @@ _CONFIGURED = ("arm", "model", "network", "variant", "teachers", "votes", "weigh
 def compared_on(
     root: str | Path = ".",   # a checkout
     split: str = "valid",     # a reported split
-) -> pd.DataFrame:            # file, configurations: those judged on the split, in every table of results
-    """How many configurations of networks each table judges on a split; one in two tables counts twice.
+) -> pd.DataFrame:            # file, configurations: those judged on the split
+    """How many configurations of networks each table with a column `split` judges on one (headlines, int8
+    files and the bench have none and are not counted); one in two tables counts twice.
     Raises `StoreError` for a damaged table."""
     rows = []
     for file in sorted(Path(root).glob("results/*/*.csv")):

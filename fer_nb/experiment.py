@@ -28,7 +28,7 @@ from fastcore.basics import patch
 from .config import Fit, Preset, load_config, override
 from .core import ConfigError, DataError, at_least, need_columns, one_of
 from .data import FERData
-from .launch import map_ranks, peak_memory, rank_world
+from .launch import map_ranks, peak_memory, precision, rank_world
 from .store import Store, one_at_a_time, read_table, run_record, write_table
 
 # %% ../nbs/42_experiment.ipynb #e4200008
@@ -121,7 +121,7 @@ def grid(
 
         settings = arms[cells[k][0]] if isinstance(arms, Mapping) else None
         settings = asdict(settings) if is_dataclass(settings) else settings
-        table = store.table(names[k], make, arm_settings=settings, **keys[k])
+        table = store.table(names[k], make, arm_settings=settings, **keys[k], **precision())
         if store.folder is not None:
             shutil.rmtree(store.path(f"{names[k]}.work"), ignore_errors=True)
         return table.assign(**keys[k])
@@ -285,7 +285,9 @@ def paired_differences(
 SEEDS = {"--seeds": dict(type=int, default=3, metavar="N", help="runs a row (default: %(default)s)")}
 PART = {"--part": dict(type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s)")}
-EPOCHS = {"--epochs": dict(type=int, metavar="N", help="of each fit (default: 8; labels 3, transfer 12)")}
+EPOCHS = {"--epochs": dict(type=int, metavar="N",
+                           help="of the student's fit (bridge: the teacher's too; harden: phase 2) (default: "
+                                "8; labels 3, transfer 12, recipe 36, harden 2)")}
 SETTINGS = EPOCHS | {
     "--config": dict(type=Path, metavar="FILE", help="settings, as JSON or YAML, instead of the study's own"),
     "--set": dict(action="append", default=[], metavar="NAME=VALUE",
@@ -391,8 +393,9 @@ ARMS = {"--arm": dict(action="append", nargs="+", default=[], metavar=("NAME", "
                            "again")}
 FOLDED = {"--subjects": dict(action="store_true", help="keep each person in one fold, as KDEF needs"),
           "--protocol": dict(choices=("honest", "subject", "paper"), default="honest",
-                             help="what folds keep together: duplicates, persons, or nothing, as the paper's "
-                                  "random folds (default: %(default)s)")}
+                             help="honest: duplicates and, where known, persons stay in one fold; subject: "
+                                  "the same, and every image must name its person; paper: random folds "
+                                  "(default: %(default)s)")}
 SQS_OPTIONS = SEEDS | PART | SETTINGS | {
     "--preset": dict(choices=("paper", "light"), default="light", help="size and budget (default: light)"),
     "--tta": dict(choices=("none", "flip", "five"), help="test-time views beside one view (default: five)")}
@@ -414,6 +417,7 @@ TABLE = {"--table": dict(choices=("comparison", "ablation", "controls", "fusion"
                                   "architectures", "efficiency", "all"),
                          default="ablation", help="rows; comparison: SQSNet alone (default: ablation)")}
 
+# %% ../nbs/42_experiment.ipynb #1c5e62e1
 STUDIES = {
     "protocol": Study("one network under an honest split, with duplicates across it, and balanced before it",
                       "studies", SEEDS | PART | EPOCHS),

@@ -35,6 +35,14 @@ from .plots import EMOTION_COLORS, gradcam_panel
 from .review import WIDGET_STYLE, face_png, image_card
 
 # %% ../nbs/52_explore.ipynb #6631ffbb
+def _logits(
+    given: nn.Module | np.ndarray,  # see `prediction_table`
+    ds: FERData,                    # the images
+) -> np.ndarray:                    # float32 (N, C)
+    "What `evaluate.logits_of` gives, also of a reversed array, whose strides PyTorch does not take."
+    return logits_of(np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given, ds)
+
+
 def prediction_table(
     ds: FERData,                              # the images
     model_or_logits: nn.Module | np.ndarray,  # a classifier with `.labels`, or logits (N, C)
@@ -42,7 +50,7 @@ def prediction_table(
 ) -> pd.DataFrame:  # id, split, true, predicted, right, confidence, loss (nats), doubt; with `audit`, found
     """The prediction for each image, how certain and how wrong. Raises `LabelError` for a model of other
     labels, `ConfigError` for logits of other images, `DataError` for an audit that lacks an image."""
-    log_p, y = log_softmax(logits_of(model_or_logits, ds).astype(np.float64), axis=1), ds.targets()
+    log_p, y = log_softmax(_logits(model_or_logits, ds).astype(np.float64), axis=1), ds.targets()
     p, best = np.exp(log_p), log_p.argmax(1)
     table = pd.DataFrame({
         "id": ds.df.id, "split": pd.Categorical(ds.df.split, SPLITS),
@@ -205,9 +213,12 @@ class Neighbours:
     ) -> pd.DataFrame:   # row (in `train`), distance, id, label, split; the image itself is not among them
         "The training images nearest to image `row` of `ds`."
         self.read()
-        own = ["id", "label", "split"]   # not a file of that name from elsewhere
-        same = self.train.df[own].eq(ds.df.iloc[row][own]).all(axis=1).to_numpy()
-        itself = int(same.argmax()) if same.any() else -1
+        one, image = ds.df.iloc[row], ds.image(row)
+        named = np.flatnonzero(self.train.df.id == one.id)   # also a file of that name from elsewhere
+        own = ["label", "split"]
+        same = (i for i in named if self.train.df.iloc[i][own].eq(one[own]).all()
+                or np.array_equal(self.train.image(int(i)), image))
+        itself = int(next(same, -1))
         query = network_features(self._model, ds.take([row]))[0]
         near = nearest_features(query, self._vectors, k, itself)
         return near.join(self.train.df[["id", "label", "split"]], on="row")
@@ -284,7 +295,12 @@ def gradcam_png(
     row: int,          # position of the one to draw
     side: int = 192,   # of the result, in pixels
 ) -> str:              # a data URI
-    "Grad-CAM of the predicted class over the image. Raises `ConfigError` for a model without feature maps."
+    """Grad-CAM of the predicted class over the image. Raises `ConfigError` for a model without feature maps
+    or without gradients, such as an ONNX file."""
+    with eval_mode(model) as where, torch.enable_grad():
+        _, x, _ = next(image_batches(ds.take([row]), 1, where))
+        if not model(x.clone().requires_grad_()).requires_grad:
+            raise ConfigError(f"{type(model).__name__} has no gradients; Grad-CAM needs a network in PyTorch")
     canvas = FigureCanvasAgg(Figure(figsize=(side / 100, side / 100), dpi=100))
     ax = canvas.figure.add_axes((0, 0, 1, 1))
     gradcam_panel(model, ds, [row], axes=[ax])
@@ -320,7 +336,7 @@ class Explorer(widgets.VBox):
         at_least("per_page", per_page, 1, "thumbnails")
         self.ds, self.audit, self.per_page, self.page, self.opened = ds, audit, per_page, 0, None
         self.neighbours = None if train is None else Neighbours(model_or_logits, train)
-        self.logits = logits_of(model_or_logits if logits is None else logits, ds)
+        self.logits = _logits(model_or_logits if logits is None else logits, ds)
         self.table = prediction_table(ds, self.logits, audit)
         self._reading, self._failed, self._drawing = None, "", Lock()
         self.controls = self._make_controls()
@@ -388,8 +404,11 @@ def show(
     self: Explorer,
     **filters: object,  # see `select_predictions`; those that are not named stay as they are
 ) -> None:
-    "Set filters and order by name, as their controls do. Raises what `select_predictions` does."
+    """Set filters and order by name, as their controls do. Raises what `select_predictions` does, and
+    `ConfigError` for a finding that this audit does not look for."""
     select_predictions(self.table, **filters)
+    if (finding := filters.get("finding")) is not None:
+        one_of("finding", finding, [value for _, value in self.controls["finding"].options if value])
     for name, value in filters.items():
         self.controls[name].value = "" if value is None else value
 

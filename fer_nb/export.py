@@ -32,6 +32,7 @@ from .core import ConfigError, DataError, FERError, at_least, atomic_file, one_o
 from .data import FERData
 from .evaluate import image_batches, predict_logits
 from .models import HyFER, InputAdapter, count_macs, fuse
+from .predict import _onnx_network, _temperature, need_spare
 from .synth import make_faces
 
 # %% ../nbs/51_export.ipynb #2a8016f8
@@ -106,15 +107,19 @@ def _facts(
     record: dict,          # what the caller adds to the model's own record
 ) -> dict[str, str]:       # for the file
     "What a user of the exported file needs to know. Raises `ConfigError` for a model without these."
-    missing = [a for a in ("labels", "input_size", "in_chans") if not getattr(model, a, None)]
+    labels = getattr(model, "labels", None)
+    labels = labels.tolist() if isinstance(labels, (np.ndarray, pd.Series)) else labels
+    given = {"labels": labels} | {a: getattr(model, a, None) for a in ("input_size", "in_chans")}
+    missing = [name for name, value in given.items() if not value]
     if missing or isinstance(model, OnnxModel):
         problem = f"has no {', '.join(missing)}" if missing else "is an ONNX file already"
         raise ConfigError(f"{type(model).__name__} {problem}: a classifier of images with label names, from "
                           "HyFER, SQSNet or create_teacher, expected")
-    record = getattr(model, "record", {}) | record
-    temperature = 1 if record.get("temperature") is None else record["temperature"]
-    positive("temperature", temperature)
-    return {"labels": json.dumps(list(model.labels)), "input_size": str(model.input_size),
+    own = getattr(model, "record", None)
+    record = (dict(own) if isinstance(own, Mapping) else {}) | record
+    positive("temperature", temperature := _temperature(record))
+    record |= {"temperature": temperature} if record.get("temperature") is not None else {}
+    return {"labels": json.dumps(list(labels)), "input_size": str(model.input_size),
             "in_chans": str(model.in_chans), "temperature": str(float(temperature)),
             "record": json.dumps(record), "fer_nb": __version__, "torch": str(torch.__version__)}
 
@@ -169,7 +174,9 @@ def to_onnx(
     **record: object,                     # added to the model's record in the file; JSON
 ) -> Path:                                # the file
     """Write `model` as an ONNX file, from "images" (N, C, H, W) in [0, 1] to "logits". Raises `ExportError`
-    if they differ from the network's, and `ConfigError` for a model that is no image classifier."""
+    if they differ from the network's, `ConfigError` for a model that is no image classifier and another
+    ending, `DataError` for labels that are no distinct names, one a logit, and for probabilities."""
+    one_of(f"the ending of {path}", Path(path).suffix.lower(), [".onnx"])
     facts = _facts(model, record)
     for name in ("onnx", "onnxruntime", "onnxscript"):
         _extra(name)
@@ -189,6 +196,9 @@ def to_onnx(
                        f"of {len(x)} and 1 ({type(e).__name__}: {str(e)[:200]})")
         if not worst <= tolerance:
             raise ExportError(f"{path}: not written, because {problem}") from cause
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")   # of how its faces were cut out, said to who uses it
+            _onnx_network(aside, f"{path}, not written").tried()
     return Path(path)
 
 # %% ../nbs/51_export.ipynb #c8960062
@@ -232,7 +242,10 @@ def quantize(
     keep: Sequence[str] = (),    # more nodes of the graph to keep in float, by name
 ) -> Path:                       # the int8 file
     """Static int8 quantisation, per channel, with the same labels inside. Raises `DataError` for a file that
-    is not of `to_onnx` and for images outside the training split, `ConfigError` for other names and `n`."""
+    is not of `to_onnx`, for one that is read and written, and for images outside the training split,
+    `ConfigError` for other names, endings and `n`."""
+    one_of(f"the ending of {out}", Path(out).suffix.lower(), [".onnx"])
+    need_spare(out, [path], table=False)
     at_least("n", n, 1, "image", whole=True)
     quant, onnx = _extra("onnxruntime.quantization"), _extra("onnx")
     methods = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
@@ -272,15 +285,32 @@ def quantize(
     return Path(out)
 
 # %% ../nbs/51_export.ipynb #9f4fe667
+def _need_own_size(
+    model: nn.Module,   # any classifier
+    ds: FERData,        # images for it
+) -> None:
+    "Raise `ConfigError` for images of another size that the network would take as they are."
+    side, adapt = getattr(model, "input_size", None), getattr(model, "adapt", None)
+    if side is None or not isinstance(adapt, InputAdapter) or adapt.size is not None:
+        return
+    if other := [size for size in ds.sizes() if tuple(size) != (side, side)]:
+        raise ConfigError(f"images of {other[0][0]} × {other[0][1]} pixels for a {type(model).__name__} of "
+                          f"{side} × {side}, which takes them as they are, while its file resizes them; "
+                          f"fer_nb.data.resized(ds, {side}) makes them alike for both")
+
+
 def parity(
     a: nn.Module | str | Path,   # the reference: a network, or a file of `to_onnx`
     b: nn.Module | str | Path,   # what is compared with it
     ds: FERData,                 # labelled images
     bs: int = 64,                # images at once
 ) -> pd.DataFrame:               # two rows: model, n, accuracy, change, agreement, only_right, max_difference
-    "How alike two forms of a network are. Raises `LabelError` for other labels, `ConfigError` for no images."
+    """How alike two forms of a network are. Raises `LabelError` for other labels, `ConfigError` for no images
+    and for those of a size that one form would resize and the other not."""
     at_least("ds", len(ds), 1, "image")
     nets = [m if isinstance(m, nn.Module) else OnnxModel(m) for m in (a, b)]
+    for m in nets:
+        _need_own_size(m, ds)
     z, y = [predict_logits(m, ds, bs) for m in nets], ds.targets()
     right = [v.argmax(1) == y for v in z]
     return pd.DataFrame([

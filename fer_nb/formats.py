@@ -1303,7 +1303,7 @@ def read(
     labels: "str | Sequence[str] | dict[str, str] | None" = None,  # of classes and lists: see `label_order`
     label_pattern: str | None = None,    # labels from file names: a regular expression with a group
     subject_pattern: str | None = None,  # a column subject from each id: a regular expression with a group
-    broken: str = "error",            # of `BROKEN`: what is done with images that cannot be used
+    broken: str = "error",            # of `BROKEN`; for KDEF "error" means "drop"
     single: bool = False,             # one emotion alone is fine, as it is for a look at images
 ) -> FERData:                         # its `provenance` says what was read, and what was left out
     """Read a dataset in any known format. Raises `DataError` for what is none, is two, or is broken,

@@ -44,14 +44,14 @@ from .evaluate import (by_group, calibration, evaluate, headline_of, predict_log
 from .experiment import (NOT_SHARES, arms_of, cell_name, first_split, grid, measured_cost,
                                need_unrefined, paired_differences, reported, study, with_options)
 from .faces import find_faces
-from .launch import rank0_folder, rank_world
+from .launch import precision, rank0_folder, rank_world
 from .loaders import Splits, as_split, folds, leak_groups, make_splits
 from .metrics import agreement, ece
 from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save, save_hyfer, teacher_table,
                            weights_digest)
 from .plan import images_in, need_memory
-from .pipeline import (cache_logits, fit_adversarial, fit_student, fit_teachers, keep_robust,
-                             need_classes, need_networks, prepare)
+from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_student, fit_teachers,
+                             keep_robust, need_classes, need_fits, need_networks, prepare)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import Store, digest, plain, read_table, write_table
@@ -204,8 +204,9 @@ def distillation_study(
         splits = _without_votes(ds, lambda bare, budget=budget: prepare(bare, budget))
         sizes = [f"{len(getattr(splits, name)):,} {name}" for name in ("train", "valid", "test")]
         say(f"{arm}: {', '.join(sizes)} images")
-        with measured_cost(part.path("teachers.cost.csv"), part.folder, True, arm=arm, model="teachers"):
-            fits = budget if any(counts) else replace(budget, teachers=())   # no student asks for one
+        fits = budget if any(counts) else replace(budget, teachers=())   # no student asks for one
+        file = part.path("teachers.cost.csv") if fits.teachers else None
+        with measured_cost(file, part.folder, True, arm=arm, model="teachers"):
             teachers = fit_teachers(splits, fits, 0, part, lambda text, arm=arm: say(f"{arm}: {text}"))[0]
         cached = {seed: cache_logits(teachers, splits, fits, seed, part) for seed in seeds}
 
@@ -624,7 +625,8 @@ def teacher_results(
                            metric == "accuracy", digits)
              for metric, name, digits in (("accuracy", "accuracy (%)", 2), ("loss", "loss", 3))]
     table, known = pd.concat(parts, axis=1), [name for name in runs.teacher.unique() if name in TEACHERS]
-    costs = teacher_table(known).set_index("teacher").drop(columns="timm model")
+    px = runs.groupby("teacher").px.first()
+    costs = teacher_table(known, px[px > 0].to_dict()).set_index("teacher").drop(columns="timm model")
     counted = costs[["px", "parameters (M)", "GMACs", "MiB"]]
     at = {"fer2013": 0, "kdef": 2}.get(runs.dataset.iloc[0]) if runs.dataset.nunique() == 1 else None
     if at is not None:
@@ -656,7 +658,7 @@ def variant_study(
     for variant in variants:
         one_of("variant", variant, HYFER)
     preset = replace(preset, teachers=(), born_again=None)
-    store = Store(out, {"settings": to_dict(preset), **ds.identity()})
+    store = Store(out, {"settings": _settings(preset), **ds.identity()})
     splits = prepare(ds, preset)
 
     def run(variant: str, seed: int) -> pd.DataFrame:
@@ -988,16 +990,17 @@ def train_shipped(
     memory, or is not for these students, `DataError` where the folder exists or votes are missing,
     `StoreError` where the work of another run lies there."""
     need_students(students, ds, preset)
-    ds = resized(ds, preset.student.size)
+    ds, seed = resized(ds, preset.student.size), _checked_start(ds, out, seed)
     if not anyway:
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:
         splits = _splits_without_votes(ds, preset.data, seed)
+        need_fits(preset, splits)
         start = {"start": file_sha256(preset.student.network)} if _is_file(preset.student) else {}
-        if start:
-            _need_unseen(preset.student.network, load_teacher(preset.student.network), splits, seed, say)
+        if file := start and preset.student.network:
+            _need_unseen(file, load_teacher(file), splits, seed, say)
         store = Store(work or Path(out).with_name(Path(out).name + ".work"),
-                      {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start})
+                      {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start, **precision()})
         starts = store.session(say) if rank_world()[0] == 0 else []
         if splits.listed is not None:
             say(f"held out again: {len(splits.valid):,} of {len(splits.listed):,} in {preset.data.held}; the "
@@ -1014,9 +1017,8 @@ def train_shipped(
         models = {name: student for name in students if name != "hyfer_robust"}
         if "hyfer_robust" in students:
             say("adversarial training")
-            file = store.path("student-adversarial.ckpt")
-            models["hyfer_robust"], history, adv = fit_adversarial(student, splits, preset, seed, file,
-                                                                   cached=cached)
+            models["hyfer_robust"], history, adv = fit_adversarial(
+                student, splits, preset, seed, store.path("student-adversarial.ckpt"), cached=cached)
             histories.append(history)
         say("results")
         named = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
@@ -1080,17 +1082,19 @@ def _card(
     preset: Preset,       # settings
 ) -> dict[str, object]:   # for the card
     "What a reader must know about the weights."
-    z, y = predict_logits(model, splits.test), splits.test.targets()
+    part = _judged(splits.test)
+    z, y = predict_logits(model, part), part.targets()
+    name = splits.audit.ds.name
     temperature = calibration(model, splits.valid).get("temperature", 1.0)
     shown = table[~table.metric.str.startswith("roc_auc:")]
-    top = headline_of(model, _judged(splits.test), splits.duplicates, temperature).round(4)
+    top = headline_of(model, part, splits.duplicates, temperature).round(4)
     return {"settings": to_dict(preset), "temperature": temperature,
             "ece": {"as it is": round(ece(z, y), 4), "with temperature": round(ece(z / temperature, y), 4)},
             "data": facts_of(splits) | {
                 "reported with a duplicate in training as it came": len(splits.duplicates)},
             "headline": top.to_dict("records"),
             "results": [{**row, "value": round(row["value"], 4)} for row in shown.to_dict("records")],
-            "licence": LICENCE,
+            "licence": LICENCE if name in ("fer2013", "ferplus") else f"Trained on {name}: ask its owner.",
             "versions": {p: version(p) for p in ("fer-nb", "torch", "timm", "fastai", "numpy")}}
 
 # %% ../nbs/44_hyfer_studies.ipynb #onward02
@@ -1136,7 +1140,7 @@ def transfer_study(
     at_least("seeds", len(seeds), 1)
     need_unrefined(preset, "study transfer")
     ds, weights = resized(ds, preset.student.size), {"new": None, "trained": start}
-    identity = {"settings": to_dict(preset), **ds.identity(), "start": weights_digest(start)}
+    identity = {"settings": _settings(preset), **ds.identity(), "start": weights_digest(start)}
     store, splits = Store(out, identity), _splits_without_votes(ds, preset.data)
     people = fit_teachers(splits, preset, 0, store, say)[0]
     cached = {seed: cache_logits(people, splits, preset, seed, store) for seed in seeds}
@@ -1212,17 +1216,18 @@ def _with_weights(
 def harden_table(
     runs: pd.DataFrame,          # from `harden_study`
     attack: str = "pgd",         # or "fgsm", "deepfool"
-    metric: str = "accuracy",    # which metric, in %
+    metric: str = "accuracy",    # which metric
     split: str | None = None,    # which reported split; None: "valid" if there is one, else "test"
 ) -> pd.DataFrame:               # a row an arm and choice; without an attack, then each radius: mean ± sd
-    "What each recipe costs and buys."
+    "What each recipe costs and buys: shares in %, losses as they are."
     split = split or first_split(runs)
     one = runs[(runs.metric == metric) & (runs.split == split)]
     clean = one[(one.attack == "none") & (one.subset == "all")].assign(under="no attack")
     under = one[(one.attack == attack) & np.isfinite(one.eps)]
     under = under.assign(under=[f"{255 * e:.3g}/255" for e in under.eps])
     both = pd.concat([clean, under]).groupby(["arm", "chosen", "under"], sort=False).value
-    return both.agg(mean_sd, percent=True).unstack("under", sort=False)
+    share = metric not in NOT_SHARES
+    return both.agg(mean_sd, percent=share, digits=2 if share else 3).unstack("under", sort=False)
 
 # %% ../nbs/44_hyfer_studies.ipynb #3ac65f10
 @study("harden",
@@ -1272,7 +1277,7 @@ def harden_study(
         tables = [table.assign(chosen=chosen) for chosen, (table, _) in found.items()]
         return pd.concat(tables, ignore_index=True)
 
-    table = grid(run, budgets, seeds, store, say=say)
+    table = grid(run, {name: _settings(budget) for name, budget in budgets.items()}, seeds, store, say=say)
     shown = table.metric.isin(_SHOWN) | table.metric.str.startswith("recall:")
     return table.loc[shown, ["arm", "chosen", "seed", "split", "subset", "attack", "eps", "metric", "value",
                              "n"]].reset_index(drop=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AMP', 'RankError', 'rank_world', 'single_process', 'process_group', 'gather', 'all_reduce', 'map_ranks',
-           'rank0_folder', 'Machine', 'on_machine', 'machine', 'pick_device', 'amp_here', 'threads', 'wide',
-           'peak_memory', 'fast_math', 'OutOfMemory', 'enough_memory']
+           'rank0_folder', 'Machine', 'on_machine', 'machine', 'pick_device', 'precision', 'amp_here', 'threads',
+           'wide', 'peak_memory', 'fast_math', 'OutOfMemory', 'enough_memory']
 
 # %% ../nbs/02_launch.ipynb #a62cc97a
 import os
@@ -61,10 +61,11 @@ _groups: dict[str, "torch.distributed.ProcessGroup"] = {}  # "patient": for wait
 def process_group(
     timeout: float = 600,         # seconds that a process may wait within a fit
     patience: float = 7 * 86400,  # seconds that it may wait for the others' parts of divided work
+    device: str | None = None,    # where they compute; None: CUDA where there is a card
 ) -> Iterator[tuple[int, int]]:   # rank, world size
     """Join the processes that a launcher started; without one, or within another `process_group`, nothing
     happens. Raises `ConfigError` where the environment contradicts itself or the process group that there is
-    already."""
+    already, and for more processes than cards."""
     rank, world = rank_world()
     if world == 1:
         yield rank, world
@@ -80,8 +81,13 @@ def process_group(
     if joined:
         yield rank, world
         return
-    if cuda := torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    if cuda:
+        cards, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", rank))
+        if here >= cards or ":" in (device or ""):
+            raise ConfigError(f"process {here} of this machine, {cards} cards, {device or 'cuda'}: one card "
+                              "for each, and no number of a card, expected; or --device cpu")
+        torch.cuda.set_device(here)
     try:
         with _waiting("joining the process group"):
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
@@ -226,13 +232,23 @@ def pick_device(
 ) -> "torch.device":                             # one that can be used
     "Where to compute. Raises `ConfigError` for a device that cannot be used here."
     import torch
-    device = device or on_machine().device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = on_machine().device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        one_of("kind of device", torch.device(device).type, ("cpu", "cuda", "mps"))
         torch.empty(0, device=device)
         return torch.device(device)
-    except (RuntimeError, AssertionError) as e:  # PyTorch knows no such device, or there is none
+    except (RuntimeError, AssertionError, ConfigError) as e:  # PyTorch knows no such device, or there is none
         raise ConfigError(f"device={str(device)!r} cannot be used here ({str(e).splitlines()[0][:100]}); "
                           "'cpu' expected, or None for the card where there is one") from e
+
+
+def precision() -> dict[str, object]:   # of `amp` and `tf32`, those that are not the default
+    "How exactly this machine computes, for the identity of what it makes: {} where nothing was asked for."
+    here = on_machine()
+    return {name: value for name, value in (("amp", here.amp), ("tf32", here.tf32)) if value}
 
 
 def amp_here(

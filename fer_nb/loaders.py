@@ -46,10 +46,11 @@ from .store import digest, read_table
 def leak_groups(
     ds: FERData,                                   # the dataset
     columns: Sequence[str] = ("group", "source", "subject"),  # columns that tie images together, if present
-    identical: bool | None = None,  # tie byte-identical images; None: where no audit did, see `is_audited`
+    identical: bool | None = None,  # tie byte-identical images; None: where `group` or `photo` is looked at
 ) -> np.ndarray:  # int (N,), the same number for images that must stay together
-    """Connected components of images that share a value in any of `columns`; missing and empty values tie
-    nothing, but an image without a `source` is its own."""
+    """Connected components of images that share a value in any of `columns`, or all pixels; missing and empty
+    values tie nothing, but an image without a `source` is its own. Audits of datasets that were joined later
+    know nothing of near duplicates between them: audit what was joined."""
     rows, cols = [np.arange(len(ds))], [np.arange(len(ds))]
     for column in columns:
         if (codes := _codes(ds, column)) is not None:
@@ -58,7 +59,7 @@ def leak_groups(
             rows.append(known)
             cols.append(known[first][codes[known]])
     if identical is None:
-        identical = bool({"group", "photo"} & {*columns}) and not is_audited(ds)
+        identical = bool({"group", "photo"} & {*columns})
     if identical:
         duplicates = find_duplicates(ds, None)
         rows.append(duplicates.j.to_numpy())
@@ -132,13 +133,29 @@ def _split(
     raise DataError(wrong)
 
 
+def _by_image(
+    values: object,     # one an image: an array or list in the order of `ds`, or a pandas Series
+    ds: FERData,        # the images
+    what: str,          # their name, for the message
+) -> np.ndarray:        # in the order of `ds`
+    """Values in the order of the images: a Series whose index are the ids goes by them, one with the default
+    index by position. Raises `DataError` for another index."""
+    if isinstance(values, pd.Series) and not values.index.equals(pd.RangeIndex(len(values))):
+        index = values.index
+        if not index.is_unique or len(index) != len(ds) or set(index) != set(ds.df.id):
+            raise DataError(f"{ds.name}: {what} with the index {index[0]!r}, ...; the ids of all {len(ds)} "
+                            f"images, each once, as index, or {what}.to_numpy() in their order, expected")
+        values = values.loc[ds.df.id]
+    return np.asarray(values)
+
+
 def _groups_of(
     ds: FERData,                # the dataset
-    groups: np.ndarray | None,  # what the caller gave; None: `leak_groups(ds)`
+    groups: np.ndarray | pd.Series | None,  # what the caller gave, see `_by_image`; None: `leak_groups(ds)`
 ) -> np.ndarray:                # (N,) what must stay together
-    "The groups to split by. Raises `DataError` for an empty dataset or a wrong length."
+    "The groups to split by. Raises `DataError` for an empty dataset, a wrong length or a foreign index."
     _need_images(ds, f"{ds.name}: no images")
-    groups = leak_groups(ds) if groups is None else np.asarray(groups)
+    groups = leak_groups(ds) if groups is None else _by_image(groups, ds, "groups")
     if len(groups) != len(ds):
         raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images")
     return groups
@@ -264,11 +281,19 @@ def as_split(
     train, test = (_positions(side, ds, "the fold") for side in fold)
     source = ds.sources().to_numpy()
     _keep_apart(source[train], source[test], "the training and in the test side of the fold")
-    test = test[source[test] == ds.df.id.to_numpy()[test]]
+    test = _originals(ds, test)
     split = np.full(len(ds), "", dtype=object)
     split[train], split[test] = "train", "test"
     rows = np.flatnonzero(split != "")
     return ds.take(rows).assign(split=split[rows])
+
+
+def _originals(
+    ds: FERData,        # the dataset
+    rows: np.ndarray,   # positions
+) -> np.ndarray:        # those of images that are no copies
+    "Without copies, which are trained on and never measured: images whose `source` is another one."
+    return rows[ds.sources().to_numpy()[rows] == ds.df.id.to_numpy()[rows]]
 
 
 def _keep_apart(
@@ -393,7 +418,7 @@ class Splits:
     train: FERData        # training images, cleaned and balanced
     valid: FERData        # training images, cleaned, that are held out to choose epochs by
     test: FERData         # validation and test images as they came
-    duplicates: set[str]  # ids of `test` that have a duplicate in the training split as it came
+    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split has more, as it came
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
@@ -404,24 +429,44 @@ def make_splits(
     ds: FERData,            # as it came
     data: Data = Data(),    # how to clean, hold out and balance; its `protocol` is not used here
     seed: int = 0,          # of the holdouts and the copies
-) -> Splits:                # nothing of `test` or `valid` is in `train`
+) -> Splits:                # with `data.clean`, `train` has no duplicate of `test`, detected or by `source`
     """Audit, clean, hold out, balance. Where all images are training images, a fifth of them becomes `test`;
-    duplicates, copies and subjects stay on one side. Raises `DataError` without training images, or with too
-    few of a class."""
+    duplicates, copies and subjects stay on one side, and copies are not held out. Warns of splits that share
+    subjects. Raises `DataError` without training images, or with too few of a class."""
     search, came = DuplicateSearch() if data.near_duplicates else None, ds
     if len(ds) and set(ds.df.split) == {"train"}:
-        _, test = holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed)
-        ds = ds.assign(split=np.where(np.isin(np.arange(len(ds)), test), "test", "train"))
+        ds = as_split(ds, holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed))
     _split_names(ds, "train")
     found = audit(ds, search=search)
+    given = (ds.df.split == "train").to_numpy()
+    tied = leak_groups(found.grouped(), ("photo", "source"))
+    there, here = (np.isin(tied, tied[side]) for side in (given, ~given))
     kept = found.clean(drop=("leak",)) if data.clean == "leaks" else \
         found.clean() if data.clean else found.grouped()
     cleaned = kept.where(split="train")
+    cleaned = cleaned.take(~cleaned.df.id.isin(ds.df.id[given & here])) if data.clean else cleaned
+    _warn_of_subjects(cleaned, ds.take(~given & ~there))
     inner, held = listed_holdout(cleaned, data.held) if data.held else holdout(cleaned, data.holdout, seed)
-    train = balanced(cleaned.take(inner), data, seed)
-    given = (ds.df.split == "train").to_numpy()
-    return Splits(train, cleaned.take(held), ds.take(~given), found.leaked(), found,
+    train, held = balanced(cleaned.take(inner), data, seed), _originals(cleaned, held)
+    _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
+    return Splits(train, cleaned.take(held), ds.take(~given), set(ds.df.id[~given & there]), found,
                   came=came, listed=frozenset(held_ids(data.held)) if data.held else None)
+
+
+def _warn_of_subjects(
+    train: FERData,     # training images
+    test: FERData,      # reported images without a duplicate among them
+    most: float = 0.1,  # share of `test` that is not worth a word
+) -> None:
+    "Warn where many of the reported images show people who are trained on."
+    if "subject" not in test.df or not len(test):
+        return
+    known = test.df.subject[test.df.subject.isin(train.df.subject)].replace("", None).dropna()
+    if len(known) > most * len(test):
+        warnings.warn(f"{test.name or 'data'}: {len(known):,} of {len(test):,} validation and test images "
+                      f"show {known.nunique()} people who are in the training split too (subject "
+                      f"{known.iloc[0]!r}, ...); they measure known people. For others, join the splits and "
+                      "take folds(ds, protocol=\"subject\")", stacklevel=3)
 
 # %% ../nbs/11_loaders.ipynb #origin02
 def paper_counts(
@@ -494,7 +539,8 @@ class Originals:
         "The images of `part` at another size. Raises `DataError` for a piece of a balanced training part."
         if not self.known(part):
             return part
-        own, key = (part.df.id == part.sources()).to_numpy(), digest(part.df.id.tolist(), side, enlarge)
+        own = (part.df.id == part.sources()).to_numpy()
+        key = digest(part.df, part.labels, part.name, side, enlarge)  # all that the copies take from it
         if self.last[0] == key and not anew:
             return self.last[1]
         df, whole = part.df[own], self.of_size(side, enlarge)
@@ -1086,15 +1132,20 @@ def _image_weights(
     rows: np.ndarray | None,        # what else says how often an image is shown
     train: bool,                    # whether the loader trains
 ) -> np.ndarray:                    # float (N,), one an image
-    "Raise `ConfigError` for weights that make no sense, or where there is nothing to draw."
+    """Raise `ConfigError` for weights that make no sense, or where there is nothing to draw, `DataError` for
+    a Series with a foreign index."""
     if isinstance(weights, pd.Series) and set(weights.index) <= set(ds.labels):
         weights = weights.to_dict()
     odd: list[str] = []
     if isinstance(weights, Mapping):
         odd = [str(k) for k in {*weights} - {*ds.labels} | {*ds.df.label} - {*weights}]
-        values = ds.df.label.map(dict(weights)).to_numpy(float)
+        found = ds.df.label.map(dict(weights)).to_numpy()
     else:
-        values = np.asarray(weights, float)
+        found = _by_image(weights, ds, "weights")
+    try:
+        values = np.asarray(found, float)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"weights: {e}; numbers expected") from e
     fine = values.shape == (len(ds),) and np.isfinite(values).all() and values.min() >= 0 and values.any()
     texts = {f"weights for {', '.join(odd)}; one for each class of the images expected": odd,
              f"weights: {values.shape}, from {values.min(initial=0):g} to {values.max(initial=0):g}; a dict "
@@ -1114,6 +1165,7 @@ def _draw(
     epoch: int,            # which
 ) -> np.ndarray:           # int (N,): position + N times the number of its earlier occurrences
     "Eq. 1, in random order."
+    weights = np.ldexp(weights, -np.frexp(weights.max())[1])  # their sum is finite and not too near to 0
     n, ends = len(order), np.cumsum(weights[order])
     points = hash_uniform(seed, epoch, np.zeros(1, int), -3) + np.arange(n)
     at = np.searchsorted(ends * (n / ends[-1]), points, side="right")
@@ -1131,7 +1183,7 @@ def dataloaders(
     views: int | None = None,                     # see `ReplayLoader`
     device: torch.device | str | None = None,     # None: that of `launch.machine`, else CUDA if there is one
     rows: np.ndarray | None = None,               # see `ReplayLoader`; of the training images
-    weights: Mapping | np.ndarray | None = None,  # draw training images by them: {label: weight}, or (N,)
+    weights: Mapping | np.ndarray | None = None,  # draw images by: {label: weight}, (N,), a Series by id
     workers: int | None = None,                   # see `ReplayLoader`
     crops: int = 1,                               # the same
 ) -> ReplayLoaders:                               # fastai DataLoaders; `.vocab` are the label names
@@ -1147,7 +1199,8 @@ def dataloaders(
                                      crops),
                         ReplayLoader(valid, 2 * bs, False, augment, seed, device=device, workers=workers),
                         device=device)
-    shown = set(train.df.label.iloc[slice(None) if rows is None else dls.train.rows])
+    drawn = slice(None) if dls.train.weights is None else dls.train.weights > 0
+    shown = set(train.df.label[drawn] if rows is None else train.df.label.iloc[dls.train.rows])
     if missing := [label for label in train.labels if label in set(valid.df.label) - shown]:
         warnings.warn(f"{train.name or 'dataset'}: validation has images of {', '.join(missing)}, "
                       "training none", stacklevel=2)

@@ -6,7 +6,7 @@
 __all__ = ['HYFER', 'TEACHERS', 'SQSNET', 'SQSNET_TABLE3', 'NETWORKS', 'save_hyfer', 'save_sqsnet', 'save_teacher', 'load_hyfer',
            'load_sqsnet', 'InputAdapter', 'Normalised', 'unwrapped', 'shell', 'InvertedResidual', 'RepConv', 'fuse',
            'unfold_patches', 'fold_patches', 'EPCBlock', 'HyFERConfig', 'MapClassifier', 'HyFER', 'count_macs',
-           'latency_ms', 'weights_digest', 'variant_table', 'Teacher', 'weights_folder', 'weights_source',
+           'latency_ms', 'resizes_to', 'weights_digest', 'variant_table', 'Teacher', 'weights_folder', 'weights_source',
            'weights_file_of', 'reachable', 'imagenet_name', 'create_teacher', 'starts_from', 'need_weights',
            'need_size', 'teacher_table', 'GeometryTeacher', 'MapLayout', 'pooled_head', 'map_layout', 'layout_of',
            'FeatureMap', 'CrossFusion', 'ConcatFusion', 'SQSNetConfig', 'SQSNet', 'sqsnet_table', 'save', 'load',
@@ -82,7 +82,9 @@ class InputAdapter(nn.Module):
         if x.shape[1] > self.in_chans:
             x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, size=(self.size,) * 2, mode="bilinear", align_corners=False, antialias=True)
+            kind = torch.float32 if x.device.type == "cpu" and x.element_size() == 2 else x.dtype
+            x = F.interpolate(x.to(kind), size=(self.size,) * 2, mode="bilinear", align_corners=False,
+                              antialias=True).to(x.dtype)  # a CPU does not resize 16 bits
         x = (x - self.mean) / self.std
         return x.expand(-1, self.in_chans, -1, -1) if x.shape[1] < self.in_chans else x
 
@@ -136,7 +138,7 @@ def unwrapped(
     model: nn.Module,             # any network
     adapter: bool = False,        # also take off a `Normalised`
 ) -> nn.Module:                   # the network inside, with the same weights
-    "The network that was compiled (`torch.compile`), spread over cards (`DataParallel`), or normalised."
+    "The network that was compiled (`torch.compile`), over several GPUs (`DataParallel`), or normalised."
     while True:
         around = {"_orig_mod": hasattr(model, "_orig_mod"), "net": adapter and isinstance(model, Normalised),
                   "module": isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))}
@@ -489,19 +491,49 @@ def latency_ms(
     with torch.inference_mode():
         return 1e3 * timer.blocked_autorange(min_run_time=seconds).median
 
-
+# %% ../nbs/20_models.ipynb #digest01
 _WRITTEN_AS = {"identity_skip": "lean"}  # fields whose name in digests and older files is another
+
+
+def resizes_to(
+    model: nn.Module,         # any network
+    side: int | None = None,  # of square images, in pixels; None: of any other size
+) -> int | None:              # in pixels; None: not at all, or it is another network, of which all resize
+    "To what size a `HyFER` resizes such images. It may take them as they are too, which no digest tells."
+    size = model.adapt.size if isinstance(model, HyFER) else None
+    return None if size == side else size
+
+
+def _unseen(
+    model: nn.Module,  # any network
+) -> list[tuple]:      # (name of the part, its size or pooling); empty where all are as they are made
+    "What changes logits and is in no tensor: a foreign size that images get, how a network of timm pools."
+    found = []
+    for name, m in model.named_modules():
+        usual = getattr(m, "input_size", None), *[None] * isinstance(m, HyFER)  # which takes any size
+        found += [(name, part.size) for part in m.children()
+                  if isinstance(part, InputAdapter) and part.size not in usual]
+        if hasattr(m, "pretrained_cfg"):
+            asked = inspect.signature(type(m).__init__).parameters.get("global_pool")
+            pools = {v for part in m.modules() for k in ("global_pool", "pool_type")
+                     if isinstance(v := getattr(part, k, None), str)}
+            found += [(name, *sorted(pools))] if pools - {getattr(asked, "default", "avg")} else []
+    return found
 
 
 def weights_digest(
     model: nn.Module,  # any network
 ) -> str:              # 16 hexadecimal digits
-    "Digest of all tensors (unsaved ones such as a mean too), input size, and settings not at their default."
+    """Digest of all tensors (unsaved ones such as a mean too), input size, and settings not at their default,
+    the pooling too. Two of one digest give the same logits for images of their input size; for others see
+    `resizes_to`."""
     config = getattr(model, "config", None)
     if is_dataclass(config):
         config = {_WRITTEN_AS.get(f.name, f.name): getattr(config, f.name) for f in fields(config)
                   if getattr(config, f.name) != f.default}
     h = hashlib.sha256(f"{type(model).__name__} {getattr(model, 'input_size', None)} {config}".encode())
+    if unseen := _unseen(model):
+        h.update(repr(unseen).encode())
     for name, v in (model.state_dict() | dict(model.named_buffers())).items():
         h.update(f"{name} {v.dtype} {tuple(v.shape)}".encode())
         h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -816,12 +848,14 @@ def need_size(
 # %% ../nbs/20_models.ipynb #daa75324
 def teacher_table(
     names: Sequence[str] = tuple(TEACHERS),  # names in `TEACHERS`
+    px: Mapping[str, int] | None = None,     # input sizes in place of the networks' own
 ) -> "pd.DataFrame":                         # teacher, timm model, px, parameters (M), GMACs, MiB, paper's
-    "Parameters, multiplications at the network's own input size and float32 size, beside Table 3's."
+    "Parameters, multiplications at the input size and float32 size, beside Table 3's."
     import pandas as pd
     rows = []
     for name in names:
         timm_name, size, *paper = TEACHERS[name]
+        size = (px or {}).get(name, size)
         parameters, macs = _cost(_meta_net(timm_name, size), size)
         measured = (round(v, 2) for v in (parameters, macs, 4e6 * parameters / 2**20))
         rows.append((name, timm_name, size, *measured, *paper))
@@ -1198,7 +1232,8 @@ _GONE = {"separable": False, "neck": 0}  # older files; other values are refused
 def settings(self: HyFER) -> dict:  # what JSON can hold
     "What builds this network again, without its weights; see `save`."
     return {"config": asdict(self.config), "in_chans": self.in_chans, "drop": self.drop.p,
-            "labels": self.labels, "normalisation": self.adapt.normalisation()}
+            "labels": self.labels, "normalisation": self.adapt.normalisation()} | \
+        ({} if self.adapt.size is None else {"size": self.adapt.size})
 
 
 @patch(cls_method=True)
@@ -1212,6 +1247,7 @@ def from_settings(
     config["blocks"] = tuple(tuple(b) for b in config["blocks"])
     labels, recorded = settings["labels"], settings.get("normalisation", {"mean": [0.5], "std": [0.25]})
     net = cls(len(labels), settings["in_chans"], HyFERConfig(**config), settings["drop"], labels)
+    net.adapt.size = settings.get("size")
     one_of("normalisation", recorded, [net.adapt.normalisation()])
     return net
 
@@ -1235,6 +1271,18 @@ def from_settings(
     return net
 
 # %% ../nbs/20_models.ipynb #065a81ad
+def _recorded(
+    value: object,  # of a record, that JSON does not know
+) -> object:        # the numbers of an array or tensor; a path as text
+    "A value as a file's record holds it. Raises `ConfigError` for what is none of these."
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+    if not hasattr(value, "tolist") and not isinstance(value, Path):
+        raise ConfigError(f"the record holds a {type(value).__name__} ({str(value)[:60]}); numbers, text, "
+                          "lists and dicts of them, arrays or paths expected")
+    return str(value) if isinstance(value, Path) else value.tolist()
+
+
 @patch
 def save(
     self: HyFER,
@@ -1248,7 +1296,7 @@ def save(
             "input_size": self.input_size, "normalisation": self.adapt.normalisation(),
             "parameters": sum(p.numel() for p in self.parameters()), "record": record}
     with atomic_file(path.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(card, indent=1, default=_recorded) + "\n", encoding="utf-8")
     return path.with_suffix(".json")
 
 
@@ -1259,7 +1307,8 @@ def from_pretrained(
     labels: Sequence[str] | None = None,  # labels expected, in order; None: whatever there are
     folder: str | Path | None = None,     # where the files lie; None: in the package
 ) -> HyFER:                               # in eval mode, on the CPU, with the card as `.card`
-    "A trained network by name, offline. Raises `DataError` for absent or damaged files, or `LabelError`."
+    """A trained network by name, offline, that resizes images to its own size, as `load_teacher`'s do. Raises
+    `DataError` for absent or damaged files, or `LabelError`."""
     folder = Path(str(files("fer_nb"))) / "weights" if folder is None else Path(folder)
     card, path = folder / f"{name}.json", folder / f"{name}.safetensors"
     try:
@@ -1274,6 +1323,7 @@ def from_pretrained(
     if problem:
         raise DataError(problem)
     model = load_hyfer(path)
+    model.adapt.size = model.input_size
     if labels is not None and tuple(labels) != model.labels:
         raise LabelError(f"{path}: weights for {model.labels}, not for {tuple(labels)}; reset_classifier "
                          "makes a new head")
@@ -1300,15 +1350,15 @@ def _same_logits(
 def save(
     model: nn.Module,   # a network of one of the classes in `NETWORKS`
     path: str | Path,   # a .safetensors file
-    **record: object,   # what JSON can hold: metrics, data fingerprint, versions
+    **record: object,   # metrics, data fingerprint, versions: what JSON can hold, arrays and paths too
 ) -> Path:              # the file written
     """Write weights, settings, labels and `record` into one file, which is read back before it gets its name.
-    Raises `ConfigError` where another network comes back."""
+    Raises `ConfigError` where another network comes back, or for a record that a file cannot hold."""
     if (kind := next((c for c in NETWORKS if isinstance(model := unwrapped(model), c)), None)) is None:
         kinds = " or ".join(c.__name__ for c in NETWORKS)
         raise ConfigError(f"{path}: a {type(model).__name__} is no {kinds}, which a file alone builds again; "
                           "keep the weights of a network of your own with safetensors.torch.save_model")
-    header = json.dumps(model.settings() | {"record": record})
+    header = json.dumps(model.settings() | {"record": record}, default=_recorded)
     state = {k.replace("_orig_mod.", ""): v.clone(memory_format=torch.contiguous_format)
              for k, v in model.state_dict().items()}  # copies, since some networks (CoaT) share weights
     with atomic_file(path) as aside:

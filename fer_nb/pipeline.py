@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'STYLE', 'NOT_RUN', 'FILES', 'quiet', 'refined', 'prepare', 'cache_logits', 'fit_teachers', 'between',
            'within_cost', 'taught_by', 'fit_student', 'keep_robust', 'fit_adversarial', 'RunResults', 'fit_students',
-           'step_seconds', 'need_networks', 'run', 'need_classes', 'fold_parts', 'fold_summary', 'capped',
+           'step_seconds', 'need_networks', 'need_fits', 'run', 'need_classes', 'fold_parts', 'fold_summary', 'capped',
            'fold_report', 'run_folds']
 
 # %% ../nbs/41_pipeline.ipynb #f49ccee1
@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import nn
@@ -32,14 +33,14 @@ from torch import nn
 from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
 from .config import PRESETS, Distillation, Fit, Preset, to_dict
-from .core import ConfigError, DataError, at_least, hash_uniform, one_of, seed_everything
+from .core import ConfigError, DataError, at_least, hash_uniform, need_apart, one_of, seed_everything
 from .data import FERData, resized
 from .distill import EADD
 from .duplicates import DuplicateSearch
 from .audit import audit
 from .evaluate import calibration, confusion, evaluate, image_batches, predict_logits, robust_curve
 from .faces import FaceRefiner
-from .launch import fast_math, rank0_folder
+from .launch import fast_math, on_machine, pick_device, precision, rank0_folder, rank_world
 from .loaders import Originals, Splits, as_split, balanced, folds, leak_groups, make_splits
 from .metrics import ece, reliability, score_intervals, scores
 from .models import count_macs, fuse, latency_ms, load_teacher, need_size, need_weights, save
@@ -65,7 +66,7 @@ def refined(
     ds: FERData,                         # as it came
     preset: Preset,                      # its `data.refine`, and sizes
     say: Callable[[str], None] = quiet,  # called with what was found
-    workers: int = 1,                    # processes of the face finder
+    workers: int | None = None,          # processes of the face finder; None: as `machine`, or the student
 ) -> FERData:                            # faces, with `face_status`; `ds`, where there is none to cut
     """Faces cut out, as large as any network of the preset takes them, but not enlarged. Raises `ImageError`
     for images without a face where `data.refine` is "error", `ConfigError` without MediaPipe."""
@@ -75,6 +76,8 @@ def refined(
     sizes = set(ds.sizes())
     side = min(wanted, max(next(iter(sizes)))) if len(sizes) == 1 else wanted
     policy = {"no_face": {"error": "raise"}.get(preset.data.refine, preset.data.refine)}
+    asked = on_machine().workers if workers is None else workers
+    workers = max(1, preset.student.workers if asked is None else asked)
     faces = FaceRefiner(side, policy=policy).refine(ds, workers)
     without = faces.df[faces.df.face_status == "no_face"] if preset.data.refine == "keep" else \
         faces.dropped[faces.dropped.why == "no_face"]
@@ -96,14 +99,14 @@ def prepare(
     seed: int = 0,                       # of the hold-outs and the copies
     say: Callable[[str], None] = quiet,  # called with what was done
 ) -> Splits:                             # at the student's size, with the originals for the teachers
-    """The data of a run: audit, clean, hold out, refine, resize, balance. Raises `DataError` where the data
+    """The data of a run: resize, audit, clean, hold out, refine, balance. Raises `DataError` where the data
     do not allow the splits, `ConfigError` for settings that are not of these labels."""
     data, size = preset.data, preset.student.size
     for name in ("T", "tau") if preset.teachers else ():
         preset.distillation.of(name, ds.labels)
     small = ds if size is None else resized(ds, size)
     splits = make_splits(small, replace(data, targets=None), seed)
-    faces = refined(ds, preset, say, max(1, preset.student.workers))
+    faces = refined(ds, preset, say)
     originals = splits.originals = Originals(faces, data, seed)
 
     def own(part: FERData) -> FERData:
@@ -205,10 +208,10 @@ def within_cost(
     steps: int = 20,       # shares that are tried: multiples of 1 / steps
 ) -> tuple[nn.Module, float]:   # the network; its share of the hardened one's weights
     "Between two networks, the nearest to the hardened one that is right on all but `cost` as many images."
-    def right(net: nn.Module) -> float:
-        return (predict_logits(net, valid).argmax(axis=1) == valid.targets()).mean()
+    def right(net: nn.Module) -> int:
+        return int((predict_logits(net, valid).argmax(axis=1) == valid.targets()).sum())
 
-    least = right(student) - cost
+    least = right(student) - cost * len(valid) - 1e-9   # counts, for shares round
     for k in range(steps, 0, -1):
         if right(net := between(student, hardened, k / steps)) >= least:
             return net, k / steps
@@ -553,8 +556,8 @@ def headline(
         return rows[(rows.metric == metric) & (rows.subset == subset)].iloc[0]
 
     every, alone = clean("accuracy"), clean("accuracy", "without_duplicates")
-    twins = f"without the {int(every.n - alone.n):,} images that have a duplicate in training" \
-        if alone.n < every.n else "without duplicates, of which there are none"
+    twins = "without duplicates, of which there are none" if alone.n == every.n else \
+        f"without the {int(every.n - alone.n):,} images that had a duplicate in the training split as it came"
     numbers = [number(f"accuracy, {SPLIT_NAMES[self.split]}", every), number(f"accuracy {twins}", alone),
                number("macro F1", clean("macro_f1"))]
     if (row := self.attacked(self.chosen)) is not None:
@@ -621,7 +624,8 @@ def independence(
     several = f"{', '.join(by[:-1])} and {by[-1]}" if len(by) > 1 else "".join(by) or "nothing"
     said.append(f"The held-out images chose {several}")
     networks = f"{count} networks were" if count > 1 else "One network was"
-    top = " (also by this measure the best)" if best["model"] == found["chosen"] else \
+    same = best["model"] == found["chosen"]
+    top = "; the chosen student is also the most accurate of them there" if same else \
         f"; the best of them there is {best['model']}, {_percent([best['accuracy']])[0]} %"
     said.append(f"{networks} measured on the reported images, which chose nothing{top if count > 1 else ''}")
     return ". ".join(said) + "."
@@ -678,7 +682,7 @@ def results_section(
     leaks = leaks.drop_duplicates("split").set_index("split").value
     name = SPLIT_NAMES[self.split]
     tables = [(f"{SPLIT_NAMES[s].capitalize()}: {counts[s]:,} images, {int(leaks[s]):,} of them with a "
-               "duplicate in training", self.results_table(s)) for s in order]
+               "duplicate in the training split as it came", self.results_table(s)) for s in order]
     if len(pairs := self.paired_tests()):
         p, q = (["< 0.001" if v < .001 else f"{v:.3f}" for v in pairs[c]] for c in ("p", "p_holm"))
         tables.insert(1, (
@@ -923,7 +927,8 @@ def made(
 ) -> dict[str, str]:                    # name -> text
     "How the run was made, how to repeat it and how to cite it, for the report."
     r, data, versions = config["record"], config["data"], config["versions"]
-    commit = f", commit {r['commit']}" if r["commit"] else ""
+    commits = list(dict.fromkeys(s["commit"] for s in [*r.get("starts", []), r] if s["commit"]))
+    commit = f", commit {' and '.join(commits)}" if commits else ""
     facts = {"command": r["command"], "date": f"{r['date'].replace('T', ' ').removesuffix('+00:00')} UTC",
              "code": f"fer-nb {versions['fer-nb']}{commit}",
              "versions": ", ".join(f"{p} {v}" for p, v in versions.items() if p != "fer-nb"),
@@ -934,11 +939,13 @@ def made(
         slow = ", ".join(f"{k} ({seconds[k]:,.0f} s)" for k in sorted(seconds, key=seconds.get)[:-4:-1])
         attempt = " of this attempt; earlier ones were broken off" * bool(r.get("resumed"))
         facts["time"] = f"{sum(seconds.values()):,.0f} s{attempt}. Longest: {slow}"
+    how = ", ".join(f"{name}={r[name]!r}" for name in ("amp", "tf32") if name in r)
+    exact = f" within machine({how})" * bool(how)
     papers = "A Unified Data and Model-Centric Framework for Robust Facial Emotion Recognition (HyFER, EADD)"
     papers += "; SQSNet, Ahmed et al. 2026 (SQS)" * (self.preset.quads is not None)
     return facts | {
         "to repeat it": "the command above, or in Python run(ds, load_config('config.json'), seed="
-                        f"{self.seed}). The same versions, threads and kind of machine give the same "
+                        f"{self.seed}){exact}. The same versions, threads and kind of machine give the same "
                         "results.csv",
         "to cite it": f"fer_nb {versions['fer-nb']}{commit}, the command and the fingerprint of the data; "
                       f"for the methods, {papers}"}
@@ -992,6 +999,59 @@ def need_networks(
         need_size(fit.network, fit.size)
     need_weights([fit.network for fit in fits if fit.pretrained])
 
+# %% ../nbs/41_pipeline.ipynb #needfit1
+def _try_fit(
+    fit: Fit,              # how a network is to be fitted
+    net: nn.Module,        # the network
+    splits: Splits,        # the data
+) -> DataLoaders:          # its batches
+    "Make all that a fit needs, and fit nothing."
+    fit = fit.here()
+    dls = make_loaders(splits.train, splits.valid, fit)
+    fit.check_beside(net, dls, [])
+    fit.loss_for(dls)
+    fit.soft_targets(dls)
+    fit.callbacks(pick_device(fit.device))
+    fit.groups(net)
+    return dls
+
+
+def need_fits(
+    preset: Preset,   # settings
+    splits: Splits,   # the data
+) -> None:
+    """Refuse students that cannot be fitted before the teachers are: by the network, the loss, the votes, the
+    batches, the precision. Raises what the fit would."""
+    chans = 3 if len(splits.train.shape()) == 4 else 1
+    for fit in [preset.student, *([preset.born_again.student] if preset.born_again else [])][::-1]:
+        net = make_network(replace(fit, pretrained=False), splits.train.labels, chans)
+        dls = _try_fit(fit, net, splits)
+    if preset.quads is not None:
+        quad_dataloaders(dls)
+    if preset.adversarial is not None:
+        _try_fit(preset.adversarial.fit, net, splits)
+
+
+def _identity_of(
+    preset: Preset,   # settings
+) -> dict:            # those that its fits depend on
+    "The settings without what is measured at the end, and without where the student is trained."
+    settings = {k: v for k, v in to_dict(preset).items() if k != "evaluation"}
+    return settings | {"student": settings["student"] | {"device": None, "workers": 0}}
+
+
+def _checked_start(
+    ds: FERData,        # a data set
+    out: str | Path,    # a folder that may be replaced
+    seed: int,          # of a run
+) -> int:               # the seed
+    "Refuse a run folder that the images lie in, and a seed that is none. Raises `DataError`, `ConfigError`."
+    files = getattr(ds._images, "pool", ())
+    need_apart(out, {Path(getattr(file, "path", file)).parent for file in files})
+    at_least("seed", seed, 0, most=2**63 - 1, whole=True)
+    return int(seed)
+
+
 # %% ../nbs/41_pipeline.ipynb #runrun01
 def run(
     ds: FERData,                                # a data set, as a reader gave it
@@ -1015,6 +1075,7 @@ def run(
         one_of("preset", preset, PRESETS)
         preset = PRESETS[preset]
     need_networks(preset)
+    seed = _checked_start(ds, out, seed)
     if not anyway and len(ds):
         need_memory(preset, images_in(ds, preset))
     if preset.data.folds is not None:
@@ -1022,7 +1083,7 @@ def run(
     started, marks, work = time.perf_counter(), [], Path(out).with_name(Path(out).name + ".work")
     said = repr(name) if name in PRESETS else 'load_config("config.json")'
     command = command or f"run(ds, {said}, {Path(out).name!r}, seed={seed})"
-    record = run_record(command, preset=name, seed=seed, resumed=work.exists())
+    record = run_record(command, preset=name, seed=seed, resumed=work.exists(), **precision())
 
     def say(what: str) -> None:
         marks.append((what, time.perf_counter() - started))
@@ -1033,8 +1094,10 @@ def run(
         say("audit, cleaning, splits")
         splits = prepare(ds, preset, seed, say)
         ds = ds if preset.student.size is None else resized(ds, preset.student.size)
-        settings = {k: v for k, v in to_dict(preset).items() if k != "evaluation"}
-        store = Store(work, {"settings": settings, "seed": seed, **ds.identity()}, damaged="remake")
+        need_fits(preset, splits)
+        store = Store(work, {"settings": _identity_of(preset), "seed": seed, **ds.identity(), **precision()},
+                      damaged="remake")
+        record |= {"starts": store.session(say)} if rank_world()[0] == 0 else {}
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say, show)
         students, more, eadd, adv = fit_students(splits, preset, cached, seed, store, say, show)
         logits = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
@@ -1155,12 +1218,13 @@ def run_folds(
 ) -> Path:                       # `out`: report.html, folds.csv, summary.csv, and a run folder for each fold
     "A run for each fold, and their table; finished folds are not run again. Raises as `run` does."
     work, n = Path(out).with_name(Path(out).name + ".work"), preset.data.folds
-    one = replace(preset, data=replace(preset.data, folds=None, folds_by=None))
+    data, first = replace(preset.data, folds=None, folds_by=None), preset.born_again
+    one = replace(preset, data=data, born_again=first and replace(first, data=data))
     command = command or f"run(ds, {name!r}, {Path(out).name!r}, seed={seed})"
-    record = run_record(command, preset=name, seed=seed, resumed=work.exists())
+    record = run_record(command, preset=name, seed=seed, resumed=work.exists(), **precision())
     with rank0_folder(out, overwrite) as folder:
         parts = fold_parts(ds, preset, seed)
-        Store(work, {"settings": to_dict(preset), "seed": seed, **ds.identity()})
+        Store(work, {"settings": to_dict(preset), "seed": seed, **ds.identity(), **precision()})
         tables = []
         for k, part in enumerate(parts):
             if not (work / f"fold-{k}").exists():

@@ -39,9 +39,12 @@ def count(
 ) -> Cost:               # its rate not measured
     "Count on the meta device."
     import torch
-    from fer_nb.models import HYFER, SQSNET, HyFER, SQSNet, count_macs, create_teacher
+    from fer_nb.models import HYFER, SQSNET, HyFER, SQSNet, count_macs, create_teacher, load_teacher
+    file = load_teacher(network).to("meta").requires_grad_(True) if network.endswith(".safetensors") else None
     with torch.device("meta"):
-        if network in HYFER:
+        if file is not None:
+            net = file
+        elif network in HYFER:
             net = HyFER(7, in_chans, network)
         elif network in SQSNET:
             net = SQSNet(7, network)
@@ -72,7 +75,7 @@ def cost_of(
     chans = in_chans if (network, size, 1) in COUNTED else 3
     if (network, size, chans) in COUNTED:
         return COUNTED[network, size, chans]
-    if network in ("geometry", "landmarks", "annotators") or network.endswith(".safetensors"):
+    if network in ("geometry", "landmarks", "annotators"):
         return Cost(0, 0, 0)
     return count(network, size, in_chans)
 
@@ -202,7 +205,8 @@ def parts_of(
 ) -> list[Part]:        # of all folds or seeds together
     "What is fitted and what is asked, in order."
     def fitted(name: str, fit: Fit, network: str, size: int | None, extra: float = 0.0) -> Part:
-        passes = fit.epochs * (n.shown * (3 + extra) + n.valid)
+        twice = 2 if fit.sam else 1   # sharpness-aware minimisation goes through each batch twice
+        passes = fit.epochs * (n.shown * (3 + extra) * twice + n.valid)
         return Part(name, network, size, n.times * fit.epochs * (n.shown // fit.bs), n.times * passes, fit)
 
     student, how, under = preset.student, preset.distillation, preset.adversarial
@@ -288,7 +292,7 @@ def plan(
     classes: int = 7,    # labels
     cores: int | None = None,   # of the CPU; None: those that PyTorch would use
     rates: Mapping[tuple[str, int | None], float] | None = None,   # measured here; None: the stored ones
-) -> pd.DataFrame:       # part, steps, images (millions), TFLOP, memory (GB), hours on the CPU and on a card
+) -> pd.DataFrame:       # part, steps, forward passes (millions), TFLOP, memory (GB), hours on CPU and card
     "What a run does, part by part. Times are estimates, see Eq. 1."
     cores, rows = cores or threads() or os.cpu_count() or 1, []
     for part in parts_of(preset, n, classes):
@@ -335,7 +339,7 @@ def free_memory(
 def available(
     device: str | None = None,   # of a fit; None: see `pick_device`
 ) -> tuple[int, str]:            # bytes, and of what
-    "Memory that a fit may use: of its card, else of the machine. Raises `ConfigError` as `pick_device` does."
+    "Memory that a fit may use: of its GPU, else of the machine. Raises `ConfigError` as `pick_device` does."
     import torch
     if (place := pick_device(device)).type == "cuda":
         return torch.cuda.mem_get_info(place.index)[0], torch.cuda.get_device_name(place.index)

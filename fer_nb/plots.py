@@ -29,7 +29,7 @@ from matplotlib.transforms import offset_copy
 from torch import nn
 
 from .audit import Audit
-from .core import ConfigError, DataError, hash_uniform, need_columns, one_of
+from .core import ConfigError, DataError, hash_uniform, need_columns, need_single, one_of
 from .data import FERData, show_faces
 from .evaluate import eval_mode, image_batches, predict_logits
 from .models import layout_of, unwrapped
@@ -110,7 +110,8 @@ def plot_counts(
         if data is not None:
             table = data.counts() if isinstance(data, FERData) else data
             counts[when] = table["all"] if "all" in table else table.sum(axis=1)
-    labels, height = list(counts["before"].index), 0.8 / len(counts)
+    labels = list(dict.fromkeys(label for table in counts.values() for label in table.index))
+    height = 0.8 / len(counts)
     colors, at = [EMOTION_COLORS.get(label, "#999999") for label in labels], np.arange(len(labels))
     for k, (when, n) in enumerate(counts.items()):
         n = n.reindex(labels, fill_value=0)
@@ -173,8 +174,9 @@ def _look(
     dash: int | None = None, # number of a dash; None: `k`
 ) -> dict[str, Any]:         # settings of `Axes.plot`
     "Colour, marker and dash of a line."
-    dash = k if dash is None else dash
-    return {"color": _INKS[k % len(_INKS)], "marker": _MARKS[k % len(_MARKS)], "markersize": 4,
+    rounds, dash = (0, k) if dash is None else divmod(dash, len(_DASHES))
+    mark = k + 3 * rounds   # where the dashes come round again
+    return {"color": _INKS[k % len(_INKS)], "marker": _MARKS[mark % len(_MARKS)], "markersize": 4,
             "linestyle": _DASHES[dash % len(_DASHES)], "linewidth": 1.4}
 
 
@@ -206,24 +208,28 @@ def plot_robust(
     norm: str = "linf",        # of the budgets; rows of the other norm are left out
     **kwargs: Any,             # passed on to `Axes.plot`
 ) -> Axes:                     # the axes drawn into
-    "Draw a metric against ε, a line a model, split and attack. Raises `DataError` for an empty table."
+    """Draw a metric against ε, a line a model, split, subset and attack. Raises `DataError` for an empty
+    table, and for several rows a point, such as those of several seeds."""
+    need_columns(curves, ("attack", "eps", "metric", "value", "n"), "the curves")
     rows = curves[(curves.metric == metric) & (curves.attack != "none") & np.isfinite(curves.eps)]
     rows = rows[rows["norm"].fillna("linf") == norm] if "norm" in rows else rows[[norm == "linf"] * len(rows)]
     _need_rows(rows, f"{metric} under attack ({norm})", "robust_curve")
     either = curves[(curves.metric == metric) & ((curves.attack == "none") | curves.index.isin(rows.index))]
-    several = [c for c in ("split", "restarts") if c in rows
-               and (rows if c == "restarts" else either)[c].nunique(dropna=False) > 1]
-    apart = [c for c in (by, "split") if c in several or (c == by and c in rows)]
-    effort = ["attack", "steps", *(c for c in several if c == "restarts")]
+    several = [c for c in ("split", "subset", "restarts") if c in rows
+               and (either if c == "split" else rows)[c].nunique(dropna=False) > 1]
+    apart = [c for c in (by, "split", "subset") if c in several or (c == by and c in rows)]
+    effort = ["attack", *(c for c in ("steps",) if c in rows), *(c for c in several if c == "restarts")]
+    need_single(rows, [*apart, *effort, "eps"])
     clean = curves[(curves.metric == metric) & (curves.attack == "none")]
     clean = clean[clean["norm"] == "none"] if "norm" in clean else clean[:0]  # ε = 0 in `table5`
     ax, models, attacks, unit = _new_ax(ax), {}, {}, 255 if norm == "linf" else 1
     for names, line in rows.groupby([*apart, *effort], sort=False, dropna=False):
-        model, (attack, steps, *more) = names[:len(apart)], names[len(apart):]
+        model, how = names[:len(apart)], dict(zip(effort, names[len(apart):]))
         number = models.setdefault(model, len(models))
-        look = _look(number, attacks.setdefault((attack, steps, *more), len(attacks)))
-        tries = "".join(f" × {r:g} restarts" for r in more if r > 1)
-        name = ", ".join([*map(str, model), f"{attack} ({steps} step{'s' * (steps != 1)}{tries})"])
+        look = _look(number, attacks.setdefault((*how.values(),), len(attacks)))
+        steps, tries = how.get("steps"), how.get("restarts", 1)
+        effort_text = f" ({steps} step{'s' * (steps != 1)}{f' × {tries:g} restarts' * (tries > 1)})"
+        name = ", ".join([*map(str, model), how["attack"] + effort_text * (steps is not None)])
         start = clean
         for column, value in zip(apart, model):
             start = start[start[column] == value]
@@ -248,6 +254,7 @@ def plot_tradeoff(
     """Draw clean against robust accuracy, a line for each budget. Raises `DataError` for an empty table, and
     for one of several splits."""
     _need_rows(table, "models", "tradeoff", one_split=True)
+    need_single(table, ["model", "eps"])
     ax = _new_ax(ax, 5, 3.6)
     for k, (eps, rows) in enumerate(table.sort_values("clean").groupby("eps")):
         linf = "norm" not in table or (rows["norm"] == "linf").all()
@@ -301,6 +308,7 @@ def plot_corruptions(
     "Draw a metric against the severity of each corruption. Raises `DataError` for no rows or several splits."
     rows = curve[curve.metric == metric]
     _need_rows(rows, metric, "corruption_curve", one_split=True)
+    need_single(rows, ["kind", "severity", *([by] if by in rows else [])])
     kinds, models = list(rows.kind.unique()), list(rows[by].unique()) if by in rows else [""]
     looks = {str(m): _look(k) for k, m in enumerate(models)}
     axes = _panels(axes, len(kinds), looks if by in rows else {}, 3)
@@ -411,8 +419,10 @@ def plot_embedding(
     ax.spines[["top", "right"]].set_visible(True)
     present = [e for e in EMOTION_COLORS if e in labels] + sorted(set(labels) - set(EMOTION_COLORS))
     for k, label in enumerate(present):
-        ax.scatter(*flat[labels == label].T, s=26, color=EMOTION_COLORS.get(label, "#999999"), alpha=0.7,
-                   linewidth=0, marker=EMOTION_MARKERS.get(label, _MARKS[k % len(_MARKS)]), label=label)
+        own = {"color": _INKS[k % len(_INKS)], "marker": _MARKS[k % len(_MARKS)]}
+        known = label in EMOTION_COLORS
+        look = {"color": EMOTION_COLORS[label], "marker": EMOTION_MARKERS[label]} if known else own
+        ax.scatter(*flat[labels == label].T, s=26, alpha=0.7, linewidth=0, label=label, **look)
     ax.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[],
            title=f"{method.upper()}, {len(flat):,} images")
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -423,7 +433,9 @@ def plot_history(
     history: pd.DataFrame,   # epoch, phase, train_loss, valid_loss, accuracy; one row an epoch, in order
     ax: Axes | None = None,  # where to draw; None: a new figure
 ) -> Axes:                   # the axes of the losses; accuracy has its own scale on the right
-    "Draw losses and accuracy over the epochs of all phases, which have numbers and a key above."
+    """Draw losses and accuracy over the epochs of all phases, which have numbers and a key above. Raises
+    `DataError` for missing columns."""
+    need_columns(history, ("phase", "train_loss", "valid_loss", "accuracy"), "the history")
     ax = _new_ax(ax)
     right, step = ax.twinx(), np.arange(1, len(history) + 1)
     lines = {"train_loss": (ax, "training loss", _look(0)), "valid_loss": (ax, "validation loss", _look(1)),
@@ -461,7 +473,10 @@ def plot_weights(
     history: pd.DataFrame,                # epoch (from 0; drawn from 1), teacher, emotion, weight
     axes: Sequence[Axes] | None = None,   # one for each emotion; None: a new figure
 ) -> np.ndarray:                          # the axes drawn into, flat
-    "Draw each teacher's weight over the epochs, a panel an emotion. Raises `DataError` for too few `axes`."
+    """Draw each teacher's weight over the epochs, a panel an emotion. Raises `DataError` for too few `axes`,
+    missing columns and several rows a point."""
+    need_columns(history, ("epoch", "teacher", "emotion", "weight"), "the history of weights")
+    need_single(history, ["epoch", "teacher", "emotion"])
     emotions, teachers = history.emotion.unique(), list(history.teacher.unique())
     axes = _panels(axes, len(emotions), {t: _look(k) for k, t in enumerate(teachers)})
     for ax, emotion in zip(axes, emotions):

@@ -6,8 +6,8 @@
 __all__ = ['SHIPPED', 'STUDENTS', 'COLUMNS', 'RESERVED', 'DOUBTS', 'REASONS', 'TURNED', 'FONT_FOLDERS', 'VIDEO_ENDINGS',
            'FORMATS', 'Network', 'weights_file', 'is_column', 'as_image', 'Face', 'Doubt', 'structure', 'signs',
            'temperature_factor', 'reasons_against', 'Recogniser', 'font_files', 'has_glyphs', 'lettering', 'annotate',
-           'Result', 'only_reliable', 'tidy', 'is_video', 'cut_off', 'codec', 'FaceTracker', 'thumbnail', 'is_cut',
-           'track_summary', 'format_of', 'need_spare', 'write_results', 'write_annotated', 'film', 'Live']
+           'Result', 'only_reliable', 'tidy', 'is_video', 'cut_off', 'damaged', 'codec', 'FaceTracker', 'thumbnail',
+           'is_cut', 'track_summary', 'format_of', 'need_spare', 'write_results', 'write_annotated', 'film', 'Live']
 
 # %% ../nbs/50_predict.ipynb #a13aa83c
 import csv
@@ -32,7 +32,7 @@ from numbers import Integral, Real
 from operator import index
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -41,8 +41,9 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
 
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
                          need_columns, one_of, positive, printable)
-from .data import (IMAGE_ENDINGS, Tree, _from_floats, begins_as, decode, from_depth, open_image, quoted,
-                         read_image, to_array)
+from .data import (IMAGE_ENDINGS, Tree, _from_floats, begins_as, dark_as_16_bits, decode, from_depth,
+                         has_deep_colours, open_image, quoted, read_image, to_array)
+from .data import is_cut as is_jpeg_cut   # here a cut is one between scenes
 from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
 from .launch import pick_device, threads
 from .store import as_text, digest, read_table
@@ -88,21 +89,35 @@ class Network:
             return np.empty((0, len(self.labels)), np.float32)
         parts = [images[k:k + 64] for k in range(0, len(images), 64)]
         z = np.concatenate([self.checked(self.logits(self.pixels(part)), len(part)) for part in parts])
+        z = z.astype(np.result_type(z, np.float32))   # differences of whole numbers may not fit their type
         kept = sorted(k for part in self.parts for k in part)
         z = z[:, kept] - z[:, kept].max(1, keepdims=True)
         hot = np.reshape(factors, (-1, 1)) if len(factors) else 1
         e = np.exp(z / np.float32(self.temperature) / np.asarray(hot, np.float32))
         p = [e[:, [kept.index(k) for k in part]].sum(1) for part in self.parts]
-        return np.stack(p, 1) / e.sum(1, keepdims=True)
+        return (np.stack(p, 1) / e.sum(1, keepdims=True)).astype(np.float32)
 
 # %% ../nbs/50_predict.ipynb #net00002
+def _are_shares(
+    z: np.ndarray,   # finite (N, K)
+) -> bool:           # False for less than two images or outputs, which may add up to one by chance
+    "Whether all rows are probabilities or percentages: the rule of `fer_nb.checks.check_logits` in NumPy."
+    if min(z.shape) < 2 or z.min() < 0:
+        return False
+    whole, many, total = np.isin(z, (0, 1)).all(), len(z) >= 8, z.astype(np.float64).sum(1)
+    loose = 1e-4 if whole else 0.02 if many else 5e-3 if z.dtype.itemsize == 2 else 1e-4
+    shares = z.max() <= 1 and (np.abs(total - 1) < loose).all()
+    return bool(shares or many and (np.abs(total - 100) < 2).all())
+
+
 @patch
 def checked(
     self: Network,
     z: Any,          # what `logits` gave
     n: int,          # for so many images
 ) -> np.ndarray:     # the same
-    "Raise `DataError` for anything but finite numbers, one for each image and output."
+    """Raise `DataError` for anything but finite numbers, one for each image and output, and for
+    probabilities, of which a second softmax would make nearly equal ones."""
     array = isinstance(z, np.ndarray) and z.dtype.kind in "fiub"
     finite = array and np.isfinite(z).all()
     if not finite or z.shape != (n, len(self.outputs)):
@@ -110,19 +125,22 @@ def checked(
             f"in a {type(z).__name__}"
         raise DataError(f"{self.name}: logits {what}; an array of {len(self.outputs)} finite numbers an "
                         f"image expected, for {', '.join(self.outputs)}")
+    if _are_shares(z):
+        raise DataError(f"{self.name}: gives probabilities; logits expected (remove its softmax)")
     return z
 
 
 @patch
 def tried(self: Network) -> Network:   # itself
-    "Try it on one black image, before any work. Raises `DataError` where it cannot."
+    "Try it on a black and a white image, before any work. Raises `DataError` where it cannot."
     try:
-        self([np.zeros((self.size, self.size), np.uint8)])
+        self([np.full((self.size, self.size), grey, np.uint8) for grey in (0, 255)])
     except FERError:
         raise
     except Exception as e:   # a module may raise anything
-        raise DataError(f"{self.name}: fails on an image of {self.in_chans} × {self.size} × {self.size} "
-                        f"({quoted(e, 100)}); are .input_size and .in_chans right?") from e
+        raise DataError(f"{self.name}: fails on two images of {self.in_chans} × {self.size} × {self.size} "
+                        f"({quoted(e, 100)}); are input_size and in_chans right, and takes it float32 in "
+                        "batches of any size?") from e
     return self
 
 
@@ -178,6 +196,15 @@ class _TorchLogits:
             return z.float().cpu().numpy() if isinstance(z, torch.Tensor) else z   # refused by `Network`
 
 
+def _temperature(
+    record: Any,   # what the weights say of themselves
+) -> Any:          # a number; 1 where there is none; what is no number as it is, to be refused
+    "The temperature of a record, whatever kind of number it is."
+    given = record.get("temperature") if isinstance(record, Mapping) else None
+    one = getattr(given, "size", 0) == 1 or hasattr(given, "numel") and given.numel() == 1
+    return 1 if given is None else given.item() if one and hasattr(given, "item") else given
+
+
 def _warn_of_outline(
     record: Any,   # what the weights say of themselves
     name: str,     # of the network, for the message
@@ -202,16 +229,13 @@ def _torch_network(
         raise ConfigError(f"{name}: a {type(model).__name__} without .labels, or a network of landmarks; "
                           "a network of images with the names of its outputs, in order, expected")
     record = getattr(model, "record", None)
-    record = record if isinstance(record, Mapping) else {}
     _warn_of_outline(record, name)
     net = fuse(model) if isinstance(model, HyFER) else copy.deepcopy(model).eval()
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
     if device is not None:
         net.to(where := pick_device(device))
-    temperature = record.get("temperature", 1)
-    temperature = temperature.item() if isinstance(temperature, torch.Tensor) else temperature
-    return Network(model.labels, getattr(model, "input_size", 48), getattr(model, "in_chans", 3), temperature,
-                   _TorchLogits(net, where), name)
+    return Network(model.labels, getattr(model, "input_size", 48), getattr(model, "in_chans", 3),
+                   _temperature(record), _TorchLogits(net, where), name)
 
 # %% ../nbs/50_predict.ipynb #3e2b14d1
 def _imported(
@@ -254,9 +278,12 @@ class _OnnxLogits:
         return {"content": self.content, "path": self.path, "made": ()}
 
 
-def _onnx_network(path: Path) -> Network:
-    """What ONNX Runtime runs. Raises `DataError` for another file, `ConfigError` without the library."""
-    logits = _OnnxLogits(path.read_bytes(), str(path))
+def _onnx_network(
+    path: Path,        # an ONNX file
+    name: str = "",    # for messages; "": the path
+) -> Network:          # not tried yet
+    "What ONNX Runtime runs. Raises `DataError` for another file, `ConfigError` without the library."
+    logits, name = _OnnxLogits(path.read_bytes(), name or str(path)), name or str(path)
     problem = "not a network that ONNX Runtime can run"
     try:
         session = logits.session
@@ -267,10 +294,10 @@ def _onnx_network(path: Path) -> Network:
     except ConfigError:
         raise
     except Exception as e:  # the library's errors have no common base
-        raise DataError(f"{path}: {problem} ({' '.join(str(e).splitlines()[:1])})") from e
+        raise DataError(f"{name}: {problem} ({' '.join(str(e).splitlines()[:1])})") from e
     with suppress(ValueError):   # the record of another program may be no JSON
-        _warn_of_outline(json.loads(about.get("record", "{}")), str(path))
-    return Network(*facts, temperature, logits, str(path))
+        _warn_of_outline(json.loads(about.get("record", "{}")), name)
+    return Network(*facts, temperature, logits, name)
 
 # %% ../nbs/50_predict.ipynb #68f575d8
 SHIPPED = {"accurate": "hyfer", "robust": "hyfer_robust",  # networks in the package: name -> their weights
@@ -332,7 +359,7 @@ def read(
     path = weights_file(weights, robust)
     if path.suffix.lower() == ".onnx":
         one_of("device of an ONNX file", str(device or "cpu"), ["cpu"])
-        return _onnx_network(path)
+        return _onnx_network(path).tried()
     shipped = path.parent == weights_file().parent
     light = path.with_suffix(".onnx")   # the same network, for which PyTorch need not be there
     if shipped and light.exists() and str(device or "cpu") == "cpu":
@@ -427,14 +454,36 @@ def _heif(head: bytes) -> str:   # "" for another kind
     heif = head[4:8] == b"ftyp" and head[8:12] in _STILL
     return "HEIC or AVIF: pip install pillow-heif" * heif
 
-
+# %% ../nbs/50_predict.ipynb #read0003
 def _read(
     image: str | Path | Image.Image,   # an image file, or what Pillow has opened or made
 ) -> tuple[np.ndarray, str]:           # uint8 (H, W) or (H, W, 3); a note on what is not shown, or ""
     "Decode an image. Raises `ImageError`, naming the file."
     _with_heif()
     opened = isinstance(image, Image.Image)
-    return read_image(image) if opened else _file_pixels(Path(image)), _more_frames(image)
+    return _pillow_pixels(image) if opened else _file_pixels(Path(image)), _more_frames(image)
+
+
+def _pillow_pixels(
+    im: Image.Image,   # what Pillow has opened or made
+) -> np.ndarray:       # uint8 (H, W) or (H, W, 3)
+    "Decode it; one that is not loaded yet is checked as its file would be. Raises `ImageError`."
+    stream, raw, as_it_lies = getattr(im, "fp", None), None, False   # Pillow lets go of it once it is loaded
+    deep = stream is not None and has_deep_colours(im)
+    if stream is not None and im.format == "JPEG":
+        with suppress(OSError, ValueError):   # a file that is closed cannot be decoded either
+            place = stream.tell()
+            stream.seek(0)
+            raw = BytesIO(stream.read())
+            stream.seek(place)
+            with Image.open(raw) as fresh:   # `Image.draft` asks for another size or mode
+                as_it_lies = (fresh.size, fresh.mode) == (im.size, im.mode)
+    pixels = read_image(im)
+    if deep and 0 < pixels.max() < 64:
+        warnings.warn(dark_as_16_bits(pixels), stacklevel=3)
+    if as_it_lies and is_jpeg_cut(im, raw):
+        raise ImageError("the Pillow image: cut short: its end is missing")
+    return pixels
 
 
 def _more_frames(
@@ -444,7 +493,8 @@ def _more_frames(
     try:
         with nullcontext(image) if isinstance(image, Image.Image) else open_image(image) as im:
             n = 1 if im.format == "MPO" else getattr(im, "n_frames", 1)
-            return f"{n} frames; the first one is used" if n > 1 else ""
+            k = im.tell() if n > 1 else 0   # of an opened one, the frame that was sought
+            return f"{n} frames; {f'number {k + 1}' if k else 'the first one'} is used" if n > 1 else ""
     except Exception as e:  # the first frame is whole; what lies behind it may be damaged in every way
         return f"damaged after the first frame, which is used ({type(e).__name__}: {e})"
 
@@ -470,7 +520,7 @@ def _file_pixels(path: Path) -> np.ndarray:   # uint8 (H, W) or (H, W, 3)
     except ImageError as e:
         hint = ""
         with suppress(OSError, ValueError), open(path, "rb") as stream:   # the hint alone needs it
-            hint = _heif(stream.read(16)) or "a film; video() reads it" * is_video(path)
+            hint = _heif(stream.read(16)) or "a video; video() reads it" * is_video(path)
         raise ImageError(f"{e}; {hint}" if hint else str(e)) from e
 
 # %% ../nbs/50_predict.ipynb #a06820c7
@@ -693,6 +743,17 @@ def _recognise(self: Recogniser, images: Sequence[InRange]) -> list[list[Face]]:
     return [[self._face(f, *next(probs)) for f in faces] for faces in found]
 
 
+def _in_floats(found: FoundFace) -> FoundFace:
+    "A face of any finder, with arrays and numbers as the own one gives them. Raises `ConfigError` for none."
+    try:
+        box, points = np.asarray(found.box).reshape(4), np.asarray(found.points, float).reshape(6, 2)
+        box = box if box.dtype.kind in "iu" else box.astype(float)
+        return replace(found, box=box, points=points, score=float(found.score))
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"finder: a face with the box {found.box!r}, the points {found.points!r} and the "
+                          f"score {found.score!r}; 4, (6, 2) and one number expected") from e
+
+
 @patch
 def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
     h, w = image.raw.shape[:2]
@@ -702,7 +763,7 @@ def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
         faces = self.finder(ready) if self.crop else [whole]
         if not isinstance(faces, (list, tuple)) or not all(isinstance(f, FoundFace) for f in faces):
             raise ConfigError(f"finder: gives {type(faces).__name__}; a list of FoundFace expected")
-        return list(faces)
+        return [_in_floats(f) for f in faces]
     except ConfigError as e:
         if isinstance(e.__cause__, ImportError):   # the finder names its file, which is not what is missing
             _imported(e.__cause__.name or "mediapipe", "mediapipe", "finding faces")
@@ -715,7 +776,7 @@ def _crop(self: Recogniser, image: np.ndarray, face: FoundFace) -> np.ndarray:
     if self.crop:
         return face_square(image, face, size[0], align=self.align)
     fits = image.shape[:2] == size
-    return image if fits else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return image if fits else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 @patch
@@ -918,7 +979,11 @@ class Result:
         labels: Sequence[str],         # a column each
         more: Sequence[str] = (),      # measured columns
     ) -> list[dict[str, object]]:      # one a face, or one that says why there is none
-        "Rows of the table; boxes in pixels and the roll in degrees to 0.1, probabilities to 0.0001."
+        """Rows of the table; boxes in pixels and the roll in degrees to 0.1, probabilities to 0.0001. Raises
+        `LabelError` for a face of other labels."""
+        if other := [e for f in self.faces for e in f.probs if e not in labels]:
+            raise LabelError(f"{self.file}: a face with the label {other[0]!r}; those of one network "
+                             f"expected: {', '.join(labels) or '(none)'}")
         about = {"file": self.file, "frame": self.frame, "time": self.time}
         end = {"status": self.status, "note": self.note}
         return [about | {"track": f.track, "face": k,
@@ -974,7 +1039,7 @@ _STILL = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"heif", b"mif1"
 def is_video(
     path: str | Path,   # a file, or an address
 ) -> bool:              # by its first bytes; by its name where they say nothing
-    "Whether a file holds a film."
+    "Whether a file holds a video."
     suffix, head = Path(path).suffix.lower(), b""
     with suppress(OSError, ValueError):
         with open(path if os.path.isfile(path) else "", "rb") as stream:   # of a pipe, opening would wait
@@ -1003,17 +1068,27 @@ def cut_off(
                 return int.from_bytes(head[4:8], "little") + 8 > size + 1
             if head[:4] == b"\x1aE\xdf\xa3":
                 return _segment_end(head) > size if _segment_end(head) else None
-            at, found = 0, head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide")
-            while found and at + 8 <= size:
-                stream.seek(at)
-                length, name = int.from_bytes(stream.read(4), "big"), stream.read(4)
-                length = int.from_bytes(stream.read(8), "big") if length == 1 else length or size - at
-                if length < 8 or not name.isascii():
-                    break
-                at += length
-            return at > size if found else None
+            if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):
+                return None
+            return max((at + length for _, at, length in _boxes(stream, size)), default=0) > size
     except OSError:
         return None
+
+
+def _boxes(
+    stream: BinaryIO,   # of an MP4 file, or of the content of a box
+    size: int,          # its bytes
+) -> Iterator[tuple[bytes, int, int]]:   # name, where it begins, its length; the stream stands at its content
+    "The boxes of an MP4 file, one after the other, to the first that is none."
+    at = 0
+    while at + 8 <= size:
+        stream.seek(at)
+        length, name = int.from_bytes(stream.read(4), "big"), stream.read(4)
+        length = int.from_bytes(stream.read(8), "big") if length == 1 else length or size - at
+        if length < 8 or not name.isascii():
+            return
+        yield name, at, length
+        at += length
 
 
 def _segment_end(head: bytes) -> int:   # 0: not stated
@@ -1031,6 +1106,96 @@ def _segment_end(head: bytes) -> int:   # 0: not stated
         return 0
     length, n = number(at + 4)
     return at + 4 + n + length if length else 0
+
+# %% ../nbs/50_predict.ipynb #kind0008
+def _box(
+    content: bytes,    # of a box, or of a file
+    *names: bytes,     # a box, one in it, ...
+) -> bytes:            # the content of the last; b"": not there
+    "A box inside boxes."
+    for name in names:
+        stream = BytesIO(content)
+        content = next((stream.read(at + length - stream.tell())
+                        for found, at, length in _boxes(stream, len(content)) if found == name), b"")
+    return content
+
+
+def _shown_seconds(
+    path: str | Path,   # an MP4 file
+) -> float:             # 0: it does not say
+    "How long the video of an MP4 file is by its header: of a trimmed one, what its edit list leaves."
+    with open(path, "rb") as stream:
+        movie = next((stream.read(length - 8) for name, _, length in _boxes(stream, os.path.getsize(path))
+                      if name == b"moov"), b"")
+    tracks, head = BytesIO(movie), _box(movie, b"mvhd")
+    for name, at, length in _boxes(tracks, len(movie)):
+        track = tracks.read(at + length - tracks.tell())
+        if name != b"trak" or _box(track, b"mdia", b"hdlr")[8:12] != b"vide" or len(head) < 24:
+            continue
+        edits, long = _box(track, b"edts", b"elst"), _box(track, b"tkhd")
+        n = 8 if edits[:1] == b"\1" else 4   # bytes of a time
+        times = [(edits[k:k + n], edits[k + n:k + 2 * n]) for k in range(8, len(edits), 2 * n + 4)]
+        lengths = [int.from_bytes(t, "big") for t, at in times if at != b"\xff" * n] or [
+            int.from_bytes(long[28:36] if long[:1] == b"\1" else long[20:24], "big")]
+        return sum(lengths) / max(1, int.from_bytes(head[20:24] if head[0] else head[12:16], "big"))
+    return 0.0
+
+# %% ../nbs/50_predict.ipynb #kindavi1
+def _broken_avi(
+    path: str | Path,   # an AVI file
+) -> bool:              # there is a part that no reader can follow
+    "Whether the chunks of a file, down to its frames, are followed by something else before their list ends."
+    size, at, end = os.path.getsize(path), 0, 8
+    with open(path, "rb") as stream:
+        while at + 8 <= size:
+            stream.seek(at)
+            name, length, kind = stream.read(4), int.from_bytes(stream.read(4), "little"), stream.read(4)
+            if at >= end and name != b"RIFF":
+                return False   # what comes after the last part is no film
+            if min(name) < 32 or max(name) > 126:
+                return True
+            end = at + 8 + length if name == b"RIFF" else end
+            inside = name == b"RIFF" or name == b"LIST" and kind in (b"movi", b"rec ")
+            at += 12 if inside else 8 + length + length % 2
+    return at > size + 1
+
+# %% ../nbs/50_predict.ipynb #kind0009
+def _broken_matroska(
+    path: str | Path,   # a Matroska or WebM file
+) -> bool:              # there is a part that no reader can follow
+    "Whether the elements of a file, down to the blocks of its clusters, end before the file does."
+    size, at, ends = os.path.getsize(path), 0, []
+    with open(path, "rb") as stream:
+        while at < size:
+            stream.seek(at)
+            head = stream.read(12).ljust(12, b"\0")
+            n = 9 - head[0].bit_length()              # bytes of the name, at most 4
+            m = 9 - head[min(n, 4)].bit_length()      # bytes of the length, at most 8
+            if n > 4 or m > 8:
+                return True
+            length, every = int.from_bytes(head[n:n + m], "big") & (1 << 7 * m) - 1, (1 << 7 * m) - 1
+            inside = head[:n] in (b"\x18S\x80g", b"\x1fC\xb6u")   # Segment, Cluster
+            at += n + m + (0 if inside or length == every else length)
+    return at > size
+
+
+def damaged(
+    path: str | Path,   # a video file that was not cut off
+    at: float,          # the time of the last frame that was read, seconds
+    short: bool,        # whether there are fewer frames than its header counts
+) -> bool:              # False, too, where the container does not say
+    "Whether a part of a video could not be decoded."
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(8)
+        if head[:4] == b"\x1aE\xdf\xa3":
+            return _broken_matroska(path)
+        if not short or head[:4] == b"RIFF":
+            return short and _broken_avi(path)
+        stated = _shown_seconds(path) if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide") else 0.0
+        return stated - at > max(.5, .02 * stated)
+    except OSError:
+        return False
 
 # %% ../nbs/50_predict.ipynb #kind0002
 _CODECS = {b"av01": "AV1", b"V_AV1": "AV1", b"hvc1": "HEVC", b"hev1": "HEVC", b"vp09": "VP9",
@@ -1274,6 +1439,9 @@ class _Video:
         short = missing > max(1, expected // 50) and seconds > max(2.5 * step, 0.02 * expected / fps)
         if live or short and cut_off(self.source) is not False:
             self.ended, self.end = k, f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
+        elif damaged(self.source, at, short):
+            self.ended, self.end = k, f"damaged: {k} of {expected} frames could be decoded; after the " \
+                "damage numbers and times may be wrong"
 
 # %% ../nbs/50_predict.ipynb #video002
 @contextmanager
@@ -1392,11 +1560,16 @@ def video(
 def track_summary(
     table: pd.DataFrame,   # from `Recogniser.video` or `folder`
 ) -> pd.DataFrame:         # file, track, start, end, seconds, frames, emotion, and a column a label: its mean
-    "Each track of a film in one row. Raises `DataError` for a table without tracks."
+    "Each track of a video in one row. Raises `DataError` for a table without tracks or probabilities."
     need_columns(table, ("file", "track", "time", "emotion", "status"), "the table")
     labels = list(table.columns[table.columns.get_loc("emotion") + 1:table.columns.get_loc("status")])
     measured = {name for names in MEASURES.values() for name in names}
-    labels = [e for e in labels if pd.api.types.is_float_dtype(table[e]) and e not in measured]
+    labels = [e for e in labels if e not in measured and pd.api.types.is_numeric_dtype(table[e])
+              and not pd.api.types.is_bool_dtype(table[e])]
+    bare = table[table.track.notna() & table[labels].isna().all(axis=1)]   # without labels: all of them
+    if len(bare):
+        raise DataError(f"the table: row {bare.index[0]} has a track and no probability; a column of numbers "
+                        "for each label, between emotion and status, expected, as Recogniser.video gives it")
     rows = []
     for (file, track), part in table.dropna(subset="track").groupby(["file", "track"], sort=False):
         mean = part[labels].mean()
@@ -1411,12 +1584,17 @@ def track_summary(
 def to_json(self: Result) -> str:  # one line; what is not known is null
     "The result as a JSON object: file, frame, time, status, note, faces."
     def number(x: float, digits: int) -> float | None:
-        return None if np.isnan(x) else round(x, digits)
+        return round(getattr(x, "item", lambda: x)(), digits) if np.isfinite(x) else None
 
-    faces = [{"box": f.box.round(1).tolist(), "score": number(f.score, 3), "roll": number(f.roll, 3),
+    def points(of: np.ndarray | None) -> list | None:
+        if of is None or not np.isfinite(of).any():
+            return None
+        return [[number(x, 1) for x in point] for point in np.asarray(of, float)]
+
+    faces = [{"box": [number(x, 1) for x in f.box], "score": number(f.score, 3), "roll": number(f.roll, 3),
               "reliable": f.reliable, "reasons": list(f.reasons),
-              "track": f.track, "emotion": f.emotion, "probs": {e: round(p, 4) for e, p in f.probs.items()},
-              "landmarks": None if f.landmarks is None else f.landmarks.round(1).tolist(),
+              "track": f.track, "emotion": f.emotion, "probs": {e: number(p, 4) for e, p in f.probs.items()},
+              "landmarks": points(f.landmarks),
               **({"more": {k: number(v, 4) for k, v in f.more.items()}} if f.more else {})}
              for f in self.faces]
     about = {k: getattr(self, k) for k in ("file", "frame", "time", "status", "note")}
@@ -1447,7 +1625,7 @@ def need_spare(
     inputs: Iterable[str | Path | None] = (),    # what is read
     table: bool = True,                          # rows are written, not a film
 ) -> None:
-    "Raise `DataError` where writing would replace what is read, or a photo or film by a table."
+    "Raise `DataError` where writing would replace what is read, or a photo or video by a table."
     if to is None or os.path.isdir(to):
         return
     place = os.path.realpath(to)
@@ -1462,7 +1640,7 @@ def need_spare(
         return True
 
     if same or table and os.path.isfile(to) and (is_video(to) or photo()):
-        what = "is read; it cannot be written too" if same else "a photo or film, which no table replaces"
+        what = "is read; it cannot be written too" if same else "a photo or video, which no table replaces"
         raise DataError(f"{to}: {what}; another name expected")
 
 # %% ../nbs/50_predict.ipynb #write002
@@ -1471,20 +1649,32 @@ def _as_texts(row: dict) -> dict:   # the same columns
     return {k: as_text(v) if isinstance(v, str) else v for k, v in row.items()}
 
 
+def _labels_of(results: Iterable[Result]) -> tuple[str, ...]:   # (): there is no face
+    "The labels of the first face."
+    return next((tuple(f.probs) for r in results for f in r.faces), ())
+
+
 def write_results(
     results: Iterable[Result],             # from `Recogniser.results`, one after the other
     kind: str,                             # "csv", "json" (an object a line) or "parquet"
     to: str | Path | None = None,          # a file; None: standard output
-    labels: Sequence[str] = (),            # of the network; csv has a column for each
+    labels: Sequence[str] = (),            # of the network, a column each; (): those of the first face
     overwrite: bool = False,               # replace a file that is there
     each: Callable[[Result], None] = lambda result: None,  # called with each result when it is written
     more: Sequence[str] = (),              # measured columns, of csv and parquet
 ) -> None:
-    "Write results as they come; parquet at the end. Raises `FileExistsError` for a file that is there."
+    """Write results as they come; parquet at the end, csv without `labels` from the first face on. Raises
+    `FileExistsError` for a file that is there, `LabelError` for a face of other labels."""
     one_of("kind", kind, ("csv", "json", "parquet"))
     if kind == "parquet":
         return _write_parquet(results, to, labels, overwrite, each, more)
-    first = list(islice(results := iter(results), 1))  # where that is an error, nothing is written
+    results, labels = iter(results), tuple(labels)
+    first = list(islice(results, 1))  # where that is an error, nothing is written
+    while kind == "csv" and not (labels or _labels_of(first[-1:])) and (following := next(results, None)):
+        first.append(following)
+    labels = labels or _labels_of(first[-1:])
+    for result in first if kind == "csv" else ():
+        result.rows(labels, more)
     need_spare(to, [r.file for r in first])
     if to is not None:
         Path(to).parent.mkdir(parents=True, exist_ok=True)
@@ -1517,6 +1707,7 @@ def _write_parquet(results: Iterable[Result], to: Path, labels: Sequence[str], o
     try:
         for result in results:
             need_spare(None if rows else to, [result.file])
+            labels = tuple(labels) or _labels_of([result])
             rows += map(_as_texts, result.rows(labels, more))
             each(result)
         whole = True
@@ -1596,13 +1787,13 @@ def _film_writer(
         for _ in range(max(0, due - written)):
             out.write(np.ascontiguousarray(drawn[..., ::-1]))
         written = max(written, due)
-        return f"a pause of which the film leaves out {lost / fps:.3g} seconds" if lost else ""
+        return f"a pause of which the video leaves out {lost / fps:.3g} seconds" if lost else ""
 
     with atomic_file(to) as aside, _plain_name(aside, to) as name:
         out = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
         try:
             if not out.isOpened():
-                raise DataError(f"{to}: no film can be written there; another place expected")
+                raise DataError(f"{to}: no video can be written there; another place expected")
             yield write
         finally:
             out.release()
@@ -1615,17 +1806,22 @@ def film(
     fps: float = 25.0,           # of the new film
 ) -> Iterator[Result]:           # the same frames, each when it is drawn
     """Draw the faces into the frames, while they pass, and write a film; it appears at the end, or where the
-    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none."""
+    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none and for
+    frames of a second video."""
     cv2 = _imported("cv2", "opencv-python-headless", "writing a film")
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
     positive("fps", fps)
     if os.path.exists(to) and not (overwrite and os.path.isfile(to)):
         raise FileExistsError(17, "File exists", str(to))
-    writer, broken = None, None
+    writer, broken, source = None, None, None
     with ExitStack() as stack:
         try:
             for result in results:
                 if result.image is not None and result.time is not None:
+                    source = source or result.file
+                    if result.file != source:
+                        raise DataError(f"{to}: frames of {result.file} after those of {source}; the frames "
+                                        "of one video expected, a film for each")
                     need_spare(None if writer else to, [result.file], table=False)
                     drawn = annotate(result.image, result.faces, bars=False)
                     writer = writer or stack.enter_context(_film_writer(cv2, to, drawn, fps))

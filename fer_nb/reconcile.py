@@ -10,13 +10,14 @@ __all__ = ['PAPER_COLUMNS', 'read_paper', 'as_printed', 'footnotes', 'Result', '
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from .core import DataError, need_columns
+from .core import DataError, at_least, need_columns
 from .store import StoreError, made_by, read_record, read_table
 
 # %% ../nbs/46_reconcile.ipynb #3e3c642c
@@ -122,11 +123,12 @@ def over_runs(
     by: Sequence[str],    # the columns that tell things apart, all but the seed or fold
     scale: float = 1.0,   # 100 for per cent
 ) -> pd.DataFrame:        # `by`, value (mean), plus_minus (sample standard deviation; NaN for one run), runs
-    "Mean and standard deviation over runs."
-    groups = (scale * runs.set_index(list(by)).value).groupby(level=list(by), sort=False)
-    return groups.agg(value="mean", plus_minus="std", runs="size").reset_index()
+    """Mean and standard deviation over runs. NaN in `by` is a group of its own; a run whose value is NaN does
+    not count in `runs`."""
+    groups = runs.assign(value=scale * runs.value).groupby(list(by), sort=False, dropna=False).value
+    return groups.agg(value="mean", plus_minus="std", runs="count").reset_index()
 
-# %% ../nbs/46_reconcile.ipynb #b11f6edf
+# %% ../nbs/46_reconcile.ipynb #lines046
 def _text_for(
     fact: object,                    # a row of the paper's table
     texts: str | Mapping[str, str],  # one text, or texts by column, by row, and "" for the rest
@@ -140,17 +142,32 @@ def _line(
     why: str | Mapping[str, str],  # reasons
 ) -> tuple[str, str, str, str]:    # paper, here, difference, remark
     "One measured figure beside the printed one."
-    d = len(fact.printed.split(" ")[0].partition(".")[2])  # decimals
+    last = 0 if np.isnan(fact.value) else Decimal(fact.printed.split(" ")[0]).as_tuple().exponent
+    d, step = max(0, -last), 10.0 ** last  # decimals; a unit of the last printed digit
     here = f"{fact.here:.{d}f}" + ("" if np.isnan(fact.spread) else f" ± {fact.spread:.{d}f}")
     apart = fact.here - fact.value
     if np.isnan(apart):
         return fact.printed, here, "", "no figure in the paper"
-    difference = "0" if abs(apart) < 10.0 ** -d / 2 else f"{apart:+.{d}f}"
-    if abs(apart) < 10.0 ** -d * (1 - 1e-9):
+    difference = "0" if abs(apart) < step / 2 else f"{apart:+.{d}f}"
+    if abs(apart) < step * (1 - 1e-9):
         return fact.printed, here, difference, "agrees"
     return fact.printed, here, difference, _text_for(fact, why)
 
 
+def _repeated(
+    paper: pd.DataFrame,      # rows of `read_paper`
+    measured: pd.DataFrame,   # row, column, here
+) -> list[str]:               # faults
+    "Figures that were measured, and stand more than once on a side: nobody knows which belongs to which."
+    keys = ["row", "column"]
+    twice = measured[measured.duplicated(keys)].drop_duplicates(keys)
+    faults = [f"{fact.row}, {fact.column}: measured more than once; one figure expected, such as over_runs "
+              "gives" for fact in twice.itertuples()]
+    several = paper[paper.duplicated(keys)].drop_duplicates(keys).merge(measured[keys].drop_duplicates())
+    return faults + [f"{fact.row}, {fact.column}: more than once in the paper's table; one table at a time, "
+                     "or rows of other names, expected" for fact in several.itertuples()]
+
+# %% ../nbs/46_reconcile.ipynb #b11f6edf
 def beside(
     paper: pd.DataFrame,                # rows of `read_paper`
     here: pd.DataFrame | None,          # row, column, value, maybe plus_minus; None: nothing measured
@@ -158,12 +175,14 @@ def beside(
     call: str | Mapping[str, str] = "", # what would measure the figures that are missing, in the same way
 ) -> pd.DataFrame:                      # index (row, figure); paper, here, difference, remark
     """The paper's figures beside those measured here. Raises `DataError` for a difference without a
-    reason, for missing figures without a call, and for measured ones that the paper's table does not have."""
+    reason, for missing figures without a call, and for measured ones that the paper's table does not have, or
+    that stand more than once in either."""
     names = {"row": "row", "column": "column", "value": "here", "plus_minus": "spread"}
     measured = (pd.DataFrame() if here is None else here).reindex(columns=list(names)).rename(columns=names)
     measured = measured.dropna(subset="here").astype({"row": object, "column": object})
     lost = measured.merge(paper[["row", "column"]], "left", indicator=True).query("_merge == 'left_only'")
     faults = [f"{fact.row}, {fact.column}: no such figure in the paper's table" for fact in lost.itertuples()]
+    faults += _repeated(paper, measured)
     facts, lines = paper.drop_duplicates(["row", "column"]).merge(measured, "left"), []
     facts = facts.astype({"here": float, "spread": float})
     for row, group in facts.groupby("row", sort=False):
@@ -264,7 +283,11 @@ def p_range(
     sd_b: float,        # of the second
     k: int,             # runs in each
 ) -> tuple[float, float]:  # smallest and largest two-sided p
-    "What a paired t-test can give, however the runs are paired, from means and standard deviations alone."
+    """What a paired t-test can give, however the runs are paired, from means and standard deviations alone.
+    Equal means have p = 1. Raises `ConfigError` for fewer than two runs."""
+    at_least("k", k, 2, "runs", whole=True)
+    if difference == 0:
+        return 1.0, 1.0
     sd = np.array([abs(sd_a - sd_b), sd_a + sd_b])
     with np.errstate(divide="ignore"):
         low, high = 2 * student_t.sf(np.abs(difference) * np.sqrt(k) / sd, k - 1)

@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from .core import ConfigError, DataError, atomic_file
+from .core import ConfigError, DataError, atomic_file, need_single
 from .metrics import share_interval
 from .store import as_text
 
@@ -61,8 +61,11 @@ def pivot_mean_sd(
 def summary_table(
     results: pd.DataFrame,  # from a run
 ) -> pd.DataFrame:          # a row a split and model: accuracy, macro precision, recall and F1 in %
-    "The clean results of a run as a table to read."
-    clean = results[(results.attack == "none") & (results.tta == "none")].set_index(["split", "model"])
+    """The clean results of a run as a table to read. Raises `DataError` for more than one row a cell, such as
+    those of several seeds."""
+    clean = results[(results.attack == "none") & (results.tta == "none")]
+    need_single(clean, ["split", "model", "subset", "metric"])
+    clean = clean.set_index(["split", "model"])
     names = {"accuracy": "accuracy", "macro_precision": "precision", "macro_recall": "recall",
              "macro_f1": "F1"}
     every, unique = (clean[clean.subset == subset] for subset in ("all", "without_duplicates"))
@@ -86,10 +89,7 @@ def robust_table(
     curves = curves.assign(**{c: curves[c].astype(object).fillna("–") for c in several}, eps=budgets,
                            value=100 * curves.value)
     rows = ["model", "split", "attack", "steps", *several]
-    if (twice := curves.duplicated([*rows, "eps"])).any():
-        first = curves[twice].iloc[0]
-        raise DataError(f"{twice.sum()} rows more than one a cell, the first of {first.model}, "
-                        f"{first.attack}, {first.eps}; rows of one seed and subset expected")
+    need_single(curves, [*rows, "eps"])
     wide = curves.pivot_table(index=rows, columns="eps", values="value", sort=False)
     return wide.round(2).reset_index()
 

@@ -135,10 +135,10 @@ class Reproduced:
         drawn_ones = f", {self.images} drawn faces" * ("drawn faces" in self.on)
         for name, table in self.tables.items():
             names.append(f"{name}.csv")
-            rows = [level or "row" for level in table.index.names]
+            rows = [level or f"row {k}".removesuffix(" 1" * (table.index.nlevels == 1))
+                    for k, level in enumerate(table.index.names, 1)]
             plain = table if isinstance(table.index, pd.RangeIndex) else table.reset_index(names=rows)
-            plain = plain.set_axis([str(c) for c in plain.columns], axis=1)
-            plain = plain.drop(columns="dataset", errors="ignore")
+            plain = plain.set_axis(map(str, plain.columns), axis=1).drop(columns="dataset", errors="ignore")
             plain.insert(0, "dataset", f"{LAYOUTS.get(self.dataset, (self.dataset,))[0]}{drawn_ones}")
             write_table(plain, folder / names[-1])
         for name, figure in self.figures.items():
@@ -291,8 +291,9 @@ def _dmc_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Ca
 def _dmc_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "A gallery, and how many there are; of a set without such images the counts alone."
     from fer_nb.audit import audit
+    from fer_nb.duplicates import DuplicateSearch
     from fer_nb.plots import plot_discarded
-    found = audit(ds, search=None)
+    found = audit(ds, search=DuplicateSearch() if preset.data.near_duplicates else None)
     kinds = ("no_face", "low_quality", "multilabel", "label_error")
     made = {"table": found.summary()}
     if found.issues.kind.isin(kinds).any():

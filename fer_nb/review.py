@@ -33,7 +33,7 @@ from scipy.ndimage import shift
 from sklearn.metrics import cohen_kappa_score
 
 from .audit import KINDS, Audit
-from .core import ConfigError, DataError, ImageError, one_of
+from .core import ConfigError, DataError, FERError, ImageError, one_of
 from .data import FERData
 
 # %% ../nbs/12_review.ipynb #296229ed
@@ -67,6 +67,7 @@ def review_items(
 # %% ../nbs/12_review.ipynb #4102663a
 _FIELDS = ("time", "reviewer", "id", "kind", "action", "dataset")
 _AFTER_CUT = b'{"after_cut": true'
+_BEGINNINGS = b'{"time": "', _AFTER_CUT   # of a line that `_append` writes
 
 
 def _parse(
@@ -78,21 +79,23 @@ def _parse(
     except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and all(isinstance(record.get(k), str) and record[k] for k in _FIELDS)
-    return {k: record[k] for k in _FIELDS} if whole else None
+    return {k: record[k] for k in (*_FIELDS, "undoes") if k in record} if whole else None
 
 
 def _records(
     log: str | Path,  # a log of decisions
 ) -> list[dict]:      # its lines in order
     "All lines, undone ones too. Raises `DataError` naming file and line; warns of a last line cut short."
+    if os.path.isdir(log):
+        raise DataError(f"{log}: a folder; the file of a log expected, such as {Path(log) / 'anna.jsonl'}")
     lines = [(n, line) for n, line in enumerate(Path(log).read_bytes().split(b"\n"), 1) if line.strip()]
     records = []
     for (n, line), (_, following) in zip(lines, [*lines[1:], (0, b"")]):
         if record := _parse(line):
             records.append(record)
-        elif not following:
+        elif not following and any(line[:len(b)] == b[:len(line)] for b in _BEGINNINGS):
             warnings.warn(f"{log}, line {n}: cut off while it was written; skipped", stacklevel=3)
-        elif not following.startswith(_AFTER_CUT):
+        elif not (following and following.startswith(_AFTER_CUT)):
             raise DataError(f"{log}, line {n}: not a decision: {line[:80]!r}; "
                             f"an object with text for {', '.join(_FIELDS)} expected")
     return records
@@ -101,7 +104,7 @@ def _records(
 def _append(
     log: Path,      # a log of decisions; made with its folder if it is not there
     record: dict,   # what to write
-) -> None:
+) -> int:           # bytes that were written
     "Append one line; it is on the disk when this returns."
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab+") as f:
@@ -110,22 +113,30 @@ def _append(
         last = tail.rstrip().rpartition(b"\n")[2]
         mended = {"after_cut": True} if last and not _parse(last) else {}
         newline = b"" if tail[-1:] in (b"", b"\n") else b"\n"
-        f.write(newline + json.dumps(mended | record).encode() + b"\n")
+        f.write(line := newline + json.dumps(mended | record).encode() + b"\n")
         f.flush()
         os.fsync(f.fileno())
+    return len(line)
 
 # %% ../nbs/12_review.ipynb #bff87ee7
+def _which(record: dict) -> tuple[str, ...]:
+    "What tells one decision of a reviewer from another."
+    return record["time"], record["id"], record["action"]
+
+
 def _alive(
     records: list[dict],  # the lines of a log
 ) -> list[dict]:          # those that are neither an undo nor undone, in order
-    "The decisions left when each `undo` has taken back its reviewer's last one on its image."
+    """The decisions left when each `undo` has taken back its reviewer's one on its image that was made at the
+    time `undoes`; in logs of older versions, which lack it, the last one."""
     alive = []
     for record in records:
         if record["action"] != "undo":
             alive.append(record)
             continue
-        whose = record["reviewer"], record["id"]
-        if same := [k for k, r in enumerate(alive) if (r["reviewer"], r["id"]) == whose]:
+        whose, time = (record["reviewer"], record["id"]), record.get("undoes")
+        if same := [k for k, r in enumerate(alive) if (r["reviewer"], r["id"]) == whose
+                    and time in (None, r["time"])]:
             del alive[same[-1]]
     return alive
 
@@ -162,16 +173,15 @@ class ReviewSession:
                      if not isinstance(name, str) or name.strip() in ("", *ACTIONS, "undo", "majority")]:
             raise ConfigError(f"{', '.join(taken)}; a name that is no action of the review "
                               f"({', '.join(ACTIONS)}, undo, majority) expected")
+        if not str(log):
+            raise DataError("log='': an empty name; a file expected, such as 'anna.jsonl'")
         self.audit, self.log, self.reviewer = audit, Path(log).absolute(), reviewer
-        self.view, self.help = VIEWS[0], False
+        self.view, self.help, self.any_dataset = VIEWS[0], False, any_dataset
         self.dataset = audit.ds.fingerprint()
         self.items = review_items(audit, kinds, labels)
-        records = _records(self.log) if self.log.exists() else []
-        if (other := {r["dataset"] for r in records} - {self.dataset}) and not any_dataset:
-            raise DataError(f"{log}: decisions on dataset {sorted(other)[0]}; this one is {self.dataset}; "
-                            "take another log, or pass any_dataset=True if the ids mean the same images")
-        known = set(self.items.id)
-        self._made = [r for r in _alive(records) if r["reviewer"] == reviewer and r["id"] in known]
+        self._made, self._standing, self._elsewhere, self._size = [], [], set(), None
+        self._catch_up()
+        self._elsewhere = set()   # which of `_made` another session made meanwhile
         self.filter()
 
     @property
@@ -195,6 +205,22 @@ class ReviewSession:
         self.at = self.queue[0] if self.queue else None
         if self.at is not None and self.current.id in self.decisions:
             self.move(1)
+
+# %% ../nbs/12_review.ipynb #catchup1
+@patch
+def _catch_up(self: ReviewSession) -> None:
+    "Read the log again where it has grown: another session may write to it. Raises what `_records` does."
+    size = self.log.stat().st_size if self.log.exists() else None
+    if size is None or size == self._size:
+        return
+    records, known = _records(self.log), set(self.items.id)
+    if (other := {r["dataset"] for r in records} - {self.dataset}) and not self.any_dataset:
+        raise DataError(f"{self.log}: decisions on dataset {sorted(other)[0]}; this one is {self.dataset}; "
+                        "take another log, or pass any_dataset=True if the ids mean the same images")
+    self._standing, self._size = _alive(records), size
+    made = [r for r in self._standing if r["reviewer"] == self.reviewer and r["id"] in known]
+    self._elsewhere |= {*map(_which, made)} - {*map(_which, self._made)}
+    self._made = made
 
 # %% ../nbs/12_review.ipynb #9134efe3
 @patch
@@ -249,17 +275,18 @@ def decide(
     if item is None or action not in allowed:
         raise ConfigError(f"action={action!r}; {', '.join(allowed)} expected" if item is not None else
                           "there is no image to decide on; widen the filter")
-    self._made.append(self._write(item.id, item.kind, "keep" if action == item.label else action))
+    self._write(item.id, item.kind, "keep" if action == item.label else action)
     self.move(1)
 
 
 @patch
 def undo(self: ReviewSession) -> None:
-    "Take the last decision back, and go to its image; without one, do nothing."
-    if self._made:
-        last = self._made[-1]
-        self._write(last["id"], last["kind"], "undo")
-        self._made.pop()
+    """Take the last decision back, and go to its image; without one, do nothing. What the same reviewer has
+    decided in another session meanwhile stays."""
+    self._catch_up()
+    last = next((r for r in self._made[::-1] if _which(r) not in self._elsewhere), None)
+    if last is not None:
+        self._write(last["id"], last["kind"], "undo", last["time"])
         self.at = int(self.items.index[self.items.id == last["id"]][0])
 
 
@@ -269,12 +296,16 @@ def _write(
     id: str,      # of an image
     kind: str,    # its kinds of issue
     action: str,  # what to log
-) -> dict:        # the line
-    "Append a line to the log."
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    undoes: str = "",   # of an undo: the time of the decision that it takes back
+) -> None:
+    "Append a line to the log; what others have written there is read before. Raises what `_records` does."
+    self._catch_up()
+    now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
     record = dict(zip(_FIELDS, (now, self.reviewer, id, kind, action, self.dataset)))
-    _append(self.log, record)
-    return record
+    record |= {"undoes": undoes} if undoes else {}
+    self._size = (self._size or 0) + _append(self.log, record)   # what comes in between makes it larger
+    for done in (self._made, self._standing):
+        done[:] = _alive([*done, record])
 
 # %% ../nbs/12_review.ipynb #eb10646d
 WIDGET_STYLE = (files("fer_nb") / "assets" / "widgets.css").read_text(encoding="utf-8")
@@ -450,6 +481,24 @@ def _help_html(
 
 
 @patch
+def _next_step(
+    self: ReviewSession,
+) -> tuple[str, str]:  # code; HTML on images about which the reviewers of the log differ, or ""
+    "How to apply the decisions of the log, and what they leave open."
+    log, known = f"{str(self.log)!r}{', any_dataset=True' * self.any_dataset}", set(self.audit.ds.df.id)
+    table = pd.DataFrame(self._standing).drop_duplicates(["reviewer", "id"], keep="last")
+    found, extra = f"review_decisions({log})", ""
+    if not known.issuperset(table.id):   # of another dataset, which had more images
+        extra, table = "known = {*audit.ds.df.id}\n", table[table.id.isin(known)]
+        found = f"{{id: what for id, what in {found}.items() if id in known}}"
+    code = f"from fer_nb.review import review_decisions\n{extra}clean = audit.clean(decisions={found})"
+    n = int((table.groupby("id").action.nunique() > 1).sum())
+    differ = f"On <b>{n}</b> of the images in this log its reviewers differ; the rules decide, unless you " \
+        "choose a <code>policy</code> of <code>review_decisions</code>.<br>"
+    return code, differ if n else ""
+
+
+@patch
 def _done_html(
     self: ReviewSession,
 ) -> str:  # HTML; "" while there is something to decide in the queue
@@ -461,10 +510,9 @@ def _done_html(
     if left := total - len(made):
         what = f"<b>This filter is done.</b> {left} of {total} are left: widen the filter."
         return f'<div class="fer-nb-panel">{what}</div>'
-    code = ("from fer_nb.review import review_decisions\n"
-            f"clean = audit.clean(decisions=review_decisions({str(self.log)!r}))")
+    code, differ = self._next_step()
     return (f'<div class="fer-nb-panel fer-nb-done"><b>All {total} are decided:</b> {counts}.<br>'
-            f"They lie in <code>{escape(str(self.log))}</code>. Next, with the audit that you passed:"
+            f"{differ}They lie in <code>{escape(str(self.log))}</code>. Next, with the audit that you passed:"
             f"<pre>{escape(code)}</pre>Unsure ones are left to the rules; <code>review_changes</code> lists "
             "what happens to each image, <code>agreement</code> compares a second reviewer's log.</div>")
 
@@ -542,7 +590,7 @@ def _do(
     try:
         act()
         self.message.value = f"{log}; click into the frame, or Tab to it, for the keys; <b>?</b> lists them"
-    except (ConfigError, OSError) as e:
+    except (FERError, OSError) as e:
         problem = f"the decision could not be written ({e})" if isinstance(e, OSError) else str(e)
         self.message.value = f'<b style="color:#b00020">{escape(problem)}</b>; {log}'
     session = self.session
@@ -572,23 +620,26 @@ def _count_html(
 def _together(
     logs: Sequence[str | Path | pd.DataFrame],  # logs, or tables from `read_decisions`
     least: int = 0,                             # reviewers
+    any_dataset: bool = False,                  # accept several datasets
 ) -> pd.DataFrame:                              # as from `read_decisions`; the latest of a reviewer and image
     "The decisions of several logs in one table. Raises `DataError` unless they have one dataset."
     tables = [log if isinstance(log, pd.DataFrame) else read_decisions(log) for log in logs]
     datasets, reviewers = (sorted({v for t in tables for v in t[c]}) for c in ("dataset", "reviewer"))
-    if not tables or len(datasets) > 1 or len(reviewers) < least:
+    several = len(datasets) > 1 and not any_dataset
+    if not tables or several or len(reviewers) < least:
         raise DataError(f"{len(tables)} logs, of the datasets {', '.join(datasets) or '(none)'} and the "
                         f"reviewers {', '.join(reviewers) or '(none)'}; one dataset and at least {least} "
-                        "reviewers expected")
+                        "reviewers expected" + "; any_dataset=True if the ids mean the same images" * several)
     table = pd.concat(tables).sort_values("time", kind="stable")
     return table.drop_duplicates(["reviewer", "id"], keep="last").reset_index(drop=True)
 
 
 def agreement(
     *logs: str | Path | pd.DataFrame,  # logs, or tables from `read_decisions`, of two or more reviewers
+    any_dataset: bool = False,         # accept decisions on several datasets whose ids mean the same images
 ) -> pd.DataFrame:                     # a, b, kind ("all" last), n, observed (share), kappa (or NaN)
     "Agreement and Cohen's kappa of each two reviewers, per kind. Raises `DataError` for fewer than two."
-    table, rows = _together(logs, least=2), []
+    table, rows = _together(logs, 2, any_dataset), []
     wide = table.pivot(index="id", columns="reviewer", values="action")
     kind = table.drop_duplicates("id").set_index("id").kind.str.split("+")
     for a, b in combinations(wide.columns, 2):
@@ -603,9 +654,10 @@ def agreement(
 def merge_decisions(
     *logs: str | Path | pd.DataFrame,  # logs, or tables from `read_decisions`
     policy: str = "unsure",            # in conflicts: "unsure", "keep", "drop", "majority", or a reviewer
+    any_dataset: bool = False,         # accept decisions on several datasets whose ids mean the same images
 ) -> pd.DataFrame:                     # id, kind, action, reviewers, agree, votes; one row an image
     "One action an image; `agree` is False for conflicts. Raises `ConfigError` for an unknown policy."
-    table = _together(logs)
+    table = _together(logs, any_dataset=any_dataset)
     one_of("policy", policy, (*ACTIONS, "majority", *sorted(table.reviewer.unique())))
 
     def settle(votes: dict[str, str]) -> str:
@@ -626,23 +678,27 @@ def merge_decisions(
 def review_decisions(
     decisions: str | Path | pd.DataFrame,  # a log, or a table from `read_decisions` or `merge_decisions`
     policy: str = "unsure",                # see `merge_decisions`; for a log of several reviewers
+    any_dataset: bool = False,             # see `merge_decisions`; for a log that was continued with it
 ) -> dict[str, str]:                       # id -> "keep", "drop" or a label, for `Audit.clean`
-    "The decisions to apply, without the unsure ones."
+    "The decisions to apply, without the unsure ones. Raises what `merge_decisions` does."
     merged = isinstance(decisions, pd.DataFrame) and "agree" in decisions
-    table = decisions if merged else merge_decisions(decisions, policy=policy)
+    table = decisions if merged else merge_decisions(decisions, policy=policy, any_dataset=any_dataset)
     return {id: action for id, action in zip(table.id, table.action) if action != "unsure"}
 
 # %% ../nbs/12_review.ipynb #960b1cd4
 def review_changes(
     audit: Audit,                                              # from `fer_nb.audit.audit`
     decisions: Mapping[str, str] | str | Path | pd.DataFrame,  # what `review_decisions` takes, or returns
+    any_dataset: bool = False,   # see `merge_decisions`; of another dataset, the ids that this one has
     **rules: tuple[str, ...],                                  # options of `Audit.actions`, such as `splits`
 ) -> pd.DataFrame:  # id, split, before, after ("" if dropped), action, why, rule, reviewers
     "What `Audit.clean` does with these decisions, in the dataset's order, and what it would do by `rule`."
     if isinstance(decisions, Mapping):
         wanted, names = dict(decisions), {}
     else:
-        merged = decisions if "agree" in getattr(decisions, "columns", ()) else merge_decisions(decisions)
+        merged = decisions if "agree" in getattr(decisions, "columns", ()) else \
+            merge_decisions(decisions, any_dataset=any_dataset)
+        merged = merged[merged.id.isin(audit.ds.df.id)] if any_dataset else merged
         wanted, names = review_decisions(merged), dict(zip(merged.id, merged.reviewers))
     alone, actions = audit.actions(**rules), audit.actions(wanted, **rules)
     spared = alone[~alone.id.isin(actions.id)].assign(action="keep", why="decision")  # it, or on its copy

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import ConfigError, DataError, FERError, atomic_file, file_sha256, one_of
+from .core import ConfigError, DataError, FERError, file_sha256, one_of
 from .data import FERData
 from .evaluate import need_weights_of
 from .experiment import first_split, study
-from .store import StoreError, read_record, write_record
+from .store import StoreError, _writing, read_record, write_record
 
 # %% ../nbs/54_shipped.ipynb #shipd011
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def found_of(
     name: str,          # of a file in `Remade.files`
 ) -> Path:              # where it is, or would be; of rows with dates the latest
     "The file of a table."
-    there = sorted(glob.glob(str(Path(root) / name)))
+    there = sorted(glob.glob(os.path.join(glob.escape(str(root)), name)))
     return Path(there[-1]) if there else Path(root) / name
 
 
@@ -230,7 +230,8 @@ def run_process(
     folder: Path | None = None,  # where it runs; None: here
 ) -> None:
     "Run a command to its end. Raises `DataError`, with the last line that it said, where it fails."
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=surroundings(given))
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, errors="replace",
+                          env=surroundings(given))
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
         raise DataError(f"{what}: exit status {done.returncode}: {said[0][:300]}\n{shlex.join(words[1:])}")
@@ -252,13 +253,13 @@ def put_in_place(
     root: str | Path,               # a checkout, or the folder of a trial
     sources: Mapping[str, Path],    # place in it -> file that was made
 ) -> None:
-    "Copy files to their places, each at once, and enter their records there."
+    """Copy files to their places, each at once, and enter their records there. Raises `StoreError` where that
+    cannot be written."""
     records = {}
     for target, source in sources.items():
         place = Path(root) / target
         to = place.with_name(source.name) if "*" in target else place
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(to) as aside:
+        with _writing(to) as aside:
             shutil.copy2(source, aside)
         if (record := read_record(source)) is not None:
             text = json.dumps({k: v for k, v in record.items() if k != "files"})

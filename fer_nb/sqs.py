@@ -75,7 +75,7 @@ def sqs_loss(
     s_an1: torch.Tensor,   # to the first negative
     s_an2: torch.Tensor,   # to the second
     margin: float = 0.5,   # m, by how much more similar the positive shall be
-) -> torch.Tensor:         # scalar in [0, 2m + 2), mean over places and quads
+) -> torch.Tensor:         # scalar in [0, 2m + 2], mean over places and quads
     "The hinge loss of Eq. 10, on similarities at each place. Raises `ConfigError` for other shapes."
     one_of("shapes", tuple(tuple(s.shape) for s in (s_an1, s_an2)), [(tuple(s_ap.shape),) * 2])
     at_least("margin", margin, 0)
@@ -116,12 +116,14 @@ class QuadLoader(ReplayLoader):
     "A `ReplayLoader` in whose training batches each class occurs at least twice or not at all."
 
     def get_idxs(self) -> list[int]:  # positions in the order of this epoch
-        "Pairs of one class in random order. Raises `ConfigError` for an odd batch size."
+        "Pairs of one class in random order. Raises `ConfigError` where a batch, or a process's part, is odd."
         order = np.asarray(super().get_idxs())
         if not self.train:
             return order.tolist()
-        if self.bs % 2:
-            raise ConfigError(f"bs={self.bs}; pairs need an even number")
+        world = self.rank_world[1]
+        if self.bs % (2 * world):
+            raise ConfigError(f"bs={self.bs}; pairs need an even number" + (
+                f" for each of {world} processes, a multiple of {2 * world}" if world > 1 else ""))
         if self.crops > 1:
             raise ConfigError(f"crops={self.crops}; pairs of different images need 1")
         y = self.y.numpy()[order % self.n]  # a repeat drawn by weights stands n further
@@ -195,9 +197,11 @@ def attach_sqs(
     net = unwrapped(model, adapter=True)
     like = next(net.parameters())
     if separate and getattr(net, "enhanced", None) is None:
-        net.enhanced = nn.Sequential(nn.Dropout(drop), nn.Linear(*_classifier(net), device=like.device))
-    if learnable:
-        net.quad_weights = QuadWeights(**start).to(like.device)
+        net.enhanced = nn.Sequential(nn.Dropout(drop), nn.Linear(*_classifier(net), device=like.device,
+                                                                     dtype=like.dtype))
+    if learnable:  # logarithms of less than 32 bits would hardly move
+        kind = torch.promote_types(like.dtype, torch.float32)
+        net.quad_weights = QuadWeights(**start).to(like.device, kind)
     return model
 
 
@@ -221,9 +225,15 @@ def quad_similarities(
 ) -> list[torch.Tensor]:          # three maps (K, H, W)
     "`spatial_similarity` of each anchor with its positive and negatives."
     points = (F.normalize(maps, dim=1) if normalize else maps).flatten(2).permute(2, 0, 1)
+    if not normalize:  # the squares of what all have in common would drown the differences
+        points = points - points.mean(1, keepdim=True)
     products, squares = points @ points.mT, points.square().sum(2)
     distances = (squares[:, rows] + squares[:, q] - 2 * products[:, rows, q] for q in quads)
     return [(d.clamp_min(0) / -tau).exp().T.unflatten(1, maps.shape[2:]) for d in distances]
+
+# %% ../nbs/33_sqs.ipynb #nothing1
+def _nothing() -> None:
+    "There is no replaced method to take off; a function of the module, which can be pickled."
 
 # %% ../nbs/33_sqs.ipynb #959cb521
 _COLUMNS = ["epoch", "base", "enhanced", "kl", "sqs", "total", "quads", "alpha", "beta", "gamma", "tau"]
@@ -235,7 +245,7 @@ class SQS(LossTerm):
 
     order, first = 11, LossTerm.first + 1  # the map is of attacked images; what it adds to is EADD's loss
     _features, _maps, _batches, _asked, _new_fit = (), (), (), None, True
-    _untap = staticmethod(lambda: None)
+    _untap = staticmethod(_nothing)
     logs = ("sqs_log",)
 
     def __init__(
@@ -259,8 +269,9 @@ class SQS(LossTerm):
         self.margin, self.enhanced, self.kl, self.normalize = margin, enhanced, kl, normalize
         self.distinct, self.mutual, self.purity, self.seed = distinct, mutual, purity, seed
         self.pooled = pooled
-        for name in ("lam", "alpha", "beta", "gamma", "tau", "margin", "enhanced", "kl", "seed"):
+        for name in ("lam", "alpha", "beta", "gamma", "tau", "margin", "enhanced", "kl"):
             at_least(name, getattr(self, name), 0)
+        at_least("seed", seed, 0, whole=True, most=2**63 - 1)
         positive("tau", tau)
         at_least("purity", purity, 0, most=1)
 
@@ -398,7 +409,7 @@ def after_pred(self: SQS) -> None:
 def after_batch(self: SQS) -> None:
     "Restore `forward_features` and free the map, also after a cancelled batch."
     self._untap()
-    self._untap, self._features, self._maps = SQS._untap, (), ()
+    self._untap, self._features, self._maps = _nothing, (), ()
 
 
 @patch
@@ -434,6 +445,31 @@ def loss_of_rows(
     with NoneReduce(mix.old_lf) as loss:
         return torch.lerp(loss(z, mix.yb1[0][rows]), loss(z, y[rows]), mix.lam.expand(len(y))[rows]).mean()
 
+# %% ../nbs/33_sqs.ipynb #equalrow
+def _equal_rows(
+    x: torch.Tensor,   # images (B, C, H, W), before any attack
+) -> np.ndarray:       # int (B,), equal for images whose values are
+    "Which image a row is, of a loader that does not say: a sum of all bits, each with its own factor."
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    bits = x.detach().as_subclass(torch.Tensor).flatten(1).contiguous().view(kind).long()
+    factors = torch.arange(bits.shape[1], device=x.device).mul_(2 * 0x1E3779B97F4A7C15).add_(1)
+    return torch.unique((bits * factors).sum(1), return_inverse=True)[1].cpu().numpy()
+
+
+@patch
+def _no_terms(
+    self: SQS,
+    device: torch.device,   # of the batch
+) -> torch.Tensor:          # (3,) zeros
+    """The terms of a batch without anchors. `DistributedDataParallel` waits for a gradient of every
+    parameter: there they are 0 times those that only the terms use."""
+    zeros = torch.zeros(3, device=device)
+    if not any(isinstance(m, nn.parallel.DistributedDataParallel) for m in self.learn.model.modules()):
+        return zeros
+    net = unwrapped(self.learn.model, adapter=True)
+    parts = (getattr(net, part, None) for part in ("enhanced", "quad_weights"))
+    return zeros + 0 * sum(p.sum() for part in parts if part is not None for p in part.parameters())
+
 # %% ../nbs/33_sqs.ipynb #5b117028
 @patch
 def total(
@@ -445,11 +481,13 @@ def total(
     label, shares = self.dominant(y)
     ids, repeats = getattr(self.dl, "ids", None), getattr(self.dl, "rows", None)
     images = ids if ids is None or repeats is None else repeats[ids]  # an epoch may repeat an image
+    if images is None:
+        images = _equal_rows((getattr(self.learn, "clean_xb", None) or self.xb)[0])
     quads, mask = form_quads(torch.where(shares >= self.purity, label, -1), images,
                              self.seed, self.epoch, self.iter, self.distinct)
     rows = mask.nonzero()[:, 0].to(y.device)
     quads = quads.to(y.device)[:, rows]
-    terms = self._terms(y, rows, quads) if len(rows) else torch.zeros(3, device=y.device)
+    terms = self._terms(y, rows, quads) if len(rows) else self._no_terms(y.device)
     extra = terms @ terms.new_tensor([self.enhanced, self.kl, self.lam])
     parts = [v.detach().to(wide(v.device)).mean() for v in (loss, *terms, extra)]
     base, *values, added = torch.stack(parts).tolist()

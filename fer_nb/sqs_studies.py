@@ -521,18 +521,19 @@ def confusion_of(
     dataset: str,                # whose images
     arm: str = "SQSNet",         # whose predictions
     tta: str = "none",           # without or with test-time augmentation
-) -> pd.DataFrame:               # counts over all seeds; rows true, columns predicted
+) -> pd.DataFrame:               # counts of images, the mean over the seeds; rows true, columns predicted
     "Figure 3 from these runs, for `plots.plot_confusion`. Raises `DataError` where there is no such run."
     found = (runs.dataset == dataset) & (runs.arm == arm) & (runs.tta == tta)
     found &= runs.metric.str.startswith("confusion:")
     if not found.any():
         raise DataError(f"no run of {arm!r} on {dataset!r} with tta={tta!r}; there are "
                         f"{', '.join(sorted(set(runs.arm)))} on {', '.join(sorted(set(runs.dataset)))}")
-    cells = runs.metric[found].str.split(":", expand=True)
-    order = list(dict.fromkeys(cells[1]))
-    table = pd.DataFrame({"true": cells[1], "predicted": cells[2], "n": runs.value[found]})
-    counts = table.groupby(["true", "predicted"]).n.sum().unstack("predicted")
-    return counts.loc[order, order].astype(int)
+    counts = runs[found].groupby("metric").value.sum() / runs.seed[found].nunique()
+    recalls = runs.metric[(runs.dataset == dataset) & runs.metric.str.startswith("recall:")]
+    order = [metric.split(":", 1)[1] for metric in recalls.unique()]
+    cells = [[counts[f"confusion:{true}:{predicted}"] for predicted in order] for true in order]
+    index = pd.Index(order, name="true")
+    return pd.DataFrame(cells, index, pd.Index(order, name="predicted"))
 
 # %% ../nbs/45_sqs_studies.ipynb #45000021
 def efficiency_table(

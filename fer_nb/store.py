@@ -134,7 +134,7 @@ def _writing(
         left = "the one before it is intact" if Path(path).is_file() else "there is no earlier one"
         raise StoreError(f"{path}: could not be written ({e.strerror or e}); {left}") from e
 
-
+# %% ../nbs/03_store.ipynb #5e0a0111
 def write_table(
     table: pd.DataFrame,                            # any table
     path: str | Path,                               # a CSV
@@ -142,7 +142,9 @@ def write_table(
 ) -> None:
     "Write a CSV whole or not at all. Raises `StoreError` where it cannot be written."
     text = as_text(table.to_csv(index=False, lineterminator="\n"))
-    head = {} if identity is None else {"digest": digest(text), "identity": plain(identity)}
+    text_in = {c: table[c].dropna().map(lambda value: isinstance(value, str)) for c in table}
+    words = [c for c, is_text in text_in.items() if len(is_text) and is_text.all()]
+    head = {} if identity is None else {"digest": digest(text), "identity": plain(identity), "words": words}
     with _writing(path) as aside:
         aside.write_text(f"# {json.dumps(head)}\n{text}" if head else text, encoding="utf-8", newline="")
 
@@ -164,7 +166,7 @@ def read_table(
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 table = pd.DataFrame() if rest == "\n" else pd.read_csv(
                     io.StringIO(rest), keep_default_na=False, na_values=[""], lineterminator=ends,
-                    dtype=dict.fromkeys([*words, "commit"], str), index_col=False)
+                    dtype=dict.fromkeys([*words, *head.get("words", ()), "commit"], str), index_col=False)
             if _ESCAPED.search(rest):
                 table = table.map(lambda v: from_text(v) if isinstance(v, str) else v)
                 table = table.rename(columns=from_text)
@@ -349,7 +351,7 @@ def table(
     name: str,                         # of the file, without ending
     make: Callable[[], pd.DataFrame],  # called where it is not there yet
     **more: object,                    # what it depends on, beside the store's identity
-) -> pd.DataFrame:                     # as it was made
+) -> pd.DataFrame:                     # as it was made; when read again, empty text is NaN
     "A table made once. Raises `StoreError`."
     def read(path: Path) -> tuple[pd.DataFrame, dict]:
         table = read_table(path)
@@ -406,8 +408,9 @@ def command_line(
     argv: Sequence[str],  # arguments, without the program
 ) -> str:                 # such as "fer-nb run --data fer2013.csv"
     "A command as a record shows it; of a path that is absolute or exists, the name alone."
-    words = map(_without_folders, argv)
-    return " ".join(["fer-nb", *(shlex.quote(w) if " " in w else w for w in words)])
+    words = [w if "-pattern" in before or w.startswith("--") and "-pattern=" in w else _without_folders(w)
+             for before, w in zip(["", *argv], argv)]
+    return " ".join(["fer-nb", *map(shlex.quote, words)])
 
 
 def _without_folders(

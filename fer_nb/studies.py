@@ -89,6 +89,7 @@ def subsample(
     seed: int = 0,     # which part
 ) -> FERData:          # that part of the training images, and all validation and test images
     "A study's data where all training images take too long. The images of a group are taken together."
+    at_least("part", part, 1, whole=True)
     if part == 1:
         return ds
     pool = grouped(ds).where(split="train")

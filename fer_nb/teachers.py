@@ -10,7 +10,7 @@ __all__ = ['StaleCacheError', 'TeacherLogits', 'CachedLogits', 'OnlineLogits', '
 # %% ../nbs/31_teachers.ipynb #6a80728d
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from .evaluate import eval_mode, predict_logits
 from .faces import FaceRefiner
 from .launch import map_ranks, on_machine, pick_device
 from .loaders import Originals, ReplayLoader, Splits, as_shown
-from .models import GeometryTeacher, HyFER, fuse, load_teacher, weights_digest
+from .models import GeometryTeacher, HyFER, fuse, load_teacher, resizes_to, weights_digest
 from .store import Store, StoreError, differences, digest, plain
 from .train import fit_model, make_loaders, make_network
 
@@ -100,6 +100,10 @@ def key_of(
                 if train.views is None else
                 f"has {', '.join(f.name for f in fs)} in after_batch, which cached logits do not know; "
                 "`.mean()` of logits cached before it, or the network itself as teacher, expected"))
+        if train.augment is not None and not is_dataclass(train.augment):
+            raise ConfigError(f"the training loader's augment is a {type(train.augment).__name__}, whose "
+                              "views cached logits cannot know again; an Augment, or the network itself "
+                              "as teacher, expected")
         augment = None if train.augment is None else asdict(train.augment)
         if augment and "minor" in augment:
             augment["minor"] = digest(np.array(augment["minor"]))
@@ -135,6 +139,9 @@ def begin(
     learn: Learner,   # about to fit a student
 ) -> None:
     "Check that the logits are of this fit's images and views, and that images are not mixed."
+    if len(learn.dls.loaders) < 2:
+        raise ConfigError(f"teacher {self.name}: there are no validation images; cached logits are of both "
+                          "loaders of loaders.dataloaders(train, valid)")
     self.check(learn.dls.train, learn.dls.valid)
     if any(c.__name__ == "MixHandler" for cb in learn.cbs for c in type(cb).__mro__):
         raise ConfigError(f"teacher {self.name}: cached logits are of single images, not of MixUp's or "
@@ -217,7 +224,8 @@ class OnlineLogits:
     @property
     def key(self) -> dict:   # JSON
         "Which network this is, for the identity of a fit."
-        return {"teacher": weights_digest(self.network)}
+        size = resizes_to(self.network)
+        return {"teacher": weights_digest(self.network)} | ({} if size is None else {"resized": size})
 
 # %% ../nbs/31_teachers.ipynb #ac6aa1f8
 class TeacherBase(ABC):
@@ -373,6 +381,9 @@ def teacher_logits(
         loader: ReplayLoader(ds, bs, rows=loader.rows) for loader, ds in zip((train, valid), seen)
         if ds is not loader.ds}
     more = {"seen": [loader.ds.fingerprint() for loader in own.values()]} if own else {}
+    shapes = {own.get(loader, loader).dataset.shape[:2] for loader in (train, valid)}
+    if (size := resizes_to(teacher)) is not None and shapes != {(size, size)}:
+        more["resized"] = size  # which its weights do not tell
     key = CachedLogits.key_of(train, valid, teacher=weights_digest(teacher), name=name, labels=list(labels),
                               **more)
     store = Store(folder, key, damaged="remake")
@@ -461,7 +472,7 @@ class FileTeacher(NetworkTeacher):
         self,
         ds: FERData,   # images of the run's data
     ) -> np.ndarray:   # float32 (N, C)
-        "Logits of images as they are, asked on the card where there is one."
+        "Logits of images as they are, computed on the GPU where there is one."
         with eval_mode(self.network, pick_device(self.settings.device)):
             return super().logits(ds)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_FIT', 'TrainingError', 'KeepBest', 'Progress',
-           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'called', 'FreezeBody', 'Accumulate',
-           'SAM', 'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders', 'step_rates',
-           'settled', 'Checkpoint', 'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
+           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'called', 'code_digest', 'FreezeBody',
+           'Accumulate', 'SAM', 'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders',
+           'step_rates', 'settled', 'Checkpoint', 'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
 
 # %% ../nbs/30_train.ipynb #a38f07c7
 import copy
@@ -14,12 +14,13 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from weakref import WeakKeyDictionary
 
 import fastai.optimizer
@@ -566,6 +567,58 @@ def called(
     named = getattr(function, "func", function)
     return getattr(named, "__name__", type(named).__name__) + f"({said})" * bool(said)
 
+# %% ../nbs/30_train.ipynb #deeds001
+def _deeds(
+    thing: object,   # a function, an object that can be called, or what is bound to one
+    seen: dict,      # id -> object and number, of what came before; gets this one
+) -> object:         # lists and text, the same in another process
+    "What a function consists of: code, constants, names, and values that are bound to it."
+    if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes)):
+        return repr(thing)
+    if id(thing) in seen:
+        return f"again {seen[id(thing)][1]}"
+    seen[id(thing)] = thing, len(seen)
+    if isinstance(thing, nn.Module):
+        return weights_digest(thing)
+    if hasattr(thing, "__array__"):
+        return digest(np.asarray(thing.detach().cpu() if isinstance(thing, torch.Tensor) else thing))
+    if isinstance(thing, Mapping):
+        return [[_deeds(k, seen), _deeds(v, seen)] for k, v in thing.items()]
+    if isinstance(thing, (list, tuple)):
+        return [_deeds(v, seen) for v in thing]
+    return [type(thing).__name__, *(_deeds(v, seen) for v in _parts_of(thing))]
+
+
+def _parts_of(
+    thing: object,   # no number, text, array or container
+) -> list:           # what tells it from others of its type
+    "The parts of a function, or of an object that can be called."
+    if isinstance(thing, CodeType):
+        return [thing.co_code, thing.co_consts, thing.co_names]
+    if isinstance(thing, partial):
+        return [thing.func, thing.args, thing.keywords]
+    if isinstance(thing, MethodType):
+        return [thing.__func__, thing.__self__]
+    if isinstance(thing, FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        numbers = {k: v for k in thing.__code__.co_names
+                   if isinstance(v := thing.__globals__.get(k), (bool, int, float, str))}
+        return [thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, numbers]
+    if isinstance(thing, (set, frozenset)):
+        return sorted(map(repr, thing))
+    named = [getattr(thing, "__module__", ""), getattr(thing, "__qualname__", type(thing).__qualname__)]
+    if isinstance(thing, type) or not hasattr(thing, "__dict__"):
+        return named
+    return [*named, getattr(type(thing), "__call__", None), vars(thing)]
+
+
+def code_digest(
+    function: Callable,   # an attack: a function, a `partial`, an object that can be called
+) -> str:                 # 16 hexadecimal digits, of this version of Python
+    """Digest of what a function does, for the identity of a fit. Functions that it calls count by their names
+    alone."""
+    return digest(_deeds(function, {}))
+
 # %% ../nbs/30_train.ipynb #freeze02
 class FreezeBody(FitCallback):
     "Train the classifier alone in the first epochs: weights and batch statistics of all other layers stay."
@@ -642,7 +695,7 @@ class Accumulate(FitCallback, GradientAccumulation):
 
 # %% ../nbs/30_train.ipynb #sam00002
 class SAM(FitCallback):
-    "Gradients at the worst point within ρ (5); the loss of the learner, without terms that callbacks add."
+    "Gradients at the worst point within ρ (3); the loss of the learner, without terms that callbacks add."
 
     order, run_valid = 40, False   # before clipping, which sees the gradient that counts
 
@@ -714,7 +767,7 @@ def callbacks(
 # %% ../nbs/30_train.ipynb #01a3259f
 class FocalCrossEntropy(nn.CrossEntropyLoss):
     """Cross-entropy times (1 - p)^γ, with p the probability of the label; γ = 0 is the cross-entropy itself.
-    With class weights the mean is over the images (Eq. 3)."""
+    With class weights the mean is over the images (Eq. 4)."""
 
     gamma = 0.0
 
@@ -776,7 +829,7 @@ def while_training(
 def weights_of(
     self: Fit,
     dls: DataLoaders,         # whose training images are counted
-) -> torch.Tensor | None:     # w̄ (C,) of Eq. 3; None: all classes count alike
+) -> torch.Tensor | None:     # w̄ (C,) of Eq. 4; None: all classes count alike
     """The weights of the classes. Raises `ConfigError` for another number of them than there are labels, for
     "balanced" with a class that has no image, and for a loader whose labels cannot be read alone."""
     if self.class_weights is None:
@@ -880,6 +933,17 @@ def make_network(
     return create_teacher(fit.network, len(labels), fit.pretrained, fit.size, labels)
 
 
+def _meant_for(
+    net: nn.Module,         # was trained
+    loader: object,         # by its images
+    size: int | None,       # that was asked for; None: as the images came
+) -> None:
+    "A `HyFER` takes images of any size: the one it was trained at becomes its `input_size`."
+    shape = loader.dataset.shape[:2] if isinstance(loader, ReplayLoader) else (0, 1)
+    if size is None and isinstance(net, HyFER) and net.adapt.size is None and shape[0] == shape[1]:
+        net.input_size, net.config = shape[0], replace(net.config, input_size=shape[0])
+
+
 def adapted(
     network: nn.Module,      # trained; stays as it is
     labels: Sequence[str],   # label names in order
@@ -939,9 +1003,9 @@ def settled(
     store: Store,       # of the work: `precision.csv` is made once
     say: Callable[[str], None] = lambda text: None,   # gets a line when it was measured
     measure: Callable[..., dict[str, float]] = step_rates,   # of the student's fit, labels, channels
-    least: float = 1.1,                               # gain that is worth it (4)
+    least: float = 1.1,                               # gain that is worth it (5)
 ) -> Preset:            # the same; or its fits with `amp="auto"` in "bf16"
-    "Whether the fits of a work gain from bfloat16 on this CPU, measured once. On a card nothing is measured."
+    "Whether the fits of a work gain from bfloat16 on this CPU, measured once. On a GPU nothing is measured."
     student, in_chans = preset.student, 3 if len(train.shape()) == 4 else 1
     if student.amp != "auto" or on_machine().amp is not None or pick_device(student.device).type != "cpu":
         return preset
@@ -1556,6 +1620,7 @@ def fit_model(
             learn.fit(fit.epochs, fit.lr, wds, cbs=ParamScheduler(plan))
         if fit.keep == "last" and fit.ema is not None:
             model.load_state_dict(learn.ema.average.module.state_dict())
+        _meant_for(unwrapped(model), dls.train, fit.size)
     finally:
         model.eval().zero_grad()  # gradients may still wait for a step
         if learn.going and world == 1:

@@ -2,6 +2,7 @@
 import json
 import random
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ with warnings.catch_warnings():
     from fastai.torch_core import TensorCategory, TensorImage
 
 from fer_nb.advtrain import AdversarialTraining, KeepRobust, _batch_generator
-from fer_nb.attacks import pgd
-from fer_nb.core import ConfigError, FERError, ImageError
+from fer_nb.attacks import fgsm, pgd
+from fer_nb.core import ConfigError, FERError, ImageError, LabelError
 from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
 from fer_nb.synth import make_faces
@@ -520,3 +521,104 @@ def test_together_with_distillation(trades):
     with learn.no_logging(), learn.no_bar():
         learn.fit(1)  # and after it
     assert len(learn.guard_log) == 1
+
+
+# ---- which fit it is ----
+
+class Attack:
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __call__(self, model, x, y, eps, generator):
+        return pgd(model, x, y, eps=eps, steps=self.steps, generator=generator)
+
+
+def bound(by):
+    return lambda model, x, y, eps, generator: (x * by).clamp(0, 1)
+
+
+def test_attacks_of_ones_own_are_told_apart_by_what_they_do():
+    each = [lambda m, x, y, eps, generator: fgsm(m, x, y, eps), lambda m, x, y, eps, generator: pgd(m, x, y, eps),
+            bound(0.5), bound(0.25), Attack(1), Attack(5), Attack(5).__call__, partial(pgd, steps=3), partial(pgd, steps=30)]
+    told = [json.dumps(AdversarialTraining(a).config()) for a in each]
+    assert len(set(told)) == len(told)
+    assert AdversarialTraining(bound(0.5)).config() == AdversarialTraining(bound(0.5)).config()
+    assert AdversarialTraining(Attack(5)).config() == AdversarialTraining(Attack(5)).config()
+    assert "code" not in AdversarialTraining("pgd").config()
+
+
+def test_held_out_images_are_part_of_what_a_fit_is():
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4) % 3
+    same, others = KeepRobust(x.clone(), y.clone()).config(), [KeepRobust(1 - x, y), KeepRobust(x, y.flip(0)), KeepRobust(x[:3], y[:3])]
+    assert same == KeepRobust(x, y).config() and all(k.config() != same for k in others)
+
+
+# ---- what is refused before the first hour ----
+
+def test_a_ratio_that_attacks_nobody_is_refused():
+    for ratio, fine in ((0.4 / BS, False), (0.6 / BS, True), (0, True)):
+        learn = learner(AdversarialTraining(ratio=ratio, guard=0))
+        if fine:
+            learn.fit(1)
+            assert ("fgsm" in learn.adv_log.attack.tolist()) == (ratio > 0)
+        else:
+            with pytest.raises(ConfigError, match=f"ratio=.* {BS} images.*at least {0.5 / BS:.4g}"):
+                learn.fit(1)
+
+
+def test_held_out_images_and_targets_are_checked():
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4) % 3
+    with pytest.raises(ImageError, match="image 0 has values"):
+        KeepRobust(255 * x, y)
+    with pytest.raises(ImageError, match="images is a ndarray"):
+        KeepRobust(x.numpy(), y)
+    for targets in (y[:3], y.numpy(), y.float()):
+        with pytest.raises(LabelError, match="targets"):
+            KeepRobust(x, targets)
+    with pytest.raises(LabelError, match="targets has labels from 0 to 3; the model has 3"):
+        learn = learner(KeepRobust(x, torch.arange(4), steps=1))
+        learn.metrics = [AvgMetric(named(False))]
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("seed", [0.5, 2**70, True])
+def test_a_seed_that_is_no_number_of_64_bits_is_refused(seed):
+    for make in (lambda: AdversarialTraining(seed=seed), lambda: KeepRobust(torch.rand(1, 1, 8, 8), torch.zeros(1).long(), seed=seed)):
+        with pytest.raises(ConfigError, match="seed="):
+            make()
+
+
+# ---- networks that return more ----
+
+class Two(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        z = self.net(x)
+        return z, z.square()
+
+
+def test_a_network_that_returns_features_too_is_trained_like_one_that_does_not():
+    ends = []
+    for more in (False, True):
+        x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
+        cbs = AdversarialTraining(("fgsm", "pgd"), steps=2), KeepRobust(x, y, steps=2)
+        learn = learner(*cbs)
+        learn.metrics = [AvgMetric(named(more))]
+        if more:
+            learn.model = Two(learn.model)
+            learn.loss_func = lambda z, y: F.cross_entropy(z[0], y)
+        else:
+            learn.loss_func = lambda z, y: F.cross_entropy(z, y)
+        learn.fit(2)
+        ends.append((learn.adv_log, learn.guard_log, cbs[1].log, weights(learn)))
+    (a, b, c, d), (e, f, g, h) = ends
+    assert a.equals(e) and b.equals(f) and c == g and torch.equal(d, h)
+
+
+def named(more):
+    def accuracy(z, y):
+        return ((z[0] if more else z).argmax(1) == y).float().mean()
+    return accuracy

@@ -4,14 +4,16 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import fer_nb.audit
 from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ratio
-from fer_nb.core import EMOTIONS, FERError
+from fer_nb.core import EMOTIONS, DataError, FERError
 from fer_nb.data import FERData
 from fer_nb.duplicates import BLANK_STD, DuplicateSearch
+from fer_nb.loaders import clean_test, is_audited, leak_groups
 from fer_nb.review import review_changes
 from test_duplicates import dataset, noise, noisy, smooth
 
@@ -210,6 +212,64 @@ def test_a_group_that_the_dataset_brings_is_kept(monkeypatch):
     assert audit(film.take([])).groups.tolist() == []
     report = told(monkeypatch, film, pairs_of((1, 4, 0.9, "near", "")))
     assert report.groups.tolist() == [0, 1, 0, 2, 1] and report.photos.tolist() == [0, 1, 2, 3, 1]
+
+
+def test_an_audit_that_looked_for_no_pairs_is_none_of_duplicates():
+    ds = drawn([0, 1, 0, 1, 2])
+    for kinds in (("low_quality",), ("no_face", "low_quality")):
+        report = audit(ds, kinds)
+        for after in (report.clean(drop=()), report.grouped()):
+            assert not {"photo", "group"} & {*after.df} and not is_audited(after)
+            assert leak_groups(after).tolist() == [0, 1, 0, 1, 2]
+    assert is_audited(audit(ds, ("similar",)).grouped())
+
+
+def test_audits_of_two_datasets_share_no_number():
+    "Numbers from 0 on would tie the first image of one to the first of the other, and hide what both have."
+    one = drawn([0, 0, 1, 2])
+    two = dataset(np.concatenate([noise(3, 9), one.array()[3:]]), splits="test").assign(id=[f"other{k}" for k in range(4)])
+    a, b = (audit(ds, search=None).grouped() for ds in (one, two))
+    both = FERData(pd.concat([a.df, b.df], ignore_index=True), np.concatenate([a.array(), b.array()]))
+    for column in ("group", "photo"):
+        assert both.df[column].dtype == np.int64 and both.df[column].between(0, 2**52).all()
+        assert both.df[column].nunique() == 7 and (a.df[column] == audit(one, search=None).grouped().df[column]).all()
+    assert leak_groups(both).tolist() == [0, 0, 1, 2, 3, 4, 5, 2]                # what both have is tied by its pixels
+    assert clean_test(both).df.id.tolist() == ["other0", "other1", "other2"]
+    assert audit(one.take([]), search=None).grouped().df.photo.tolist() == []
+
+
+@pytest.mark.parametrize("table, message", [
+    (lambda ids: pd.DataFrame({"id": [*ids, ids[0]], "status": "ok", "evidence": 1.0}), "image 'im000' more than once"),
+    (lambda ids: pd.DataFrame({"id": ids}), "no column 'status'"),
+    (lambda ids: pd.DataFrame({"status": ["ok"] * len(ids)}), "no column 'id'")])
+def test_a_table_of_faces_that_is_none_is_refused(table, message):
+    ds = drawn(range(4))
+    with pytest.raises(DataError, match=message):
+        audit(ds, ("no_face",), faces=table(ds.df.id.tolist()))
+
+
+@pytest.mark.parametrize("decisions", [pd.Series({"im000": "drop"}), ["im000"], {"im000"}, "im000"])
+def test_decisions_that_are_no_mapping_are_refused(decisions):
+    with pytest.raises(DataError, match="a mapping of ids"):
+        audit(drawn(range(3)), search=None).clean(decisions)
+
+
+def test_probabilities_may_carry_a_gradient():
+    ds = drawn(range(20), ["happy"] * 10 + ["sad"] * 10)
+    probs = np.random.default_rng(0).dirichlet(np.ones(7), 20)
+    issues = [audit(ds, ("label_error",), None, p).issues for p in (probs, torch.tensor(probs, requires_grad=True))]
+    pd.testing.assert_frame_equal(*issues)
+
+
+def test_the_estimate_of_wrong_pairs_is_not_promised_for_overexposed_images(monkeypatch):
+    def said(ds, kinds=None):
+        return next(t for t in told(monkeypatch, ds, pairs_of((0, 1, 0.99, "near", "")), kinds=kinds).notes() if t.startswith("duplicates"))
+
+    plain = dataset(smooth(3))
+    flat = dataset(np.concatenate([smooth(2), (118 + smooth(1) // 16).astype(np.uint8)]))
+    assert said(plain).endswith("are wrong.")
+    assert "does not hold for the 1 images" in said(flat)
+    assert "if none of the images is overexposed" in said(flat, ("duplicate",))
 
 
 # ---- cleaning ----

@@ -234,3 +234,12 @@ def test_settings_that_make_no_sense_are_refused(bad):
 def test_settings_cannot_be_changed_behind_a_runs_back():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Augment().hflip = 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_of_16_bits_are_sampled_at_the_same_places(dtype):
+    x = images(2, 3, 224, 224).to(dtype)
+    same = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))(x, np.arange(2))
+    torch.testing.assert_close(same, x, atol=0.004, rtol=0)
+    change = {"angle": torch.full((2,), 10.0), "scale": torch.full((2,), 1.1), "shift": torch.full((2, 2), 0.05), "mirror": torch.ones(2, 2)}
+    assert torch.equal(affine(x, **change), affine(x.float(), **change).to(dtype))

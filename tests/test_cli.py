@@ -2,6 +2,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,8 +15,9 @@ from PIL import Image
 
 import fer_nb
 from fer_nb.cli import VERBS, main, need_layout
-from fer_nb.core import EMOTIONS, DataError, canonical_label, file_sha256
+from fer_nb.core import EMOTIONS, ConfigError, DataError, canonical_label, file_sha256
 from fer_nb.store import read_record
+from fer_nb.synth import make_faces
 
 PIXELS = " ".join(["7"] * 2304)
 HEADER = "emotion,pixels,Usage"
@@ -333,9 +335,9 @@ def test_run_takes_a_file_and_changes_by_name(csv_of_faces, tmp_path, capsys, mo
     from fer_nb.config import PRESETS, to_dict
     seen = []
     monkeypatch.setattr(pipeline, "run", lambda ds, preset, out, *rest, **more: seen.append((preset, out)))
-    run = ["run", "--data", str(csv_of_faces[0]), "--preset", "tiny"]
+    run = ["run", "--data", str(csv_of_faces[0])]
     monkeypatch.chdir(tmp_path)
-    assert main(run) == 0 and seen[-1] == ("tiny", Path("runs/fer2013-tiny-seed0"))
+    assert main([*run, "--preset", "tiny"]) == 0 and seen[-1] == ("tiny", Path("runs/fer2013-tiny-seed0"))
     (config := tmp_path / "mine.json").write_text(json.dumps({"settings": to_dict(PRESETS["demo"]), "seed": 3}))
     assert main([*run, "--config", str(config), "--set", "student.epochs=2", "--set", "adversarial.steps=1"]) == 0
     preset, out = seen[-1]
@@ -940,3 +942,65 @@ def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_
         table_of(out, facts | {"sha256": "cd" * 32})
     assert len(read_table(out)) == len(table)
     assert main([*command, "--tta", "flip"]) == 2 and "--tta beside --headline" in capsys.readouterr().err
+
+
+# ---- what is read is not replaced ----
+
+@pytest.mark.parametrize("words", ["audit --data {photos} --out {photos} --exact", "audit --data {photos}/train --out {photos} --exact", "run --data {photos} --out {photos}/../photos",
+                                   "ship --data {photos} --out {photos}", "evaluate --data {csv} --out {csv}", "audit --data {csv} --out {here}", "audit --data {csv} --out {here}/.."])
+def test_what_is_read_is_never_replaced(words, tmp_path, csv_of_faces, capsys, monkeypatch):
+    photos, csv = tmp_path / "in/photos", tmp_path / "in/f.csv"
+    ds = make_faces(28, seed=0, defects=None, balance="uniform")[0]
+    for k, (label, pixels) in enumerate(zip(ds.df.label, ds.array())):
+        (photos / "train" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(photos / "train" / label / f"{k}.png")
+    shutil.copy(csv_of_faces[0], csv)
+    monkeypatch.chdir(tmp_path / "in")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert main([*words.format(photos=photos, csv=csv, here=tmp_path / "in").split(), "--overwrite"]) == 2
+    said = capsys.readouterr().err
+    assert "would be replaced; another place expected" in said or "the working folder is in it" in said
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_does_not_replace_its_images(tmp_path):
+    from fer_nb.data import read_folder
+    from fer_nb.pipeline import run
+    ds = make_faces(28, seed=0, defects=None, balance="uniform")[0]
+    for k, (label, pixels) in enumerate(zip(ds.df.label, ds.array())):
+        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{k}.png")
+    with pytest.raises(DataError, match="which is read, would be replaced"):
+        run(read_folder(tmp_path / "photos"), "tiny", tmp_path / "photos", overwrite=True)
+    with pytest.raises(ConfigError, match="seed=1.5"):
+        run(ds, "tiny", tmp_path / "out", seed=1.5)
+    assert len(list(tmp_path.rglob("*.png"))) == 28
+
+
+def test_a_link_to_nothing_is_told_before_the_work(tmp_path, csv_of_faces, capsys):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    assert main(["audit", "--data", str(csv_of_faces[0]), "--out", str(tmp_path / "out"), "--overwrite"]) == 2
+    assert "a link to nothing is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, says", [("demo --preset tiny --config {config}", "--preset tiny and --config"), ("demo --epochs 3 --set student.epochs=4", "one of the two expected"),
+                                         ("demo --seed 99999999999999999999", "seed=99999999999999999999"), ("demo --device meta", "cannot be used here"),
+                                         ("demo --set data.protocol=rubbish", "protocol='rubbish'"), ("demo --set data.folds_by=subject", "without folds"),
+                                         ("demo --set student.size=", "nothing behind =")])
+def test_options_that_contradict_each_other_are_told(words, says, tmp_path, capsys, monkeypatch):
+    from fer_nb.config import PRESETS, to_dict
+    (tmp_path / "c.json").write_text(json.dumps(to_dict(PRESETS["tiny"])))
+    monkeypatch.chdir(tmp_path)
+    preset = "" if "--config" in words else " --preset tiny"
+    assert main([*(words + preset).format(config=tmp_path / "c.json").split(), "--images", "70", "--out", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_settings_that_go_with_the_preset_of_a_verb_are_taken():
+    from argparse import Namespace
+    from fer_nb import cli
+    for change in ("student.mix=0.2", "student.restart_epochs=2", "student.sam=0.05", "student.freeze_epochs=10", "adversarial.taught=true"):
+        cli._need_settings(Namespace(config=None, set=[change]))
+    for change in ("student.epoch=3", "student.lr=-1", "student.optimiser=foo", "student.epochs=many"):
+        with pytest.raises(ConfigError):
+            cli._need_settings(Namespace(config=None, set=[change]))

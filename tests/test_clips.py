@@ -13,7 +13,7 @@ from PIL import Image
 
 from fer_nb.cli import main
 from fer_nb.core import ConfigError, DataError
-from fer_nb.predict import Network, Recogniser, Result, cut_off, film
+from fer_nb.predict import Network, Recogniser, Result, _shown_seconds, cut_off, damaged, film
 
 W, H, RATE = 96, 64, 25
 TURNS = {90: ((0, 1, -1, 0), (H, 0)), 180: ((-1, 0, 0, -1), (W, H)), 270: ((0, -1, 1, 0), (0, W))}   # of a track header; shift
@@ -255,7 +255,7 @@ def test_a_film_is_never_drawn_over_its_original(whole, tmp_path):
 
 @pytest.mark.parametrize("words, why", [
     ("{mp4} --to {mp4} --out csv --overwrite", "written as csv?"), ("{jpg} --to {jpg} --out csv --overwrite", "written as csv?"),
-    ("{jpg} --to {bare} --out csv --overwrite", "a photo or film"), ("{bare} --to {bare} --overwrite", "it cannot be written too"),
+    ("{jpg} --to {bare} --out csv --overwrite", "a photo or video"), ("{bare} --to {bare} --overwrite", "it cannot be written too"),
     ("{mp4} --weights {txt} --to {txt} --out csv --overwrite", "it cannot be written too"), ("{mp4} --annotate {dir}", "a folder is there"),
     ("{mp4} --annotate /proc/x.mp4", "takes no files"), ("{mp4} --annotate {dir}/new.mp4 --to {dir}/new.mp4 --out json", "written as json?"),
     ("{mp4} --annotate {dir}/new.avi", "the ending of --annotate"), ("{jpg} --annotate {dir}/new.mp4", "goes with one film"),
@@ -282,7 +282,7 @@ def test_a_film_appears_whole_or_as_far_as_the_user_let_it(tmp_path):
     (old := tmp_path / "old.mp4").write_bytes(b"precious")
     with pytest.raises(OSError, match="full"):
         list(film(broken(OSError(28, "full")), old, overwrite=True))
-    with pytest.raises(DataError, match="no film can be written"):
+    with pytest.raises(DataError, match="no video can be written"):
         list(film(some_results([0]), "/proc/x.mp4"))
     for to in (tmp_path, old):
         with pytest.raises((FileExistsError, ConfigError)):
@@ -302,7 +302,7 @@ def test_a_film_appears_whole_or_as_far_as_the_user_let_it(tmp_path):
 
 def test_a_long_pause_is_left_out_of_a_film_and_noted(tmp_path):
     shown = list(film(some_results([0, 30, 630, 631]), tmp_path / "a.mp4", fps=2))
-    assert [r.note for r in shown] == ["", "", "a pause of which the film leaves out 540 seconds", ""]
+    assert [r.note for r in shown] == ["", "", "a pause of which the video leaves out 540 seconds", ""]
     assert frames_of(tmp_path / "a.mp4") == 1 + 60 + 120 + 2
     with pytest.raises(ConfigError, match="fps=0"):
         list(film(some_results([0]), tmp_path / "b.mp4", fps=0))
@@ -388,3 +388,78 @@ def test_a_header_may_end_anywhere(tmp_path):
     assert cut_off(tmp_path / "x") is False
     (tmp_path / "x").write_bytes(matroska[:-9])
     assert cut_off(tmp_path / "x") is True
+
+
+KINDS = {"mp4": ("film.mp4", "mp4v"), "motion jpeg": ("film.avi", "MJPG"), "xvid": ("film.avi", "XVID"), "matroska": ("film.mkv", "mp4v"),
+         "webm": ("film.webm", "VP80")}
+
+
+def noisy(path, code, n=60):
+    "Noise that moves: of it a film has many bytes, wherever one looks."
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), RATE, (160, 120))
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    for k in range(n):
+        out.write(np.roll(noise, 3 * k, 1))
+    out.release()
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_film_of_which_a_part_cannot_be_decoded_says_so(whole, tmp_path, monkeypatch, kind):
+    "Its length in bytes is right, so that it was not cut off; a whole one stays silent."
+    monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    name, code = KINDS[kind]
+    content = noisy(tmp_path / name, code).read_bytes()
+    results = list(whole.frames(tmp_path / name))
+    assert (len(results), {r.note for r in results}, damaged(tmp_path / name, results[-1].time, False)) == (60, {""}, False)
+    size, moov = len(content), content.rfind(b"moov") - 4 if name.endswith("mp4") else len(content)
+    for low, high in ((.4, .6), (.5, 1)):
+        low, high = int(low * size), min(int(high * size), moov)
+        (bad := tmp_path / f"bad-{name}").write_bytes(content[:low] + bytes(high - low) + content[high:])
+        *frames, last = whole.frames(bad)
+        assert cut_off(bad) is not True and last.status == "error" and 5 < len(frames) < 60
+        assert last.note.startswith(f"damaged: {len(frames)} of 60 frames could be decoded; after the damage")
+        with pytest.warns(UserWarning, match=f"bad-{name}: damaged: "):
+            assert len(whole.video(bad)) == len(frames)
+
+
+@pytest.mark.parametrize("edits", [[(1, .4)], [(.8, 0), (.4, 2)], [(.5, -1), (1, 1)]])
+def test_a_trimmed_film_is_no_damaged_one(whole, tmp_path, edits):
+    "It holds more frames than its edit list shows; half of what it shows is damage."
+    path = noisy(tmp_path / "film.mp4", "mp4v", 75)
+    path.write_bytes(edited(path.read_bytes(), *edits))
+    shown = sum(long for long, at in edits if at >= 0)
+    assert _shown_seconds(path) == pytest.approx(shown, abs=1e-3)
+    results = list(whole.frames(path))
+    assert {r.note for r in results} == {""} and len(results) == round(RATE * shown)
+    assert not damaged(path, results[-1].time, True) and damaged(path, results[-1].time - .6, True)
+
+
+def header(version, times):
+    "The header box of a movie, of a track or of an edit list, with times of 32 or 64 bits."
+    return bytes([version, 0, 0, 0]) + b"".join(t.to_bytes(8 if version else 4, "big", signed=True) if long else t.to_bytes(4, "big", signed=True)
+                                               for t, long in times)
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("edits, seconds", [([], 8.), ([(2000, 0)], 2.), ([(500, -1), (2000, 0), (1000, 9)], 3.)])
+def test_the_length_that_a_header_shows(tmp_path, version, edits, seconds):
+    movie = header(version, [(0, True), (0, True), (1000, False), (9000, True)]) + bytes(80)
+    head = header(version, [(0, True), (0, True), (1, False), (0, False), (8000, True)]) + bytes(60)
+    rows = b"".join(header(version, [(long, True), (at, True), (1 << 16, False)])[4:] for long, at in edits)
+    edts = box(b"edts", box(b"elst", bytes([version, 0, 0, 0]) + len(edits).to_bytes(4, "big") + rows)) if edits else b""
+    tracks = [box(b"trak", box(b"tkhd", head) + part + box(b"mdia", box(b"hdlr", bytes(8) + kind + bytes(12))))
+              for kind, part in ((b"soun", b""), (b"vide", edts))]
+    path = tmp_path / "film.mp4"
+    path.write_bytes(box(b"ftyp", b"isom" + bytes(8)) + box(b"mdat", bytes(99)) + box(b"moov", box(b"mvhd", movie) + b"".join(tracks)))
+    assert _shown_seconds(path) == seconds and not damaged(path, seconds - .1, True) and damaged(path, seconds - .6, True)
+    for k in range(path.stat().st_size):
+        (tmp_path / "cut").write_bytes(path.read_bytes()[:k])
+        assert _shown_seconds(tmp_path / "cut") >= 0                     # whatever is left of it
+
+
+def test_a_film_is_of_one_video(tmp_path):
+    frames = [Result(f"{name}.mp4", "no_face", image=np.zeros((48, 64, 3), np.uint8), frame=k, time=k / 25) for name in "ab" for k in range(3)]
+    with pytest.raises(DataError, match="frames of b.mp4 after those of a.mp4"):
+        list(film(frames, tmp_path / "both.mp4"))
+    assert not list(tmp_path.iterdir())

@@ -176,3 +176,25 @@ def test_what_would_fail_after_hours_is_refused_at_once(change, says):
 @pytest.mark.parametrize("changes", [["student.mix=0.4", "teachers=[]"], ["student.crops=2", "distillation.cached_views=mean"], ["evaluation.eps=[]"]])
 def test_what_goes_is_taken(changes):
     override(PRESETS["cpu"], changes)
+
+
+@pytest.mark.parametrize("text, value", [("010", 10), ("1e-3", .001), ("0o10", 8), ("0x10", 16), ("-3", -3), (".5", .5), ("1.", 1.0), ("1_000", 1000), ("true", True), ("null", None)])
+def test_numbers_are_those_of_yaml_12(text, value):
+    from fer_nb.config import _parsed
+    assert _parsed(text) == value and type(_parsed(text)) is type(value)
+
+
+def test_sixty_is_no_base_and_no_key_is_given_twice(tmp_path):
+    with pytest.raises(ConfigError, match="student.lr='1:30'"):
+        override(PRESETS["tiny"], ["student.lr=1:30"])
+    (path := tmp_path / "twice.yaml").write_text("student:\n  epochs: 40\nstudent:\n  lr: 1e-4\n")
+    with pytest.raises(ConfigError, match="'student' is given twice"):
+        load_config(path)
+    (path := tmp_path / "twice.json").write_text('{"student": {"epochs": 40}, "student": {"lr": 1e-4}}')
+    with pytest.raises(ConfigError, match="'student' is given twice"):
+        load_config(path)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert type(Data(targets=np.int64(8)).targets) is int and type(Fit(lr=np.float32(1e-3)).lr) is float
+    assert json.loads(json.dumps(to_dict(Preset(data=Data(targets=np.int64(8))))))["data"]["targets"] == 8

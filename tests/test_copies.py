@@ -95,6 +95,32 @@ def test_what_nobody_can_do_is_refused(steps, word):
         change(picture(), steps, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("step", [("posterise", 1), ("crop", 1), ("corner", 1.2), ("brightness", float("nan")), ("jpeg", .2), ("jpeg", "90"),
+                                  ("border", 24), ("zoom", 0), ("resize", .5, "bicubik"), ("frame", 5, "blak"), ("patch", .2), ("bar", 7, ""),
+                                  ("rotate", float("inf")), ("noise", -1), ("brightness", (1, float("inf"))), ("rotate", 5, "blak")])
+def test_an_amount_or_option_that_makes_no_image_is_refused(step):
+    with pytest.raises(ConfigError, match=f"{step[0]}|fill"):
+        change(picture(), (step,), np.random.default_rng(0))
+
+
+def test_sets_hold_as_many_others_as_were_asked_for():
+    changes = {"a": (("mirror", 1),), "b": (("mirror", 1), ("jpeg", 90))}
+    assert [len(made) - 2 * len(truth) for made, truth in planted_sets(crowd(70), changes, each=10, others=60)] == [60, 60]
+    for n, settings in ((69, dict(each=10, others=60)), (30, dict(each=20, others=4000))):
+        with pytest.raises(DataError, match=f"{n} images; .* expected"):
+            planted_sets(crowd(n), changes, **settings)
+    for wrong in (dict(each=0), dict(others=-1), dict(at_once=0), dict(each=2.5)):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            planted_sets(crowd(30), changes, **{"each": 2, "others": 4} | wrong)
+
+
+@pytest.mark.parametrize("search, message", [(lambda ds: [(0, 1)], "gave a list"),
+                                             (lambda ds: pd.DataFrame({"i": [0], "j": [1]}), "no column 'how'")])
+def test_a_search_that_gives_no_table_of_pairs_is_told(search, message):
+    with pytest.raises(DataError, match=message):
+        recall(search, [planted(crowd(20), {"a": (("mirror", 1),)}, 5)])
+
+
 def test_originals_are_used_once_and_too_few_are_refused():
     ds, two = crowd(40), {"dark": (("brightness", .5),), "mirror": (("mirror", 1),)}
     made, truth = planted(ds, two, each=10)

@@ -2,15 +2,17 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from torch import nn
 
 from fer_nb.advtrain import AdversarialTraining
-from fer_nb.core import ConfigError
+from fer_nb.core import EMOTIONS, ConfigError, LabelError
 from fer_nb.distill import EADD, distill_loss, eadd_distill, eadd_weights
 from fer_nb.teachers import CachedLogits, teacher_logits
 from toys import fit, flat, small_net
@@ -354,3 +356,67 @@ def test_cached_logits_are_not_of_a_batch_that_a_callback_changed(dls, change):
     kept = teacher_logits(small_net(7), dls.train, dls.valid)
     with pytest.raises(ConfigError, match="cut, reordered or relabelled"):
         fit(dls, [EADD([kept]), Change(change)])
+
+
+# ---- tables by name ----
+
+def table():
+    acc = np.stack([np.linspace(0.9, 0.3, 7), np.linspace(0.2, 0.8, 7)])
+    return pd.DataFrame(acc, index=["a", "b"], columns=EMOTIONS)
+
+
+def pair():
+    nets = [small_net(3), small_net(4)]
+    nets[0].name, nets[1].name = "a", "b"
+    return nets
+
+
+def test_a_table_of_pandas_goes_by_its_names(dls):
+    named, T = table(), pd.Series(np.arange(1.0, 8.0), EMOTIONS)
+    for given in (named, named[sorted(EMOTIONS)], named.iloc[::-1], named.to_numpy(), pd.DataFrame(named.to_numpy())):
+        cb = EADD(pair(), accuracy=given, T=T.sort_index(), tau=T[::-1])
+        assert np.array_equal(cb.table, named.to_numpy()) and np.array_equal(cb.T, T) and np.array_equal(cb.tau, T)
+    assert cb.config() == EADD(pair(), accuracy=named, T=T, tau=T).config()
+    log = fit(dls, [cb], epochs=1).eadd.history
+    assert log[log.teacher == "a"].accuracy.tolist() == named.loc["a"].tolist()
+    again = log.pivot_table(index="teacher", columns="emotion", values="accuracy")     # sorted by name
+    assert np.array_equal(EADD(pair(), accuracy=again).table, named.to_numpy())
+
+
+def test_a_table_of_other_names_is_refused():
+    for wrong, says in ((table().rename(index={"a": "c"}), "no teachers a"), (table().drop(columns="fear"), "no emotions fear"),
+                        (table().iloc[[0, 1, 1]], "each once")):
+        with pytest.raises(LabelError, match=says):
+            EADD(pair(), accuracy=wrong)
+    with pytest.raises(LabelError, match="T has no emotions"):
+        EADD(pair(), T=pd.Series([1.0, 2.0], ["x", "y"]))
+    with pytest.raises(ConfigError, match="accuracy: .*a table of numbers"):
+        EADD(pair(), accuracy=[["a"] * 7] * 2)
+
+
+@pytest.mark.parametrize("fade", [0, -0.5, 1.5, float("nan"), True, "0.2"])
+def test_a_fade_that_is_no_share_is_refused(fade):
+    with pytest.raises(ConfigError, match="fade="):
+        EADD(pair(), fade=fade)
+
+
+def test_a_tiny_temperature_trusts_the_best_alone():
+    w = eadd_weights(np.array([[0.5, 0.6, 0.5], [0.4, 0.7, 0.5]]), 1e-39)
+    assert torch.equal(w, torch.tensor([[1, 0, 0.5], [0, 1, 0.5]]))
+
+
+def test_loaders_without_validation_images_are_refused(dls):
+    with pytest.raises(ConfigError, match="there are no validation images"):
+        fit(DataLoaders(dls.train), [EADD(pair())])
+
+
+def test_first_measures_once_a_fit(dls):
+    dls.train.epoch = 0
+    cb = EADD(pair(), accuracy="first")
+    asked, measure = [], cb.measure_views
+    cb.measure_views = lambda: asked.append(1) or measure()
+    learn = Learner(dls, small_net(1), loss_func=nn.CrossEntropyLoss(), cbs=[cb])
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(2)
+        learn.fit(2)
+    assert len(asked) == 2

@@ -1,4 +1,5 @@
 """The exported search for duplicates: planted copies found and nothing else, whatever the size, the source, the block."""
+import os
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -267,6 +268,19 @@ def expressions(n):
     return np.concatenate([faces, other])
 
 
+@pytest.mark.parametrize("n, m", [(13, 13), (20, 13), (12, 12), (14, 9)])
+def test_large_groups_of_one_photo_meet(n, m):
+    "Copies that resemble each other take all partners of a row; those that were cropped are the same photo all the same."
+    rng, image = np.random.default_rng(0), smooth(1, seed=5)[0]
+    near = np.stack([(im * rng.uniform(.85, 1) + rng.normal(0, 3, im.shape)).clip(0, 255).astype(np.uint8)
+                     for im in [image] * n + [CHANGES["cropped"](image)] * m])
+    found = find_duplicates(dataset(np.concatenate([smooth(80, seed=1), near])))
+    same = found[found.how != "similar"]
+    number = fer_nb.duplicates.components(80 + n + m, same.i, same.j)
+    assert len(set(number[80:])) == 1 and len(set(number)) == 81
+    assert not found.duplicated(["i", "j"]).any()
+
+
 def test_another_photograph_of_a_person_is_no_duplicate():
     images = expressions(60)
     table = find_duplicates(dataset(images), DuplicateSearch(similar=.1))
@@ -294,6 +308,24 @@ def test_a_killed_search_computes_the_missing_parts_only(tmp_path, monkeypatch):
     monkeypatch.setattr(fer_nb.duplicates, "nearest_pairs", lambda *a: bands.append(a[5]) or nearest(*a))
     pd.testing.assert_frame_equal(find_duplicates(dataset(images), search, folder=tmp_path), whole)
     assert bands == [30]
+
+
+def test_stored_pairs_are_read_for_the_same_candidates_alone(tmp_path, monkeypatch):
+    "A band of candidates that is made again elsewhere may lack its weakest one; those behind it move up."
+    images = np.concatenate([smooth(60), smooth(60)[:20, :, ::-1]])
+    whole = find_duplicates(dataset(images), folder=tmp_path)
+    band, = tmp_path.rglob("candidates-*")
+    band.unlink()
+    nearest = fer_nb.duplicates.nearest_pairs
+
+    def without_the_weakest(*a):
+        hits = nearest(*a)
+        pair, weak = np.sort(hits[:, :2]), hits[:, 2].argmin()
+        return hits[(pair != pair[weak]).any(1)]
+
+    monkeypatch.setattr(fer_nb.duplicates, "nearest_pairs", without_the_weakest)
+    again = find_duplicates(dataset(images), folder=tmp_path)
+    assert len(whole) == 20 and set(pairs(again)) == set(pairs(whole))
 
 
 def searches(monkeypatch) -> list:
@@ -373,7 +405,8 @@ def test_tiny_datasets_give_an_empty_table_of_the_same_columns(n, search):
     assert duplicates.i.dtype == duplicates.j.dtype == np.int64
 
 
-@pytest.mark.parametrize("bad", [dict(error=0.), dict(error=2), dict(similar=-1.), dict(similar=2.), dict(candidates=0), dict(block=0)])
+@pytest.mark.parametrize("bad", [dict(error=0.), dict(error=2), dict(similar=-1.), dict(similar=2.), dict(candidates=0), dict(block=0),
+                                 dict(candidates=2.5), dict(block=10.5), dict(block=True)])
 def test_settings_that_make_no_sense_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         DuplicateSearch(**bad)
@@ -423,6 +456,19 @@ def test_files_are_decoded_once_and_not_kept(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert sorted(decoded) == sorted(files._images)
     assert peak < 150 * big.nbytes, "all 200 originals were in memory"
+
+
+def test_a_file_that_is_written_anew_is_looked_at_again(tmp_path, monkeypatch):
+    import fer_nb.data
+    images = smooth(6)
+    files = as_files(images, tmp_path)
+    assert len(find_duplicates(files)) == 0 and len(find_duplicates(files.take([0, 5]))) == 0
+    Image.fromarray(images[0][:, ::-1]).save(files._images[5])
+    os.utime(files._images[5], ns=(1, 1))                                     # also by a copy that keeps its old time
+    decoded, read = [], fer_nb.data.read_image
+    monkeypatch.setattr(fer_nb.data, "read_image", lambda path: decoded.append(path) or read(path))
+    assert pairs(find_duplicates(files)) == [(0, 5, "mirror")] and pairs(find_duplicates(files.take([0, 5]))) == [(0, 1, "mirror")]
+    assert decoded == [files._images[5]]
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
@@ -486,6 +532,14 @@ def test_features_find_mirrors_and_leave_blanks_and_copies_alone():
     trusted = find_duplicates(ds, DuplicateSearch(least=2, trust_features=True), features)
     trusted = trusted[trusted.how == "feature"]
     assert len(trusted) and not {5, 6, 7} & {*trusted.i, *trusted.j}
+
+
+@pytest.mark.parametrize("kind", [lambda x: torch.from_numpy(x).requires_grad_(), lambda x: torch.from_numpy(x).half()])
+def test_features_may_be_tensors_of_any_kind(kind):
+    ds, features = with_features()
+    features = features.astype(np.float32)
+    found = find_duplicates(ds, DuplicateSearch(), kind(features))
+    assert pairs(found) == pairs(find_duplicates(ds, DuplicateSearch(), features))
 
 
 @pytest.mark.parametrize("features, message", [(np.ones((3, 2)), "(5, D)"), (np.ones(5), "(5, D)"),

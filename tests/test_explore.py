@@ -397,3 +397,36 @@ def test_a_file_of_the_same_name_from_elsewhere_is_a_neighbour(faces, student):
     elsewhere = train.take([5]).assign(id=[train.df.id[0]], split="test")     # the pixels of one image, the name of another
     near = neighbours.of(elsewhere, 0)
     assert train.df.id[5] in near.id[near.distance < 1e-5].tolist()
+
+
+@pytest.mark.parametrize("changed", [{"split": "valid"}, {"label": "sad"}])
+def test_an_image_under_another_split_or_label_is_not_its_own_neighbour(faces, student, changed):
+    train = faces.where(split="train").where(label="happy")
+    near = Neighbours(student, train).of(train.assign(**changed), 3, k=len(train))
+    assert train.df.id[3] not in set(near.id) and len(near) == len(train) - 1
+
+
+def test_logits_in_any_order_of_memory(faces, logits):
+    z = logits.astype(np.float32)
+    backwards = faces.take(np.arange(len(faces))[::-1])
+    table = prediction_table(backwards, z[::-1])
+    assert table.confidence.tolist() == prediction_table(faces, z).confidence.tolist()[::-1]
+    assert len(Explorer(backwards, z[::-1]).rows) == len(faces)
+
+
+def test_an_onnx_file_is_explored_without_gradients(faces):
+    from importlib.resources import files
+    pytest.importorskip("onnxruntime")
+    from fer_nb.export import OnnxModel
+    explorer = Explorer(faces, OnnxModel(files("fer_nb") / "weights" / "hyfer.onnx"))
+    explorer.look(3)
+    assert "OnnxModel has no gradients; Grad-CAM needs a network in PyTorch" in explorer.details.content and "<table>" in explorer.details.content
+
+
+def test_a_finding_that_the_audit_does_not_look_for_is_named(faces, logits):
+    explorer = Explorer(faces, logits, audit=audit(faces, search=None))
+    missing = next(kind for kind in KINDS if kind not in explorer.audit.kinds)
+    before = {name: control.value for name, control in explorer.controls.items()}
+    with pytest.raises(ConfigError, match=f"finding='{missing}'"):
+        explorer.show(true="happy", finding=missing)
+    assert before == {name: control.value for name, control in explorer.controls.items()}

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError
-from fer_nb.data import FERData
+from fer_nb.data import FERData, resized
 from fer_nb.evaluate import predict_logits
 from fer_nb.export import ExportError, OnnxModel, efficiency, parity, peak_memory, quantize, to_onnx
 from fer_nb.models import (GeometryTeacher, HyFER, HyFERConfig, SQSNet, SQSNetConfig, create_teacher, fuse, load_hyfer,
                            save_hyfer)
+from fer_nb.predict import Network
 from fer_nb.synth import make_faces
 
 onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -394,3 +395,56 @@ def test_parity_on_fer2013(fer2013_npz, tmp_path) -> None:
     assert np.quantile(apart, .99) <= 1e-4 and apart.max() <= 5e-4  # single precision costs both of them as much
     assert parity(net, path, judge).agreement.min() == 1
     assert abs(parity(path, quantize(path, tmp_path / "q.onnx", ds.where(split="train")), judge).change[1]) <= .005
+
+
+class Soft(HyFER):
+    "Ends in a softmax."
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).softmax(1)
+
+
+@pytest.mark.parametrize("change, match", [
+    (lambda net: setattr(net, "labels", ("a",) * 7), "labels that differ"), (lambda net: setattr(net, "labels", ("a", "b")), "2 finite numbers"),
+    (lambda net: setattr(net, "__class__", Soft), "gives probabilities")])
+def test_what_no_reader_would_take_is_not_written(change, match, tmp_path) -> None:
+    net = hyfer()
+    change(net)
+    with pytest.raises(DataError, match=f"m.onnx, not written: .*{match}"):
+        to_onnx(net, tmp_path / "m.onnx")
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("change, temperature", [
+    ({"labels": np.array(list("abcdefg"))}, 1), ({"record": None}, 1), ({"record": {"temperature": None}}, 1),
+    ({"record": {"temperature": torch.tensor(1.5)}}, 1.5), ({"record": {"temperature": np.float32(1.5)}}, 1.5)])
+def test_temperatures_and_labels_of_every_kind(change, temperature, tmp_path) -> None:
+    net = hyfer()
+    for name, value in change.items():
+        setattr(net, name, value)
+    file = OnnxModel(to_onnx(net, tmp_path / "m.onnx"))
+    assert (Network.read(net).temperature, file.temperature, Network.read(tmp_path / "m.onnx").temperature) == (temperature,) * 3
+    assert file.labels == tuple(net.labels)
+
+
+def test_no_file_takes_the_place_of_another(model, exported, faces, tmp_path) -> None:
+    save_hyfer(model, tmp_path / "keep.safetensors")
+    before, train = (tmp_path / "keep.safetensors").read_bytes(), faces.where(split="train")
+    with pytest.raises(ConfigError, match="keep.safetensors"):
+        to_onnx(model, tmp_path / "keep.safetensors")
+    with pytest.raises(ConfigError, match="keep.safetensors"):
+        quantize(exported, tmp_path / "keep.safetensors", train, n=2)
+    (tmp_path / "link.onnx").symlink_to(exported)
+    whole = exported.read_bytes()
+    for out in (exported, tmp_path / "link.onnx"):
+        with pytest.raises(DataError, match="it cannot be written too"):
+            quantize(exported, out, train, n=2)
+    assert exported.read_bytes() == whole and (tmp_path / "keep.safetensors").read_bytes() == before
+
+
+def test_parity_is_of_two_forms_at_one_size(model, exported, faces) -> None:
+    large = resized(faces.take(range(9)), 100)
+    for a, b in ((model, exported), (exported, model)):
+        with pytest.raises(ConfigError, match=r"100 × 100 pixels for a HyFER of 48 × 48.*resized\(ds, 48\)"):
+            parity(a, b, large)
+    assert parity(exported, exported, large).agreement.tolist() == [1, 1]      # files resize both

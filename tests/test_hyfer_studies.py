@@ -289,6 +289,19 @@ def test_variants_share_everything_but_the_network(faces, tmp_path, monkeypatch)
     assert len({id(splits) for splits, *_ in fits}) == 1 and all(cached == () for _, _, cached, _ in fits)
 
 
+def test_variants_are_told_apart_by_what_is_held_out(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(hyfer_studies, "fit_student", lambda *_: [None])
+    monkeypatch.setattr(hyfer_studies, "_rows", lambda *_: pd.DataFrame({"metric": ["accuracy"], "value": [1.0]}))
+    ids, table = faces.where(split="train").df.id, tmp_path / "parts.csv"
+    held = replace(TINY, data=replace(TINY.data, held=str(table)))
+    for some in (ids[:30], ids[30:60]):
+        pd.DataFrame({"id": some, "part": "held out"}).to_csv(table, index=False)
+        if some is not None and not (tmp_path / "v").exists():
+            variant_study(faces, ("light",), held, (0,), tmp_path / "v")
+    with pytest.raises(StoreError, match="held"):
+        variant_study(faces, ("light",), held, (0,), tmp_path / "v")
+
+
 PEOPLE = replace(TINY, teachers=(Fit("annotators"),))
 
 
@@ -395,6 +408,8 @@ def test_recipes_of_phase_2_go_on_and_leave_the_student_alone(faces, tmp_path, m
     pd.testing.assert_frame_equal(runs, again)
     table = harden_table(runs)
     assert table.columns.tolist() == ["no attack", "2/255"] and len(table) == 4
+    losses = runs.query("metric == 'loss' and split == 'test' and subset == 'all' and attack == 'none' and arm == 'TRADES' and chosen == 'robust'")
+    assert harden_table(runs, metric="loss", split="test").loc[("TRADES", "robust"), "no attack"] == f"{losses.value.item():.3f}"
     rows = runs[(runs.arm == "TRADES") & (runs.chosen == "robust") & (runs.metric == "accuracy") & (runs.split == "test") & (runs.attack == "pgd")]
     net = load_hyfer(tmp_path / "trades-0-robust.safetensors")
     splits = _splits_without_votes(resized(faces, TINY.student.size), TINY.data)

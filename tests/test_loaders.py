@@ -16,9 +16,9 @@ from fer_nb.augment import Augment
 from fer_nb.balance import balance
 from fer_nb.config import Data
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
-from fer_nb.data import FERData, read_fer2013
+from fer_nb.data import FERData, read_fer2013, resized
 from fer_nb.duplicates import DuplicateSearch
-from fer_nb.loaders import (_GroupFolds, _of_size, ReplayLoader, as_split, clean_test, dataloaders, folds, holdout, is_audited, leak_groups,
+from fer_nb.loaders import (_GroupFolds, _of_size, Originals, ReplayLoader, as_split, balanced, clean_test, dataloaders, folds, holdout, is_audited, leak_groups,
                             leakage_table, make_splits, official_split)
 from fer_nb.studies import grouped, protocol_parts
 from fer_nb.synth import fer2013_folder, make_faces
@@ -96,7 +96,7 @@ def test_other_columns_on_request():
     assert len(set(leak_groups(ds, ()))) == 4
 
 
-def test_identical_images_are_tied_until_an_audit_has_said_more():
+def test_identical_images_are_tied_whatever_an_audit_has_said():
     ds = dataset(6)
     images = ds.array().copy()
     images[4] = images[1]
@@ -105,7 +105,7 @@ def test_identical_images_are_tied_until_an_audit_has_said_more():
     assert found[4] == found[1] and len(set(found)) == 5
     clips = FERData(ds.df.assign(group=range(6)), images)
     assert leak_groups(clips)[4] == leak_groups(clips)[1] and len(set(leak_groups(clips))) == 5      # clips, which no audit has named
-    assert len(set(leak_groups(clips.assign(photo=range(6))))) == 6                       # the audit's word counts
+    assert len(set(leak_groups(clips.assign(photo=range(6))))) == 5                       # two audits may be joined
     assert len(set(leak_groups(same_pixels, identical=False))) == 6
     partly = leak_groups(FERData(ds.df.assign(photo=[0, 1, 2, 3, None, 5]), images))      # two datasets, one of them audited
     assert partly[4] == partly[1] and len(set(partly)) == 5
@@ -497,6 +497,44 @@ def test_a_split_that_is_made_keeps_a_person_on_one_side():
     assert train and valid and test and not train & test and not valid & test and not train & valid
 
 
+@pytest.mark.parametrize("clean", [True, "leaks", False])
+def test_what_the_data_call_a_copy_of_a_test_image_is_not_trained_on(clean):
+    "Copies that no search finds: the data themselves say what they were made of."
+    ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    test, train = (ds.df.id[ds.df.split == split].tolist() for split in ("test", "train"))
+    made = dict(zip(train[:9], test))
+    told = ds.assign(source=ds.df.id.map(made).fillna(""))
+    splits = make_splits(told, Data(clean=clean, near_duplicates=False, targets=None))
+    used = {*splits.train.df.id, *splits.valid.df.id}
+    assert bool(used & set(made)) == (clean is False)
+    assert splits.duplicates == set(made.values()) and splits.test.df.id.tolist() == ds.df.id[ds.df.split != "train"].tolist()
+    assert set(splits.test.df.id) - set(clean_test(told.assign(photo=range(300), group=range(300))).df.id) >= splits.duplicates
+    assert {*make_splits(ds, Data(clean=clean, near_duplicates=False, targets=None)).duplicates} == set()
+
+
+def test_copies_of_data_that_were_balanced_before_are_trained_on_and_not_measured():
+    ds = make_faces(300, seed=2, splits=(1, 0, 0), defects=None, balance="uniform")[0]
+    before = balance(ds, 90)
+    splits = make_splits(before, Data(near_duplicates=False, targets=None, clean=False))
+    copies = [(part.df.source != part.df.id).sum() for part in (splits.train, splits.valid, splits.test)]
+    assert copies[0] > 50 and copies[1:] == [0, 0] and len(splits.valid) and len(splits.test)
+    sources = [set(part.df.source) for part in (splits.train, splits.valid, splits.test)]
+    assert not sources[0] & sources[1] and not sources[0] & sources[2] and not sources[1] & sources[2]
+    with pytest.raises(DataError, match="all images held out are copies of others"):
+        make_splits(ds.assign(source="elsewhere " + ds.df.id), Data(near_duplicates=False, targets=None, clean=False))
+
+
+def test_people_in_two_official_splits_are_warned_of():
+    ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    shared = ds.assign(subject=[f"s{k % 20}" for k in range(300)])
+    with pytest.warns(UserWarning, match="show 20 people who are in the training split too"):
+        make_splits(shared, PLAIN)
+    for apart in (ds.assign(subject=""), ds.assign(subject=[f"{split}{k % 20}" for k, split in enumerate(ds.df.split)])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make_splits(apart, PLAIN)
+
+
 def test_balance_happens_after_the_holdout():
     splits = make_splits(make_faces(400, seed=0)[0], Data(near_duplicates=False, targets="max"))
     assert "source" not in splits.valid.df or (splits.valid.df.source == splits.valid.df.id).all()
@@ -781,3 +819,49 @@ def test_what_cannot_be_helped_is_said():
     part = [(np.flatnonzero(groups != g), np.flatnonzero(groups == g)) for g in range(5)]
     assert len(_of_size(part, ds.df.label.to_numpy(), 0.1)[1]) == 50 and len(_of_size(part[1:], ds.df.label.to_numpy(), 0.1)[1]) == 50
     assert len(_of_size(part[:1], ds.df.label.to_numpy(), 0.1)[1]) == 200
+
+
+# ---- values of images, by id ----
+
+def test_a_series_of_groups_or_weights_goes_by_its_index():
+    ds, other = dataset(40, seed=1), dataset(4, seed=2, prefix="val")
+    pairs = pd.Series(np.arange(40) // 4, index=ds.df.id)
+    shuffled = pairs.sample(frac=1, random_state=0)
+    for given in (pairs, shuffled, pairs.reset_index(drop=True), pairs.to_numpy()):
+        assert all((a == b).all() for a, b in zip(holdout(ds, 0.2, groups=given), holdout(ds, 0.2, groups=pairs.tolist())))
+        weights = given if isinstance(given, np.ndarray) else given.astype(float)
+        assert dataloaders(ds, other, 4, weights=weights, device="cpu").train.weights.tolist() == pairs.astype(float).tolist()
+    for odd in (pairs.rename(lambda i: "x" + i), pd.Series(np.arange(40), index=np.arange(100, 140)), pairs.iloc[:39], pairs.iloc[[0, *range(39)]]):
+        with pytest.raises(DataError, match="groups with the index.*ids of all 40 images"):
+            holdout(ds, 0.2, groups=odd)
+        with pytest.raises(DataError, match="weights with the index"):
+            ReplayLoader(ds, 4, True, weights=odd)
+
+
+def test_weights_of_any_magnitude_draw_and_text_is_refused():
+    ds, other = dataset(30, seed=1), dataset(4, seed=2, prefix="val")
+    plain = np.r_[np.ones(20), np.full(10, 2.0)]
+    drawn = [ReplayLoader(ds, 5, True, weights=plain * w).get_idxs() for w in (1, 2.0**-1000, 2.0**1000, 0.5)]
+    assert all(d == drawn[0] for d in drawn)
+    for huge in (np.full(30, 1e308), np.full(30, 1e-320)):
+        assert sorted(ReplayLoader(ds, 5, True, weights=huge).get_idxs()) == list(range(30))
+    for text in ({"happy": "a", "sad": 1}, dict.fromkeys(EMOTIONS, "a"), ["a"] * 30):
+        with pytest.raises(ConfigError, match="weights"):
+            dataloaders(ds, other, 5, weights=text, device="cpu")
+
+
+def test_a_class_that_is_never_drawn_is_none_of_training():
+    ds, other = dataset(30, seed=1), dataset(4, seed=2, prefix="val")
+    one, two = sorted(set(ds.df.label))
+    with pytest.warns(UserWarning, match=f"validation has images of {one}, training none"):
+        dataloaders(ds, other, 5, weights={one: 0, two: 1}, device="cpu")
+
+
+def test_images_of_another_size_have_the_labels_of_today():
+    ds = make_faces(80, seed=1, defects=None, size=64)[0].where(split="train")
+    data = Data(targets=dict.fromkeys(ds.labels, 20))
+    whole = Originals(ds, data, 0)
+    part = balanced(resized(ds.assign(original=whole.mark), 32), data, 0)
+    again = part.assign(subject=["x"] * len(part))
+    assert whole.like(part, 48).df.id.tolist() == part.df.id.tolist()
+    assert set(whole.like(again, 48).df.subject) == {"x"}

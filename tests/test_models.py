@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from fer_nb import models
 from fer_nb.core import EMOTIONS, ConfigError, DataError, DownloadError, FERError, ImageError, LabelError
 from fer_nb.models import (HYFER, SQSNET, SQSNET_TABLE3, TEACHERS, GeometryTeacher, HyFER, HyFERConfig, InputAdapter, InvertedResidual, RepConv,
                            Teacher, count_macs, create_teacher, fuse, imagenet_name, latency_ms, load, load_hyfer, load_teacher, save,
@@ -763,3 +765,49 @@ def test_dropout_per_stage_changes_training_alone(name, tmp_path):
     gone = [(m.flatten(2) == 0).all(2).float().mean().item() for m in seen]  # whole channels
     assert all(0.35 < share for share in gone)
     assert load_hyfer(save_hyfer(dropped.eval(), tmp_path / "d.safetensors")).config.stage_drop == 0.5
+
+
+# ---- sizes that images get ----
+
+def test_a_file_keeps_the_size_that_images_are_resized_to(tmp_path):
+    plain, resizing = hyfer().eval(), hyfer().eval()
+    resizing.adapt.size = 48
+    assert "size" not in plain.settings()                              # as in files of before
+    for name, model in (("a", plain), ("b", resizing)):
+        back, x = load(save(model, tmp_path / f"{name}.safetensors")), faces(side=64)
+        assert torch.equal(out(back, x), out(model, x)) and back.adapt.size == model.adapt.size
+    assert not torch.equal(out(plain, x), out(resizing, x))
+    model.save(tmp_path, "named")
+    assert HyFER.from_pretrained("named", folder=tmp_path).adapt.size == 48
+    plain.save(tmp_path, "named")
+    assert torch.equal(out(HyFER.from_pretrained("named", folder=tmp_path), x), out(load_teacher(tmp_path / "named.safetensors"), x))
+
+
+def test_a_digest_tells_a_foreign_size_and_another_pooling():
+    one = hyfer()
+    digests = set()
+    for one.adapt.size in (None, 48, 64):                              # 48: for images of its own size the same
+        digests.add(weights_digest(one))
+    assert len(digests) == 2
+    nets = [timm.create_model("resnet10t", num_classes=7, global_pool=pool) for pool in ("avg", "max")]
+    nets[1].load_state_dict(nets[0].state_dict())
+    avg, most = (Teacher(net, 64, "t") for net in nets)
+    assert weights_digest(avg) != weights_digest(most)
+    assert models._unseen(avg) == models._unseen(hyfer()) == models._unseen(GeometryTeacher(10, (8, 4))) == []
+
+
+def test_images_of_16_bits_are_resized_on_a_cpu():
+    x = torch.rand(2, 3, 20, 20)
+    for dtype in (torch.float16, torch.bfloat16):
+        small = InputAdapter(1, 32)(x.to(dtype))
+        assert small.dtype == InputAdapter(1)(x.to(dtype)).dtype
+        torch.testing.assert_close(small, InputAdapter(1, 32)(x), atol=0.1, rtol=0)     # after a division by 0.25
+
+
+def test_a_record_takes_arrays_and_paths_and_refuses_other_things(tmp_path):
+    model = hyfer()
+    path = save(model, tmp_path / "m.safetensors", acc=np.float32(0.5), rate=torch.tensor(0.25, requires_grad=True), data=Path("a/b"), counts=np.arange(3))
+    assert load(path).record == {"acc": 0.5, "rate": 0.25, "data": str(Path("a/b")), "counts": [0, 1, 2]}
+    assert HyFER.from_pretrained("n", folder=model.save(tmp_path, "n", acc=np.float32(0.5)).parent).card["record"] == {"acc": 0.5}
+    with pytest.raises(ConfigError, match="the record holds a set"):
+        save(model, tmp_path / "m.safetensors", seen={1, 2})

@@ -357,7 +357,7 @@ def test_every_number_of_the_headline_is_in_the_results(finished):
     assert [n[1:] for n in (numbers[0], numbers[1])] == [said_of(accuracy.loc[s]) for s in ("all", "without_duplicates")]
     assert numbers[0][0] == "accuracy, test split"
     leaked = accuracy.n["all"] - accuracy.n["without_duplicates"]
-    assert numbers[1][0] == f"accuracy without the {leaked} images that have a duplicate in training"
+    assert numbers[1][0] == f"accuracy without the {leaked} images that had a duplicate in the training split as it came"
     assert numbers[2][:2] == ("macro F1", f"{100 * clean[(clean.metric == 'macro_f1') & (clean.subset == 'all')].value.item():.1f} %")
     steps = f", {worst.steps} steps" if worst.steps > 1 else ""
     assert numbers[3][:2] == (f"accuracy under {worst.attack.upper()}, ε = 8/255{steps}", said_of(worst)[0])
@@ -574,7 +574,7 @@ def test_the_best_network_on_the_reported_split_is_named_if_it_is_another(watche
     text = headline_of(out)[1]
     assert "5 networks were measured on the reported images, which chose nothing" in text
     ahead = best.value > clean[clean.model == found.chosen].value.item()
-    assert (f"the best of them there is {best.model}, {100 * best.value:.1f} %" if ahead else "also by this measure the best") in text
+    assert (f"the best of them there is {best.model}, {100 * best.value:.1f} %" if ahead else "the chosen student is also the most accurate of them there") in text
     others = found.results.assign(value=found.results.value.where(found.results.model != "teacher resnet18", .99))
     monkeypatch.setattr(found, "results", others)
     assert "the best of them there is teacher resnet18, 99.0 %" in " ".join(found.sentences())
@@ -715,3 +715,77 @@ def test_a_teacher_of_another_size_is_not_asked_about_the_student_s_images():
         teacher, = make_teachers(how.teachers)
         teacher.fit(splits, 0)
         assert isinstance(cache_logits([teacher], splits, how)[0], OnlineLogits) == online, size
+
+
+# ---- refused before the teachers are fitted ----
+
+@pytest.mark.parametrize("changes, error", [
+    (["student.soft=votes"], "no column 'vote_"), (["student.class_weights=[1,2]"], "class_weights"), (["student.amp=fp16"], "amp='fp16' on cpu"),
+    (["student.network=landmarks"], "teacher='landmarks'"), (["quads={}", "student.bs=31"], "pairs need an even number"),
+    (["adversarial.fit.stage_drop=0.1"], "stage_drop=0.1"), (["adversarial.fit.soft=votes"], "no column 'vote_")])
+def test_a_student_that_cannot_be_fitted_is_refused_before_its_teachers(changes, error, tmp_path, monkeypatch):
+    from fer_nb.config import override
+    monkeypatch.setattr(pipeline, "fit_teachers", lambda *_: pytest.fail("teachers were fitted"))
+    ds = make_faces(105, seed=0, defects=None, balance="uniform")[0]
+    with pytest.raises((ConfigError, DataError), match=re.escape(error)):
+        run(ds, override(QUICK, changes), tmp_path / "out", show=False)
+    assert not list(tmp_path.iterdir())   # a corrected run begins without a trace of this one
+
+
+def test_folds_of_two_generations_can_be_run(monkeypatch, tmp_path):
+    seen, both = [], replace(QUICK, data=replace(QUICK.data, folds=2))
+    monkeypatch.setattr(pipeline, "run", lambda ds, preset, *_, **__: seen.append(preset) or (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        pipeline.run_folds(make_faces(400, seed=0, defects=None, balance="uniform")[0], replace(both, born_again=both), tmp_path / "out", show=False)
+    assert seen[0].born_again.data == seen[0].data and seen[0].data.folds is None
+
+
+def test_what_the_precision_was_is_known_of_folds_and_records(tmp_path, monkeypatch):
+    from fer_nb.launch import machine
+    preset, ds = replace(QUICK, teachers=(), adversarial=None, data=replace(QUICK.data, folds=2)), make_faces(400, seed=0, defects=None, balance="uniform")[0]
+    real, done = pipeline.run, []
+
+    def once(*args, **how):
+        if done:
+            raise InterruptedError
+        done.append(1)
+        return real(*args, **how)
+
+    monkeypatch.setattr(pipeline, "run", once)
+    with pytest.raises(InterruptedError):
+        pipeline.run_folds(ds, preset, tmp_path / "out", show=False)
+    with machine(amp="bf16"), pytest.raises(StoreError, match="amp is 'absent' there and 'bf16' here"):
+        pipeline.run_folds(ds, preset, tmp_path / "out", show=False)
+
+
+def test_a_record_names_every_start_and_the_precision(tmp_path):
+    from fer_nb.launch import machine
+    ds = make_faces(105, seed=0, defects=None, balance="uniform")[0]
+    with machine(amp="bf16"):
+        out = run(ds, replace(QUICK, teachers=(), adversarial=None), tmp_path / "out", show=False)
+    config = json.loads((out / "config.json").read_text())
+    assert config["record"]["amp"] == "bf16" and len(config["record"]["starts"]) == 1
+    assert "within machine(amp='bf16')" in unescape((out / "report.html").read_text())
+
+
+def test_what_a_network_may_cost_is_counted_in_images(monkeypatch):
+    class Answers(torch.nn.Module):
+        def __init__(self, right):
+            super().__init__()
+            self.right = right
+    monkeypatch.setattr(pipeline, "between", lambda a, b, k: b if k == 1 else a)
+    monkeypatch.setattr(pipeline, "predict_logits", lambda net, ds: np.eye(2)[(np.arange(100) >= net.right).astype(int)])
+    valid = type("Valid", (), {"targets": lambda self: np.zeros(100, int), "__len__": lambda self: 100})()
+    for right in range(5, 101):
+        assert pipeline.within_cost(Answers(right), Answers(right - 5), valid, .05)[1] == 1.0, right
+        assert pipeline.within_cost(Answers(right), Answers(right - 5), valid, .04)[1] != 1.0
+
+
+def test_faces_are_looked_for_by_as_many_processes_as_are_asked_for(monkeypatch):
+    from fer_nb.launch import machine
+    seen = []
+    monkeypatch.setattr(pipeline.FaceRefiner, "refine", lambda self, ds, workers: seen.append(workers) or ds.assign(face_status="ok"))
+    for workers in (None, 0, 4):
+        with machine(workers=workers):
+            pipeline.refined(make_faces(20, seed=0)[0], replace(TINY, data=Data(refine="keep")))
+    assert seen == [1, 1, 4]

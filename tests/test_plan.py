@@ -121,3 +121,12 @@ def test_the_parts_of_sqsnet_are_planned_as_they_are_made(protocol, splits):
     assert planned.train + planned.valid == len(made.train) + len(made.valid) and planned.test == len(made.test)
     fits = [part.name for part in plan.parts_of(preset, planned) if part.fit]
     assert len(fits) == 1 + (made.everything is not None) and planned.again == len(made.everything or ())
+
+
+def test_a_network_of_a_file_is_counted_and_a_second_pass_too(tmp_path):
+    from fer_nb.models import HyFER, save_hyfer
+    file = str(save_hyfer(HyFER(7, 1, "light").eval(), tmp_path / "st.safetensors") or tmp_path / "st.safetensors")
+    by_name, by_file = plan.cost_of("light", 48, 1), plan.cost_of(file, 48, 1)
+    assert (by_file.parameters, by_file.macs) == (by_name.parameters, by_name.macs) and by_file.kept > 0
+    plain, sam = (plan.parts_of(override(SMALL, [f"student.sam={v}"]), N)[0].passes for v in ("null", "0.05"))
+    assert sam == plain + 3 * SMALL.student.epochs * N.shown

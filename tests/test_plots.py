@@ -118,7 +118,44 @@ def test_robust_lines_are_told_apart_without_colour():
 def test_robust_without_a_model_column_and_with_many_sizes():
     table = curves(models=["a"]).drop(columns="model").query("split == 'test'")
     assert plot_robust(table).get_legend().get_texts()[1].get_text() == "pgd (10 steps)"
-    assert plot_robust(pd.concat([curves(30), curves(1200)])).get_ylabel() == "accuracy (30 to 1,200 images)"
+    assert plot_robust(pd.concat([curves(30, ["a"]), curves(1200, ["b"])])).get_ylabel() == "accuracy (30 to 1,200 images)"
+
+
+def test_robust_rows_of_a_point_are_one():
+    with pytest.raises(DataError, match="rows more than one a cell, the first of a"):
+        plot_robust(pd.concat([curves().assign(seed=k) for k in (0, 1)]))
+    both = pd.concat([curves(1000, ["a"]).assign(subset="sample"), curves(3589, ["a"]).assign(subset="all")])
+    assert len(plot_robust(both[both.split == "valid"]).lines) == 4
+    assert plot_robust(curves(models=["a"]).drop(columns="steps").query("attack == 'pgd'")).get_legend().get_texts()[0].get_text() == "a, valid, pgd"
+    efforts = pd.concat([curves(models=["a"]).query("attack == 'pgd' and split == 'test'").assign(steps=k) for k in range(1, 11)])
+    lines = plot_robust(efforts).lines
+    assert len({(line.get_marker(), line.get_linestyle(), line.get_color()) for line in lines}) == len(lines) == 10
+    with pytest.raises(DataError, match="no column 'eps'"):
+        plot_robust(curves().drop(columns="eps"))
+
+
+def test_tables_of_several_seeds_are_not_drawn_as_one():
+    with pytest.raises(DataError, match="more than one a cell"):
+        plot_tradeoff(pd.concat([PRICE, PRICE]))
+    curve = pd.DataFrame({"kind": "blur", "severity": [1, 1], "metric": "accuracy", "value": [.5, .6], "n": 9})
+    with pytest.raises(DataError, match="more than one a cell, the first of blur, 1"):
+        plot_corruptions(curve)
+    weights = pd.DataFrame({"epoch": [0, 0], "teacher": "t", "emotion": "sad", "weight": [.5, .6]})
+    with pytest.raises(DataError, match="more than one a cell"):
+        plot_weights(weights)
+    with pytest.raises(DataError, match="no column 'phase'"):
+        plot_history(HISTORY.drop(columns="phase"))
+
+
+def test_every_class_is_counted_and_has_a_look_of_its_own():
+    before, after = (pd.DataFrame({"all": n}, index=labels) for n, labels in (([5, 4], ["happy", "sad"]), ([5, 30], ["happy", "neutral"])))
+    ax = plot_counts(before, after)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["happy", "sad", "neutral"]
+    assert [b.get_width() for b in ax.containers[0]] == [5, 4, 0] and [b.get_width() for b in ax.containers[1]] == [5, 0, 30]
+    own = [f"class {k}" for k in range(12)]
+    dots = plot_embedding(rng.normal(size=(60, 4)), np.resize(own, 60)).collections
+    looks = {(tuple(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in dots}
+    assert len(looks) == len(dots) == 12
 
 
 def test_history_of_one_epoch():
@@ -329,7 +366,7 @@ def test_networks_of_unknown_size_are_drawn_too():
 def test_splits_are_not_drawn_through_each_other():
     with pytest.raises(DataError, match="one split expected"):
         plot_tradeoff(pd.concat([PRICE.assign(split="train"), PRICE.assign(split="test")]))
-    attacked = curves().assign(norm="linf", split="test")
+    attacked = curves()[lambda t: t.split == "test"].assign(norm="linf")
     row = attacked.iloc[:1].assign(attack="none", eps=0.0, norm="none")
     both = pd.concat([row.assign(split="train", value=0.95), row.assign(split="test", value=0.8), attacked], ignore_index=True)
     starts = [line.get_ydata()[0] for line in plot_robust(both).lines]

@@ -25,7 +25,7 @@ from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, 
 from fer_nb.faces import FaceFinder, FoundFace, face_square
 from fer_nb.models import GeometryTeacher, HyFER, create_teacher, save_hyfer, save_teacher
 from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, as_image, format_of, is_video, need_spare, reasons_against, signs,
-                            signs, structure, write_annotated, write_results)
+                            structure, track_summary, write_annotated, write_results)
 
 PHOTO = astronaut()[:360, 60:420]
 
@@ -273,7 +273,7 @@ def test_wrong_weights_are_refused_in_one_sentence(tmp_path):
         Recogniser(torch.nn.Linear(1, 1))
     wrong = HyFER(7, 1, "light")
     wrong.labels = ("a", "b")
-    with pytest.raises(DataError, match=r"logits of shape \(1, 7\)"):
+    with pytest.raises(DataError, match=r"logits of shape \(2, 7\)"):
         Recogniser(wrong, crop=False)(PHOTO)
     with torch.no_grad():
         wrong.fc.bias.fill_(torch.nan)
@@ -1077,3 +1077,192 @@ def test_smoothed_probabilities_are_judged_as_they_are_shown(toy):
     assert first.reliable and abs(second.probs["dark"] - 0.5) < 0.02 and second.reasons == ("small", "emotions level")
     (third,) = tracker([replace(face, probs={"dark": 0.02, "bright": 0.98}, reasons=("emotions level",))], 60.0)
     assert third.reliable
+
+
+# ---- what is computed, and what is written ----
+
+@pytest.mark.parametrize("kind, low, high", [("int8", -100, 100), ("uint8", 1, 5), ("int16", -30000, 30000), ("int64", -9, 9), ("bool", 0, 1),
+                                             ("float16", -5, 5), ("float32", -5, 5), ("float64", -5, 5)])
+def test_logits_of_every_type_are_the_same_numbers(kind, low, high):
+    network = Network(("a", "b"), 8, 1, 10.0, lambda x: np.array([[low, high], [high, high]]).astype(kind), "toy")
+    p = network([np.zeros((8, 8), np.uint8)] * 2)
+    assert p.dtype == np.float32
+    low = 1 / (1 + np.exp(min(700, (high - low) / 10)))
+    np.testing.assert_allclose(p, [[low, 1 - low], [.5, .5]], atol=1e-6)
+
+
+class Soft(torch.nn.Sequential):
+    "Ends in a softmax."
+    labels, in_chans = ("a", "b", "c"), 1
+
+    def __init__(self, scale=1.0):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(48 * 48, 3), torch.nn.Softmax(1))
+        self.scale = scale
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+def test_probabilities_are_no_logits():
+    with pytest.raises(DataError, match=r"weights: gives probabilities; logits expected \(remove its softmax\)"):
+        Recogniser(Soft(), crop=False)
+    by_hand = Network(("a", "b", "c"), 48, 1, 1.0, lambda x: np.full((len(x), 3), 100 / 3, np.float32), "toy")
+    with pytest.raises(DataError, match="toy: gives probabilities"):            # percent, which few images may be by chance
+        by_hand([np.zeros((48, 48), np.uint8)] * 8)
+    assert by_hand([np.zeros((48, 48), np.uint8)] * 2).shape == (2, 3)
+    from fer_nb.checks import check_logits
+    rng = np.random.default_rng(0)
+    for n in (2, 7, 8, 50):                                                     # one rule in two places
+        for kind in (np.float32, np.float16):
+            for z in (rng.dirichlet(np.ones(7), n), rng.dirichlet(np.ones(7), n) * 100, rng.normal(size=(n, 7)), np.eye(7)[rng.integers(7, size=n)],
+                      np.abs(rng.normal(size=(n, 7))), rng.dirichlet(np.ones(7), n) * 1.03, rng.dirichlet(np.ones(7), n).round(3)):
+                said = ""
+                with suppress(ConfigError):
+                    check_logits(torch.from_numpy(z.astype(kind)), n)
+                    said = "fine"
+                with suppress(DataError):
+                    Network(tuple("abcdefg"), 8, 1, 1.0, None, "toy").checked(z.astype(kind), n)
+                    said += " fine"
+                assert said in ("", "fine fine"), (n, kind)
+
+
+def test_an_image_of_another_size_is_read_as_in_training(tmp_path):
+    "Recogniser, `load_teacher` and what `data.resized` makes of it agree; another filter does not."
+    from fer_nb.data import resized
+    from fer_nb.evaluate import predict_logits
+    from fer_nb.models import load_teacher
+    from fer_nb.synth import make_faces
+    torch.manual_seed(0)
+    net = HyFER(7, 1, "light").eval()
+    with torch.no_grad():
+        net.fc.weight.mul_(20)                                                  # logits that differ
+    save_hyfer(net, tmp_path / "net.safetensors")
+    rng = np.random.default_rng(0)
+    faces, _ = make_faces(24, defects=None)
+    large = faces.replace(images=rng.integers(0, 256, (24, 100, 100), dtype=np.uint8))
+    ours = [list(f.probs.values()) for (f,) in Recogniser(tmp_path / "net.safetensors", crop=False).batch(list(large.array()))]
+    for ds, near in ((large, .003), (resized(large, 48), 1e-4)):
+        z = torch.from_numpy(predict_logits(load_teacher(tmp_path / "net.safetensors"), ds))
+        np.testing.assert_allclose(ours, z.softmax(1), atol=near)
+    bicubic = [np.asarray(Image.fromarray(im).resize((48, 48), Image.Resampling.BICUBIC)) for im in large.array()]
+    z = torch.from_numpy(predict_logits(net, large.replace(images=np.stack(bicubic))))
+    assert np.abs(np.array(ours) - z.softmax(1).numpy()).max() > .004
+
+
+@pytest.mark.parametrize("facts", [{"batch": 1}, {"kind": "FLOAT16"}, {"input_size": "64"}, {"in_chans": "3"}])
+def test_an_onnx_file_is_tried_when_it_is_read(tmp_path, facts):
+    import onnx
+    pytest.importorskip("onnxruntime")
+    onnx_model(tmp_path / "toy.onnx")
+    model = onnx.load(tmp_path / "toy.onnx")
+    for entry in model.metadata_props:
+        entry.value = facts.get(entry.key, entry.value)
+    if "batch" in facts:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    if "kind" in facts:
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", ["images"], ["wide"], to=onnx.TensorProto.FLOAT))
+        model.graph.node[1].input[0] = "wide"
+    onnx.save(model, tmp_path / "toy.onnx")
+    with pytest.raises(DataError, match="toy.onnx: fails on two images of .* float32 in batches of any size"):
+        Network.read(tmp_path / "toy.onnx")
+
+
+@pytest.mark.parametrize("given, temperature", [(None, 1), (2, 2), (1.5, 1.5), (np.float32(1.5), 1.5), (torch.tensor(1.5), 1.5), (torch.tensor([1.5]), 1.5),
+                                                (np.array(1.5), 1.5)])
+def test_temperatures_of_every_kind(given, temperature):
+    network = Network.read(Module(record={"temperature": given}))
+    assert network.temperature == temperature and isinstance(network.temperature, (int, float))
+
+
+class Found:
+    "A finder of one's own, of whatever types."
+
+    def __init__(self, box, score=.9, points=((np.nan,) * 2,) * 6):
+        self.face = FoundFace(box, score, np.array(points, np.float32) if isinstance(points, tuple) else points)
+
+    def __call__(self, image):
+        return [self.face]
+
+
+@pytest.mark.parametrize("finder, box, landmarks", [
+    (Found([1, 2, 30, 30]), [1, 2, 30, 30], None), (Found(np.array([1, 2, 30, 30.25], np.float32), np.float32(.9)), [1, 2, 30, 30.2], None),
+    (Found((1., 2, 30, 30), np.float64(.9), ((9., 9), (20, 9), (15, 15), (15, 20), (5, 9), (25, np.nan))), [1, 2, 30, 30],
+     [[9, 9], [20, 9], [15, 15], [15, 20], [5, 9], [25, None]])])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_faces_of_any_finder_are_written_in_every_format(tmp_path, finder, box, landmarks):
+    own = Recogniser(Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy"), finder=finder)
+    results = own.many([np.full((60, 60), 200, np.uint8)])
+    assert [(r.status, r.note) for r in results] == [("ok", "")]
+    for ending in ("csv", "json", "parquet"):
+        write_results(results, ending, tmp_path / f"r.{ending}")
+    (face,) = json.loads((tmp_path / "r.json").read_text())["faces"]
+    assert face["box"] == box and face["score"] == .9 and face["landmarks"] == landmarks
+    assert pd.read_csv(tmp_path / "r.csv")[["x", "y", "width", "height"]].values.tolist() == [box]
+
+
+@pytest.mark.parametrize("finder", [Found([1, 2, 3]), Found("abcd"), Found([1, 2, 3, 4], None), Found([1, 2, 3, 4], .9, np.zeros((5, 2)))])
+def test_a_face_that_is_none_is_the_finders_fault(finder):
+    own = Recogniser(Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy"), finder=finder)
+    with pytest.raises(ConfigError, match="finder: a face with the box"):
+        own(np.full((60, 60), 200, np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_without_labels_the_columns_are_those_of_the_first_face(plain, tmp_path, kind):
+    read = pd.read_csv if kind == "csv" else pd.read_parquet
+    found = plain.many([np.zeros((48, 48), np.uint8)] * 2)
+    seen = []
+    write_results([Result("none.png", "no_face"), *found, Result("gone.png", "error", note="why")], kind, tmp_path / f"r.{kind}", each=seen.append)
+    table = read(tmp_path / f"r.{kind}")
+    assert list(table.columns[-4:]) == [*plain.network.labels, "status", "note"] and len(seen) == len(table) == 4
+    assert table[list(plain.network.labels)].sum(axis=1, min_count=1).round(3).tolist()[1:3] == [1, 1] and np.isnan(table.dark[0])
+    write_results([Result("none.png", "no_face")] * 3, kind, tmp_path / f"none.{kind}")
+    assert len(read(tmp_path / f"none.{kind}")) == 3
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_faces_of_other_labels_are_refused_before_a_file_is_there(plain, tmp_path, kind):
+    with pytest.raises(LabelError, match="item 0: a face with the label 'dark'; .* expected: happy, sad"):
+        write_results(plain.many([np.zeros((48, 48), np.uint8)]), kind, tmp_path / f"r.{kind}", ("happy", "sad"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pillow_image_that_is_not_loaded_is_checked_as_its_file(plain, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.jpg", quality=90)
+    content = (tmp_path / "a.jpg").read_bytes()
+    cut = content[:len(content) // 3] + b"\xff\xd9"                             # ends as it should; Pillow fills it up with grey
+    (tmp_path / "cut.jpg").write_bytes(cut)
+    for image in (tmp_path / "cut.jpg", cut, Image.open(tmp_path / "cut.jpg"), Image.open(BytesIO(cut))):
+        with pytest.raises(ImageError, match="cut short"):
+            as_image(image)
+    for image in (Image.open(tmp_path / "a.jpg"), Image.open(BytesIO(content))):
+        assert np.array_equal(as_image(image), as_image(tmp_path / "a.jpg"))
+    (draft := Image.open(tmp_path / "a.jpg")).draft("L", (90, 90))
+    assert as_image(draft).shape == (90, 90)
+    (loaded := Image.open(tmp_path / "cut.jpg")).load()
+    assert as_image(loaded).shape == PHOTO.shape                                # its pixels are all that is known
+    cv2.imwrite(str(tmp_path / "dark.png"), np.full((40, 40, 3), 12 * 256, np.uint16))
+    for image in (tmp_path / "dark.png", Image.open(tmp_path / "dark.png")):
+        with pytest.warns(UserWarning, match="colours of 16 bits that use 12"):
+            as_image(image)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "tiff"])
+def test_the_frame_that_is_used_is_named(plain, tmp_path, ending):
+    frames = [Image.new("RGB", (40, 40), (grey,) * 3) for grey in (0, 100, 200)]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
+    for k, note in ((0, "3 frames; the first one is used"), (2, "3 frames; number 3 is used")):
+        (opened := Image.open(tmp_path / f"a.{ending}")).seek(k)
+        (result,) = plain.many([opened])
+        assert result.note == note and abs(int(result.image.mean()) - 100 * k) < 3
+
+
+def test_tracks_without_probabilities_are_refused():
+    table = pd.DataFrame({"file": "v", "track": [0, 0], "time": [0, .1], "emotion": ["a", "b"], "a": [1, 0], "b": [0, 0], "status": "ok"})
+    (row,) = track_summary(table).to_dict("records")                            # columns of whole numbers
+    assert (row["a"], row["b"], row["emotion"]) == (.5, 0, "a")
+    for bad in (table.drop(columns=["a", "b"]), table.assign(a=np.nan, b=np.nan), table.assign(a=[.1, np.nan], b=[.9, np.nan])):
+        with pytest.raises(DataError, match=r"row [01] has a track and no probability; a column of numbers for each label"):
+            track_summary(bad)
+    assert track_summary(table.assign(track=np.nan)).empty

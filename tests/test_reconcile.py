@@ -18,7 +18,7 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 
 from fer_nb.audit import PAPER_TABLE1  # noqa: E402
 from fer_nb.cli import parser  # noqa: E402
-from fer_nb.core import DataError  # noqa: E402
+from fer_nb.core import ConfigError, DataError  # noqa: E402
 from fer_nb.hyfer_studies import PAPER_TABLE4  # noqa: E402
 from fer_nb.models import SQSNET_TABLE3, TEACHERS, teacher_table  # noqa: E402
 from fer_nb.reconcile import (PAPER_COLUMNS, SideBySide, as_printed, beside, footnotes, largest_f1, largest_sd, over_runs, p_range,  # noqa: E402
@@ -179,6 +179,38 @@ def test_runs_are_averaged_apart():
     for r in over_runs(runs, ["model", "metric"], 100).itertuples():
         v = 100 * runs.value[(runs.model == r.model) & (runs.metric == r.metric)]
         assert (r.value, r.plus_minus, r.runs) == pytest.approx((v.mean(), np.std(v, ddof=1), 5))
+
+
+def test_runs_without_a_value_or_a_name_are_neither_counted_nor_lost():
+    runs = pd.DataFrame({"model": ["a"] * 3, "teacher": [np.nan, np.nan, "t"], "value": [.5, .7, np.nan]})
+    table = over_runs(runs, ["model", "teacher"])
+    assert table.runs.tolist() == [2, 0] and table.value.tolist()[0] == pytest.approx(.6) and np.isnan(table.value[1])
+    assert over_runs(runs, ["model"]).runs.tolist() == [2] and over_runs(runs, ["model"], 100).plus_minus[0] == pytest.approx(14.142, abs=.001)
+
+
+@pytest.mark.parametrize("text, here, agrees", [("5e-3", .9, False), ("5e-3", .0052, True), ("1.2e-05", 1.9e-5, False), ("1.2e-05", 1.24e-5, True),
+                                                ("4E+2", 430, True), ("4E+2", 530, False), ("1e1", 21, False)])
+def test_figures_in_scientific_notation_have_decimals(text, here, agrees):
+    found = beside(facts(("A", "p", text)), pd.DataFrame({"row": ["A"], "column": ["p"], "value": [here]}), "other data")
+    assert (found.remark.iloc[0] == "agrees") == agrees and (agrees or found.difference.iloc[0] != "0")
+
+
+def test_a_figure_that_stands_twice_is_a_fault():
+    once = pd.DataFrame({"row": ["A"], "column": ["acc"], "value": [.91]})
+    with pytest.raises(DataError, match="A, acc: measured more than once"):
+        beside(facts(("A", "acc", "0.91")), pd.concat([once, once.assign(value=.85)]), "other seed")
+    twice = facts(("A", "acc", "0.91"), ("A", "acc", "0.55"), ("A", "rest", "1"), ("A", "rest", "2"))
+    with pytest.raises(DataError, match="A, acc: more than once in the paper's table") as e:
+        beside(twice, once, "other data", "`f()`")
+    assert "rest" not in str(e.value)                                   # nobody measured it: it is shown as printed
+    assert len(beside(twice, None, "", "`f()`")) == 1
+
+
+def test_p_of_equal_means_is_one():
+    assert p_range(0, 1, 1, 5) == p_range(0.0, 0, 0, 2) == (1.0, 1.0) and p_range(1, 0, 0, 5) == (0.0, 0.0)
+    for k in (1, 0, 2.5):
+        with pytest.raises(ConfigError, match=f"k={k}"):
+            p_range(1, 0, 1, k)
 
 
 def test_a_table_shows_both_figures_and_says_each_thing_once():

@@ -236,5 +236,8 @@ def test_a_cell_of_the_robust_table_is_one_row():
     assert robust_table(small).loc[0, ["ε = 0.001/255", "ε = 0.004/255"]].tolist() == [90, 50]
     lengths = attacked(rows=[{"norm": "l2", "eps": 0.1}, {"norm": "linf"}])
     assert {"ε = 0.1", "ε = 1/255"} <= set(robust_table(lengths))
-    with pytest.raises(DataError, match="1 rows more than one a cell, the first of a, pgd"):
+    with pytest.raises(DataError, match="1 rows more than one a cell, the first of a, test, pgd"):
         robust_table(attacked(rows=[{"seed": 0, "value": 0.9}, {"seed": 1, "value": 0.5}]))
+    from fer_nb.report import summary_table
+    with pytest.raises(DataError, match="more than one a cell, the first of test, a"):
+        summary_table(attacked(rows=[{"attack": "none", "tta": "none", "subset": "all", "n": 9, "seed": k} for k in (0, 1)]))

@@ -168,6 +168,15 @@ def test_a_set_without_poor_images_has_counts_and_no_gallery(tmp_path):
     clean = make_faces(60, seed=0, defects=None)[0].replace(name="kdef")
     made = reproduce("dmc", "figure 2", clean, out=tmp_path)
     assert not made.figures and made.write(tmp_path) == ["table.csv"]
+    two = pd.DataFrame({"n": [1, 2]}, index=pd.MultiIndex.from_tuples([("a", "b"), ("c", "d")]))
+    replace(made, tables={"table": two}).write(tmp_path / "two")
+    assert read_table(tmp_path / "two/table.csv").columns.tolist() == ["dataset", "row 1", "row 2", "n"]
+
+
+def test_the_gallery_counts_the_duplicates_of_table_1(tmp_path):
+    faces = make_faces(300, seed=1)[0].replace(name="kdef")
+    counts, beside = (reproduce("dmc", what, faces, budget="paper", out=tmp_path / what).shown["table"] for what in ("figure 2", "table 1"))
+    assert counts.loc["duplicate", "all"] == beside["duplicated"].sum() > 0
 
 
 @pytest.mark.parametrize("paper, what, start", [

@@ -253,7 +253,7 @@ def test_damage_in_the_middle(tmp_path, bad):
 def test_unreadable_and_unwritable(tmp_path, report):
     with pytest.raises(OSError, match="nowhere"):
         read_decisions(tmp_path / "nowhere")
-    with pytest.raises(OSError, match=tmp_path.name):
+    with pytest.raises(DataError, match=f"{tmp_path.name}: a folder"):
         read_decisions(tmp_path)
     (tmp_path / "file").write_text("")
     session = ReviewSession(report, tmp_path / "file" / "log", "anna")
@@ -507,3 +507,87 @@ def test_views_of_a_pair(tmp_path, report):
     single = ReviewSession(found, tmp_path / "alone")
     single.view = "difference"
     assert single.to_html().count("<img") == 1 and "difference ×" not in single.to_html()
+
+
+# ---- several sessions, datasets and files ----
+
+def test_an_undo_takes_back_what_its_session_decided(tmp_path, report):
+    "Two windows of one reviewer on one log: whatever the order, memory is the log."
+    a, b = (ReviewSession(report, tmp_path / "log", "anna") for _ in range(2))
+    first = a.current.id
+    a.decide("keep"), b.decide("drop"), a.undo()
+    assert a.decisions == {first: "drop"} and read_decisions(tmp_path / "log").action.tolist() == ["drop"]
+    a.undo()                                                                 # nothing of its own is left
+    assert a.decisions == {first: "drop"}
+    b.undo()
+    assert b.decisions == ReviewSession(report, tmp_path / "log", "anna").decisions == {} and read_decisions(tmp_path / "log").empty
+    for k in range(5):
+        b.decide("drop"), a.decide("keep")
+        assert a.decisions == ReviewSession(report, tmp_path / "log", "anna").decisions   # knows of the other's
+    mine = [r["id"] for r in a._made if (r["time"], r["id"], r["action"]) not in a._elsewhere]
+    a.undo()
+    assert a.current.id == mine[-1] and a.decisions == ReviewSession(report, tmp_path / "log", "anna").decisions
+
+
+def test_old_logs_without_the_time_of_what_is_undone(tmp_path):
+    log = write(tmp_path / "log", line(0), line(1, action="keep"), line(2, action="undo"))
+    assert read_decisions(log).action.tolist() == ["drop"]
+    write(log, line(0), line(1, action="keep"), line(2, action="undo") | {"undoes": line(0)["time"]})
+    assert read_decisions(log).action.tolist() == ["keep"]
+    write(log, line(0), line(2, action="undo") | {"undoes": "another time"})
+    assert read_decisions(log).action.tolist() == ["drop"]
+
+
+def test_a_log_of_two_datasets_is_applied_where_that_was_asked_for(tmp_path, report):
+    other, log = audit(report.ds.take(range(7)), search=None), tmp_path / "log"
+    ReviewSession(report, log, "anna").decide("drop")
+    with open(log, "a") as f:
+        f.write(json.dumps(line(3, id="gone", action="drop", dataset=report.ds.fingerprint())) + "\n")
+    screen = Reviewer(other, log, "anna", any_dataset=True)
+    while screen.panel.value == "":
+        screen.press("k" if len(screen.session.decisions) % 2 else "d")
+    words = Tags(screen.panel.value).words
+    scope = {"audit": other}
+    exec(words[words.index("from fer_nb"):words.index("Unsure ones")], scope)
+    assert list(scope["clean"].df.id) == list(other.clean(screen.session.decisions).df.id) and len(scope["clean"]) < 7
+    for read in (review_decisions, merge_decisions, lambda *a, **k: review_changes(other, *a, **k)):
+        with pytest.raises(DataError, match="any_dataset=True"):
+            read(log)
+        assert len(read(log, any_dataset=True))
+    ben = write(tmp_path / "ben", line(4, "ben"))
+    assert len(agreement(log, ben, any_dataset=True))
+
+
+def test_what_reviewers_differ_about_is_said_at_the_end(tmp_path, report):
+    anna, ben = (Reviewer(report, tmp_path / "log", name) for name in ("anna", "ben"))
+    for _ in range(6):
+        anna.press("d")
+    assert "its reviewers differ" not in anna.panel.value
+    for _ in range(6):
+        ben.press("k" if len(ben.session.decisions) < 4 else "d")
+    assert "All 6 are decided" in ben.panel.value and "On <b>4</b> of the images in this log its reviewers differ" in ben.panel.value
+
+
+@pytest.mark.parametrize("content", [json.dumps({"accuracy": .7}), "hello", "a, b", json.dumps(line(0))[1:40], "\x89PNG\r"])
+def test_a_file_that_is_no_log_is_never_written_to(tmp_path, report, content):
+    (path := tmp_path / "card.json").write_bytes(content.encode("latin1"))
+    for read in (lambda: ReviewSession(report, path, "anna"), lambda: read_decisions(path)):
+        with pytest.raises(DataError, match="card.json, line 1: not a decision"):
+            read()
+    assert path.read_bytes() == content.encode("latin1")
+
+
+def test_a_folder_and_no_name_are_no_log(tmp_path, report, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for log, why in ((tmp_path, "a folder; the file of a log expected"), ("", "an empty name"), (".", "a folder")):
+        with pytest.raises(DataError, match=why):
+            ReviewSession(report, log, "anna")
+
+
+def test_a_log_that_somebody_spoils_meanwhile_is_a_message(tmp_path, report):
+    screen = Reviewer(report, tmp_path / "log", "anna")
+    screen.press("d")
+    with open(tmp_path / "log", "a") as f:
+        f.write("spoiled\n")
+    screen.press("d")
+    assert "log, line 2: not a decision" in screen.message.value and len(screen.session.decisions) == 1

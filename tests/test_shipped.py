@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -197,3 +198,21 @@ def test_a_trial_of_the_scripts(tmp_path):
     names = [n for n, made in TABLES.items() if made.script and not made.needs and (n != "server" or find_spec("uvicorn"))]
     table = remake_tables(tmp_path, given, names, tiny=True, again=True)
     assert set(table.outcome) == {"made"}, table.outcome.tolist()
+
+
+def test_the_name_of_a_root_is_no_pattern(tmp_path):
+    for name in ("x[1]", "x1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "x1/table.csv").write_text("a\n1\n")
+    assert found_of(tmp_path / "x[1]", "table.csv") == tmp_path / "x[1]/table.csv"
+    assert found_of(tmp_path / "x1", "t*.csv") == tmp_path / "x1/table.csv"
+
+
+def test_what_a_command_says_in_other_letters_is_told(tmp_path):
+    from fer_nb.shipped import put_in_place, run_process
+    with pytest.raises(DataError, match="a table: exit status 1: caf"):
+        run_process("a table", [sys.executable, "-c", "import sys; sys.stderr.buffer.write(b'caf\\xe9'); sys.exit(1)"], {})
+    (tmp_path / "results").write_text("")
+    (tmp_path / "made.csv").write_text("a\n1\n")
+    with pytest.raises(StoreError, match="could not be written"):
+        put_in_place(tmp_path, {"results/a.csv": tmp_path / "made.csv"})

@@ -244,7 +244,7 @@ def test_models_refuse_what_they_cannot_be(tmp_path, net):
                        (lambda: HyFER(3, labels="abc"), "labels='abc'"), (lambda: HyFER(3, labels=["a", "a", "b"]), "more than once"),
                        (lambda: teacher_table(["resnet34"]), "resnet34", KeyError),
                        (lambda: save_teacher(nn.Linear(2, 2), tmp_path / "t.safetensors"), "a Linear is no HyFER"),
-                       (lambda: save_hyfer(net, tmp_path / "h.safetensors", accuracy=np.float32(0.3)), "not JSON", TypeError)):
+                       (lambda: save_hyfer(net, tmp_path / "h.safetensors", accuracy=object()), "numbers, text, lists")):
         with pytest.raises(tuple(error) or ConfigError, match=said):
             call()
     assert not list(tmp_path.iterdir())

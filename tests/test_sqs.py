@@ -1,6 +1,7 @@
 """Spatial Quad-Similarity of the exported package: gradients, quads by chance, and a callback that leaves no trace."""
 import copy
 import json
+import pickle
 import warnings
 
 import numpy as np
@@ -16,17 +17,20 @@ with warnings.catch_warnings():
     from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException
     from fastai.callback.mixup import CutMix, MixUp
     from fastai.callback.progress import ProgressCallback
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat
     from fastai.torch_core import trainable_params
 
+import fer_nb.sqs
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.augment import Augment
-from fer_nb.core import ConfigError, DataError, LabelError, seed_everything
+from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError, seed_everything
 from fer_nb.distill import EADD
 from fer_nb.loaders import ReplayLoader, dataloaders
 from fer_nb.models import HyFER, HyFERConfig, SQSNet, SQSNetConfig, count_macs
-from fer_nb.sqs import (SQS, QuadLoader, attach_sqs, detach_sqs, form_quads, quad_dataloaders, refine_features,
+from fer_nb.sqs import (SQS, QuadLoader, attach_sqs, detach_sqs, form_quads, quad_dataloaders, quad_similarities, refine_features,
                         refinement_map, spatial_similarity, sqs_layout, sqs_loss)
 from fer_nb.synth import make_faces
 from fer_nb.train import TrainingError, fit_model
@@ -486,3 +490,107 @@ def test_the_step_costs_little(dls):
         return sum(model(x).sum() for _ in range(4))
     once, ours = flops(plain), flops(with_sqs)
     assert ours < 1.3 * once and flops(four) > 2.5 * ours
+
+
+# ---- batches of other makes, other types, other processes ----
+
+def items(labels, dtype=torch.float32, same=None):
+    g = torch.Generator().manual_seed(3)
+    x = torch.rand(len(labels), 1, 48, 48, generator=g, dtype=dtype)
+    return list(zip(x if same is None else x[same], torch.tensor(labels)))
+
+
+def plain_dls(items, bs=8):
+    dls = DataLoaders(DataLoader(items, bs=bs), DataLoader(items, bs=bs))
+    dls.vocab = list(EMOTIONS)
+    return dls
+
+
+class Net(nn.Module):
+    labels, num_features, num_classes = EMOTIONS, 6, 7
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Conv2d(1, 6, 8, 8), nn.Linear(6, 7)
+
+    def forward_features(self, x):
+        return self.body(x)
+
+    def forward_head(self, f, pre_logits=False):
+        return f.mean((2, 3)) if pre_logits else self.fc(f.mean((2, 3)))
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def run(net, dls, *cbs):
+    learn = Learner(dls, net, CrossEntropyLossFlat(), cbs=cbs)
+    learn.remove_cb(ProgressCallback)
+    learn.logger = lambda row: None
+    learn.fit(1)
+    return learn
+
+
+def test_of_other_loaders_an_image_is_not_its_own_positive(monkeypatch):
+    labels = [0, 0, 1, 1, 2, 2, 3, 3]
+    twice = plain_dls(items(labels, same=[0, 0, 2, 2, 4, 4, 6, 6]))          # drawn with replacement
+    assert run(attach_sqs(Net()), twice, SQS()).sqs_log.quads.tolist() == [0.0]
+    assert run(attach_sqs(Net()), twice, AdversarialTraining(ratio=1.0), SQS()).sqs_log.quads.tolist() == [0.0]
+    assert run(attach_sqs(Net()), plain_dls(items(labels)), SQS()).sqs_log.quads.tolist() == [1.0]
+    x = torch.rand(5, 3, 9, 9)[[0, 1, 0, 3, 1]]
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert len(set(fer_nb.sqs._equal_rows(x.to(dtype)).tolist())) == 3
+
+
+def test_a_batch_without_anchors_under_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(attach_sqs(Net(), learnable=True))
+        log = run(net, plain_dls(items([0, 1, 2, 0, 1, 2, 0, 1, *[0] * 8, 0, 1, 2, 0, 1, 2, 0, 1])), SQS()).sqs_log
+    finally:
+        torch.distributed.destroy_process_group()
+    assert 0 < log.quads[0] < 1
+    alone = attach_sqs(Net())
+    run(alone, plain_dls(items([0] * 8)), SQS())
+    assert all(p.grad is None for p in alone.enhanced.parameters())          # no step, no decay
+
+
+def test_a_network_of_doubles_gets_a_classifier_of_doubles():
+    net = attach_sqs(Net().double(), learnable=True)
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+    assert run(net, plain_dls(items([0, 1, 2, 0, 1, 2, 0, 1], torch.float64)), SQS()).sqs_log.quads[0] == 1
+
+
+@pytest.mark.parametrize("seed", [0.5, 2**70, -1, True])
+def test_a_seed_that_is_no_number_of_64_bits_is_refused(seed):
+    with pytest.raises(ConfigError, match="seed="):
+        SQS(seed=seed)
+
+
+def test_a_learner_can_be_pickled_after_a_fit():
+    cb = run(attach_sqs(Net()), plain_dls(items([0, 1, 2, 0, 1, 2, 0, 1])), SQS()).sqs
+    cb.learn = None
+    assert pickle.loads(pickle.dumps(cb)).lam == cb.lam
+
+
+def test_what_all_faces_share_does_not_drown_their_differences():
+    torch.manual_seed(0)
+    maps = 100 + 0.03 * torch.randn(12, 384, 3, 3)
+    quads, mask = form_quads(torch.arange(12) % 3)
+    rows = mask.nonzero()[:, 0]
+    for q, found in zip(quads[:, rows], quad_similarities(maps, rows, quads[:, rows], 1.0, False)):
+        torch.testing.assert_close(found, spatial_similarity(maps[rows], maps[q], 1.0, False), atol=1e-4, rtol=0)
+
+
+def test_processes_get_whole_pairs(data):
+    for bs, world, fine in ((8, 2, True), (6, 2, False), (16, 3, False), (18, 3, True)):
+        train = quad_dataloaders(dataloaders(*data, bs=bs, device="cpu")).train
+        train.rank_world = 1, world
+        if not fine:
+            with pytest.raises(ConfigError, match=f"bs={bs}; .*a multiple of {2 * world}"):
+                next(iter(train))
+            continue
+        assert all((y.bincount(minlength=7) != 1).all() for _, y in train)

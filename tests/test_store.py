@@ -365,7 +365,7 @@ def test_a_command_is_shown_without_the_folders_of_the_machine(tmp_path, monkeyp
     (tmp_path / "there").mkdir()
     (tmp_path / "there/mine.csv").touch()
     monkeypatch.chdir(tmp_path)
-    assert command_line(["run", given]) == f"fer-nb run {shlex.quote(shown) if ' ' in shown else shown}"  # a shell reads it back
+    assert command_line(["run", given]) == f"fer-nb run {shlex.quote(shown)}"  # a shell reads it back
 
 
 def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
@@ -395,3 +395,17 @@ def test_two_processes_enter_their_records_one_after_the_other(tmp_path):
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
     assert [p.wait(120) for p in both] == [0, 0]
     assert {f for r in fer_nb.store._records(tmp_path / "record.json") for f in r["files"]} == {f"{n}{k}.csv" for n in "ab" for k in range(20)}
+
+
+def test_patterns_stay_as_they_are_in_a_command():
+    pattern = r"(?P<label>\w+)/\d+"
+    for words in (["--label-pattern", pattern], [f"--label-pattern={pattern}"]):
+        assert shlex.split(command_line(["run", *words]))[2:] == words
+    assert command_line(["run", "--set", "quads={}"]) == "fer-nb run --set 'quads={}'"
+
+
+def test_text_that_looks_like_numbers_comes_back_as_text(tmp_path):
+    made = pd.DataFrame({"subject": ["007", "010"], "flag": ["True", "False"], "day": ["2026-01-01", "2026-01-02"], "n": [1, 2]})
+    store = Store(tmp_path, {"a": 1})
+    pd.testing.assert_frame_equal(store.table("t", lambda: made), store.table("t", lambda: None), check_dtype=False)
+    assert store.table("t", lambda: None).subject.tolist() == ["007", "010"]

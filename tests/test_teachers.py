@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.data.core import Transform
+from fastai.data.core import DataLoaders, Transform
 from fastai.torch_core import TensorImageBW
 from PIL import Image
 from torch import nn
@@ -19,10 +19,10 @@ from fer_nb.core import ConfigError, DataError, FERError, LabelError
 from fer_nb.data import VOTE_COLUMNS, FERData
 from fer_nb.distill import EADD
 from fer_nb.loaders import ReplayLoader, dataloaders, make_splits
-from fer_nb.models import HyFER, save, weights_digest
+from fer_nb.models import HyFER, load, load_teacher, save, weights_digest
 from fer_nb.store import Store
 from fer_nb.synth import make_faces
-from fer_nb.teachers import (AnnotatorTeacher, CachedLogits, FileTeacher, Geometry, LandmarkTeacher, NetworkTeacher, StaleCacheError,
+from fer_nb.teachers import (AnnotatorTeacher, CachedLogits, FileTeacher, Geometry, LandmarkTeacher, NetworkTeacher, OnlineLogits, StaleCacheError,
                              TeacherBase, geometry_features, make_teachers, teacher_logits)
 from toys import fit, flat, small_net
 
@@ -567,3 +567,29 @@ def test_a_network_from_a_file_is_asked_where_the_batches_go_and_goes_back(split
     places.clear()
     teacher.logits(splits.test)
     assert places[0] == "cpu" and next(teacher.network.parameters()).device.type == "cpu"
+
+
+def test_a_teacher_that_resizes_does_not_share_a_cache_with_one_that_does_not(tmp_path):
+    faces = make_faces(60, seed=1, defects=None, size=64)[0]
+    dls = dataloaders(faces.take(np.arange(40)), faces.take(np.arange(40, 60)), bs=8, device="cpu", views=1)
+    torch.manual_seed(0)
+    path = save(HyFER(7, 1, "light", labels=faces.labels), tmp_path / "t.safetensors")
+    plain, resizing = load(path, "t"), load_teacher(path, "t")
+    first = teacher_logits(plain, dls.train, dls.valid, folder=tmp_path / "cache")
+    with pytest.raises(StaleCacheError, match="resized is"):
+        teacher_logits(resizing, dls.train, dls.valid, folder=tmp_path / "cache")
+    own = teacher_logits(resizing, dls.train, dls.valid)
+    assert not np.array_equal(first.train, own.train) and own.key["resized"] == 48
+    assert OnlineLogits(plain).key != OnlineLogits(resizing).key
+
+
+def test_a_function_that_augments_cannot_be_cached(dls):
+    train = ReplayLoader(dls.train.ds, 8, train=True, augment=lambda x, ids, view, seed: x, views=2)
+    with pytest.raises(ConfigError, match="augment is a function"):
+        teacher_logits(small_net(0), train, dls.valid, name="t")
+
+
+def test_cached_logits_without_validation_images_are_refused(dls):
+    cached = teacher_logits(small_net(3).eval(), dls.train, dls.valid, name="t")
+    with pytest.raises(ConfigError, match="no validation images"):
+        fit(DataLoaders(dls.train), [EADD([cached])])

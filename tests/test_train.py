@@ -21,9 +21,12 @@ from fastai.optimizer import OptimWrapper
 from timm.layers import create_conv2d
 from torch import nn
 
+from fer_nb.advtrain import AdversarialTraining
 from fer_nb.config import OPTIMISERS, Fit
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, seed_everything
 from fer_nb.loaders import dataloaders
+from fer_nb.models import load_teacher, save
+from fer_nb.synth import make_faces
 from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, FocalCrossEntropy, KeepBest, Mix, ResumableLearner, TrainingError,
                           fit_model, make_loaders, make_network, read_checkpoint, write_checkpoint)
 
@@ -769,3 +772,36 @@ def test_a_fit_refuses_a_network_without_the_dropout_it_names():
     with pytest.raises(ConfigError, match="not made with it"):
         fit_model(make_network(Fit("light"), ds.labels), dls, fit)
     assert len(fit_model(make_network(fit, ds.labels), dls, fit)) == 1
+
+
+def test_the_size_of_the_images_is_what_a_network_is_meant_for_from_then_on(tmp_path):
+    faces = make_faces(40, seed=0, defects=None, size=56)[0]
+    train, valid = faces.take(np.arange(24)), faces.take(np.arange(24, 40))
+    for size, resized, side in ((None, None, 56), (48, None, 48), (None, 40, 48)):
+        how = Fit("light", size=size, bs=8, epochs=1, augment=None, device="cpu")
+        model = make_network(how, faces.labels)
+        model.adapt.size = resized
+        fit_model(model, make_loaders(train, valid, how), how)
+        assert model.input_size == model.config.input_size == side
+        if side == 56:
+            back, x = load_teacher(save(model, tmp_path / "m.safetensors")), valid_images(valid)
+            with torch.no_grad():
+                torch.testing.assert_close(back(x), model(x))
+                assert back.input_size == 56
+
+
+def valid_images(ds):
+    return torch.from_numpy(ds.array())[:, None] / 255
+
+
+def test_a_checkpoint_of_another_attack_of_the_same_name_is_refused(dls, tmp_path):
+    def attack(by):
+        return lambda model, x, y, eps, generator: (x * by).clamp(0, 1)
+
+    def go(by, epochs):
+        how = Fit(epochs=epochs, bs=32, keep="last")
+        return fit_model(net(), dls, how, cbs=[AdversarialTraining(attack(by))], checkpoint=tmp_path / "c.ckpt")
+    go(0.5, 1)
+    go(0.5, 1)
+    with pytest.raises(CheckpointError, match="of another run: .*code"):
+        go(0.25, 1)
