@@ -568,7 +568,7 @@ def called(
     return getattr(named, "__name__", type(named).__name__) + f"({said})" * bool(said)
 
 # %% ../nbs/30_train.ipynb #deeds001
-def _deeds(
+def _contents(
     thing: object,   # a function, an object that can be called, or what is bound to one
     seen: dict,      # id -> object and number, of what came before; gets this one
 ) -> object:         # lists and text, the same in another process
@@ -583,10 +583,10 @@ def _deeds(
     if hasattr(thing, "__array__"):
         return digest(np.asarray(thing.detach().cpu() if isinstance(thing, torch.Tensor) else thing))
     if isinstance(thing, Mapping):
-        return [[_deeds(k, seen), _deeds(v, seen)] for k, v in thing.items()]
+        return [[_contents(k, seen), _contents(v, seen)] for k, v in thing.items()]
     if isinstance(thing, (list, tuple)):
-        return [_deeds(v, seen) for v in thing]
-    return [type(thing).__name__, *(_deeds(v, seen) for v in _parts_of(thing))]
+        return [_contents(v, seen) for v in thing]
+    return [type(thing).__name__, *(_contents(v, seen) for v in _parts_of(thing))]
 
 
 def _parts_of(
@@ -617,7 +617,7 @@ def code_digest(
 ) -> str:                 # 16 hexadecimal digits, of this version of Python
     """Digest of what a function does, for the identity of a fit. Functions that it calls count by their names
     alone."""
-    return digest(_deeds(function, {}))
+    return digest(_contents(function, {}))
 
 # %% ../nbs/30_train.ipynb #freeze02
 class FreezeBody(FitCallback):
