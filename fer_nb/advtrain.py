@@ -125,6 +125,7 @@ class AdversarialTraining(LossTerm):
         self.random_start, self.warmup_epochs, self.seed = random_start, warmup_epochs, seed
         self.trades, self.collapse = trades, collapse
         self.guard = (10 if "fgsm" in self.attacks else 0) if guard is None else guard
+        self._codes = [code_digest(attack) for attack in self.attacks if callable(attack)]
         self._check()
 
     @property
@@ -141,9 +142,9 @@ class AdversarialTraining(LossTerm):
         "The settings, for the record of a run."
         keys = ("alpha", "steps", "ratio", "random_start", "warmup_epochs", "seed", "trades", "guard",
                 "collapse")
-        eps, own = self._budgets() if callable(self.eps) else self.eps, [*filter(callable, self.attacks)]
+        eps = self._budgets() if callable(self.eps) else self.eps
         return {"kind": list(self.kinds), "weights": list(self.weights), "eps": eps,
-                **{k: getattr(self, k) for k in keys}, **({"code": [*map(code_digest, own)]} if own else {})}
+                **{k: getattr(self, k) for k in keys}, **({"code": self._codes} if self._codes else {})}
 
     def _budgets(self) -> list[float]:  # five numbers
         "The budget at the start, after each quarter, and at the end of a training."

@@ -193,7 +193,7 @@ class Data:
                choices={"refine": (None, "keep", "drop", "error"),
                         "folds_by": (None, "honest", "subject", "paper"),
                         "protocol": (None, "rafdb", "ferplus", "affectnet")})
-        if self.folds is None and self.folds_by is not None:
+        if self.folds is None and self.folds_by not in (None, "honest"):   # which a preset may keep
             raise _Clash(f"folds_by={self.folds_by!r} without folds; folds=5, or folds_by=None, expected")
         at_least("holdout", self.holdout, 0, most=0.2)
         if isinstance(self.targets, str):
@@ -708,13 +708,14 @@ def _parsed(
             for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
         def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
-            _once_each([(self.construct_object(key, True), None) for key, _ in node.value])
+            _once_each([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)
+                        and not key.tag.endswith(":merge")])   # "<<: *name" takes over what is not given here
             return super().construct_mapping(node, deep)
 
     def integer(loader: Loader, node: yaml.Node) -> int:
         return int(node.value, 0 if node.value.lstrip("+-")[1:2] in ("x", "o") else 10)
 
-    whole = re.compile(r"[-+]?\d[\d_]*$|0o[0-7]+$|0x[0-9a-fA-F]+$")
+    whole = re.compile(r"[-+]?\d(_?\d)*$|0o[0-7]+$|0x[0-9a-fA-F]+$")
     number = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:int", whole, list("-+0123456789"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))

@@ -65,7 +65,7 @@ def process_group(
 ) -> Iterator[tuple[int, int]]:   # rank, world size
     """Join the processes that a launcher started; without one, or within another `process_group`, nothing
     happens. Raises `ConfigError` where the environment contradicts itself or the process group that there is
-    already, and for more processes than cards."""
+    already, and for the number of one card."""
     rank, world = rank_world()
     if world == 1:
         yield rank, world
@@ -83,11 +83,10 @@ def process_group(
         return
     cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
     if cuda:
-        cards, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", rank))
-        if here >= cards or ":" in (device or ""):
-            raise ConfigError(f"process {here} of this machine, {cards} cards, {device or 'cuda'}: one card "
-                              "for each, and no number of a card, expected; or --device cpu")
-        torch.cuda.set_device(here)
+        if ":" in (device or ""):
+            raise ConfigError(f"device {device} of {world} processes: cpu, or cuda, of which each takes one "
+                              "card, expected")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     try:
         with _waiting("joining the process group"):
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))

@@ -517,7 +517,8 @@ def _unseen(
             asked = inspect.signature(type(m).__init__).parameters.get("global_pool")
             pools = {v for part in m.modules() for k in ("global_pool", "pool_type")
                      if isinstance(v := getattr(part, k, None), str)}
-            found += [(name, *sorted(pools))] if pools - {getattr(asked, "default", "avg")} else []
+            usual = getattr(asked, "default", None)   # of some None, which pool by "avg"
+            found += [(name, *sorted(pools))] if pools - {usual if isinstance(usual, str) else "avg"} else []
     return found
 
 
@@ -1307,8 +1308,9 @@ def from_pretrained(
     labels: Sequence[str] | None = None,  # labels expected, in order; None: whatever there are
     folder: str | Path | None = None,     # where the files lie; None: in the package
 ) -> HyFER:                               # in eval mode, on the CPU, with the card as `.card`
-    """A trained network by name, offline, that resizes images to its own size, as `load_teacher`'s do. Raises
-    `DataError` for absent or damaged files, or `LabelError`."""
+    """A trained network by name, offline, that resizes images to its own size, as `load_teacher`'s do; with
+    `net.adapt.size = None` it takes them as they are. Raises `DataError` for absent or damaged files, or
+    `LabelError`."""
     folder = Path(str(files("fer_nb"))) / "weights" if folder is None else Path(folder)
     card, path = folder / f"{name}.json", folder / f"{name}.safetensors"
     try:

@@ -50,7 +50,7 @@ from .plots import (gradcam_grid, plot_confusion, plot_counts, plot_duplicates, 
 from .report import (Headline, Section, confusion_matrix, percent_range, robust_table, share_intervals,
                            summary_table, write_report)
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
-from .store import Store, read_table, run_record, write_record, write_table
+from .store import Store, read_table, run_record, taken_up, write_record, write_table
 from .teachers import (CachedLogits, NetworkTeacher, OnlineLogits, TeacherBase, data_record,
                              make_teachers, need_same_holdout)
 from .train import adapted, fit_model, make_loaders, make_network
@@ -1032,6 +1032,9 @@ def need_fits(
         _try_fit(preset.adversarial.fit, net, splits)
 
 
+_WHERE = ("settings.student.device", "settings.student.workers")   # is trained; not what
+
+
 def _identity_of(
     preset: Preset,   # settings
 ) -> dict:            # those that its fits depend on
@@ -1095,8 +1098,8 @@ def run(
         splits = prepare(ds, preset, seed, say)
         ds = ds if preset.student.size is None else resized(ds, preset.student.size)
         need_fits(preset, splits)
-        store = Store(work, {"settings": _identity_of(preset), "seed": seed, **ds.identity(), **precision()},
-                      damaged="remake")
+        identity = {"settings": _identity_of(preset), "seed": seed, **ds.identity(), **precision()}
+        store = Store(work, taken_up(work, identity, _WHERE), damaged="remake")
         record |= {"starts": store.session(say)} if rank_world()[0] == 0 else {}
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say, show)
         students, more, eadd, adv = fit_students(splits, preset, cached, seed, store, say, show)
@@ -1224,7 +1227,8 @@ def run_folds(
     record = run_record(command, preset=name, seed=seed, resumed=work.exists(), **precision())
     with rank0_folder(out, overwrite) as folder:
         parts = fold_parts(ds, preset, seed)
-        Store(work, {"settings": to_dict(preset), "seed": seed, **ds.identity(), **precision()})
+        identity = {"settings": to_dict(preset), "seed": seed, **ds.identity(), **precision()}
+        Store(work, taken_up(work, identity, _WHERE))
         tables = []
         for k, part in enumerate(parts):
             if not (work / f"fold-{k}").exists():

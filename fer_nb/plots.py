@@ -473,10 +473,13 @@ def plot_weights(
     history: pd.DataFrame,                # epoch (from 0; drawn from 1), teacher, emotion, weight
     axes: Sequence[Axes] | None = None,   # one for each emotion; None: a new figure
 ) -> np.ndarray:                          # the axes drawn into, flat
-    """Draw each teacher's weight over the epochs, a panel an emotion. Raises `DataError` for too few `axes`,
-    missing columns and several rows a point."""
+    """Draw each teacher's weight over the epochs, a panel an emotion; the epochs of a second fit go on from
+    the first. Raises `DataError` for too few `axes`, missing columns and rows of several runs."""
     need_columns(history, ("epoch", "teacher", "emotion", "weight"), "the history of weights")
-    need_single(history, ["epoch", "teacher", "emotion"])
+    if several := [c for c in ("seed", "fold", "arm") if c in history and history[c].nunique() > 1]:
+        raise DataError(f"the history of weights has several of {', '.join(several)}; one run expected")
+    if history.duplicated(["epoch", "teacher", "emotion"]).any():
+        history = history.assign(epoch=history.groupby(["teacher", "emotion"]).cumcount())
     emotions, teachers = history.emotion.unique(), list(history.teacher.unique())
     axes = _panels(axes, len(emotions), {t: _look(k) for k, t in enumerate(teachers)})
     for ax, emotion in zip(axes, emotions):

@@ -449,11 +449,13 @@ def loss_of_rows(
 def _equal_rows(
     x: torch.Tensor,   # images (B, C, H, W), before any attack
 ) -> np.ndarray:       # int (B,), equal for images whose values are
-    "Which image a row is, of a loader that does not say: a sum of all bits, each with its own factor."
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    "Which image a row is, of a loader that does not say: a sum over its values, each mixed with its place."
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     bits = x.detach().as_subclass(torch.Tensor).flatten(1).contiguous().view(kind).long()
-    factors = torch.arange(bits.shape[1], device=x.device).mul_(2 * 0x1E3779B97F4A7C15).add_(1)
-    return torch.unique((bits * factors).sum(1), return_inverse=True)[1].cpu().numpy()
+    h = bits + torch.arange(1, bits.shape[1] + 1, device=x.device) * 0x1E3779B97F4A7C15
+    for shift in (30, 27):
+        h = (h ^ (h >> shift)) * 0x3F58476D1CE4E5B9
+    return torch.unique((h ^ (h >> 31)).sum(1), return_inverse=True)[1].cpu().numpy()
 
 
 @patch

@@ -12,7 +12,6 @@ __all__ = ['SQS_PRESETS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'TABLE4_VALUES', 'A
 import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -37,7 +36,7 @@ from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, coun
 from .pipeline import cache_logits, fit_student
 from .report import mean_sd, pivot_mean_sd
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
-from .store import Store, differences, plain, write_table
+from .store import Store, taken_up, write_table
 from .studies import subsample
 from .teachers import NetworkTeacher
 from .train import fit_model, make_loaders
@@ -334,11 +333,7 @@ def _store(
 ) -> Store:                          # of its finished parts
     """The folder of a study. One whose identity says otherwise of idle settings alone, as versions did that
     wrote `data.clean=true` and cleaned nothing, is taken up. Raises `StoreError` where it is another's."""
-    with suppress(OSError, ValueError, RecursionError):  # `Store` says what is wrong with the file
-        found = json.loads((Path(out) / "identity.json").read_text(encoding="utf-8"))
-        if all(one.startswith(_NO_MATTER) for one in differences(found, plain(identity))):
-            identity = found
-    return Store(out, identity)
+    return Store(out, taken_up(out, identity, _NO_MATTER))
 
 # %% ../nbs/45_sqs_studies.ipynb #867e4be9
 def _sqs_arguments(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OLD_WORDS', 'PACKAGES', 'SAME', 'StoreError', 'digest', 'plain', 'differences', 'as_text', 'from_text', 'write_table',
-           'read_table', 'write_state', 'read_state', 'Store', 'command_line', 'processor', 'run_record',
+           'read_table', 'write_state', 'read_state', 'Store', 'taken_up', 'command_line', 'processor', 'run_record',
            'one_at_a_time', 'write_record', 'read_record', 'made_by']
 
 # %% ../nbs/03_store.ipynb #5e0a0004
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as resources
@@ -135,6 +135,16 @@ def _writing(
         raise StoreError(f"{path}: could not be written ({e.strerror or e}); {left}") from e
 
 # %% ../nbs/03_store.ipynb #5e0a0111
+def _words_in(
+    table: pd.DataFrame,   # any table
+) -> list[str]:            # columns of text alone, which may look like numbers ("0001")
+    "What has to be read again as text."
+    columns = {name: table.iloc[:, k].dropna() for k, name in enumerate(table.columns)
+               if isinstance(name, str) and list(table.columns).count(name) == 1}
+    return [name for name, values in columns.items()
+            if len(values) and values.map(lambda value: isinstance(value, str)).all()]
+
+
 def write_table(
     table: pd.DataFrame,                            # any table
     path: str | Path,                               # a CSV
@@ -142,9 +152,8 @@ def write_table(
 ) -> None:
     "Write a CSV whole or not at all. Raises `StoreError` where it cannot be written."
     text = as_text(table.to_csv(index=False, lineterminator="\n"))
-    text_in = {c: table[c].dropna().map(lambda value: isinstance(value, str)) for c in table}
-    words = [c for c, is_text in text_in.items() if len(is_text) and is_text.all()]
-    head = {} if identity is None else {"digest": digest(text), "identity": plain(identity), "words": words}
+    head = {} if identity is None else {"digest": digest(text), "identity": plain(identity),
+                                        "words": _words_in(table)}
     with _writing(path) as aside:
         aside.write_text(f"# {json.dumps(head)}\n{text}" if head else text, encoding="utf-8", newline="")
 
@@ -343,6 +352,21 @@ def _once(
     if path is not None:
         write(made, path, identity)
     return made
+
+# %% ../nbs/03_store.ipynb #takenup1
+def taken_up(
+    folder: str | Path,               # of a store, which may be there
+    identity: Mapping[str, object],   # of what comes now
+    idle: Sequence[str],              # beginnings of entries that change no result, "settings.a"
+) -> Mapping[str, object]:            # for `Store`
+    """The identity that a folder has, where it differs in idle entries alone, such as those of an earlier
+    version; else what was given, of which `Store` says how it differs."""
+    with suppress(OSError, ValueError, RecursionError):  # `Store` says what is wrong with the file
+        found = json.loads((Path(folder) / "identity.json").read_text(encoding="utf-8"))
+        if all(one.startswith(tuple(idle)) for one in differences(found, plain(identity))):
+            return found
+    return identity
+
 
 # %% ../nbs/03_store.ipynb #5e0a0023
 @patch

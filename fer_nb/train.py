@@ -10,6 +10,7 @@ __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_F
 
 # %% ../nbs/30_train.ipynb #a38f07c7
 import copy
+import json
 import math
 import random
 import time
@@ -20,7 +21,7 @@ from dataclasses import is_dataclass, replace
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from weakref import WeakKeyDictionary
 
 import fastai.optimizer
@@ -580,8 +581,15 @@ def _contents(
     seen[id(thing)] = thing, len(seen)
     if isinstance(thing, nn.Module):
         return weights_digest(thing)
+    if isinstance(thing, torch.Tensor):
+        raw = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return [str(thing.dtype), list(thing.shape), digest(raw)]
     if hasattr(thing, "__array__"):
-        return digest(np.asarray(thing.detach().cpu() if isinstance(thing, torch.Tensor) else thing))
+        return digest(np.asarray(thing))
+    if isinstance(thing, (torch.dtype, torch.device)):
+        return repr(thing)
+    if isinstance(thing, (set, frozenset)):
+        return sorted(json.dumps(_contents(v, dict(seen))) for v in thing)
     if isinstance(thing, Mapping):
         return [[_contents(k, seen), _contents(v, seen)] for k, v in thing.items()]
     if isinstance(thing, (list, tuple)):
@@ -600,24 +608,26 @@ def _parts_of(
     if isinstance(thing, MethodType):
         return [thing.__func__, thing.__self__]
     if isinstance(thing, FunctionType):
-        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        cells = [c.cell_contents for c in thing.__closure__ or () if c != CellType()]   # but empty ones
         numbers = {k: v for k in thing.__code__.co_names
                    if isinstance(v := thing.__globals__.get(k), (bool, int, float, str))}
         return [thing.__code__, thing.__defaults__, thing.__kwdefaults__, cells, numbers]
-    if isinstance(thing, (set, frozenset)):
-        return sorted(map(repr, thing))
     named = [getattr(thing, "__module__", ""), getattr(thing, "__qualname__", type(thing).__qualname__)]
-    if isinstance(thing, type) or not hasattr(thing, "__dict__"):
+    if isinstance(thing, type):
         return named
-    return [*named, getattr(type(thing), "__call__", None), vars(thing)]
+    slots = [getattr(thing, k, None) for c in type(thing).__mro__ for k in getattr(c, "__slots__", ())]
+    return [*named, getattr(type(thing), "__call__", None), slots, getattr(thing, "__dict__", {})]
 
 
 def code_digest(
     function: Callable,   # an attack: a function, a `partial`, an object that can be called
 ) -> str:                 # 16 hexadecimal digits, of this version of Python
-    """Digest of what a function does, for the identity of a fit. Functions that it calls count by their names
-    alone."""
-    return digest(_contents(function, {}))
+    """Digest of what a function does, for the identity of a fit, taken before it is called, which may change
+    it. Functions that it calls count by their names alone, and so does one whose parts cannot be read."""
+    try:
+        return digest(_contents(function, {}))
+    except Exception:   # of whatever library the parts are
+        return digest([getattr(function, "__module__", ""), getattr(function, "__qualname__", "")])
 
 # %% ../nbs/30_train.ipynb #freeze02
 class FreezeBody(FitCallback):
@@ -1566,6 +1576,10 @@ def check_beside(
     if named or own and hasattr(model, "labels"):
         check_names(model.labels, names)
     if own:
+        adapt, sides = getattr(unwrapped(model), "adapt", None), dls.train.dataset.shape[:2]
+        if (size := getattr(adapt, "size", None)) is not None and sides != (size, size):
+            warnings.warn(f"images of {sides[0]} × {sides[1]} pixels are made {size} × {size} within the "
+                          "network; net.adapt.size = None trains on them as they are", stacklevel=3)
         with torch.no_grad(), eval_mode(model) as where:
             ask(model, dls.train.images(np.arange(1)).to(where))  # says in words if it is for other images
 

@@ -622,3 +622,31 @@ def named(more):
     def accuracy(z, y):
         return ((z[0] if more else z).argmax(1) == y).float().mean()
     return accuracy
+
+
+class Counting:
+    "An attack that counts its calls."
+    def __init__(self, step=1.0):
+        self.calls, self.step = 0, step
+
+    def __call__(self, model, x, y):
+        self.calls += 1
+        return x
+
+
+def test_an_attack_is_what_it_was_before_it_was_called():
+    attack = Counting()
+    term = AdversarialTraining(attack)
+    before = term.config()
+    attack(None, torch.zeros(1), None)
+    assert term.config() == before != AdversarialTraining(Counting(2.0)).config()
+
+
+@pytest.mark.parametrize("part", [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3).to_sparse(), {len, max}, torch.float16, torch.device("cpu")])
+def test_attacks_may_hold_anything(part):
+    from functools import partial
+    from fer_nb.train import code_digest
+    def attack(model, x, y, held=None):
+        return x
+    assert len(code_digest(partial(attack, held=part))) == 16
+    assert code_digest(partial(attack, held=torch.float16)) != code_digest(partial(attack, held=torch.float32))

@@ -198,3 +198,12 @@ def test_sixty_is_no_base_and_no_key_is_given_twice(tmp_path):
 def test_numbers_of_numpy_are_numbers():
     assert type(Data(targets=np.int64(8)).targets) is int and type(Fit(lr=np.float32(1e-3)).lr) is float
     assert json.loads(json.dumps(to_dict(Preset(data=Data(targets=np.int64(8))))))["data"]["targets"] == 8
+
+
+def test_merged_keys_and_a_preset_without_its_folds(tmp_path):
+    (path := tmp_path / "m.yaml").write_text("student: &s {epochs: 3, bs: 16}\nborn_again:\n  student:\n    <<: *s\n    epochs: 5\n")
+    found = load_config(path)
+    assert (found.student.epochs, found.born_again.student.epochs, found.born_again.student.bs) == (3, 5, 16)
+    assert override(PRESETS["paper-dmc"], ["data.folds=null"]).data.folds is None
+    with pytest.raises(ConfigError, match="folds_by='subject' without folds"):
+        override(PRESETS["tiny"], ["data.folds_by=subject"])

@@ -811,3 +811,9 @@ def test_a_record_takes_arrays_and_paths_and_refuses_other_things(tmp_path):
     assert HyFER.from_pretrained("n", folder=model.save(tmp_path, "n", acc=np.float32(0.5)).parent).card["record"] == {"acc": 0.5}
     with pytest.raises(ConfigError, match="the record holds a set"):
         save(model, tmp_path / "m.safetensors", seen={1, 2})
+
+
+@pytest.mark.parametrize("name", ["mobilevit_s", "repvgg_a0", "resnetv2_50", "regnety_016", "resnet18", "efficientnet_lite0"])
+def test_the_usual_pooling_is_no_setting(name):
+    from fer_nb.models import _unseen
+    assert _unseen(create_teacher(name, 7, False)) == []

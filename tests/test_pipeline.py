@@ -789,3 +789,18 @@ def test_faces_are_looked_for_by_as_many_processes_as_are_asked_for(monkeypatch)
         with machine(workers=workers):
             pipeline.refined(make_faces(20, seed=0)[0], replace(TINY, data=Data(refine="keep")))
     assert seen == [1, 1, 4]
+
+
+def test_work_begun_with_other_workers_goes_on(tmp_path, monkeypatch):
+    from fer_nb.config import override, to_dict
+    from fer_nb.launch import precision
+    ds = make_faces(300, seed=0)[0]
+    preset = override(replace(QUICK, teachers=(), adversarial=None), ["student.workers=2"])
+    settings = {k: v for k, v in to_dict(preset).items() if k != "evaluation"}   # as versions did that counted the workers
+    Store(tmp_path / "out.work", {"settings": settings, "seed": 0, **resized(ds, preset.student.size).identity(), **precision()})
+    monkeypatch.setattr(pipeline, "fit_teachers", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    for changes in ([], ["student.workers=0"]):
+        with pytest.raises(InterruptedError):
+            run(ds, override(preset, changes), tmp_path / "out", show=False)
+    with pytest.raises(StoreError, match="student.lr"):
+        run(ds, override(preset, ["student.lr=0.5"]), tmp_path / "out", show=False)

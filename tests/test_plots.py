@@ -140,9 +140,6 @@ def test_tables_of_several_seeds_are_not_drawn_as_one():
     curve = pd.DataFrame({"kind": "blur", "severity": [1, 1], "metric": "accuracy", "value": [.5, .6], "n": 9})
     with pytest.raises(DataError, match="more than one a cell, the first of blur, 1"):
         plot_corruptions(curve)
-    weights = pd.DataFrame({"epoch": [0, 0], "teacher": "t", "emotion": "sad", "weight": [.5, .6]})
-    with pytest.raises(DataError, match="more than one a cell"):
-        plot_weights(weights)
     with pytest.raises(DataError, match="no column 'phase'"):
         plot_history(HISTORY.drop(columns="phase"))
 
@@ -371,3 +368,10 @@ def test_splits_are_not_drawn_through_each_other():
     both = pd.concat([row.assign(split="train", value=0.95), row.assign(split="test", value=0.8), attacked], ignore_index=True)
     starts = [line.get_ydata()[0] for line in plot_robust(both).lines]
     assert starts and 0.95 not in starts
+
+
+def test_weights_of_a_second_fit_go_on():
+    history = pd.DataFrame([(e, "t", "sad", .5) for e in (0, 0, 1, 2)], columns=["epoch", "teacher", "emotion", "weight"])
+    assert plot_weights(history)[0].lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    with pytest.raises(DataError, match="several of seed"):
+        plot_weights(pd.concat([history.assign(seed=k) for k in (0, 1)]))

@@ -594,3 +594,12 @@ def test_processes_get_whole_pairs(data):
                 next(iter(train))
             continue
         assert all((y.bincount(minlength=7) != 1).all() for _, y in train)
+
+
+def test_rows_are_told_apart_by_value_and_place():
+    from fer_nb.sqs import _equal_rows
+    assert sorted(_equal_rows(torch.randint(0, 255, (4, 1, 8, 8), dtype=torch.uint8))) == [0, 1, 2, 3]
+    a = torch.zeros(3, 1, 8, 8)
+    a[0, 0, 2, 3] = a[0, 0, 2, 5] = a[1, 0, 2, 2] = a[1, 0, 2, 6] = a[2, 0, 2, 3] = a[2, 0, 2, 5] = 1
+    rows = _equal_rows(a)
+    assert rows[0] == rows[2] != rows[1]

@@ -409,3 +409,11 @@ def test_text_that_looks_like_numbers_comes_back_as_text(tmp_path):
     store = Store(tmp_path, {"a": 1})
     pd.testing.assert_frame_equal(store.table("t", lambda: made), store.table("t", lambda: None), check_dtype=False)
     assert store.table("t", lambda: None).subject.tolist() == ["007", "010"]
+
+
+def test_columns_of_one_name_are_written(tmp_path):
+    write_table(pd.DataFrame([[1, "a"]], columns=["x", "x"]), tmp_path / "x.csv")
+    write_table(pd.DataFrame([[1, "a"]], columns=["x", "x"]), tmp_path / "y.csv", {"a": 1})
+    wide = pd.DataFrame([[1, "a"]], columns=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")]))
+    write_table(wide, tmp_path / "z.csv", {"a": 1})
+    assert [len(read_table(tmp_path / name)) for name in ("x.csv", "y.csv")] == [1, 1] and len(read_table(tmp_path / "z.csv")) == 2

@@ -25,7 +25,7 @@ from fer_nb.advtrain import AdversarialTraining
 from fer_nb.config import OPTIMISERS, Fit
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, seed_everything
 from fer_nb.loaders import dataloaders
-from fer_nb.models import load_teacher, save
+from fer_nb.models import HyFER, load_teacher, save
 from fer_nb.synth import make_faces
 from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, FocalCrossEntropy, KeepBest, Mix, ResumableLearner, TrainingError,
                           fit_model, make_loaders, make_network, read_checkpoint, write_checkpoint)
@@ -805,3 +805,14 @@ def test_a_checkpoint_of_another_attack_of_the_same_name_is_refused(dls, tmp_pat
     go(0.5, 1)
     with pytest.raises(CheckpointError, match="of another run: .*code"):
         go(0.25, 1)
+
+
+def test_a_network_that_resizes_says_so_where_it_is_trained():
+    net, ds = HyFER.from_pretrained("hyfer"), make_faces(60, seed=0, size=64, defects=None)[0]
+    dls = make_loaders(ds.take(np.arange(40)), ds.take(np.arange(40, 60)), Fit(size=None, bs=16))
+    with pytest.warns(UserWarning, match="64 × 64 pixels are made 48 × 48 within the network"):
+        fit_model(net, dls, Fit(epochs=1, size=None, bs=16))
+    net.adapt.size = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        Fit(epochs=1, size=None, bs=16).check_beside(net, dls, [])
