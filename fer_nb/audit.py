@@ -224,12 +224,13 @@ _PAIRED = {"duplicate", "multilabel", "leak", "similar"}   # the kinds that dupl
 
 
 def _lasting(
-    ids: np.ndarray,      # of the images (N,)
+    ds: FERData,          # the dataset
     groups: np.ndarray,   # numbers of their groups (N,)
 ) -> np.ndarray:          # int64 (N,), below 2**52, which floats hold exactly
-    "Other numbers, made from the id of each group's first member: no other dataset has the same by chance."
+    "Other numbers, made from the dataset and the id of each group's first member: no other dataset has them."
     _, first, at = np.unique(groups, return_index=True, return_inverse=True)
-    codes = [int(digest(str(i).encode(errors="surrogatepass"))[:13], 16) for i in ids[first]]
+    whose, ids = ds.fingerprint(), ds.df.id.to_numpy()
+    codes = [int(digest(f"{whose} {i}".encode(errors="surrogatepass"))[:13], 16) for i in ids[first]]
     return np.array(codes, np.int64)[at]
 
 
@@ -250,11 +251,10 @@ class Audit:
 
     def grouped(self) -> FERData:  # all images, with the columns `group` and `photo` (int64)
         """The dataset as it is, with what folds must keep together, and what is the same photograph: numbers
-        made from the id of the first member. Unchanged where no kind of pairs was looked for."""
+        made from the data and the id of the first member. Unchanged where no kind of pairs was looked for."""
         if not _PAIRED & {*self.kinds}:
             return self.ds
-        ids = self.ds.df.id.to_numpy()
-        return self.ds.assign(group=_lasting(ids, self.groups), photo=_lasting(ids, self.photos))
+        return self.ds.assign(group=_lasting(self.ds, self.groups), photo=_lasting(self.ds, self.photos))
 
     def photos_of(
         self,

@@ -295,7 +295,7 @@ _AMOUNTS: dict[str, tuple[float, float]] = {kind: bounds for kinds, bounds in (
     ("jpeg webp", (1, 100)), ("posterise palette", (2, 256)), ("autocontrast", (0, 49)),
     ("resize zoom stretch tint", (.01, 100)), ("crop corner", (0, .99)), ("border", (0, 23)),
     ("specks equalise patch sticker stripes text tiled", (0, 1)), ("frame card caption title bar", (0, 48)),
-    ("blur median motion noise speckle brightness contrast gamma meme stamp", (0, 1000)),
+    ("blur median motion noise speckle brightness gamma meme stamp", (0, 1000)),
 ) for kind in kinds.split()}   # least and greatest
 
 
@@ -311,7 +311,9 @@ def _check_step(
         at_least(f"amount of {kind!r}", end, least, most=most)
     if kind == "resize" and option:
         one_of("filter of 'resize'", option, [f.name.lower() for f in Image.Resampling])
-    if kind in ("frame", "card", "bar", "mask", "patch"):
+    if isinstance(amount, tuple) and amount[0] > amount[-1]:
+        raise ConfigError(f"amount={amount} of {kind!r}; from the smaller to the larger expected")
+    if kind in ("frame", "card", "bar", "mask", "patch") and isinstance(option, str):   # not (r, g, b)
         try:
             ImageColor.getrgb(option)
         except ValueError as e:

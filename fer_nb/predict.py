@@ -272,7 +272,10 @@ class _OnnxLogits:
         return self.made[1]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.session.run(None, {self.session.get_inputs()[0].name: x})[0]
+        given = self.session.get_inputs()[0]
+        single = given.shape[:1] == [1] and len(x) > 1   # made for one image at a time
+        batches = np.split(x, len(x)) if single else [x]
+        return np.concatenate([self.session.run(None, {given.name: batch})[0] for batch in batches])
 
     def __getstate__(self) -> dict:
         return {"content": self.content, "path": self.path, "made": ()}
@@ -750,8 +753,10 @@ def _in_floats(found: FoundFace) -> FoundFace:
         box = box if box.dtype.kind in "iu" else box.astype(float)
         return replace(found, box=box, points=points, score=float(found.score))
     except (TypeError, ValueError) as e:
-        raise ConfigError(f"finder: a face with the box {found.box!r}, the points {found.points!r} and the "
-                          f"score {found.score!r}; 4, (6, 2) and one number expected") from e
+        points = np.asarray(found.points, object).tolist()
+        raise ConfigError(f"finder: a face with the box {found.box}, the points {points} and the score "
+                          f"{found.score}; 4 numbers, (6, 2) as FACE_POINTS has them (NaN where there is "
+                          "none), and one number expected") from e
 
 
 @patch
@@ -1163,9 +1168,10 @@ def _broken_avi(
 def _broken_matroska(
     path: str | Path,   # a Matroska or WebM file
 ) -> bool:              # there is a part that no reader can follow
-    "Whether the elements of a file, down to the blocks of its clusters, end before the file does."
-    size, at, ends = os.path.getsize(path), 0, []
+    "Whether the elements of a file, down to the blocks of its clusters, end before its segment does."
+    size, at = os.path.getsize(path), 0
     with open(path, "rb") as stream:
+        size = min(size, _segment_end(stream.read(377)) or size)   # what comes behind it is no video
         while at < size:
             stream.seek(at)
             head = stream.read(12).ljust(12, b"\0")
@@ -1440,8 +1446,8 @@ class _Video:
         if live or short and cut_off(self.source) is not False:
             self.ended, self.end = k, f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
         elif damaged(self.source, at, short):
-            self.ended, self.end = k, f"damaged: {k} of {expected} frames could be decoded; after the " \
-                "damage numbers and times may be wrong"
+            self.ended, self.end = k, f"damaged: {k}{f' of {expected}' * (expected > 0)} frames could be " \
+                "decoded; after the damage numbers and times may be wrong"
 
 # %% ../nbs/50_predict.ipynb #video002
 @contextmanager
@@ -1654,6 +1660,20 @@ def _labels_of(results: Iterable[Result]) -> tuple[str, ...]:   # (): there is n
     return next((tuple(f.probs) for r in results for f in r.faces), ())
 
 
+def _to_first_face(
+    results: Iterator[Result],   # that come
+    there: Sequence[Result],     # that came before
+) -> tuple[list[Result], BaseException | None]:   # those up to a face, without pixels; what broke it off
+    "Wait for the face that says which labels there are; what came is kept where the wait is broken off."
+    waited: list[Result] = []
+    try:
+        while not _labels_of([*there, *waited][-1:]) and (result := next(results, None)):
+            waited.append(replace(result, image=None))
+    except BaseException as e:   # Ctrl-C, or a fault of the source
+        return waited, e
+    return waited, None
+
+
 def write_results(
     results: Iterable[Result],             # from `Recogniser.results`, one after the other
     kind: str,                             # "csv", "json" (an object a line) or "parquet"
@@ -1668,25 +1688,26 @@ def write_results(
     one_of("kind", kind, ("csv", "json", "parquet"))
     if kind == "parquet":
         return _write_parquet(results, to, labels, overwrite, each, more)
+    replaces = overwrite or to is not None and _is_device(to)
+    if to is not None and not replaces and os.path.exists(to):
+        raise FileExistsError(17, "File exists", str(to))
     results, labels = iter(results), tuple(labels)
     first = list(islice(results, 1))  # where that is an error, nothing is written
-    while kind == "csv" and not (labels or _labels_of(first[-1:])) and (following := next(results, None)):
-        first.append(following)
-    labels = labels or _labels_of(first[-1:])
-    for result in first if kind == "csv" else ():
-        result.rows(labels, more)
     need_spare(to, [r.file for r in first])
+    following, cut = _to_first_face(results, first) if kind == "csv" and not labels else ([], None)
+    labels = labels or _labels_of([*first, *following])
+    for result in (*first, *following) if kind == "csv" else ():
+        result.rows(labels, more)
     if to is not None:
         Path(to).parent.mkdir(parents=True, exist_ok=True)
     elif hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
-    replaces = overwrite or to is not None and _is_device(to)
     with nullcontext(sys.stdout) if to is None else open(
             to, "w" if replaces else "x", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         table = csv.DictWriter(stream, [*COLUMNS, *labels, *more, "status", "note"], lineterminator="\n")
         if kind == "csv":
             table.writeheader()
-        for result in chain(first, results):
+        for result in chain(first, following, () if cut else results):
             if kind == "csv":
                 rows = map(_as_texts, result.rows(labels, more))
                 table.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
@@ -1694,6 +1715,8 @@ def write_results(
                 stream.write(result.to_json() + "\n")
             stream.flush()
             each(result)
+    if cut:
+        raise cut
 
 # %% ../nbs/50_predict.ipynb #write003
 def _write_parquet(results: Iterable[Result], to: Path, labels: Sequence[str], overwrite: bool,

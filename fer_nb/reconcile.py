@@ -37,13 +37,13 @@ def read_paper(
     need_columns(table, PAPER_COLUMNS, str(path), f"{', '.join(PAPER_COLUMNS)} expected")
     faults = [f"column {c!r}, only {', '.join(PAPER_COLUMNS)} expected"
               for c in table.columns.difference(PAPER_COLUMNS)]
-    table = table[PAPER_COLUMNS]
+    table = table[PAPER_COLUMNS].map(str.strip)
     printed = table.value + (" ± " + table.plus_minus).where(table.plus_minus != "", "")
     for name in ("value", "plus_minus"):
         given = ~table[name].isin(_NOT_GIVEN)
         number = pd.to_numeric(table[name].where(given), errors="coerce")
         faults += [f"line {k + 2}: {name} {table[name].iloc[k]!r}, a number or N/A expected"
-                   for k in np.flatnonzero(number.isna() & given)]
+                   for k in np.flatnonzero(~np.isfinite(number) & given)]
         table = table.assign(**{name: number.astype(float)})
     if faults:
         raise DataError(f"{path}, {'; '.join(faults)}")

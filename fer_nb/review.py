@@ -93,7 +93,7 @@ def _records(
     for (n, line), (_, following) in zip(lines, [*lines[1:], (0, b"")]):
         if record := _parse(line):
             records.append(record)
-        elif not following and any(line[:len(b)] == b[:len(line)] for b in _BEGINNINGS):
+        elif not following and any((cut := line.rstrip(b"\0"))[:len(b)] == b[:len(cut)] for b in _BEGINNINGS):
             warnings.warn(f"{log}, line {n}: cut off while it was written; skipped", stacklevel=3)
         elif not (following and following.startswith(_AFTER_CUT)):
             raise DataError(f"{log}, line {n}: not a decision: {line[:80]!r}; "

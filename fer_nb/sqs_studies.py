@@ -30,7 +30,7 @@ from .duplicates import DuplicateSearch
 from .evaluate import confusion, evaluate, predict_logits
 from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, measured_cost, need_unrefined,
                                paired_differences, reported, study, with_options)
-from .loaders import ReplayLoader, Splits, holdout
+from .loaders import ReplayLoader, Splits, holdout, originals_of, tied_ids
 from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, count_macs, create_teacher,
                            imagenet_name, latency_ms, load_teacher, need_weights, save_sqsnet)
 from .pipeline import cache_logits, fit_student
@@ -115,7 +115,9 @@ def sqs_parts(
     if protocol != "ferplus":
         train, valid = map(everything.take, holdout(everything, preset.data.holdout, seed))
     valid = valid.take(~valid.df.group.isin(test.df.group).to_numpy())
-    duplicates = set(test.df.id[test.df.photo.isin(everything.df.photo)])
+    duplicates = tied_ids(grouped, test.df.id, everything.df.id)
+    valid = valid.take(~valid.df.id.isin(tied_ids(grouped, valid.df.id, test.df.id)).to_numpy())
+    valid = valid.take(originals_of(valid, np.arange(len(valid)), ds.df.id))
     return _SQSParts(train, valid, test, duplicates, found, everything if protocol == "rafdb" else None)
 
 # %% ../nbs/45_sqs_studies.ipynb #5d53e6fc

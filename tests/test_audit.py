@@ -513,3 +513,11 @@ def test_a_second_audit_of_many_images_reads_what_was_found_and_other_images_are
     assert searched == [1, 1, 1, 1]
     audit(ds, search=None)
     assert searched == [1, 1, 1, 1]
+
+
+def test_audits_of_datasets_with_the_same_ids_share_no_number():
+    from fer_nb.audit import audit
+    from fer_nb.synth import make_faces
+    parts = [make_faces(40, seed=k, defects=None)[0] for k in (0, 1)]
+    first, second = (audit(p.assign(id=[f"{n}.png" for n in range(40)]), ("duplicate",), None).grouped().df for p in parts)
+    assert not set(first.photo) & set(second.photo) and not set(first.group) & set(second.group)

@@ -463,3 +463,17 @@ def test_a_film_is_of_one_video(tmp_path):
     with pytest.raises(DataError, match="frames of b.mp4 after those of a.mp4"):
         list(film(frames, tmp_path / "both.mp4"))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_comes_behind_a_matroska_film_is_no_damage(tmp_path):
+    from fer_nb.predict import _Video
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(path := tmp_path / "a.mkv"), cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 64))
+    for k in range(20):
+        writer.write(np.full((64, 64, 3), 8 * k, np.uint8))
+    writer.release()
+    whole = path.read_bytes()
+    for tail in (b"\n", bytes(4096), b"TAG" + bytes(125)):
+        path.write_bytes(whole + tail)
+        video = _Video(path)
+        assert len(list(video)) == 20 and not video.end

@@ -170,3 +170,12 @@ def test_a_search_that_compares_pixels_finds_what_is_unchanged():
     changes = {"darker": (("brightness", .5),), "half": (("resize", .4),)}
     got = recall(same, planted_sets(ds, changes, each=20, others=5))
     assert got.table.recall.tolist()[0] > .9 and len(got.wrong) == 0
+
+
+def test_colours_may_be_numbers_and_amounts_go_up():
+    image = np.full((48, 48, 3), 90, np.uint8)
+    rng = np.random.default_rng(0)
+    assert change(image, (("frame", 2, (255, 0, 0)),), rng).shape == image.shape
+    assert change(image, (("contrast", -1),), rng).shape == image.shape
+    with pytest.raises(ConfigError, match="from the smaller to the larger"):
+        change(image, (("rotate", (5, -5)),), rng)

@@ -1149,7 +1149,7 @@ def test_an_image_of_another_size_is_read_as_in_training(tmp_path):
     assert np.abs(np.array(ours) - z.softmax(1).numpy()).max() > .004
 
 
-@pytest.mark.parametrize("facts", [{"batch": 1}, {"kind": "FLOAT16"}, {"input_size": "64"}, {"in_chans": "3"}])
+@pytest.mark.parametrize("facts", [{"batch": 3}, {"kind": "FLOAT16"}, {"input_size": "64"}, {"in_chans": "3"}])
 def test_an_onnx_file_is_tried_when_it_is_read(tmp_path, facts):
     import onnx
     pytest.importorskip("onnxruntime")
@@ -1158,7 +1158,7 @@ def test_an_onnx_file_is_tried_when_it_is_read(tmp_path, facts):
     for entry in model.metadata_props:
         entry.value = facts.get(entry.key, entry.value)
     if "batch" in facts:
-        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
     if "kind" in facts:
         model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
         model.graph.node.insert(0, onnx.helper.make_node("Cast", ["images"], ["wide"], to=onnx.TensorProto.FLOAT))
@@ -1266,3 +1266,30 @@ def test_tracks_without_probabilities_are_refused():
         with pytest.raises(DataError, match=r"row [01] has a track and no probability; a column of numbers for each label"):
             track_summary(bad)
     assert track_summary(table.assign(track=np.nan)).empty
+
+
+def test_a_table_without_labels_holds_no_pixels_and_keeps_what_came(tmp_path):
+    from fer_nb.predict import Result, write_results
+    def source(n):
+        for k in range(n):
+            yield Result(f"{k}.png", "no_face", image=np.zeros((4, 4, 3), np.uint8))
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_results(source(5), "csv", tmp_path / "w.csv")
+    assert len(pd.read_csv(tmp_path / "w.csv")) == 5
+    seen = []
+    with pytest.raises(FileExistsError):
+        write_results((seen.append(r) or r for r in source(5)), "csv", tmp_path / "w.csv")
+    assert not seen
+
+
+def test_an_onnx_file_for_one_image_takes_several(tmp_path):
+    import onnx
+    pytest.importorskip("onnxruntime")
+    onnx_model(tmp_path / "any.onnx")
+    model = onnx.load(tmp_path / "any.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "one.onnx")
+    one, several = (Network.read(tmp_path / f"{name}.onnx") for name in ("one", "any"))
+    x = [np.full((one.size, one.size), v, np.uint8) for v in (10, 90, 200)]
+    np.testing.assert_allclose(one(x), several(x), atol=1e-6)

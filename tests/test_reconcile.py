@@ -283,3 +283,11 @@ def test_every_call_that_a_page_names_exists(page):
         for node in nodes:
             if isinstance(node, ast.Call) and (function := resolve(node.func)) is not None:
                 inspect.signature(function).bind(*node.args, **{k.arg: k.value for k in node.keywords})
+
+
+def test_spaces_around_a_printed_figure_do_no_harm(tmp_path):
+    (path := tmp_path / "p.csv").write_text(",".join(PAPER_COLUMNS) + "\n" + ",".join({"value": " 71.3", "plus_minus": " "}.get(c, "acc ") for c in PAPER_COLUMNS) + "\n")
+    assert read_paper(path).value.tolist() == [71.3] and read_paper(path).printed.tolist() == ["71.3"]
+    path.write_text(path.read_text().replace("71.3", "inf"))
+    with pytest.raises(DataError, match="a number or N/A expected"):
+        read_paper(path)

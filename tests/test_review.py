@@ -591,3 +591,11 @@ def test_a_log_that_somebody_spoils_meanwhile_is_a_message(tmp_path, report):
         f.write("spoiled\n")
     screen.press("d")
     assert "log, line 2: not a decision" in screen.message.value and len(screen.session.decisions) == 1
+
+
+def test_a_last_line_of_zeros_is_one_that_was_cut_off(tmp_path, report):
+    log = tmp_path / "log.jsonl"
+    ReviewSession(report, log, "anna").decide("keep")
+    log.write_bytes(log.read_bytes() + bytes(200))
+    with pytest.warns(UserWarning, match="cut off"):
+        assert len(read_decisions(log)) == 1

@@ -583,3 +583,13 @@ def test_a_row_of_one_name_is_the_same_in_every_table(preset):
     for table in ("comparison", "ablation", "controls", "fusion", "sensitivity", "architectures", "efficiency"):
         for name, arm in study_arms(table, preset).items():
             assert known.setdefault(name, arm) == arm, (table, name)
+
+
+def test_copies_of_reported_images_are_known_here_too():
+    ds = make_faces(420, seed=0, defects=None, balance="uniform")[0]
+    test = ds.df.id[ds.df.split == "test"].to_numpy()
+    train = np.flatnonzero(ds.df.split == "train")[:20]
+    source = ds.df.id.to_numpy().copy()
+    source[train] = test[:20]
+    splits = sqs_parts(ds.assign(source=source), TOY, "rafdb")
+    assert set(test[:20]) <= splits.duplicates and not set(splits.valid.df.source) & set(test)
