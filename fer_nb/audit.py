@@ -229,7 +229,7 @@ def _lasting(
 ) -> np.ndarray:          # int64 (N,), below 2**52, which floats hold exactly
     "Other numbers, made from the dataset and the id of each group's first member: no other dataset has them."
     _, first, at = np.unique(groups, return_index=True, return_inverse=True)
-    whose, ids = ds.fingerprint(), ds.df.id.to_numpy()
+    whose, ids = ds.fingerprint() if len(ds) else "", ds.df.id.to_numpy()
     codes = [int(digest(f"{whose} {i}".encode(errors="surrogatepass"))[:13], 16) for i in ids[first]]
     return np.array(codes, np.int64)[at]
 

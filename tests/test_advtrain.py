@@ -642,9 +642,11 @@ def test_an_attack_is_what_it_was_before_it_was_called():
     assert term.config() == before != AdversarialTraining(Counting(2.0)).config()
 
 
-@pytest.mark.parametrize("part", [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3).to_sparse(), {len, max}, torch.float16, torch.device("cpu")])
-def test_attacks_may_hold_anything(part):
+@pytest.mark.parametrize("made", [lambda: torch.zeros(3, dtype=torch.bfloat16), lambda: torch.zeros(3).to_sparse(), lambda: {len, max},
+                                  lambda: torch.float16, lambda: torch.device("cpu")], ids="abcde")
+def test_attacks_may_hold_anything(made):
     from functools import partial
+    part = made()
     from fer_nb.train import code_digest
     def attack(model, x, y, held=None):
         return x
