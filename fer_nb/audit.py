@@ -379,7 +379,7 @@ def notes(self: Audit) -> list[str]:  # sentences; none where there is nothing t
                 f"at most {len(self.ds) * close.chance.max():.1f} of them are wrong")
         if len(poor):
             text += (f". That does not hold for the {len(poor):,} images that are overexposed or of low "
-                     "contrast: of 400 such, nine or ten were paired with other people's; look at theirs")
+                     "contrast: look at their pairs")
         elif "low_quality" not in self.kinds:
             text += ", if none of the images is overexposed or of very low contrast"
         said.append(text + ".")
