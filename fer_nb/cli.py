@@ -636,7 +636,7 @@ class _StudyVerb(Verb):
         _say("loading PyTorch and fastai")
         study = STUDIES[args.what].load()
         given = {"out": out / "runs", "say": _say} | study.call(ds, out, args)
-        if study.module == "hyfer_studies" and "preset" in given and not args.anyway:
+        if isinstance(given.get("preset"), Preset) and not args.anyway:
             from fer_nb.plan import images_in, need_memory
             need_memory(given["preset"], images_in(ds, given["preset"]))
         found = study.run(**given)

@@ -429,7 +429,7 @@ STUDIES = {
     "variants": Study("the light networks under one budget, without teachers", "hyfer_studies",
                       SEEDS | PART | SETTINGS),
     "recipe": Study("networks without teachers, each fitted at length, the hold-out kept aside to choose by",
-                    "hyfer_studies", SEEDS | SETTINGS | NETWORKS | STEP, "{what}-{step}.csv"),
+                    "recipe", SEEDS | SETTINGS | NETWORKS | STEP, "{what}-{step}.csv"),
     "settings": Study("a run with changed settings beside the run as it is, paired by seed", "hyfer_studies",
                       SEEDS | PART | SETTINGS | ARMS),
     "transfer": Study("a trained network fitted to FER+'s labels, beside new weights", "hyfer_studies",

@@ -14,17 +14,18 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from fer_nb import hyfer_studies, train
+from fer_nb import recipe, train
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.config import Augment, Data, Distillation, Fit, Preset, override
 from fer_nb.core import ConfigError, DataError
 from fer_nb.distill import EADD
 from fer_nb.evaluate import predict_logits
 from fer_nb.experiment import STEP, reported
-from fer_nb.hyfer_studies import _is_file, _key, BEST, RECIPE, SHIP, STEPS, Arm, best_of, budgets_of, in_scenes, left_by_recipe, recipe_study, recipe_table
+from fer_nb.hyfer_studies import RECIPE, SHIP, _is_file
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HYFER, HyFER, load_teacher
 from fer_nb.pipeline import cache_logits, prepare
+from fer_nb.recipe import BEST, STEPS, Arm, _key, best_of, budgets_of, in_scenes, left_by_recipe, recipe_study, recipe_table
 from fer_nb.sqs import SQS
 from fer_nb.store import StoreError, read_table
 from fer_nb.synth import make_faces
@@ -99,7 +100,7 @@ def test_a_step_on_top_of_another_and_again(faces, tmp_path, monkeypatch):
     said = []
     lessons = recipe_study(faces, preset=SMALL, seeds=(0,), out=tmp_path, step="distil", say=said.append)
     assert set(lessons.network) == {"bank", "afresh", "together"} and (tmp_path / "distil/bank-0.safetensors").exists()
-    monkeypatch.setattr(hyfer_studies, "fit_student", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(recipe, "fit_student", lambda *a, **k: pytest.fail("fitted again"))
     again = recipe_study(faces, preset=SMALL, seeds=(0,), out=tmp_path, step="distil")
     pd.testing.assert_frame_equal(again, lessons, check_dtype=False)
     assert "bank" in recipe_table(lessons).index and len(read_table(tmp_path / "distil/bank-0.history.csv")) == 1
@@ -123,7 +124,7 @@ def test_a_step_goes_on_within_a_fit(faces, tmp_path, monkeypatch):
     assert done == [0, 1]
     pd.testing.assert_frame_equal(recipe_study(faces, ["light"], two, (0,), tmp_path / "b"), whole)
     monkeypatch.setitem(STEPS, "photographs", {"as it is": Arm()})      # what the first step left is not fitted again
-    monkeypatch.setattr(hyfer_studies, "fit_student", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(recipe, "fit_student", lambda *a, **k: pytest.fail("fitted again"))
     same = recipe_study(faces, preset=two, seeds=(0,), out=tmp_path / "whole", step="photographs")
     assert "scenes" in set(same.split) and set(same.network) == {"as it is"}
     held = same[same.split != "scenes"].reset_index(drop=True).drop(columns="network")
