@@ -221,7 +221,10 @@ def test_the_studies_of_sqsnet_are_called_as_the_command_says(csv_of_faces, tmp_
     preset = asked["preset"]
     assert (preset.student.epochs, preset.evaluation.tta, preset.student.network) == (2, "flip", "light_64") and len(asked["ds"]) == 210
     assert what == "bridge" or asked["arms"] == "fusion"
-    assert main([*study, "--votes", str(csv_of_faces[1]), "--preset", "paper"]) == 0
+    paper = [*study, "--votes", str(csv_of_faces[1]), "--preset", "paper"]
+    monkeypatch.setattr("fer_nb.plan.available", lambda device: (2 * 10**9, "a toy"))
+    assert main(paper) == 2 and "2.0 GB are free on a toy" in capsys.readouterr().err
+    assert main([*paper, "--anyway"]) == 0
     assert asked["ds"].name == "ferplus" and "contempt" in asked["ds"].labels
     assert (asked["preset"].student.epochs, asked["preset"].evaluation.tta) == (50, "five")
 
