@@ -604,14 +604,12 @@ def corrupted(
     severity: float,   # degree, 0 to 5
 ) -> Callable[[Sequence[int]], list[np.ndarray]]:  # positions -> images uint8, see `Worker.answers`
     "The images with one corruption, each with noise of its own. Raises `ConfigError`."
-    import torch
+    from fer_nb.augment import as_images, as_pixels
     from fer_nb.robustness import corrupt, noise_keys
     keys = noise_keys(ds)
     def one(k: int) -> np.ndarray:
-        image = ds.image(k)
-        x = torch.from_numpy(np.array(np.atleast_3d(image))).permute(2, 0, 1)[None].float() / 255
-        new = (corrupt(x, kind, severity, keys[k:k + 1])[0] * 255).round().byte().permute(1, 2, 0).numpy()
-        return new.reshape(image.shape)
+        x = as_images(np.array(ds.image(k))[None])
+        return as_pixels(corrupt(x, kind, severity, keys[k:k + 1]))[0]
     return lambda part: [one(k) for k in part]
 
 # %% ../nbs/53_bench.ipynb #bench058b

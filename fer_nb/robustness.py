@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from .attacks import fgsm, margin, pgd, square_search
-from .augment import gaussian_blur, hash_normal
+from .augment import as_pixels, gaussian_blur, hash_normal
 from .checks import ask, check_images, check_logits
 from .core import (ConfigError, DataError, at_least, atomic_file, hash_uniform, one_of, positive,
                          share)
@@ -74,8 +74,8 @@ def _jpeg(
 ) -> torch.Tensor:    # (B, C, H, W)
     "Write and read every image as JPEG."
     out = []
-    for pixels in (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        image, file = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), io.BytesIO()
+    for pixels in as_pixels(x):
+        image, file = Image.fromarray(pixels), io.BytesIO()
         image.save(file, "JPEG", quality=quality)
         out.append(np.atleast_3d(np.asarray(Image.open(file))))
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).to(x.device, x.dtype) / 255
