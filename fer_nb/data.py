@@ -11,8 +11,8 @@ __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', '
            'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of',
            'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'split_of_path', 'usage_of',
            'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus',
-           'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of',
-           'read_folder', 'resized', 'show_faces']
+           'vote_places', 'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet',
+           'affect_of', 'read_folder', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -1958,17 +1958,33 @@ def _ferplus_folder(
 
 # %% ../nbs/04_data.ipynb #ee546066
 @patch
+def votes(
+    self: FERData,
+    dtype: type | None = None,  # None: as they are
+) -> np.ndarray | None:         # counts (N, 10) in the order of `VOTE_COLUMNS`; None: without votes
+    "FER+'s votes."
+    return self.df[list(VOTE_COLUMNS)].to_numpy(dtype) if set(VOTE_COLUMNS) <= set(self.df) else None
+
+
+def vote_places(
+    labels: Sequence[str],  # some of FER+'s eight
+) -> list[int]:             # their places in `VOTE_COLUMNS`
+    "Where the votes for each label are. Raises `LabelError`."
+    if unknown := set(labels) - set(LABEL_ORDERS["ferplus"]):
+        raise LabelError(f"FER+ has no votes for {min(unknown)!r}")
+    return [LABEL_ORDERS["ferplus"].index(name) for name in labels]
+
+
+@patch
 def soft_labels(
     self: FERData,
     mode: str | None = None,  # of `FERPLUS_MODES`; "votes": plain shares; None: each row's rule, else "votes"
 ) -> np.ndarray:              # float (N, C), rows sum to 1; NaN where the rule refuses or no label got a vote
     "Shares of the votes, in the order of `labels`. Raises `DataError` without `VOTE_COLUMNS`."
     need_columns(self.df, VOTE_COLUMNS, self.name, "read_ferplus and add_votes make them")
-    if unknown := set(self.labels) - set(LABEL_ORDERS["ferplus"]):
-        raise LabelError(f"FER+ has no votes for {min(unknown)!r}")
+    columns = vote_places(self.labels)
     rules = self.df["rule"] if mode is None and "rule" in self.df else np.full(len(self), mode or "votes")
-    columns = [LABEL_ORDERS["ferplus"].index(name) for name in self.labels]
-    shares = _by_rule(self.df[list(VOTE_COLUMNS)].to_numpy(), rules)[:, columns]
+    shares = _by_rule(self.votes(), rules)[:, columns]
     total = shares.sum(1, keepdims=True)
     return np.divide(shares, total, out=np.full_like(shares, np.nan), where=total > 0)
 

@@ -29,7 +29,7 @@ from .checks import ask, check_logits, check_names
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
-from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
+from .data import SPLITS, FERData, need_dataset
 from .launch import fast_math
 from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
                             percentile_interval, score_bounds, score_intervals, scores, share_interval)
@@ -234,9 +234,7 @@ def headline_of(
     if len(splits := _splits(ds)) > 1:
         raise DataError(f"{ds.name or 'dataset'}: images of {', '.join(splits)}; those of one split expected")
     z, mirror = (predict_logits(model, ds, tta=tta) for tta in ("none", "flip"))
-    voted = set(VOTE_COLUMNS) <= set(ds.df)
-    votes = ds.df[list(VOTE_COLUMNS)].to_numpy() if voted else None
-    return headline(z, ds.targets(), ds.labels, mirror, leaked, votes, temperature, times, seed)
+    return headline(z, ds.targets(), ds.labels, mirror, leaked, ds.votes(), temperature, times, seed)
 
 # %% ../nbs/24_evaluate.ipynb #evhead06
 def need_weights_of(

@@ -118,9 +118,9 @@ def _rows(
     by them too: subset "voters", metrics "majority" and "expected"."""
     z, test = model if isinstance(model, np.ndarray) else predict_logits(model, splits.test), splits.test
     results = evaluate(z, test, duplicates=splits.duplicates)[["split", "subset", "metric", "value", "n"]]
-    if not set(VOTE_COLUMNS) <= set(test.df):
+    if (votes := test.votes()) is None:
         return results
-    found = agreement(test.df[list(VOTE_COLUMNS)].to_numpy(), z.argmax(axis=1), test.targets(), test.labels)
+    found = agreement(votes, z.argmax(axis=1), test.targets(), test.labels)
     heard = pd.DataFrame({k: found[k] for k in ("majority", "expected")})
     heard["split"] = test.df.split.to_numpy()
     heard = heard.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
@@ -1064,7 +1064,7 @@ def image_groups(
 ) -> dict[str, tuple[pd.Series, object]]:  # name: a number an image (NaN: not known), bins of `by_group`
     "What may make an image hard to read. Raises `DataError` without votes."
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")
-    votes = ds.df[list(VOTE_COLUMNS)].to_numpy(float)
+    votes = ds.votes(float)
     faces = find_faces(ds) if faces is None else faces
     with np.errstate(invalid="ignore"):   # nobody voted: not known
         agreed = votes.max(1) / votes.sum(1)

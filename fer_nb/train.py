@@ -51,9 +51,8 @@ from tqdm.auto import tqdm
 
 from .checks import ask, check_logits, check_names, check_targets, dominant_labels
 from .config import Fit, Preset, to_dict
-from .core import (LABEL_ORDERS, ConfigError, FERError, ImageError, at_least, positive,
-                         seed_everything, share)
-from .data import VOTE_COLUMNS, FERData
+from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
+from .data import FERData, vote_places
 from .evaluate import eval_mode
 from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine,
                            pick_device, rank_world)
@@ -915,8 +914,8 @@ def soft_targets(
     ds = dls.train.ds
     shares, labels = torch.from_numpy(ds.soft_labels(self.soft)), torch.from_numpy(ds.targets()).long()
     own = nn.functional.one_hot(labels, len(ds.labels)).to(shares)
-    votes = torch.from_numpy(ds.df[list(VOTE_COLUMNS)].to_numpy(float))
-    named = votes[:, [LABEL_ORDERS["ferplus"].index(name) for name in ds.labels]].sum(1, keepdim=True)
+    votes = torch.from_numpy(ds.votes(float))
+    named = votes[:, vote_places(ds.labels)].sum(1, keepdim=True)
     few = 2 * named <= votes.sum(1, keepdim=True)   # at most half of the voters named one of the labels
     return [SoftTargets(torch.where(shares.isnan() | few, own, shares).float())]
 
