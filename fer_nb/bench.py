@@ -42,8 +42,8 @@ from fer_nb.core import (
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
-from .predict import SHIPPED, Network, Recogniser, weights_file
-from .store import Store, digest, plain, read_table, run_record
+from .predict import Network, Recogniser, weights_file
+from .store import SHIPPED, Store, digest, plain, read_table, run_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):
