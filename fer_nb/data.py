@@ -6,13 +6,13 @@
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
            'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'has_deep_colours',
-           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'begins_as', 'quoted', 'open_image', 'is_cut', 'decode',
-           'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect',
-           'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of',
-           'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'split_of_path', 'usage_of',
-           'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus',
-           'vote_places', 'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet',
-           'affect_of', 'read_folder', 'resized', 'show_faces']
+           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as', 'quoted', 'open_image',
+           'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies',
+           'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number',
+           'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'split_of_path',
+           'usage_of', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets',
+           'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb',
+           'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -394,11 +394,24 @@ class Copy:
     @property
     def path(self) -> Path:  # the file of its original
         "Where it comes from."
-        source = self.of.files[self.of.rows[self.k]]
-        return getattr(source, "path", source)
+        return file_of(self.of.files[self.of.rows[self.k]])
 
     def __str__(self) -> str:
         return f"{self.path}, changed ({self.of.about}, {self.of.rows[self.k]}, {self.of.views[self.k]})"
+
+
+def file_of(image: str | Path | Crop | Copy) -> str | Path:
+    "The file that an image is read from."
+    return getattr(image, "path", image)
+
+
+def as_square(
+    image: np.ndarray,  # uint8 (H, W) or (H, W, 3)
+    side: int,          # wanted, in pixels
+) -> np.ndarray:        # the image itself where it fits
+    "An image at `side` × `side`."
+    return image if image.shape[:2] == (side, side) else \
+        np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 # %% ../nbs/04_data.ipynb #door0001
 _BEGINNINGS = (  # of a file, and what it then is
@@ -764,7 +777,7 @@ def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
     "A digest of names, sizes and times of the files, and of how they are read."
     def of(file: Path | Crop) -> str:
         try:
-            found = os.stat(getattr(file, "path", file))
+            found = os.stat(file_of(file))
         except OSError:
             return f"{file}"
         return f"{file}\t{found.st_size}\t{found.st_mtime_ns}"
@@ -784,8 +797,7 @@ def decoded(
         one = self.first.part(np.array([r]))
         return one.known["kept"].take(one.rows)[0] if one._kept(each=True) else one.decoded(0)
     image = read_image(self[i])
-    if self.side and image.shape[:2] != (self.side, self.side):
-        image = np.asarray(Image.fromarray(image).resize((self.side,) * 2, Image.Resampling.BILINEAR))
+    image = as_square(image, self.side) if self.side else image
     return np.repeat(image[..., None], 3, -1) if self.colour and image.ndim == 2 else image
 
 
@@ -2551,9 +2563,8 @@ def resized(
         return ds.replace(images=ds._images.part(slice(None), side=side, colour=colour), dropped=ds.dropped)
     if ds._images.shape[1:3] == (side, side):
         return ds
-    images = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
-              for image in ds._images]
-    return ds.replace(images=stacked(images, ds.df.id, side), dropped=ds.dropped)
+    images = stacked([as_square(image, side) for image in ds._images], ds.df.id, side)
+    return ds.replace(images=images, dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #3263b2aa
 def show_faces(

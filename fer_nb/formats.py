@@ -35,7 +35,7 @@ from .core import (ALIASES, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERE
 from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FERPLUS_HEADER,
                          IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS, RAFDB_NAME, SPLITS,
                          USAGE, Crop, FERData, LeftOut, Provenance, Tree, add_votes, affect_of, begins_as,
-                         decode, ending_of, expect, fer2013_csv, key_of, list_images, open_image, path_inside,
+                         decode, ending_of, expect, fer2013_csv, file_of, key_of, list_images, path_inside,
                          pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus, read_folder,
                          read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked, table_rows,
                          text_of, whole_number, without_broken,
@@ -1136,7 +1136,7 @@ def shared_splits(
 
     def size(k: int) -> int:  # of a file; only those of one size can be the same
         try:
-            return 0 if pixels else os.stat(getattr(files[k], "path", files[k])).st_size
+            return 0 if pixels else os.stat(file_of(files[k])).st_size
         except OSError:
             return -1
 
@@ -1146,7 +1146,7 @@ def shared_splits(
             return hashlib.sha1(np.ascontiguousarray(files[k])).hexdigest()
         if sizes[k] < 0:
             return f"{k}"
-        with open(getattr(files[k], "path", files[k]), "rb") as f:
+        with open(file_of(files[k]), "rb") as f:
             return f"{hashlib.sha1(f.read(1 << 16)).hexdigest()} {sizes[k]} {getattr(files[k], 'box', '')}"
 
     rows = {s: np.flatnonzero(ds.df.split == s) for s in SPLITS}
@@ -1197,7 +1197,7 @@ def _through_links(
     "Images that are read more than once, for a link leads to their folder."
     if ds.in_memory():
         return []
-    files = [(Path(getattr(f, "path", f)), getattr(f, "box", None)) for f in ds._images]
+    files = [(Path(file_of(f)), getattr(f, "box", None)) for f in ds._images]
     real = {folder: os.path.realpath(folder) for folder in {f.parent for f, _ in files}}
     places = Counter((real[f.parent], f.name, box) for f, box in files)
     twice = [f"{folder}/{name}" for (folder, name, _), n in places.items() if n > 1]

@@ -40,8 +40,8 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
 
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
                          need_columns, one_of, positive, printable)
-from .data import (IMAGE_ENDINGS, Tree, _from_floats, begins_as, dark_as_16_bits, decode, from_depth,
-                         has_deep_colours, open_image, quoted, read_image, to_array)
+from .data import (IMAGE_ENDINGS, Tree, _from_floats, as_square, begins_as, dark_as_16_bits, decode,
+                         from_depth, has_deep_colours, open_image, quoted, read_image, to_array)
 from .data import is_cut as is_jpeg_cut   # here a cut is one between scenes
 from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
 from .launch import pick_device, threads
@@ -773,11 +773,9 @@ def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
 
 @patch
 def _crop(self: Recogniser, image: np.ndarray, face: FoundFace) -> np.ndarray:
-    size = (self.network.size,) * 2
     if self.crop:
-        return face_square(image, face, size[0], align=self.align)
-    fits = image.shape[:2] == size
-    return image if fits else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        return face_square(image, face, self.network.size, align=self.align)
+    return as_square(image, self.network.size)
 
 
 @patch
