@@ -37,7 +37,7 @@ from fastcore.basics import patch
 from .compare import holm, mcnemar
 from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, file_sha256, one_of, positive,
-    progress,
+    progress, write_json,
 )
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import leaked_images, result_table
@@ -746,7 +746,7 @@ def _bench_one(
     except ModelError as e:
         row["fault"] = str(e)
     with atomic_file(out / file_name(row, out)) as aside:
-        aside.write_text(json.dumps(plain(row), indent=1) + "\n", encoding="utf-8")
+        write_json(aside, plain(row))
     return plain(row)
 
 # %% ../nbs/53_bench.ipynb #bench054

@@ -6,11 +6,12 @@
 __all__ = ['EMOTIONS', 'LABEL_ORDERS', 'ALIASES', 'GOLDEN', 'MIX', 'FERError', 'printable', 'DataError', 'ImageError',
            'LabelError', 'ConfigError', 'DownloadError', 'plain_letters', 'canonical_label', 'one_of', 'at_least',
            'positive', 'share', 'need_columns', 'need_single', 'hash_bits', 'hash_uniform', 'seed_everything',
-           'keep_freed_memory', 'show_progress', 'progress', 'atomic_folder', 'need_apart', 'atomic_file', 'cache_dir',
-           'file_sha256', 'fetch']
+           'keep_freed_memory', 'show_progress', 'progress', 'atomic_folder', 'need_apart', 'atomic_file', 'write_json',
+           'cache_dir', 'file_sha256', 'fetch']
 
 # %% ../nbs/00_core.ipynb #1e4691d3
 import hashlib
+import json
 import os
 import random
 import re
@@ -384,6 +385,15 @@ def atomic_file(
                 os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_json(
+    file: Path,                      # to write, of `atomic_file`
+    value: object,                   # what JSON knows
+    default: Callable | None = None, # makes such a value of another
+) -> None:
+    "A value as JSON, indented, with a line feed at the end."
+    file.write_text(json.dumps(value, indent=1, default=default) + "\n", encoding="utf-8")
 
 # %% ../nbs/00_core.ipynb #438cca54
 def cache_dir() -> Path:  # `$FER_NB_CACHE`, else the user's cache folder

@@ -8,7 +8,6 @@ __all__ = ['PAPER_TABLE5', 'corruption_kinds', 'corrupt', 'noise_keys', 'corrupt
 
 # %% ../nbs/26_robustness.ipynb #93ff9c1e
 import io
-import json
 import re
 import sys
 import warnings
@@ -30,7 +29,7 @@ from .attacks import fgsm, margin, pgd, square_search
 from .augment import as_pixels, gaussian_blur, hash_normal
 from .checks import ask, check_images, check_logits
 from .core import (ConfigError, DataError, at_least, atomic_file, hash_uniform, one_of, positive,
-                         share)
+                         share, write_json)
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
 from .metrics import mean_intervals, scores
@@ -604,7 +603,7 @@ def robust_study(
     for name, table in tables.items():
         write_table(table, out / f"{name}.csv")
     with atomic_file(out / "about.json") as aside:
-        aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(aside, about)
     return tables
 
 # %% ../nbs/26_robustness.ipynb #26aa0011

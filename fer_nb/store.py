@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import DataError, atomic_file, one_of
+from .core import DataError, atomic_file, one_of, write_json
 
 # %% ../nbs/03_store.ipynb #5e0a0007
 class StoreError(DataError):
@@ -298,7 +298,7 @@ def _claim(self: Store) -> None:
     path, cause = self.folder / "identity.json", None
     if not path.exists():
         with _writing(path, overwrite=False) as aside:
-            aside.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
+            write_json(aside, self.identity)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not (differ := self._differ(found, self.identity)):
@@ -541,7 +541,7 @@ def write_record(
         there = [(r, [f for f in r["files"] if f not in files]) for r in _records(path)]
         records = [*(r | {"files": rest} for r, rest in there if rest), {"files": sorted(files)} | record]
         with _writing(path) as aside:
-            aside.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            write_json(aside, records)
 
 
 def _records(path: Path) -> list[dict]:
@@ -600,5 +600,5 @@ def session(
         if last and (differ := differences(last, {k: now[k] for k in SAME})):
             say(f"goes on, but not bit for bit, for sums are added up in another order: {'; '.join(differ)}")
         with _writing(path) as aside:
-            aside.write_text(json.dumps([*before, now], indent=1) + "\n", encoding="utf-8")
+            write_json(aside, [*before, now])
     return [*before, now]
