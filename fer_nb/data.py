@@ -8,11 +8,11 @@ __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', '
            'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'has_deep_colours',
            'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as', 'quoted', 'open_image',
            'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies',
-           'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number',
-           'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'split_of_path',
-           'usage_of', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets',
-           'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb',
-           'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
+           'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows', 'first_row', 'key_of',
+           'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named',
+           'split_of_path', 'usage_of', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes',
+           'vote_targets', 'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes', 'read_kdef',
+           'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -40,9 +40,9 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError,
-                         atomic_file, cache_dir, canonical_label, need_columns, one_of, plain_letters,
-                         printable, progress)
+from .core import (EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
+                         LabelError, atomic_file, cache_dir, canonical_label, emotions_first, need_columns,
+                         one_of, plain_letters, printable, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -566,14 +566,18 @@ def _unusable(
     return error
 
 
+def _usable(found: Sequence, total: int) -> Sequence:
+    "What was found in each image. Raises one `ImageError` for all that cannot be used."
+    if failures := [e for e in found if isinstance(e, ImageError)]:
+        raise _unusable(failures, total)
+    return found
+
+
 def read_images(
     paths: Sequence[str | Path | Crop],  # image files
 ) -> list[np.ndarray]:                   # decoded images, in the same order
     "Decode image files in parallel. Raises one `ImageError` for all files that failed."
-    images = list(_in_turn(read_image, paths))
-    if failures := [e for e in images if isinstance(e, ImageError)]:
-        raise _unusable(failures, len(paths))
-    return images
+    return _usable(list(_in_turn(read_image, paths)), len(paths))
 
 # %% ../nbs/04_data.ipynb #7c493bb5
 def stacked(
@@ -746,9 +750,7 @@ def of_pool(
 def shapes(self: ImageFiles) -> np.ndarray:  # int32 (n, 3): height, width, and 1 for colour
     "Shapes of the images as they are read. Raises one `ImageError` that names every file that fails."
     def find(part: ImageFiles) -> Iterator[tuple[int, int, bool]]:
-        found = image_shapes(part)
-        if failures := [e for e in found if isinstance(e, ImageError)]:
-            raise _unusable(failures, len(part))
+        found = _usable(image_shapes(part), len(part))
         return ((*shape[:2], len(shape) == 3) for shape in found)
 
     shapes = self.of_pool("shapes", (3,), np.int32, find)
@@ -1244,6 +1246,14 @@ def table_rows(
         except _NO_TABLE as e:
             raise DataError(f"{at}: not a table ({quoted(e)})") from e
 
+
+def first_row(
+    path: Path,     # as in `table_rows`
+    sep: str = "",  # as there
+) -> list[str]:     # its fields; []: there is none
+    "The first row of a text table."
+    return next(table_rows(path, sep), ("", []))[1]
+
 # %% ../nbs/04_data.ipynb #door002c
 _SAME = {  # a column, and other names that it has
     "emotion": ("label", "class", "expression"), "pixels": ("pixel",), "usage": ("split", "set"),
@@ -1640,7 +1650,7 @@ def fer2013_csv(
 
     left, wanted = left or LeftOut(), ("emotion", "pixels", "Usage")
     numbers = {str(k): e for k, e in enumerate(order)}
-    first = next(table_rows(path), ("", []))[1]
+    first = first_row(path)
     bare = pixel_columns(first)
     columns = tuple(c for c in wanted if not bare or c in bare)
     need_columns(columns, wanted[:2], str(path), "the first row is no header, and holds pixels")
@@ -1674,16 +1684,15 @@ def _from_files(
     labels = labels if labels is None else tuple(map(canonical_label, labels))
     for p in files:  # folders in class folders, such as one a person: their names would be taken for classes
         *above, last = p.relative_to(root).parts[:-1] or [""]
-        if outer := [part for part in above if canonical_label(part) in (labels or (*EMOTIONS, "contempt"))]:
+        if outer := [part for part in above if canonical_label(part) in (labels or EIGHT)]:
             raise DataError(f"{p}: lies in {last!r} inside {outer[-1]!r}, which names a class itself; "
                             "images right inside their class folders expected")
     if labels is None:
-        labels = tuple(e for e in EMOTIONS if e in found) + tuple(sorted(set(found) - set(EMOTIONS)))
+        labels = emotions_first(found)
     for p, label in zip(files, found):
         expect(label in labels, p, f"folder {p.parent.name!r}", f"one of {', '.join(labels)}", LabelError)
-    ids, shapes = [p.relative_to(root).as_posix() for p in files], image_shapes(files)
-    if failures := [e for e in shapes if isinstance(e, ImageError)]:
-        raise _unusable(failures, len(files))
+    ids = [p.relative_to(root).as_posix() for p in files]
+    shapes = _usable(image_shapes(files), len(files))
     mixed = len({s[:2] for s in shapes}) == 1 and any(len(s) == 3 for s in shapes)
     df = pd.DataFrame({"id": ids, "label": found, "split": splits})
     return FERData(df, ImageFiles(files, shapes, colour=mixed), labels, name), shapes
@@ -2207,7 +2216,7 @@ def _rafdb_list(root: Path) -> Path | None:
     folders = [root / "EmoLabel", root / "basic/EmoLabel", root, root / "basic"]
     lists = [p for d in folders for p in sorted(d.glob("*.txt")) if d.is_dir()]
     for path in lists:
-        first = next(table_rows(path, " "), ("", []))[1]
+        first = first_row(path, " ")
         if first and RAFDB_NAME.fullmatch(first[0]):
             return path
     return next((d / "list_patition_label.txt" for d in folders[:2] if d.is_dir()), None)
