@@ -503,6 +503,17 @@ def _is_device(path: str | Path) -> bool:   # such as /dev/null, or a pipe: writ
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
+def _need_absent(to: str | Path, replaces: bool) -> None:
+    "Raise `FileExistsError` for a place where something is that is not to be replaced."
+    if not replaces and os.path.exists(to):
+        raise FileExistsError(17, "File exists", str(to))
+
+
+def _notes(*notes: str) -> str:
+    "Those that say something, on one line."
+    return "; ".join(filter(None, notes))
+
+
 def _file_pixels(path: Path) -> np.ndarray:   # uint8 (H, W) or (H, W, 3)
     "Decode an image file. Raises `ImageError`, where it can with the way on."
     name = str(path)
@@ -642,13 +653,18 @@ def temperature_factor(
                             for name, d in DOUBTS.items() if d.weight)))
 
 
+def _gap(probs: Iterable[float]) -> float:
+    "By how much the most likely emotion leads."
+    first, second = sorted([*probs, 0], reverse=True)[:2]
+    return first - second
+
+
 def reasons_against(
     measured: Mapping[str, float],   # from `signs`
     probs: Sequence[float],          # of the emotions
 ) -> tuple[str, ...]:                # of `REASONS`; none: reliable
     "Why the emotion of a face should not be relied on."
-    first, second = sorted([*probs, 0], reverse=True)[:2]
-    measured = {**measured, "gap": first - second}
+    measured = {**measured, "gap": _gap(probs)}
     beyond = (d.reason for name, d in DOUBTS.items() if name in measured
               and (measured[name] > d.limit if d.above else measured[name] < d.limit))
     return tuple(dict.fromkeys(beyond))
@@ -659,9 +675,8 @@ def _again(
     probs: Iterable[float],   # of the emotions, smoothed over time
 ) -> tuple[str, ...]:         # of `REASONS`
     "The reasons where the probabilities have changed."
-    first, second = sorted([*probs, 0], reverse=True)[:2]
     level = DOUBTS["gap"]
-    return (*(r for r in reasons if r != level.reason), *[level.reason] * bool(first - second < level.limit))
+    return (*(r for r in reasons if r != level.reason), *[level.reason] * bool(_gap(probs) < level.limit))
 
 # %% ../nbs/50_predict.ipynb #ef295e0b
 def _several(images: Any) -> list:   # of images
@@ -971,7 +986,7 @@ class Result:
             (pixels, note), notes = _and_notes(_read, path)
         except FERError as e:
             return cls(str(path), "error", note=_nameless(e, path))
-        return cls(str(path), "ok", note="; ".join(filter(None, (*notes, note))), image=pixels)
+        return cls(str(path), "ok", note=_notes(*notes, note), image=pixels)
 
     def rows(
         self,
@@ -1004,7 +1019,7 @@ def only_reliable(
         if why := sorted({reason for f in result.faces for reason in f.reasons}):
             note = f"{len(result.faces) - len(kept)} faces left out ({', '.join(why)})"
             result = replace(result, faces=kept, status="ok" if kept else "no_face",
-                             note="; ".join(filter(None, (result.note, note))))
+                             note=_notes(result.note, note))
         yield result
 
 # %% ../nbs/50_predict.ipynb #9874e1a1
@@ -1257,7 +1272,7 @@ def _add_faces(
         ready = [InRange(r.image) for r in good]
         for r, image, faces in zip(good, ready, self.measured(ready)):
             r.faces, r.status = faces, "ok" if faces else "no_face"
-            r.note = "; ".join(filter(None, (r.note, self.missing(image))))
+            r.note = _notes(r.note, self.missing(image))
         return results
     except (*_TOO_MUCH, ImageError) as e:
         note = f"{type(e).__name__}: {e}"
@@ -1683,8 +1698,8 @@ def write_results(
     if kind == "parquet":
         return _write_parquet(results, to, labels, overwrite, each, more)
     replaces = overwrite or to is not None and _is_device(to)
-    if to is not None and not replaces and os.path.exists(to):
-        raise FileExistsError(17, "File exists", str(to))
+    if to is not None:
+        _need_absent(to, replaces)
     results, labels = iter(results), tuple(labels)
     first = list(islice(results, 1))  # where that is an error, nothing is written
     need_spare(to, [r.file for r in first])
@@ -1717,8 +1732,7 @@ def _write_parquet(results: Iterable[Result], to: Path, labels: Sequence[str], o
                    each: Callable[[Result], None], more: Sequence[str] = ()) -> None:
     "What `write_results` does for parquet: what there was is written also where the work is broken off."
     _imported("pyarrow", "pyarrow", f"{to}: a .parquet file")
-    if not overwrite and os.path.exists(to) and not _is_device(to):
-        raise FileExistsError(17, "File exists", str(to))
+    _need_absent(to, overwrite or _is_device(to))
     Path(to).parent.mkdir(parents=True, exist_ok=True)
     rows, whole = [], False
     try:
@@ -1774,7 +1788,7 @@ def write_annotated(
             except (OSError, ValueError) as e:
                 if getattr(e, "errno", None):   # of the disk
                     raise
-                note = "; ".join(filter(None, (result.note, f"cannot be drawn as a JPEG ({e})")))
+                note = _notes(result.note, f"cannot be drawn as a JPEG ({e})")
                 result = replace(result, status="error", faces=[], note=note)
         each(result)
 
@@ -1828,8 +1842,7 @@ def film(
     cv2 = _imported("cv2", "opencv-python-headless", "writing a film")
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
     positive("fps", fps)
-    if os.path.exists(to) and not (overwrite and os.path.isfile(to)):
-        raise FileExistsError(17, "File exists", str(to))
+    _need_absent(to, overwrite and os.path.isfile(to))
     writer, broken, source = None, None, None
     with ExitStack() as stack:
         try:
@@ -1842,8 +1855,7 @@ def film(
                     need_spare(None if writer else to, [result.file], table=False)
                     drawn = annotate(result.image, result.faces, bars=False)
                     writer = writer or stack.enter_context(_film_writer(cv2, to, drawn, fps))
-                    result = replace(result, note="; ".join(filter(None, (
-                        result.note, writer(drawn, result.time)))))
+                    result = replace(result, note=_notes(result.note, writer(drawn, result.time)))
                 yield result
         except (GeneratorExit, KeyboardInterrupt) as e:   # what was drawn until then is a film
             broken = e
