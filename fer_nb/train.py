@@ -60,7 +60,7 @@ from .loaders import ReplayLoader, dataloaders
 from .models import (HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped,
                            weights_digest)
 from .terms import FitCallback, LossTerm, is_search
-from .store import (Store, StoreError, differences, digest, plain, processor, read_state,
+from .store import (Store, StoreError, differences, digest, first_few, plain, processor, read_state,
                           write_state)
 
 # %% ../nbs/30_train.ipynb #68cc10aa
@@ -1391,8 +1391,7 @@ def restore(
     self.same_start(found["described"])
     there, here = [name for name, _ in found["callbacks"]], [cb.name for cb, _ in self.stateful]
     if differ := differences(found["described"] | {"memories": there}, self.described | {"memories": here}):
-        more = f" (and {len(differ) - 3} more)" * (len(differ) > 3)
-        raise CheckpointError(f"{self.path}: of another run: {'; '.join(differ[:3])}{more}; another file, or "
+        raise CheckpointError(f"{self.path}: of another run: {first_few(differ)}; another file, or "
                               "resume=False to replace it")
     if found["epoch"] > self.n_epoch:
         raise CheckpointError(f"{self.path}: holds {found['epoch']} epochs; a fit of at least as many, "
