@@ -400,7 +400,9 @@ class Copy:
         return f"{self.path}, changed ({self.of.about}, {self.of.rows[self.k]}, {self.of.views[self.k]})"
 
 
-def file_of(image: str | Path | Crop | Copy) -> str | Path:
+def file_of(
+    image: str | Path | Crop | Copy,  # an image file, or what is made of one
+) -> str | Path:                      # the file
     "The file that an image is read from."
     return getattr(image, "path", image)
 

@@ -152,11 +152,6 @@ def is_emotion(
     "Whether a class is an emotion in any spelling."
     return bool(name.strip()) and canonical_label(name) in EIGHT
 
-
-def _are_numbers(classes: Sequence[str]) -> bool:
-    "Whether all classes are whole numbers, maybe written as 3.0."
-    return all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes)
-
 # %% ../nbs/14_formats.ipynb #door0103
 def label_order(
     labels: "str | Sequence[str] | dict[str, str] | None",  # names in order, pairs, or the name of an order
@@ -218,7 +213,7 @@ def relabelled(
     idle = sorted(set(names) - set(map(_class_key, classes)))
     expect(not idle, where, f"no class {some_of(map(quoted, idle))} in {some_of(map(quoted, classes))}",
             "labels for classes that are there", LabelError)
-    if _are_numbers(classes) and not names:
+    if all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes) and not names:
         meaning = numbered(classes, order, where)
     else:
         meaning = {c: names.get(_class_key(c)) or canonical_label(c) for c in classes}
@@ -389,9 +384,6 @@ def _say_unread(
         warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
 
 # %% ../nbs/14_formats.ipynb #rows0007
-_JSON_LINES = (".jsonl", ".ndjson")  # endings
-
-
 def _records(path: Path) -> Iterator[object]:
     "The rows of a Parquet file, or the lines of a JSONL file: a mapping each; None: an empty line."
     if ending_of(path.name) == ".parquet":
@@ -438,7 +430,7 @@ def _list_rows(
     path: Path,  # of the list: CSV, TSV, words on a line, JSONL
 ) -> Iterator[tuple[str, dict[str, str]]]:  # "file, row n", and what stands in its columns
     "The rows of a list of images. Raises `DataError` for one without the columns image and label."
-    records, said = ending_of(path.name) in (*_JSON_LINES, ".parquet"), False
+    records, said = ending_of(path.name) in (".jsonl", ".ndjson", ".parquet"), False
     for at, row in (_record_rows if records else _text_rows)(path):
         read = {c: text if c == "image" else _western(text) for c, text in row.items()}
         if read != row and not said:
@@ -937,7 +929,7 @@ CAER-S/train/Anger/0000.png  CAER-S/test/...    whole frames of films, not faces
 def _lists_of(tree: Tree) -> list[str]:
     "Files that are lists of images."
     lists = [f for f, role in tree.tables().items() if role == "list"]
-    return lists + [f for f in tree.files() if ending_of(f) in (*_JSON_LINES, ".parquet")]
+    return lists + [f for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
 
 # %% ../nbs/14_formats.ipynb #door0125
 def find_folder(
@@ -1078,7 +1070,7 @@ def tree_of(
     with open(path, "rb") as f:
         what = begins_as(f.read(512))
     expect(not tree.is_image(path.name), path, "an image", "a folder, or a table such as fer2013.csv,")
-    if what != "a Parquet file" and ending_of(path.name) not in _JSON_LINES:
+    if what != "a Parquet file" and ending_of(path.name) not in (".jsonl", ".ndjson"):
         first = first_row(path)
         first = first[0].split() if len(first) == 1 else first
         expect(first, path, "the file is empty", "a table")
@@ -1100,7 +1092,7 @@ def need_classes(
     shown = some_of((repr(quoted(c, 40)) for c in classes), 6)
     splits = [c for c in classes if split_named(c)]
     one = len(classes) == 1 and not (single and is_emotion(classes[0]))
-    emotions = any(map(is_emotion, classes)) or _are_numbers(classes)
+    emotions = any(map(is_emotion, classes)) or all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes)
     what = f"classes {shown}: named after splits" if splits else f"one class alone: {shown}" if one else \
         f"classes {shown}: none is an emotion under any known name" if not emotions and not named else ""
     expect(not what, where, what, "classes named for emotions, or another reading (--as, see fer-nb "

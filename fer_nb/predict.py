@@ -653,18 +653,13 @@ def temperature_factor(
                             for name, d in DOUBTS.items() if d.weight)))
 
 
-def _gap(probs: Iterable[float]) -> float:
-    "By how much the most likely emotion leads."
-    first, second = sorted([*probs, 0], reverse=True)[:2]
-    return first - second
-
-
 def reasons_against(
     measured: Mapping[str, float],   # from `signs`
     probs: Sequence[float],          # of the emotions
 ) -> tuple[str, ...]:                # of `REASONS`; none: reliable
     "Why the emotion of a face should not be relied on."
-    measured = {**measured, "gap": _gap(probs)}
+    first, second = sorted([*probs, 0], reverse=True)[:2]
+    measured = {**measured, "gap": first - second}
     beyond = (d.reason for name, d in DOUBTS.items() if name in measured
               and (measured[name] > d.limit if d.above else measured[name] < d.limit))
     return tuple(dict.fromkeys(beyond))
@@ -675,8 +670,9 @@ def _again(
     probs: Iterable[float],   # of the emotions, smoothed over time
 ) -> tuple[str, ...]:         # of `REASONS`
     "The reasons where the probabilities have changed."
+    first, second = sorted([*probs, 0], reverse=True)[:2]
     level = DOUBTS["gap"]
-    return (*(r for r in reasons if r != level.reason), *[level.reason] * bool(_gap(probs) < level.limit))
+    return (*(r for r in reasons if r != level.reason), *[level.reason] * bool(first - second < level.limit))
 
 # %% ../nbs/50_predict.ipynb #ef295e0b
 def _several(images: Any) -> list:   # of images

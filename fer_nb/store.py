@@ -432,8 +432,10 @@ def package() -> Path:  # its folder
     return Path(str(resources("fer_nb")))
 
 
-def shipped_file(name: str) -> Path:  # a .safetensors file
-    "The weights of a network of `SHIPPED`."
+def shipped_file(
+    name: str,  # of `SHIPPED`
+) -> Path:      # a .safetensors file
+    "The weights of a network in the package."
     return package() / "weights" / f"{SHIPPED[name]}.safetensors"
 
 
