@@ -36,10 +36,9 @@ from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FER
                          IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS, RAFDB_NAME, SPLITS,
                          USAGE, Crop, FERData, LeftOut, Provenance, Tree, add_votes, affect_of, begins_as,
                          decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of, list_images,
-                         path_inside, pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus, read_folder,
-                         read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked, table_rows,
-                         text_of, whole_number, without_broken,
-                         _shape_of)
+                         path_inside, pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus,
+                         read_folder, read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked,
+                         table_rows, text_of, whole_number, without_broken, _shape_of)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)

@@ -208,8 +208,8 @@ def beside(
 def _grouped_lines(lines: pd.DataFrame) -> list[str]:
     "Each remark once, with the rows and figures that it is about."
     said = lines.reset_index().groupby("remark", sort=False)
-    return [f"{some_of(group.row.unique(), 4)} ({some_of(group.figure.unique(), 4)}): {remark.removeprefix('call: ')}"
-            for remark, group in said]
+    return [f"{some_of(group.row.unique(), 4)} ({some_of(group.figure.unique(), 4)}): "
+            f"{remark.removeprefix('call: ')}" for remark, group in said]
 
 
 @dataclass(frozen=True)
