@@ -22,7 +22,7 @@ from .core import ConfigError, DataError, need_columns, one_of
 from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
-from .store import digest
+from .store import digest, first_few
 
 # %% ../nbs/09_audit.ipynb #141a5877
 KINDS = ("duplicate", "multilabel", "leak", "similar", "label_error", "no_face", "low_quality")
@@ -493,8 +493,7 @@ def actions(
     ids, allowed = set(ds.id), ("keep", "drop", *self.ds.labels)
     if wrong := [f"{action!r} for {id!r}" + ", which is not in the dataset" * (id not in ids)
                  for id, action in decisions.items() if id not in ids or action not in allowed]:
-        more = f" (and {len(wrong) - 3} more)" * (len(wrong) > 3)
-        raise DataError(f"decisions: {'; '.join(wrong[:3])}{more}; {', '.join(allowed)} expected")
+        raise DataError(f"decisions: {first_few(wrong)}; {', '.join(allowed)} expected")
     leaks = self.issues[(self.issues.kind == "leak") & ("leak" in drop)]
     leaked = np.isin(self.photos, self.photos_of(leaks.id)) & (ds.split == "train").to_numpy()
     doubtful = (self.issues.kind == "no_face") & (self.issues.score < FACELESS)

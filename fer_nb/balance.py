@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .augment import Augment
+from .augment import Augment, as_images, as_pixels
 from .core import ConfigError, DataError, one_of
 from .data import Copies, FERData
 from .store import digest
@@ -109,10 +109,7 @@ class ClassAugment:
         seed: int = 0,          # another seed, other views
     ) -> np.ndarray:            # uint8, the same shape
         "The given view of each image, as bytes."
-        x = torch.from_numpy(images).float() / 255
-        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
-        y = (self(x, rows, views, seed) * 255).round().byte()
-        return y.permute(0, 2, 3, 1).numpy() if images.ndim == 4 else y[:, 0].numpy()
+        return as_pixels(self(as_images(images), rows, views, seed))
 
     def copies(
         self,

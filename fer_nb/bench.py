@@ -37,13 +37,13 @@ from fastcore.basics import patch
 from .compare import holm, mcnemar
 from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, file_sha256, one_of, positive,
-    progress,
+    progress, write_json,
 )
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
-from .predict import SHIPPED, Network, Recogniser, weights_file
-from .store import Store, digest, plain, read_table, run_record
+from .predict import Network, Recogniser, weights_file
+from .store import SHIPPED, Store, digest, plain, read_table, run_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):
@@ -604,14 +604,12 @@ def corrupted(
     severity: float,   # degree, 0 to 5
 ) -> Callable[[Sequence[int]], list[np.ndarray]]:  # positions -> images uint8, see `Worker.answers`
     "The images with one corruption, each with noise of its own. Raises `ConfigError`."
-    import torch
+    from fer_nb.augment import as_images, as_pixels
     from fer_nb.robustness import corrupt, noise_keys
     keys = noise_keys(ds)
     def one(k: int) -> np.ndarray:
-        image = ds.image(k)
-        x = torch.from_numpy(np.array(np.atleast_3d(image))).permute(2, 0, 1)[None].float() / 255
-        new = (corrupt(x, kind, severity, keys[k:k + 1])[0] * 255).round().byte().permute(1, 2, 0).numpy()
-        return new.reshape(image.shape)
+        x = as_images(np.array(ds.image(k))[None])
+        return as_pixels(corrupt(x, kind, severity, keys[k:k + 1]))[0]
     return lambda part: [one(k) for k in part]
 
 # %% ../nbs/53_bench.ipynb #bench058b
@@ -748,7 +746,7 @@ def _bench_one(
     except ModelError as e:
         row["fault"] = str(e)
     with atomic_file(out / file_name(row, out)) as aside:
-        aside.write_text(json.dumps(plain(row), indent=1) + "\n", encoding="utf-8")
+        write_json(aside, plain(row))
     return plain(row)
 
 # %% ../nbs/53_bench.ipynb #bench054

@@ -37,9 +37,10 @@ from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
 from .plan import describe, images_in, measured_rates, need_memory
-from .predict import SHIPPED, _paths, _student, format_of, is_video, need_spare, weights_file
+from .predict import _paths, _student, format_of, is_video, need_spare, weights_file
 from .reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, reproducible, reproduce
-from .store import command_line, from_text, read_record, run_record, write_record, write_table
+from .store import (SHIPPED, command_line, from_text, read_record, run_record, write_record,
+                          write_table)
 from .synth import make_faces
 
 # %% ../nbs/60_cli.ipynb #1260e5da
@@ -803,7 +804,7 @@ class _ShipVerb(Verb):
         "Train at length."
         keep_freed_memory()
         _need_settings(args)
-        from fer_nb.hyfer_studies import FERPLUS, SHIP, SHIPPED_NAMES, onward, train_shipped
+        from fer_nb.hyfer_studies import FERPLUS, SHIP, onward, train_shipped
         ferplus, again = args.student == "ferplus", (args.start, args.held)
         if (None in again and again != (None, None)) or (args.start and args.student == "both"):
             raise ConfigError(f"--start {args.start}, --held {args.held}, --student {args.student}: both "
@@ -824,7 +825,7 @@ class _ShipVerb(Verb):
         preset = replace(preset, teachers=(*preset.teachers, *files))
         ds = read_data(args, args.votes)
         ds = read_ferplus(args.votes, ds) if ferplus else ds
-        one = [SHIPPED_NAMES[args.student]] if args.student != "both" else ["hyfer", "hyfer_robust"]
+        one = [SHIPPED[args.student]] if args.student != "both" else ["hyfer", "hyfer_robust"]
         out = train_shipped(ds, args.out, preset, seed=args.seed, command=args.command, say=_say,
                             overwrite=args.overwrite, students=one, work=args.work, anyway=args.anyway)
         if os.environ.get("RANK", "0") == "0":

@@ -6,13 +6,13 @@
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
            'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'has_deep_colours',
-           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'begins_as', 'quoted', 'open_image', 'is_cut', 'decode',
-           'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect',
-           'LeftOut', 'without_broken', 'text_of', 'table_rows', 'key_of', 'whole_number', 'path_inside', 'some_of',
-           'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named', 'split_of_path', 'usage_of',
-           'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus',
-           'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of',
-           'read_folder', 'resized', 'show_faces']
+           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as', 'quoted', 'open_image',
+           'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies',
+           'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows', 'first_row', 'key_of',
+           'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named',
+           'split_of_path', 'usage_of', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes',
+           'vote_targets', 'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes', 'read_kdef',
+           'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -40,9 +40,9 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError,
-                         atomic_file, cache_dir, canonical_label, need_columns, one_of, plain_letters,
-                         printable, progress)
+from .core import (EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
+                         LabelError, atomic_file, cache_dir, canonical_label, emotions_first, need_columns,
+                         one_of, plain_letters, printable, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -394,11 +394,26 @@ class Copy:
     @property
     def path(self) -> Path:  # the file of its original
         "Where it comes from."
-        source = self.of.files[self.of.rows[self.k]]
-        return getattr(source, "path", source)
+        return file_of(self.of.files[self.of.rows[self.k]])
 
     def __str__(self) -> str:
         return f"{self.path}, changed ({self.of.about}, {self.of.rows[self.k]}, {self.of.views[self.k]})"
+
+
+def file_of(
+    image: str | Path | Crop | Copy,  # an image file, or what is made of one
+) -> str | Path:                      # the file
+    "The file that an image is read from."
+    return getattr(image, "path", image)
+
+
+def as_square(
+    image: np.ndarray,  # uint8 (H, W) or (H, W, 3)
+    side: int,          # wanted, in pixels
+) -> np.ndarray:        # the image itself where it fits
+    "An image at `side` × `side`."
+    return image if image.shape[:2] == (side, side) else \
+        np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 # %% ../nbs/04_data.ipynb #door0001
 _BEGINNINGS = (  # of a file, and what it then is
@@ -553,14 +568,18 @@ def _unusable(
     return error
 
 
+def _usable(found: Sequence, total: int) -> Sequence:
+    "What was found in each image. Raises one `ImageError` for all that cannot be used."
+    if failures := [e for e in found if isinstance(e, ImageError)]:
+        raise _unusable(failures, total)
+    return found
+
+
 def read_images(
     paths: Sequence[str | Path | Crop],  # image files
 ) -> list[np.ndarray]:                   # decoded images, in the same order
     "Decode image files in parallel. Raises one `ImageError` for all files that failed."
-    images = list(_in_turn(read_image, paths))
-    if failures := [e for e in images if isinstance(e, ImageError)]:
-        raise _unusable(failures, len(paths))
-    return images
+    return _usable(list(_in_turn(read_image, paths)), len(paths))
 
 # %% ../nbs/04_data.ipynb #7c493bb5
 def stacked(
@@ -733,9 +752,7 @@ def of_pool(
 def shapes(self: ImageFiles) -> np.ndarray:  # int32 (n, 3): height, width, and 1 for colour
     "Shapes of the images as they are read. Raises one `ImageError` that names every file that fails."
     def find(part: ImageFiles) -> Iterator[tuple[int, int, bool]]:
-        found = image_shapes(part)
-        if failures := [e for e in found if isinstance(e, ImageError)]:
-            raise _unusable(failures, len(part))
+        found = _usable(image_shapes(part), len(part))
         return ((*shape[:2], len(shape) == 3) for shape in found)
 
     shapes = self.of_pool("shapes", (3,), np.int32, find)
@@ -764,7 +781,7 @@ def state(self: ImageFiles) -> str:  # 16 hexadecimal digits
     "A digest of names, sizes and times of the files, and of how they are read."
     def of(file: Path | Crop) -> str:
         try:
-            found = os.stat(getattr(file, "path", file))
+            found = os.stat(file_of(file))
         except OSError:
             return f"{file}"
         return f"{file}\t{found.st_size}\t{found.st_mtime_ns}"
@@ -784,8 +801,7 @@ def decoded(
         one = self.first.part(np.array([r]))
         return one.known["kept"].take(one.rows)[0] if one._kept(each=True) else one.decoded(0)
     image = read_image(self[i])
-    if self.side and image.shape[:2] != (self.side, self.side):
-        image = np.asarray(Image.fromarray(image).resize((self.side,) * 2, Image.Resampling.BILINEAR))
+    image = as_square(image, self.side) if self.side else image
     return np.repeat(image[..., None], 3, -1) if self.colour and image.ndim == 2 else image
 
 
@@ -1232,6 +1248,14 @@ def table_rows(
         except _NO_TABLE as e:
             raise DataError(f"{at}: not a table ({quoted(e)})") from e
 
+
+def first_row(
+    path: Path,     # as in `table_rows`
+    sep: str = "",  # as there
+) -> list[str]:     # its fields; []: there is none
+    "The first row of a text table."
+    return next(table_rows(path, sep), ("", []))[1]
+
 # %% ../nbs/04_data.ipynb #door002c
 _SAME = {  # a column, and other names that it has
     "emotion": ("label", "class", "expression"), "pixels": ("pixel",), "usage": ("split", "set"),
@@ -1628,7 +1652,7 @@ def fer2013_csv(
 
     left, wanted = left or LeftOut(), ("emotion", "pixels", "Usage")
     numbers = {str(k): e for k, e in enumerate(order)}
-    first = next(table_rows(path), ("", []))[1]
+    first = first_row(path)
     bare = pixel_columns(first)
     columns = tuple(c for c in wanted if not bare or c in bare)
     need_columns(columns, wanted[:2], str(path), "the first row is no header, and holds pixels")
@@ -1662,16 +1686,15 @@ def _from_files(
     labels = labels if labels is None else tuple(map(canonical_label, labels))
     for p in files:  # folders in class folders, such as one a person: their names would be taken for classes
         *above, last = p.relative_to(root).parts[:-1] or [""]
-        if outer := [part for part in above if canonical_label(part) in (labels or (*EMOTIONS, "contempt"))]:
+        if outer := [part for part in above if canonical_label(part) in (labels or EIGHT)]:
             raise DataError(f"{p}: lies in {last!r} inside {outer[-1]!r}, which names a class itself; "
                             "images right inside their class folders expected")
     if labels is None:
-        labels = tuple(e for e in EMOTIONS if e in found) + tuple(sorted(set(found) - set(EMOTIONS)))
+        labels = emotions_first(found)
     for p, label in zip(files, found):
         expect(label in labels, p, f"folder {p.parent.name!r}", f"one of {', '.join(labels)}", LabelError)
-    ids, shapes = [p.relative_to(root).as_posix() for p in files], image_shapes(files)
-    if failures := [e for e in shapes if isinstance(e, ImageError)]:
-        raise _unusable(failures, len(files))
+    ids = [p.relative_to(root).as_posix() for p in files]
+    shapes = _usable(image_shapes(files), len(files))
     mixed = len({s[:2] for s in shapes}) == 1 and any(len(s) == 3 for s in shapes)
     df = pd.DataFrame({"id": ids, "label": found, "split": splits})
     return FERData(df, ImageFiles(files, shapes, colour=mixed), labels, name), shapes
@@ -1958,17 +1981,33 @@ def _ferplus_folder(
 
 # %% ../nbs/04_data.ipynb #ee546066
 @patch
+def votes(
+    self: FERData,
+    dtype: type | None = None,  # None: as they are
+) -> np.ndarray | None:         # counts (N, 10) in the order of `VOTE_COLUMNS`; None: without votes
+    "FER+'s votes."
+    return self.df[list(VOTE_COLUMNS)].to_numpy(dtype) if set(VOTE_COLUMNS) <= set(self.df) else None
+
+
+def vote_places(
+    labels: Sequence[str],  # some of FER+'s eight
+) -> list[int]:             # their places in `VOTE_COLUMNS`
+    "Where the votes for each label are. Raises `LabelError`."
+    if unknown := set(labels) - set(LABEL_ORDERS["ferplus"]):
+        raise LabelError(f"FER+ has no votes for {min(unknown)!r}")
+    return [LABEL_ORDERS["ferplus"].index(name) for name in labels]
+
+
+@patch
 def soft_labels(
     self: FERData,
     mode: str | None = None,  # of `FERPLUS_MODES`; "votes": plain shares; None: each row's rule, else "votes"
 ) -> np.ndarray:              # float (N, C), rows sum to 1; NaN where the rule refuses or no label got a vote
     "Shares of the votes, in the order of `labels`. Raises `DataError` without `VOTE_COLUMNS`."
     need_columns(self.df, VOTE_COLUMNS, self.name, "read_ferplus and add_votes make them")
-    if unknown := set(self.labels) - set(LABEL_ORDERS["ferplus"]):
-        raise LabelError(f"FER+ has no votes for {min(unknown)!r}")
+    columns = vote_places(self.labels)
     rules = self.df["rule"] if mode is None and "rule" in self.df else np.full(len(self), mode or "votes")
-    columns = [LABEL_ORDERS["ferplus"].index(name) for name in self.labels]
-    shares = _by_rule(self.df[list(VOTE_COLUMNS)].to_numpy(), rules)[:, columns]
+    shares = _by_rule(self.votes(), rules)[:, columns]
     total = shares.sum(1, keepdims=True)
     return np.divide(shares, total, out=np.full_like(shares, np.nan), where=total > 0)
 
@@ -2179,7 +2218,7 @@ def _rafdb_list(root: Path) -> Path | None:
     folders = [root / "EmoLabel", root / "basic/EmoLabel", root, root / "basic"]
     lists = [p for d in folders for p in sorted(d.glob("*.txt")) if d.is_dir()]
     for path in lists:
-        first = next(table_rows(path, " "), ("", []))[1]
+        first = first_row(path, " ")
         if first and RAFDB_NAME.fullmatch(first[0]):
             return path
     return next((d / "list_patition_label.txt" for d in folders[:2] if d.is_dir()), None)
@@ -2535,9 +2574,8 @@ def resized(
         return ds.replace(images=ds._images.part(slice(None), side=side, colour=colour), dropped=ds.dropped)
     if ds._images.shape[1:3] == (side, side):
         return ds
-    images = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
-              for image in ds._images]
-    return ds.replace(images=stacked(images, ds.df.id, side), dropped=ds.dropped)
+    images = stacked([as_square(image, side) for image in ds._images], ds.df.id, side)
+    return ds.replace(images=images, dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #3263b2aa
 def show_faces(

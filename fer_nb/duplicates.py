@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import ConfigError, DataError, at_least, cache_dir, file_sha256, one_of, progress
-from .data import SPLITS, FERData, ImageFiles
+from .data import SPLITS, FERData, ImageFiles, file_of
 from .launch import gather, map_ranks, rank_world
 from .store import Store, StoreError, digest
 
@@ -113,7 +113,7 @@ def _stamps(
     stamps = np.full((len(files), 2), -1, np.int64)
     for k, file in enumerate(files):
         with suppress(OSError):
-            found = os.stat(getattr(file, "path", file))
+            found = os.stat(file_of(file))
             stamps[k] = found.st_size, found.st_mtime_ns
     return stamps
 

@@ -24,12 +24,12 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from .attacks import deepfool, fgsm, pgd
-from .augment import affine
+from .augment import affine, as_images
 from .checks import ask, check_logits, check_names
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
-from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
+from .data import SPLITS, FERData, need_dataset
 from .launch import fast_math
 from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
                             percentile_interval, score_bounds, score_intervals, scores, share_interval)
@@ -95,9 +95,8 @@ def image_batches(
     y = torch.from_numpy(ds.targets())
     for start in range(0, len(ds), bs):
         batch = ds.batch(np.arange(start, min(start + bs, len(ds))))
-        x = torch.from_numpy(batch).to(device).float().div_(255)
-        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
-        yield start, x.contiguous(memory_format=torch.channels_last), y[start:start + bs].to(device)
+        x = as_images(batch, device).contiguous(memory_format=torch.channels_last)
+        yield start, x, y[start:start + bs].to(device)
 
 # %% ../nbs/24_evaluate.ipynb #50d16e71
 TTA = {"none": 1, "flip": 2, "five": 5}  # views of an image, and so forward passes
@@ -235,9 +234,7 @@ def headline_of(
     if len(splits := _splits(ds)) > 1:
         raise DataError(f"{ds.name or 'dataset'}: images of {', '.join(splits)}; those of one split expected")
     z, mirror = (predict_logits(model, ds, tta=tta) for tta in ("none", "flip"))
-    voted = set(VOTE_COLUMNS) <= set(ds.df)
-    votes = ds.df[list(VOTE_COLUMNS)].to_numpy() if voted else None
-    return headline(z, ds.targets(), ds.labels, mirror, leaked, votes, temperature, times, seed)
+    return headline(z, ds.targets(), ds.labels, mirror, leaked, ds.votes(), temperature, times, seed)
 
 # %% ../nbs/24_evaluate.ipynb #evhead06
 def need_weights_of(

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from . import __version__
+from .augment import as_images
 from .core import ConfigError, DataError, FERError, at_least, atomic_file, one_of, positive, progress
 from .data import FERData
 from .evaluate import image_batches, predict_logits
@@ -181,7 +182,7 @@ def to_onnx(
     for name in ("onnx", "onnxruntime", "onnxscript"):
         _extra(name)
     if images is None:
-        images = torch.from_numpy(make_faces(8, defects=None)[0].array())[:, None].float() / 255
+        images = as_images(make_faces(8, defects=None)[0].array())
     x = InputAdapter(model.in_chans, model.input_size, (0,), (1,))(images.float().cpu()).contiguous()
     with atomic_file(path) as aside:
         try:

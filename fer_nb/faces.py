@@ -35,7 +35,7 @@ from PIL import Image, ImageFilter
 
 from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
                          one_of, progress)
-from .data import Crop, FERData, ImageFiles, _warn_or_raise, read_image, stacked
+from .data import Crop, FERData, ImageFiles, _warn_or_raise, as_square, file_of, read_image, stacked
 from .store import Store, StoreError, digest
 
 # %% ../nbs/06_faces.ipynb #ea39d4d0
@@ -623,7 +623,7 @@ class FaceCrop(Crop):
         part = image if self.box is None else Crop(self.path, self.box).cut(image)
         size, points = self.settings[0], self.points
         if points is None:
-            return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BILINEAR))
+            return as_square(part, size)
         landmarks = np.zeros((max(_EDGE) + 1, 2), np.float32)
         landmarks[list(_EDGE)] = points
         return crop_face(part, landmarks, *self.settings)
@@ -643,7 +643,7 @@ def crops(
     settings = (self.size, self.margin, self.align, self.mask, self.background)
     points = landmarks[:, list(_EDGE), :2].astype(np.float32)
     found = ~np.isnan(points[:, 0, 0])
-    places = [(getattr(f, "path", f), getattr(f, "box", None)) for f in ds._images]
+    places = [(file_of(f), getattr(f, "box", None)) for f in ds._images]
     files = [FaceCrop(*place, p if yes else None, settings) for place, p, yes in zip(places, points, found)]
     colour = ds._images.shapes()[:, 2].astype(bool)
     return ImageFiles(files, [(self.size, self.size, 3)[:2 + c] for c in colour])
@@ -687,7 +687,7 @@ def _refined(
 ) -> np.ndarray:            # uint8 (size, size) or (size, size, 3): the crop, or the whole image scaled
     "The crop of the face that was found, or the whole image where there is none; for `refine`."
     if np.isnan(landmarks[0, 0]):
-        return np.asarray(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return as_square(image, self.size)
     return self._crop(image, landmarks)
 
 # %% ../nbs/06_faces.ipynb #1c69887a

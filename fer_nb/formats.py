@@ -30,16 +30,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import (ALIASES, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
-                         LabelError, canonical_label, need_columns, one_of, plain_letters)
+from .core import (ALIASES, EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
+                         LabelError, canonical_label, emotions_first, need_columns, one_of, plain_letters)
 from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FERPLUS_HEADER,
                          IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS, RAFDB_NAME, SPLITS,
                          USAGE, Crop, FERData, LeftOut, Provenance, Tree, add_votes, affect_of, begins_as,
-                         decode, ending_of, expect, fer2013_csv, key_of, list_images, open_image, path_inside,
-                         pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus, read_folder,
-                         read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked, table_rows,
-                         text_of, whole_number, without_broken,
-                         _shape_of)
+                         decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of, list_images,
+                         path_inside, pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus,
+                         read_folder, read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked,
+                         table_rows, text_of, whole_number, without_broken, _shape_of)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def role_of(
 def _first_row(path: Path) -> list[str]:
     "The first row of a table, by blanks where nothing else parts it; empty where it is none."
     try:
-        fields = next(table_rows(path), ("", []))[1]
+        fields = first_row(path)
         return fields[0].split() if len(fields) == 1 else fields
     except FERError:
         return []
@@ -150,7 +149,7 @@ def is_emotion(
     name: str,  # of a class
 ) -> bool:      # whether it is one under any known name
     "Whether a class is an emotion in any spelling."
-    return bool(name.strip()) and canonical_label(name) in (*EMOTIONS, "contempt")
+    return bool(name.strip()) and canonical_label(name) in EIGHT
 
 # %% ../nbs/14_formats.ipynb #door0103
 def label_order(
@@ -223,8 +222,7 @@ def relabelled(
     foreign = sorted(c for c in classes if order and meaning[c] not in order)
     expect(not foreign, where, f"classes {some_of(map(quoted, foreign))}",
             f"those of labels, {', '.join(order)},", LabelError)
-    there = set(meaning.values())
-    order = order or tuple(e for e in EMOTIONS if e in there) + tuple(sorted(there - set(EMOTIONS)))
+    order = order or emotions_first(meaning.values())
     renamed = {c: m for c, m in meaning.items() if c.strip().lower() != m}
     df = ds.df.assign(label=[meaning[c] for c in found])
     return ds.replace(df=df, labels=order, dropped=ds.dropped), renamed
@@ -414,7 +412,7 @@ def _record_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     "The rows of a list as a text table."
-    by_blanks = len(next(table_rows(path), ("", []))[1]) == 1
+    by_blanks = len(first_row(path)) == 1
     rows = table_rows(path, " " if by_blanks else "")
     head = list(islice(rows, 50))
     at, first = head[0] if head else ("", [])
@@ -818,7 +816,7 @@ def read_ckplus(
     for file in sorted(f for f in tree.files() if f.lower().endswith("_emotion.txt")):
         sequence = file.rpartition("/")[2][:8].upper()
         with left.item(sequence, "train"):
-            first = next(table_rows(root / file, " "), ("", [""]))[1]
+            first = first_row(root / file, " ") or [""]
             k = whole_number(first[0], 0, 7, str(root / file), "emotion", LabelError)
             expect(sequence in frames, root / file, "a label without images", f"the images of {sequence}")
             rows.append((sequence, _CK_ORDER[k], "train", sequence[:4], sequence))
@@ -863,8 +861,8 @@ FORMATS["ckextended"] = Format(
 ckextended.csv    emotion,pixels,Usage with FER2013's numbers and 7, contempt; no subjects""",
     lambda tree: [(f, 1.0) for f, role in tree.tables().items() if role == "pixels" and "ckext" in key_of(f)],
     lambda where, tree, labels, broken:
-    (fer2013_csv(where, LeftOut(broken), (*EMOTIONS, "contempt"), "ckextended"), None),
-    (*EMOTIONS, "contempt"), None, "CK+ on Kaggle, 920 rows; frames of one person are in all splits")
+    (fer2013_csv(where, LeftOut(broken), EIGHT, "ckextended"), None),
+    EIGHT, None, "CK+ on Kaggle, 920 rows; frames of one person are in all splits")
 
 # %% ../nbs/14_formats.ipynb #door0124
 _JAFFE_NAME = r"(?P<subject>K[ALMR]|MK|NA|NM|TM|UY|YM)\.(?P<label>AN|DI|FE|HA|NE|SA|SU)\d\.\d+\.\w+"
@@ -926,6 +924,12 @@ CAER-S/train/Anger/0000.png  CAER-S/test/...    whole frames of films, not faces
     lambda tree: [("", 1.0)] if "caer" in f"{tree.root.resolve().name}/{'/'.join(tree.folders)}".lower()
     and find_folder(tree) else [], _classes_named("caers"), EMOTIONS, None, "caer-dataset.github.io")
 
+# %% ../nbs/14_formats.ipynb #listsof1
+def _lists_of(tree: Tree) -> list[str]:
+    "Files that are lists of images."
+    lists = [f for f, role in tree.tables().items() if role == "list"]
+    return lists + [f for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
+
 # %% ../nbs/14_formats.ipynb #door0125
 def find_folder(
     tree: Tree,                   # a folder
@@ -964,8 +968,7 @@ def find_list(
     tree: Tree,                   # a folder
 ) -> list[tuple[str, float]]:   # where it may begin, and how certainly
     "Lists of images; those that are named after splits, or lie in split folders beside each other, are one."
-    lists = [f for f, role in tree.tables().items() if role == "list"]
-    lists += [f for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
+    lists = _lists_of(tree)
     sure = 0.4 if any(s == 0.6 for _, s in find_folder(tree)) else 0.7
     homes = {f: _home_of_list(f) for f in lists}
     many = Counter(homes.values())
@@ -988,8 +991,7 @@ def _home_of_list(
 # %% ../nbs/14_formats.ipynb #f4b45bb9
 def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
     "One list, or the lists of the splits, in one folder or each in its own."
-    below = [Path(tree.root, f) for f, _ in tree.tables().items() if tree.tables()[f] == "list"]
-    below += [Path(tree.root, f) for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
+    below = [Path(tree.root, f) for f in _lists_of(tree)]
     lists = [where] if where.is_file() else [p for p in below if _begins(p, tree) == where]
     lists = lists or [p for p in below if p.parent == where]
     packed = [p for p in lists if ending_of(p.name) == ".parquet"]
@@ -1068,7 +1070,7 @@ def tree_of(
         what = begins_as(f.read(512))
     expect(not tree.is_image(path.name), path, "an image", "a folder, or a table such as fer2013.csv,")
     if what != "a Parquet file" and ending_of(path.name) not in (".jsonl", ".ndjson"):
-        at, first = next(table_rows(path), ("", []))
+        first = first_row(path)
         first = first[0].split() if len(first) == 1 else first
         expect(first, path, "the file is empty", "a table")
         role = role_of(first) or "pixels" * bool({key_of(f) for f in first} & {"emotion", "usage"})
@@ -1111,7 +1113,7 @@ def odd_classes(
     named: bool,    # whether `labels` says what the classes are
 ) -> list[str]:    # what to say
     "Classes that look like slips, and those that one split alone has."
-    own = [label for label in ds.labels if label not in (*EMOTIONS, "contempt") and not named]
+    own = [label for label in ds.labels if label not in EIGHT and not named]
     notes = []
     for label in own:
         near = _near(label, list(ALIASES)) or _near(label, [plain_letters(o) for o in own if o != label])
@@ -1136,7 +1138,7 @@ def shared_splits(
 
     def size(k: int) -> int:  # of a file; only those of one size can be the same
         try:
-            return 0 if pixels else os.stat(getattr(files[k], "path", files[k])).st_size
+            return 0 if pixels else os.stat(file_of(files[k])).st_size
         except OSError:
             return -1
 
@@ -1146,7 +1148,7 @@ def shared_splits(
             return hashlib.sha1(np.ascontiguousarray(files[k])).hexdigest()
         if sizes[k] < 0:
             return f"{k}"
-        with open(getattr(files[k], "path", files[k]), "rb") as f:
+        with open(file_of(files[k]), "rb") as f:
             return f"{hashlib.sha1(f.read(1 << 16)).hexdigest()} {sizes[k]} {getattr(files[k], 'box', '')}"
 
     rows = {s: np.flatnonzero(ds.df.split == s) for s in SPLITS}
@@ -1197,7 +1199,7 @@ def _through_links(
     "Images that are read more than once, for a link leads to their folder."
     if ds.in_memory():
         return []
-    files = [(Path(getattr(f, "path", f)), getattr(f, "box", None)) for f in ds._images]
+    files = [(Path(file_of(f)), getattr(f, "box", None)) for f in ds._images]
     real = {folder: os.path.realpath(folder) for folder in {f.parent for f, _ in files}}
     places = Counter((real[f.parent], f.name, box) for f, box in files)
     twice = [f"{folder}/{name}" for (folder, name, _), n in places.items() if n > 1]

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'RECIPE', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS', 'PAPER_TABLE3', 'LIGHT', 'LICENCE',
-           'SHIPPED_NAMES', 'TRANSFER', 'PHASE2', 'PHASE2_ARMS', 'attacked_rows', 'distillation_study',
-           'distillation_table', 'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table',
-           'attack_table', 'SharedParts', 'changed_budgets', 'setting_study', 'setting_table', 'trained_teachers',
-           'candidates', 'teacher_study', 'teacher_results', 'variant_study', 'facts_of', 'train_shipped',
-           'need_students', 'onward', 'transfer_study', 'transfer_table', 'harden_table', 'harden_study',
-           'image_groups', 'group_study']
+           'TRANSFER', 'PHASE2', 'PHASE2_ARMS', 'attacked_rows', 'distillation_study', 'distillation_table',
+           'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table', 'attack_table', 'SharedParts',
+           'changed_budgets', 'setting_study', 'setting_table', 'trained_teachers', 'candidates', 'teacher_study',
+           'teacher_results', 'variant_study', 'facts_of', 'train_shipped', 'need_students', 'onward', 'transfer_study',
+           'transfer_table', 'harden_table', 'harden_study', 'image_groups', 'group_study']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
@@ -19,7 +18,6 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
-from importlib.resources import files as resources
 from itertools import product
 from pathlib import Path
 
@@ -50,7 +48,7 @@ from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_studen
                              keep_robust, need_classes, need_fits, need_networks, prepare)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
-from .store import Store, digest, write_table
+from .store import SHIPPED, Store, digest, shipped_file, write_table
 from .studies import subsample
 from .teachers import (CachedLogits, TeacherBase, data_record, make_teachers,
                              need_same_holdout)
@@ -118,9 +116,9 @@ def _rows(
     by them too: subset "voters", metrics "majority" and "expected"."""
     z, test = model if isinstance(model, np.ndarray) else predict_logits(model, splits.test), splits.test
     results = evaluate(z, test, duplicates=splits.duplicates)[["split", "subset", "metric", "value", "n"]]
-    if not set(VOTE_COLUMNS) <= set(test.df):
+    if (votes := test.votes()) is None:
         return results
-    found = agreement(test.df[list(VOTE_COLUMNS)].to_numpy(), z.argmax(axis=1), test.targets(), test.labels)
+    found = agreement(votes, z.argmax(axis=1), test.targets(), test.labels)
     heard = pd.DataFrame({k: found[k] for k in ("majority", "expected")})
     heard["split"] = test.df.split.to_numpy()
     heard = heard.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
@@ -716,7 +714,7 @@ def train_shipped(
     command: str = "fer-nb ship --data fer2013.csv --votes fer2013new.csv",  # for the card
     overwrite: bool = False,                    # replace a folder that is there
     say: Callable[[str], None] = lambda text: None,  # gets a line before each part
-    students: Sequence[str] = ("hyfer", "hyfer_robust"),  # whose weights are left, of `SHIPPED_NAMES`
+    students: Sequence[str] = ("hyfer", "hyfer_robust"),  # whose weights are left, of `SHIPPED`
     work: str | Path | None = None,             # folder of what is done so far; None: `<out>.work`
     anyway: bool = False,                       # begin even where the estimate does not fit into memory
 ) -> Path:                                      # `out`: weights with cards, results, history, teacher weights
@@ -770,9 +768,6 @@ def train_shipped(
     return Path(out)
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0002
-SHIPPED_NAMES = {"accurate": "hyfer", "robust": "hyfer_robust", "ferplus": "hyfer_ferplus"}
-
-
 def need_students(
     students: Sequence[str],   # names of weights
     ds: FERData,               # what they learn from
@@ -782,7 +777,7 @@ def need_students(
     at_least("students", len(students), 1)
     need_unrefined(preset, "ship")
     for name in students:
-        one_of("students", name, tuple(SHIPPED_NAMES.values()))
+        one_of("students", name, tuple(SHIPPED.values()))
     if "hyfer_robust" in students and preset.adversarial is None:
         raise ConfigError("hyfer_robust and adversarial=null; the settings of phase 2 expected, or "
                           "--student accurate")
@@ -838,7 +833,7 @@ def onward(
     held: str | Path,    # what its fit held out, see `loaders.listed_holdout`
 ) -> Preset:             # for `train_shipped`
     "How a network goes on from trained weights."
-    one_of("student", student, SHIPPED_NAMES)
+    one_of("student", student, SHIPPED)
     fit = replace(RECIPE.student, network=str(start), epochs=20, lr=1.5e-3, keep="last", stage_drop=None)
     preset = replace(RECIPE, data=replace(RECIPE.data, held=str(held)), student=fit,
                      distillation=Distillation(views=6, alpha=0.3, T=2.0, cached_views="mean"))
@@ -1026,11 +1021,11 @@ def _finished(
     args: Namespace,            # the command's options
 ) -> dict[str, nn.Module]:      # accurate, and robust or the names of the files
     "The finished networks that a study looks at. Raises `ConfigError` where two have the same name."
-    weights, others = resources("fer_nb") / "weights", args.robust
+    others = args.robust
     if others is None:
-        others = [Path(str(weights / "hyfer_robust.safetensors"))] if args.weights is None else []
+        others = [shipped_file("robust")] if args.weights is None else []
     names = ["robust"] if len(others) == 1 else [path.stem for path in others]
-    models = {"accurate": load_teacher(args.weights or Path(str(weights / "hyfer.safetensors")))}
+    models = {"accurate": load_teacher(args.weights or shipped_file("accurate"))}
     models |= {name: load_teacher(path) for name, path in zip(names, others)}
     if len(models) != 1 + len(others):
         raise ConfigError("--robust: file names that differ expected, none of them accurate.safetensors")
@@ -1064,7 +1059,7 @@ def image_groups(
 ) -> dict[str, tuple[pd.Series, object]]:  # name: a number an image (NaN: not known), bins of `by_group`
     "What may make an image hard to read. Raises `DataError` without votes."
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")
-    votes = ds.df[list(VOTE_COLUMNS)].to_numpy(float)
+    votes = ds.votes(float)
     faces = find_faces(ds) if faces is None else faces
     with np.errstate(invalid="ignore"):   # nobody voted: not known
         agreed = votes.max(1) / votes.sum(1)

@@ -33,7 +33,7 @@ from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .audit import Audit, audit
-from .augment import Augment
+from .augment import Augment, channels_first
 from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
 from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
@@ -597,8 +597,7 @@ class _OnDisk:
     ) -> torch.Tensor:                  # uint8 (C, H, W) or (B, C, H, W)
         "The images at `ids`, read from the disk."
         rows = np.arange(len(self))[ids]
-        x = torch.from_numpy(self.ds.batch(np.atleast_1d(rows)))
-        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+        x = channels_first(torch.from_numpy(self.ds.batch(np.atleast_1d(rows))))
         return x if np.ndim(rows) else x[0]
 
 # %% ../nbs/11_loaders.ipynb #1e5fb8e9
@@ -617,8 +616,7 @@ class _Faces:
         self.shape = ds.shape()[1:] if shape is None else shape
         self.x, self.y = _OnDisk(ds), torch.tensor(ds.targets())
         if ds.in_memory():
-            x = torch.from_numpy(ds.array().reshape(-1, *self.shape))
-            self.x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+            self.x = channels_first(torch.from_numpy(ds.array().reshape(-1, *self.shape)))
         elif np.prod(ds.shape(), dtype=float) <= IN_MEMORY:
             self.x = self.x[:]
         self.kind = _Grey if len(self.shape) == 2 else TensorImage

@@ -17,8 +17,8 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
-from .core import LABEL_ORDERS, ConfigError, LabelError, at_least, share
-from .data import VOTE_COLUMNS, vote_targets
+from .core import ConfigError, LabelError, at_least, share
+from .data import VOTE_COLUMNS, vote_places, vote_targets
 
 # %% ../nbs/21_metrics.ipynb #44ad23ce
 def _checked(
@@ -350,9 +350,7 @@ def agreement(
     votes, n = np.asarray(votes), np.arange(len(y))
     if votes.shape != (len(y), len(VOTE_COLUMNS)):
         raise ConfigError(f"votes {votes.shape}; {(len(y), len(VOTE_COLUMNS))} expected for {len(y)} images")
-    if unknown := set(labels) - {*LABEL_ORDERS["ferplus"]}:
-        raise LabelError(f"FER+ has no votes for {min(unknown)!r}")
-    own = np.array([LABEL_ORDERS["ferplus"].index(name) for name in labels])
+    own = np.array(vote_places(labels))
     all_votes, target = votes.sum(axis=1), vote_targets(votes)
     seen, agreed = all_votes > votes[:, -1], target.any(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -45,7 +45,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import (EMOTIONS, ConfigError, DataError, DownloadError, ImageError, LabelError, at_least,
-                         atomic_file, cache_dir, file_sha256, one_of, positive, share)
+                         atomic_file, cache_dir, file_sha256, one_of, positive, share, write_json)
 
 # %% ../nbs/20_models.ipynb #9e5a7bcd
 class InputAdapter(nn.Module):
@@ -1297,7 +1297,7 @@ def save(
             "input_size": self.input_size, "normalisation": self.adapt.normalisation(),
             "parameters": sum(p.numel() for p in self.parameters()), "record": record}
     with atomic_file(path.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps(card, indent=1, default=_recorded) + "\n", encoding="utf-8")
+        write_json(aside, card, _recorded)
     return path.with_suffix(".json")
 
 

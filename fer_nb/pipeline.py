@@ -34,7 +34,7 @@ from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
 from .config import PRESETS, Distillation, Fit, Preset, to_dict
 from .core import ConfigError, DataError, at_least, hash_uniform, need_apart, one_of, seed_everything
-from .data import FERData, resized
+from .data import FERData, file_of, resized
 from .distill import EADD
 from .duplicates import DuplicateSearch
 from .audit import audit
@@ -1050,7 +1050,7 @@ def _checked_start(
 ) -> int:               # the seed
     "Refuse a run folder that the images lie in, and a seed that is none. Raises `DataError`, `ConfigError`."
     files = getattr(ds._images, "pool", ())
-    need_apart(out, {Path(getattr(file, "path", file)).parent for file in files})
+    need_apart(out, {Path(file_of(file)).parent for file in files})
     at_least("seed", seed, 0, most=2**63 - 1, whole=True)
     return int(seed)
 

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from sklearn.datasets import load_sample_image
 
+from .augment import as_images, as_pixels
 from .config import Augment, Fit, Preset, override, to_dict
 from .core import DataError, at_least, hash_uniform, one_of
 from .data import FERData
@@ -247,8 +248,7 @@ def in_scenes(
     seed: int = 0,   # of places and changes
 ) -> FERData:        # as many, degraded, of the same size
     "Faces as other photographs would show them; the same for the same seed and order."
-    x = torch.from_numpy(np.stack([ds.image(k) for k in range(len(ds))])).float() / 255
-    x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
+    x = as_images(np.stack([ds.image(k) for k in range(len(ds))]))
     side, ids = x.shape[-1], np.arange(len(ds))
     wide = side + 2 * (edge := side // 4)
     photos = [load_sample_image(name).mean(2) / 255 for name in ("china.jpg", "flower.jpg")]
@@ -259,8 +259,7 @@ def in_scenes(
         canvas[k] = torch.from_numpy(photo[top:top + wide, left:left + wide])
     canvas[..., edge:-edge, edge:-edge] = x
     seen = _LIGHT(_FRAME(canvas, ids, 0, seed)[..., edge:-edge, edge:-edge].contiguous(), ids, 1, seed)
-    pixels = (seen.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return ds.replace(images=pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return ds.replace(images=as_pixels(seen.clamp(0, 1)))
 
 # %% ../nbs/48_recipe.ipynb #recipe03
 def two_views(

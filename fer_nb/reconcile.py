@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from .core import DataError, at_least, need_columns
+from .data import some_of
 from .store import StoreError, made_by, read_record, read_table
 
 # %% ../nbs/46_reconcile.ipynb #3e3c642c
@@ -207,13 +208,8 @@ def beside(
 def _grouped_lines(lines: pd.DataFrame) -> list[str]:
     "Each remark once, with the rows and figures that it is about."
     said = lines.reset_index().groupby("remark", sort=False)
-    return [f"{_some(group.row.unique())} ({_some(group.figure.unique())}): {remark.removeprefix('call: ')}"
-            for remark, group in said]
-
-
-def _some(names: Sequence[str]) -> str:
-    "A few names of many."
-    return ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4)
+    return [f"{some_of(group.row.unique(), 4)} ({some_of(group.figure.unique(), 4)}): "
+            f"{remark.removeprefix('call: ')}" for remark, group in said]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ __all__ = ['PAPER_TABLE5', 'corruption_kinds', 'corrupt', 'noise_keys', 'corrupt
 
 # %% ../nbs/26_robustness.ipynb #93ff9c1e
 import io
-import json
 import re
 import sys
 import warnings
@@ -27,10 +26,10 @@ from PIL import Image
 from torch import nn
 
 from .attacks import fgsm, margin, pgd, square_search
-from .augment import gaussian_blur, hash_normal
+from .augment import as_pixels, gaussian_blur, hash_normal
 from .checks import ask, check_images, check_logits
 from .core import (ConfigError, DataError, at_least, atomic_file, hash_uniform, one_of, positive,
-                         share)
+                         share, write_json)
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
 from .metrics import mean_intervals, scores
@@ -74,8 +73,8 @@ def _jpeg(
 ) -> torch.Tensor:    # (B, C, H, W)
     "Write and read every image as JPEG."
     out = []
-    for pixels in (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        image, file = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), io.BytesIO()
+    for pixels in as_pixels(x):
+        image, file = Image.fromarray(pixels), io.BytesIO()
         image.save(file, "JPEG", quality=quality)
         out.append(np.atleast_3d(np.asarray(Image.open(file))))
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).to(x.device, x.dtype) / 255
@@ -604,7 +603,7 @@ def robust_study(
     for name, table in tables.items():
         write_table(table, out / f"{name}.csv")
     with atomic_file(out / "about.json") as aside:
-        aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(aside, about)
     return tables
 
 # %% ../nbs/26_robustness.ipynb #26aa0011

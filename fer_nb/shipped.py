@@ -18,7 +18,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as resources
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +26,7 @@ from .core import ConfigError, DataError, FERError, file_sha256, one_of
 from .data import FERData
 from .evaluate import need_weights_of
 from .experiment import first_split, study
-from .store import StoreError, _writing, read_record, write_record
+from .store import StoreError, _writing, package, read_record, shipped_file, write_record
 
 # %% ../nbs/54_shipped.ipynb #shipd011
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def shipped_weights(
     names: Sequence[str] = ALL,    # of networks in the package
 ) -> dict[str, str]:               # name -> SHA-256 of its file
     "Which weights lie in the package, for a record. Raises `DataError` for one that is not there."
-    folder = Path(str(resources("fer_nb"))) / "weights"
+    folder = package() / "weights"
     there = [p.stem for p in sorted(folder.glob("*.safetensors"))]
     for name in names:
         if name not in there:
@@ -191,7 +190,7 @@ def table_state(
 # %% ../nbs/54_shipped.ipynb #shipd031
 def checkout() -> Path | None:   # None: the package is installed without one
     "The checkout that this package runs from."
-    root = Path(str(resources("fer_nb"))).resolve().parent
+    root = package().resolve().parent
     return root if (root / "benchmarks").is_dir() and (root / "nbs").is_dir() else None
 
 
@@ -216,8 +215,7 @@ def surroundings(
     given: Mapping[str, str],   # data, votes, split, peers
 ) -> dict[str, str]:            # environment of the processes
     "This package first; benchmarks and pages find FER2013 beside the file that was given."
-    path = os.pathsep.join(filter(None, [str(resources("fer_nb")).rpartition(os.sep)[0],
-                                         os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(package().parent), os.environ.get("PYTHONPATH")]))
     data = Path(given.get("data", "")).absolute()
     folder = {"FER_NB_DATA": str(data.parent)} if data.name == "fer2013.csv" and data.is_file() else {}
     return {**os.environ, "PYTHONPATH": path, **folder}
@@ -276,10 +274,9 @@ def make_table(
 ) -> None:
     "Run the command of a table, and put what it made in its place. Raises `DataError` where it fails."
     made, place = TABLES[name], (Path(root) / "tables.work" / name.replace(" ", "-")).absolute()
-    weights = Path(str(resources("fer_nb"))) / "weights"
     place.mkdir(parents=True, exist_ok=True)
-    words = words_of(made, {"made": str(place), "accurate": str(weights / "hyfer.safetensors"),
-                            "robust": str(weights / "hyfer_robust.safetensors")} | given, tiny)
+    words = words_of(made, {"made": str(place), "accurate": str(shipped_file("accurate")),
+                            "robust": str(shipped_file("robust"))} | given, tiny)
     run_process(f"table {name}", words, given, checkout() if made.script else None)
     sources = {target: found_of(place, own) for target, own in made.files.items()}
     for target, source in sources.items():

@@ -698,7 +698,7 @@ class AnnotatorTeacher(TeacherBase):
     ) -> np.ndarray:  # float (N, 20): shares of the ten counts and their square roots; 0 where nobody voted
         "Votes as numbers. Raises `DataError` without them."
         need_columns(ds.df, VOTE_COLUMNS, ds.name, "add_votes and read_ferplus make them")
-        votes = ds.df[list(VOTE_COLUMNS)].to_numpy(float)
+        votes = ds.votes(float)
         shares = votes / np.maximum(votes.sum(1, keepdims=True), 1)
         return np.hstack([shares, np.sqrt(shares)])
 

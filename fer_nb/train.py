@@ -51,9 +51,8 @@ from tqdm.auto import tqdm
 
 from .checks import ask, check_logits, check_names, check_targets, dominant_labels
 from .config import Fit, Preset, to_dict
-from .core import (LABEL_ORDERS, ConfigError, FERError, ImageError, at_least, positive,
-                         seed_everything, share)
-from .data import VOTE_COLUMNS, FERData
+from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
+from .data import FERData, vote_places
 from .evaluate import eval_mode
 from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine,
                            pick_device, rank_world)
@@ -61,7 +60,7 @@ from .loaders import ReplayLoader, dataloaders
 from .models import (HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped,
                            weights_digest)
 from .terms import FitCallback, LossTerm, is_search
-from .store import (Store, StoreError, differences, digest, plain, processor, read_state,
+from .store import (Store, StoreError, differences, digest, first_few, plain, processor, read_state,
                           write_state)
 
 # %% ../nbs/30_train.ipynb #68cc10aa
@@ -915,8 +914,8 @@ def soft_targets(
     ds = dls.train.ds
     shares, labels = torch.from_numpy(ds.soft_labels(self.soft)), torch.from_numpy(ds.targets()).long()
     own = nn.functional.one_hot(labels, len(ds.labels)).to(shares)
-    votes = torch.from_numpy(ds.df[list(VOTE_COLUMNS)].to_numpy(float))
-    named = votes[:, [LABEL_ORDERS["ferplus"].index(name) for name in ds.labels]].sum(1, keepdim=True)
+    votes = torch.from_numpy(ds.votes(float))
+    named = votes[:, vote_places(ds.labels)].sum(1, keepdim=True)
     few = 2 * named <= votes.sum(1, keepdim=True)   # at most half of the voters named one of the labels
     return [SoftTargets(torch.where(shares.isnan() | few, own, shares).float())]
 
@@ -1392,8 +1391,7 @@ def restore(
     self.same_start(found["described"])
     there, here = [name for name, _ in found["callbacks"]], [cb.name for cb, _ in self.stateful]
     if differ := differences(found["described"] | {"memories": there}, self.described | {"memories": here}):
-        more = f" (and {len(differ) - 3} more)" * (len(differ) > 3)
-        raise CheckpointError(f"{self.path}: of another run: {'; '.join(differ[:3])}{more}; another file, or "
+        raise CheckpointError(f"{self.path}: of another run: {first_few(differ)}; another file, or "
                               "resume=False to replace it")
     if found["epoch"] > self.n_epoch:
         raise CheckpointError(f"{self.path}: holds {found['epoch']} epochs; a fit of at least as many, "
