@@ -194,6 +194,17 @@ def measured_cost(
         raise
     write(whole, True)
 
+# %% ../nbs/42_experiment.ipynb #e4200036
+@patch
+def cost(
+    self: Store,
+    *keys: object,              # of the cell: its arm, or its parts; its seed; its fold
+    work: Path | None = None,   # as in `measured_cost`
+    **about: object,            # the same
+) -> Iterator[None]:            # a `with` block
+    "Measure the cost of a cell's fit, in the file beside its run."
+    return measured_cost(self.path(f"{cell_name(*keys)}.cost.csv"), work, **about)
+
 # %% ../nbs/42_experiment.ipynb #e4200034
 def training_costs(
     out: str | Path,  # folder of a study

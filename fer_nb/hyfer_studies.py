@@ -218,8 +218,7 @@ def distillation_study(
             return _rows(named[name].logits(splits.test), splits).assign(teachers=0)
 
         def taught(n: int, seed: int) -> pd.DataFrame:
-            file, seen = part.path(f"{cell_name(n, seed)}.cost.csv"), len(splits.train)
-            with measured_cost(file, arm=arm, teachers=n, seed=seed, images=seen):
+            with part.cost(n, seed, arm=arm, teachers=n, seed=seed, images=len(splits.train)):
                 student = fit_student(splits, budget, cached[seed][:n], seed, part.checkpoint(n, seed))[0]
             return _rows(student, splits).assign(model="HyFER")
 
@@ -517,7 +516,7 @@ def setting_study(
         budget = budgets[arm]
         alone = replace(budget, adversarial=None, evaluation=Evaluation())
         parts.of_data(alone.data, alone.student.size, alone.teachers)   # fitted once, with a row of its own
-        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             splits, student = parts.student(alone, seed)
             tables = [_rows(student, splits).assign(model="HyFER", attack="none", eps=0.0)]
             if budget.adversarial is not None:
@@ -611,8 +610,7 @@ def teacher_study(
 
     def run(name: str, seed: int, fold: int) -> pd.DataFrame:
         splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=to_dict(fits[name]))
-        cost = store.path(f"{cell_name(name, fold)}.cost.csv")
-        with measured_cost(cost, part.folder, teacher=name, fold=fold):
+        with store.cost(name, fold, work=part.folder, teacher=name, fold=fold):
             teacher = trained_teachers([fits[name]], splits, seed, part)[0]
         return _rows(teacher.logits(splits.test), splits).assign(px=fits[name].size or 0)
 
@@ -667,8 +665,7 @@ def variant_study(
 
     def run(variant: str, seed: int) -> pd.DataFrame:
         budget = replace(preset, student=replace(preset.student, network=variant))
-        file = store.path(f"{cell_name(variant, seed)}.cost.csv")
-        with measured_cost(file, variant=variant, seed=seed):
+        with store.cost(variant, seed, variant=variant, seed=seed):
             student = fit_student(splits, budget, (), seed, store.checkpoint(variant, seed))[0]
         return _rows(student, splits)
 
@@ -881,8 +878,7 @@ def transfer_study(
 
     def run(arm: tuple[str, bool], seed: int) -> pd.DataFrame:
         teachers, file = cached[seed] if arm[1] else (), store.checkpoint(*arm, seed)
-        about = {"weights": arm[0], "votes": arm[1], "seed": seed}
-        with measured_cost(store.path(f"{cell_name(*arm, seed)}.cost.csv"), **about):
+        with store.cost(*arm, seed, weights=arm[0], votes=arm[1], seed=seed):
             student = fit_student(splits, preset, teachers, seed, file, start=weights[arm[0]])[0]
         return _rows(student, splits)
 
@@ -997,7 +993,7 @@ def harden_study(
     def run(arm: str, seed: int) -> pd.DataFrame:
         budget, name = budgets[arm], cell_name(arm, seed)
         keep = keep_robust(splits.valid, budget.adversarial.eps, seed, load=False)
-        with measured_cost(store.path(f"{name}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             hardened, _, adv = fit_adversarial(student, splits, budget, seed, store.checkpoint(arm, seed),
                                                cbs=[keep])
         write_table(pd.DataFrame(keep.log), store.path(f"{name}.epochs.csv"))

@@ -22,7 +22,7 @@ from .config import Augment, Fit, Preset, override, to_dict
 from .core import DataError, at_least, hash_uniform, one_of
 from .data import FERData
 from .evaluate import evaluate, predict_logits
-from .experiment import NOT_SHARES, cell_name, grid, measured_cost, study, with_options
+from .experiment import NOT_SHARES, cell_name, grid, study, with_options
 from .hyfer_studies import (RECIPE, SHIP, _ensemble_logits, _is_file, _settings, facts_of,
                                   trained_teachers)
 from .launch import rank_world
@@ -203,7 +203,7 @@ def recipe_study(
             for end in (".safetensors", ".history.csv", ".cost.csv"):
                 copyfile(f"{there}{end}", store.path(f"{cell}{end}"))
             return two_views(load_teacher(store.path(f"{cell}.safetensors")), splits, scenes)
-        with measured_cost(store.path(f"{cell}.cost.csv"), network=name, seed=seed):
+        with store.cost(name, seed, network=name, seed=seed):
             teachers = taught(budget.teachers)
             part = store.part("logits-" + _key([*budget.teachers, budget.distillation]))
             cached = cache_logits(teachers, splits, budget, seed, part, show) if teachers else ()

@@ -28,8 +28,8 @@ from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_ev
 from .data import FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import confusion, evaluate, predict_logits
-from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, measured_cost, need_unrefined,
-                               paired_differences, reported, study, with_options)
+from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, need_unrefined, paired_differences,
+                               reported, study, with_options)
 from .loaders import ReplayLoader, Splits, holdout, originals_of, tied_ids
 from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, count_macs, create_teacher,
                            imagenet_name, latency_ms, load_teacher, need_weights, save_sqsnet)
@@ -389,7 +389,7 @@ def sqs_study(
 
     def run(arm: str, seed: int) -> pd.DataFrame:
         cell = cell_name(arm, seed)
-        with measured_cost(store.path(f"{cell}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             net, history, _ = sqs_fit(splits, preset, arms[arm], seed, store.path(f"{cell}.work"))
         write_table(history, store.path(f"{cell}.epochs.csv"))
         results = _results(net, splits, preset.evaluation.tta, history, preset.student.keep)
@@ -617,7 +617,7 @@ def bridge_study(
     def teach(arm: str, seed: int) -> pd.DataFrame:
         name = arm.removeprefix("teacher ")
         work = store.path(f"{cell_name(arm, seed)}.work")
-        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             net, history, _ = sqs_fit(splits, preset, ABLATION[name], seed, work)
         with atomic_file(files[name]) as aside:
             save_sqsnet(net, aside)
@@ -627,7 +627,7 @@ def bridge_study(
         teacher, sqs = BRIDGE_ARMS[arm]
         budget = replace(student, quads=Quads() if sqs else None)
         cached = logits.get((teacher, seed), ())
-        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             net, history, _ = fit_student(splits, budget, cached, seed, store.checkpoint(arm, seed))
         return _results(net, splits, tta, history, student.student.keep)
 

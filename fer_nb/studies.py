@@ -23,8 +23,7 @@ from .config import Fit, to_dict
 from .core import DataError, at_least, need_columns, one_of, seed_everything
 from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
-from .experiment import (FIFTH, cell_name, grid, measured_cost, paired_differences, reported, study,
-                               with_options)
+from .experiment import FIFTH, grid, measured_cost, paired_differences, reported, study, with_options
 from .loaders import folds, holdout, is_audited, leak_groups
 from .store import Store, digest, write_table
 from .train import fit_model, make_loaders, make_network
@@ -120,7 +119,7 @@ def protocol_study(
     def run(protocol: str, seed: int) -> pd.DataFrame:
         train, test = protocol_parts(ds, protocol, seed, targets)
         groups = None if protocol == "honest" else leak_groups(train, ("source",))
-        with measured_cost(store.path(f"{cell_name(protocol, seed)}.cost.csv"), protocol=protocol, seed=seed):
+        with store.cost(protocol, seed, protocol=protocol, seed=seed):
             model = fit_network(train, fit, seed, groups)
         results = evaluate(model, test, duplicates=leaked_ids(train, test))
         return results[["subset", "metric", "value", "n"]]
