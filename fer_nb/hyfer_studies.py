@@ -29,25 +29,24 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from .audit import audit, image_quality
+from .audit import image_quality
 from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, override,
                            to_dict)
 from .core import ConfigError, at_least, file_sha256, need_columns, one_of
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
-from .duplicates import DuplicateSearch
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
 from .experiment import (NOT_SHARES, arms_of, cell_name, first_split, grid, measured_cost,
                                need_unrefined, paired_differences, reported, study, with_options)
 from .faces import find_faces
 from .launch import precision, rank0_folder, rank_world
-from .loaders import Splits, as_split, folds, leak_groups, make_splits
+from .loaders import Splits, make_splits
 from .metrics import agreement, ece
 from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save_hyfer, teacher_table,
                            weights_digest)
 from .plan import images_in, need_memory
 from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_student, fit_teachers,
-                             keep_robust, need_classes, need_fits, need_networks, prepare)
+                             fold_parts, keep_robust, need_fits, need_networks, prepare)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import Store, digest, write_table
@@ -297,17 +296,9 @@ def folds_of(
     still takes duplicates of test images out of training. Raises `ConfigError`, and `DataError` where the
     folds cannot be made."""
     one_of("protocol", protocol, ("honest", "subject", "paper"))
-    search = DuplicateSearch() if preset.data.near_duplicates else None
-    small = ds if preset.student.size is None else resized(ds, preset.student.size)
-    found = audit(small.assign(split="train"), ("duplicate", "multilabel"), search)
-    pool = ds.assign(split="train", group=found.groups, photo=found.photos)
-    groups = leak_groups(pool)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore" if protocol == "paper" else "default", message=".*random folds leak")
-        parts = folds(pool, k, seed, None if protocol == "paper" else groups, protocol)
-    kept = pool.df.id.isin((found.clean() if preset.data.clean is True else pool).df.id).to_numpy()
-    need_classes(pool, parts, groups, kept, "(k)")
-    return [as_split(pool, part) for part in parts]
+        return fold_parts(ds, preset, seed, k, protocol, ("duplicate", "multilabel"), "(k)")
 
 
 def _fold_digests(

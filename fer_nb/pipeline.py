@@ -1135,20 +1135,24 @@ def need_classes(
 
 def fold_parts(
     ds: FERData,            # all images; the splits they came with are ignored
-    preset: Preset,         # its `data.folds` and `data.folds_by`
+    preset: Preset,         # how duplicates are looked for
     seed: int = 0,          # of the folds
+    k: int | None = None,   # number of folds; None: `data.folds`
+    by: str | None = None,  # see `loaders.folds`; None: `data.folds_by`
+    kinds: tuple[str, ...] | None = None,  # of issues, see `audit`: cleaning drops those
+    fewer: str = "(data.folds), none (data.folds=null)",   # how one asks for fewer folds
 ) -> list[FERData]:         # one a fold, its own part as `test`
     """The data sets of a cross-validation. Raises `DataError` where the folds, or the hold-out within one,
     cannot have every class."""
     data, size = preset.data, preset.student.size
-    whole, by = ds.assign(split="train"), data.folds_by or "honest"
-    found = audit(whole if size is None else resized(whole, size),
-                  search=DuplicateSearch() if data.near_duplicates else None)
+    whole, by = ds.assign(split="train"), by or data.folds_by or "honest"
+    found = audit(whole if size is None else resized(whole, size), kinds,
+                  DuplicateSearch() if data.near_duplicates else None)
     pool = whole.assign(group=found.groups, photo=found.photos)
     groups = leak_groups(pool)
-    parts = folds(pool, data.folds, seed, None if by == "paper" else groups, by)
+    parts = folds(pool, data.folds if k is None else k, seed, None if by == "paper" else groups, by)
     kept = pool.df.id.isin((found.clean() if data.clean is True else pool).df.id).to_numpy()
-    need_classes(pool, parts, groups, kept, "(data.folds), none (data.folds=null)")
+    need_classes(pool, parts, groups, kept, fewer)
     return [as_split(pool, fold) for fold in parts]
 
 
