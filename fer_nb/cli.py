@@ -31,7 +31,7 @@ from fastcore.basics import patch
 from . import __version__
 from .config import PRESETS, Fit, Preset, _Clash, load_config, override, to_dict, tried
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file, file_sha256,
-                         keep_freed_memory, need_apart, one_of, progress, show_progress)
+                         is_first, keep_freed_memory, need_apart, one_of, progress, quiet, show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
@@ -258,7 +258,7 @@ def main(
 # %% ../nbs/60_cli.ipynb #60000003
 def _say(text: str) -> None:
     "Print the progress of a long verb, with the time; of several processes the first one prints."
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
@@ -321,8 +321,8 @@ def _told() -> Iterator[None]:
         try:
             yield
         finally:
-            first = os.environ.get("RANK", "0") == "0"
-            for text in dict.fromkeys(str(w.message) for w in said if first and w.category is UserWarning):
+            for text in dict.fromkeys(str(w.message) for w in said
+                                      if is_first() and w.category is UserWarning):
                 print(f"fer-nb: warning: {text}", file=sys.stderr)
 
 
@@ -335,7 +335,7 @@ def read_data(
     with _told():
         ds = read(args.data, votes, args.as_, args.labels, args.label_pattern, args.subject_pattern,
                   args.broken, single)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"fer-nb: {ds.provenance}", file=sys.stderr)
     return ds
 
@@ -366,7 +366,7 @@ def run_sqs(
 ) -> str:                        # the tables, and where they are
     "SQSNet by the protocol of the data set, one fit a seed; what was finished is not fitted again."
     from fer_nb.models import need_weights
-    from fer_nb.pipeline import quiet, refined
+    from fer_nb.pipeline import refined
     from fer_nb.sqs_studies import accuracy_table, metrics_table, sqs_study
     name, preset = (preset, PRESETS[preset]) if isinstance(preset, str) else ("own", preset)
     need_weights([preset.student.network] if preset.student.pretrained else [])
@@ -647,7 +647,7 @@ class _StudyVerb(Verb):
                 write_record(out, [p.name for p in out.glob("*.*") if p.name != "record.json"], record)
             return f"{study.show(found)}\ntables: {out}"
         file = out / study.file.format(**vars(args))
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             write_table(found[0] if isinstance(found, tuple) else found, file)
             write_record(out, [file.name], record)
         return f"{study.show(found)}\ntable: {file}"
@@ -738,7 +738,7 @@ class _ReproduceVerb(Verb):
         made = reproduce(args.paper, what, ds, args.budget, args.out, args.set, args.seeds, args.folds,
                          args.epochs, args.new_weights, args.anyway, args.part, _say)
         name = "-".join(word for word in (args.paper, *what.split(), made.dataset, args.budget) if word)
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             (args.out / name).mkdir(parents=True, exist_ok=True)
             made.write(args.out / name, args.command)
         return f"{made}\ntables and figures: {args.out / name}"
@@ -827,7 +827,7 @@ class _ShipVerb(Verb):
         one = [SHIPPED_NAMES[args.student]] if args.student != "both" else ["hyfer", "hyfer_robust"]
         out = train_shipped(ds, args.out, preset, seed=args.seed, command=args.command, say=_say,
                             overwrite=args.overwrite, students=one, work=args.work, anyway=args.anyway)
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             write_record(out, sorted(p.name for p in out.iterdir() if p.name != "record.json"),
                          run_record(args.command, data=ds.fingerprint(),
                                     weights={p.stem: file_sha256(p) for p in out.glob("*.safetensors")}))

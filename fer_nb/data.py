@@ -41,8 +41,8 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError,
-                         atomic_file, cache_dir, canonical_label, need_columns, one_of, plain_letters,
-                         printable, progress)
+                         atomic_file, cache_dir, canonical_label, is_first, need_columns, one_of,
+                         plain_letters, printable, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -987,7 +987,7 @@ def _pixel_file(
 
 def _note(text: str) -> None:
     "One line on standard error, of the first of several processes."
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/04_data.ipynb #8e5a6ffc

@@ -32,7 +32,7 @@ from torch import nn
 from .audit import image_quality
 from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, override,
                            to_dict)
-from .core import ConfigError, at_least, file_sha256, need_columns, one_of
+from .core import ConfigError, Say, at_least, file_sha256, need_columns, one_of, quiet
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
@@ -185,7 +185,7 @@ def distillation_study(
     preset: Preset = STUDY,                 # the budget
     seeds: Sequence[int] = range(3),        # one student a seed, arm and number of teachers
     out: str | Path = "runs/distillation",  # folder of finished parts
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                       # gets a line before each part
     arms: Mapping[str, Sequence[int]] | None = None,  # "before", "cleaned", "cleaned, refined", "not refined"
     # or "after": numbers of teachers, (): all; None: before and after, and not refined where they are refined
 ) -> pd.DataFrame:                          # dataset, arm, model, teachers, seed, split, ..., value, n
@@ -313,7 +313,7 @@ def over_folds(
     parts: Sequence[FERData],            # from `folds_of`
     out: str | Path,                     # folder of finished parts
     seed: int = 0,                       # of each fold's fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                    # gets a line before each part
     **settings: object,                  # of the study
 ) -> pd.DataFrame:                       # what the study gives, with a column `fold` instead of `seed`
     "A study of one split, once in each fold with one seed."
@@ -337,7 +337,7 @@ def kfold_study(
     seed: int = 0,                   # of folds and fits
     protocol: str = "honest",        # see `folds_of`
     out: str | Path = "runs/kfold",  # folder of finished folds
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                # gets a line before each part
     attacked: bool = False,          # attack the last student too, as Table 5 needs
 ) -> pd.DataFrame:                   # model, fold, subset, attack, eps, metric, value, n
     """Teachers, distillation and, where the preset has it, adversarial training in each of `k` folds. Raises
@@ -424,7 +424,7 @@ class SharedParts:
         self,
         ds: FERData,    # as it came
         store: Store,   # of the study
-        say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+        say: Say = quiet,  # gets a line before each part
     ):
         self.ds, self.store, self.say = ds, store, say
         self.of_data, self.of_seed = lru_cache(self.of_data), lru_cache(4)(self.of_seed)
@@ -493,7 +493,7 @@ def setting_study(
     preset: Preset = STUDY,               # the budget as it is
     seeds: Sequence[int] = range(3),      # one run a seed and arm
     out: str | Path = "runs/settings",    # folder of finished runs
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                     # gets a line before each part
 ) -> pd.DataFrame:                        # arm, model, seed, split, subset, attack, eps, metric, value, n
     """The run as it is, and once for each change. Raises `ConfigError` without arms, for one without changes
     and for a setting that does not exist, `StoreError` where another study lies in `out`."""
@@ -554,7 +554,7 @@ def trained_teachers(
     splits: Splits,               # the data
     seed: int = 0,                # of the run
     store: Store = Store(None),   # folder of checkpoints
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each teacher
+    say: Say = quiet,             # gets a line before each teacher
 ) -> list[TeacherBase]:           # fitted
     "Teachers alone, without the logits that a student needs."
     teachers = make_teachers(settings)
@@ -585,7 +585,7 @@ def teacher_study(
     seed: int = 0,                    # of folds and fits
     protocol: str = "honest",         # see `folds_of`
     out: str | Path = "runs/teachers",  # folder of finished fits, with what each cost
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                    # dataset, teacher, px, fold, split, subset, metric, value, n
     "Each candidate in each fold. Raises what `kfold_study` does."
     given = tuple(candidates(preset) if teachers is None else teachers)
@@ -644,7 +644,7 @@ def variant_study(
     preset: Preset = STUDY,             # the budget, without its teachers
     seeds: Sequence[int] = range(2),    # one fit a seed and variant
     out: str | Path = "runs/variants",  # folder of finished fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                      # variant, seed, split, subset, metric, value, n
     """The same fit for every variant. Raises `ConfigError` for an unknown one, `StoreError` where another
     study lies in `out`."""
@@ -703,7 +703,7 @@ def train_shipped(
     seed: int = 0,                              # of everything
     command: str = "fer-nb ship --data fer2013.csv --votes fer2013new.csv",  # for the card
     overwrite: bool = False,                    # replace a folder that is there
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                           # gets a line before each part
     students: Sequence[str] = ("hyfer", "hyfer_robust"),  # whose weights are left, of `SHIPPED_NAMES`
     work: str | Path | None = None,             # folder of what is done so far; None: `<out>.work`
     anyway: bool = False,                       # begin even where the estimate does not fit into memory
@@ -789,7 +789,7 @@ def _need_unseen(
     start: nn.Module,             # the network
     splits: Splits,               # the data
     seed: int,                    # of the run
-    say: Callable[[str], None],   # gets a line where the weights have no record
+    say: Say,                     # gets a line where the weights have no record
 ) -> None:
     "Refuse weights that know what is held out here, and say where nobody can know."
     need_same_holdout(path, start, splits, seed)
@@ -854,7 +854,7 @@ def transfer_study(
     preset: Preset = TRANSFER,          # the budget; its teacher is "annotators"
     seeds: Sequence[int] = range(1),    # one fit a seed and arm
     out: str | Path = "runs/transfer",  # folder of finished fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                      # weights, votes, seed, split, subset, metric, value, n
     """The same fit from new weights and from trained ones. Raises `DataError` without votes, `StoreError`
     where another study lies in `out`."""
@@ -965,7 +965,7 @@ def harden_study(
     out: str | Path = "runs/hardened",    # folder of finished fits and of their networks
     part: int = 1,                        # train on one part of so many, chosen by group; 1: all
     run_seed: int = 0,                    # of the student's run, for the same hold-out
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                     # gets a line before each fit
 ) -> pd.DataFrame:          # arm, chosen, seed, split, subset, attack, eps, metric, value, n
     """Phase 2 as it is and once for each change, each fit left at two epochs. Raises `ConfigError` for
     settings that do not go, `DataError` where the student may know the hold-out, `StoreError` where another
@@ -1069,7 +1069,7 @@ def group_study(
     models: Mapping[str, nn.Module],   # name -> classifier of x in [0, 1], with `.labels`
     ds: FERData,                       # with votes; images that nothing was learned from
     out: str | Path,                   # folder of the faces that were found
-    say: Callable[[str], None] = lambda text: None,   # gets a line before each network
+    say: Say = quiet,                  # gets a line before each network
 ) -> pd.DataFrame:   # as from `by_group`, with a column `model`; accuracy, balanced_accuracy and macro_f1
     "How each network reads each group of images. Raises `DataError` without votes."
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")

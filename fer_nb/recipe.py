@@ -7,7 +7,7 @@ __all__ = ['BEST', 'STEPS', 'Arm', 'best_of', 'budgets_of', 'left_by_recipe', 'r
            'recipe_table']
 
 # %% ../nbs/48_recipe.ipynb #imp00048
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from .config import Augment, Fit, Preset, override, to_dict
-from .core import DataError, at_least, hash_uniform, one_of
+from .core import DataError, Say, at_least, hash_uniform, one_of, quiet
 from .data import FERData
 from .evaluate import evaluate, predict_logits
 from .experiment import NOT_SHARES, cell_name, grid, study, with_options
@@ -170,7 +170,7 @@ def recipe_study(
     preset: Preset = RECIPE,            # the recipe
     seeds: Sequence[int] = range(2),    # one fit a seed and row
     out: str | Path = "runs/recipe",    # folder of weights, histories and finished fits of all steps
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
     show: bool = False,                 # draw bars, or print a line an epoch where there is no terminal
     step: str = "recipe",               # of `STEPS`
 ) -> pd.DataFrame:                      # network (the row), seed, split, subset, tta, metric, value, n

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import PRESETS, Preset, override, tried
-from .core import ConfigError, at_least, one_of
+from .core import ConfigError, Say, at_least, one_of, quiet
 from .data import FERData
 from .plan import images_in, need_memory
 from .store import _without_folders, _writing, run_record, write_record, write_table
@@ -449,7 +449,7 @@ def reproduce(
     new_weights: bool = False,            # begin without published weights, for a trial
     anyway: bool = False,                 # begin even where the estimate does not fit into memory
     part: int = 1,                        # train on one part of so many of the training images
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                     # gets a line before each part
 ) -> Reproduced:                         # tables and figures
     """Make a table or a figure of a paper. Raises `ConfigError` for what there is not, `DataError` where the
     data lack what it needs, `StoreError` where the folder holds another study; before anything is fitted

@@ -11,7 +11,7 @@ __all__ = ['SQS_PRESETS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'TABLE4_VALUES', 'A
 # %% ../nbs/45_sqs_studies.ipynb #d110c115
 import json
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import nn
 from .audit import audit
 from .config import (PRESETS, SQS_PROTOCOLS, Data, Distillation, Fit, Preset, Quads, sqs_protocol,
                            to_dict)
-from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_everything
+from .core import ConfigError, DataError, Say, at_least, atomic_file, one_of, quiet, seed_everything
 from .data import FERData, read_ferplus, resized
 from .duplicates import DuplicateSearch
 from .evaluate import confusion, evaluate, predict_logits
@@ -372,7 +372,7 @@ def sqs_study(
     seeds: Sequence[int] = range(5),          # one run a seed and arm
     out: str | Path = "runs/sqs",             # folder of finished runs, one a dataset and preset
     protocol: str | None = None,              # see `sqs_parts`
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each run
+    say: Say = quiet,                         # gets a line before each run
 ) -> pd.DataFrame:                            # dataset, arm, seed, split, subset, ..., value, n, weights
     """Runs for the tables; `weights` are those that a fit started from. Raises `ConfigError` without seeds or
     arms and for settings that it has no use for, `StoreError` where another study lies in `out`."""
@@ -603,7 +603,7 @@ def bridge_study(
     seeds: Sequence[int] = range(5),     # one student a seed and arm
     out: str | Path = "runs/bridge",     # folder of finished parts
     protocol: str | None = None,         # see `sqs_parts`; nothing is fitted again on all images
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                    # gets a line before each part
 ) -> pd.DataFrame:                       # dataset, arm, seed, split, subset, tta, metric, value, n
     """SQSNet as a teacher of HyFER, and SQS in HyFER's training. Raises `ConfigError` without seeds and for
     settings that it has no use for, `StoreError` where another study lies in `out`."""

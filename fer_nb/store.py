@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import DataError, atomic_file, one_of
+from .core import DataError, Say, atomic_file, one_of, quiet
 
 # %% ../nbs/03_store.ipynb #5e0a0007
 class StoreError(DataError):
@@ -571,7 +571,7 @@ SAME = ("processor", "cores", "threads", "torch", "device")   # what the last bi
 @patch
 def session(
     self: Store,
-    say: Callable[[str], None] = lambda text: None,   # gets a line where the machine is another
+    say: Say = quiet,  # gets a line where the machine is another
 ) -> list[dict]:   # of every start, this one last: date, commit, and what `SAME` names
     "Enter that a work begins, or goes on, in `sessions.json`. Raises `StoreError` for a file that is none."
     record = run_record("")

@@ -8,7 +8,7 @@ __all__ = ['PROTOCOLS', 'LABEL_FIT', 'fit_network', 'protocol_parts', 'leaked_id
 
 # %% ../nbs/43_studies.ipynb #7b232626
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from .audit import audit, label_quality
 from .balance import balance
 from .config import Fit, to_dict
-from .core import DataError, at_least, need_columns, one_of, seed_everything
+from .core import DataError, Say, at_least, need_columns, one_of, quiet, seed_everything
 from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
 from .experiment import FIFTH, grid, measured_cost, paired_differences, reported, study, with_options
@@ -106,7 +106,7 @@ def protocol_study(
     fit: Fit = Fit(),                     # what is fitted, and how
     targets: str | dict[str, int] = "max",  # class balance
     out: str | Path | None = None,        # folder of the finished runs; None: nothing is stored
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each run
+    say: Say = quiet,                     # gets a line before each run
 ) -> pd.DataFrame:                        # protocol, seed, subset (all, without_duplicates), metric, value, n
     """The same network under every protocol. Raises `ConfigError` without a seed, `StoreError` for finished
     runs of other data or settings."""
@@ -225,7 +225,7 @@ def label_error_study(
     k: int = 3,                        # folds
     out: str | Path | None = None,     # folder of the finished folds; None: nothing is stored
     seed: int = 0,                     # of the folds and the fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                  # gets a line before each fit
     probabilities: str | Path | None = None,  # a CSV for the out-of-fold probabilities; None: none
 ) -> tuple[pd.DataFrame, np.ndarray]:  # scores of the rankings; out-of-fold probabilities (N, C)
     """Find label errors without the votes, then let the votes judge those of the training split. No

@@ -51,7 +51,7 @@ from tqdm.auto import tqdm
 
 from .checks import ask, check_logits, check_names, check_targets, dominant_labels
 from .config import Fit, Preset, to_dict
-from .core import (LABEL_ORDERS, ConfigError, FERError, ImageError, at_least, positive,
+from .core import (LABEL_ORDERS, ConfigError, FERError, ImageError, Say, at_least, positive, quiet,
                          seed_everything, share)
 from .data import VOTE_COLUMNS, FERData
 from .evaluate import eval_mode
@@ -1011,7 +1011,7 @@ def settled(
     preset: Preset,     # of a long work
     train: FERData,     # its training images
     store: Store,       # of the work: `precision.csv` is made once
-    say: Callable[[str], None] = lambda text: None,   # gets a line when it was measured
+    say: Say = quiet,   # gets a line when it was measured
     measure: Callable[..., dict[str, float]] = step_rates,   # of the student's fit, labels, channels
     least: float = 1.1,                               # gain that is worth it (5)
 ) -> Preset:            # the same; or its fits with `amp="auto"` in "bf16"
