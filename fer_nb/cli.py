@@ -39,7 +39,7 @@ from .launch import AMP, enough_memory, machine, pick_device, process_group, ran
 from .plan import describe, images_in, measured_rates, need_memory
 from .predict import SHIPPED, _paths, _student, format_of, is_video, need_spare, weights_file
 from .reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, reproducible, reproduce
-from .store import command_line, from_text, read_record, run_record, write_record, write_table
+from .store import command_line, from_text, read_record, run_record, work_of, write_record, write_table
 from .synth import make_faces
 
 # %% ../nbs/60_cli.ipynb #1260e5da
@@ -372,7 +372,7 @@ def run_sqs(
     need_weights([preset.student.network] if preset.student.pretrained else [])
     say = quiet if args.quiet else _say
     ds = refined(ds, preset, say)
-    work = args.out.with_name(args.out.name + ".work")
+    work = work_of(args.out)
     seeds = range(args.seed, args.seed + preset.evaluation.seeds)
     runs = sqs_study(ds, "comparison", preset, seeds, work, say=say)
     record = run_record(args.command, preset=name, data=ds.fingerprint(), **fits_of(work))
@@ -544,7 +544,7 @@ class _AuditVerb(Verb):
         from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces
         from fer_nb.launch import rank0_folder
-        work = args.out.with_name(args.out.name + ".work")
+        work = work_of(args.out)
         with rank0_folder(args.out, args.overwrite) as aside:
             search, said = None if args.exact else DuplicateSearch(), ""
             report = audit(ds, search=search,

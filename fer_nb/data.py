@@ -165,6 +165,12 @@ def shape(self: FERData) -> tuple[int, ...]:  # (N, H, W) or (N, H, W, 3): that 
 
 
 @patch
+def channels(self: FERData) -> int:  # 1 or 3
+    "Channels of the images as one array. Raises `ImageError` where sizes differ."
+    return 3 if len(self.shape()) == 4 else 1
+
+
+@patch
 def sizes(self: FERData) -> list[tuple[int, int]]:  # height and width of each image
     "Sizes of the images, as they are shown; of image files only the header is read."
     if self.in_memory():

@@ -49,7 +49,7 @@ from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_studen
                              fold_parts, keep_robust, need_fits, need_networks, prepare)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
-from .store import Store, digest, write_table
+from .store import Store, digest, work_of, write_table
 from .studies import subsample
 from .teachers import (CachedLogits, TeacherBase, data_record, make_teachers,
                              need_same_holdout)
@@ -147,13 +147,6 @@ def _judged(ds: FERData) -> FERData:
     return ds.where(split=first_split(ds.df, "test", "valid"))
 
 # %% ../nbs/44_hyfer_studies.ipynb #cafc85c2
-def _is_file(
-    fit: Fit,   # of a teacher
-) -> bool:      # whether it has been trained already
-    "Whether a teacher is a file of weights."
-    return fit.network.endswith(".safetensors")
-
-
 def _settings(
     preset: Preset,       # whose settings may name files
 ) -> dict[str, object]:   # for the identity of a study
@@ -162,7 +155,7 @@ def _settings(
     if (held := preset.data.held) and Path(held).is_file():
         found["data"] = found["data"] | {"held": file_sha256(held)}
     for k, fit in enumerate(preset.teachers):
-        if _is_file(fit) and Path(fit.network).is_file():
+        if fit.is_file and Path(fit.network).is_file():
             found["teachers"][k] = found["teachers"][k] | {"sha256": file_sha256(fit.network)}
     return found
 
@@ -718,10 +711,10 @@ def train_shipped(
     with rank0_folder(out, overwrite) as folder:
         splits = _splits_without_votes(ds, preset.data, seed)
         need_fits(preset, splits)
-        start = {"start": file_sha256(preset.student.network)} if _is_file(preset.student) else {}
+        start = {"start": file_sha256(preset.student.network)} if preset.student.is_file else {}
         if file := start and preset.student.network:
             _need_unseen(file, load_teacher(file), splits, seed, say)
-        store = Store(work or Path(out).with_name(Path(out).name + ".work"),
+        store = Store(work or work_of(out),
                       {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start, **precision()})
         starts = store.session(say) if rank_world()[0] == 0 else []
         if splits.listed is not None:
@@ -730,7 +723,7 @@ def train_shipped(
         preset = settled(preset, splits.train, store, say)
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say)
         say("student")
-        if _is_file(preset.student) and tuple(students) == ("hyfer_robust",):  # it has had its phase 1
+        if preset.student.is_file and tuple(students) == ("hyfer_robust",):  # it has had its phase 1
             student, eadd = make_network(preset.student, splits.train.labels), None
         else:
             file = store.path("student-1.ckpt")

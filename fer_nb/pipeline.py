@@ -37,7 +37,7 @@ from .core import (ConfigError, DataError, Say, at_least, hash_uniform, need_apa
                          seed_everything)
 from .data import FERData, resized
 from .distill import EADD
-from .duplicates import DuplicateSearch
+from .duplicates import search_of
 from .audit import audit
 from .evaluate import calibration, confusion, evaluate, image_batches, predict_logits, robust_curve
 from .faces import FaceRefiner
@@ -51,7 +51,7 @@ from .plots import (gradcam_grid, plot_confusion, plot_counts, plot_duplicates, 
 from .report import (Headline, Section, confusion_matrix, percent_range, robust_table, rows_of,
                            share_intervals, summary_table, write_report)
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
-from .store import Store, read_table, run_record, taken_up, write_record, write_table
+from .store import Store, read_table, run_record, taken_up, work_of, write_record, write_table
 from .teachers import (CachedLogits, NetworkTeacher, OnlineLogits, TeacherBase, data_record,
                              make_teachers, need_same_holdout)
 from .train import adapted, fit_model, make_loaders, make_network
@@ -123,7 +123,7 @@ def _need_unseen_start(
     seed: int | None = None,   # of the run; None: not known
 ) -> None:
     "Raise `DataError` for a student that starts from a file whose record tells that it knows the hold-out."
-    if fit.network.endswith(".safetensors"):
+    if fit.is_file:
         need_same_holdout(fit.network, load_teacher(fit.network), splits, seed)
 
 
@@ -237,10 +237,10 @@ def fit_student(
     """Phase 1: train the student, with teachers or without. Raises `StaleCacheError` for logits of other
     views, `DataError` for a file of weights that knows what is held out."""
     seed_everything(seed)
-    labels, colour, how = splits.train.labels, len(splits.train.shape()) == 4, preset.distillation
+    labels, chans, how = splits.train.labels, splits.train.channels(), preset.distillation
     if start is None:
         _need_unseen_start(preset.student, splits)
-        student = make_network(preset.student, labels, 3 if colour else 1)
+        student = make_network(preset.student, labels, chans)
     else:
         student = adapted(start, labels)
     eadd = taught_by(cached, how, labels)
@@ -448,7 +448,7 @@ def facts(
     splits, preset, groups = self.splits, self.preset, pd.Series(self.splits.audit.photos)
     groups.index = splits.audit.ds.df.id
     learned = groups[[*splits.train.sources(), *splits.valid.sources()]]
-    given = [fit.network for fit in preset.teachers if fit.network.endswith(".safetensors")]
+    given = [fit.network for fit in preset.teachers if fit.is_file]
     fits = [preset.student, *(fit for fit in preset.teachers if fit.network not in given)]
     fits += [preset.adversarial.fit] if self.adv else []
     fits += [preset.born_again.student] if preset.born_again else []
@@ -1013,7 +1013,7 @@ def need_fits(
 ) -> None:
     """Refuse students that cannot be fitted before the teachers are: by the network, the loss, the votes, the
     batches, the precision. Raises what the fit would."""
-    chans = 3 if len(splits.train.shape()) == 4 else 1
+    chans = splits.train.channels()
     for fit in [preset.student, *([preset.born_again.student] if preset.born_again else [])][::-1]:
         net = make_network(replace(fit, pretrained=False), splits.train.labels, chans)
         dls = _try_fit(fit, net, splits)
@@ -1074,7 +1074,7 @@ def run(
         need_memory(preset, images_in(ds, preset))
     if preset.data.folds is not None:
         return run_folds(ds, preset, out, seed, overwrite, show, command, trial, name)
-    started, marks, work = time.perf_counter(), [], Path(out).with_name(Path(out).name + ".work")
+    started, marks, work = time.perf_counter(), [], work_of(out)
     said = repr(name) if name in PRESETS else 'load_config("config.json")'
     command = command or f"run(ds, {said}, {Path(out).name!r}, seed={seed})"
     record = run_record(command, preset=name, seed=seed, resumed=work.exists(), **precision())
@@ -1137,8 +1137,7 @@ def fold_parts(
     cannot have every class."""
     data, size = preset.data, preset.student.size
     whole, by = ds.assign(split="train"), by or data.folds_by or "honest"
-    found = audit(whole if size is None else resized(whole, size), kinds,
-                  DuplicateSearch() if data.near_duplicates else None)
+    found = audit(whole if size is None else resized(whole, size), kinds, search_of(data))
     pool = whole.assign(group=found.groups, photo=found.photos)
     groups = leak_groups(pool)
     parts = folds(pool, data.folds if k is None else k, seed, None if by == "paper" else groups, by)
@@ -1215,7 +1214,7 @@ def run_folds(
     name: str = "own",           # of the preset
 ) -> Path:                       # `out`: report.html, folds.csv, summary.csv, and a run folder for each fold
     "A run for each fold, and their table; finished folds are not run again. Raises as `run` does."
-    work, n = Path(out).with_name(Path(out).name + ".work"), preset.data.folds
+    work, n = work_of(out), preset.data.folds
     data, first = replace(preset.data, folds=None, folds_by=None), preset.born_again
     one = replace(preset, data=data, born_again=first and replace(first, data=data))
     command = command or f"run(ds, {name!r}, {Path(out).name!r}, seed={seed})"

@@ -23,8 +23,7 @@ from .core import DataError, Say, at_least, hash_uniform, one_of, quiet
 from .data import FERData
 from .evaluate import evaluate, predict_logits
 from .experiment import NOT_SHARES, cell_name, grid, study, with_options
-from .hyfer_studies import (RECIPE, SHIP, _ensemble_logits, _is_file, _settings, facts_of,
-                                  trained_teachers)
+from .hyfer_studies import RECIPE, SHIP, _ensemble_logits, _settings, facts_of, trained_teachers
 from .launch import rank_world
 from .loaders import Splits
 from .models import HYFER, HyFER, load_teacher, save
@@ -193,7 +192,7 @@ def recipe_study(
         store.session(say)
     cells = [cell_name(name, seed) for name in budgets for seed in seeds]
     taught = lru_cache(1)(lambda fits: trained_teachers(
-        fits, splits, 0, store.part("teachers-" + _key([f for f in fits if not _is_file(f)])),
+        fits, splits, 0, store.part("teachers-" + _key([f for f in fits if not f.is_file])),
         say) if fits else [])
 
     def run(name: str, seed: int) -> pd.DataFrame:

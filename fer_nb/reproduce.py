@@ -194,8 +194,8 @@ def honest_folds(
 def _dmc_table1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "The audit's counts, and the paper's."
     from fer_nb.audit import PAPER_TABLE1, audit, error_ratio
-    from fer_nb.duplicates import DuplicateSearch
-    table = audit(ds, search=DuplicateSearch() if preset.data.near_duplicates else None).table1()
+    from fer_nb.duplicates import search_of
+    table = audit(ds, search=search_of(preset.data)).table1()
     if ds.name == "fer2013":
         table = table.join(error_ratio(PAPER_TABLE1).add_prefix("paper: "))
     if ds.name == "kdef":
@@ -291,9 +291,9 @@ def _dmc_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Ca
 def _dmc_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "A gallery, and how many there are; of a set without such images the counts alone."
     from fer_nb.audit import audit
-    from fer_nb.duplicates import DuplicateSearch
+    from fer_nb.duplicates import search_of
     from fer_nb.plots import plot_discarded
-    found = audit(ds, search=DuplicateSearch() if preset.data.near_duplicates else None)
+    found = audit(ds, search=search_of(preset.data))
     kinds = ("no_face", "low_quality", "multilabel", "label_error")
     made = {"table": found.summary()}
     if found.issues.kind.isin(kinds).any():

@@ -26,7 +26,7 @@ from .config import (PRESETS, SQS_PROTOCOLS, Data, Distillation, Fit, Preset, Qu
                            to_dict)
 from .core import ConfigError, DataError, Say, at_least, atomic_file, one_of, quiet, seed_everything
 from .data import FERData, read_ferplus, resized
-from .duplicates import DuplicateSearch
+from .duplicates import search_of
 from .evaluate import confusion, evaluate, predict_logits
 from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, need_unrefined, paired_differences,
                                reported, study, with_options)
@@ -108,7 +108,7 @@ def sqs_parts(
     if missing := {"train", shown, *(["valid"] if protocol == "ferplus" else [])} - splits:
         raise DataError(f"{ds.name}: no images of split {min(missing)!r}, which protocol {protocol!r} needs")
     found = audit(ds if size is None else resized(ds, size), ("duplicate", "multilabel", "leak"),
-                  DuplicateSearch() if preset.data.near_duplicates else None)
+                  search_of(preset.data))
     grouped = found.grouped()
     everything, test = grouped.where(split="train"), grouped.where(split=shown)
     train, valid = everything, grouped.where(split="valid")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OLD_WORDS', 'PACKAGES', 'SAME', 'StoreError', 'digest', 'plain', 'differences', 'as_text', 'from_text', 'write_table',
            'read_table', 'write_state', 'read_state', 'Store', 'taken_up', 'command_line', 'processor', 'run_record',
-           'one_at_a_time', 'write_record', 'read_record', 'made_by']
+           'one_at_a_time', 'write_record', 'read_record', 'made_by', 'work_of']
 
 # %% ../nbs/03_store.ipynb #5e0a0004
 import hashlib
@@ -590,3 +590,10 @@ def session(
         with _writing(path) as aside:
             aside.write_text(json.dumps([*before, now], indent=1) + "\n", encoding="utf-8")
     return [*before, now]
+
+# %% ../nbs/03_store.ipynb #sess0004
+def work_of(
+    out: str | Path,   # of a long work: a folder that appears when all is done
+) -> Path:             # beside it
+    "The folder of what is done so far."
+    return Path(out).with_name(Path(out).name + ".work")

@@ -38,7 +38,7 @@ def fit_network(
     "Fit a network on nine tenths of `train`; the accuracy on the other tenth chooses the epoch."
     keep, held = holdout(train, 0.1, seed, groups)
     seed_everything(seed)
-    model = make_network(fit, train.labels, 3 if len(train.shape()) == 4 else 1)
+    model = make_network(fit, train.labels, train.channels())
     dls = make_loaders(train.take(keep), train.take(held), fit, seed)
     fit_model(model, dls, fit, phase=fit.network, seed=seed)
     return model

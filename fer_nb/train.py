@@ -931,7 +931,7 @@ def make_network(
     if fit.stage_drop is not None and fit.network not in HYFER:
         raise ConfigError(f"stage_drop={fit.stage_drop} of {fit.network!r}; one of {', '.join(HYFER)}, or "
                           "stage_drop=None, expected")
-    if fit.network.endswith(".safetensors"):
+    if fit.is_file:
         return adapted(load_teacher(fit.network), labels)
     if fit.network in HYFER:
         config, drop = HYFER[fit.network], fit.stage_drop
@@ -1016,7 +1016,7 @@ def settled(
     least: float = 1.1,                               # gain that is worth it (5)
 ) -> Preset:            # the same; or its fits with `amp="auto"` in "bf16"
     "Whether the fits of a work gain from bfloat16 on this CPU, measured once. On a GPU nothing is measured."
-    student, in_chans = preset.student, 3 if len(train.shape()) == 4 else 1
+    student, in_chans = preset.student, train.channels()
     if student.amp != "auto" or on_machine().amp is not None or pick_device(student.device).type != "cpu":
         return preset
 
