@@ -897,17 +897,14 @@ def readable(
     table: pd.DataFrame,   # from `evaluate.evaluate`, of one split, with intervals
 ) -> str:                  # rows: metrics; columns: all images, and those without duplicates
     "A table of results, rounded, in %, with their 95 % intervals; loss, Brier score and ECE as they are."
-    def cell(r: object) -> str:
-        scale, digits = (1, 3) if r.metric in ("loss", "brier", "ece") else (100, 1)
-        low, high = (f"{scale * v:.{digits}f}" for v in (r.low, r.high))
-        return f"{scale * r.value:.{digits}f} " + ("[–]" if np.isnan(r.low) else f"[{low}, {high}]")
-
+    from fer_nb.metrics import with_bounds
     metrics = {"accuracy": "accuracy %", "balanced_accuracy": "balanced accuracy %", "macro_f1": "macro F1 %",
                "loss": "NLL", "brier": "Brier", "ece": "ECE"}
     each = table[(table.subset == "all") & table.metric.str.startswith("recall:") & (table.n > 0)]
     metrics |= {m: f"recall % {m.split(':')[1]} ({n:,})" for m, n in zip(each.metric, each.n)}
     rows = table[table.metric.isin(metrics)]
-    rows = rows.assign(shown=[cell(r) for r in rows.itertuples()], name=rows.metric.map(metrics))
+    shown = [with_bounds(r, r.metric not in ("loss", "brier", "ece")) for r in rows.itertuples()]
+    rows = rows.assign(shown=shown, name=rows.metric.map(metrics))
     sizes = rows[rows.metric == "accuracy"].set_index("subset").n
     names = [f"{subset.replace('_', ' ')} ({n:,})" for subset, n in sizes.items()]
     wide = rows.pivot(index="metric", columns="subset", values="shown")

@@ -6,10 +6,9 @@
 __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'RECIPE', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS', 'PAPER_TABLE3', 'LIGHT', 'LICENCE',
            'SHIPPED_NAMES', 'TRANSFER', 'PHASE2', 'PHASE2_ARMS', 'attacked_rows', 'distillation_study',
            'distillation_table', 'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table',
-           'attack_table', 'SharedParts', 'changed_budgets', 'setting_study', 'setting_table', 'trained_teachers',
-           'candidates', 'teacher_study', 'teacher_results', 'variant_study', 'facts_of', 'train_shipped',
-           'need_students', 'onward', 'transfer_study', 'transfer_table', 'harden_table', 'harden_study',
-           'image_groups', 'group_study']
+           'attack_table', 'SharedParts', 'changed_budgets', 'setting_study', 'setting_table', 'candidates',
+           'teacher_study', 'teacher_results', 'variant_study', 'facts_of', 'train_shipped', 'need_students', 'onward',
+           'transfer_study', 'transfer_table', 'harden_table', 'harden_study', 'image_groups', 'group_study']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
@@ -46,13 +45,12 @@ from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save_hyfe
                            weights_digest)
 from .plan import images_in, need_memory
 from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_student, fit_teachers,
-                             fold_parts, keep_robust, need_fits, need_networks, prepare)
+                             fold_parts, keep_robust, need_fits, need_networks, prepare, trained_teachers)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import Store, digest, work_of, write_table
 from .studies import subsample
-from .teachers import (CachedLogits, TeacherBase, data_record, make_teachers,
-                             need_same_holdout)
+from .teachers import CachedLogits, data_record, make_teachers, need_same_holdout
 from .train import make_network, settled
 
 # %% ../nbs/44_hyfer_studies.ipynb #f0bee785
@@ -437,7 +435,7 @@ class SharedParts:
         name = "teachers-" + digest(repr((data, size, teachers)))[:12]
         part = self.store.part(name)
         with measured_cost(self.store.path(f"{name}.cost.csv"), part.folder, True, arm="teachers"):
-            return splits, trained_teachers(teachers, splits, 0, part, self.say)
+            return splits, trained_teachers(make_teachers(teachers), splits, 0, part, self.say)[0]
 
     def of_seed(
         self,
@@ -542,23 +540,6 @@ PAPER_TABLE3 = {  # teacher: FER2013 accuracy (%) and loss, KDEF accuracy (%) an
     "maxvit_s": (68.82, 0.788, 89.80, 0.407), "mobilevit_s": (77.49, 0.570, 98.60, 0.096)}
 
 
-def trained_teachers(
-    settings: Sequence[Fit],      # one a teacher
-    splits: Splits,               # the data
-    seed: int = 0,                # of the run
-    store: Store = Store(None),   # folder of checkpoints
-    say: Say = quiet,             # gets a line before each teacher
-) -> list[TeacherBase]:           # fitted
-    "Teachers alone, without the logits that a student needs."
-    teachers = make_teachers(settings)
-    for teacher in teachers:
-        teacher.check(splits, seed)
-    for teacher in teachers:
-        say(f"teacher {teacher.name}")
-        teacher.fit(splits, seed, store)
-    return teachers
-
-
 def candidates(
     preset: Preset = STUDY,                       # whose first teacher says how they are fitted
     names: Sequence[str] = tuple(PAPER_TABLE3),   # in `models.TEACHERS`
@@ -595,7 +576,7 @@ def teacher_study(
     def run(name: str, seed: int, fold: int) -> pd.DataFrame:
         splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=to_dict(fits[name]))
         with store.cost(name, fold, work=part.folder, teacher=name, fold=fold):
-            teacher = trained_teachers([fits[name]], splits, seed, part)[0]
+            [teacher], _ = trained_teachers(make_teachers([fits[name]]), splits, seed, part)
         return _rows(teacher.logits(splits.test), splits).assign(px=fits[name].size or 0)
 
     runs = grid(run, fits, [seed], store, "teacher", say, range(k)).assign(dataset=ds.name)

@@ -23,13 +23,14 @@ from .core import DataError, Say, at_least, hash_uniform, one_of, quiet
 from .data import FERData
 from .evaluate import evaluate, predict_logits
 from .experiment import NOT_SHARES, cell_name, grid, study, with_options
-from .hyfer_studies import RECIPE, SHIP, _ensemble_logits, _settings, facts_of, trained_teachers
+from .hyfer_studies import RECIPE, SHIP, _ensemble_logits, _settings, facts_of
 from .launch import rank_world
 from .loaders import Splits
 from .models import HYFER, HyFER, load_teacher, save
-from .pipeline import cache_logits, fit_student, need_networks, prepare
+from .pipeline import cache_logits, fit_student, need_networks, prepare, trained_teachers
 from .report import pivot_mean_sd
 from .store import Store, digest, plain, read_table, write_table
+from .teachers import make_teachers
 from .train import make_network, settled
 
 # %% ../nbs/48_recipe.ipynb #steps002
@@ -192,8 +193,8 @@ def recipe_study(
         store.session(say)
     cells = [cell_name(name, seed) for name in budgets for seed in seeds]
     taught = lru_cache(1)(lambda fits: trained_teachers(
-        fits, splits, 0, store.part("teachers-" + _key([f for f in fits if not f.is_file])),
-        say) if fits else [])
+        make_teachers(fits), splits, 0, store.part("teachers-" + _key([f for f in fits if not f.is_file])),
+        say)[0] if fits else [])
 
     def run(name: str, seed: int) -> pd.DataFrame:
         budget, cell = settled(budgets[name], splits.train, store, say), cell_name(name, seed)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['mean_sd', 'pivot_mean_sd', 'rows_of', 'summary_table', 'robust_table', 'confusion_matrix', 'share_intervals',
-           'percent_range', 'table_text', 'Section', 'fig_to_png', 'Headline', 'write_report', 'markdown_table']
+           'percents', 'percent_range', 'table_text', 'Section', 'fig_to_png', 'Headline', 'write_report',
+           'markdown_table']
 
 # %% ../nbs/40_report.ipynb #3755c612
 import base64
@@ -26,7 +27,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from .core import ConfigError, DataError, atomic_file, need_single
-from .metrics import share_interval
+from .metrics import is_share, share_interval
 from .store import as_text
 
 # %% ../nbs/40_report.ipynb #d211a060
@@ -121,9 +122,17 @@ def share_intervals(
     level: float = 0.95,     # coverage
 ) -> pd.DataFrame:           # the rows of accuracy and recall, with columns low, high and interval
     "The results that are shares of images, clean and attacked, with Wilson's intervals."
-    rows = results[(results.metric == "accuracy") | results.metric.str.startswith("recall:")]
+    rows = results[is_share(results.metric)]
     low, high = share_interval(rows.value, rows.n, level)
     return rows.assign(low=low, high=high, interval="Wilson").reset_index(drop=True)
+
+
+def percents(
+    shares: Sequence[float],   # in [0, 1]
+    digits: int = 1,           # decimals
+) -> list[str]:                # in %, without the sign; a dash where there is none
+    "Shares as numbers of a table in per cent."
+    return ["–" if np.isnan(v) else f"{100 * v:.{digits}f}".replace("-", "−") for v in shares]
 
 
 def percent_range(
@@ -132,8 +141,7 @@ def percent_range(
     digits: int = 1,         # decimals
 ) -> list[str]:              # such as "65.8 to 76.1"; a dash where there is no interval
     "Intervals as text, in %."
-    return ["–" if np.isnan(a) else f"{100 * a:.{digits}f} to {100 * b:.{digits}f}".replace("-", "−")
-            for a, b in zip(low, high)]
+    return [a if a == "–" else f"{a} to {b}" for a, b in zip(percents(low, digits), percents(high, digits))]
 
 # %% ../nbs/40_report.ipynb #9f0e59d4
 _NUMBER = r"[−+]?[\d,]+(\.\d+)?( %)?"
