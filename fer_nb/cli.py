@@ -30,8 +30,9 @@ from fastcore.basics import patch
 
 from . import __version__
 from .config import PRESETS, Fit, Preset, _Clash, load_config, override, to_dict, tried
-from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file, file_sha256,
-                         keep_freed_memory, need_apart, one_of, progress, show_progress)
+from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file,
+                         file_sha256, is_first, keep_freed_memory, need_apart, one_of, progress, quiet,
+                         show_progress)
 from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
@@ -39,8 +40,8 @@ from .launch import AMP, enough_memory, machine, pick_device, process_group, ran
 from .plan import describe, images_in, measured_rates, need_memory
 from .predict import _paths, _student, format_of, is_video, need_spare, weights_file
 from .reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, reproducible, reproduce
-from .store import (SHIPPED, command_line, from_text, read_record, run_record, write_record,
-                          write_table)
+from .store import (SHIPPED, command_line, from_text, read_record, run_record, work_of,
+                          write_record, write_table)
 from .synth import make_faces
 
 # %% ../nbs/60_cli.ipynb #1260e5da
@@ -259,7 +260,7 @@ def main(
 # %% ../nbs/60_cli.ipynb #60000003
 def _say(text: str) -> None:
     "Print the progress of a long verb, with the time; of several processes the first one prints."
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
@@ -322,8 +323,8 @@ def _told() -> Iterator[None]:
         try:
             yield
         finally:
-            first = os.environ.get("RANK", "0") == "0"
-            for text in dict.fromkeys(str(w.message) for w in said if first and w.category is UserWarning):
+            for text in dict.fromkeys(str(w.message) for w in said
+                                      if is_first() and w.category is UserWarning):
                 print(f"fer-nb: warning: {text}", file=sys.stderr)
 
 
@@ -336,7 +337,7 @@ def read_data(
     with _told():
         ds = read(args.data, votes, args.as_, args.labels, args.label_pattern, args.subject_pattern,
                   args.broken, single)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"fer-nb: {ds.provenance}", file=sys.stderr)
     return ds
 
@@ -367,13 +368,13 @@ def run_sqs(
 ) -> str:                        # the tables, and where they are
     "SQSNet by the protocol of the data set, one fit a seed; what was finished is not fitted again."
     from fer_nb.models import need_weights
-    from fer_nb.pipeline import quiet, refined
+    from fer_nb.pipeline import refined
     from fer_nb.sqs_studies import accuracy_table, metrics_table, sqs_study
     name, preset = (preset, PRESETS[preset]) if isinstance(preset, str) else ("own", preset)
     need_weights([preset.student.network] if preset.student.pretrained else [])
     say = quiet if args.quiet else _say
     ds = refined(ds, preset, say)
-    work = args.out.with_name(args.out.name + ".work")
+    work = work_of(args.out)
     seeds = range(args.seed, args.seed + preset.evaluation.seeds)
     runs = sqs_study(ds, "comparison", preset, seeds, work, say=say)
     record = run_record(args.command, preset=name, data=ds.fingerprint(), **fits_of(work))
@@ -545,7 +546,7 @@ class _AuditVerb(Verb):
         from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces
         from fer_nb.launch import rank0_folder
-        work = args.out.with_name(args.out.name + ".work")
+        work = work_of(args.out)
         with rank0_folder(args.out, args.overwrite) as aside:
             search, said = None if args.exact else DuplicateSearch(), ""
             report = audit(ds, search=search,
@@ -648,7 +649,7 @@ class _StudyVerb(Verb):
                 write_record(out, [p.name for p in out.glob("*.*") if p.name != "record.json"], record)
             return f"{study.show(found)}\ntables: {out}"
         file = out / study.file.format(**vars(args))
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             write_table(found[0] if isinstance(found, tuple) else found, file)
             write_record(out, [file.name], record)
         return f"{study.show(found)}\ntable: {file}"
@@ -739,7 +740,7 @@ class _ReproduceVerb(Verb):
         made = reproduce(args.paper, what, ds, args.budget, args.out, args.set, args.seeds, args.folds,
                          args.epochs, args.new_weights, args.anyway, args.part, _say)
         name = "-".join(word for word in (args.paper, *what.split(), made.dataset, args.budget) if word)
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             (args.out / name).mkdir(parents=True, exist_ok=True)
             made.write(args.out / name, args.command)
         return f"{made}\ntables and figures: {args.out / name}"
@@ -828,7 +829,7 @@ class _ShipVerb(Verb):
         one = [SHIPPED[args.student]] if args.student != "both" else ["hyfer", "hyfer_robust"]
         out = train_shipped(ds, args.out, preset, seed=args.seed, command=args.command, say=_say,
                             overwrite=args.overwrite, students=one, work=args.work, anyway=args.anyway)
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             write_record(out, sorted(p.name for p in out.iterdir() if p.name != "record.json"),
                          run_record(args.command, data=ds.fingerprint(),
                                     weights={p.stem: file_sha256(p) for p in out.glob("*.safetensors")}))
@@ -898,17 +899,14 @@ def readable(
     table: pd.DataFrame,   # from `evaluate.evaluate`, of one split, with intervals
 ) -> str:                  # rows: metrics; columns: all images, and those without duplicates
     "A table of results, rounded, in %, with their 95 % intervals; loss, Brier score and ECE as they are."
-    def cell(r: object) -> str:
-        scale, digits = (1, 3) if r.metric in ("loss", "brier", "ece") else (100, 1)
-        low, high = (f"{scale * v:.{digits}f}" for v in (r.low, r.high))
-        return f"{scale * r.value:.{digits}f} " + ("[–]" if np.isnan(r.low) else f"[{low}, {high}]")
-
+    from fer_nb.metrics import with_bounds
     metrics = {"accuracy": "accuracy %", "balanced_accuracy": "balanced accuracy %", "macro_f1": "macro F1 %",
                "loss": "NLL", "brier": "Brier", "ece": "ECE"}
     each = table[(table.subset == "all") & table.metric.str.startswith("recall:") & (table.n > 0)]
     metrics |= {m: f"recall % {m.split(':')[1]} ({n:,})" for m, n in zip(each.metric, each.n)}
     rows = table[table.metric.isin(metrics)]
-    rows = rows.assign(shown=[cell(r) for r in rows.itertuples()], name=rows.metric.map(metrics))
+    shown = [with_bounds(r, r.metric not in ("loss", "brier", "ece")) for r in rows.itertuples()]
+    rows = rows.assign(shown=shown, name=rows.metric.map(metrics))
     sizes = rows[rows.metric == "accuracy"].set_index("subset").n
     names = [f"{subset.replace('_', ' ')} ({n:,})" for subset, n in sizes.items()]
     wide = rows.pivot(index="metric", columns="subset", values="shown")

@@ -162,6 +162,11 @@ class Fit:
         if found := [text for text, clash in clashes.items() if clash]:
             raise _Clash("; ".join(found))
 
+    @property
+    def is_file(self) -> bool:
+        "Whether it begins with a file of weights, and not with a network of that name."
+        return self.network.endswith(".safetensors")
+
     def _check_class_weights(self) -> None:
         "Numbers become a tuple of positive ones; a word is `balanced`."
         given = getattr(self.class_weights, "tolist", lambda: self.class_weights)()  # of an array or a tensor

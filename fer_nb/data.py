@@ -41,8 +41,8 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
-                         LabelError, atomic_file, cache_dir, canonical_label, emotions_first, need_columns,
-                         one_of, plain_letters, printable, progress)
+                         LabelError, atomic_file, cache_dir, canonical_label, emotions_first, is_first,
+                         need_columns, one_of, plain_letters, printable, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -162,6 +162,12 @@ def batch(
 def shape(self: FERData) -> tuple[int, ...]:  # (N, H, W) or (N, H, W, 3): that of `array()`
     "The shape of all images as one array, from the headers of files. Raises `ImageError` where sizes differ."
     return self._images.shape if self.in_memory() else (len(self), *self._images.shape())
+
+
+@patch
+def channels(self: FERData) -> int:  # 1 or 3
+    "Channels of the images as one array. Raises `ImageError` where sizes differ."
+    return 3 if len(self.shape()) == 4 else 1
 
 
 @patch
@@ -1003,7 +1009,7 @@ def _pixel_file(
 
 def _note(text: str) -> None:
     "One line on standard error, of the first of several processes."
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/04_data.ipynb #8e5a6ffc

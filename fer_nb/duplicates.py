@@ -8,9 +8,9 @@ __all__ = ['ORIENTATIONS', 'EXHAUSTIVE', 'PROBES', 'BLANK_STD', 'VIEWS', 'MIRROR
            'moved_copies', 'changed_copies', 'discriminant', 'best_hits', 'Cells', 'sorted_into_cells', 'tiles',
            'nearest_pairs', 'contrast_normalised', 'plain_borders', 'without_borders', 'within_borders', 'pixel_places',
            'warped', 'refined', 'block_correlations', 'block_score', 'covered_share', 'Evidence', 'DuplicateSearch',
-           'posed', 'pose_map', 'plausible', 'inverse', 'motion', 'fine_detail', 'equally_sharp', 'chance_of',
-           'alikeness', 'explained', 'unordered', 'cached_pairs', 'components', 'find_duplicates', 'duplicates_across',
-           'across_summary']
+           'search_of', 'posed', 'pose_map', 'plausible', 'inverse', 'motion', 'fine_detail', 'equally_sharp',
+           'chance_of', 'alikeness', 'explained', 'unordered', 'cached_pairs', 'components', 'find_duplicates',
+           'duplicates_across', 'across_summary']
 
 # %% ../nbs/08_duplicates.ipynb #017cbef6
 import math
@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
+from .config import Data
 from .core import ConfigError, DataError, at_least, cache_dir, file_sha256, one_of, progress
 from .data import SPLITS, FERData, ImageFiles, file_of
 from .launch import gather, map_ranks, rank_world
@@ -546,6 +547,13 @@ class DuplicateSearch:
         if not 0 < self.error <= 0.1 or not 0 <= self.similar <= 1:
             raise ConfigError(f"error={self.error!r}, similar={self.similar!r}; wrong pairs an image "
                               "expected, above 0 and at most 0.1, and 0 to 1 for those only similar")
+
+
+def search_of(
+    data: Data,               # of a run
+) -> DuplicateSearch | None:  # None: byte-identical images only
+    "How a run looks for near duplicates."
+    return DuplicateSearch() if data.near_duplicates else None
 
 # %% ../nbs/08_duplicates.ipynb #2c3dd576
 @patch

@@ -10,7 +10,7 @@ __all__ = ['EVIDENCE', 'COMPARED', 'Evidence', 'evidence_words', 'answer', 'repr
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .compare import holm
-from .core import DataError, one_of
+from .core import DataError, Say, one_of, quiet
 from .experiment import FIFTH, first_split, paired_differences, reported, training_costs
 from .shipped import checkout, put_in_place, run_process, trial_apart
 from .store import read_record, read_table, write_record, write_table
@@ -152,7 +152,7 @@ def reproduce_all(
     out: str | Path,                  # folder of the work
     only: Collection[str] = (),       # names in `EVIDENCE`; (): all
     tiny: bool = False,               # a trial of all commands
-    say: Callable[[str], None] = lambda text: None,   # gets a line before each
+    say: Say = quiet,                 # gets a line before each
 ) -> pd.DataFrame:                    # evidence, outcome, hours
     "Answer the questions in order; what fails does not keep the next one. Raises `ConfigError`, `DataError`."
     for name in only:

@@ -26,7 +26,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .config import Fit, Preset, load_config, override
-from .core import ConfigError, DataError, at_least, need_columns, one_of
+from .core import ConfigError, DataError, Say, at_least, need_columns, one_of, quiet
 from .data import FERData
 from .launch import map_ranks, peak_memory, precision, rank_world
 from .store import Store, one_at_a_time, read_table, run_record, write_table
@@ -93,7 +93,7 @@ def grid(
     seeds: Sequence[int],              # each arm is run with each of them
     store: Store | str | Path | None = None,  # of the finished cells; None: nothing is stored
     over: str | Sequence[str] = "arm", # the column of the arms' names; several where names are tuples
-    say: Callable[[str], None] = lambda text: None,  # gets a line before a cell is made: which, time left
+    say: Say = quiet,                  # gets a line before a cell is made: which, time left
     folds: Sequence[int] = (),         # each arm and seed is run on each of them; (): no folds
 ) -> pd.DataFrame:                     # results of all cells, with the columns of `over`, `seed` and `fold`
     """Run every cell once, seed by seed, divided over the processes of a launcher. Raises `ConfigError`
@@ -193,6 +193,17 @@ def measured_cost(
         write(whole, False)
         raise
     write(whole, True)
+
+# %% ../nbs/42_experiment.ipynb #e4200036
+@patch
+def cost(
+    self: Store,
+    *keys: object,              # of the cell: its arm, or its parts; its seed; its fold
+    work: Path | None = None,   # as in `measured_cost`
+    **about: object,            # the same
+) -> Iterator[None]:            # a `with` block
+    "Measure the cost of a cell's fit, in the file beside its run."
+    return measured_cost(self.path(f"{cell_name(*keys)}.cost.csv"), work, **about)
 
 # %% ../nbs/42_experiment.ipynb #e4200034
 def training_costs(

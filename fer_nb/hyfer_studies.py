@@ -6,9 +6,9 @@
 __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'RECIPE', 'PAPER_TABLE4', 'PAPER_TABLE2', 'AS_IT_IS', 'PAPER_TABLE3', 'LIGHT', 'LICENCE',
            'TRANSFER', 'PHASE2', 'PHASE2_ARMS', 'attacked_rows', 'distillation_study', 'distillation_table',
            'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table', 'attack_table', 'SharedParts',
-           'changed_budgets', 'setting_study', 'setting_table', 'trained_teachers', 'candidates', 'teacher_study',
-           'teacher_results', 'variant_study', 'facts_of', 'train_shipped', 'need_students', 'onward', 'transfer_study',
-           'transfer_table', 'harden_table', 'harden_study', 'image_groups', 'group_study']
+           'changed_budgets', 'setting_study', 'setting_table', 'candidates', 'teacher_study', 'teacher_results',
+           'variant_study', 'facts_of', 'train_shipped', 'need_students', 'onward', 'transfer_study', 'transfer_table',
+           'harden_table', 'harden_study', 'image_groups', 'group_study']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
@@ -27,31 +27,30 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from .audit import audit, image_quality
+from .audit import image_quality
 from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, override,
                            to_dict)
-from .core import ConfigError, at_least, file_sha256, need_columns, one_of
+from .core import ConfigError, Say, at_least, file_sha256, need_columns, one_of, quiet
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
-from .duplicates import DuplicateSearch
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
 from .experiment import (NOT_SHARES, arms_of, cell_name, first_split, grid, measured_cost,
                                need_unrefined, paired_differences, reported, study, with_options)
 from .faces import find_faces
 from .launch import precision, rank0_folder, rank_world
-from .loaders import Splits, as_split, folds, leak_groups, make_splits
+from .loaders import Splits, make_splits
 from .metrics import agreement, ece
 from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save_hyfer, teacher_table,
                            weights_digest)
 from .plan import images_in, need_memory
 from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_student, fit_teachers,
-                             keep_robust, need_classes, need_fits, need_networks, prepare)
+                             fold_parts, keep_robust, need_fits, need_networks, prepare,
+                             trained_teachers)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
-from .store import SHIPPED, Store, digest, shipped_file, write_table
+from .store import SHIPPED, Store, digest, shipped_file, work_of, write_table
 from .studies import subsample
-from .teachers import (CachedLogits, TeacherBase, data_record, make_teachers,
-                             need_same_holdout)
+from .teachers import CachedLogits, data_record, make_teachers, need_same_holdout
 from .train import make_network, settled
 
 # %% ../nbs/44_hyfer_studies.ipynb #f0bee785
@@ -146,13 +145,6 @@ def _judged(ds: FERData) -> FERData:
     return ds.where(split=first_split(ds.df, "test", "valid"))
 
 # %% ../nbs/44_hyfer_studies.ipynb #cafc85c2
-def _is_file(
-    fit: Fit,   # of a teacher
-) -> bool:      # whether it has been trained already
-    "Whether a teacher is a file of weights."
-    return fit.network.endswith(".safetensors")
-
-
 def _settings(
     preset: Preset,       # whose settings may name files
 ) -> dict[str, object]:   # for the identity of a study
@@ -161,7 +153,7 @@ def _settings(
     if (held := preset.data.held) and Path(held).is_file():
         found["data"] = found["data"] | {"held": file_sha256(held)}
     for k, fit in enumerate(preset.teachers):
-        if _is_file(fit) and Path(fit.network).is_file():
+        if fit.is_file and Path(fit.network).is_file():
             found["teachers"][k] = found["teachers"][k] | {"sha256": file_sha256(fit.network)}
     return found
 
@@ -184,7 +176,7 @@ def distillation_study(
     preset: Preset = STUDY,                 # the budget
     seeds: Sequence[int] = range(3),        # one student a seed, arm and number of teachers
     out: str | Path = "runs/distillation",  # folder of finished parts
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                       # gets a line before each part
     arms: Mapping[str, Sequence[int]] | None = None,  # "before", "cleaned", "cleaned, refined", "not refined"
     # or "after": numbers of teachers, (): all; None: before and after, and not refined where they are refined
 ) -> pd.DataFrame:                          # dataset, arm, model, teachers, seed, split, ..., value, n
@@ -216,8 +208,7 @@ def distillation_study(
             return _rows(named[name].logits(splits.test), splits).assign(teachers=0)
 
         def taught(n: int, seed: int) -> pd.DataFrame:
-            file, seen = part.path(f"{cell_name(n, seed)}.cost.csv"), len(splits.train)
-            with measured_cost(file, arm=arm, teachers=n, seed=seed, images=seen):
+            with part.cost(n, seed, arm=arm, teachers=n, seed=seed, images=len(splits.train)):
                 student = fit_student(splits, budget, cached[seed][:n], seed, part.checkpoint(n, seed))[0]
             return _rows(student, splits).assign(model="HyFER")
 
@@ -296,17 +287,9 @@ def folds_of(
     still takes duplicates of test images out of training. Raises `ConfigError`, and `DataError` where the
     folds cannot be made."""
     one_of("protocol", protocol, ("honest", "subject", "paper"))
-    search = DuplicateSearch() if preset.data.near_duplicates else None
-    small = ds if preset.student.size is None else resized(ds, preset.student.size)
-    found = audit(small.assign(split="train"), ("duplicate", "multilabel"), search)
-    pool = ds.assign(split="train", group=found.groups, photo=found.photos)
-    groups = leak_groups(pool)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore" if protocol == "paper" else "default", message=".*random folds leak")
-        parts = folds(pool, k, seed, None if protocol == "paper" else groups, protocol)
-    kept = pool.df.id.isin((found.clean() if preset.data.clean is True else pool).df.id).to_numpy()
-    need_classes(pool, parts, groups, kept, "(k)")
-    return [as_split(pool, part) for part in parts]
+        return fold_parts(ds, preset, seed, k, protocol, ("duplicate", "multilabel"), "(k)")
 
 
 def _fold_digests(
@@ -321,7 +304,7 @@ def over_folds(
     parts: Sequence[FERData],            # from `folds_of`
     out: str | Path,                     # folder of finished parts
     seed: int = 0,                       # of each fold's fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                    # gets a line before each part
     **settings: object,                  # of the study
 ) -> pd.DataFrame:                       # what the study gives, with a column `fold` instead of `seed`
     "A study of one split, once in each fold with one seed."
@@ -345,7 +328,7 @@ def kfold_study(
     seed: int = 0,                   # of folds and fits
     protocol: str = "honest",        # see `folds_of`
     out: str | Path = "runs/kfold",  # folder of finished folds
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                # gets a line before each part
     attacked: bool = False,          # attack the last student too, as Table 5 needs
 ) -> pd.DataFrame:                   # model, fold, subset, attack, eps, metric, value, n
     """Teachers, distillation and, where the preset has it, adversarial training in each of `k` folds. Raises
@@ -432,7 +415,7 @@ class SharedParts:
         self,
         ds: FERData,    # as it came
         store: Store,   # of the study
-        say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+        say: Say = quiet,  # gets a line before each part
     ):
         self.ds, self.store, self.say = ds, store, say
         self.of_data, self.of_seed = lru_cache(self.of_data), lru_cache(4)(self.of_seed)
@@ -452,7 +435,7 @@ class SharedParts:
         name = "teachers-" + digest(repr((data, size, teachers)))[:12]
         part = self.store.part(name)
         with measured_cost(self.store.path(f"{name}.cost.csv"), part.folder, True, arm="teachers"):
-            return splits, trained_teachers(teachers, splits, 0, part, self.say)
+            return splits, trained_teachers(make_teachers(teachers), splits, 0, part, self.say)[0]
 
     def of_seed(
         self,
@@ -501,7 +484,7 @@ def setting_study(
     preset: Preset = STUDY,               # the budget as it is
     seeds: Sequence[int] = range(3),      # one run a seed and arm
     out: str | Path = "runs/settings",    # folder of finished runs
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                     # gets a line before each part
 ) -> pd.DataFrame:                        # arm, model, seed, split, subset, attack, eps, metric, value, n
     """The run as it is, and once for each change. Raises `ConfigError` without arms, for one without changes
     and for a setting that does not exist, `StoreError` where another study lies in `out`."""
@@ -515,7 +498,7 @@ def setting_study(
         budget = budgets[arm]
         alone = replace(budget, adversarial=None, evaluation=Evaluation())
         parts.of_data(alone.data, alone.student.size, alone.teachers)   # fitted once, with a row of its own
-        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             splits, student = parts.student(alone, seed)
             tables = [_rows(student, splits).assign(model="HyFER", attack="none", eps=0.0)]
             if budget.adversarial is not None:
@@ -557,23 +540,6 @@ PAPER_TABLE3 = {  # teacher: FER2013 accuracy (%) and loss, KDEF accuracy (%) an
     "maxvit_s": (68.82, 0.788, 89.80, 0.407), "mobilevit_s": (77.49, 0.570, 98.60, 0.096)}
 
 
-def trained_teachers(
-    settings: Sequence[Fit],      # one a teacher
-    splits: Splits,               # the data
-    seed: int = 0,                # of the run
-    store: Store = Store(None),   # folder of checkpoints
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each teacher
-) -> list[TeacherBase]:           # fitted
-    "Teachers alone, without the logits that a student needs."
-    teachers = make_teachers(settings)
-    for teacher in teachers:
-        teacher.check(splits, seed)
-    for teacher in teachers:
-        say(f"teacher {teacher.name}")
-        teacher.fit(splits, seed, store)
-    return teachers
-
-
 def candidates(
     preset: Preset = STUDY,                       # whose first teacher says how they are fitted
     names: Sequence[str] = tuple(PAPER_TABLE3),   # in `models.TEACHERS`
@@ -593,7 +559,7 @@ def teacher_study(
     seed: int = 0,                    # of folds and fits
     protocol: str = "honest",         # see `folds_of`
     out: str | Path = "runs/teachers",  # folder of finished fits, with what each cost
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                    # dataset, teacher, px, fold, split, subset, metric, value, n
     "Each candidate in each fold. Raises what `kfold_study` does."
     given = tuple(candidates(preset) if teachers is None else teachers)
@@ -609,9 +575,8 @@ def teacher_study(
 
     def run(name: str, seed: int, fold: int) -> pd.DataFrame:
         splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=to_dict(fits[name]))
-        cost = store.path(f"{cell_name(name, fold)}.cost.csv")
-        with measured_cost(cost, part.folder, teacher=name, fold=fold):
-            teacher = trained_teachers([fits[name]], splits, seed, part)[0]
+        with store.cost(name, fold, work=part.folder, teacher=name, fold=fold):
+            [teacher], _ = trained_teachers(make_teachers([fits[name]]), splits, seed, part)
         return _rows(teacher.logits(splits.test), splits).assign(px=fits[name].size or 0)
 
     runs = grid(run, fits, [seed], store, "teacher", say, range(k)).assign(dataset=ds.name)
@@ -653,7 +618,7 @@ def variant_study(
     preset: Preset = STUDY,             # the budget, without its teachers
     seeds: Sequence[int] = range(2),    # one fit a seed and variant
     out: str | Path = "runs/variants",  # folder of finished fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                      # variant, seed, split, subset, metric, value, n
     """The same fit for every variant. Raises `ConfigError` for an unknown one, `StoreError` where another
     study lies in `out`."""
@@ -665,8 +630,7 @@ def variant_study(
 
     def run(variant: str, seed: int) -> pd.DataFrame:
         budget = replace(preset, student=replace(preset.student, network=variant))
-        file = store.path(f"{cell_name(variant, seed)}.cost.csv")
-        with measured_cost(file, variant=variant, seed=seed):
+        with store.cost(variant, seed, variant=variant, seed=seed):
             student = fit_student(splits, budget, (), seed, store.checkpoint(variant, seed))[0]
         return _rows(student, splits)
 
@@ -713,7 +677,7 @@ def train_shipped(
     seed: int = 0,                              # of everything
     command: str = "fer-nb ship --data fer2013.csv --votes fer2013new.csv",  # for the card
     overwrite: bool = False,                    # replace a folder that is there
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                           # gets a line before each part
     students: Sequence[str] = ("hyfer", "hyfer_robust"),  # whose weights are left, of `SHIPPED`
     work: str | Path | None = None,             # folder of what is done so far; None: `<out>.work`
     anyway: bool = False,                       # begin even where the estimate does not fit into memory
@@ -728,10 +692,10 @@ def train_shipped(
     with rank0_folder(out, overwrite) as folder:
         splits = _splits_without_votes(ds, preset.data, seed)
         need_fits(preset, splits)
-        start = {"start": file_sha256(preset.student.network)} if _is_file(preset.student) else {}
+        start = {"start": file_sha256(preset.student.network)} if preset.student.is_file else {}
         if file := start and preset.student.network:
             _need_unseen(file, load_teacher(file), splits, seed, say)
-        store = Store(work or Path(out).with_name(Path(out).name + ".work"),
+        store = Store(work or work_of(out),
                       {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start, **precision()})
         starts = store.session(say) if rank_world()[0] == 0 else []
         if splits.listed is not None:
@@ -740,7 +704,7 @@ def train_shipped(
         preset = settled(preset, splits.train, store, say)
         teachers, cached, histories = fit_teachers(splits, preset, seed, store, say)
         say("student")
-        if _is_file(preset.student) and tuple(students) == ("hyfer_robust",):  # it has had its phase 1
+        if preset.student.is_file and tuple(students) == ("hyfer_robust",):  # it has had its phase 1
             student, eadd = make_network(preset.student, splits.train.labels), None
         else:
             file = store.path("student-1.ckpt")
@@ -796,7 +760,7 @@ def _need_unseen(
     start: nn.Module,             # the network
     splits: Splits,               # the data
     seed: int,                    # of the run
-    say: Callable[[str], None],   # gets a line where the weights have no record
+    say: Say,                     # gets a line where the weights have no record
 ) -> None:
     "Refuse weights that know what is held out here, and say where nobody can know."
     need_same_holdout(path, start, splits, seed)
@@ -861,7 +825,7 @@ def transfer_study(
     preset: Preset = TRANSFER,          # the budget; its teacher is "annotators"
     seeds: Sequence[int] = range(1),    # one fit a seed and arm
     out: str | Path = "runs/transfer",  # folder of finished fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                      # weights, votes, seed, split, subset, metric, value, n
     """The same fit from new weights and from trained ones. Raises `DataError` without votes, `StoreError`
     where another study lies in `out`."""
@@ -876,8 +840,7 @@ def transfer_study(
 
     def run(arm: tuple[str, bool], seed: int) -> pd.DataFrame:
         teachers, file = cached[seed] if arm[1] else (), store.checkpoint(*arm, seed)
-        about = {"weights": arm[0], "votes": arm[1], "seed": seed}
-        with measured_cost(store.path(f"{cell_name(*arm, seed)}.cost.csv"), **about):
+        with store.cost(*arm, seed, weights=arm[0], votes=arm[1], seed=seed):
             student = fit_student(splits, preset, teachers, seed, file, start=weights[arm[0]])[0]
         return _rows(student, splits)
 
@@ -973,7 +936,7 @@ def harden_study(
     out: str | Path = "runs/hardened",    # folder of finished fits and of their networks
     part: int = 1,                        # train on one part of so many, chosen by group; 1: all
     run_seed: int = 0,                    # of the student's run, for the same hold-out
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                     # gets a line before each fit
 ) -> pd.DataFrame:          # arm, chosen, seed, split, subset, attack, eps, metric, value, n
     """Phase 2 as it is and once for each change, each fit left at two epochs. Raises `ConfigError` for
     settings that do not go, `DataError` where the student may know the hold-out, `StoreError` where another
@@ -992,7 +955,7 @@ def harden_study(
     def run(arm: str, seed: int) -> pd.DataFrame:
         budget, name = budgets[arm], cell_name(arm, seed)
         keep = keep_robust(splits.valid, budget.adversarial.eps, seed, load=False)
-        with measured_cost(store.path(f"{name}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             hardened, _, adv = fit_adversarial(student, splits, budget, seed, store.checkpoint(arm, seed),
                                                cbs=[keep])
         write_table(pd.DataFrame(keep.log), store.path(f"{name}.epochs.csv"))
@@ -1077,7 +1040,7 @@ def group_study(
     models: Mapping[str, nn.Module],   # name -> classifier of x in [0, 1], with `.labels`
     ds: FERData,                       # with votes; images that nothing was learned from
     out: str | Path,                   # folder of the faces that were found
-    say: Callable[[str], None] = lambda text: None,   # gets a line before each network
+    say: Say = quiet,                  # gets a line before each network
 ) -> pd.DataFrame:   # as from `by_group`, with a column `model`; accuracy, balanced_accuracy and macro_f1
     "How each network reads each group of images. Raises `DataError` without votes."
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")

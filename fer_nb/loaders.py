@@ -39,7 +39,7 @@ from .config import Data
 from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
                          one_of)
 from .data import IN_MEMORY, Crop, FERData, _from_floats, read_image, resized
-from .duplicates import DuplicateSearch, components, find_duplicates
+from .duplicates import components, find_duplicates, search_of
 from .launch import on_machine, pick_device
 from .store import digest, read_table
 
@@ -447,7 +447,7 @@ def make_splits(
     """Audit, clean, hold out, balance. Where all images are training images, a fifth of them becomes `test`;
     duplicates, copies and subjects stay on one side, and copies are not held out. Warns of splits that share
     subjects. Raises `DataError` without training images, or with too few of a class."""
-    search, came = DuplicateSearch() if data.near_duplicates else None, ds
+    search, came = search_of(data), ds
     if len(ds) and set(ds.df.split) == {"train"}:
         ds = as_split(ds, holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed))
     _split_names(ds, "train")

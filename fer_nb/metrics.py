@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEW', 'MACRO', 'MEASURES', 'reliability', 'ece', 'fit_temperature', 'scores', 'resample_counts', 'bootstrap_scores',
            'share_interval', 'percentile_interval', 'few_images', 'is_share', 'with_width', 'score_bounds',
-           'score_intervals', 'mean_intervals', 'agreement', 'headline', 'headline_text']
+           'score_intervals', 'mean_intervals', 'agreement', 'headline', 'with_bounds', 'headline_text']
 
 # %% ../nbs/21_metrics.ipynb #3cfe883a
 from collections.abc import Iterator, Mapping, Sequence
@@ -411,14 +411,20 @@ def headline(
     return table.astype({"n": int})
 
 # %% ../nbs/21_metrics.ipynb #headln05
+def with_bounds(
+    row: object,    # value, low, high
+    percent: bool,  # a share, shown in %; False: as it is
+) -> str:           # such as "71.2 [70.0, 72.4]"; "[–]" where there is no interval
+    "A figure and its interval."
+    scale, digits = (100, 1) if percent else (1, 3)
+    value, low, high = (f"{scale * v:.{digits}f}" for v in (row.value, row.low, row.high))
+    return f"{value} " + ("[–]" if np.isnan(row.low) else f"[{low}, {high}]")
+
+
 def headline_text(
     table: pd.DataFrame,   # from `headline`
 ) -> pd.DataFrame:         # index: judge and who; "in % [95 %]", images; the calibration error as it is
     "The headline as a table to read."
-    def cell(r: object) -> str:
-        scale, digits = (1, 3) if r.measure == "ece" else (100, 1)
-        value, low, high = (f"{scale * v:.{digits}f}" for v in (r.value, r.low, r.high))
-        return f"{value} " + ("[–]" if np.isnan(r.low) else f"[{low}, {high}]")
-
-    shown = table.assign(**{"in % [95 %]": [cell(r) for r in table.itertuples()], "images": table.n})
+    cells = [with_bounds(r, r.measure != "ece") for r in table.itertuples()]
+    shown = table.assign(**{"in % [95 %]": cells, "images": table.n})
     return shown.set_index(["judge", "who"])[["in % [95 %]", "images"]]

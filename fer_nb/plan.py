@@ -9,7 +9,7 @@ __all__ = ['COUNTED', 'CORE', 'CARD', 'BASE', 'Cost', 'count', 'cost_of', 'Image
 
 # %% ../nbs/35_plan.ipynb #plan0005
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import PAPERS, SQS_PROTOCOLS, Fit, Preset, paper_rows, sqs_protocol
-from .core import ConfigError
+from .core import ConfigError, Say, quiet
 from .data import FERData
 from .launch import amp_here, pick_device, threads
 
@@ -384,7 +384,7 @@ def measured_rates(
     preset: Preset,          # settings
     n: Images,               # of the data: channels
     seconds: float = 10.0,   # in all
-    say: Callable[[str], None] = lambda text: None,   # gets a line for each network
+    say: Say = quiet,        # gets a line for each network
 ) -> dict[tuple[str, int | None], float]:             # (network, size) -> operations a second, in training
     """Train each network of a preset for some seconds, where it would be trained, on random images. Raises
     `ConfigError` for a device, or a precision of it, that is not there."""

@@ -7,7 +7,7 @@ __all__ = ['BEST', 'STEPS', 'Arm', 'best_of', 'budgets_of', 'left_by_recipe', 'r
            'recipe_table']
 
 # %% ../nbs/48_recipe.ipynb #imp00048
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,18 +20,18 @@ from sklearn.datasets import load_sample_image
 
 from .augment import as_images, as_pixels
 from .config import Augment, Fit, Preset, override, to_dict
-from .core import DataError, at_least, hash_uniform, one_of
+from .core import DataError, Say, at_least, hash_uniform, one_of, quiet
 from .data import FERData
 from .evaluate import evaluate, predict_logits
-from .experiment import NOT_SHARES, cell_name, grid, measured_cost, study, with_options
-from .hyfer_studies import (RECIPE, SHIP, _ensemble_logits, _is_file, _settings, facts_of,
-                                  trained_teachers)
+from .experiment import NOT_SHARES, cell_name, grid, study, with_options
+from .hyfer_studies import RECIPE, SHIP, _ensemble_logits, _settings, facts_of
 from .launch import rank_world
 from .loaders import Splits
 from .models import HYFER, HyFER, load_teacher, save
-from .pipeline import cache_logits, fit_student, need_networks, prepare
+from .pipeline import cache_logits, fit_student, need_networks, prepare, trained_teachers
 from .report import pivot_mean_sd
 from .store import Store, digest, plain, read_table, write_table
+from .teachers import make_teachers
 from .train import make_network, settled
 
 # %% ../nbs/48_recipe.ipynb #steps002
@@ -171,7 +171,7 @@ def recipe_study(
     preset: Preset = RECIPE,            # the recipe
     seeds: Sequence[int] = range(2),    # one fit a seed and row
     out: str | Path = "runs/recipe",    # folder of weights, histories and finished fits of all steps
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                   # gets a line before each fit
     show: bool = False,                 # draw bars, or print a line an epoch where there is no terminal
     step: str = "recipe",               # of `STEPS`
 ) -> pd.DataFrame:                      # network (the row), seed, split, subset, tta, metric, value, n
@@ -194,8 +194,8 @@ def recipe_study(
         store.session(say)
     cells = [cell_name(name, seed) for name in budgets for seed in seeds]
     taught = lru_cache(1)(lambda fits: trained_teachers(
-        fits, splits, 0, store.part("teachers-" + _key([f for f in fits if not _is_file(f)])),
-        say) if fits else [])
+        make_teachers(fits), splits, 0, store.part("teachers-" + _key([f for f in fits if not f.is_file])),
+        say)[0] if fits else [])
 
     def run(name: str, seed: int) -> pd.DataFrame:
         budget, cell = settled(budgets[name], splits.train, store, say), cell_name(name, seed)
@@ -204,7 +204,7 @@ def recipe_study(
             for end in (".safetensors", ".history.csv", ".cost.csv"):
                 copyfile(f"{there}{end}", store.path(f"{cell}{end}"))
             return two_views(load_teacher(store.path(f"{cell}.safetensors")), splits, scenes)
-        with measured_cost(store.path(f"{cell}.cost.csv"), network=name, seed=seed):
+        with store.cost(name, seed, network=name, seed=seed):
             teachers = taught(budget.teachers)
             part = store.part("logits-" + _key([*budget.teachers, budget.distillation]))
             cached = cache_logits(teachers, splits, budget, seed, part, show) if teachers else ()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import PRESETS, Preset, override, tried
-from .core import ConfigError, at_least, one_of
+from .core import ConfigError, Say, at_least, one_of, quiet
 from .data import FERData
 from .plan import images_in, need_memory
 from .store import _without_folders, _writing, run_record, write_record, write_table
@@ -194,8 +194,8 @@ def honest_folds(
 def _dmc_table1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "The audit's counts, and the paper's."
     from fer_nb.audit import PAPER_TABLE1, audit, error_ratio
-    from fer_nb.duplicates import DuplicateSearch
-    table = audit(ds, search=DuplicateSearch() if preset.data.near_duplicates else None).table1()
+    from fer_nb.duplicates import search_of
+    table = audit(ds, search=search_of(preset.data)).table1()
     if ds.name == "fer2013":
         table = table.join(error_ratio(PAPER_TABLE1).add_prefix("paper: "))
     if ds.name == "kdef":
@@ -291,9 +291,9 @@ def _dmc_figure1(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Ca
 def _dmc_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
     "A gallery, and how many there are; of a set without such images the counts alone."
     from fer_nb.audit import audit
-    from fer_nb.duplicates import DuplicateSearch
+    from fer_nb.duplicates import search_of
     from fer_nb.plots import plot_discarded
-    found = audit(ds, search=DuplicateSearch() if preset.data.near_duplicates else None)
+    found = audit(ds, search=search_of(preset.data))
     kinds = ("no_face", "low_quality", "multilabel", "label_error")
     made = {"table": found.summary()}
     if found.issues.kind.isin(kinds).any():
@@ -449,7 +449,7 @@ def reproduce(
     new_weights: bool = False,            # begin without published weights, for a trial
     anyway: bool = False,                 # begin even where the estimate does not fit into memory
     part: int = 1,                        # train on one part of so many of the training images
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                     # gets a line before each part
 ) -> Reproduced:                         # tables and figures
     """Make a table or a figure of a paper. Raises `ConfigError` for what there is not, `DataError` where the
     data lack what it needs, `StoreError` where the folder holds another study; before anything is fitted

@@ -28,8 +28,8 @@ from torch import nn
 from .attacks import fgsm, margin, pgd, square_search
 from .augment import as_pixels, gaussian_blur, hash_normal
 from .checks import ask, check_images, check_logits
-from .core import (ConfigError, DataError, at_least, atomic_file, hash_uniform, one_of, positive,
-                         share, write_json)
+from .core import (ConfigError, DataError, Say, at_least, atomic_file, hash_uniform, one_of,
+                         positive, quiet, share, write_json)
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
 from .metrics import mean_intervals, scores
@@ -402,7 +402,7 @@ def auto_attack(
     bs: int = 256,                             # images at once
     device: torch.device | str | None = None,  # where to work; None: where the model is
     out: str | Path | None = None,             # folder of finished batches, to go on from; None: none is kept
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each batch
+    say: Say = quiet,                          # gets a line before each batch
 ) -> pd.DataFrame:                             # as from `robust_curve`, attack "autoattack"
     """All metrics under AutoAttack, by its authors' code, with a warning below its standard effort. Raises
     `ConfigError`, `LabelError`, `DataError`, or `StoreError` where `out` is another run's."""
@@ -452,7 +452,7 @@ def _stored_rows(
     ds: FERData,                                   # what they are applied to
     parts: Mapping[str, tuple[Callable, dict]],    # name -> a function of model and images, and its settings
     out: str | Path | None,                        # folder for finished parts; None: nothing is stored
-    say: Callable[[str], None],                    # called with each part that has to be made
+    say: Say,                                      # called with each part that has to be made
 ) -> list[tuple[str, pd.DataFrame]]:               # part, and its table with a column `model`
     """Every part of every model, made once. Raises `LabelError` for other labels, `ConfigError` for no model
     or two names for one file, `StoreError` for parts of other weights, data or settings."""
@@ -485,7 +485,7 @@ def table5(
     seed: int = 0,                    # of the sample and of the random starts
     out: str | Path | None = None,    # folder for finished parts; None: nothing is stored
     bs: int = 128,                    # images at once
-    say: Callable[[str], None] = lambda text: None,  # called with each part that has to be made
+    say: Say = quiet,                 # called with each part that has to be made
 ) -> pd.DataFrame:                    # model, and the columns of `robust_curve`; clean rows: attack "none"
     """FGSM, PGD and DeepFool for the paper's Table 5, with the settings that it leaves out. Raises
     `ConfigError`, `LabelError`, and `StoreError` for parts in `out` of other weights, data or settings."""
@@ -577,7 +577,7 @@ def robust_study(
     strong_eps: float = 2/255,        # their budget
     corrupted: int | None = None,     # images of the corruptions, stratified; None: all
     seed: int = 0,                    # of all samples and attacks
-    say: Callable[[str], None] = lambda text: None,  # called with each part that has to be made
+    say: Say = quiet,                 # called with each part that has to be made
 ) -> dict[str, pd.DataFrame]:         # name of the file -> table
     """Everything about the robustness of some models, on the images of one split. Raises `ConfigError`,
     `LabelError`, `DataError` for several splits, `StoreError` for parts of other weights or settings."""
@@ -618,7 +618,7 @@ def strongest_study(
     pgd: int | None = 0,              # images of one more run of PGD alone; 0: none, None: all
     seed: int = 0,                    # of the sample and the attacks
     bs: int = 125,                    # images at once of AutoAttack, and of each file that is kept
-    say: Callable[[str], None] = lambda text: None,  # called with each part that has to be made
+    say: Say = quiet,                 # called with each part that has to be made
 ) -> pd.DataFrame:                    # as from `robust_curve`, with a column `model`
     """Accuracy without an attack, under PGD from five starts, and under AutoAttack. Raises `ConfigError`,
     `LabelError`, `DataError` for several splits, `StoreError` for parts of something else."""

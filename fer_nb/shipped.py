@@ -16,13 +16,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from .core import ConfigError, DataError, FERError, file_sha256, one_of
+from .core import ConfigError, DataError, FERError, Say, file_sha256, one_of, quiet
 from .data import FERData
 from .evaluate import need_weights_of
 from .experiment import first_split, study
@@ -325,7 +325,7 @@ def remake_tables(
     tiny: bool = False,             # a trial of all the commands: its figures mean nothing
     again: bool = False,            # what is current already, too
     pages: bool = False,            # if none failed, save the pages that read them; `root` is a checkout
-    say: Callable[[str], None] = lambda text: None,   # gets a line before each command
+    say: Say = quiet,               # gets a line before each command
     out: object = None,             # where studies keep their parts; not used
 ) -> pd.DataFrame:                  # table, outcome: "made", "up to date", "left: ...", "failed: ..."
     """Make every table again that is not of the weights in the package, in order. Raises `ConfigError` for a
@@ -379,7 +379,7 @@ def pages_of_tables(
 def save_pages(
     root: str | Path,           # a checkout
     given: Mapping[str, str],   # data, as a word
-    say: Callable[[str], None] = lambda text: None,   # gets a line before each page
+    say: Say = quiet,           # gets a line before each page
 ) -> pd.DataFrame:      # table (here a page), outcome: "saved", or "failed: ..."
     """Run those pages, with their cells of real data where the data are FER2013's, and keep what they show;
     then derive the README and the exported code."""

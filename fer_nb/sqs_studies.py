@@ -11,7 +11,7 @@ __all__ = ['SQS_PRESETS', 'ABLATION', 'CONTROLS', 'FUSIONS', 'TABLE4_VALUES', 'A
 # %% ../nbs/45_sqs_studies.ipynb #d110c115
 import json
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -24,12 +24,12 @@ from torch import nn
 from .audit import audit
 from .config import (PRESETS, SQS_PROTOCOLS, Data, Distillation, Fit, Preset, Quads, sqs_protocol,
                            to_dict)
-from .core import ConfigError, DataError, at_least, atomic_file, one_of, seed_everything
+from .core import ConfigError, DataError, Say, at_least, atomic_file, one_of, quiet, seed_everything
 from .data import FERData, read_ferplus, resized
-from .duplicates import DuplicateSearch
+from .duplicates import search_of
 from .evaluate import confusion, evaluate, predict_logits
-from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, measured_cost, need_unrefined,
-                               paired_differences, reported, study, with_options)
+from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, need_unrefined, paired_differences,
+                               reported, study, with_options)
 from .loaders import ReplayLoader, Splits, holdout, originals_of, tied_ids
 from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, count_macs, create_teacher,
                            imagenet_name, latency_ms, load_teacher, need_weights, save_sqsnet)
@@ -108,7 +108,7 @@ def sqs_parts(
     if missing := {"train", shown, *(["valid"] if protocol == "ferplus" else [])} - splits:
         raise DataError(f"{ds.name}: no images of split {min(missing)!r}, which protocol {protocol!r} needs")
     found = audit(ds if size is None else resized(ds, size), ("duplicate", "multilabel", "leak"),
-                  DuplicateSearch() if preset.data.near_duplicates else None)
+                  search_of(preset.data))
     grouped = found.grouped()
     everything, test = grouped.where(split="train"), grouped.where(split=shown)
     train, valid = everything, grouped.where(split="valid")
@@ -372,7 +372,7 @@ def sqs_study(
     seeds: Sequence[int] = range(5),          # one run a seed and arm
     out: str | Path = "runs/sqs",             # folder of finished runs, one a dataset and preset
     protocol: str | None = None,              # see `sqs_parts`
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each run
+    say: Say = quiet,                         # gets a line before each run
 ) -> pd.DataFrame:                            # dataset, arm, seed, split, subset, ..., value, n, weights
     """Runs for the tables; `weights` are those that a fit started from. Raises `ConfigError` without seeds or
     arms and for settings that it has no use for, `StoreError` where another study lies in `out`."""
@@ -389,7 +389,7 @@ def sqs_study(
 
     def run(arm: str, seed: int) -> pd.DataFrame:
         cell = cell_name(arm, seed)
-        with measured_cost(store.path(f"{cell}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             net, history, _ = sqs_fit(splits, preset, arms[arm], seed, store.path(f"{cell}.work"))
         write_table(history, store.path(f"{cell}.epochs.csv"))
         results = _results(net, splits, preset.evaluation.tta, history, preset.student.keep)
@@ -603,7 +603,7 @@ def bridge_study(
     seeds: Sequence[int] = range(5),     # one student a seed and arm
     out: str | Path = "runs/bridge",     # folder of finished parts
     protocol: str | None = None,         # see `sqs_parts`; nothing is fitted again on all images
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each part
+    say: Say = quiet,                    # gets a line before each part
 ) -> pd.DataFrame:                       # dataset, arm, seed, split, subset, tta, metric, value, n
     """SQSNet as a teacher of HyFER, and SQS in HyFER's training. Raises `ConfigError` without seeds and for
     settings that it has no use for, `StoreError` where another study lies in `out`."""
@@ -617,7 +617,7 @@ def bridge_study(
     def teach(arm: str, seed: int) -> pd.DataFrame:
         name = arm.removeprefix("teacher ")
         work = store.path(f"{cell_name(arm, seed)}.work")
-        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             net, history, _ = sqs_fit(splits, preset, ABLATION[name], seed, work)
         with atomic_file(files[name]) as aside:
             save_sqsnet(net, aside)
@@ -627,7 +627,7 @@ def bridge_study(
         teacher, sqs = BRIDGE_ARMS[arm]
         budget = replace(student, quads=Quads() if sqs else None)
         cached = logits.get((teacher, seed), ())
-        with measured_cost(store.path(f"{cell_name(arm, seed)}.cost.csv"), arm=arm, seed=seed):
+        with store.cost(arm, seed, arm=arm, seed=seed):
             net, history, _ = fit_student(splits, budget, cached, seed, store.checkpoint(arm, seed))
         return _results(net, splits, tta, history, student.student.keep)
 

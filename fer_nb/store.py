@@ -6,7 +6,7 @@
 __all__ = ['OLD_WORDS', 'PACKAGES', 'SHIPPED', 'SAME', 'StoreError', 'digest', 'plain', 'differences', 'first_few', 'as_text',
            'from_text', 'write_table', 'read_table', 'write_state', 'read_state', 'Store', 'taken_up', 'package',
            'shipped_file', 'command_line', 'processor', 'run_record', 'one_at_a_time', 'write_record', 'read_record',
-           'made_by']
+           'made_by', 'work_of']
 
 # %% ../nbs/03_store.ipynb #5e0a0004
 import hashlib
@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .core import DataError, atomic_file, one_of, write_json
+from .core import DataError, Say, atomic_file, one_of, quiet, write_json
 
 # %% ../nbs/03_store.ipynb #5e0a0007
 class StoreError(DataError):
@@ -582,7 +582,7 @@ SAME = ("processor", "cores", "threads", "torch", "device")   # what the last bi
 @patch
 def session(
     self: Store,
-    say: Callable[[str], None] = lambda text: None,   # gets a line where the machine is another
+    say: Say = quiet,  # gets a line where the machine is another
 ) -> list[dict]:   # of every start, this one last: date, commit, and what `SAME` names
     "Enter that a work begins, or goes on, in `sessions.json`. Raises `StoreError` for a file that is none."
     record = run_record("")
@@ -601,3 +601,10 @@ def session(
         with _writing(path) as aside:
             write_json(aside, [*before, now])
     return [*before, now]
+
+# %% ../nbs/03_store.ipynb #sess0004
+def work_of(
+    out: str | Path,   # of a long work: a folder that appears when all is done
+) -> Path:             # beside it
+    "The folder of what is done so far."
+    return Path(out).with_name(Path(out).name + ".work")

@@ -8,7 +8,7 @@ __all__ = ['PROTOCOLS', 'LABEL_FIT', 'fit_network', 'protocol_parts', 'leaked_id
 
 # %% ../nbs/43_studies.ipynb #7b232626
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,10 @@ from sklearn.metrics import roc_auc_score
 from .audit import audit, label_quality
 from .balance import balance
 from .config import Fit, to_dict
-from .core import DataError, at_least, need_columns, one_of, seed_everything
+from .core import DataError, Say, at_least, need_columns, one_of, quiet, seed_everything
 from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
-from .experiment import (FIFTH, cell_name, grid, measured_cost, paired_differences, reported, study,
-                               with_options)
+from .experiment import FIFTH, grid, measured_cost, paired_differences, reported, study, with_options
 from .loaders import folds, holdout, is_audited, leak_groups
 from .store import Store, digest, write_table
 from .train import fit_model, make_loaders, make_network
@@ -39,7 +38,7 @@ def fit_network(
     "Fit a network on nine tenths of `train`; the accuracy on the other tenth chooses the epoch."
     keep, held = holdout(train, 0.1, seed, groups)
     seed_everything(seed)
-    model = make_network(fit, train.labels, 3 if len(train.shape()) == 4 else 1)
+    model = make_network(fit, train.labels, train.channels())
     dls = make_loaders(train.take(keep), train.take(held), fit, seed)
     fit_model(model, dls, fit, phase=fit.network, seed=seed)
     return model
@@ -107,7 +106,7 @@ def protocol_study(
     fit: Fit = Fit(),                     # what is fitted, and how
     targets: str | dict[str, int] = "max",  # class balance
     out: str | Path | None = None,        # folder of the finished runs; None: nothing is stored
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each run
+    say: Say = quiet,                     # gets a line before each run
 ) -> pd.DataFrame:                        # protocol, seed, subset (all, without_duplicates), metric, value, n
     """The same network under every protocol. Raises `ConfigError` without a seed, `StoreError` for finished
     runs of other data or settings."""
@@ -120,7 +119,7 @@ def protocol_study(
     def run(protocol: str, seed: int) -> pd.DataFrame:
         train, test = protocol_parts(ds, protocol, seed, targets)
         groups = None if protocol == "honest" else leak_groups(train, ("source",))
-        with measured_cost(store.path(f"{cell_name(protocol, seed)}.cost.csv"), protocol=protocol, seed=seed):
+        with store.cost(protocol, seed, protocol=protocol, seed=seed):
             model = fit_network(train, fit, seed, groups)
         results = evaluate(model, test, duplicates=leaked_ids(train, test))
         return results[["subset", "metric", "value", "n"]]
@@ -226,7 +225,7 @@ def label_error_study(
     k: int = 3,                        # folds
     out: str | Path | None = None,     # folder of the finished folds; None: nothing is stored
     seed: int = 0,                     # of the folds and the fits
-    say: Callable[[str], None] = lambda text: None,  # gets a line before each fit
+    say: Say = quiet,                  # gets a line before each fit
     probabilities: str | Path | None = None,  # a CSV for the out-of-fold probabilities; None: none
 ) -> tuple[pd.DataFrame, np.ndarray]:  # scores of the rankings; out-of-fold probabilities (N, C)
     """Find label errors without the votes, then let the votes judge those of the training split. No

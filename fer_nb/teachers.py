@@ -321,9 +321,9 @@ class NetworkTeacher(TeacherBase):
         show: bool = False,          # draw progress
     ) -> pd.DataFrame:               # history
         "Fit the network. Raises `CheckpointError` for another run's checkpoint."
-        own, labels, colour = seed + 100 + self.place, splits.train.labels, len(splits.train.shape()) == 4
+        own, labels, chans = seed + 100 + self.place, splits.train.labels, splits.train.channels()
         seed_everything(own)
-        self.network, self.labels = make_network(self.settings, labels, 3 if colour else 1), labels
+        self.network, self.labels = make_network(self.settings, labels, chans), labels
         self.network.name, self.originals = self.name, splits.originals
         dls = make_loaders(self.own(splits.train), self.own(splits.valid), self.settings, own)
         return fit_model(self.network, dls, self.settings, phase=f"teacher {self.name}", seed=seed, show=show,

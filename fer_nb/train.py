@@ -51,7 +51,8 @@ from tqdm.auto import tqdm
 
 from .checks import ask, check_logits, check_names, check_targets, dominant_labels
 from .config import Fit, Preset, to_dict
-from .core import ConfigError, FERError, ImageError, at_least, positive, seed_everything, share
+from .core import (ConfigError, FERError, ImageError, Say, at_least, positive, quiet,
+                         seed_everything, share)
 from .data import FERData, vote_places
 from .evaluate import eval_mode
 from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine,
@@ -930,7 +931,7 @@ def make_network(
     if fit.stage_drop is not None and fit.network not in HYFER:
         raise ConfigError(f"stage_drop={fit.stage_drop} of {fit.network!r}; one of {', '.join(HYFER)}, or "
                           "stage_drop=None, expected")
-    if fit.network.endswith(".safetensors"):
+    if fit.is_file:
         return adapted(load_teacher(fit.network), labels)
     if fit.network in HYFER:
         config, drop = HYFER[fit.network], fit.stage_drop
@@ -1010,12 +1011,12 @@ def settled(
     preset: Preset,     # of a long work
     train: FERData,     # its training images
     store: Store,       # of the work: `precision.csv` is made once
-    say: Callable[[str], None] = lambda text: None,   # gets a line when it was measured
+    say: Say = quiet,   # gets a line when it was measured
     measure: Callable[..., dict[str, float]] = step_rates,   # of the student's fit, labels, channels
     least: float = 1.1,                               # gain that is worth it (5)
 ) -> Preset:            # the same; or its fits with `amp="auto"` in "bf16"
     "Whether the fits of a work gain from bfloat16 on this CPU, measured once. On a GPU nothing is measured."
-    student, in_chans = preset.student, 3 if len(train.shape()) == 4 else 1
+    student, in_chans = preset.student, train.channels()
     if student.amp != "auto" or on_machine().amp is not None or pick_device(student.device).type != "cpu":
         return preset
 

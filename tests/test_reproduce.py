@@ -186,7 +186,7 @@ def test_weights_that_cannot_be_had_are_named_before_the_work(paper, what, start
     monkeypatch.setattr(models, "reachable", lambda url: False)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     monkeypatch.setenv("FER_NB_WEIGHTS", str(tmp_path))
-    for room in ("hyfer_studies", "sqs_studies"):
+    for room in ("pipeline", "sqs_studies"):
         monkeypatch.setattr(f"fer_nb.{room}.audit", lambda *a, **k: pytest.fail("the data were looked at"))
     with pytest.raises(DownloadError, match=f"--weights-dir.*{start}.safetensors from https://huggingface.co.*--new-weights"):
         reproduce(paper, what, budget="paper", out=tmp_path / "out", anyway=True)

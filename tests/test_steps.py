@@ -21,7 +21,7 @@ from fer_nb.core import ConfigError, DataError
 from fer_nb.distill import EADD
 from fer_nb.evaluate import predict_logits
 from fer_nb.experiment import STEP, reported
-from fer_nb.hyfer_studies import RECIPE, SHIP, _is_file
+from fer_nb.hyfer_studies import RECIPE, SHIP
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HYFER, HyFER, load_teacher
 from fer_nb.pipeline import cache_logits, prepare
@@ -68,7 +68,7 @@ def test_fitted_teachers_stay_when_another_network_joins_or_the_folder_moves(tmp
 
     first, moved = teachers(tmp_path / "a", ["light_full-0"]), teachers(tmp_path / "b", ["light_full-0"])
     joined = teachers(tmp_path / "a", ["light_full-1"])
-    fitted = {_key([f for f in fits if not _is_file(f)]) for fits in (first, moved, joined)}
+    fitted = {_key([f for f in fits if not f.is_file]) for fits in (first, moved, joined)}
     assert len(fitted) == 1 and len(joined) == len(first) + 1
     assert _key(first) == _key(moved) != _key(joined)
 
