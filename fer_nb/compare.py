@@ -120,7 +120,8 @@ def _compare_runs(
     metric: str,        # which metric
     rho: float | None,  # see `compare`
 ) -> list[Outcome]:     # Student's test; over folds the corrected one too
-    "The tests over seeds or folds. Raises `ConfigError` unless each run has one number in both tables."
+    """The tests over seeds or folds. Raises `ConfigError` unless each run has one number in both tables, of
+    the same split, subset and labels."""
     one, two = (table[table.metric == metric].set_index(runs) for table in (a, b))
     alone = one.index.symmetric_difference(two.index).tolist()
     wrong = [f"{alone} in one table only"] * bool(alone)
@@ -132,6 +133,9 @@ def _compare_runs(
         two = two.reindex(one.index)
         other = one.index[one.n != two.n].tolist() if "n" in one and "n" in two else []
         wrong += [f"{other} not with the same number of test images in both"] * bool(other)
+        for c in [c for c in ("split", "subset", "labels") if c in one and c in two]:
+            mine, its = (sorted({", ".join(sorted(str(v).split(", "))) for v in t[c]}) for t in (one, two))
+            wrong += [f"{c} {' and '.join(mine)} against {' and '.join(its)}"] * (mine != its)
     if wrong:
         raise ConfigError(f"{', '.join(runs)}: {'; '.join(wrong)}; one number of each run expected in both")
     over = "folds" if "fold" in runs else "seeds"

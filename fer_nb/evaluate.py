@@ -459,17 +459,42 @@ def fold_logits(
                      for k, (train, test) in enumerate(splits)])
 
 
+def _rounds(
+    logits: np.ndarray,                               # (folds, N, C)
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
+) -> list[int]:                                       # the round of each fold, from 0
+    """How often the test images of each fold were tested before it. Raises `DataError` for other folds than
+    those of the logits, and where the folds are no whole rounds over the same images."""
+    if len(logits) != len(splits):
+        raise DataError(f"logits of {len(logits)} folds, {len(splits)} splits; one a fold expected")
+    times, rounds, fault = np.zeros(logits[0].shape[0] if len(logits) else 0, int), [], ""
+    for k, (_, test) in enumerate(splits):
+        before = np.unique(times[test])
+        if len(before) > 1:
+            fault = fault or f"fold {k}: some were tested {before[0]}, others {before[-1]} times before"
+        rounds.append(int(before.max(initial=0)))
+        times[test] += 1
+    folds = np.bincount(rounds) if rounds else np.zeros(0)
+    if len(np.unique(times[times > 0])) > 1 or len(set(folds.tolist())) > 1:
+        fault = fault or f"rounds of {', '.join(map(str, folds))} folds that do not test the same images"
+    if fault:
+        raise DataError(f"image {int(times.argmax())} is in {times.max()} test folds ({fault}); each image in "
+                        "one, or in one of every round of a repeated cross-validation, expected")
+    return rounds
+
+
 def out_of_fold(
     logits: np.ndarray,                               # (folds, N, C), from `fold_logits`
     splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
 ) -> np.ndarray:                                      # (N, C); NaN where an image is in no test fold
-    "Each image's logits from the model that did not see it. Raises `DataError` for one in two test folds."
-    z, times = np.full(logits.shape[1:], np.nan, np.float32), np.zeros(logits.shape[1], int)
+    """Each image's logits from the model that did not see it. Raises `DataError` for one in two test folds,
+    and for other folds than those of the logits."""
+    if times := max(_rounds(logits, splits), default=0):
+        raise DataError(f"images are in {times + 1} test folds, as in a repeated cross-validation; one at "
+                        "most expected, so one round at a time")
+    z = np.full(logits.shape[1:], np.nan, np.float32)
     for k, (_, test) in enumerate(splits):
         z[test] = logits[k, test]
-        times[test] += 1
-    if times.max(initial=0) > 1:
-        raise DataError(f"image {int(times.argmax())} is in {times.max()} test folds; one at most expected")
     return z
 
 
@@ -478,10 +503,14 @@ def cross_validate(
     ds: FERData,                                      # all images
     splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
 ) -> pd.DataFrame:                                    # fold, metric, value, n, labels
-    "All metrics of each fold's model on its own test images."
-    y = ds.targets()
-    tables = [result_table(scores(logits[k, test], y[test], ds.labels), ds.labels, fold=k)
-              for k, (_, test) in enumerate(splits)]
+    """All metrics of each fold's model on its own test images; of a repeated cross-validation with `repeat`,
+    and the folds of each round from 0. Raises `DataError` for other folds than those of the logits, and for
+    folds that are no whole rounds over the same images."""
+    y, rounds, tables = ds.targets(), _rounds(logits, splits), []
+    for k, (_, test) in enumerate(splits):
+        run = {"repeat": rounds[k]} if max(rounds) else {}
+        run["fold"] = rounds[:k].count(rounds[k])
+        tables.append(result_table(scores(logits[k, test], y[test], ds.labels), ds.labels, **run))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/24_evaluate.ipynb #5119772c

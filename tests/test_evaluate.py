@@ -12,6 +12,7 @@ from sklearn import metrics
 from torch import nn
 
 from fer_nb.attacks import deepfool
+from fer_nb.compare import paired_t
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import FERData, read_folder
 from fer_nb.evaluate import (TTA, by_group, calibration, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
@@ -253,6 +254,24 @@ def test_every_image_is_judged_by_the_model_that_did_not_see_it():
     assert compare(table, table).p.eq(1).all()
     with pytest.raises(DataError, match="3 test folds"):
         out_of_fold(logits, [splits[0]] * 3)
+
+
+def test_rounds_of_a_repeated_cross_validation_are_told_apart():
+    ds, rng = faces(60), np.random.default_rng(0)
+    rounds = [[(np.setdiff1d(order, t), t) for t in np.split(order, 4)] for order in (rng.permutation(60), rng.permutation(60))]
+    splits, z = rounds[0] + rounds[1], rng.normal(size=(8, 60, 7))
+    better = z + np.eye(7)[ds.targets()]
+    a, b = cross_validate(better, ds, splits), cross_validate(z, ds, splits)
+    assert list(a)[:2] == ["repeat", "fold"] and a.groupby("repeat").fold.unique().map(list).tolist() == [[0, 1, 2, 3]] * 2
+    one, two = (t[t.metric == "accuracy"].value.to_numpy() for t in (a, b))
+    found = compare(a, b).set_index("test")
+    assert found.p["corrected t"] == pytest.approx(paired_t(one, two, 1 / 3).p) and found.n["corrected t"] == 8
+    for call, match in [(lambda: cross_validate(z, ds, splits[:3]), "8 folds, 3 splits"), (lambda: cross_validate(z[:3], ds, splits), "3 folds, 8"),
+                        (lambda: out_of_fold(z, splits[:3]), "8 folds, 3 splits"), (lambda: out_of_fold(z, splits), "in 2 test folds"),
+                        (lambda: cross_validate(z[:6], ds, splits[:6]), "4, 2 folds"),
+                        (lambda: cross_validate(z[:2], ds, [splits[0], (np.arange(30), np.r_[splits[0][1][:3], splits[1][1]])]), "tested 0, others 1")]:
+        with pytest.raises(DataError, match=match):
+            call()
 
 
 # ---------------------------------------------------------------- groups, and other datasets
