@@ -643,7 +643,7 @@ def _stressed(
     part: FERData,         # the sample
     split: str,            # that it is of
     stress: StressTest,
-    store: Store,          # answers are kept under the sample, what becomes of its first images, and the attack
+    store: Store,          # answers are kept under the sample, its first images as shown, and the attack
     name: str,
 ) -> list[dict]:           # see `stress_figures`
     "The figures of one sample."

@@ -187,3 +187,13 @@ def test_tables_of_other_images_or_labels_are_not_paired(column, one, other, mat
         compare(a.assign(**{column: one}), b.assign(**{column: other}))
     assert len(compare(a.assign(**{column: one}), b.assign(**{column: one}))) == 1
     assert len(compare(a.assign(labels="a, b"), b.assign(labels="b, a"))) == 1      # accuracy knows no order
+
+
+def test_a_bootstrap_without_width_has_neither_interval_nor_p():
+    "Of five images, or of ten, one model has all right and the other none: no resample says anything else."
+    for n in (5, 10):
+        y = np.zeros(n, int)
+        one = paired_bootstrap(np.eye(2)[y], np.eye(2)[1 - y], y, ("a", "b"), times=50)
+        assert one.difference == 1 and np.isnan([one.low, one.high, one.p]).all()
+    same = paired_bootstrap(np.eye(2)[y], np.eye(2)[y], y, ("a", "b"), times=50)
+    assert same.difference == 0 and np.isnan([same.low, same.high]).all() and same.p == 1
