@@ -388,7 +388,7 @@ def test_a_fault_of_the_network_is_no_missing_temperature():
 @pytest.mark.parametrize(("column", "bins", "error", "match"), [
     ("sex", None, DataError, "no column 'sex'"), (np.zeros(5), None, ConfigError, "5 values for 60 images"),
     ("id", None, ConfigError, "60 different values"), ("label", 3, ConfigError, "is no number that bins can cut"),
-    (np.r_[np.inf, np.arange(59)], 4, ConfigError, "inf .1 such values. is no number"),
+    (np.r_[np.inf, np.arange(59)], 4, ConfigError, "'inf' .1 such values. is no number"),
     (np.arange(60), 0, ValueError, "positive integer"), (np.arange(60), [5, 1], ValueError, "must increase")])
 def test_bad_groups_are_named(column, bins, error, match):
     with pytest.raises(error, match=match):
