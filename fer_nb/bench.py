@@ -790,7 +790,7 @@ def unpacked(
     "The opposite of `packed`."
     return np.unpackbits(np.frombuffer(base64.b64decode(of[1]), np.uint8), count=of[0]).astype(bool)
 
-
+# %% ../nbs/53_bench.ipynb #bench054c
 def _by_split(
     row: Mapping,        # from `bench`
 ) -> dict[tuple[str, str], np.ndarray]:   # (column, split): which images were answered rightly

@@ -133,7 +133,7 @@ def predict_logits(
         views = ((ask(model, view) for view in tta_views(x, tta)) for x in batches)
         return logits_of([sum(logits) / TTA[tta] for logits in views], ds)
 
-
+# %% ../nbs/24_evaluate.ipynb #50d16e72
 def logits_of(
     model_or_logits: nn.Module | np.ndarray | torch.Tensor | list[torch.Tensor],  # a classifier; or logits,
     ds: FERData,                               # also in batches; the images
@@ -475,7 +475,7 @@ def fold_logits(
                                  split=digest(np.asarray(train), np.asarray(test)))
                      for k, (train, test) in enumerate(splits)])
 
-
+# %% ../nbs/24_evaluate.ipynb #449e9fc7
 def _rounds(
     logits: np.ndarray,                               # (folds, N, C)
     splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
