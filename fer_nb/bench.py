@@ -474,6 +474,14 @@ def _answered(
     return np.nan_to_num(probs).any(1)
 
 
+def _right(
+    probs: np.ndarray,   # (N, C) from `over_labels`
+    y: np.ndarray,       # positions of the true labels (N,)
+) -> np.ndarray:         # bool (N,)
+    "Which images were answered rightly: no face, and an answer outside the labels, is none of them."
+    return _answered(probs) & (np.nan_to_num(probs, nan=-1).argmax(1) == y)
+
+
 def found_scores(
     probs: np.ndarray,      # (N, C) over `labels`; NaN without a face
     y: np.ndarray,          # positions of the true labels (N,)
@@ -481,14 +489,17 @@ def found_scores(
     intervals: int = 0,     # bootstrap resamples for columns low and high; 0: none
 ) -> pd.DataFrame:          # metric, value, n: those of `metrics.scores`, and not_found
     """Every metric, equation (1): a face that was not found, and an answer outside the labels, is a wrong
-    answer; loss, Brier score and ECE are of the others."""
+    answer; loss, Brier score and ECE are of the others. A probability of zero, which may be a rounded one,
+    counts as 1e-12, or as the smallest other one where that is less; the rest count as they are (before 0.1
+    none counted as less than 1e-12)."""
     def table(rows: np.ndarray, more: bool) -> pd.DataFrame:
         p = np.hstack([np.nan_to_num(probs[rows]), ~said[rows, None]])[:, :len(labels) + more]
-        names, z = [*labels, NO_ANSWER][:len(labels) + more], np.log(np.maximum(p, 1e-12))
+        names, z = [*labels, NO_ANSWER][:len(labels) + more], np.log(np.maximum(p, floor))
         of = score_intervals(z, y[rows], names, intervals) if intervals else scores(z, y[rows], names)
         return of.set_index("metric")
 
     found, said = ~np.isnan(probs).any(1), _answered(probs)
+    floor = max(min(1e-12, probs[probs > 0].min(initial=1)), np.finfo(float).tiny)
     whole, seen = table(np.ones(len(y), bool), True), table(said, False)
     whole = whole.drop(index=[m for m in whole.index if m.endswith(f":{NO_ANSWER}")])
     whole.loc[list(_OF_FOUND)] = seen.loc[list(_OF_FOUND)]
@@ -580,15 +591,14 @@ def figures(
         if set(VOTE_COLUMNS) <= set(ds.df):
             said = voters(probs[here], ds.where(split=split), intervals)
             tables.append(result_table(said, ds.labels, split=split, subset="voters"))
-    right = _answered(probs) & (np.nan_to_num(probs, nan=-1).argmax(1) == y)
-    return pd.concat(tables, ignore_index=True), apart, right
+    return pd.concat(tables, ignore_index=True), apart, _right(probs, y)
 
 # %% ../nbs/53_bench.ipynb #bench058a
 @dataclass(frozen=True)
 class StressTest:
     "What is asked beside the images as they are."
 
-    n: int = 1000                   # size of the stratified sample; 0: nothing is asked
+    n: int = 1000                   # size of the stratified sample of each split; 0: nothing is asked
     kinds: tuple[str, ...] | None = None  # see `corruption_kinds`; None: all
     severity: float = 3             # degree of the corruptions, 0 to 5
     eps: float = 2 / 255            # largest change of a pixel under attack
@@ -615,28 +625,43 @@ def corrupted(
 # %% ../nbs/53_bench.ipynb #bench058b
 def stress_figures(
     worker: Worker,        # of a model
-    ds: FERData,           # faces; the split is not looked at
+    ds: FERData,           # faces
     stress: StressTest,        # what is asked
     store: Store,          # where the answers are kept
     name: str,             # of the model
-) -> list[dict]:           # images ("clean", a corruption or "PGD"), setting, value, low, high, n
-    "Accuracy on a sample of faces, clean, corrupted and attacked. Raises `ModelError`, `ConfigError`."
-    from fer_nb.robustness import corruption_kinds
-    part, table = ds.sample(stress.n), []
+) -> list[dict]:           # split, images ("clean", a corruption or "attacked"), setting, value, low, high, n
+    """Accuracy on a sample of the faces of each split, clean, corrupted and attacked. Raises `ModelError`,
+    `ConfigError`."""
+    return [row for part, what in ds.split_samples(stress.n, 0)
+            for row in _stressed(worker, part, what["split"], stress, store, name)]
+
+
+def _stressed(
+    worker: Worker,        # see `stress_figures`
+    part: FERData,         # the sample
+    split: str,            # that it is of
+    stress: StressTest,
+    store: Store,          # answers are kept under the sample, its first images as shown, and the attack
+    name: str,
+) -> list[dict]:           # see `stress_figures`
+    "The figures of one sample."
+    from fer_nb import attacks, robustness
+    table, attack_code = [], file_sha256(attacks.__file__)
     y, there = part.targets(), part.df.get("face", pd.Series(True, part.df.index)).to_numpy()
     plain = lambda rows: [part.image(k) for k in rows]  # noqa: E731
     def add(what: str, setting: str, place: str, **how: object) -> None:
         images = how.pop("images", plain)
-        said = worker.answers(images, len(part), True, store.part(f"{len(part)} {place}".replace(" ", "-")),
-                              twice=False, **how)
-        probs, _ = over_labels(said, part.labels, name)
-        value = float((there & said.found & (np.nan_to_num(probs, nan=-1).argmax(1) == y)).mean())
+        key = {"images": part.fingerprint(), "shown": digest(*images(range(min(3, len(part)))))}
+        key |= {"attack": attack_code} if "attack" in how else {}
+        own = store.part(f"{split} {len(part)} {place}".replace(" ", "-"), **key)
+        said = worker.answers(images, len(part), True, own, twice=False, **how)
+        value = float((there & _right(over_labels(said, part.labels, name)[0], y)).mean())
         low, high = share_interval(value, len(part)).tolist()
-        table.append({"images": what, "setting": setting, "value": value, "low": low, "high": high,
-                      "n": len(part)})
+        table.append({"split": split, "images": what, "setting": setting, "value": value, "low": low,
+                      "high": high, "n": len(part)})
 
     add("clean", "", "clean")
-    for kind in corruption_kinds() if stress.kinds is None else stress.kinds:
+    for kind in robustness.corruption_kinds() if stress.kinds is None else stress.kinds:
         add(kind, f"severity {stress.severity:g}", f"{kind} {stress.severity:g}",
             images=corrupted(part, kind, stress.severity))
     if worker.ready()["gradients"] and stress.steps:
@@ -763,7 +788,7 @@ def unpacked(
     "The opposite of `packed`."
     return np.unpackbits(np.frombuffer(base64.b64decode(of[1]), np.uint8), count=of[0]).astype(bool)
 
-
+# %% ../nbs/53_bench.ipynb #bench054c
 def _by_split(
     row: Mapping,        # from `bench`
 ) -> dict[tuple[str, str], np.ndarray]:   # (column, split): which images were answered rightly
@@ -775,12 +800,25 @@ def _by_split(
     return found
 
 
+def _columns_of_both(
+    one: Mapping[tuple[str, str], np.ndarray],   # from `_by_split`
+    two: Mapping[tuple[str, str], np.ndarray],   # the same of another row, on the same images
+) -> list[tuple[tuple[str, str], tuple[str, str], str]]:  # the key in each, and the column's name
+    "What can be compared: the same column, and a file of predictions with each column of a model."
+    pairs = [(k, k, k[0]) for k in one if k in two]
+    if pairs:
+        return pairs
+    return [(i, j, j[0] if i[0] == PREDICTIONS else i[0]) for i in one for j in two
+            if i[1] == j[1] and (i[0] == PREDICTIONS) != (j[0] == PREDICTIONS)]
+
+
 def paired_tests(
     rows: Sequence[dict] | str | Path,  # from `bench`, or the folder they lie in
     first: str | None = None,   # that the others are compared with, the latest of its name; None: first row
 ) -> pd.DataFrame:  # data, model, against, column, split, n, difference, low, high (shares), p, p_holm
     """McNemar's test of each model against one, on the same images, in each column and split, and the
-    difference of the accuracies; one Holm family. Raises `ConfigError` for a `first` that is no model."""
+    difference of the accuracies; one Holm family. A file of predictions is compared with each column of a
+    model, under that column's name. Raises `ConfigError` for a `first` that is no model."""
     rows, found = read_rows(rows) if isinstance(rows, (str, Path)) else rows, []
     done = [r for r in rows if r.get("right")]
     names = {id(r): name for r, name in zip(done, told_apart(done))}
@@ -792,9 +830,9 @@ def paired_tests(
         of = max(own, key=lambda r: r.get("date", ""), default=None)
         for other in [r for r in here if of and r is not of]:
             one, two = _by_split(of), _by_split(other)
-            for column, split in [k for k in one if k in two]:
-                o = mcnemar(one[column, split], two[column, split])
-                found.append((of["data"], names[id(of)], names[id(other)], column, split, *o[2:7]))
+            for mine, its, column in _columns_of_both(one, two):
+                o = mcnemar(one[mine], two[its])
+                found.append((of["data"], names[id(of)], names[id(other)], column, mine[1], *o[2:7]))
     columns = ["data", "model", "against", "column", "split", "n", "difference", "low", "high", "p"]
     table = pd.DataFrame(found, columns=columns)
     return table.assign(p_holm=holm(table.p))
@@ -869,7 +907,7 @@ def judged(
 
 
 def stress_line(
-    table: list[dict],   # from `stress_figures`
+    table: list[dict],   # from `stress_figures`, of one split
 ) -> dict[str, float]:   # by the names of the leaderboard, in percent
     "Accuracy on the sample: clean, the mean over the corruptions, and under attack."
     values = {r["images"]: 100 * r["value"] for r in table}
@@ -891,14 +929,16 @@ def leaderboard(
         if row["fault"]:
             lines.append(base | {"fault": row["fault"]} | known)
             continue
-        table = pd.DataFrame(row["figures"])
+        table, stress = pd.DataFrame(row["figures"]), row.get("stress", [])
+        every = list(table.split.unique())   # a row of before may not say of which split its sample is
         for (split, column), part in table.groupby(["split", "column"], sort=False):
             whole = part[part.subset == "all"].set_index("metric")
             line = {title: whole.value[m] * (1 if m == "ece" else 100) for m, title in _METRICS.items()}
             line["95 %"] = "{:.1f} to {:.1f}".format(*(100 * whole.loc["accuracy", ["low", "high"]]))
             apart = part[(part.subset == "without_duplicates") & (part.metric == "accuracy")].value
             line["without duplicates %"] = 100 * apart.iloc[0] if len(apart) else np.nan
-            line |= judged(part) | (stress_line(row.get("stress", [])) if column != "own finder" else {})
+            sample = [r for r in stress if r.get("split", every[0] if len(every) == 1 else None) == split]
+            line |= judged(part) | (stress_line(sample) if column != "own finder" else {})
             speed = row["speed"].get(column, {})
             lacks = ", ".join(row["not in common"]["lacking"])
             lines.append(base | {"split": split, "column": column, "n": int(whole.n["accuracy"])} | line |

@@ -14,7 +14,7 @@ from scipy.stats import binom, binomtest, norm, t as student_t
 
 from .core import ConfigError, need_columns, one_of, share
 from .data import FERData
-from .metrics import bootstrap_scores, few_images, percentile_interval, scores
+from .metrics import bootstrap_scores, few_images, percentile_interval, scores, without_width
 
 # %% ../nbs/22_compare.ipynb #e83bb97d
 def holm(
@@ -99,7 +99,8 @@ def paired_bootstrap(
     level: float = 0.95,        # of the interval
 ) -> Outcome:                   # difference of the metric
     """Stratified paired bootstrap of two fixed models on the same images; without interval and p where too
-    few images count, see `metrics.few_images`. Raises `ConfigError` or `LabelError`."""
+    few images count, see `metrics.few_images`, or no resample differs (p is 1 where the models do not
+    either). Raises `ConfigError` or `LabelError`."""
     a, b = scores(z_a, y, labels), scores(z_b, y, labels)
     one_of("metric", metric, a.metric)
     k = int((a.metric == metric).argmax())
@@ -107,9 +108,9 @@ def paired_bootstrap(
     beyond = 1 + min((d <= 0).sum(), (d >= 0).sum())
     p = np.nan if np.isnan(d).any() else min(1.0, 2 * beyond / (times + 1))
     low, high = percentile_interval(d, level)
-    if few_images([metric], y, labels)[0]:
-        low, high, p = np.nan, np.nan, np.nan
     difference = float(a.value[k] - b.value[k])
+    if few_images([metric], y, labels)[0] or without_width(low, high):
+        low, high, p = np.nan, np.nan, 1.0 if (d == 0).all() else np.nan
     return Outcome("paired bootstrap", "images", int(a.n[k]), difference, low, high, p)
 
 # %% ../nbs/22_compare.ipynb #c29f9bfc
@@ -120,7 +121,8 @@ def _compare_runs(
     metric: str,        # which metric
     rho: float | None,  # see `compare`
 ) -> list[Outcome]:     # Student's test; over folds the corrected one too
-    "The tests over seeds or folds. Raises `ConfigError` unless each run has one number in both tables."
+    """The tests over seeds or folds. Raises `ConfigError` unless each run has one number in both tables, of
+    the same split, subset and labels."""
     one, two = (table[table.metric == metric].set_index(runs) for table in (a, b))
     alone = one.index.symmetric_difference(two.index).tolist()
     wrong = [f"{alone} in one table only"] * bool(alone)
@@ -132,6 +134,9 @@ def _compare_runs(
         two = two.reindex(one.index)
         other = one.index[one.n != two.n].tolist() if "n" in one and "n" in two else []
         wrong += [f"{other} not with the same number of test images in both"] * bool(other)
+        for c in [c for c in ("split", "subset", "labels") if c in one and c in two]:
+            mine, its = (sorted({", ".join(sorted(str(v).split(", "))) for v in t[c]}) for t in (one, two))
+            wrong += [f"{c} {' and '.join(mine)} against {' and '.join(its)}"] * (mine != its)
     if wrong:
         raise ConfigError(f"{', '.join(runs)}: {'; '.join(wrong)}; one number of each run expected in both")
     over = "folds" if "fold" in runs else "seeds"

@@ -32,7 +32,8 @@ from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, n
 from .data import SPLITS, FERData, need_dataset
 from .launch import fast_math
 from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
-                            percentile_interval, score_bounds, score_intervals, scores, share_interval)
+                            percentile_interval, score_bounds, score_intervals, scores, share_interval,
+                            without_width)
 from .store import Store, digest, read_record, read_table
 
 # %% ../nbs/24_evaluate.ipynb #5b05f01e
@@ -131,7 +132,7 @@ def predict_logits(
         views = ((ask(model, view) for view in tta_views(x, tta)) for x in batches)
         return logits_of([sum(logits) / TTA[tta] for logits in views], ds)
 
-
+# %% ../nbs/24_evaluate.ipynb #50d16e72
 def logits_of(
     model_or_logits: nn.Module | np.ndarray | torch.Tensor | list[torch.Tensor],  # a classifier; or logits,
     ds: FERData,                               # also in batches; the images
@@ -140,11 +141,19 @@ def logits_of(
     tta: str = "none",                         # see `predict_logits`; given logits are taken as they are
 ) -> np.ndarray:                               # float32 (N, C)
     """Logits of a model, predicted, or given ones, checked. Raises `ConfigError` for a shape that is not
-    (N, C), for probabilities, and for the first image whose logits are not finite."""
+    (N, C), for probabilities, for a list of anything but tensors, and for the first image whose logits are
+    not finite, `LabelError` for a table whose columns have other names, or another order, than the labels."""
+    one_of("tta", tta, TTA)
     if isinstance(model_or_logits, nn.Module):
         return predict_logits(model_or_logits, ds, bs, device, tta)
     z = np.empty((0, len(ds.labels))) if len(model_or_logits) == 0 else model_or_logits
-    z = torch.cat(z) if isinstance(z, list) else z
+    if isinstance(z, list):
+        if odd := [type(part).__name__ for part in z if not isinstance(part, torch.Tensor)]:
+            raise ConfigError(f"logits are a list with a {odd[0]}; tensors, one a batch, or an array "
+                              "expected")
+        z = torch.cat(z)
+    if isinstance(z, pd.DataFrame) and not isinstance(z.columns, pd.RangeIndex):
+        check_names(list(z.columns), ds.labels, "the table of logits")
     z, fault = np.asarray(z.detach().float().cpu() if isinstance(z, torch.Tensor) else z, np.float32), ""
     if z.shape != (len(ds), len(ds.labels)):
         fault = f"the model returned {z.shape} for {len(ds)} images and {len(ds.labels)} labels"
@@ -271,12 +280,13 @@ def measured_by_others(
 def calibration(
     model: nn.Module,    # trained
     ds: FERData,         # images that are not reported
-) -> dict[str, float]:   # for its record: "temperature"; empty where it cannot be learned from these images
+) -> dict[str, float]:   # for its record: "temperature", above 0; empty where these images do not teach one
     """The temperature by which the network's logits are divided in use, for the record of its weights. Raises
     `ConfigError` for a network that returns no logits."""
     z = predict_logits(model, ds)
     try:
-        return {"temperature": round(fit_temperature(z, ds.targets()), 4)}
+        T = fit_temperature(z, ds.targets())
+        return {"temperature": round(T, 4) if T >= 1 else float(f"{T:.4g}")}
     except ConfigError:  # a network at chance, or one without a mistake
         return {}
 
@@ -322,13 +332,19 @@ def _groups(
     bins: int | Sequence[float] | None,   # how to cut numbers
 ) -> tuple[str, pd.Categorical]:          # name of the column; the group of each image, as text, in order
     """The group of each image. Raises `DataError` for a column that is not there, `ConfigError` for one of
-    another length or of too many values; `bins` that cannot cut it are refused by pandas."""
+    another length, of too many values, and of text or infinite numbers that `bins` cannot cut; `bins` that
+    are none are refused by pandas."""
     name = column if isinstance(column, str) else getattr(column, "name", None) or "group"
     if isinstance(column, str):
         need_columns(ds.df, [column], ds.name or "dataset", f"there are {', '.join(ds.df.columns)}")
         column = ds.df[column]
     values = pd.Series(np.asarray(column))
     if bins is not None:
+        numbers, given = pd.to_numeric(values, errors="coerce").astype(float), values.astype(str) != ""
+        bad = (numbers.isna() & values.notna() & given) | np.isinf(numbers) & (np.ndim(bins) == 0)
+        if bad.any():
+            raise ConfigError(f"{name}: '{values[bad].iloc[0]}' ({bad.sum()} such values) is no number that "
+                              "bins can cut; numbers, or no bins for groups by value, expected")
         values = _cut(pd.to_numeric(values), bins, name)
     if len(values) != len(ds) or values.nunique() > 50:
         raise ConfigError(f"{name}: {len(values)} values for {len(ds)} images, {values.nunique()} different "
@@ -349,7 +365,8 @@ def _gap(
     method 10) of two independent shares."""
     metric = tables[0].metric
     low, high = percentile_interval(gaps)
-    few = few_images(metric, targets[0], labels) | few_images(metric, targets[1], labels) | (low == high)
+    few = few_images(metric, targets[0], labels) | few_images(metric, targets[1], labels)
+    few |= without_width(low, high)
     p, q = (t.value.to_numpy() for t in tables)
     (p_low, p_high), (q_low, q_high) = (
         share_interval(np.where(is_share(metric), v, np.nan), t.n) for v, t in zip((p, q), tables))
@@ -455,18 +472,43 @@ def fold_logits(
                                  split=digest(np.asarray(train), np.asarray(test)))
                      for k, (train, test) in enumerate(splits)])
 
+# %% ../nbs/24_evaluate.ipynb #449e9fc7
+def _rounds(
+    logits: np.ndarray,                               # (folds, N, C)
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
+) -> list[int]:                                       # the round of each fold, from 0
+    """How often the test images of each fold were tested before it. Raises `DataError` for other folds than
+    those of the logits, and where the folds are no whole rounds over the same images."""
+    if len(logits) != len(splits):
+        raise DataError(f"logits of {len(logits)} folds, {len(splits)} splits; one a fold expected")
+    times, rounds, fault = np.zeros(logits[0].shape[0] if len(logits) else 0, int), [], ""
+    for k, (_, test) in enumerate(splits):
+        before = np.unique(times[test])
+        if len(before) > 1:
+            fault = fault or f"fold {k}: some were tested {before[0]}, others {before[-1]} times before"
+        rounds.append(int(before.max(initial=0)))
+        times[test] += 1
+    folds = np.bincount(rounds) if rounds else np.zeros(0)
+    if len(np.unique(times[times > 0])) > 1 or len(set(folds.tolist())) > 1:
+        fault = fault or f"rounds of {', '.join(map(str, folds))} folds that do not test the same images"
+    if fault:
+        raise DataError(f"image {int(times.argmax())} is in {times.max()} test folds ({fault}); each image "
+                        "in one, or in one of every round of a repeated cross-validation, expected")
+    return rounds
+
 
 def out_of_fold(
     logits: np.ndarray,                               # (folds, N, C), from `fold_logits`
     splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
 ) -> np.ndarray:                                      # (N, C); NaN where an image is in no test fold
-    "Each image's logits from the model that did not see it. Raises `DataError` for one in two test folds."
-    z, times = np.full(logits.shape[1:], np.nan, np.float32), np.zeros(logits.shape[1], int)
+    """Each image's logits from the model that did not see it. Raises `DataError` for one in two test folds,
+    and for other folds than those of the logits."""
+    if times := max(_rounds(logits, splits), default=0):
+        raise DataError(f"images are in {times + 1} test folds, as in a repeated cross-validation; one at "
+                        "most expected, so one round at a time")
+    z = np.full(logits.shape[1:], np.nan, np.float32)
     for k, (_, test) in enumerate(splits):
         z[test] = logits[k, test]
-        times[test] += 1
-    if times.max(initial=0) > 1:
-        raise DataError(f"image {int(times.argmax())} is in {times.max()} test folds; one at most expected")
     return z
 
 
@@ -475,10 +517,14 @@ def cross_validate(
     ds: FERData,                                      # all images
     splits: Sequence[tuple[np.ndarray, np.ndarray]],  # the folds
 ) -> pd.DataFrame:                                    # fold, metric, value, n, labels
-    "All metrics of each fold's model on its own test images."
-    y = ds.targets()
-    tables = [result_table(scores(logits[k, test], y[test], ds.labels), ds.labels, fold=k)
-              for k, (_, test) in enumerate(splits)]
+    """All metrics of each fold's model on its own test images; of a repeated cross-validation with `repeat`,
+    and the folds of each round from 0. Raises `DataError` for other folds than those of the logits, and for
+    folds that are no whole rounds over the same images."""
+    y, rounds, tables = ds.targets(), _rounds(logits, splits), []
+    for k, (_, test) in enumerate(splits):
+        run = {"repeat": rounds[k]} if max(rounds) else {}
+        run["fold"] = rounds[:k].count(rounds[k])
+        tables.append(result_table(scores(logits[k, test], y[test], ds.labels), ds.labels, **run))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/24_evaluate.ipynb #5119772c
@@ -557,7 +603,7 @@ def _attacked_scores(
         table = scores(z, y, ds.labels)
         if attack == "deepfool" and np.isinf(e):
             size = torch.cat(sizes).cpu().numpy()
-            right = size > 0  # 0: wrong from the start
+            right = (size > 0) | (z.argmax(1) == y)   # 0: the image as it is, wrong, or right and no way out
             found = np.where(z.argmax(1) != y, size, np.inf)[right]
             table.loc[len(table)] = ["median_size", np.median(found) if right.any() else np.nan, right.sum()]
         yield e, table

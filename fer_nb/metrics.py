@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'MACRO', 'MEASURES', 'reliability', 'ece', 'fit_temperature', 'scores', 'resample_counts', 'bootstrap_scores',
-           'share_interval', 'percentile_interval', 'few_images', 'is_share', 'with_width', 'score_bounds',
-           'score_intervals', 'mean_intervals', 'agreement', 'headline', 'with_bounds', 'headline_text']
+           'share_interval', 'percentile_interval', 'few_images', 'is_share', 'without_width', 'with_width',
+           'score_bounds', 'score_intervals', 'mean_intervals', 'agreement', 'headline', 'with_bounds', 'headline_text']
 
 # %% ../nbs/21_metrics.ipynb #3cfe883a
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
-from .core import ConfigError, LabelError, at_least, share
+from .core import ConfigError, LabelError, at_least, positive, share
 from .data import VOTE_COLUMNS, vote_places, vote_targets
 
 # %% ../nbs/21_metrics.ipynb #44ad23ce
@@ -27,8 +27,13 @@ def _checked(
     labels: Sequence[str] = (),  # one name a class; none: not checked
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (N, C), int64 (N,)
     "Logits and targets that belong together, or a `ConfigError` or `LabelError` that says why they do not."
+    half = str(getattr(z, "dtype", "")).endswith("float16")
+    if isinstance(z, pd.DataFrame) and labels and not isinstance(z.columns, pd.RangeIndex):
+        if list(z.columns) != list(labels):
+            raise LabelError(f"the columns are {', '.join(map(str, z.columns))}; {', '.join(labels)}, in "
+                             "this order, expected")
     z, y = np.asarray(z, np.float64), np.asarray(y)
-    loose = 0.02 if len(z) >= 8 else 1e-4   # half precision and rounded shares add up to less or more than 1
+    loose = 0.02 if len(z) >= 8 else 5e-3 if half else 1e-4   # rounded shares add up to less or more than 1
     total, fault = z.sum(axis=1) if z.ndim == 2 else z, ""
     if z.ndim != 2 or y.shape != z.shape[:1] or len(labels) not in (0, z.shape[1]):
         fault = f"logits {z.shape}, targets {y.shape}, {len(labels) or 'C'} labels; (N, C), (N,), C expected"
@@ -194,6 +199,8 @@ def bootstrap_scores(
 ) -> np.ndarray:        # float64 (times, metrics), in the order of `scores`
     "Every metric of every stratified resample. Raises `ConfigError` or `LabelError`."
     z, y = _checked(z, y)
+    if not len(y):
+        raise ConfigError("no images; one or more to draw from expected")
     (n, c), p, bins = z.shape, softmax(z, axis=1), 15
     pred, rows, present = z.argmax(axis=1), np.arange(n), np.bincount(y, minlength=c) > 0
     facts = np.zeros((n, c * c + 2 + bins))
@@ -246,6 +253,13 @@ FEW = 5   # images of a class: fewer, drawn again, hardly differ
 MACRO = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "f1_range", "roc_auc")
 
 
+def _mostly_few(
+    support: np.ndarray,  # (..., S): how many images of each class, or stratum, count
+) -> np.ndarray:          # bool (...)
+    "Whether classes with fewer than five images have more than a tenth of all."
+    return np.where(support < FEW, support, 0).sum(axis=-1) > support.sum(axis=-1) / 10
+
+
 def few_images(
     metrics: Sequence[str],  # names, as `scores` has them
     y: np.ndarray,           # positions of the true labels (N,)
@@ -253,12 +267,12 @@ def few_images(
 ) -> np.ndarray:             # bool, one a metric
     """Where resamples within the classes say too little, for a class with fewer than five images counts: in
     the figures of that class, in means over classes, and in means over images if such classes have more than
-    a tenth of them."""
+    a tenth of them. The ROC AUC of a class also needs five images of others."""
     support = np.bincount(y, minlength=len(labels))
     small = (support > 0) & (support < FEW)
-    many = support[small].sum() > len(y) / 10
-    each = dict(zip(labels, small))
-    return np.array([each[m.split(":", 1)[1]] if ":" in m else small.any() if m in MACRO else many
+    each = {f"roc_auc:{label}": few or 0 < len(y) - k < FEW for label, few, k in zip(labels, small, support)}
+    each |= {m: dict(zip(labels, small))[m.split(":", 1)[1]] for m in metrics if ":" in m and m not in each}
+    return np.array([each[m] if ":" in m else small.any() if m in MACRO else _mostly_few(support)
                      for m in metrics], bool)
 
 
@@ -269,6 +283,14 @@ def is_share(
     return np.array([m == "accuracy" or m.startswith("recall:") for m in metrics], bool)
 
 # %% ../nbs/21_metrics.ipynb #21aa0005
+def without_width(
+    low: np.ndarray | float,   # bounds of intervals
+    high: np.ndarray | float,  # the same
+) -> np.ndarray:               # bool
+    "Where both bounds are the same, but for rounding: no resample differs."
+    return np.isclose(low, high, rtol=1e-9, atol=1e-12)
+
+
 def with_width(
     bounds: np.ndarray,         # (2, ...): low, high of resamples
     value: np.ndarray | float,  # of each
@@ -277,7 +299,7 @@ def with_width(
     few: np.ndarray | bool = False,  # where the resamples say too little
 ) -> np.ndarray:                # (2, ...)
     "Where no resample differs (3 of 3 are right), or too few images count: Wilson's for shares, else NaN."
-    flat = (bounds[0] == bounds[1]) | few
+    flat = without_width(*bounds) | few
     return np.where(flat, share_interval(np.where(shares, value, np.nan), n), bounds)
 
 
@@ -320,21 +342,25 @@ def mean_intervals(
     level: float = 0.95,               # coverage
 ) -> pd.DataFrame:                     # value, low, high, n; a row a name
     """Means over images with stratified percentile bootstrap intervals, of the same resamples; where they do
-    not differ or fewer than five images count, Wilson's for values that are 0 or 1, else none. Raises
-    `ConfigError` for values outside 0 to 1."""
+    not differ, or strata in which fewer than five images count have more than a tenth of those that do
+    (`few_images` of the accuracy), Wilson's for values that are 0 or 1, else none. Raises `ConfigError` for
+    values outside 0 to 1, and for strata of other images."""
     v = np.stack([np.asarray(x, float) for x in values.values()], axis=1)
+    if np.shape(strata) != v.shape[:1]:
+        raise ConfigError(f"strata {np.shape(strata)} for {v.shape[0]} images; one an image expected")
     for name, low, high in zip(values, np.nanmin(v, 0, initial=0), np.nanmax(v, 0, initial=1)):
         if low < 0 or high > 1:
             raise ConfigError(f"{name}: values from {low:g} to {high:g}; from 0 to 1 expected, such as right "
                               "or wrong")
     counted, v = ~np.isnan(v), np.nan_to_num(v)
+    support = pd.DataFrame(counted).groupby(np.asarray(strata)).sum().to_numpy().T   # (values, strata)
     blocks = [(w @ v, w @ counted) for w in resample_counts(strata, times, seed)]
     total, n = (np.concatenate(part) for part in zip(*blocks))
     with np.errstate(invalid="ignore"):
         mean, images = v.sum(axis=0) / counted.sum(axis=0), counted.sum(axis=0)
         shares = ((v == 0) | (v == 1)).all(axis=0)
         drawn = np.where(n > 0, total / n, mean)   # a resample without an image that counts
-        low, high = with_width(percentile_interval(drawn, level), mean, images, shares, images < FEW)
+        low, high = with_width(percentile_interval(drawn, level), mean, images, shares, _mostly_few(support))
     table = {"value": mean, "low": low, "high": high, "n": images}
     return pd.DataFrame(table, index=list(values))
 
@@ -388,12 +414,16 @@ def headline(
     times: int = 1000,                # how many resamples
     seed: int = 0,                    # of the draws
 ) -> pd.DataFrame:                    # measure, judge, who, value, low, high (95 %), n
-    "How good a network is by all its judges, with bootstrap intervals. Raises `ConfigError`, `LabelError`."
+    """How good a network is by all its judges, with bootstrap intervals where enough images count
+    (`mean_intervals`, `few_images`). Raises `ConfigError`, `LabelError`."""
     z, y = _checked(z, y, labels)
+    positive("temperature", temperature)
     given = {"single": z} | ({} if mirror is None else {"mirror": _checked(mirror, y, labels)[0]})
     values = {name: (logits.argmax(axis=1) == y) * 1.0 for name, logits in given.items()}
     if leaked is not None:
-        leaked = np.asarray(leaked, bool)
+        leaked = np.asarray(leaked)
+        if leaked.dtype != bool or leaked.shape != y.shape:
+            raise ConfigError(f"leaked {leaked.dtype} {leaked.shape}; bool {y.shape}, one an image, expected")
         values |= {f"{name}, no duplicates": np.where(leaked, np.nan, values[name]) for name in given}
     if votes is not None:
         values |= agreement(votes, z.argmax(axis=1), y, labels)
@@ -402,7 +432,8 @@ def headline(
     gaps = np.zeros((len(y), 15))
     gaps[np.arange(len(y)), _bins(p.max(axis=1), 15, False)] = (p.argmax(axis=1) == y) - p.max(axis=1)
     draws = np.concatenate([abs(w @ gaps).sum(axis=1) / len(y) for w in resample_counts(y, times, seed)])
-    bounds = with_width(percentile_interval(draws), np.nan, len(y), False)
+    few = few_images(["ece"], y, labels)[0]
+    bounds = with_width(percentile_interval(draws), np.nan, len(y), False, few)
     table.loc["ece"] = [ece(z / temperature, y), *bounds, len(y)]
     table = table.loc[[m for m in MEASURES if m in table.index]].rename_axis("measure").reset_index()
     judges, who = zip(*(MEASURES[m] for m in table.measure))

@@ -255,6 +255,7 @@ def plot_tradeoff(
     for one of several splits."""
     _need_rows(table, "models", "tradeoff", one_split=True)
     need_single(table, ["model", "eps"])
+    table = table.reset_index(drop=True)   # put together from several, its numbers may be there twice
     ax = _new_ax(ax, 5, 3.6)
     for k, (eps, rows) in enumerate(table.sort_values("clean").groupby("eps")):
         linf = "norm" not in table or (rows["norm"] == "linf").all()
@@ -355,11 +356,11 @@ def pareto_front(
     cost: Sequence[float],   # smaller is better
     worth: Sequence[float],  # larger is better
 ) -> np.ndarray:             # bool: no other one is at least as good in both, and better in one
-    "The Pareto front: what no other dominates."
+    "The Pareto front: what no other dominates; what lacks its cost or its worth is not on it."
     cost, worth = np.asarray(cost, float), np.asarray(worth, float)
     as_good = (cost[None] <= cost[:, None]) & (worth[None] >= worth[:, None])
     better = (cost[None] < cost[:, None]) | (worth[None] > worth[:, None])
-    return ~(as_good & better).any(axis=1)
+    return ~(as_good & better).any(axis=1) & ~np.isnan(cost) & ~np.isnan(worth)
 
 
 def plot_pareto(
@@ -429,18 +430,29 @@ def plot_embedding(
     return ax
 
 # %% ../nbs/25_plots.ipynb #ee657353
+def _one_run(
+    history: pd.DataFrame,   # what is to be drawn
+    name: str,               # of it, for the message
+) -> None:
+    "Raise `DataError` for rows of several seeds, folds or arms."
+    if several := [c for c in ("seed", "fold", "arm") if c in history and history[c].nunique() > 1]:
+        raise DataError(f"{name} has several of {', '.join(several)}; one run expected")
+
+
 def plot_history(
     history: pd.DataFrame,   # epoch, phase, train_loss, valid_loss, accuracy; one row an epoch, in order
     ax: Axes | None = None,  # where to draw; None: a new figure
 ) -> Axes:                   # the axes of the losses; accuracy has its own scale on the right
     """Draw losses and accuracy over the epochs of all phases, which have numbers and a key above. Raises
-    `DataError` for missing columns."""
+    `DataError` for missing columns and rows of several runs."""
     need_columns(history, ("phase", "train_loss", "valid_loss", "accuracy"), "the history")
+    _one_run(history, "the history")
     ax = _new_ax(ax)
     right, step = ax.twinx(), np.arange(1, len(history) + 1)
     lines = {"train_loss": (ax, "training loss", _look(0)), "valid_loss": (ax, "validation loss", _look(1)),
              "accuracy": (right, "accuracy (right)", _look(2))}
-    phases = list(history.groupby("phase", sort=False).indices.items())
+    named = history.phase.astype(object).fillna("")
+    phases = list(history.groupby(named.to_numpy(), sort=False).indices.items())
     for k, (phase, rows) in enumerate(phases):
         for column, (where, name, look) in lines.items():
             where.plot(step[rows], history[column].to_numpy()[rows], label=name if k == 0 else None, **look)
@@ -476,8 +488,7 @@ def plot_weights(
     """Draw each teacher's weight over the epochs, a panel an emotion; the epochs of a second fit go on from
     the first. Raises `DataError` for too few `axes`, missing columns and rows of several runs."""
     need_columns(history, ("epoch", "teacher", "emotion", "weight"), "the history of weights")
-    if several := [c for c in ("seed", "fold", "arm") if c in history and history[c].nunique() > 1]:
-        raise DataError(f"the history of weights has several of {', '.join(several)}; one run expected")
+    _one_run(history, "the history of weights")
     if history.duplicated(["epoch", "teacher", "emotion"]).any():
         history = history.assign(epoch=history.groupby(["teacher", "emotion"]).cumcount())
     emotions, teachers = history.emotion.unique(), list(history.teacher.unique())

@@ -49,12 +49,20 @@ def pivot_mean_sd(
     percent: bool = True,                     # see `mean_sd`
     digits: int = 2,                          # see `mean_sd`
 ) -> pd.DataFrame:                            # text; NaN where there is no such run
-    "Runs as a table of `mean_sd`, rows and columns in the order of `table` (columns: of `names`)."
+    """Runs as a table of `mean_sd`, rows and columns in the order of `table` (columns: of `names`); a missing
+    key, such as the norm of clean results, is "–", and a run without a value makes its cell "nan". Raises
+    `DataError` for a cell of several splits or subsets, whose mean would be none over runs."""
     if names is not None:
         table = table[table[columns].isin(names)]
-    order = table[columns].drop_duplicates() if names is None else list(names)
     keys = [*([rows] if isinstance(rows, str) else rows), columns]
-    text = table.groupby(keys, sort=False, observed=True).value.agg(lambda v: mean_sd(v, percent, digits))
+    table = table.assign(**{c: table[c].astype(object).fillna("–") for c in keys if table[c].isna().any()})
+    cells = table.groupby(keys, sort=False, observed=True)
+    for c in [c for c in ("split", "subset") if c in table and c not in keys]:
+        if (cells[c].nunique() > 1).any():
+            raise DataError(f"cells of several {c}s, {', '.join(map(str, table[c].unique()))}; rows of one, "
+                            f"or {c!r} among the rows' columns, expected")
+    order = table[columns].drop_duplicates() if names is None else list(names)
+    text = cells.value.agg(lambda v: mean_sd(v, percent, digits))
     wide = text.unstack(columns).reindex(index=text.index.droplevel(columns).unique(), columns=order)
     return wide.rename(columns=names or {}).rename_axis(columns=None)
 
@@ -108,11 +116,13 @@ def confusion_matrix(
     model: str,            # whose predictions
     split: str,            # on which split
 ) -> pd.DataFrame:         # counts: rows true, columns predicted; for `plots.plot_confusion`
-    "One confusion matrix out of a run's table. Raises `DataError` where it has none of this model and split."
+    """One confusion matrix out of a run's table. Raises `DataError` where it has none of this model and
+    split, or several, such as those of several seeds."""
     one = rows_of(cells, model=model, split=split)
     if one.empty:
         models = ", ".join(cells.model.unique())
         raise DataError(f"no confusion of {model!r} on {split!r}; there are {models}")
+    need_single(one, ["true", "predicted"])
     order = list(dict.fromkeys(one.true))
     return one.pivot(index="true", columns="predicted", values="n").loc[order, order]
 
@@ -151,7 +161,9 @@ _NUMERIC = re.compile(rf"–|(< )?{_NUMBER}( (to|±) {_NUMBER})?")   # text that
 def table_text(
     table: pd.DataFrame,  # any table
 ) -> pd.DataFrame:        # text; `.attrs["numbers"]`: whether a column holds numbers, ranges or mean ± sd
-    "A table as text; a column shows whole numbers, or all with about four digits of its largest number."
+    """A table as text; a column shows whole numbers, or all with two to four digits of its largest number.
+    What would become zero by that and is none has one digit, such as "3e−07"; below 1e-15 it is taken for
+    what rounding left, unless the whole column is as small."""
     if not isinstance(table.index, pd.RangeIndex):
         names = ["" if n is None else n for n in table.index.names]
         table = table.reset_index(names=names, allow_duplicates=True)
@@ -162,7 +174,14 @@ def table_text(
         v = v[np.isfinite(v)]
         whole, top = (v == v.round()).all(), v.max(initial=0)
         d = 0 if whole else next((d for limit, d in ((0.1, 4), (10, 3), (1000, 2)) if top < limit), 1)
-        return ["–" if pd.isna(x) else f"{x:,.{d}f}".replace("-", "−") if numeric else str(x) for x in column]
+        if 0 < top < 0.001:   # learning rates, variances
+            d = min(2 - int(np.floor(np.log10(top))), 12)
+
+        def shown(x: float) -> str:
+            lost = (1e-15 if top >= 1e-15 else 0) < abs(x) < 0.5 * 10.0**-d
+            return (f"{x:.1g}" if lost else f"{x:,.{d}f}").replace("-", "−")
+
+        return ["–" if pd.isna(x) else shown(x) if numeric else str(x) for x in column]
 
     names = [" ".join(map(str, c)) if isinstance(c, tuple) else f"{c:.4g}" if isinstance(c, float) else str(c)
              for c in table.columns]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.special import softmax
 from sklearn.metrics import f1_score
 
 from fer_nb.bench import (Answers, StressTest, ModelError, Worker, are_crops, bench, checked, contender, figures, found_scores, leaderboard, over_labels,
@@ -17,6 +18,7 @@ from fer_nb.cli import main
 from fer_nb.compare import holm, mcnemar
 from fer_nb.core import EMOTIONS, ConfigError, DataError, file_sha256
 from fer_nb.data import FERData, VOTE_COLUMNS
+from fer_nb.metrics import scores
 from fer_nb.robustness import corrupt, noise_keys
 from fer_nb.synth import make_faces
 
@@ -478,3 +480,57 @@ def test_the_command_knows_what_is_known_of_whom(faces, tmp_path, capsys):
     assert main(ask) in (0, None) and "warning: --about" in (err := capsys.readouterr().err) and "nonsense" in err
     about.write_text(json.dumps({"nonsense": {"claimed": "1"}}))
     assert main(ask) == 2 and "nonsense" in capsys.readouterr().err
+
+
+def faces_and_toys(tmp_path, monkeypatch, n=70):
+    "Drawn faces in two splits, and a model that knows a label more than they."
+    (tmp_path / "other.py").write_text("import numpy as np\nLABELS = ['angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral', 'contempt']\n"
+                                       "def scorn(images): return np.tile(np.eye(8)[7], (len(images), 1))\n"
+                                       "def bright(images):\n    return np.array([np.roll(np.r_[.3, np.full(7, .1)], int(im.mean()) % 7) for im in images])\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return make_faces(n, seed=2, size=48, defects=None, balance="uniform")[0].assign(split=np.where(np.arange(n) % 2, "train", "test"))
+
+
+def test_each_split_has_a_sample_of_its_own_and_an_answer_outside_the_labels_is_wrong(tmp_path, monkeypatch):
+    two, few = faces_and_toys(tmp_path, monkeypatch), StressTest(70, ("noise",), steps=0)
+    models = [contender("other:scorn"), contender("other:bright")]
+    table = bench(two, models, tmp_path / "rows", stress=few, own_finder=False).set_index(["model", "split"])
+    assert (table.loc["other.scorn", ["accuracy %", "sample %", "corrupted %"]] == 0).all(axis=None)
+    for split in ("train", "test"):     # the whole split is asked about: the same figure
+        line = table.loc[("other.bright", split)]
+        assert line["sample %"] == pytest.approx(line["accuracy %"], abs=1e-3)
+    rows = read_rows(tmp_path / "rows")
+    assert {(s["split"], s["n"]) for s in rows[0]["stress"]} == {("train", 35), ("test", 35)}
+    old = [r | {"stress": [{k: v for k, v in s.items() if k != "split"} for s in r["stress"]]} for r in rows]
+    assert "sample %" not in leaderboard(old)    # of which split the sample was is not said
+
+
+def test_another_corruption_or_attack_is_asked_about_again(tmp_path, monkeypatch):
+    ds = faces_and_toys(tmp_path, monkeypatch).assign(split="test")
+    def noise(out):
+        bench(ds, [contender("other:bright")], tmp_path / out, stress=StressTest(70, ("noise",), steps=0), own_finder=False)
+        return {s["images"]: s["value"] for s in read_rows(tmp_path / out)[0]["stress"]}
+    before = noise("rows")
+    monkeypatch.setattr("fer_nb.robustness.corrupt", lambda x, *a: 1 - x)
+    assert noise("rows") == noise("new") != before
+
+
+def test_predictions_are_compared_with_each_column_of_a_model(faces, tmp_path):
+    p = np.random.default_rng(1).dirichlet(np.ones(7), 90)
+    pd.DataFrame(p, columns=EMOTIONS).assign(id=faces.df.id.to_numpy()).to_csv(tmp_path / "mine.csv", index=False)
+    bench(faces, [contender("toys:mean"), contender("mine.csv")], tmp_path / "rows", stress=StressTest(0))
+    right = p[:, [EMOTIONS.index(k) for k in faces.labels]].argmax(1) == faces.targets()
+    for first, sign in (("toys.mean", 1), ("mine", -1)):
+        tests = paired_tests(tmp_path / "rows", first).set_index("column")
+        assert set(tests.index) == {"own finder", "as they are"} and tests.n.eq(90).all()
+        expected = mcnemar(as_toy(faces, "mean") == faces.targets(), right)
+        assert tests.difference["as they are"] == pytest.approx(sign * expected.difference) and tests.p["as they are"] == pytest.approx(expected.p)
+
+
+def test_small_probabilities_count_as_they_are_and_zeros_stay_finite():
+    rng, y = np.random.default_rng(0), np.arange(700) % 7
+    z = 20 * (rng.normal(size=(700, 7)) + np.eye(7)[y])
+    ours, theirs = (t.set_index("metric").value for t in (found_scores(softmax(z, axis=1), y, EMOTIONS), scores(z, y, EMOTIONS)))
+    assert ours[theirs.index].to_numpy() == pytest.approx(theirs.to_numpy(), abs=1e-9)
+    hard = found_scores(np.eye(7)[(y + 1) % 7], y, EMOTIONS).set_index("metric").value
+    assert hard["loss"] == pytest.approx(-np.log(1e-12))

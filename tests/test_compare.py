@@ -174,3 +174,26 @@ def test_images_that_cannot_be_paired_are_refused():
     ]:
         with pytest.raises(ConfigError, match=match):
             call()
+
+
+@pytest.mark.parametrize(("column", "one", "other", "match"), [
+    ("split", "valid", "test", "split valid against test"), ("subset", "all", "without_duplicates", "subset all against without_duplicates"),
+    ("labels", "a, b", "a, b, c", "labels a, b against a, b, c"),
+])
+def test_tables_of_other_images_or_labels_are_not_paired(column, one, other, match):
+    "FER2013's validation and test parts have the same number of images."
+    a, b = (runs(v, "seed").assign(n=3589, tta=t) for v, t in (([.66, .67, .68], "none"), ([.61, .63, .62], "flip")))
+    with pytest.raises(ConfigError, match=match):
+        compare(a.assign(**{column: one}), b.assign(**{column: other}))
+    assert len(compare(a.assign(**{column: one}), b.assign(**{column: one}))) == 1
+    assert len(compare(a.assign(labels="a, b"), b.assign(labels="b, a"))) == 1      # accuracy knows no order
+
+
+def test_a_bootstrap_without_width_has_neither_interval_nor_p():
+    "Of five images, or of ten, one model has all right and the other none: no resample says anything else."
+    for n in (5, 10):
+        y = np.zeros(n, int)
+        one = paired_bootstrap(np.eye(2)[y], np.eye(2)[1 - y], y, ("a", "b"), times=50)
+        assert one.difference == 1 and np.isnan([one.low, one.high, one.p]).all()
+    same = paired_bootstrap(np.eye(2)[y], np.eye(2)[y], y, ("a", "b"), times=50)
+    assert same.difference == 0 and np.isnan([same.low, same.high]).all() and same.p == 1

@@ -12,6 +12,7 @@ from sklearn import metrics
 from torch import nn
 
 from fer_nb.attacks import deepfool
+from fer_nb.compare import paired_t
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import FERData, read_folder
 from fer_nb.evaluate import (TTA, by_group, calibration, compare, confusion, cross_dataset, cross_validate, evaluate, fold_logits,
@@ -255,6 +256,24 @@ def test_every_image_is_judged_by_the_model_that_did_not_see_it():
         out_of_fold(logits, [splits[0]] * 3)
 
 
+def test_rounds_of_a_repeated_cross_validation_are_told_apart():
+    ds, rng = faces(60), np.random.default_rng(0)
+    rounds = [[(np.setdiff1d(order, t), t) for t in np.split(order, 4)] for order in (rng.permutation(60), rng.permutation(60))]
+    splits, z = rounds[0] + rounds[1], rng.normal(size=(8, 60, 7))
+    better = z + np.eye(7)[ds.targets()]
+    a, b = cross_validate(better, ds, splits), cross_validate(z, ds, splits)
+    assert list(a)[:2] == ["repeat", "fold"] and a.groupby("repeat").fold.unique().map(list).tolist() == [[0, 1, 2, 3]] * 2
+    one, two = (t[t.metric == "accuracy"].value.to_numpy() for t in (a, b))
+    found = compare(a, b).set_index("test")
+    assert found.p["corrected t"] == pytest.approx(paired_t(one, two, 1 / 3).p) and found.n["corrected t"] == 8
+    for call, match in [(lambda: cross_validate(z, ds, splits[:3]), "8 folds, 3 splits"), (lambda: cross_validate(z[:3], ds, splits), "3 folds, 8"),
+                        (lambda: out_of_fold(z, splits[:3]), "8 folds, 3 splits"), (lambda: out_of_fold(z, splits), "in 2 test folds"),
+                        (lambda: cross_validate(z[:6], ds, splits[:6]), "4, 2 folds"),
+                        (lambda: cross_validate(z[:2], ds, [splits[0], (np.arange(30), np.r_[splits[0][1][:3], splits[1][1]])]), "tested 0, others 1")]:
+        with pytest.raises(DataError, match=match):
+            call()
+
+
 # ---------------------------------------------------------------- groups, and other datasets
 
 def test_groups_are_scored_apart_and_unknown_ones_kept():
@@ -368,7 +387,8 @@ def test_a_fault_of_the_network_is_no_missing_temperature():
 
 @pytest.mark.parametrize(("column", "bins", "error", "match"), [
     ("sex", None, DataError, "no column 'sex'"), (np.zeros(5), None, ConfigError, "5 values for 60 images"),
-    ("id", None, ConfigError, "60 different values"), ("label", 3, ValueError, "parse string"),
+    ("id", None, ConfigError, "60 different values"), ("label", 3, ConfigError, "is no number that bins can cut"),
+    (np.r_[np.inf, np.arange(59)], 4, ConfigError, "'inf' .1 such values. is no number"),
     (np.arange(60), 0, ValueError, "positive integer"), (np.arange(60), [5, 1], ValueError, "must increase")])
 def test_bad_groups_are_named(column, bins, error, match):
     with pytest.raises(error, match=match):
@@ -576,3 +596,52 @@ def test_a_result_names_its_test_time_augmentation():
     assert set(table.tta) == {"five"} and table.equals(evaluate(predict_logits(net(), ds, tta="five"), ds, tta="five"))
     with pytest.raises(ConfigError, match="tta='ten'"):
         evaluate(net(), ds, tta="ten")
+
+
+def test_deepfool_counts_right_images_that_no_gradient_moves():
+    "Four of ten images can be attacked; the other six are right, and their gradient is zero: the median resists."
+    class Dead(nn.Module):
+        labels = ("a", "b")
+
+        def forward(self, x):
+            m = x.mean((1, 2, 3))
+            return torch.stack([10 * torch.relu(m - .5), .1 + 0 * m], 1)
+
+    im = np.concatenate([np.full((6, 8, 8), 20, np.uint8), np.full((4, 8, 8), 140, np.uint8)])
+    df = pd.DataFrame({"id": [f"i{k}" for k in range(10)], "label": ["b"] * 6 + ["a"] * 4, "split": "test"})
+    row = robust_curve(Dead(), FERData(df, im, labels=("a", "b")), "deepfool", eps=(8 / 255,)).query("metric == 'median_size'").iloc[0]
+    assert np.isinf(row.value) and row.n == 10
+
+
+def test_logits_in_a_table_go_by_the_names_of_its_columns():
+    ds = faces(splits=("test",))
+    z = np.random.default_rng(0).normal(size=(len(ds), 7))
+    table = pd.DataFrame(z, columns=ds.labels)
+    pd.testing.assert_frame_equal(evaluate(table, ds), evaluate(z, ds))
+    pd.testing.assert_frame_equal(evaluate(pd.DataFrame(z), ds), evaluate(z, ds))
+    with pytest.raises(LabelError, match="in another order"):
+        evaluate(table[sorted(ds.labels, reverse=True)], ds)
+    with pytest.raises(ConfigError, match="a list with a list; tensors"):
+        evaluate(z.tolist(), ds)
+    with pytest.raises(ConfigError, match="tta='fiev'"):
+        evaluate(z, ds, tta="fiev")
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-4, 1e-3])
+def test_a_small_temperature_is_not_rounded_away(scale):
+    ds = _labelled(np.arange(700) % 7)
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(700, 7)) + 1.5 * np.eye(7)[ds.targets()]).float()
+
+    class Kept(nn.Module):
+        labels = ds.labels
+
+        def __init__(self, k):
+            super().__init__()
+            self.k, self.at = k, 0
+
+        def forward(self, x):
+            self.at += len(x)
+            return self.k * z[self.at - len(x):self.at]
+
+    one, small = (calibration(Kept(k), ds)["temperature"] for k in (1, scale))
+    assert small == pytest.approx(one * scale, rel=2e-3) and small > 0

@@ -1,5 +1,6 @@
 """Metrics of the installed package: against scikit-learn and plain loops on random data, edge cases, failure paths."""
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,3 +248,50 @@ def test_intervals_hold_the_accuracy_of_few_images(a_class):
         row = score_intervals(z, y, tuple("abcdefgh"), 20).set_index("metric").loc["accuracy"]
         held.append(row.low <= .7 <= row.high)
     assert np.mean(held) >= .9
+
+
+def test_one_accuracy_has_one_interval():
+    "Classes of few images: the headline goes by the rule of the scores, and holds the truth as often."
+    y, rng, held = np.repeat(np.arange(7), 2), np.random.default_rng(0), []
+    for _ in range(60):
+        z = 5 * np.eye(7)[np.where(rng.random(14) < .7, y, (y + 1) % 7)]
+        top, other = headline(z, y, EMOTIONS, times=30).set_index("measure"), score_intervals(z, y, EMOTIONS, 30).set_index("metric")
+        assert top.loc["single", ["low", "high"]].tolist() == pytest.approx(other.loc["accuracy", ["low", "high"]].tolist())
+        assert np.isnan(top.low["ece"]) and np.isnan(other.low["ece"])
+        held.append(top.low["single"] <= .7 <= top.high["single"])
+    assert np.mean(held) > .85
+
+
+def test_the_auc_of_a_class_needs_images_of_others():
+    z, y = np.random.default_rng(0).normal(size=(103, 2)), np.repeat([0, 1], [100, 3])
+    table = score_intervals(z, y, ("a", "b"), 50).set_index("metric")
+    assert table.low[["roc_auc:a", "roc_auc:b", "roc_auc"]].isna().all() and np.isfinite(table.low[["recall:a", "accuracy"]]).all()
+
+
+def test_rounding_is_no_width():
+    z, y = np.tile(np.random.default_rng(0).normal(size=7), (200, 1)), np.arange(200) % 7   # the same of every image
+    table = score_intervals(z, y, EMOTIONS, 50).set_index("metric")
+    assert table.low[["loss", "brier", "ece"]].isna().all()
+    assert not np.isclose(table.low, table.high, rtol=1e-9, atol=1e-12).any()
+
+
+@pytest.mark.parametrize(("how", "match"), [
+    ({"temperature": -1}, "temperature=-1"), ({"temperature": 0}, "temperature=0"), ({"temperature": np.nan}, "temperature=nan"),
+    ({"temperature": "2"}, "temperature='2'"), ({"leaked": ["a"]}, "leaked"), ({"leaked": np.zeros(5, bool)}, r"bool \(20,\)")])
+def test_what_a_headline_cannot_use_is_refused(how, match):
+    with pytest.raises(ConfigError, match=match):
+        headline(np.random.default_rng(0).normal(size=(20, 7)), np.arange(20) % 7, EMOTIONS, times=5, **how)
+
+
+def test_what_cannot_be_drawn_or_read_is_refused():
+    with pytest.raises(ConfigError, match="no images"):
+        bootstrap_scores(np.zeros((0, 7)), np.zeros(0, int), 5)
+    with pytest.raises(ConfigError, match=r"strata \(3,\) for 2 images"):
+        mean_intervals({"a": np.array([0, 1.0])}, np.zeros(3))
+    p = np.random.default_rng(3).dirichlet(np.ones(7), 5).astype(np.float16)
+    with pytest.raises(ConfigError, match="probabilities"):
+        ece(p, np.arange(5))
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 7)), columns=EMOTIONS[::-1])
+    with pytest.raises(LabelError, match="in this order"):
+        scores(table, np.arange(9) % 7, EMOTIONS)
+    assert len(scores(table[[*EMOTIONS]], np.arange(9) % 7, EMOTIONS))

@@ -375,3 +375,21 @@ def test_weights_of_a_second_fit_go_on():
     assert plot_weights(history)[0].lines[0].get_xdata().tolist() == [1, 2, 3, 4]
     with pytest.raises(DataError, match="several of seed"):
         plot_weights(pd.concat([history.assign(seed=k) for k in (0, 1)]))
+
+
+def test_a_history_is_of_one_run_and_all_its_epochs_are_drawn():
+    with pytest.raises(DataError, match="the history has several of fold"):
+        plot_history(pd.concat([HISTORY.assign(fold=k) for k in (0, 1)], ignore_index=True))
+    first = HISTORY.assign(phase=[None, *HISTORY.phase[1:]])
+    assert plot_history(first).lines[0].get_xdata()[0] == 1
+
+
+def test_what_has_no_cost_is_on_no_front():
+    assert pareto_front([1, np.nan, 3], [.5, .2, .9]).tolist() == [True, False, True]
+    assert pareto_front([1, 2], [np.nan, .1]).tolist() == [False, True]
+
+
+def test_each_model_is_named_once_in_a_table_put_together():
+    halves = [PRICE[PRICE.model == m].reset_index(drop=True) for m in PRICE.model.unique()]
+    texts = [t.get_text() for t in plot_tradeoff(pd.concat(halves)).texts]
+    assert sorted(texts) == sorted(PRICE.model.unique())

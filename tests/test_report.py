@@ -130,7 +130,14 @@ def test_odd_tables(tmp_path, table):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8))
 def test_numbers_of_a_column_have_the_same_decimals_and_are_true(values):
     cells = table_text(pd.DataFrame({"x": values})).x.tolist()
-    assert len({len(c.partition(".")[2]) for c in cells}) == 1
+    decimals = len(cells[int(np.argmax(np.abs(values)))].partition(".")[2])
+    small = [k for k, c in enumerate(cells) if "e" in c or len(c.partition(".")[2]) != decimals]   # else they would be shown as zero
+    for k in small:
+        assert abs(values[k]) < 0.5 * 10.0**-decimals or abs(values[k]) < 1e-12
+        assert abs(float(cells[k].replace("−", "-")) - values[k]) <= 0.5 * 10**np.floor(np.log10(abs(values[k]))) * (1 + 1e-6)
+    cells, values = ([x for k, x in enumerate(of) if k not in small] for of in (cells, values))
+    if not cells:
+        return
     digits = len(cells[0].partition(".")[2])
     for cell, value in zip(cells, values):
         assert abs(float(cell.replace(",", "").replace("−", "-")) - value) <= 0.5 * 10**-digits * (1 + 1e-6)
@@ -241,3 +248,26 @@ def test_a_cell_of_the_robust_table_is_one_row():
     from fer_nb.report import summary_table
     with pytest.raises(DataError, match="more than one a cell, the first of test, a"):
         summary_table(attacked(rows=[{"attack": "none", "tta": "none", "subset": "all", "n": 9, "seed": k} for k in (0, 1)]))
+
+
+@pytest.mark.parametrize(("values", "cells"), [
+    ([1e-5, 3e-5], ["0.0000100", "0.0000300"]), ([1e-6, .04], ["1e−06", "0.0400"]), ([-2e-7, 5.5], ["−2e−07", "5.500"]), ([0, .04], ["0.0000", "0.0400"]),
+    ([3e-17, .5], ["0.000", "0.500"]), ([2e-20, 3e-20], ["2e−20", "3e−20"]), ([.004, .03], ["0.0040", "0.0300"]), ([np.nan, 4e-4], ["–", "0.000400"])])
+def test_a_small_number_is_not_shown_as_zero(values, cells):
+    assert table_text(pd.DataFrame({"x": values})).x.tolist() == cells and cells[-1] in markdown_table(pd.DataFrame({"x": values}))
+
+
+def test_runs_with_an_empty_key_stay_and_splits_are_not_averaged():
+    runs = pd.DataFrame({"arm": ["a", "a"], "norm": [None, "linf"], "metric": "accuracy", "value": [.5, .6]})
+    assert pivot_mean_sd(runs, ["arm", "norm"], "metric").accuracy.to_dict() == {("a", "–"): "50.00", ("a", "linf"): "60.00"}
+    with pytest.raises(DataError, match="several splits, valid, test"):
+        pivot_mean_sd(runs.assign(split=["valid", "test"]), "arm", "metric")
+    assert len(pivot_mean_sd(runs.assign(split=["valid", "test"]), ["split", "arm"], "metric")) == 2
+
+
+def test_confusions_of_two_seeds_are_refused():
+    cells = pd.DataFrame([("m", "test", t, p, 3, s) for t in "ab" for p in "ab" for s in (0, 1)], columns=["model", "split", "true", "predicted", "n", "seed"])
+    from fer_nb.report import confusion_matrix
+    assert confusion_matrix(cells[cells.seed == 0], "m", "test").shape == (2, 2)
+    with pytest.raises(DataError, match="more than one a cell"):
+        confusion_matrix(cells, "m", "test")
