@@ -323,7 +323,7 @@ def test_pixels_are_marked_only_after_they_are_written(tmp_path):
     with pytest.raises(ImageError):
         kept.put(np.array([2, 3]), broken())
     assert not kept.has.any() and not KeptPixels((9, 4, 4), kept.path).has.any()
-    assert (tmp_path / "x.pixels").stat().st_size == 144
+    assert (tmp_path / "x.pixels").stat().st_size == 144 + 16
 
 
 def test_parts_share_what_is_known_and_deleted_pixels_are_decoded_again(tmp_path, drawn, monkeypatch, cache):
