@@ -41,8 +41,8 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError,
-                         atomic_file, cache_dir, canonical_label, need_columns, one_of, plain_letters,
-                         printable, progress)
+                         at_least, atomic_file, cache_dir, canonical_label, need_columns, one_of,
+                         plain_letters, printable, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -73,6 +73,9 @@ class FERData:
         dropped: pd.DataFrame | None = None,  # what a reader left out: id, split, why; parts have none
     ):
         self.df, self.labels, self.name = df.reset_index(drop=True), tuple(labels), name
+        kinds = {c: x.cat.categories.dtype for c, x in self.df.items()
+                 if c in ("id", "label", "split") and isinstance(x.dtype, pd.CategoricalDtype)}
+        self.df = self.df.astype(kinds) if kinds else self.df  # categories are no texts that can be joined
         files = not isinstance(images, np.ndarray) and not hasattr(images, "known")
         self._images = ImageFiles(images) if files else images
         self._check(labels)
@@ -106,6 +109,7 @@ def _check(self: FERData, labels: Sequence[str]) -> None:
               ] * isinstance(labels, (str, set, frozenset))
     faults += [(LabelError, f"label {label!r} is named more than once")
               for label, n in Counter(self.labels).items() if n > 1]
+    faults += [(LabelError, f"label {x!r} is not a string") for x in labels if not isinstance(x, str)][:1]
     faults += [(DataError, f"id {i!r} is not a string") for i in df.id if not isinstance(i, str)][:1]
     faults += [(DataError, f"id {i!r} occurs more than once") for i in df.id[df.id.duplicated()][:1]]
     for column, allowed in (("label", self.labels), ("split", SPLITS)):
@@ -405,8 +409,11 @@ class Crop:
         self,
         image: np.ndarray,  # the whole image (H, W[, 3])
     ) -> np.ndarray:        # the box of it
-        "The box of `image`. Raises `ImageError` where they do not meet."
-        x, y, w, h = self.box
+        "The box of `image`, in whole pixels. Raises `ImageError` where they do not meet."
+        try:
+            x, y, w, h = map(round, self.box)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise ImageError(f"{self.path}: box {self.box}; four numbers of pixels expected") from e
         part = image[max(0, y):max(0, y + h), max(0, x):max(0, x + w)]
         if not part.size:
             size = f"{image.shape[1]} × {image.shape[0]}"
@@ -1848,9 +1855,28 @@ def _from_files(
     ids, shapes = [p.relative_to(root).as_posix() for p in files], image_shapes(files)
     if failures := [e for e in shapes if isinstance(e, ImageError)]:
         raise _unusable(failures, len(files))
-    mixed = len({s[:2] for s in shapes}) == 1 and any(len(s) == 3 for s in shapes)
     df = pd.DataFrame({"id": ids, "label": found, "split": splits})
-    return FERData(df, ImageFiles(files, shapes, colour=mixed), labels, name), shapes
+    return FERData(df, _with_shapes(files, shapes), labels, name), shapes
+
+
+def _with_shapes(
+    files: Sequence[Path | Crop],      # image files
+    shapes: list[tuple[int, ...]],     # of each image
+) -> ImageFiles:                       # grey ones become colour beside colour of the same size
+    "Files whose parts have the colours of the whole, whichever images they hold."
+    mixed = len({s[:2] for s in shapes}) == 1 and any(len(s) == 3 for s in shapes)
+    return ImageFiles(files, shapes, colour=mixed)
+
+
+def _alike(
+    ds: FERData,   # as a reader made it
+) -> FERData:      # the same; of files the headers are read
+    "A dataset of which every part has the colours of the whole; files that fail are named when used."
+    if ds.in_memory() or not len(ds):
+        return ds
+    shapes = image_shapes(ds._images)
+    bad = any(isinstance(e, ImageError) for e in shapes)
+    return ds if bad else ds.replace(images=_with_shapes(ds._images, shapes), dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #door0031
 def _split_files(
@@ -2028,7 +2054,7 @@ def read_ferplus(
     why = np.select(list(why.values()), list(why), "")
     ds = FERData(df, images, LABEL_ORDERS["ferplus"], "ferplus").take(why == "")
     ds = ds.replace(labels=ds.labels[:num_classes], dropped=df[["id", "split"]].assign(why=why)[why != ""])
-    ds = without_broken(ds, left, path)
+    ds = _alike(without_broken(ds, left, path))
     published = {s: c[:num_classes] for s, c in FERPLUS_COUNTS.items() if s != "train" or mode == "majority"}
     expected = splits and [s for s in splits if s in published or s not in SPLITS]
     ds.check_counts(published, strict, expected, subset_ok=True)
@@ -2345,7 +2371,8 @@ def read_rafdb(
         files = {i: files[i] for i in codes}
         df = df[df.id.isin(codes)].reset_index(drop=True)
         df[["gender", "race", "age"]] = np.array(list(codes.values())).reshape(-1, 3)
-    ds = without_broken(FERData(df, list(files.values()), LABEL_ORDERS["rafdb"], "rafdb"), left, root)
+    ds = FERData(df, list(files.values()), LABEL_ORDERS["rafdb"], "rafdb")
+    ds = _alike(without_broken(ds, left, root))
     ds.check_counts(RAFDB_COUNTS, strict, subset_ok=True)
     return ds
 
@@ -2705,7 +2732,9 @@ def resized(
     ds: FERData,  # images of any sizes
     side: int,    # wanted side, in pixels
 ) -> FERData:     # images (N, side, side) or, if any is in colour, (N, side, side, 3)
-    "Every image at `side` × `side`, files when they are read; unchanged if that is what they are."
+    """Every image at `side` × `side`, files when they are read; unchanged if that is what they are. Raises
+    `ConfigError` for a side that is no whole number from 1."""
+    at_least("side", side, 1, "pixels", whole=True)
     if not ds.in_memory():
         colour = bool(ds._images.shapes()[:, 2].any())
         return ds.replace(images=ds._images.part(slice(None), side=side, colour=colour), dropped=ds.dropped)

@@ -40,7 +40,7 @@ from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FER
                          read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked, table_rows,
                          text_of, whole_number, without_broken,
                          split_of_name,
-                         _IS_VALID, _plain_number, _SAME, _say_unread, _shape_of, _whose)
+                         _alike, _IS_VALID, _plain_number, _SAME, _say_unread, _shape_of, _whose)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ def label_order(
     """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or
     the name of a known order, such as `"affectnet"`. Names that mean one emotion stay what they are where a
     pair says so (`calm=calm`), or where a list has both. Raises `ConfigError`."""
+    labels = () if labels is None else labels
     if isinstance(labels, str):
         numbers = ("ckplus", "ckextended", "expw")  # formats with numbers of their own
         known = LABEL_ORDERS | {name: FORMATS[name].labels for name in numbers if name in FORMATS}
@@ -172,8 +173,8 @@ def label_order(
     if isinstance(labels, dict):
         said = {_class_key(str(a)): b for a, b in labels.items()}
         return (), {a: a if a == _class_key(b) else canonical_label(b) for a, b in said.items()}
-    order = tuple(map(canonical_label, labels or ()))
-    order = tuple(name if order.count(name) == 1 else _class_key(own) for name, own in zip(order, labels or ()))
+    order = tuple(map(canonical_label, labels))
+    order = tuple(name if order.count(name) == 1 else _class_key(own) for name, own in zip(order, labels))
     expect(len(set(order)) == len(order), "labels", repr(labels), "each label once", ConfigError)
     return order, {}
 
@@ -248,8 +249,8 @@ def _say_merged(
         other = next((c for c in same.values() if _class_key(c) != label), "")
         if len(same) > 1:
             shown, pair = some_of(map(quoted, same.values())), quoted(f"{other}={_class_key(other)}")
-            warnings.warn(f"{where}: {len(same)} classes ({shown}) are read as {label}; pairs such as --labels "
-                          f"{pair} keep them apart", stacklevel=3)
+            warnings.warn(f"{where}: {len(same)} classes ({shown}) are read as {label}; pairs such as "
+                          f"--labels {pair} keep them apart", stacklevel=3)
 
 # %% ../nbs/14_formats.ipynb #door0111
 _TAKEN = ("id", "found", "source", "photo", "role", "original", "rule", "face_status")  # columns of our own
@@ -320,7 +321,7 @@ def _by_found(
     "A dataset whose classes are not translated yet; broken images are left out."
     expect(len(df), where, "no image with a label", "at least one")
     df = df.rename(columns={"found": "label"})
-    ds = without_broken(FERData(df, images, sorted(set(df.label)), name), left, where)
+    ds = _alike(without_broken(FERData(df, images, sorted(set(df.label)), name), left, where))
     return ds, ds.df.label.tolist()
 
 # %% ../nbs/14_formats.ipynb #door0112
@@ -846,7 +847,7 @@ def read_ckplus(
     df = pd.DataFrame(rows, columns=["id", "label", "split", "subject", "group"])
     labels = [e for e in _CK_ORDER if e in set(df.label) or e != "neutral"]
     ds = FERData(df, [frames[i] for i in df.id], labels, "ckplus")
-    return without_broken(ds, left, root)
+    return _alike(without_broken(ds, left, root))
 
 
 FORMATS["ckplus"] = Format(
@@ -1240,7 +1241,8 @@ def other_folders(
 ) -> list[str]:               # what to say
     "Images that lie in a folder named for another emotion than their label."
     rows = [(i, i.split("/")[-2], label) for i, label in zip(ds.df.id, ds.df.label) if "/" in i]
-    means = {f: renamed.get(f, canonical_label(f)) for f in {f for _, f, _ in rows} if is_emotion(f)}
+    means = {f: renamed.get(f) or (k if (k := _class_key(f)) in ds.labels else canonical_label(f))
+             for f in {f for _, f, _ in rows} if is_emotion(f)}
     rows = [(i, label, means[f]) for i, f, label in rows if f in means]
     odd = [f"{quoted(i, 80)}: {quoted(label, 40)}" for i, label, meant in rows if label != meant]
     return [f"{len(odd):,} of {len(rows):,} images lie in a folder of another class (first: {first})"
