@@ -306,7 +306,7 @@ def replace(
     made.provenance = provenance
     return made
 
-
+# %% ../nbs/04_data.ipynb #serie001
 @patch
 def assign(
     self: FERData,
@@ -963,32 +963,34 @@ class KeptPixels:
         except (OSError, ValueError):  # removed or cut in this moment
             return None
 
-    def put(
-        self,
-        rows: np.ndarray,              # positions
-        images: Iterable[np.ndarray],  # their pixels, in that order
-    ) -> None:
-        """Fill in, and say so only when the pixels are on the disk. Raises `OSError` where they cannot be
-        written, or somebody removes the file meanwhile."""
-        images = iter(images)
-        if self.path is not None and not self._mark():
-            self.path.unlink(missing_ok=True)
-            with atomic_file(self.path, overwrite=False) as aside, open(aside, "wb") as f:
-                f.seek(self.size)  # no disk is used yet
-                f.write(os.urandom(16))
-        self.there()
-        for part in np.array_split(rows, -(-len(rows) // 2048)):
-            for some in np.array_split(part, -(-len(part) // 64)):
-                pixels = self.open("r+")
-                for row, image in zip(some, images):
-                    pixels[row] = image if image.ndim == len(self.shape) - 1 else image[..., None]
-            if self.path is not None:
-                pixels.flush()
-            self.has[part] = True
-            if self.path is not None:
-                with atomic_file(self.path.with_suffix(".npy")) as aside, open(aside, "wb") as f:
-                    np.save(f, self.has)
-                    f.write(self.mark)
+# %% ../nbs/04_data.ipynb #kept0001
+@patch
+def put(
+    self: KeptPixels,
+    rows: np.ndarray,              # positions
+    images: Iterable[np.ndarray],  # their pixels, in that order
+) -> None:
+    """Fill in, and say so only when the pixels are on the disk. Raises `OSError` where they cannot be
+    written, or somebody removes the file meanwhile."""
+    images = iter(images)
+    if self.path is not None and not self._mark():
+        self.path.unlink(missing_ok=True)
+        with atomic_file(self.path, overwrite=False) as aside, open(aside, "wb") as f:
+            f.seek(self.size)  # no disk is used yet
+            f.write(os.urandom(16))
+    self.there()
+    for part in np.array_split(rows, -(-len(rows) // 2048)):
+        for some in np.array_split(part, -(-len(part) // 64)):
+            pixels = self.open("r+")
+            for row, image in zip(some, images):
+                pixels[row] = image if image.ndim == len(self.shape) - 1 else image[..., None]
+        if self.path is not None:
+            pixels.flush()
+        self.has[part] = True
+        if self.path is not None:
+            with atomic_file(self.path.with_suffix(".npy")) as aside, open(aside, "wb") as f:
+                np.save(f, self.has)
+                f.write(self.mark)
 
 # %% ../nbs/04_data.ipynb #768ff2f2
 IN_MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without asking
@@ -1095,7 +1097,7 @@ def _with_room(
           "they may be deleted (FER_NB_CACHE says where, FER_NB_CACHE_GB how much)")
     return path
 
-
+# %% ../nbs/04_data.ipynb #kept0002
 def _not_kept(
     need: int,           # bytes of pixels
     why: object,         # as text

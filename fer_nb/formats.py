@@ -310,7 +310,7 @@ def _found(m: re.Match, name: str = "label") -> str:
     bare = [k for k in range(1, m.re.groups + 1) if k not in named.values()]
     return (m[[*own, *bare, 1][0]] or "").strip()
 
-
+# %% ../nbs/14_formats.ipynb #found001
 def _by_found(
     df: pd.DataFrame,     # id, found, split, and other columns
     images: list,         # files or boxes
@@ -552,6 +552,23 @@ def read_yolo(
     return ds.replace(dropped=pd.concat([ds.dropped, beside], ignore_index=True)), found
 
 
+def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
+    "The box of a label (centre, width and height as shares of the image); the file, where that is all of it."
+    at = f"label of {file}"
+    expect(len(box) in (4, 5), at, f"{len(box)} numbers", "a box: x, y, width, height, maybe a certainty,")
+    x, y, w, h = (affect_of(b, at, "box") for b in box[:4])
+    expect(min(np.nan_to_num([x, y, w, h], nan=-1)) >= 0 and min(w, h) > 0, at,
+            f"box {quoted(' '.join(box[:4]))}", "four shares of the image, 0 to 1,")
+    if min(w, h) > 0.99:
+        return file
+    try:
+        height, width = _shape_of(file)[:2]   # as it is shown: turned where its EXIF says so
+    except Exception as e:  # Pillow's readers meet damage with errors of every kind
+        raise ImageError(f"{file}: cannot be decoded as an image ({quoted(e)})") from e
+    size = max(1, round(w * width)), max(1, round(h * height))
+    return Crop(file, (round((x - w / 2) * width), round((y - h / 2) * height), *size))
+
+# %% ../nbs/14_formats.ipynb #yaml0001
 def _yaml_names(root: Path) -> list[str]:
     """The class names in a data.yaml, as a list or a mapping from numbers; empty: none there. One above the
     folder counts where that is a split, or where its `path` names the folder. Raises `DataError` where
@@ -591,23 +608,6 @@ def _names_in(
     words = not names or isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
     expect(words, file, f"names: {quoted(about.get('names'))}", "a name for each class from 0")
     return names or [], str(about.get("path") or "")
-
-
-def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
-    "The box of a label (centre, width and height as shares of the image); the file, where that is all of it."
-    at = f"label of {file}"
-    expect(len(box) in (4, 5), at, f"{len(box)} numbers", "a box: x, y, width, height, maybe a certainty,")
-    x, y, w, h = (affect_of(b, at, "box") for b in box[:4])
-    expect(min(np.nan_to_num([x, y, w, h], nan=-1)) >= 0 and min(w, h) > 0, at,
-            f"box {quoted(' '.join(box[:4]))}", "four shares of the image, 0 to 1,")
-    if min(w, h) > 0.99:
-        return file
-    try:
-        height, width = _shape_of(file)[:2]   # as it is shown: turned where its EXIF says so
-    except Exception as e:  # Pillow's readers meet damage with errors of every kind
-        raise ImageError(f"{file}: cannot be decoded as an image ({quoted(e)})") from e
-    size = max(1, round(w * width)), max(1, round(h * height))
-    return Crop(file, (round((x - w / 2) * width), round((y - h / 2) * height), *size))
 
 # %% ../nbs/14_formats.ipynb #door0116
 def read_parquet(
