@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from scipy.special import ndtri
 
 from .config import Augment
-from .core import GOLDEN, MIX, hash_bits, hash_uniform
+from .core import GOLDEN, MIX, ImageError, hash_bits, hash_uniform
 
 # %% ../nbs/07_augment.ipynb #batchof2
 def channels_first(
@@ -193,7 +193,10 @@ def __call__(
     view: int | np.ndarray = 0,  # which of the image's views, one or one an image (B,)
     seed: int = 0,     # another seed, other views
 ) -> torch.Tensor:     # float (B, C, H, W) in [0, 1]
-    "View number `view` of each image: geometry, then blur, contrast, brightness, noise, erasing."
+    """View number `view` of each image: geometry, then blur, contrast, brightness, noise, erasing. Raises
+    `ImageError` for floats from 0 to 255, by the first image on the CPU; on a card nothing is looked at."""
+    if len(x) and x.is_floating_point() and x.device.type == "cpu" and (top := float(x[0].amax())) > 1.001:
+        raise ImageError(f"floats up to {top:g}; bytes, or floats from 0 to 1, expected")
     u = hash_uniform(seed, np.reshape(view, (-1, 1)), np.asarray(ids)[:, None], np.arange(14))
     u = torch.from_numpy(u).float()
     both = 2 * u - 1

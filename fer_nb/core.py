@@ -252,7 +252,7 @@ def hash_bits(
 ) -> np.ndarray:                   # uint64, of the broadcast shape
     "64 random bits that depend on `seed` and `counters` alone."
     golden = np.uint64(GOLDEN)
-    h = _mix64(np.asarray([seed], dtype=np.int64).astype(np.uint64) + golden)
+    h = _mix64(np.asarray([int(seed) % 2**64], dtype=np.uint64) + golden)
     for c in counters:
         h = _mix64(h + golden * (np.atleast_1d(c).astype(np.int64).astype(np.uint64) + np.uint64(1)))
     return h.reshape(np.broadcast_shapes(*(np.shape(c) for c in counters)))

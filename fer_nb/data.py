@@ -10,9 +10,9 @@ __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', '
            'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies',
            'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows', 'first_row', 'key_of',
            'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named',
-           'split_of_path', 'usage_of', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes',
-           'vote_targets', 'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes', 'read_kdef',
-           'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
+           'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data',
+           'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes',
+           'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -41,8 +41,8 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
-                         LabelError, atomic_file, cache_dir, canonical_label, emotions_first, is_first,
-                         need_columns, one_of, plain_letters, printable, progress)
+                         LabelError, at_least, atomic_file, cache_dir, canonical_label, emotions_first,
+                         is_first, need_columns, one_of, plain_letters, printable, progress)
 from .store import Store, StoreError, as_text, digest
 
 # %% ../nbs/04_data.ipynb #door0000
@@ -52,7 +52,7 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO, TextIO
 
 # %% ../nbs/04_data.ipynb #07f5745e
@@ -73,6 +73,9 @@ class FERData:
         dropped: pd.DataFrame | None = None,  # what a reader left out: id, split, why; parts have none
     ):
         self.df, self.labels, self.name = df.reset_index(drop=True), tuple(labels), name
+        kinds = {c: x.cat.categories.dtype for c, x in self.df.items()
+                 if c in ("id", "label", "split") and isinstance(x.dtype, pd.CategoricalDtype)}
+        self.df = self.df.astype(kinds) if kinds else self.df  # categories are no texts that can be joined
         files = not isinstance(images, np.ndarray) and not hasattr(images, "known")
         self._images = ImageFiles(images) if files else images
         self._check(labels)
@@ -106,6 +109,7 @@ def _check(self: FERData, labels: Sequence[str]) -> None:
               ] * isinstance(labels, (str, set, frozenset))
     faults += [(LabelError, f"label {label!r} is named more than once")
               for label, n in Counter(self.labels).items() if n > 1]
+    faults += [(LabelError, f"label {x!r} is not a string") for x in labels if not isinstance(x, str)][:1]
     faults += [(DataError, f"id {i!r} is not a string") for i in df.id if not isinstance(i, str)][:1]
     faults += [(DataError, f"id {i!r} occurs more than once") for i in df.id[df.id.duplicated()][:1]]
     for column, allowed in (("label", self.labels), ("split", SPLITS)):
@@ -152,10 +156,23 @@ def array(self: FERData) -> np.ndarray:  # uint8 (N, H, W) or (N, H, W, 3)
 @patch
 def batch(
     self: FERData,
-    rows: Sequence[int] | np.ndarray,  # positions
+    rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length N
 ) -> np.ndarray:                       # uint8 (B, H, W) or (B, H, W, 3): what `array()[rows]` would be
-    "Some images as one array; of files, only these are decoded. Raises `ImageError` where sizes differ."
-    return self._images[np.asarray(rows)] if self.in_memory() else self._images.batch(rows)
+    """Some images as one array; of files, only these are decoded. Raises `ImageError` where sizes differ, and
+    `IndexError` as `take` does."""
+    rows = _positions(rows, len(self))
+    return self._images[rows] if self.in_memory() else self._images.batch(rows)
+
+
+def _positions(
+    rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length `n`
+    n: int,                            # images there are
+) -> np.ndarray:                       # int64 (B,), from 0 to n - 1
+    "Rows as positions. Raises `IndexError` for those that do not exist, and for a mask of another length."
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or rows.dtype == bool and len(rows) != n:
+        raise IndexError(f"rows are {rows.dtype} {rows.shape}; positions, or a mask of {n}, expected")
+    return np.arange(n)[rows if rows.size else rows.astype(np.int64)]  # an empty list comes as floats
 
 
 @patch
@@ -263,10 +280,7 @@ def take(
 ) -> FERData:                          # a smaller dataset with the same labels
     """The dataset of the given `rows`, in their order. Raises `IndexError` for rows that do not exist, and
     for a mask of another length."""
-    rows = np.asarray(rows)
-    if rows.ndim != 1 or rows.dtype == bool and len(rows) != len(self):
-        raise IndexError(f"rows are {rows.dtype} {rows.shape}; positions, or a mask of {len(self)}, expected")
-    rows = np.arange(len(self))[rows if rows.size else rows.astype(np.int64)]  # an empty list comes as floats
+    rows = _positions(rows, len(self))
     images = self._images[rows] if self.in_memory() else self._images.part(rows)
     return self.replace(df=self.df.iloc[rows], images=images)
 
@@ -298,14 +312,37 @@ def replace(
     made.provenance = provenance
     return made
 
-
+# %% ../nbs/04_data.ipynb #serie001
 @patch
 def assign(
     self: FERData,
-    **columns: Any,  # column=values, one an image or one for all
+    **columns: Any,  # column=values, one an image or one for all; a Series by id, by row, or in order
 ) -> FERData:        # the same images
-    "The dataset with new or changed columns: `ds.assign(split=\"train\")`."
-    return self.replace(df=self.df.assign(**columns))
+    """The dataset with new or changed columns: `ds.assign(split="train")`. A Series is taken by the ids, or
+    by the table's row numbers, if those are its index, else in its order. Raises `DataError` for one that
+    lacks an image."""
+    made = {c: self._fitted(c, x) if isinstance(x, pd.Series) else x for c, x in columns.items()}
+    return self.replace(df=self.df.assign(**made))
+
+
+@patch
+def _fitted(
+    self: FERData,
+    column: str,         # its name, for the message
+    values: pd.Series,   # indexed by ids, or one an image in order
+) -> pd.Series:          # with the index of the table
+    "A Series as a column, which pandas would align by row numbers that a part does not share with the whole."
+    ids, rows = self.df.id, self.df.index
+    if not values.index.has_duplicates and ids.isin(values.index).all():
+        return values.reindex(ids).set_axis(rows)
+    if not values.index.has_duplicates and len(values) == len(rows) and rows.isin(values.index).all():
+        return values.reindex(rows)
+    lost = ids[~ids.isin(values.index)]
+    expect(len(values) == len(ids) and len(lost) == len(ids), self.name or "the dataset",
+           f"column {column!r}: {len(values)} values for {len(ids)} images"
+           + f", none for {some_of(map(quoted, lost), 3)}" * (len(lost) < len(ids)),
+           "one for each id, or one an image in their order,")
+    return values.set_axis(rows)
 
 # %% ../nbs/04_data.ipynb #032c863c
 def to_array(
@@ -378,8 +415,11 @@ class Crop:
         self,
         image: np.ndarray,  # the whole image (H, W[, 3])
     ) -> np.ndarray:        # the box of it
-        "The box of `image`. Raises `ImageError` where they do not meet."
-        x, y, w, h = self.box
+        "The box of `image`, in whole pixels. Raises `ImageError` where they do not meet."
+        try:
+            x, y, w, h = map(round, self.box)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise ImageError(f"{self.path}: box {self.box}; four numbers of pixels expected") from e
         part = image[max(0, y):max(0, y + h), max(0, x):max(0, x + w)]
         if not part.size:
             size = f"{image.shape[1]} × {image.shape[0]}"
@@ -805,8 +845,17 @@ def decoded(
     r = self.rows[i]
     if self.first is not None and r < len(self.first):
         one = self.first.part(np.array([r]))
-        return one.known["kept"].take(one.rows)[0] if one._kept(each=True) else one.decoded(0)
-    image = read_image(self[i])
+        kept = one._taken(each=True)
+        return one.decoded(0) if kept is None else kept[0]
+    return self._as_wanted(read_image(self[i]))
+
+
+@patch
+def _as_wanted(
+    self: ImageFiles,
+    image: np.ndarray,  # as it was decoded or made (H, W) or (H, W, 3)
+) -> np.ndarray:        # of `side`, and in colour where `colour` asks for it
+    "Bring an image to the size and the colours in which this sequence is read."
     image = as_square(image, self.side) if self.side else image
     return np.repeat(image[..., None], 3, -1) if self.colour and image.ndim == 2 else image
 
@@ -818,7 +867,11 @@ def stream(self: ImageFiles) -> Iterator[np.ndarray]:  # uint8 (H, W) or (H, W, 
     failures = []
     if self._kept(each=True):
         for start in range(0, len(self), 64):
-            yield from self.known["kept"].take(self.rows[start:start + 64])
+            images = self.part(slice(start, start + 64))._taken(each=True)
+            if images is None:  # somebody removed them meanwhile
+                yield from self.part(slice(start, None)).stream()
+                return
+            yield from images
         return
     for images in _in_turn(self._some, self._blocks()):
         if isinstance(images, ImageError):
@@ -851,7 +904,7 @@ def _some(
     if len(block) == 1:
         return [self.decoded(block[0])]
     copies = [self[i] for i in block]
-    return list(copies[0].of.make([c.k for c in copies]))
+    return list(map(self._as_wanted, copies[0].of.make([c.k for c in copies])))
 
 # %% ../nbs/04_data.ipynb #6e0b0b84
 @patch
@@ -861,8 +914,8 @@ def batch(
 ) -> np.ndarray:                       # uint8 (B, H, W) or (B, H, W, 3)
     "Some images as one array, of the size and colour of all of them. Raises `ImageError`."
     part, shape = self.part(np.asarray(rows, dtype=np.int64)), self.shape()
-    if part._kept(shape):
-        return self.known["kept"].take(part.rows)
+    if (kept := part._taken(shape)) is not None:
+        return kept
     out = np.empty((len(part), *shape), np.uint8)
     for k, image in enumerate(part.stream()):
         if image.shape[:2] != shape[:2]:
@@ -872,59 +925,94 @@ def batch(
 
 # %% ../nbs/04_data.ipynb #8532628b
 class KeptPixels:
-    "Pixels of images of one size, filled in as they are decoded: an array in memory, or a file."
+    """Pixels of images of one size, filled in as they are decoded: an array in memory, or a file. The file
+    ends with a mark that no other has, and so does the list of what is in it (.npy): a file that was removed,
+    or begun anew, by this process or another, is not taken for the one that was filled."""
 
     def __init__(
         self,
         shape: tuple[int, ...],     # (N, H, W) or (N, H, W, 3)
         path: Path | None = None,   # the file, which may be there already; None: in memory
     ):
-        self.shape, self.path, self.has = shape, path, np.zeros(shape[0], bool)
+        self.shape, self.path, self.has, self.mark = shape, path, np.zeros(shape[0], bool), b""
+        self.size = int(np.prod(shape, dtype=np.int64))  # bytes of pixels, behind which the mark stands
         if path is None:
             self.pixels = np.zeros(shape, np.uint8)
-            return
+        self.there()
+
+    def _mark(self) -> bytes:
+        "The mark of the file as it is now; empty: there is none, or it is cut short."
         try:
-            has = np.load(path.with_suffix(".npy"), allow_pickle=False)
-            self.has |= has if has.shape == self.has.shape and path.is_file() else False
-        except (OSError, ValueError, EOFError):  # none yet, or cut short: nothing is there
-            pass
+            with open(self.path, "rb") as f:
+                f.seek(self.size)
+                return f.read()
+        except OSError:
+            return b""
+
+    def there(self) -> np.ndarray:  # `has`, bool (N,)
+        "Which images are there now: of a file that is another one, what the list with the same mark says."
+        mark = self.mark if self.path is None else self._mark()
+        if mark != self.mark:
+            self.has[:], self.mark = False, mark
+            try:
+                with open(self.path.with_suffix(".npy"), "rb") as f:
+                    has = np.load(f, allow_pickle=False)
+                    fits = has.shape == self.has.shape and has.dtype == bool and f.read() == mark
+                    self.has |= has if fits else False
+            except (OSError, ValueError, EOFError):  # none yet, or cut short: nothing is there
+                pass
+        return self.has
 
     def open(
         self,
         mode: str,        # "r" or "r+"
     ) -> np.ndarray:      # all pixels, of which a file's are read when they are looked at
-        "The array that holds the pixels."
-        return self.pixels if self.path is None else np.memmap(self.path, np.uint8, mode, shape=self.shape)
+        "The array that holds the pixels. Raises `OSError` where the file is not the one that `has` is about."
+        if self.path is None:
+            return self.pixels
+        whole = np.memmap(self.path, np.uint8, mode)
+        if whole[self.size:].tobytes() != self.mark:
+            raise FileNotFoundError(f"{self.path} is another file by now")
+        return whole[:self.size].reshape(self.shape)
 
     def take(
         self,
-        rows: np.ndarray,  # positions that `has` says are there
-    ) -> np.ndarray:       # a copy
+        rows: np.ndarray,      # positions
+    ) -> np.ndarray | None:    # a copy; None: not all of them are there
         "The pixels of some images."
-        return np.asarray(self.open("r")[rows])
+        try:
+            return np.asarray(self.open("r")[rows]) if self.there()[rows].all() else None
+        except (OSError, ValueError):  # removed or cut in this moment
+            return None
 
-    def put(
-        self,
-        rows: np.ndarray,              # positions
-        images: Iterable[np.ndarray],  # their pixels, in that order
-    ) -> None:
-        "Fill in, and say so only when the pixels are on the disk."
-        images = iter(images)
+# %% ../nbs/04_data.ipynb #kept0001
+@patch
+def put(
+    self: KeptPixels,
+    rows: np.ndarray,              # positions
+    images: Iterable[np.ndarray],  # their pixels, in that order
+) -> None:
+    """Fill in, and say so only when the pixels are on the disk. Raises `OSError` where they cannot be
+    written, or somebody removes the file meanwhile."""
+    images = iter(images)
+    if self.path is not None and not self._mark():
+        self.path.unlink(missing_ok=True)
+        with atomic_file(self.path, overwrite=False) as aside, open(aside, "wb") as f:
+            f.seek(self.size)  # no disk is used yet
+            f.write(os.urandom(16))
+    self.there()
+    for part in np.array_split(rows, -(-len(rows) // 2048)):
+        for some in np.array_split(part, -(-len(part) // 64)):
+            pixels = self.open("r+")
+            for row, image in zip(some, images):
+                pixels[row] = image if image.ndim == len(self.shape) - 1 else image[..., None]
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as f:
-                f.truncate(int(np.prod(self.shape, dtype=np.int64)))  # no disk is used yet
-        for part in np.array_split(rows, -(-len(rows) // 2048)):
-            for some in np.array_split(part, -(-len(part) // 64)):
-                pixels = self.open("r+")
-                for row, image in zip(some, images):
-                    pixels[row] = image if image.ndim == len(self.shape) - 1 else image[..., None]
-            if self.path is not None:
-                pixels.flush()
-            self.has[part] = True
-            if self.path is not None:
-                with atomic_file(self.path.with_suffix(".npy")) as aside:
-                    np.save(aside, self.has)
+            pixels.flush()
+        self.has[part] = True
+        if self.path is not None:
+            with atomic_file(self.path.with_suffix(".npy")) as aside, open(aside, "wb") as f:
+                np.save(f, self.has)
+                f.write(self.mark)
 
 # %% ../nbs/04_data.ipynb #768ff2f2
 IN_MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without asking
@@ -933,17 +1021,21 @@ IN_MEMORY = 100 * 2**20  # bytes of pixels that are kept in memory without askin
 @patch
 def keep(self: ImageFiles) -> None:
     "Decode, once, images that will be read more than once. Raises `ImageError` as `stream` does."
+    one = int(np.prod(self.shape()))
     if "kept" not in self.known:
-        one, whole = int(np.prod(self.shape())), self.part(slice(None))
+        whole = self.part(slice(None))
         whole.rows = np.arange(len(self.pool))
         small, shape = one * len(whole) <= IN_MEMORY, (len(whole), *self.shape())
         path = None if small else _pixel_file(whole, shape, one * len(self))
         self.known["kept"] = KeptPixels(shape, path) if small or path else None
     kept = self.known["kept"]
     if kept is not None and kept.shape[1:] == self.shape():
-        new = self.part(np.flatnonzero(~kept.has[self.rows]))
-        if len(new):
-            kept.put(new.rows, progress(new.stream(), "pixels", len(new)))
+        new = self.part(np.flatnonzero(~kept.there()[self.rows]))
+        try:
+            if len(new):
+                kept.put(new.rows, progress(new.stream(), "pixels", len(new)))
+        except OSError as e:
+            self.known["kept"] = _not_kept(one * len(self), e)
 
 
 @patch
@@ -962,14 +1054,22 @@ def _kept(
 ) -> bool:                                  # whether all these images are kept as they are wanted
     "Look at what is kept."
     kept = self.known.get("kept")
-    if kept is not None and kept.path is not None and not kept.path.is_file():  # somebody deleted it
-        kept.has[:] = False
-    if kept is None or not len(self) or not kept.has[self.rows].all():
+    if kept is None or not len(self) or not kept.there()[self.rows].all():
         return False
     if each:
         colour = self.shapes()[:, 2]
         return bool((colour == (len(kept.shape) == 4)).all())
     return kept.shape[1:] == (shape or self.shape())
+
+
+@patch
+def _taken(
+    self: ImageFiles,
+    shape: tuple[int, ...] | None = None,   # as in `_kept`
+    each: bool = False,                     # as there
+) -> np.ndarray | None:                     # the pixels of all these images; None: not kept
+    "What is kept, if all of it is."
+    return self.known["kept"].take(self.rows) if self._kept(shape, each) else None
 
 # %% ../nbs/04_data.ipynb #b61ae5d3
 def _pixel_file(
@@ -978,24 +1078,37 @@ def _pixel_file(
     need: int,                # bytes that will be written
 ) -> Path | None:             # where their pixels are kept; None: they do not fit
     "Find the place, make room, and say so."
-    folder, gb = cache_dir() / "pixels", 2**30
-    path = folder / f"{digest(files.state(), list(shape))}.pixels"
+    path = cache_dir() / "pixels" / f"{digest('marked', files.state(), list(shape))}.pixels"
     text = os.environ.get("FER_NB_CACHE_GB", "20")
     try:
-        limit = float(text) * gb
+        limit = float(text) * 2**30
     except ValueError:
         limit = np.nan
     if not limit >= 0:
         raise ConfigError(f"FER_NB_CACHE_GB={text!r}; a number of gigabytes from 0 expected")
-    others = sorted((p for p in folder.glob("*.pixels") if p != path), key=lambda p: p.stat().st_mtime)
-    used = {p: p.stat().st_blocks * 512 for p in others} if hasattr(os.stat_result, "st_blocks") else {}
-    there = path.is_file()
+    try:
+        return _with_room(path, need, limit)
+    except OSError as e:
+        return _not_kept(need, e)
+
+
+def _with_room(
+    path: Path,      # where pixels shall be kept
+    need: int,       # bytes that will be written
+    limit: float,    # bytes that all such files may have
+) -> Path | None:    # the same path; None: they do not fit
+    "Make room by removing the oldest pixels. Raises `OSError` where the folder cannot be written."
+    folder, gb, found = path.parent, 2**30, {}
     folder.mkdir(parents=True, exist_ok=True)
+    for p in folder.glob("*.pixels"):
+        with suppress(FileNotFoundError):  # another process removes it at this moment
+            found[p] = p.stat()
+    there = found.pop(path, None)
+    others = sorted(found, key=lambda p: found[p].st_mtime)
+    used = {p: found[p].st_blocks * 512 for p in others} if hasattr(os.stat_result, "st_blocks") else {}
     room = min(limit, (shutil.disk_usage(folder).free + sum(used.values())) * .9)
     if need > room:
-        _note(f"{need / gb:.1f} GB of pixels are not kept: {room / gb:.1f} GB may be used (FER_NB_CACHE_GB); "
-              "every image is decoded each time it is read")
-        return None
+        return _not_kept(need, f"{room / gb:.1f} GB may be used (FER_NB_CACHE_GB)")
     for old in others:
         if sum(used.values()) + need <= room:
             break
@@ -1005,6 +1118,16 @@ def _pixel_file(
     _note(f"{need / gb:.1f} GB of pixels are {'kept from before' if there else 'kept'} in {path}; "
           "they may be deleted (FER_NB_CACHE says where, FER_NB_CACHE_GB how much)")
     return path
+
+
+# %% ../nbs/04_data.ipynb #kept0002
+def _not_kept(
+    need: int,           # bytes of pixels
+    why: object,         # as text
+) -> None:               # so that nothing is kept
+    "Say that pixels are not kept, which makes reading slower and changes nothing else."
+    _note(f"{need / 2**30:.1f} GB of pixels are not kept: {quoted(why, 300)}; every image is decoded each "
+          "time it is read")
 
 
 def _note(text: str) -> None:
@@ -1264,7 +1387,9 @@ def first_row(
 
 # %% ../nbs/04_data.ipynb #door002c
 _SAME = {  # a column, and other names that it has
-    "emotion": ("label", "class", "expression"), "pixels": ("pixel",), "usage": ("split", "set"),
+    "emotion": ("label", "class", "expression"), "pixels": ("pixel",),
+    "usage": ("split", "set", "subset", "partition"), "group": ("sequence", "video", "clip", "groupid"),
+    "subject": ("person", "subjectid", "personid", "identity", "participant"),
     "imagename": ("image", "name", "file", "filename")}
 
 
@@ -1601,6 +1726,44 @@ def _emotion(text: str, order: Sequence[str], at: str) -> str:
             f"one of {', '.join(map(str, range(len(order))))}, or a name,", LabelError)
     return name
 
+# %% ../nbs/04_data.ipynb #tied0001
+_IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}  # fastai's column
+_NOBODY = re.compile(r"nan|<na>|none|null|n/a|na|", re.I)  # no subject, no group
+
+
+def _plain_number(text: str) -> str:
+    "A whole number as it is written where none is missing: 6.0 as 6."
+    return re.sub(r"^([0-9]+)\.0*$", r"\1", text)
+
+
+def _whose(text: str | None) -> str:
+    "The subject or the group that a field names; empty: none, which tables write as `nan` or `NA`."
+    return "" if text is None or _NOBODY.fullmatch(text.strip()) else _plain_number(text)
+
+
+def split_of_name(
+    name: str,  # of a file, without its ending
+) -> str:       # train, valid, test; "": no word of it names a split, or several do
+    "The split that a word of a file's name says: `train_labels`, `fer_test_2`, `valLabels`."
+    found = set()
+    for word in re.split(r"[\W_]+", name):
+        parts = [word, re.sub(r"(?i)(labels?|lists?|annotations?|metadata)$", "", word),
+                 *re.findall(r"[A-Z]?[a-z]+", word)]
+        found.add(next(filter(None, map(split_named, parts)), ""))
+    found -= {""}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _say_unread(
+    path: Path,              # a list
+    names: Iterable[str],    # of all its columns
+    read: Iterable[str],     # of those that are read
+) -> None:
+    "Warn of columns that are not read."
+    unused = [n for n in names if n and n not in set(read) and not n.startswith("__index_level")]
+    if unused:
+        warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
+
 # %% ../nbs/04_data.ipynb #2a99a903
 def _parse_pixels(
     texts: list[str],   # `pixels` fields of 48 × 48 numbers
@@ -1629,6 +1792,24 @@ def _parse_pixels(
         expect(odd is None, at, f"pixel {quoted(str(odd)[:40])!r}", "a whole number in 0-255")
     return np.array([t.split() for t in attempt], dtype=np.uint8).reshape(-1, 48, 48)
 
+# %% ../nbs/04_data.ipynb #tied0002
+def _say_columns(
+    path: Path,              # a table of pixels
+    names: Sequence[str],    # its header
+    wanted: Sequence[str],   # columns that are read
+) -> str:                    # the split of all rows, where no column names one
+    "Warn of columns that are not read, and where no column names the split."
+    places = {c: _place(c, names) for c in wanted}
+    if places["Usage"] is not None:
+        places.pop("is_valid")
+    own = split_of_name(path.stem) or "train"
+    if places["pixels"] is not None:
+        _say_unread(path, [n for n in names if not re.fullmatch(r"column \d+", n)],
+                    [names[k] for k in places.values() if k is not None])
+        if {places["Usage"], places.get("is_valid")} == {None}:
+            warnings.warn(f"{path}: no column Usage: every row is read as {own}", stacklevel=4)
+    return own
+
 # %% ../nbs/04_data.ipynb #door0030
 def pixel_columns(
     fields: list[str],  # the first row of a table
@@ -1650,21 +1831,25 @@ def fer2013_csv(
     order: Sequence[str] = EMOTIONS,     # the emotions by number
     name: str = "fer2013",               # of the dataset
 ) -> FERData:                            # in the order of the file
-    "All rows of the CSV, checked, a hundred at a time; ids are `row` and the line of the file."
-    def parsed(block: list) -> tuple[list[tuple[str, str, str]], np.ndarray]:  # id, label, split; pixels
-        rows = [(f"row{at.rpartition(' ')[2]}", numbers.get(emotion) or _emotion(emotion, order, at),
-                 "train" if usage is None else usage_of(usage, at)) for at, (emotion, _, usage) in block]
-        return rows, _parse_pixels([pixels for _, (_, pixels, _) in block], [at for at, _ in block])
+    """All rows of the CSV, checked, a hundred at a time; ids are `row` and the line of the file. The split is
+    that of Usage, else of is_valid, else of the file's name, else train; subject and group are read too."""
+    def parsed(block: list) -> tuple[list[dict[str, str]], np.ndarray]:  # rows of the table; pixels
+        rows = [{"id": f"row{at.rpartition(' ')[2]}",
+                 "label": numbers.get(emotion) or _emotion(emotion, order, at),
+                 "split": own if usage is flag is None else usage_of(usage, at) if usage is not None else
+                 _named(flag.lower(), _IS_VALID, at, "is_valid")}
+                | {c: name for c, text in zip(wanted[4:], ties) if (name := _whose(text))}
+                for at, (emotion, _, usage, flag, *ties) in block]
+        return rows, _parse_pixels([fields[1] for _, fields in block], [at for at, _ in block])
 
-    left, wanted = left or LeftOut(), ("emotion", "pixels", "Usage")
+    left, wanted = left or LeftOut(), ("emotion", "pixels", "Usage", "is_valid", "subject", "group")
     numbers = {str(k): e for k, e in enumerate(order)}
     first = first_row(path)
     bare = pixel_columns(first)
     columns = tuple(c for c in wanted if not bare or c in bare)
     need_columns(columns, wanted[:2], str(path), "the first row is no header, and holds pixels")
-    if _place("Usage", bare or first) is None and _place("pixels", bare or first) is not None:
-        warnings.warn(f"{path}: no column Usage: every row is read as train", stacklevel=3)
-    rows = _table(path, bare or columns, exact=False, header=not bare, left=left, optional=("Usage",))
+    own = _say_columns(path, bare or first, wanted)
+    rows = _table(path, bare or columns, exact=False, header=not bare, left=left, optional=wanted[2:])
     places = [(bare or columns).index(c) if c in (bare or columns) else None for c in wanted]
     rows = ((at, [None if k is None else fields[k] for k in places]) for at, fields in rows)
     images, table = [np.empty((0, 48, 48), np.uint8)], []
@@ -1676,7 +1861,8 @@ def fer2013_csv(
                 table += found
                 images.append(pixels)
     dropped = left.table(len(table) + len(left.rows), path)
-    df = pd.DataFrame(table, columns=["id", "label", "split"])
+    df = pd.DataFrame(table, columns=["id", "label", "split", *(
+        c for c in wanted[4:] if any(c in row for row in table))])
     return FERData(df, np.concatenate(images), order, name, dropped)
 
 # %% ../nbs/04_data.ipynb #3f6243e9
@@ -1701,9 +1887,28 @@ def _from_files(
         expect(label in labels, p, f"folder {p.parent.name!r}", f"one of {', '.join(labels)}", LabelError)
     ids = [p.relative_to(root).as_posix() for p in files]
     shapes = _usable(image_shapes(files), len(files))
-    mixed = len({s[:2] for s in shapes}) == 1 and any(len(s) == 3 for s in shapes)
     df = pd.DataFrame({"id": ids, "label": found, "split": splits})
-    return FERData(df, ImageFiles(files, shapes, colour=mixed), labels, name), shapes
+    return FERData(df, _with_shapes(files, shapes), labels, name), shapes
+
+
+def _with_shapes(
+    files: Sequence[Path | Crop],      # image files
+    shapes: list[tuple[int, ...]],     # of each image
+) -> ImageFiles:                       # grey ones become colour beside colour of the same size
+    "Files whose parts have the colours of the whole, whichever images they hold."
+    mixed = len({s[:2] for s in shapes}) == 1 and any(len(s) == 3 for s in shapes)
+    return ImageFiles(files, shapes, colour=mixed)
+
+
+def _alike(
+    ds: FERData,   # as a reader made it
+) -> FERData:      # the same; of files the headers are read
+    "A dataset of which every part has the colours of the whole; files that fail are named when used."
+    if ds.in_memory() or not len(ds):
+        return ds
+    shapes = image_shapes(ds._images)
+    bad = any(isinstance(e, ImageError) for e in shapes)
+    return ds if bad else ds.replace(images=_with_shapes(ds._images, shapes), dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #door0031
 def _split_files(
@@ -1881,7 +2086,7 @@ def read_ferplus(
     why = np.select(list(why.values()), list(why), "")
     ds = FERData(df, images, LABEL_ORDERS["ferplus"], "ferplus").take(why == "")
     ds = ds.replace(labels=ds.labels[:num_classes], dropped=df[["id", "split"]].assign(why=why)[why != ""])
-    ds = without_broken(ds, left, path)
+    ds = _alike(without_broken(ds, left, path))
     published = {s: c[:num_classes] for s, c in FERPLUS_COUNTS.items() if s != "train" or mode == "majority"}
     expected = splits and [s for s in splits if s in published or s not in SPLITS]
     ds.check_counts(published, strict, expected, subset_ok=True)
@@ -2214,7 +2419,8 @@ def read_rafdb(
         files = {i: files[i] for i in codes}
         df = df[df.id.isin(codes)].reset_index(drop=True)
         df[["gender", "race", "age"]] = np.array(list(codes.values())).reshape(-1, 3)
-    ds = without_broken(FERData(df, list(files.values()), LABEL_ORDERS["rafdb"], "rafdb"), left, root)
+    ds = FERData(df, list(files.values()), LABEL_ORDERS["rafdb"], "rafdb")
+    ds = _alike(without_broken(ds, left, root))
     ds.check_counts(RAFDB_COUNTS, strict, subset_ok=True)
     return ds
 
@@ -2574,7 +2780,9 @@ def resized(
     ds: FERData,  # images of any sizes
     side: int,    # wanted side, in pixels
 ) -> FERData:     # images (N, side, side) or, if any is in colour, (N, side, side, 3)
-    "Every image at `side` × `side`, files when they are read; unchanged if that is what they are."
+    """Every image at `side` × `side`, files when they are read; unchanged if that is what they are. Raises
+    `ConfigError` for a side that is no whole number from 1."""
+    at_least("side", side, 1, "pixels", whole=True)
     if not ds.in_memory():
         colour = bool(ds._images.shapes()[:, 2].any())
         return ds.replace(images=ds._images.part(slice(None), side=side, colour=colour), dropped=ds.dropped)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Format', 'role_of', 'by_paths', 'by_names', 'is_emotion', 'label_order', 'numbered', 'relabelled',
-           'read_names', 'pattern_of', 'split_of_row', 'split_of_name', 'read_list', 'read_yolo', 'read_parquet',
-           'find_fer2013', 'find_ferplus', 'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder',
-           'find_yolo', 'find_list', 'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes',
-           'shared_splits', 'straddling', 'no_splits', 'other_folders', 'splits_in_names', 'unread', 'as_published',
-           'read', 'with_subjects']
+           'read_names', 'pattern_of', 'split_of_row', 'read_list', 'read_yolo', 'read_parquet', 'find_fer2013',
+           'find_ferplus', 'find_rafdb', 'find_affectnet', 'read_ckplus', 'read_expw', 'find_folder', 'find_yolo',
+           'find_list', 'Reading', 'readings', 'detect', 'tree_of', 'need_classes', 'odd_classes', 'shared_splits',
+           'straddling', 'no_splits', 'other_folders', 'splits_in_names', 'unread', 'as_published', 'read',
+           'with_subjects']
 
 # %% ../nbs/14_formats.ipynb #form0005
 import difflib
@@ -32,13 +32,15 @@ from fastcore.basics import patch
 
 from .core import (ALIASES, EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError,
                          LabelError, canonical_label, emotions_first, need_columns, one_of, plain_letters)
-from .data import (AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS, FERPLUS_HEADER,
-                         IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS, RAFDB_NAME, SPLITS,
-                         USAGE, Crop, FERData, LeftOut, Provenance, Tree, add_votes, affect_of, begins_as,
-                         decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of, list_images,
-                         path_inside, pixel_columns, quoted, read_affectnet, read_fer2013, read_ferplus,
-                         read_folder, read_kdef, read_rafdb, some_of, split_named, split_of_path, stacked,
-                         table_rows, text_of, whole_number, without_broken, _shape_of)
+from .data import (_IS_VALID, _SAME, AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS,
+                         FERPLUS_HEADER, IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS,
+                         RAFDB_NAME, SPLITS, USAGE, Crop, FERData, LeftOut, Provenance, Tree, _alike,
+                         _plain_number, _say_unread, _shape_of, _whose, add_votes, affect_of, begins_as,
+                         decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of,
+                         list_images, path_inside, pixel_columns, quoted, read_affectnet, read_fer2013,
+                         read_ferplus, read_folder, read_kdef, read_rafdb, some_of, split_named,
+                         split_of_name, split_of_path, stacked, table_rows, text_of, whole_number,
+                         without_broken)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def label_order(
     labels: "str | Sequence[str] | dict[str, str] | None",  # names in order, pairs, or the name of an order
 ) -> tuple[tuple[str, ...], dict[str, str]]:  # the order, (): none; class as found -> label
     """What was said about labels: `["happy", "sad"]`, `"happy,sad"`, `{"0": "sad"}`, `"0=sad,1=happy"`, or
-    the name of a known order, such as `"affectnet"`. Raises `ConfigError`."""
+    the name of a known order, such as `"affectnet"`. Names that mean one emotion stay what they are where a
+    pair says so (`calm=calm`), or where a list has both. Raises `ConfigError`."""
+    labels = () if labels is None else labels
     if isinstance(labels, str):
         numbers = ("ckplus", "ckextended", "expw")  # formats with numbers of their own
         known = LABEL_ORDERS | {name: FORMATS[name].labels for name in numbers if name in FORMATS}
@@ -167,9 +171,10 @@ def label_order(
                 f"one of {', '.join(known)}", ConfigError)
         labels = dict(pairs) if pairs else known.get(labels, words)
     if isinstance(labels, dict):
-        names = {_class_key(str(a)): canonical_label(b) for a, b in labels.items()}
-        return (), names
-    order = tuple(map(canonical_label, labels or ()))
+        said = {_class_key(str(a)): b for a, b in labels.items()}
+        return (), {a: a if a == _class_key(b) else canonical_label(b) for a, b in said.items()}
+    order = tuple(map(canonical_label, labels))
+    order = tuple(name if order.count(name) == 1 else _class_key(own) for name, own in zip(order, labels))
     expect(len(set(order)) == len(order), "labels", repr(labels), "each label once", ConfigError)
     return order, {}
 
@@ -179,7 +184,7 @@ _NO_NAME = re.compile(r"[+-]?[0-9.]+|nan|none|null|n/a|na|", re.I)
 
 def _class_key(name: str) -> str:
     "A class as pairs name it: in small letters, 6.0 as 6."
-    return re.sub(r"^([0-9]+)\.0*$", r"\1", name.strip().lower())
+    return _plain_number(name.strip().lower())
 
 
 def numbered(
@@ -215,10 +220,15 @@ def relabelled(
     if all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes) and not names:
         meaning = numbered(classes, order, where)
     else:
-        meaning = {c: names.get(_class_key(c)) or canonical_label(c) for c in classes}
+        meaning = {c: names.get(_class_key(c)) or (k if (k := _class_key(c)) in order else canonical_label(c))
+                   for c in classes}
+        _say_merged({c: m for c, m in meaning.items() if _class_key(c) not in names}, where)
         bare = [c for c in classes if _class_key(c) not in names and _NO_NAME.fullmatch(c.strip())]
         expect(not bare, where, f"classes {some_of(map(quoted, bare))} beside names", "names alone, or pairs "
                 f"such as --labels {bare[:1] and quoted(bare[0], 20)}=happy,", LabelError)
+    spare = [o for o in order if o not in meaning.values() and canonical_label(o) in {*order} - {o}]
+    expect(not spare, "labels", f"{some_of(map(quoted, spare))} beside another name of it, and no such class",
+           "each label once", ConfigError)
     foreign = sorted(c for c in classes if order and meaning[c] not in order)
     expect(not foreign, where, f"classes {some_of(map(quoted, foreign))}",
             f"those of labels, {', '.join(order)},", LabelError)
@@ -226,6 +236,20 @@ def relabelled(
     renamed = {c: m for c, m in meaning.items() if c.strip().lower() != m}
     df = ds.df.assign(label=[meaning[c] for c in found])
     return ds.replace(df=df, labels=order, dropped=ds.dropped), renamed
+
+
+def _say_merged(
+    meaning: dict[str, str],  # class as found -> label, of those about which nothing was said
+    where: str | Path,        # the dataset
+) -> None:
+    "Warn of classes that become one, and differ by more than a number or capitals."
+    for label in sorted(set(meaning.values())):
+        same = {re.sub(r"[\W\d_]+", "", c.lower()): c for c, m in meaning.items() if m == label}
+        other = next((c for c in same.values() if _class_key(c) != label), "")
+        if len(same) > 1:
+            shown, pair = some_of(map(quoted, same.values())), quoted(f"{other}={_class_key(other)}")
+            warnings.warn(f"{where}: {len(same)} classes ({shown}) are read as {label}; pairs such as "
+                          f"--labels {pair} keep them apart", stacklevel=3)
 
 # %% ../nbs/14_formats.ipynb #door0111
 _TAKEN = ("id", "found", "source", "photo", "role", "original", "rule", "face_status")  # columns of our own
@@ -239,18 +263,23 @@ def read_names(
     broken: str = "error",          # of `BROKEN`
 ) -> tuple[FERData, list[str]]:     # with a column for every other named group; the class of each, as found
     """Read images whose label stands in their path: `KA.AN1.39.tiff`, `03_happy.png`. Other named groups,
-    such as `subject`, `group` or `split`, become columns. Raises `DataError` for images without a label."""
+    such as `subject`, `group` or `split`, become columns; the names that lists have for these, such as
+    `person` or `video`, mean the same. Raises `DataError` for images without a label."""
     rx, root, left = pattern_of(pattern, "label_pattern"), Path(root), LeftOut(broken)
     own = [name for name in rx.groupindex if name in _TAKEN]
     expect(not own, f"label_pattern={pattern!r}", f"a group {', '.join(own)}, which the package gives itself",
            "label, split, subject, group, or names of your own", ConfigError)
+    ties = {g: c for c in ("subject", "group") for g in rx.groupindex if key_of(g) in _LIST_KEYS[c]}
+    twice = [g for g, c in ties.items() if list(ties.values()).count(c) > 1]
+    expect(not twice, f"label_pattern={pattern!r}", f"groups {', '.join(twice)}, which mean the same",
+           "one of them", ConfigError)
     rows, files = [], list_images(root)
     for p in files:
         i = p.relative_to(root).as_posix()
         with left.item(i):
             m = rx.search(i)
             expect(m and _found(m), p, f"no label by the pattern {pattern}", "one in each path")
-            groups = {k: v for k, v in m.groupdict().items() if k != "label"}
+            groups = {ties.get(k, k): v for k, v in m.groupdict().items() if k != "label"}
             said = {c: v for k, v in groups.items() if v for c in ("split", "is_valid")
                     if key_of(k) in _LIST_KEYS[c]}
             split = split_of_row(said, str(p)) or split_of_path(i, p)
@@ -280,7 +309,7 @@ def _found(m: re.Match, name: str = "label") -> str:
     bare = [k for k in range(1, m.re.groups + 1) if k not in named.values()]
     return (m[[*own, *bare, 1][0]] or "").strip()
 
-
+# %% ../nbs/14_formats.ipynb #found001
 def _by_found(
     df: pd.DataFrame,     # id, found, split, and other columns
     images: list,         # files or boxes
@@ -291,14 +320,13 @@ def _by_found(
     "A dataset whose classes are not translated yet; broken images are left out."
     expect(len(df), where, "no image with a label", "at least one")
     df = df.rename(columns={"found": "label"})
-    ds = without_broken(FERData(df, images, sorted(set(df.label)), name), left, where)
+    ds = _alike(without_broken(FERData(df, images, sorted(set(df.label)), name), left, where))
     return ds, ds.df.label.tolist()
 
 # %% ../nbs/14_formats.ipynb #door0112
 _LIST_KEYS = {"image": _IMAGE_KEYS, "label": _LABEL_KEYS,
               "split": ("split", "usage", "set", "subset", "partition"), "is_valid": ("isvalid",),
-              "subject": ("subject", "person", "subjectid", "personid", "identity", "participant"),
-              "group": ("group", "sequence", "video", "clip", "groupid")}
+              "subject": ("subject", *_SAME["subject"]), "group": ("group", *_SAME["group"])}
 
 
 def _list_columns(
@@ -327,9 +355,6 @@ def _list_columns(
     return {"image": image} | dict(zip(("label",), label)) | dict(zip(("split",), split)), False
 
 # %% ../nbs/14_formats.ipynb #rows0001
-_IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}  # fastai's column
-
-
 def split_of_row(
     row: dict[str, str],  # what stands in the columns of a list, maybe split and is_valid
     at: str,              # file and row, for the message
@@ -345,19 +370,6 @@ def split_of_row(
            "two columns that agree, or one of them")
     return split or flag
 
-
-def split_of_name(
-    name: str,  # of a file, without its ending
-) -> str:       # train, valid, test; "": no word of it names a split, or several do
-    "The split that a word of a file's name says: `train_labels`, `fer_test_2`, `valLabels`."
-    found = set()
-    for word in re.split(r"[\W_]+", name):
-        parts = [word, re.sub(r"(?i)(labels?|lists?|annotations?|metadata)$", "", word),
-                 *re.findall(r"[A-Z]?[a-z]+", word)]
-        found.add(next(filter(None, map(split_named, parts)), ""))
-    found -= {""}
-    return found.pop() if len(found) == 1 else ""
-
 # %% ../nbs/14_formats.ipynb #rows0002
 def _as_text(value: object) -> str:
     "A value of a table as a field of a list; an empty text: none."
@@ -370,17 +382,6 @@ def _western(text: str) -> str:
     "A field with its bytes that are no UTF-8 read as Windows-1252, which Western Europe's tables have."
     return text if text.isascii() else re.sub("[\udc80-\udcff]+", lambda m: bytes(
         ord(c) - 0xdc00 for c in m[0]).decode("cp1252", "replace"), text)
-
-
-def _say_unread(
-    path: Path,              # a list
-    names: Iterable[str],    # of all its columns
-    read: Iterable[str],     # of those that are read
-) -> None:
-    "Warn of columns that are not read."
-    unused = [n for n in names if n and n not in set(read) and not n.startswith("__index_level")]
-    if unused:
-        warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
 
 # %% ../nbs/14_formats.ipynb #rows0007
 def _records(path: Path) -> Iterator[object]:
@@ -422,7 +423,9 @@ def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     _say_unread(path, unused, ())
     for at, fields in chain(head[1:] if header else head, rows):
         fits = len(fields) > max(columns.values())
-        yield at, {c: fields[k] for c, k in columns.items()} if fits else {}
+        more = header and any(fields[len(first):])  # a comma in a name that is not in quotes
+        yield at, {"odd": f"{len(fields)} fields, {len(first)} in the header"} if more else \
+            {c: fields[k] for c, k in columns.items()} if fits else {}
 
 
 def _list_rows(
@@ -457,6 +460,7 @@ def read_list(
         to_id, to_root = (_prefix(path.parent, above) for above in (home, root))
         for at, row in _list_rows(path):
             with left.item(row.get("image", at.rpartition(", ")[2]), own):
+                expect("odd" not in row, at, row.get("odd", ""), "one a column")
                 expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
                 file = path_inside(row["image"].replace("\\", "/").removeprefix("./"), at)
                 places = places or _names_below(path.parent)
@@ -472,13 +476,10 @@ def read_list(
     return _by_found(_table_of(rows), images, name or paths[0].stem, left, paths[0])
 
 # %% ../nbs/14_formats.ipynb #rows0003
-_NOBODY = ("", "nan", "NaN", "None", "null", "NULL", "<NA>")  # no subject, no group
-
-
 def _listed(i: str, split: str, row: dict[str, str]) -> dict[str, str]:
     "A row of a list as one of a dataset's table; a subject or a group that is none is left out."
     return {"id": i, "found": row["label"], "split": split} | {
-        c: row[c] for c in ("subject", "group") if row.get(c, "") not in _NOBODY}
+        c: name for c in ("subject", "group") if (name := _whose(row.get(c)))}
 
 
 def _table_of(rows: list[dict[str, str]]) -> pd.DataFrame:
@@ -550,25 +551,6 @@ def read_yolo(
     return ds.replace(dropped=pd.concat([ds.dropped, beside], ignore_index=True)), found
 
 
-def _yaml_names(root: Path) -> list[str]:
-    "The class names in a data.yaml, as a list or a mapping from numbers; empty: none there."
-    import yaml
-    for file in (f for d in (root, root.parent) for f in sorted(d.glob("*.y*ml"))):
-        try:
-            about = yaml.load(file.read_bytes(), yaml.BaseLoader)  # words, whatever they look like
-        except (yaml.YAMLError, OSError, ValueError, RecursionError) as e:
-            raise DataError(f"{file}: not YAML ({quoted(e)})") from e
-        names = about.get("names") if isinstance(about, dict) else None
-        if isinstance(names, dict):
-            at = {str(k): name for k, name in names.items()}
-            names = [at.get(str(k)) for k in range(len(at))]
-        if names:
-            words = isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
-            expect(words, file, f"names: {quoted(about['names'])}", "a name for each class from 0")
-            return names
-    return []
-
-
 def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
     "The box of a label (centre, width and height as shares of the image); the file, where that is all of it."
     at = f"label of {file}"
@@ -584,6 +566,47 @@ def _yolo_crop(file: Path, box: list[str]) -> "Path | Crop":
         raise ImageError(f"{file}: cannot be decoded as an image ({quoted(e)})") from e
     size = max(1, round(w * width)), max(1, round(h * height))
     return Crop(file, (round((x - w / 2) * width), round((y - h / 2) * height), *size))
+
+# %% ../nbs/14_formats.ipynb #yaml0001
+def _yaml_names(root: Path) -> list[str]:
+    """The class names in a data.yaml, as a list or a mapping from numbers; empty: none there. One above the
+    folder counts where that is a split, or where its `path` names the folder. Raises `DataError` where
+    several files name other classes."""
+    own = root.resolve().name
+    for folder in (root, root.parent):
+        found = {}
+        for file in sorted(folder.glob("*.y*ml")):
+            names, place = _names_in(file)
+            near = folder == root or split_named(own) or Path(place.replace("\\", "/")).name == own
+            found |= {file: names} if names and near else {}
+        files = some_of(f.name for f in found)
+        expect(len({*map(tuple, found.values())}) < 2, folder, f"{files} name the classes differently",
+               "one of them")
+        if found:
+            file, names = next(iter(found.items()))
+            if folder != root:
+                warnings.warn(f"{root}: the names of the classes are those of {file}", stacklevel=2)
+            return names
+    return []
+
+
+def _names_in(
+    file: Path,                # YAML
+) -> tuple[list[str], str]:    # names of classes, [] without any; the path of their dataset, "" without
+    "What a data.yaml says. Raises `DataError` for what is none, and for names that are none."
+    import yaml
+    try:
+        about = yaml.load(file.read_bytes(), yaml.BaseLoader)  # words, whatever they look like
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as e:
+        raise DataError(f"{file}: not YAML ({quoted(e)})") from e
+    about = about if isinstance(about, dict) else {}
+    names = about.get("names")
+    if isinstance(names, dict):
+        at = {str(k): name for k, name in names.items()}
+        names = [at.get(str(k)) for k in range(len(at))]
+    words = not names or isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
+    expect(words, file, f"names: {quoted(about.get('names'))}", "a name for each class from 0")
+    return names or [], str(about.get("path") or "")
 
 # %% ../nbs/14_formats.ipynb #door0116
 def read_parquet(
@@ -823,7 +846,7 @@ def read_ckplus(
     df = pd.DataFrame(rows, columns=["id", "label", "split", "subject", "group"])
     labels = [e for e in _CK_ORDER if e in set(df.label) or e != "neutral"]
     ds = FERData(df, [frames[i] for i in df.id], labels, "ckplus")
-    return without_broken(ds, left, root)
+    return _alike(without_broken(ds, left, root))
 
 
 FORMATS["ckplus"] = Format(
@@ -843,6 +866,11 @@ def _classes_named(
     def read_it(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
         ds = read_folder(where, broken=broken)
         more = ds.df.id.str.extract(pattern) if pattern else pd.DataFrame()
+        lost = ds.df.id[more.isna().any(axis=1).to_numpy()] if len(more.columns) else ()
+        if len(lost):
+            warnings.warn(f"{where}: {len(lost)} images without a {' and a '.join(more)} in their names "
+                          f"({some_of(map(quoted, lost), 3)}): tied to no other image, whatever they show",
+                          stacklevel=2)
         found = [i.split("/")[-2] for i in ds.df.id]
         df = ds.df.assign(**{c: more[c].to_numpy() for c in more})
         return ds.replace(df=df, name=name or where.resolve().name, dropped=ds.dropped), found
@@ -854,7 +882,7 @@ FORMATS["ck48"] = Format(
 anger/S010_004_00000017.png  contempt/...  happy/...    the last three frames of each sequence
 subject and group are columns: frames of one sequence belong into one split""",
     by_names(_CK_NAME + r"\.\w+", 0.5, classes=True), _classes_named("ck48",
-    r"(?P<group>(?P<subject>S\d{3})_\d{3})_\d{8}\.\w+$"), _CK_ORDER[1:],
+    r"(?P<group>(?P<subject>S\d{3})_\d{3})_\d{8}[^/]*\.\w+$"), _CK_ORDER[1:],
     {"train": [3 * _CK_COUNTS[e] for e in _CK_ORDER[1:]]}, "crops of CK+ on Kaggle; no licence of their own")
 FORMATS["ckextended"] = Format(
     "ckextended", "CK+ as a CSV", """\
@@ -916,7 +944,7 @@ FORMATS["sfew"] = Format(
     "sfew", "SFEW", """\
 Train/Angry/Movie_012345678_00000012.png  Val/...  Test/...    group, the film, is a column""",
     by_names(r"[A-Za-z0-9]+_\d{9}_\d{8}\.\w+", 0.5, classes=True),
-    _classes_named("sfew", r"(?P<group>[A-Za-z0-9]+)_\d{9}_\d{8}\.\w+$"), EMOTIONS, None,
+    _classes_named("sfew", r"(?P<group>[A-Za-z0-9]+)_\d{9}_\d{8}[^/]*\.\w+$"), EMOTIONS, None,
     "Dhall et al. 2011; on request, for research")
 FORMATS["caers"] = Format(
     "caers", "CAER-S", """\
@@ -951,15 +979,18 @@ train/happy/1.png  valid/...  test/...    splits above the classes, at any depth
 def find_yolo(
     tree: Tree,                   # a folder
 ) -> list[tuple[str, float]]:   # where it may begin, and how certainly
-    "Folders images/ and labels/ beside each other, with a text file for an image."
-    starts = {s for s, _ in by_paths(r"labels/[^/]+\.txt", r"images/[^/]+")(tree)}
+    "Folders images/ and labels/ beside each other, with a text file for an image, or splits in both."
+    beside = by_paths(r"labels/[^/]+\.txt", r"images/[^/]+")(tree)
+    below = by_paths(r"labels/[^/]+/[^/]+\.txt", r"images/[^/]+/[^/]+")(tree)
+    starts = {s for s, _ in beside + below}
     above = {re.sub(r"[^/]+/$", "", s) if split_named(Path(s).name) else s for s in starts}
     return [(s, 0.8) for s in sorted(above)]
 
 
 FORMATS["yolo"] = Format(
     "yolo", "images with YOLO labels", """\
-train/images/1.png  train/labels/1.txt    class x y width height; the class names stand in data.yaml""",
+train/images/1.png  train/labels/1.txt    class x y width height; the class names stand in data.yaml
+images/train/1.png  labels/train/1.txt    the splits inside""",
     find_yolo, lambda where, tree, labels, broken: read_yolo(where, broken),
     own=r".*\.txt|(.*/)?[^/]*\.ya?ml")
 
@@ -1213,7 +1244,8 @@ def other_folders(
 ) -> list[str]:               # what to say
     "Images that lie in a folder named for another emotion than their label."
     rows = [(i, i.split("/")[-2], label) for i, label in zip(ds.df.id, ds.df.label) if "/" in i]
-    means = {f: renamed.get(f, canonical_label(f)) for f in {f for _, f, _ in rows} if is_emotion(f)}
+    means = {f: renamed.get(f) or (k if (k := _class_key(f)) in ds.labels else canonical_label(f))
+             for f in {f for _, f, _ in rows} if is_emotion(f)}
     rows = [(i, label, means[f]) for i, f, label in rows if f in means]
     odd = [f"{quoted(i, 80)}: {quoted(label, 40)}" for i, label, meant in rows if label != meant]
     return [f"{len(odd):,} of {len(rows):,} images lie in a folder of another class (first: {first})"

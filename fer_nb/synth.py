@@ -10,6 +10,7 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,15 @@ def _uniform(
     arrays = [np.atleast_1d(c) for c in (_STREAMS.index(stream), *counters)]
     return hash_uniform(seed, *arrays).reshape(np.broadcast_shapes(*map(np.shape, counters)))
 
+
+def _same_number(
+    **given: Sequence,  # of which each holds one for every image
+) -> None:
+    "Raise `ConfigError` where they differ in length: NumPy would repeat the shorter one."
+    sizes = {name: len(x) for name, x in given.items()}
+    if len({*sizes.values()}) > 1:
+        raise ConfigError(f"{', '.join(f'{n} {name}' for name, n in sizes.items())}: one an image expected")
+
 # %% ../nbs/05_synth.ipynb #465be042
 def sample_aus(
     labels: Sequence[str],     # emotions, one an image
@@ -68,7 +78,9 @@ def sample_aus(
     seed: int = 0,             # any integer
     intensity: float | None = None,  # one intensity for all; None draws each from 0.3 to 1
 ) -> tuple[np.ndarray, np.ndarray]:  # strengths (N, 16) from 0 to 1.2; intensities (N,), 0 for neutral
-    "Action units for images of the emotions `labels`. An unknown emotion raises `LabelError`."
+    """Action units for images of the emotions `labels`. An unknown emotion raises `LabelError`, and another
+    number of `labels` than of `index` `ConfigError`."""
+    _same_number(labels=labels, index=index)
     if unknown := set(labels) - set(EMOTIONS):
         raise LabelError(f"label {sorted(unknown)[0]!r} is not one of {', '.join(EMOTIONS)}")
     proto = au_table().to_numpy().reshape(len(EMOTIONS), 2, len(AUS))
@@ -382,8 +394,9 @@ def render_faces(
     seed: int = 0,           # any integer
     size: int = 48,          # side in pixels, 32 to 128
 ) -> np.ndarray:             # uint8 (N, size, size)
-    "Draw faces; vectorised over batches of 32. Raises `ConfigError` for another size."
+    "Draw faces; vectorised over batches of 32. Raises `ConfigError` for another size, or unequal numbers."
     at_least("size", size, 32, "pixels", whole=True, most=128)
+    _same_number(aus=aus, subject=subject, index=index)
     subject, index = np.asarray(subject), np.asarray(index)
     out = np.empty((len(aus), size, size), dtype=np.uint8)
     for k in range(0, len(aus), 32):
@@ -501,9 +514,10 @@ def _shares(
     names: Sequence[str],  # that may be given
     expected: str,         # what the argument should be, for the message
 ) -> list[float]:          # one a name, in the order of `names`; a name that is not given has 0
-    "Shares of any scale, not negative and not all 0."
+    "Shares of any scale: finite, not negative and not all 0."
     known = isinstance(given, Mapping) and set(given) <= set(names)
-    if not known or min(given.values(), default=0) < 0 or sum(given.values()) <= 0:
+    fine = known and all(isinstance(v, Real) and 0 <= v < np.inf for v in given.values())
+    if not fine or not 0 < sum(given.values()) < np.inf:
         raise ConfigError(f"{name}={given!r}: {expected} expected")
     return [float(given.get(n, 0)) for n in names]
 
@@ -514,6 +528,8 @@ def _amounts(
 ) -> dict[str, int]:                      # kind -> rows, for every kind
     "How many rows of each kind to plant."
     defects = defects or {}
+    if not isinstance(defects, Mapping):
+        raise ConfigError(f"defects={defects!r}: a dict kind -> share of the rows, or None, expected")
     for kind, fraction in defects.items():
         one_of("defect", kind, DEFECTS)
         share(f"defects[{kind!r}]", fraction)
@@ -569,17 +585,20 @@ def make_faces(
     seed: int = 0,                                   # any integer; the same seed gives the same bytes
     defects: Mapping[str, float] | None = DEFECTS,   # kind -> share of `n`, in all at most 0.5; None: clean
     size: int = 48,                                  # side of the images in pixels, 32 to 128
-    splits: Sequence[float] = (.8, .1, .1),          # shares of train, valid, test
+    splits: Sequence[float] | Mapping[str, float] = (.8, .1, .1),  # shares of train, valid, test
     balance: str | Mapping[str, float] = "fer2013",  # class shares: "fer2013", "uniform", or emotion -> share
 ) -> tuple[FERData, pd.DataFrame]:                   # the dataset; the truth (id, kind, partner, detail)
     "A dataset of procedural faces with planted, recorded defects. Bad settings raise `ConfigError`."
-    at_least("n", n, 7, "images, one for each emotion,")
+    at_least("n", n, 7, "images, one for each emotion,", whole=True)
+    if not isinstance(seed, Integral):
+        raise ConfigError(f"seed={seed!r}: a whole number expected")
     amounts, wanted = _amounts(n, defects), balance
     if isinstance(balance, str) and balance in ("fer2013", "uniform"):
         counts = np.sum(list(FER2013_COUNTS.values()), axis=0).tolist()
         wanted = dict(zip(EMOTIONS, counts)) if balance == "fer2013" else dict.fromkeys(EMOTIONS, 1)
     shares = _shares("balance", wanted, EMOTIONS, "'fer2013', 'uniform' or a dict emotion -> share")
-    parts = dict(zip(SPLITS, splits)) if len(splits) == len(SPLITS) else splits
+    listed = isinstance(splits, (Sequence, np.ndarray)) and len(splits) == len(SPLITS)
+    parts = dict(zip(SPLITS, splits)) if listed else splits
     parts = _shares("splits", parts, SPLITS, "three shares for train, valid and test")
     labels, used = ([n for n, p in zip(*given) if p] for given in ((EMOTIONS, shares), (SPLITS, parts)))
     faults = []

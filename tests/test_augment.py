@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from fer_nb.augment import Augment, affine, gaussian_blur, hash_normal
-from fer_nb.core import ConfigError
+from fer_nb.core import ConfigError, ImageError
 
 STILL = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
 STRONG = Augment(vflip=0.3, rotate=30, brightness=0.2, contrast=0.4, noise=0.1, erase=0.5, blur=1.5)
@@ -243,3 +243,10 @@ def test_images_of_16_bits_are_sampled_at_the_same_places(dtype):
     torch.testing.assert_close(same, x, atol=0.004, rtol=0)
     change = {"angle": torch.full((2,), 10.0), "scale": torch.full((2,), 1.1), "shift": torch.full((2, 2), 0.05), "mirror": torch.ones(2, 2)}
     assert torch.equal(affine(x, **change), affine(x.float(), **change).to(dtype))
+
+
+def test_floats_from_0_to_255_are_refused():
+    x = torch.rand(2, 1, 8, 8)
+    assert Augment()(x, np.arange(2)).max() <= 1
+    with pytest.raises(ImageError, match="floats from 0 to 1, expected"):
+        Augment()(255 * x, np.arange(2))

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from fer_nb import data
-from fer_nb.core import EMOTIONS, DataError, FERError, ImageError, LabelError
-from fer_nb.data import (FER2013_COUNTS, FERData, read_fer2013, read_folder, read_image, read_images,
-                         show_faces)
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
+from fer_nb.data import (FER2013_COUNTS, Crop, FERData, read_fer2013, read_folder, read_image, read_images,
+                         resized, show_faces)
 
 USAGES = {"train": "Training", "valid": "PublicTest", "test": "PrivateTest"}
 ROW = " ".join(["7"] * 2304)
@@ -572,3 +572,58 @@ def test_what_must_stay_together_is_part_of_the_identity(column):
     tied, otherwise = ds.assign(**{column: ["x", "x", "y"]}), ds.assign(**{column: ["x", "y", "y"]})
     assert len({json.dumps(d.identity()) for d in (ds, tied, otherwise)}) == 3
     assert ds.identity() == {"data": ds.fingerprint()} and ds.assign(note=["n"] * 3).identity() == ds.identity()
+
+
+# ---- columns, types, tables of pixels
+
+def test_a_series_goes_to_its_images(tmp_path):
+    ds = random_data(12)
+    ds = ds.assign(split=["train"] * 5 + ["valid"] * 7)
+    who = pd.Series([f"p{k}" for k in range(12)])
+    valid = ds.where(split="valid")
+    assert valid.assign(subject=who[5:]).df.subject.tolist() == who[5:].tolist(), "cut from the whole"
+    shuffled = pd.Series(who.to_numpy(), index=ds.df.id).sample(frac=1, random_state=0)
+    assert ds.assign(subject=shuffled).df.subject.tolist() == who.tolist(), "by id"
+    assert valid.assign(subject=shuffled).df.subject.tolist() == who[5:].tolist()
+    assert ds.assign(subject=who.sample(frac=1, random_state=1)).df.subject.tolist() == who.tolist(), "by row"
+    for lacking in (who[:4], shuffled[:7]):
+        with pytest.raises(DataError, match="'subject'.*one for each id"):
+            ds.assign(subject=lacking)
+
+
+def test_categories_are_texts_and_numbers_are_no_labels():
+    ds = random_data(9)
+    same = FERData(ds.df.astype({"label": "category", "split": "category"}), ds.array(), ds.labels)
+    assert same.fingerprint() == ds.fingerprint() and same.identity()
+    with pytest.raises(LabelError, match="label 0 is not a string"):
+        FERData(ds.df.assign(label=0), ds.array(), [0, 1])
+
+
+def test_a_box_of_floats_is_rounded_and_a_side_is_a_number_of_pixels(tmp_path):
+    path, ds = save(tmp_path / "a.png", random_data(1).image(0)), random_data(2)
+    assert (read_image(Crop(path, (0.0, 1.6, 10.0, 9.9))) == read_image(Crop(path, (0, 2, 10, 10)))).all()
+    with pytest.raises(ImageError, match="four numbers of pixels"):
+        read_image(Crop(path, (0, 0, float("nan"), 10)))
+    for side in (0, 32.5, "32"):
+        with pytest.raises(ConfigError, match="side="):
+            resized(ds, side)
+
+
+@pytest.mark.parametrize("header, fields, splits", [
+    ("emotion,pixels,subset", ("train", "test"), ["train", "test"]), ("emotion,pixels,Partition", ("train", "val"), ["train", "valid"]),
+    ("emotion,pixels,is_valid", ("False", "1"), ["train", "valid"]), ("emotion,pixels,Usage", ("Training", "PrivateTest"), ["train", "test"])])
+def test_the_split_column_of_a_table_of_pixels(tmp_path, header, fields, splits):
+    path = csv_of(tmp_path / "own.csv", *(f"3,{ROW},{x}" for x in fields), header=header)
+    assert data.fer2013_csv(path).df.split.tolist() == splits
+
+
+def test_a_table_of_pixels_says_what_it_does_not_read_and_reads_persons(tmp_path):
+    rows = [f"3,{ROW},Training,1.0,test,7", f"4,{ROW},PublicTest,1,test,8", f"4,{ROW},PublicTest,NA,test,8"]
+    path = csv_of(tmp_path / "own.csv", *rows, header="emotion,pixels,Usage,person,split,age")
+    with pytest.warns(UserWarning, match="columns that are not read: split, age"):
+        ds = data.fer2013_csv(path)
+    assert ds.df.subject.fillna("").tolist() == ["1", "1", ""] and ds.df.split.tolist() == ["train", "valid", "valid"]
+    for name, split in (("valid", "valid"), ("train", "train"), ("fer2013", "train")):
+        path = csv_of(tmp_path / f"{name}.csv", f"3,{ROW}", header="emotion,pixels")
+        with pytest.warns(UserWarning, match=f"read as {split}"):
+            assert data.fer2013_csv(path).df.split.tolist() == [split]

@@ -462,7 +462,7 @@ def test_lists_named_after_splits_are_one(tmp_path):
 
 @pytest.mark.parametrize("row, words", [
     ("../a.png,happy", "inside"), ("/etc/passwd,happy", "inside"), ("none.png,happy", "no such image"), ("images/0.png,sad", "again"),
-    ("images/1.png,", "no image or no label"), ("images/1.png,happy,x,y,z", "")])
+    ("images/1.png,", "no image or no label"), ("images/1.png,happy,x,y,z", "5 fields, 2 in the header"), ("images/1.png,happy,,,", "")])
 def test_a_bad_row_of_a_list_is_named_or_left_out(tmp_path, row, words):
     faces(tmp_path, "images/0.png", "images/1.png", "images/2.png")
     path = write(tmp_path / "list.csv", "image,label", "images/0.png,happy", "images/2.png,sad", row)
@@ -1040,7 +1040,7 @@ def test_names_of_one_split_or_of_none_are_no_splits(tmp_path):
 def test_named_groups_of_a_pattern_mean_what_they_say(tmp_path):
     faces(tmp_path, "train_p1_happy.png", "val_p2_sad.png", "TEST_p3_sad.png")
     ds = read(tmp_path, label_pattern=r"(?P<split>[A-Za-z]+)_(?P<person>p\d)_(?P<label>[a-z]+)")
-    assert dict(zip(ds.df.person, ds.df.split)) == {"p1": "train", "p2": "valid", "p3": "test"}
+    assert dict(zip(ds.df.subject, ds.df.split)) == {"p1": "train", "p2": "valid", "p3": "test"}
     assert set(read(tmp_path, label_pattern=r"(?P<Usage>[A-Za-z]+)_p\d_(?P<label>[a-z]+)").df.split) == {"train", "valid", "test"}
     refused(DataError, "split 'p'", read=lambda: read(tmp_path, label_pattern=r"_(?P<split>p)\d_(?P<label>[a-z]+)"))
     for own in ("id", "found"):
@@ -1149,3 +1149,71 @@ def test_images_read_twice_through_links_are_said(tmp_path, link, to):
 def test_columns_of_the_package_are_no_groups_of_a_pattern(tmp_path, name):
     faces(tmp_path, "happy_v1.png", "sad_v2.png")
     refused(ConfigError, name, "which the package gives itself", read=lambda: read(tmp_path, label_pattern=rf"(?P<label>[a-z]+)_(?P<{name}>v\d)"))
+
+
+# ---- whose an image is, and which class
+
+def test_names_of_classes_are_those_of_the_datasets_own_yaml(tmp_path):
+    for d in "ab":
+        for k in range(3):
+            save(tmp_path / d / f"images/train/{k}.png", k)
+            write(tmp_path / d / f"labels/train/{k}.txt", f"{k} 0.5 0.5 1 1")
+    write(tmp_path / "a.yaml", "path: a", "names: [happy, sad, angry]")
+    write(tmp_path / "b.yaml", "path: ../b", "names: [angry, happy, sad]")
+    ds, said = got(tmp_path / "b")
+    assert ds.df.label.tolist() == ["angry", "happy", "sad"] and ds.df.split.tolist() == ["train"] * 3
+    assert any("are those of" in s and "b.yaml" in s for s in said)
+    (tmp_path / "b.yaml").unlink()
+    refused(LabelError, "--labels", read=lambda: read(tmp_path / "b"))
+    write(tmp_path / "b/one.yaml", "names: [angry, happy, sad]")
+    assert got(tmp_path / "b")[0].df.label.tolist() == ["angry", "happy", "sad"]
+    write(tmp_path / "b/two.yaml", "names: [happy, angry, sad]")
+    refused(DataError, "one.yaml, two.yaml", read=lambda: read(tmp_path / "b"))
+
+
+def test_one_person_is_one_however_a_table_writes_the_number(tmp_path):
+    faces(tmp_path, *[f"{k}.png" for k in range(10)])
+    write(tmp_path / "train.csv", "image,label,subject,video", *[f"{k}.png,{('happy', 'sad')[k % 2]},{k % 2},{k}.00" for k in range(5)])
+    write(tmp_path / "valid.csv", "image,label,subject", *[f"{k}.png,{('happy', 'sad')[k % 2]},{k % 2}.0" for k in range(5, 9)], "9.png,sad,NA")
+    ds, said = got(tmp_path)
+    assert set(ds.df.subject.dropna()) == {"0", "1"} and ds.df.subject.isna().sum() == 1
+    assert ds.df.group.dropna().tolist() == ["0", "1", "2", "3", "4"]
+    assert any("2 of 2 subjects are in several splits" in s for s in said)
+
+
+@pytest.mark.parametrize("group, column", [("person", "subject"), ("Subject", "subject"), ("participant", "subject"), ("video", "group")])
+def test_groups_of_a_pattern_mean_what_columns_of_a_list_mean(tmp_path, group, column):
+    faces(tmp_path, *[f"{('train', 'valid')[k // 4]}/p{k % 2}_{('happy', 'sad')[k % 2]}_{k}.png" for k in range(8)])
+    ds, said = got(tmp_path, label_pattern=rf"(?P<{group}>p\d)_(?P<label>[a-z]+)_")
+    assert ds.df[column].tolist() == ["p0", "p0", "p1", "p1"] * 2 and any("are in several splits" in s for s in said)
+    refused(ConfigError, "mean the same", read=lambda: read(tmp_path, label_pattern=rf"(?P<{group}>p)(?P<{column}_id>\d)_(?P<label>[a-z]+)_"))
+
+
+def test_two_classes_that_become_one_are_said_and_can_be_kept_apart(tmp_path):
+    names = ["neutral", "calm", "happy", "0_Happy", "fearful"]
+    faces(tmp_path, *[f"{name}/{k}.png" for k, name in enumerate(names)])
+    ds, said = got(tmp_path)
+    [merged] = [s for s in said if "are read as" in s]
+    assert "2 classes (calm, neutral) are read as neutral" in merged and "--labels calm=calm" in merged and merged in ds.provenance.notes[0]
+    pairs, said = got(tmp_path, labels={"calm": "calm"})
+    listed, more = got(tmp_path, labels=np.array(["neutral", "calm", "happy", "fearful"]))
+    for one in (pairs, listed):
+        assert labels_of(one) == labels_of(ds) | {"calm/1.png": "calm"} and {"calm", "neutral"} < set(one.labels)
+    assert listed.labels == ("neutral", "calm", "happy", "fear") and not any("are read as" in s or "folder of another" in s for s in said + more)
+    refused(ConfigError, "each label once", read=lambda: read(tmp_path, labels=["neutral", "calm", "happy", "joy", "fear"]))
+
+
+def test_changed_frames_keep_their_person_and_others_are_counted(tmp_path):
+    names = ["S010_004_00000017.png", "S010_004_00000017_flip.png", "S011_001_00000002.png", "S011_001_00000003 (2).png", "other.png"]
+    faces(tmp_path, *[f"{('anger', 'happy')[k // 2 % 2]}/{name}" for k, name in enumerate(names)])
+    ds, said = got(tmp_path, as_="ck48")
+    assert dict(zip(ds.df.id.str.split("/").str[1], ds.df.group.fillna(""))) == dict(zip(names, ["S010_004"] * 2 + ["S011_001"] * 2 + [""]))
+    assert any("1 images without a group and a subject" in s and "other.png" in s for s in said)
+
+
+def test_a_row_with_a_comma_too_many_is_refused(tmp_path):
+    faces(tmp_path, "0.png", "1.png")
+    path = write(tmp_path / "l.csv", "image,subject,label,confidence", "0.png,Bob,happy,0.9", "1.png,Ann, angry,sad,0.9")
+    refused(DataError, "l.csv, row 3", "5 fields, 4 in the header", read=lambda: read(path))
+    write(path, "image,subject,label,confidence", "0.png,Bob,happy,0.9", '1.png,"Ann, angry",sad,0.9,')
+    assert got(path)[0].df.subject.tolist() == ["Bob", "Ann, angry"]

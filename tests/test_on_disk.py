@@ -23,6 +23,7 @@ from fer_nb.core import ConfigError, ImageError
 from fer_nb.data import Crop, FERData, ImageFiles, KeptPixels, image_shapes, read_folder, read_image, resized
 from fer_nb.duplicates import across_summary, duplicates_across, find_duplicates
 from fer_nb.evaluate import image_batches
+from fer_nb.formats import read_list
 from fer_nb.loaders import dataloaders
 from fer_nb.store import as_text, from_text, read_table, write_table
 from fer_nb.synth import make_faces
@@ -323,7 +324,7 @@ def test_pixels_are_marked_only_after_they_are_written(tmp_path):
     with pytest.raises(ImageError):
         kept.put(np.array([2, 3]), broken())
     assert not kept.has.any() and not KeptPixels((9, 4, 4), kept.path).has.any()
-    assert (tmp_path / "x.pixels").stat().st_size == 144
+    assert (tmp_path / "x.pixels").stat().st_size == 144 + 16
 
 
 def test_parts_share_what_is_known_and_deleted_pixels_are_decoded_again(tmp_path, drawn, monkeypatch, cache):
@@ -603,3 +604,71 @@ def test_copies_of_copies_are_all_counted(drawn):
 def test_image_files_are_a_sequence_of_paths(tmp_path):
     files = ImageFiles([tmp_path / f"{k}.png" for k in range(5)])
     assert len(files) == 5 and files[1:3] == files.pool[1:3] and list(files.part(np.array([4, 0]))) == [files[4], files[0]]
+
+
+def test_pixels_of_a_file_that_was_removed_or_begun_anew_are_never_black(tmp_path, drawn, monkeypatch, cache):
+    on_disk(tmp_path / "d", drawn, monkeypatch)
+    want = {s: as_folder(drawn, tmp_path / "d").where(split=s).array() for s in ("train", "valid")}
+    whole = read_folder(tmp_path / "d")
+    parts = {s: whole.where(split=s) for s in want}
+    want = {s: np.stack([read_image(f) for f in part._images]) for s, part in parts.items()}
+    parts["train"].keep()
+    next(cache.rglob("*.pixels")).unlink()                              # somebody deletes it, or another dataset makes room
+    parts["valid"].keep()
+    for ds in (whole, read_folder(tmp_path / "d")):                     # this reading, and that of another process
+        for split, pixels in want.items():
+            assert (ds.where(split=split).keep().batch(range(len(pixels))) == pixels).all()
+
+    next(cache.rglob("*.pixels")).unlink()
+    read_folder(tmp_path / "d").where(split="valid").keep()             # another process begins it anew
+    for split, pixels in want.items():
+        assert (parts[split].batch(range(len(pixels))) == pixels).all(), "a file of the same name is not the same file"
+    parts["train"].keep()
+    stream = parts["train"].stream()
+    first = next(stream)
+    next(cache.rglob("*.pixels")).unlink()
+    assert (np.stack([first, *stream]) == want["train"]).all(), "removed while somebody reads"
+
+
+@pytest.mark.parametrize("put", ["in_the_way", "at_the_file"])
+def test_a_cache_folder_that_cannot_be_written_stops_nothing(tmp_path, drawn, monkeypatch, capsys, put):
+    files = on_disk(tmp_path / "d", drawn, monkeypatch)
+    if put == "in_the_way":
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("FER_NB_CACHE", str(tmp_path / "file"))
+    else:
+        monkeypatch.setattr(data, "atomic_file", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    files.keep()
+    assert "are not kept" in capsys.readouterr().err
+    assert (files.batch([1, 2]) == drawn.array()[1:3]).all() and files.keep() is files
+
+
+def test_copies_are_resized_as_their_originals_are(tmp_path, drawn):
+    files = as_folder(drawn, tmp_path / "d").where(split="train")
+    mine, theirs = (resized(balance(ds, 30), 32) for ds in (files, drawn.where(split="train")))
+    assert {im.shape for im in mine.stream()} == {(32, 32)} and mine.fingerprint() == theirs.fingerprint()
+    assert (mine.keep().array() == theirs.array()).all()
+
+
+def test_rows_of_files_are_those_of_an_array(tmp_path, drawn):
+    files, mask = as_folder(drawn, tmp_path / "d"), (drawn.df.label == "happy").to_numpy()
+    for rows in (mask, [], [-1, 3], pd.Series([3, 4], index=[9, 8])):
+        assert np.array_equal(files.batch(rows), drawn.batch(rows))
+    assert len(drawn.batch(mask)) == mask.sum() > 2
+    for ds in (files, drawn):
+        for rows in ([0.7, 1.2], mask[1:], 3, [len(drawn)]):
+            with pytest.raises(IndexError):
+                ds.batch(rows)
+
+
+def test_one_colour_image_makes_every_part_of_a_list_colour(tmp_path, drawn):
+    for k in range(20):
+        (tmp_path / "i").mkdir(exist_ok=True)
+        Image.fromarray(drawn.image(k)).convert("RGB" if k == 3 else "L").save(tmp_path / f"i/{k}.png")
+    rows = [f"i/{k}.png,{('happy', 'sad')[k % 2]},{('train', 'valid')[k // 10]}" for k in range(20)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label,split", *rows]))
+    ds, _ = read_list(tmp_path / "list.csv")
+    assert ds.where(split="valid").shape() == (10, 48, 48, 3) == ds.where(split="train").shape()
+    found = ds.fingerprint()
+    ds.array()
+    assert ds.fingerprint() == found

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_nb.core import EMOTIONS, FERError
+from fer_nb.core import EMOTIONS, ConfigError, FERError
 from fer_nb.data import FER2013_COUNTS
 from fer_nb.synth import AUS, DEFECTS, au_table, make_faces, render_faces, sample_aus
 
@@ -159,3 +159,22 @@ def test_no_warnings_and_defaults_unchanged():
 def test_refusals_name_the_value(settings, named):
     with pytest.raises(FERError, match="(?s).*" + named.replace("(", r"\(").replace(")", r"\)").replace("{", r"\{")):
         make_faces(**settings)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"balance": {"happy": float("nan"), "sad": 1}}, {"balance": {"happy": float("inf"), "sad": 1}}, {"balance": {"happy": "1"}},
+    {"splits": (.8, float("nan"), .1)}, {"splits": None}, {"splits": 3}, {"defects": ["exact"]}, {"n": 100.5}, {"seed": .9}, {"seed": "1"}])
+def test_shares_numbers_and_seeds_that_are_none_are_refused(wrong):
+    [name] = wrong
+    with pytest.raises(ConfigError, match=rf"^{name}="):
+        make_faces(**{"n": 20, "defects": None} | wrong)
+
+
+def test_splits_by_name_seeds_of_any_size_and_one_number_an_image():
+    by_name = make_faces(20, 3, None, splits={"train": .5, "test": .2, "valid": .3})[0]
+    assert by_name.fingerprint() == make_faces(20, 3, None, splits=(.5, .3, .2))[0].fingerprint()
+    assert make_faces(7, 2**63, None)[0].fingerprint() == make_faces(7, -2**63, None)[0].fingerprint() != make_faces(7, 0, None)[0].fingerprint()
+    aus, _ = sample_aus(["happy", "sad", "sad"], range(3))
+    for call in (lambda: sample_aus(["happy", "sad", "sad"], [0]), lambda: render_faces(aus, [0], range(3))):
+        with pytest.raises(ConfigError, match="one an image expected"):
+            call()
