@@ -140,7 +140,7 @@ class EADD(LossTerm):
     "Emotion-Aware Dynamic Distillation as a fastai callback (Eq. 1-5)."
 
     first = LossTerm.first  # before the other terms: α is of the loss that the learner was given
-    logs = ("acc", "history", "_loaded")
+    logs, _first_row = ("acc", "history", "_loaded", "_first_row"), 0
 
     def __init__(
         self,
@@ -185,7 +185,6 @@ class EADD(LossTerm):
 def before_fit(self: EADD) -> None:
     """Check labels, cached views and settings, unless fastai only validates or predicts. Raises `ConfigError`
     or `LabelError`."""
-    self.learn.clean_xb = None  # an attack that crashed may have left its images
     if not self.fitting:
         return
     self._new_fit = True
@@ -245,7 +244,7 @@ def before_train(self: EADD) -> None:
             self.acc = self.table.copy()
         elif not self._loaded:
             self.acc = np.full((len(self.teachers), len(self.emotions)), 0.5)
-        self._first_row = 0 if self._loaded else len(self.history)
+        self._first_row = self._first_row if self._loaded else len(self.history)
         self._loaded = self._new_fit = False
     if measured:
         self.acc = self.measure_views() if replayed and len(self.dls.loaders) > 1 else self.measure_loader()
@@ -355,11 +354,11 @@ def config(
 @patch
 def state_dict(
     self: EADD,
-) -> dict[str, object]:  # JSON: teachers, emotions, accuracies, history
+) -> dict[str, object]:  # JSON: teachers, emotions, accuracies, history, and where in it this fit begins
     "What a fit needs to go on exactly where it was interrupted."
     acc = None if self.acc is None else self.acc.tolist()
     return {"teachers": self.names, "emotions": list(self.teachers[0].labels), "acc": acc,
-            "history": self.history.to_dict("list")}
+            "history": self.history.to_dict("list"), "first row": self._first_row}
 
 
 @patch
@@ -375,4 +374,4 @@ def load_state_dict(
             raise ConfigError(f"the state is of {k} {list(state[k])}, not of {v}")
     self.acc = None if state["acc"] is None else np.array(state["acc"], dtype=float)
     self.history = pd.DataFrame(state["history"], columns=self.history.columns)
-    self._loaded = self.acc is not None
+    self._first_row, self._loaded = state.get("first row", 0), self.acc is not None
