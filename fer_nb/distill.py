@@ -17,8 +17,8 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
 
-from .checks import (check_images, check_logits, check_names, check_targets, dominant_labels,
-                           temperature)
+from .checks import (as_tensor, check_images, check_logits, check_names, check_targets,
+                           dominant_labels, temperature)
 from .core import ConfigError, LabelError, at_least, one_of, progress, share
 from .launch import gather, wide
 from .loaders import ReplayLoader
@@ -31,7 +31,7 @@ def eadd_weights(
     tau: float | Sequence[float] | torch.Tensor = 1.0,  # τ_e > 0: one, or one per emotion; EADD has 0.1
 ) -> torch.Tensor:                                  # float32, same shape, each column sums to 1
     "How far each teacher is trusted for each emotion (Eq. 5)."
-    acc = acc.float() if isinstance(acc, torch.Tensor) else torch.tensor(np.asarray(acc), dtype=torch.float32)
+    acc = as_tensor(acc if isinstance(acc, torch.Tensor) else np.asarray(acc), torch.float32)
     if acc.ndim != 2 or not acc.numel() or not ((acc >= 0) & (acc <= 1)).all():
         ends = f", from {acc.min():g} to {acc.max():g}" if acc.numel() else ""
         raise ConfigError(f"acc of shape {tuple(acc.shape)}{ends}; (teachers, emotions), shares from 0 to 1, "
@@ -105,8 +105,8 @@ def eadd_distill(
     check_targets(y, *z_s.shape)
     for k, z in enumerate(z_t):
         check_logits(z, *z_s.shape, who=f"teacher {k + 1}")
-    weights = torch.as_tensor(weights, device=z_s.device)
-    mask = None if valid_mask is None else torch.as_tensor(valid_mask, dtype=torch.bool, device=z_s.device)
+    weights = as_tensor(weights).to(z_s.device)
+    mask = None if valid_mask is None else as_tensor(valid_mask, torch.bool).to(z_s.device)
     one_of("weights.shape", tuple(weights.shape), [(len(z_t), z_s.shape[1])])
     one_of("valid_mask.shape", tuple(z_t.shape[:2] if mask is None else mask.shape), [tuple(z_t.shape[:2])])
     T = temperature("T", T, z_s.shape[1], like=z_s).expand(z_s.shape[1])

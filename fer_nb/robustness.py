@@ -73,6 +73,7 @@ def _jpeg(
     quality: int,     # 1 to 100
 ) -> torch.Tensor:    # (B, C, H, W)
     "Write and read every image as JPEG."
+    one_of("channels of a JPEG file", x.shape[1], (1, 3))
     out = []
     for pixels in (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
         image, file = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), io.BytesIO()
@@ -91,6 +92,7 @@ def corrupt(
     "What a camera, a file or an obstacle does to a face. Raises `ConfigError`, `ImageError`."
     check_images(x)
     level, (H, W) = _level(kind, severity), x.shape[-2:]
+    one_of("len(ids)", len(x if ids is None else ids), [len(x)])
     if severity == 0 or not len(x):
         return x.clone()
     if kind == "noise":

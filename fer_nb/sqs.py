@@ -21,8 +21,8 @@ from fastai.layers import NoneReduce
 from fastcore.basics import patch
 from torch import nn
 
-from .checks import check_targets, dominant_labels, temperature
-from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive
+from .checks import as_tensor, check_targets, dominant_labels, temperature
+from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive, share
 from .launch import gather, wide
 from .loaders import ReplayLoader, ReplayLoaders
 from .models import MapLayout, map_layout, pooled_head, shell, unwrapped
@@ -93,7 +93,7 @@ def form_quads(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # int64 (3, B): rows of positive and negatives; bool (B,): has a quad
     "Draw a positive and two negatives for each row. Raises `LabelError` for targets that are none."
     if not isinstance(y, torch.Tensor) and (given := np.asarray(y)).dtype.kind in "biuf":
-        y = torch.from_numpy(given)
+        y = as_tensor(given)
     check_targets(y, max(1, len(y)))
     y = dominant_labels(y)[0].cpu().numpy()
     rows, ids = np.arange(len(y)), np.arange(len(y)) if ids is None else np.asarray(ids)
@@ -184,11 +184,13 @@ def attach_sqs(
     model: nn.Module,              # that says how wide its head is, as timm's do; changed in place
     separate: bool = True,         # an enhanced classifier of its own, where it has none yet
     learnable: bool = False,       # learn α, β, γ and τ
-    drop: float = 0.1,             # dropout before the enhanced classifier
+    drop: float = 0.1,             # dropout before the enhanced classifier, in [0, 1)
     **start: float,                # their first values, see `QuadWeights`
 ) -> nn.Module:                    # the same model
     """Give `model` the parts that the callback `SQS` trains beside it, before the optimiser is made. Raises
-    `ConfigError` for first values of weights that are not learned, and for a model without classifier."""
+    `ConfigError` for first values of weights that are not learned, a share `drop` outside [0, 1), and a model
+    without classifier."""
+    share("drop", drop, "[)")
     unlearned = "" if learnable else ", ".join(start)
     wrong = f"{unlearned}: first values of learned weights, but learnable=False" if unlearned else ""
     if isinstance(model, nn.parallel.DistributedDataParallel):

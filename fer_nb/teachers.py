@@ -704,9 +704,13 @@ class AnnotatorTeacher(TeacherBase):
     def features(
         ds: FERData,  # with `VOTE_COLUMNS`
     ) -> np.ndarray:  # float (N, 20): shares of the ten counts and their square roots; 0 where nobody voted
-        "Votes as numbers. Raises `DataError` without them."
+        "Votes as numbers. Raises `DataError` without them, and for a count that is none."
         need_columns(ds.df, VOTE_COLUMNS, ds.name, "add_votes and read_ferplus make them")
         votes = ds.df[list(VOTE_COLUMNS)].to_numpy(float)
+        if (wrong := ~(np.isfinite(votes) & (votes >= 0)).all(1)).any():
+            k = int(wrong.argmax())
+            raise DataError(f"{ds.name}: image {ds.df.id.iloc[k]!r} has votes {votes[k].tolist()}; counts of at "
+                            "least 0 expected, 0 where nobody voted")
         shares = votes / np.maximum(votes.sum(1, keepdims=True), 1)
         return np.hstack([shares, np.sqrt(shares)])
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from fer_nb.augment import Augment, affine, gaussian_blur, hash_normal
-from fer_nb.core import ConfigError
+from fer_nb.core import ConfigError, ImageError
 
 STILL = Augment(hflip=0, rotate=0, translate=0, scale=(1, 1))
 STRONG = Augment(vflip=0.3, rotate=30, brightness=0.2, contrast=0.4, noise=0.1, erase=0.5, blur=1.5)
@@ -243,3 +243,15 @@ def test_images_of_16_bits_are_sampled_at_the_same_places(dtype):
     torch.testing.assert_close(same, x, atol=0.004, rtol=0)
     change = {"angle": torch.full((2,), 10.0), "scale": torch.full((2,), 1.1), "shift": torch.full((2, 2), 0.05), "mirror": torch.ones(2, 2)}
     assert torch.equal(affine(x, **change), affine(x.float(), **change).to(dtype))
+
+
+def test_other_floats_and_other_numbers_of_keys_are_refused():
+    x = images(3)
+    for wrong in (255 * x, x - 0.1, x.clone().index_fill_(0, torch.tensor([1]), torch.nan), 255 * x.half()):
+        with pytest.raises(ImageError, match="bytes, or floats in .0, 1."):
+            STRONG(wrong, np.arange(3))
+    with pytest.raises(ConfigError, match="len.ids.=4; 3 expected"):
+        STRONG(x, np.arange(4))
+    with pytest.raises(ConfigError, match="number of views=2"):
+        STRONG(x, np.arange(3), view=np.arange(2))
+    assert torch.equal(STRONG((255 * x).byte(), np.arange(3)), STRONG((255 * x).byte().float() / 255, np.arange(3)))

@@ -637,3 +637,11 @@ def test_each_row_is_set_beside_its_own_clean_one():
         tradeoff(bare)
     with pytest.raises(DataError, match="b has no clean row"):
         paper_epsilon(bare)
+
+
+def test_images_and_keys_that_cannot_be_corrupted_so():
+    for channels in (2, 4):
+        with pytest.raises(ConfigError, match=f"channels of a JPEG file={channels}; 1 or 3 expected"):
+            corrupt(torch.rand(2, channels, 8, 8), "jpeg", 3)
+    with pytest.raises(ConfigError, match="len.ids.=3; 2 expected"):
+        corrupt(torch.rand(2, 1, 8, 8), "noise", 3, ids=np.arange(3))

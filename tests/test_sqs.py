@@ -647,3 +647,9 @@ def test_images_that_a_crashed_attack_left_are_not_taken_for_those_of_the_batch(
     learn.logger = lambda row: None
     learn.fit(1, cbs=SQS())
     assert learn.sqs_log.quads.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("drop", [1.0, 1.5, -0.1, True])
+def test_dropout_is_a_share(drop):
+    with pytest.raises(ConfigError, match="drop="):
+        attach_sqs(Net(), drop=drop)

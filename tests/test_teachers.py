@@ -616,3 +616,11 @@ def test_a_teacher_of_another_precision_is_asked_in_it(dls, kind):
             return self.net(x)[:, :1 if self.calls > 2 else 7]
     with pytest.raises(ConfigError, match="teacher deaf returned"):
         fit(dls, [EADD([Deaf()])], epochs=1)
+
+
+@pytest.mark.parametrize("count", [np.nan, np.inf, -1])
+def test_votes_that_are_no_counts_are_refused(splits, count):
+    table = splits.train.df.assign(**{c: 1.0 for c in VOTE_COLUMNS}).reset_index(drop=True)
+    table.loc[2, VOTE_COLUMNS[3]] = count
+    with pytest.raises(DataError, match=f"image '{table.id[2]}' has votes .*{count}.*at least 0 expected"):
+        AnnotatorTeacher.features(splits.train.replace(df=table))
