@@ -7,7 +7,8 @@ __all__ = ['ramp', 'AdversarialTraining', 'KeepRobust']
 
 # %% ../nbs/34_advtrain.ipynb #b0f08d65
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -24,7 +25,7 @@ from .evaluate import eval_mode
 from .launch import gather, wide
 from .models import unwrapped
 from .store import digest
-from .terms import LossTerm, batch_targets, logits_in
+from .terms import LossTerm, batch_targets, is_search, logits_in
 from .train import KeepBest, called, code_digest
 
 # %% ../nbs/34_advtrain.ipynb #9b3d0283
@@ -135,8 +136,11 @@ class AdversarialTraining(LossTerm):
 
     @property
     def kinds(self) -> tuple[str, ...]:  # in the order given
-        "The names of the attacks, as they are logged."
-        return tuple(a if isinstance(a, str) else called(a) for a in self.attacks)
+        "The names of the attacks, as they are logged; of functions of one name each has its place behind it."
+        names = [a if isinstance(a, str) else called(a) for a in self.attacks]
+        taken = ["clean", *_KINDS, *(n for n, a in zip(names, self.attacks) if callable(a))]
+        return tuple(f"{n} ({k + 1})" if callable(a) and taken.count(n) > 1 else n
+                     for k, (n, a) in enumerate(zip(names, self.attacks)))
 
     def config(self) -> dict:  # plain values, ready for JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
         "The settings, for the record of a run."
@@ -227,6 +231,21 @@ def _draw(
     self.now = self.kinds[which]
     return self.attacks[which], g
 
+# %% ../nbs/34_advtrain.ipynb #gradkept
+@contextmanager
+def _gradients_kept(
+    model: nn.Module,   # in training
+) -> Iterator[None]:    # a `with` block
+    "In the block the weights begin without gradients; afterwards each has the one that it had before."
+    kept = [(p, p.grad) for p in model.parameters()]
+    try:
+        for p, _ in kept:
+            p.grad = None
+        yield
+    finally:
+        for p, grad in kept:
+            p.grad = grad
+
 # %% ../nbs/34_advtrain.ipynb #34aa0011
 @patch
 def _craft(
@@ -247,12 +266,15 @@ def _craft(
                 check_logits(z := logits_in(ask(self.model, x, several=True)), len(x))
                 y = z.softmax(1)
         self.more = isinstance(_logits_alone(self.model, x), _Logits) if self.more is None else self.more
-        adv = call(_Logits(self.model) if self.more else self.model, x, y)
-    if not isinstance(adv, torch.Tensor) or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
-        found = tuple(getattr(adv, "shape", ())) or type(adv).__name__
-        raise ImageError(f"attack {self.now!r} returned {found}, or values outside [0, 1]; expected "
+        with _gradients_kept(self.model):
+            adv = call(_Logits(self.model) if self.more else self.model, x, y)
+    if not isinstance(adv, torch.Tensor):
+        raise ImageError(f"attack {self.now!r} returned a {type(adv).__name__}; a tensor {tuple(x.shape)} with "
+                         "values in [0, 1] expected")
+    if adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
+        raise ImageError(f"attack {self.now!r} returned {tuple(adv.shape)}, or values outside [0, 1]; expected "
                          f"{tuple(x.shape)} with values in [0, 1]")
-    return adv.detach()
+    return adv.detach().to(x)
 
 # %% ../nbs/34_advtrain.ipynb #34aa0005
 def _appended(
@@ -330,11 +352,11 @@ def after_train(self: AdversarialTraining) -> None:
     for kind in {kind: None for one in every for kind in one}:
         n, loss, hits = sum(one[kind] for one in every if kind in one).tolist()
         eps = {"clean": 0.0, "deepfool": float("nan")}.get(kind, self.eps_now)
-        steps = {"clean": 0, "fgsm": 1}.get(kind, self.steps)
+        steps = {"clean": 0, "fgsm": 1, "pgd": self.steps, "deepfool": self.steps}.get(kind, float("nan"))
         if n > 0:
             rows.append([self.epoch, kind, eps, steps, int(n), loss / n, hits / n])
     self.learn.adv_log = _appended(self.adv_log, rows)
-    if self.guard and self.watched is not None:
+    if self.guard and self.watched is not None and not is_search(self.learn):
         self._look()
 
 # %% ../nbs/34_advtrain.ipynb #34aa0009

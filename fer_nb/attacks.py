@@ -278,13 +278,13 @@ def deepfool(
             out[rows] = adv
         return out
 
-# %% ../nbs/23_attacks.ipynb #23aa0011
-def margin(
-    model: nn.Module,  # classifier in evaluation mode
-    x: torch.Tensor,   # images (B, C, H, W)
-    y: torch.Tensor,   # class numbers (B,); of probabilities (B, K) the likeliest
-) -> torch.Tensor:     # (B,); below 0 where the model is wrong
-    "The logit of the true class minus the largest other one. Raises `LabelError` or `ConfigError`."
+# %% ../nbs/23_attacks.ipynb #23aa0014
+def _margin(
+    model: nn.Module,  # see `margin`
+    x: torch.Tensor,   # see `margin`; checked
+    y: torch.Tensor,   # see `margin`; checked
+) -> torch.Tensor:     # (B,)
+    "`margin` within `_attack_mode`."
     with torch.no_grad():
         z = _logits(model, x, y).float()
     y = dominant_labels(y)[0]
@@ -292,6 +292,18 @@ def margin(
     return (own - z.scatter(1, y[:, None], float("-inf")).amax(1, keepdim=True)).flatten()
 
 
+def margin(
+    model: nn.Module,  # classifier of x in [0, 1], in evaluation mode, returning logits
+    x: torch.Tensor,   # images (B, C, H, W) in [0, 1], float32 or float64
+    y: torch.Tensor,   # class numbers (B,); of probabilities (B, K) the likeliest
+) -> torch.Tensor:     # (B,); below 0 where the model is wrong
+    """The logit of the true class minus the largest other one. Raises `ImageError`, `LabelError` or
+    `ConfigError`."""
+    _check_input(model, x, y)
+    with _attack_mode(x, y) as (x, y):
+        return _margin(model, x, y)
+
+# %% ../nbs/23_attacks.ipynb #23aa0011
 def _squares(
     adv: torch.Tensor,           # the images as they are now (B, C, H, W)
     x: torch.Tensor,             # the clean images
@@ -322,13 +334,13 @@ def square_search(
     check_eps(eps)
     _check_effort(queries=queries)
     g = torch.Generator().manual_seed(0) if generator is None else generator
-    x = x.detach().as_subclass(torch.Tensor)
-    y, stripes = y.to(x.device), torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
-    adv = (x + eps * (2.0 * stripes.to(x) - 1)).clamp(0, 1)
-    best, y = margin(model, adv, y), dominant_labels(y)[0]
-    for q in range(1, queries):
-        new = _squares(adv, x, eps, 0.8 * (1 - q / queries) ** 2, g)
-        lead = margin(model, new, y)
-        better = lead < best
-        adv, best = torch.where(better[:, None, None, None], new, adv), torch.where(better, lead, best)
-    return adv
+    with _attack_mode(x, y) as (x, y):
+        stripes = torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
+        adv = (x + eps * (2.0 * stripes.to(x) - 1)).clamp(0, 1)
+        best, y = _margin(model, adv, y), dominant_labels(y)[0]
+        for q in range(1, queries):
+            new = _squares(adv, x, eps, 0.8 * (1 - q / queries) ** 2, g)
+            lead = _margin(model, new, y)
+            better = lead < best
+            adv, best = torch.where(better[:, None, None, None], new, adv), torch.where(better, lead, best)
+        return adv

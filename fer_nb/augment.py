@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from scipy.special import ndtri
 
+from .checks import images_fit
 from .config import Augment
-from .core import GOLDEN, MIX, ImageError, hash_bits, hash_uniform
+from .core import GOLDEN, MIX, ImageError, hash_bits, hash_uniform, one_of
 
 # %% ../nbs/07_augment.ipynb #batchof2
 def channels_first(
@@ -194,9 +195,9 @@ def __call__(
     seed: int = 0,     # another seed, other views
 ) -> torch.Tensor:     # float (B, C, H, W) in [0, 1]
     """View number `view` of each image: geometry, then blur, contrast, brightness, noise, erasing. Raises
-    `ImageError` for floats from 0 to 255, by the first image on the CPU; on a card nothing is looked at."""
-    if len(x) and x.is_floating_point() and x.device.type == "cpu" and (top := float(x[0].amax())) > 1.001:
-        raise ImageError(f"floats up to {top:g}; bytes, or floats from 0 to 1, expected")
+    `ImageError` for floats outside [0, 1] on the CPU (a card would have to wait), and `ConfigError` for other
+    numbers of keys or views than of images."""
+    self._check_batch(x, ids, view)
     u = hash_uniform(seed, np.reshape(view, (-1, 1)), np.asarray(ids)[:, None], np.arange(14))
     u = torch.from_numpy(u).float()
     both = 2 * u - 1
@@ -214,6 +215,21 @@ def __call__(
         hides = x.device.type != "cpu" or bool((u[part, 12] < self.erase).any())
         out[part] = self._changed(piece, *(t[part] for t in drawn), hides).clamp_(0, 1)
     return out
+
+
+@patch
+def _check_batch(
+    self: Augment,
+    x: torch.Tensor,         # see `__call__`
+    ids: np.ndarray,         # the same
+    view: int | np.ndarray,  # the same
+) -> None:
+    "Raise what `__call__` says."
+    one_of("len(ids)", np.size(ids), [len(x)])
+    one_of("number of views", np.size(view), (1, len(x)))
+    if x.is_floating_point() and x.device.type == "cpu" and not images_fit(x):
+        raise ImageError(f"images with values in [{x.min():.3g}, {x.max():.3g}]; bytes, or floats in [0, 1], "
+                         "expected")
 
 
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['images_fit', 'check_images', 'targets_fit', 'check_targets', 'dominant_labels', 'class_shares', 'check_names',
-           'temperature', 'check_logits', 'ask']
+           'as_tensor', 'temperature', 'check_logits', 'ask']
 
 # %% ../nbs/13_checks.ipynb #c4ec0005
 import re
@@ -122,6 +122,16 @@ def check_names(
             "does not name its outputs; set model.labels"
         raise LabelError(f"{who} {has}; those of {data} are {', '.join(map(str, expected))}")
 
+# %% ../nbs/13_checks.ipynb #astensor
+def as_tensor(
+    value: object,                       # numbers; arrays of NumPy in any order of bytes and elements
+    dtype: torch.dtype | None = None,    # of the result; None: that of `value`
+) -> torch.Tensor:                       # tensors as they are, with their gradient
+    "`torch.as_tensor`, also of arrays that are turned round or were stored on another machine."
+    if isinstance(value, np.ndarray):
+        value = np.array(value, value.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(value, dtype=dtype)
+
 # %% ../nbs/13_checks.ipynb #c4ec0041
 def temperature(
     name: str,                   # of the argument, for the message
@@ -132,7 +142,7 @@ def temperature(
 ) -> torch.Tensor:               # () or (n,)
     "Temperatures as a tensor, with their gradient if they have one. Raises `ConfigError` unless positive."
     try:
-        T = torch.as_tensor(value, dtype=torch.float32 if like is None else like.dtype)
+        T = as_tensor(value, torch.float32 if like is None else like.dtype)
         fits = T.shape in ((), (n,)) and not isinstance(value, bool)
         fits = fits and bool(((T > 0) & (T < torch.inf)).all())
     except (TypeError, ValueError, RuntimeError):  # no numbers at all

@@ -17,8 +17,8 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
 
-from .checks import (check_images, check_logits, check_names, check_targets, dominant_labels,
-                           temperature)
+from .checks import (as_tensor, check_images, check_logits, check_names, check_targets,
+                           dominant_labels, temperature)
 from .core import ConfigError, LabelError, at_least, one_of, progress, share
 from .launch import gather, wide
 from .loaders import ReplayLoader
@@ -31,7 +31,7 @@ def eadd_weights(
     tau: float | Sequence[float] | torch.Tensor = 1.0,  # τ_e > 0: one, or one per emotion; EADD has 0.1
 ) -> torch.Tensor:                                  # float32, same shape, each column sums to 1
     "How far each teacher is trusted for each emotion (Eq. 5)."
-    acc = acc.float() if isinstance(acc, torch.Tensor) else torch.tensor(np.asarray(acc), dtype=torch.float32)
+    acc = as_tensor(acc if isinstance(acc, torch.Tensor) else np.asarray(acc), torch.float32)
     if acc.ndim != 2 or not acc.numel() or not ((acc >= 0) & (acc <= 1)).all():
         ends = f", from {acc.min():g} to {acc.max():g}" if acc.numel() else ""
         raise ConfigError(f"acc of shape {tuple(acc.shape)}{ends}; (teachers, emotions), shares from 0 to 1, "
@@ -105,8 +105,8 @@ def eadd_distill(
     check_targets(y, *z_s.shape)
     for k, z in enumerate(z_t):
         check_logits(z, *z_s.shape, who=f"teacher {k + 1}")
-    weights = torch.as_tensor(weights, device=z_s.device)
-    mask = None if valid_mask is None else torch.as_tensor(valid_mask, dtype=torch.bool, device=z_s.device)
+    weights = as_tensor(weights).to(z_s.device)
+    mask = None if valid_mask is None else as_tensor(valid_mask, torch.bool).to(z_s.device)
     one_of("weights.shape", tuple(weights.shape), [(len(z_t), z_s.shape[1])])
     one_of("valid_mask.shape", tuple(z_t.shape[:2] if mask is None else mask.shape), [tuple(z_t.shape[:2])])
     T = temperature("T", T, z_s.shape[1], like=z_s).expand(z_s.shape[1])
@@ -140,7 +140,7 @@ class EADD(LossTerm):
     "Emotion-Aware Dynamic Distillation as a fastai callback (Eq. 1-5)."
 
     first = LossTerm.first  # before the other terms: α is of the loss that the learner was given
-    logs = ("acc", "history", "_loaded")
+    logs, _first_row = ("acc", "history", "_loaded", "_first_row"), 0
 
     def __init__(
         self,
@@ -185,7 +185,6 @@ class EADD(LossTerm):
 def before_fit(self: EADD) -> None:
     """Check labels, cached views and settings, unless fastai only validates or predicts. Raises `ConfigError`
     or `LabelError`."""
-    self.learn.clean_xb = None  # an attack that crashed may have left its images
     if not self.fitting:
         return
     self._new_fit = True
@@ -245,7 +244,7 @@ def before_train(self: EADD) -> None:
             self.acc = self.table.copy()
         elif not self._loaded:
             self.acc = np.full((len(self.teachers), len(self.emotions)), 0.5)
-        self._first_row = 0 if self._loaded else len(self.history)
+        self._first_row = self._first_row if self._loaded else len(self.history)
         self._loaded = self._new_fit = False
     if measured:
         self.acc = self.measure_views() if replayed and len(self.dls.loaders) > 1 else self.measure_loader()
@@ -355,11 +354,11 @@ def config(
 @patch
 def state_dict(
     self: EADD,
-) -> dict[str, object]:  # JSON: teachers, emotions, accuracies, history
+) -> dict[str, object]:  # JSON: teachers, emotions, accuracies, history, and where in it this fit begins
     "What a fit needs to go on exactly where it was interrupted."
     acc = None if self.acc is None else self.acc.tolist()
     return {"teachers": self.names, "emotions": list(self.teachers[0].labels), "acc": acc,
-            "history": self.history.to_dict("list")}
+            "history": self.history.to_dict("list"), "first row": self._first_row}
 
 
 @patch
@@ -375,4 +374,4 @@ def load_state_dict(
             raise ConfigError(f"the state is of {k} {list(state[k])}, not of {v}")
     self.acc = None if state["acc"] is None else np.array(state["acc"], dtype=float)
     self.history = pd.DataFrame(state["history"], columns=self.history.columns)
-    self._loaded = self.acc is not None
+    self._first_row, self._loaded = state.get("first row", 0), self.acc is not None

@@ -72,6 +72,7 @@ def _jpeg(
     quality: int,     # 1 to 100
 ) -> torch.Tensor:    # (B, C, H, W)
     "Write and read every image as JPEG."
+    one_of("channels of a JPEG file", x.shape[1], (1, 3))
     out = []
     for pixels in as_pixels(x):
         image, file = Image.fromarray(pixels), io.BytesIO()
@@ -90,6 +91,7 @@ def corrupt(
     "What a camera, a file or an obstacle does to a face. Raises `ConfigError`, `ImageError`."
     check_images(x)
     level, (H, W) = _level(kind, severity), x.shape[-2:]
+    one_of("len(ids)", len(x if ids is None else ids), [len(x)])
     if severity == 0 or not len(x):
         return x.clone()
     if kind == "noise":
@@ -500,6 +502,24 @@ def table5(
                        for part, rows in _stored_rows(models, ds, parts, out, say)], ignore_index=True)
     return table[["model", *(c for c in table if c != "model")]]
 
+# %% ../nbs/26_robustness.ipynb #besideclean
+def _beside_clean(
+    rows: pd.DataFrame,    # of one metric, from `table5`
+    under: pd.DataFrame,   # those of them to be compared with the clean ones
+    *by: str,              # columns that tell which clean row is whose, where the table has them
+) -> pd.DataFrame:         # `under`, and the value without an attack as `clean`
+    "Each row beside its clean one. Raises `DataError` where there is none, or more than one."
+    by = [c for c in by if c in rows]
+    of = ["/".join(map(str, key)) for key in under[by].itertuples(index=False)]
+    clean = rows[rows.attack == "none"]
+    clean = clean.set_axis(["/".join(map(str, key)) for key in clean[by].itertuples(index=False)]).value
+    twice, lacks = clean.index[clean.index.duplicated()], [key for key in of if key not in clean.index]
+    if len(twice) or lacks:
+        what = f"{twice[0]} has two clean rows" if len(twice) else f"{lacks[0]} has no clean row"
+        raise DataError(f"the table: {what} (attack \"none\"), of one {' and '.join(by)}; one table of table5, or "
+                        "tables of other models, expected")
+    return under.assign(clean=clean.reindex(of).to_numpy())
+
 # %% ../nbs/26_robustness.ipynb #6ca05f68
 def _crossing(
     eps: Sequence[float],       # budgets, ascending
@@ -532,12 +552,13 @@ def paper_epsilon(
     paper: pd.DataFrame | None = None,  # what to match: attack, clean, accuracy in %; None: those of FER2013
 ) -> pd.DataFrame:  # model, attack, paper_clean, paper, paper_drop, clean (%), eps_drop, eps_level (in 1/255)
     """The ε in the maximum norm at which a model loses as many points as the paper reports (`eps_drop`), and
-    at which it has the paper's accuracy (`eps_level`). Raises `DataError` for more than one split."""
+    at which it has the paper's accuracy (`eps_level`). Raises `DataError` for more than one split, and
+    unless each model has one clean row."""
     paper = PAPER_TABLE5[PAPER_TABLE5.dataset == "FER2013"] if paper is None else paper
     rows, found = table[(table.metric == "accuracy") & (table.norm != "l2") & np.isfinite(table.eps)], []
     _one_split(rows, "the table")
-    for name, mine in rows.groupby("model", sort=False):
-        clean = 100 * mine.value[mine.attack == "none"].iloc[0]
+    for name, mine in _beside_clean(rows, rows, "model").groupby("model", sort=False):
+        clean = 100 * mine.clean.iloc[0]
         for attack, before, after in zip(paper.attack, paper.clean, paper.accuracy):
             line, drop = mine[mine.attack.isin(["none", attack])].sort_values("eps"), before - after
             curve = (255 * line.eps).tolist(), (100 * line.value).tolist()
@@ -554,14 +575,13 @@ def tradeoff(
     metric: str = "accuracy",  # which metric
 ) -> pd.DataFrame:          # model, split, attack, norm, eps, clean, robust, n
     """The robustness–accuracy trade-off, a row for each model and budget. Raises `DataError` where the table
-    has no such rows."""
+    has no such rows, or more than one clean row of a model, split and subset."""
     rows = table[table.metric == metric]
-    clean = rows[rows.attack == "none"].set_index(["model", "split"]).value.rename("clean")
     under = rows[(rows.attack == attack) & (rows.norm == norm) & np.isfinite(rows.eps)]
-    if not len(clean) or not len(under):
+    if not (rows.attack == "none").any() or not len(under):
         raise DataError(f"no {metric} under {attack} ({norm}) beside a clean one in the table; table5 gives "
                         "such rows")
-    both = under.rename(columns={"value": "robust"}).join(clean, on=["model", "split"])
+    both = _beside_clean(rows, under, "model", "split", "subset").rename(columns={"value": "robust"})
     return both[["model", "split", "attack", "norm", "eps", "clean", "robust", "n"]].reset_index(drop=True)
 
 # %% ../nbs/26_robustness.ipynb #21f52bc7

@@ -7,7 +7,8 @@ __all__ = ['spatial_similarity', 'refinement_map', 'refine_features', 'sqs_loss'
            'QuadWeights', 'attach_sqs', 'detach_sqs', 'quad_similarities', 'SQS', 'sqs_layout']
 
 # %% ../nbs/33_sqs.ipynb #331e1b68
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from types import MethodType
 
@@ -20,8 +21,8 @@ from fastai.layers import NoneReduce
 from fastcore.basics import patch
 from torch import nn
 
-from .checks import check_targets, dominant_labels, temperature
-from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive
+from .checks import as_tensor, check_targets, dominant_labels, temperature
+from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive, share
 from .launch import gather, wide
 from .loaders import ReplayLoader, ReplayLoaders
 from .models import MapLayout, map_layout, pooled_head, shell, unwrapped
@@ -92,7 +93,7 @@ def form_quads(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # int64 (3, B): rows of positive and negatives; bool (B,): has a quad
     "Draw a positive and two negatives for each row. Raises `LabelError` for targets that are none."
     if not isinstance(y, torch.Tensor) and (given := np.asarray(y)).dtype.kind in "biuf":
-        y = torch.from_numpy(given)
+        y = as_tensor(given)
     check_targets(y, max(1, len(y)))
     y = dominant_labels(y)[0].cpu().numpy()
     rows, ids = np.arange(len(y)), np.arange(len(y)) if ids is None else np.asarray(ids)
@@ -183,11 +184,13 @@ def attach_sqs(
     model: nn.Module,              # that says how wide its head is, as timm's do; changed in place
     separate: bool = True,         # an enhanced classifier of its own, where it has none yet
     learnable: bool = False,       # learn α, β, γ and τ
-    drop: float = 0.1,             # dropout before the enhanced classifier
+    drop: float = 0.1,             # dropout before the enhanced classifier, in [0, 1)
     **start: float,                # their first values, see `QuadWeights`
 ) -> nn.Module:                    # the same model
     """Give `model` the parts that the callback `SQS` trains beside it, before the optimiser is made. Raises
-    `ConfigError` for first values of weights that are not learned, and for a model without classifier."""
+    `ConfigError` for first values of weights that are not learned, a share `drop` outside [0, 1), and a model
+    without classifier."""
+    share("drop", drop, "[)")
     unlearned = "" if learnable else ", ".join(start)
     wrong = f"{unlearned}: first values of learned weights, but learnable=False" if unlearned else ""
     if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -472,6 +475,24 @@ def _no_terms(
     parts = (getattr(net, part, None) for part in ("enhanced", "quad_weights"))
     return zeros + 0 * sum(p.sum() for part in parts if part is not None for p in part.parameters())
 
+# %% ../nbs/33_sqs.ipynb #avgkept1
+@contextmanager
+def _averages_kept(
+    net: nn.Module,              # whose head is called a second time, with other features
+    own: nn.Module | None,       # the part that is called with those alone; None: there is none
+) -> Iterator[None]:             # a `with` block
+    "In the block a BatchNorm in training mode takes the means of its batch, and keeps nothing of them."
+    apart = set() if own is None else set(own.modules())
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in apart
+             and m.training and m.track_running_stats]
+    try:
+        for m in norms:
+            m.track_running_stats = False
+        yield
+    finally:
+        for m in norms:
+            m.track_running_stats = True
+
 # %% ../nbs/33_sqs.ipynb #5b117028
 @patch
 def total(
@@ -522,7 +543,8 @@ def _terms(
                     for s in quad_similarities(compared, rows, quads, tau, self.normalize)]
     refined = refine_features(maps[rows], *similarities, alpha, beta, gamma)
     features, own = self._layout.from_map(refined, self._features[-1], rows), getattr(net, "enhanced", None)
-    z = net.forward_head(features) if own is None else own(net.forward_head(features, pre_logits=True))
+    with _averages_kept(net, own):
+        z = net.forward_head(features) if own is None else own(net.forward_head(features, pre_logits=True))
     log_p, log_q = logits_in(self.pred)[rows].log_softmax(1), z.log_softmax(1)
     divergence = (log_p.exp() * (log_p - (log_q if self.mutual else log_q.detach()))).sum(1).mean()
     return torch.stack([self.loss_of_rows(z, y, rows), divergence, sqs_loss(*similarities, self.margin)])

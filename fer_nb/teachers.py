@@ -173,6 +173,14 @@ def valid_logits(
     "Logits for the validation images under the augmentation of this epoch."
     return self.valid[train.view % len(self.valid)], self.valid_mask
 
+# %% ../nbs/31_teachers.ipynb #owntype1
+def _in_own_type(
+    network: nn.Module,   # a teacher, also of half precision
+    x: torch.Tensor,      # images, floats
+) -> torch.Tensor:        # the same in the type of its weights
+    "Images as a network of any precision takes them."
+    return x.to(next((p.dtype for p in network.parameters()), x.dtype))
+
 # %% ../nbs/31_teachers.ipynb #7b9ca451
 class OnlineLogits:
     "A frozen network, called on every batch."
@@ -199,7 +207,7 @@ class OnlineLogits:
         x: torch.Tensor,   # images (B, C, H, W) in [0, 1], on the student's device, of any precision
     ) -> torch.Tensor:     # float32 (B, C)
         "Logits of images, in evaluation mode. Raises `ConfigError` for a network of other images."
-        x = x.as_subclass(torch.Tensor).to(next((p.dtype for p in self.network.parameters()), x.dtype))
+        x = _in_own_type(self.network, x.as_subclass(torch.Tensor))
         with torch.no_grad(), eval_mode(self.network):
             return ask(self.network, x, f"teacher {self.name}").float()
 
@@ -219,7 +227,7 @@ class OnlineLogits:
         "Logits for the validation images under the augmentation of this epoch."
         with eval_mode(self.network) as where:
             self.logits(valid.images(np.arange(1)).to(where))  # says in words if it is for other images
-            return _view_logits(self.network, valid, train.view, train, valid.bs), None
+            return _view_logits(self.network, valid, train.view, train, valid.bs, self.name), None
 
     @property
     def key(self) -> dict:   # JSON
@@ -422,7 +430,7 @@ def _view_logits(
         augment = like.augment if loader is like else _common_augment(like)
         source = loader if seen is None else seen
         x = as_shown(source.pixels(ids).to(device, non_blocking=True), augment, ids, view, like.seed)
-        z = ask(teacher, x.to(device, memory_format=torch.channels_last), who)
+        z = ask(teacher, _in_own_type(teacher, x).to(device, memory_format=torch.channels_last), who)
         if not out:
             check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x),
                          known and len(known), who)
@@ -696,9 +704,13 @@ class AnnotatorTeacher(TeacherBase):
     def features(
         ds: FERData,  # with `VOTE_COLUMNS`
     ) -> np.ndarray:  # float (N, 20): shares of the ten counts and their square roots; 0 where nobody voted
-        "Votes as numbers. Raises `DataError` without them."
+        "Votes as numbers. Raises `DataError` without them, and for a count that is none."
         need_columns(ds.df, VOTE_COLUMNS, ds.name, "add_votes and read_ferplus make them")
         votes = ds.votes(float)
+        if (wrong := ~(np.isfinite(votes) & (votes >= 0)).all(1)).any():
+            k = int(wrong.argmax())
+            raise DataError(f"{ds.name}: image {ds.df.id.iloc[k]!r} has votes {votes[k].tolist()}; counts of at "
+                            "least 0 expected, 0 where nobody voted")
         shares = votes / np.maximum(votes.sum(1, keepdims=True), 1)
         return np.hstack([shares, np.sqrt(shares)])
 

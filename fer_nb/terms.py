@@ -204,7 +204,7 @@ class LossTerm(FitCallback):
         if self.looked_at:
             return None  # the terms are of the training
         if event_name == "before_fit":
-            self.outputs = None
+            self.outputs = self.learn.clean_xb = None  # an attack that crashed may have left its images
             self.forget_search()  # one that crashed
             if is_search(self.learn):
                 self.before_search = copy.deepcopy(self.logged())

@@ -96,6 +96,13 @@ class KeepBest(FitCallback):
             at_least("patience", patience, 1, "epochs")
         self.patience = patience
 
+    def __call__(
+        self,
+        event_name: str,  # of fastai
+    ) -> object:
+        "Hear of an event, unless it is of a search for a learning rate."
+        return None if is_search(self.learn) else super().__call__(event_name)
+
     def before_fit(self) -> None:
         "Begin without a best epoch, whatever an earlier fit left. Raises `ConfigError` without accuracies."
         self.best, self.state, self.best_epoch, self.target = (-1.0, 0.0), None, None, self.model

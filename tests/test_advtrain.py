@@ -30,7 +30,7 @@ from fer_nb.core import ConfigError, FERError, ImageError, LabelError
 from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
 from fer_nb.synth import make_faces
-from fer_nb.train import EMA
+from fer_nb.train import EMA, KeepBest
 
 BS, N = 8, 32
 
@@ -652,3 +652,73 @@ def test_attacks_may_hold_anything(made):
         return x
     assert len(code_digest(partial(attack, held=part))) == 16
     assert code_digest(partial(attack, held=torch.float16)) != code_digest(partial(attack, held=torch.float32))
+
+
+# ---- functions of one's own ----
+
+def own(by_backward, clears=False):
+    def attack(model, x, y, eps, generator):
+        x = x.clone().requires_grad_()
+        loss = F.cross_entropy(model(x), y)
+        if by_backward:
+            loss.backward()
+            grad = x.grad
+        else:
+            grad = torch.autograd.grad(loss, x)[0]
+        if clears:
+            model.zero_grad()
+        return (x + eps * grad.sign()).clamp(0, 1)
+    return attack
+
+
+def test_gradients_of_an_attack_of_ones_own_do_not_reach_the_step():
+    from fastai.callback.training import GradientAccumulation
+    for more in ((), (GradientAccumulation(2 * BS),)):
+        ends = []
+        for kind in ((False,), (True,), (True, True)):
+            learn = learner(AdversarialTraining(own(*kind), ratio=1.0), *more)
+            learn.fit(1)
+            ends.append(weights(learn))
+        assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+def test_the_log_of_functions_of_ones_own():
+    def clean(model, x, y, eps, generator):
+        return pgd(model, x, y, eps, steps=2)
+    attacks = (lambda m, x, y, eps, generator: x, lambda m, x, y, eps, generator: 1 - x, clean, pgd, "pgd", own(True))
+    learn = learner(term := AdversarialTraining(attacks, ratio=1.0, steps=3))
+    assert term.kinds == ("<lambda> (1)", "<lambda> (2)", "clean (3)", "pgd (4)", "pgd", "attack") == tuple(term.config()["kind"])
+    learn.fit(8)
+    log = learn.adv_log.groupby("attack").first()
+    assert set(log.index) == set(term.kinds) and log.steps["pgd"] == 3 and log.steps.drop("pgd").isna().all()
+    assert AdversarialTraining(("pgd", "pgd")).kinds == ("pgd", "pgd")
+
+
+def test_what_an_attack_of_ones_own_returns_is_brought_to_the_type_of_the_images():
+    for trades in (0, 1):
+        learn = learner(AdversarialTraining(lambda m, x, y, eps, generator: 0.5 * x.double(), ratio=1.0, trades=trades))
+        learn.fit(1)
+        assert learn.adv_log.attack[0] == "<lambda>"
+    with pytest.raises(ImageError, match="returned a ndarray; a tensor"):
+        learner(AdversarialTraining(lambda m, x, y, eps, generator: x.numpy())).fit(1)
+
+
+def test_a_search_for_a_learning_rate_leaves_what_was_kept():
+    from fastai.callback import schedule  # noqa: F401  (adds lr_find)
+    x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
+    looks = []
+
+    class Looks(AdversarialTraining):
+        def _look(self):
+            looks.append(self.epoch)
+    keep, best, guarded = KeepRobust(x, y, steps=1, load=False), KeepBest(), Looks(ratio=0.5)
+    learn = learner(keep, best, guarded)
+    learn.metrics = [AvgMetric(named(False))]
+    learn.fit(2)
+    before = keep.log, keep.state, best.state, best.best_epoch
+    assert len(keep.log) == 2 and looks == [0, 1]
+    learn.lr_find(num_it=3 * N // BS, stop_div=False, show_plot=False)
+    assert all(a is b for a, b in zip(before[:3], (keep.log, keep.state, best.state)))
+    assert before[3] == best.best_epoch and looks == [0, 1]
+    learn.fit(1)
+    assert len(keep.log) == 1

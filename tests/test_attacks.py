@@ -1,4 +1,5 @@
 """The attacks of the installed package: properties, invariants of the model, and parity with foolbox."""
+import copy
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fer_nb.attacks import deepfool, fgsm, pgd, square_search
+from fer_nb.attacks import deepfool, fgsm, margin, pgd, square_search
 from fer_nb.core import ConfigError, FERError, ImageError, LabelError
 
 with warnings.catch_warnings():
@@ -490,3 +491,19 @@ def test_large_logits_are_no_defence(toy, scale, attack):
     (model, *_), (x, y) = toy, blobs(160, 5)
     left = [(model(attack(m, x, y)).argmax(1) == y).float().mean().item() for m in (model, Scaled().eval())]
     assert left[1] <= left[0] + 0.06
+
+
+@pytest.mark.parametrize("ask", [lambda m, x, y: square_search(m, x, y, 0.03, 20), margin])
+def test_without_gradients_the_same_protection(toy, ask):
+    model, x, y = toy[0], *blobs(8, 3)
+    found = ask(model, x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ask(model, x, y), found)
+    with torch.inference_mode():
+        assert torch.equal(other := ask(model, x, y), found) and not other.is_inference()
+    with pytest.raises(ImageError):
+        ask(model, 255 * x, y)
+    loose, mean = copy.deepcopy(model).train(), model[1].running_mean.clone()
+    with pytest.raises(ConfigError, match="training mode"):
+        ask(loose, x, y)
+    assert torch.equal(loose[1].running_mean, mean)

@@ -245,8 +245,13 @@ def test_images_of_16_bits_are_sampled_at_the_same_places(dtype):
     assert torch.equal(affine(x, **change), affine(x.float(), **change).to(dtype))
 
 
-def test_floats_from_0_to_255_are_refused():
-    x = torch.rand(2, 1, 8, 8)
-    assert Augment()(x, np.arange(2)).max() <= 1
-    with pytest.raises(ImageError, match="floats from 0 to 1, expected"):
-        Augment()(255 * x, np.arange(2))
+def test_other_floats_and_other_numbers_of_keys_are_refused():
+    x = images(3)
+    for wrong in (255 * x, x - 0.1, x.clone().index_fill_(0, torch.tensor([1]), torch.nan), 255 * x.half()):
+        with pytest.raises(ImageError, match="bytes, or floats in .0, 1."):
+            STRONG(wrong, np.arange(3))
+    with pytest.raises(ConfigError, match="len.ids.=4; 3 expected"):
+        STRONG(x, np.arange(4))
+    with pytest.raises(ConfigError, match="number of views=2"):
+        STRONG(x, np.arange(3), view=np.arange(2))
+    assert torch.equal(STRONG((255 * x).byte(), np.arange(3)), STRONG((255 * x).byte().float() / 255, np.arange(3)))

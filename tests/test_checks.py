@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.attacks import deepfool, fgsm, margin, pgd, square_search
-from fer_nb.checks import targets_fit
+from fer_nb.checks import as_tensor, targets_fit, temperature
 from fer_nb.core import EMOTIONS, ConfigError, FERError, ImageError, LabelError
 from fer_nb.distill import EADD, distill_loss, eadd_distill, eadd_weights
 from fer_nb.evaluate import confusion, evaluate, logits_of, predict_logits
@@ -514,3 +514,21 @@ def test_a_search_may_diverge(name, tmp_path):
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(num_it=40, show_plot=False, stop_div=False, end_lr=1e38, suggest_funcs=())
     assert torch.equal(model.fc.weight, before)
+
+
+def test_arrays_of_any_order_of_elements_and_bytes():
+    T = np.linspace(1, 4, 7)
+    assert temperature("T", T[::-1], 7).tolist() == T.astype(np.float32)[::-1].tolist()
+    assert temperature("T", np.array(2.0, ">f8"), 7).shape == () and as_tensor(np.ones(1)[::-1]).tolist() == [1]
+    acc = np.random.default_rng(0).random((2, 7))
+    torch.testing.assert_close(eadd_weights(acc[::-1]), eadd_weights(acc).flip(0))
+    assert torch.equal(eadd_weights(acc.astype(">f8")), eadd_weights(acc))
+    z, zs, y = torch.randn(7, 7), torch.randn(2, 7, 7), torch.arange(7)
+    mask, w = np.arange(14).reshape(2, 7) % 3 > 0, eadd_weights(acc).numpy()
+    torch.testing.assert_close(eadd_distill(z, zs, y, w[:, ::-1], T[::-1], valid_mask=mask[:, ::-1]),
+                               eadd_distill(z, zs, y, w[:, ::-1].copy(), T[::-1].copy(), valid_mask=mask[:, ::-1].copy()))
+    distill_loss(z, zs[0], T[::-1])
+    spatial_similarity(torch.rand(7, 3, 2, 2), torch.rand(7, 3, 2, 2), tau=T[::-1])
+    labels = np.arange(12) % 3
+    assert torch.equal(form_quads(labels[::-1])[0], form_quads(labels[::-1].copy())[0])
+    assert torch.equal(form_quads(labels.astype(">i4"))[0], form_quads(labels)[0])

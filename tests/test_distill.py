@@ -326,6 +326,27 @@ def test_validating_between_loading_and_fitting_loses_nothing(dls):
     assert np.allclose(other.history.accuracy[-7:].to_numpy(float), eadd.acc[0]) and len(other.history) == 4 * 7
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_resuming_a_second_fit_keeps_the_rows_of_the_first(dls, old):
+    class Stop(Callback):
+        def after_epoch(self):
+            if self.epoch == 1:
+                raise CancelFitException
+    eadd = EADD([small_net(7)], accuracy="running")
+    learn = fit(dls, [eadd], epochs=3)
+    with learn.no_logging():
+        learn.fit(3, cbs=Stop())
+    state, other = json.loads(json.dumps(eadd.state_dict())), EADD([small_net(7)], accuracy="running")
+    if old:   # before there was more than one fit in a history
+        del state["first row"]
+        state["history"] = {k: v[21:] for k, v in state["history"].items()}
+    other.load_state_dict(state)
+    learn = Learner(dls, small_net(1), loss_func=nn.CrossEntropyLoss(), cbs=[other])
+    with learn.no_logging():
+        learn.fit(3, start_epoch=2)
+    assert other.history.epoch[::7].tolist() == [0, 1, 2] * (1 if old else 2)
+
+
 def test_the_state_of_other_teachers_is_refused():
     eadd = EADD([small_net(7)])
     state = EADD([small_net(7), small_net(8)]).state_dict()

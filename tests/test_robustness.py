@@ -619,3 +619,29 @@ def test_the_study_wants_one_split(model, ds, tmp_path):
 def test_images_of_another_range_are_not_corrupted(how, kind):
     with pytest.raises(ImageError):
         corrupt(how(torch.rand(2, 1, SIDE, SIDE)), kind, 3)
+
+
+def test_each_row_is_set_beside_its_own_clean_one():
+    falls = {a: [(1, .3)] for a in ("fgsm", "pgd", "deepfool")}
+    one = accuracies("a", .8, falls).assign(subset="all")
+    two = pd.concat([one, accuracies("a", .7, {"pgd": [(1, .2)]}).assign(subset="sample", n=20)])
+    table = tradeoff(two)
+    assert table[["clean", "robust", "n"]].values.tolist() == [[.8, .3, 100], [.7, .2, 20]]
+    with pytest.raises(DataError, match="a has two clean rows .*of one model"):
+        paper_epsilon(two)
+    for twice in (pd.concat([one, one.assign(n=20)]), pd.concat([one, one]).drop(columns="subset")):
+        with pytest.raises(DataError, match="a/test.* has two clean rows"):
+            tradeoff(twice)
+    bare = pd.concat([one[one.attack != "none"].assign(model="b"), one])
+    with pytest.raises(DataError, match="b/test/all has no clean row"):
+        tradeoff(bare)
+    with pytest.raises(DataError, match="b has no clean row"):
+        paper_epsilon(bare)
+
+
+def test_images_and_keys_that_cannot_be_corrupted_so():
+    for channels in (2, 4):
+        with pytest.raises(ConfigError, match=f"channels of a JPEG file={channels}; 1 or 3 expected"):
+            corrupt(torch.rand(2, channels, 8, 8), "jpeg", 3)
+    with pytest.raises(ConfigError, match="len.ids.=3; 2 expected"):
+        corrupt(torch.rand(2, 1, 8, 8), "noise", 3, ids=np.arange(3))

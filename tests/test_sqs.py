@@ -603,3 +603,53 @@ def test_rows_are_told_apart_by_value_and_place():
     a[0, 0, 2, 3] = a[0, 0, 2, 5] = a[1, 0, 2, 2] = a[1, 0, 2, 6] = a[2, 0, 2, 3] = a[2, 0, 2, 5] = 1
     rows = _equal_rows(a)
     assert rows[0] == rows[2] != rows[1]
+
+
+# ---- heads that keep averages ----
+
+class HeadNorm(Net):
+    "As MobileNetV4: a BatchNorm in the head."
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward_head(self, f, pre_logits=False):
+        f = self.norm(f.mean((2, 3)))
+        return f if pre_logits else self.fc(f)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_head_keeps_the_averages_of_the_base_branch_alone(separate):
+    torch.manual_seed(0)
+    start, data = HeadNorm(), plain_dls(items([0, 1, 2, 0, 1, 2, 0, 1] * 3))
+    alone, beside = copy.deepcopy(start), attach_sqs(copy.deepcopy(start), separate=separate)
+    run(alone, data), run(beside, data, SQS(lam=0, enhanced=0, kl=0))
+    assert torch.equal(state(alone), state(detach_sqs(beside))) and alone.norm.num_batches_tracked == 3
+    assert beside.norm.track_running_stats
+    own = HeadNorm()
+    own.enhanced = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 7))
+    run(own, data, SQS())
+    assert own.enhanced[0].num_batches_tracked == 3 and not own.enhanced[0].running_mean.eq(0).all()
+
+
+def test_images_that_a_crashed_attack_left_are_not_taken_for_those_of_the_batch():
+    class Crash(Callback):
+        def after_pred(self):
+            raise KeyboardInterrupt
+    learn = Learner(plain_dls(items([0, 0, 1, 1, 2, 2, 3, 3])), attach_sqs(Net()), CrossEntropyLossFlat(),
+                    cbs=AdversarialTraining(ratio=0.5, guard=0))
+    learn.remove_cb(ProgressCallback)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, cbs=Crash())
+    learn.remove_cb(AdversarialTraining)
+    assert learn.clean_xb is not None
+    learn.dls = plain_dls(items([0, 0, 1, 1, 2, 2, 3, 3], same=[0, 0, 2, 2, 4, 4, 6, 6]))
+    learn.logger = lambda row: None
+    learn.fit(1, cbs=SQS())
+    assert learn.sqs_log.quads.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("drop", [1.0, 1.5, -0.1, True])
+def test_dropout_is_a_share(drop):
+    with pytest.raises(ConfigError, match="drop="):
+        attach_sqs(Net(), drop=drop)

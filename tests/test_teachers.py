@@ -593,3 +593,34 @@ def test_cached_logits_without_validation_images_are_refused(dls):
     cached = teacher_logits(small_net(3).eval(), dls.train, dls.valid, name="t")
     with pytest.raises(ConfigError, match="no validation images"):
         fit(DataLoaders(dls.train), [EADD([cached])])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_teacher_of_another_precision_is_asked_in_it(dls, kind):
+    net = small_net(7).to(kind)
+    for accuracy in ("running", "valid"):
+        fit(dls, [eadd := EADD([net], accuracy=accuracy)], epochs=1)
+        assert len(eadd.history) == 7
+    kept = teacher_logits(net, dls.train, dls.valid)
+    assert kept.train.dtype == np.float16
+
+    class Deaf(nn.Module):
+        labels, name = net.labels, "deaf"
+
+        def __init__(self):
+            super().__init__()
+            self.net, self.calls = net, 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.net(x)[:, :1 if self.calls > 2 else 7]
+    with pytest.raises(ConfigError, match="teacher deaf returned"):
+        fit(dls, [EADD([Deaf()])], epochs=1)
+
+
+@pytest.mark.parametrize("count", [np.nan, np.inf, -1])
+def test_votes_that_are_no_counts_are_refused(splits, count):
+    table = splits.train.df.assign(**{c: 1.0 for c in VOTE_COLUMNS}).reset_index(drop=True)
+    table.loc[2, VOTE_COLUMNS[3]] = count
+    with pytest.raises(DataError, match=f"image '{table.id[2]}' has votes .*{count}.*at least 0 expected"):
+        AnnotatorTeacher.features(splits.train.replace(df=table))
