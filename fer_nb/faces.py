@@ -982,7 +982,7 @@ def judged(
         return None, 0
     scores = (close + self.looks(im, face, range(4), 2.6)) / 2
     turn, ranked = int(scores.argmax()), np.sort(scores)
-    if ranked[-1] < LIKELY + .02 * (face.score < self.confidence):
+    if ranked[-1] < LIKELY + .02 * (face.score < self.confidence) or not (alone or turn):
         return None, 0
     return replace(face, look=float(ranked[-1]), margin=float(ranked[-1] - ranked[-2])), turn
 
