@@ -962,8 +962,10 @@ def _after_fork() -> None:
     _NOTING = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+@lru_cache(maxsize=1)
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
 
 
 def _and_notes(
@@ -972,6 +974,7 @@ def _and_notes(
 ) -> tuple[Any, list[str]]:       # what `read` gives, and what it warned of
     """Read an image whose result has a note for what else would be a warning; one thread at a time. What
     other threads warn of stays a warning. Raises what `read` raises."""
+    _watch_forks()
     said, reader = [], [threading.get_ident()]
     with _NOTING, warnings.catch_warnings():
         show = warnings.showwarning
