@@ -28,7 +28,8 @@ import torch
 from torch import nn
 
 from . import __version__
-from .core import ConfigError, DataError, FERError, at_least, atomic_file, one_of, positive, progress, share
+from .core import (ConfigError, DataError, FERError, at_least, atomic_file, one_of, positive, progress,
+                         share)
 from .data import FERData
 from .evaluate import image_batches, predict_logits
 from .models import HyFER, InputAdapter, count_macs, fuse

@@ -1458,7 +1458,7 @@ class FaceTracker:
         self.alive[track] = (replace(face, probs=probs, emotion=max(probs, key=probs.get), track=track), time)
         return self.alive[track][0]
 
-# %% ../nbs/50_predict.ipynb #d893a896
+# %% ../nbs/50_predict.ipynb #kindgif1
 def _pictures(
     path: str | Path,   # a file that OpenCV reads as a video
 ) -> int:               # 0: it is no picture
@@ -1470,7 +1470,7 @@ def _pictures(
                 return getattr(im, "n_frames", 1)
     return 0
 
-
+# %% ../nbs/50_predict.ipynb #d893a896
 @dataclass
 class _Video:
     "The frames of a video or a camera; iterating opens and reads it."
