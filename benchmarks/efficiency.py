@@ -56,7 +56,8 @@ def main() -> None:
             print("exported", name, flush=True)
         if not files:
             raise SystemExit(f"--only {options.only}: no such network")
-        accuracy = json.loads(options.accuracy.read_text()) if options.accuracy else None
+        accuracy = json.loads(options.accuracy.read_text()) if options.accuracy else {}
+        accuracy = {name: a for name, a in accuracy.items() if options.only in name} or None
         table = efficiency(files, accuracy, options.batches, options.threads, options.repeats)
         known = efficiency(costs, batches=[1], threads=[1], repeats=0, memory=False).set_index("model")
         plain = table.model.str.removesuffix(", int8")

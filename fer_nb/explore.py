@@ -76,6 +76,19 @@ def _check_audited(
 SORTS = ("confidence", "loss", "doubt")
 
 
+def _range(
+    confidence: Sequence[float] | None,   # least and largest; None: no condition
+) -> tuple[float, float]:
+    "A range of confidences. Raises `ConfigError` for anything else."
+    try:
+        low, high = (0, 1) if confidence is None else map(float, confidence)
+    except (TypeError, ValueError):
+        raise ConfigError(f"confidence={confidence!r}; two numbers expected, the least and the largest, such "
+                          "as (0.5, 1)") from None
+    one_of("confidence", (low, high), [tuple(np.clip(sorted((low, high)), 0, 1).tolist())])
+    return low, high
+
+
 def _of_finding(
     table: pd.DataFrame,  # from `prediction_table`
     finding: str,         # a kind, "any" or "none"
@@ -92,18 +105,17 @@ def select_predictions(
     true: str | None = None,                       # only images of this label
     predicted: str | None = None,                  # only images with this prediction
     right: bool | None = None,                     # only right predictions, or only wrong ones
-    confidence: tuple[float, float] = (0.0, 1.0),  # least and largest, both included
+    confidence: tuple[float, float] | None = None,  # least and largest, both included
     split: str | None = None,                      # only images of this split
     finding: str | None = None,                    # a kind of the audit's issues, "any" or "none"
     sort: str | None = None,                       # "confidence", "loss" or "doubt"; None: as in the dataset
-    descending: bool = True,                       # the largest first
+    descending: bool | None = True,                # the largest first; None: so too
 ) -> pd.DataFrame:                                 # some rows of `table`, with their index
     """The rows that meet all conditions. Raises `ConfigError` for an unknown value, `DataError` for a finding
     where `table` was made without an audit."""
-    low, high = confidence
+    low, high = _range(confidence)
     labels = table.true.cat.categories
     for name, value, allowed in (
-            ("confidence", (low, high), [tuple(np.clip(sorted(confidence), 0, 1).tolist())]),
             ("true", true, labels), ("predicted", predicted, labels), ("right", right, (True, False)),
             ("split", split, SPLITS), ("finding", finding, ("any", "none", *KINDS)), ("sort", sort, SORTS)):
         if value is not None:
@@ -113,7 +125,8 @@ def select_predictions(
         shown &= (table[name] == value) if value is not None else True
     shown &= _of_finding(table, finding) if finding is not None else True
     table = table[shown]
-    return table if sort is None else table.sort_values(sort, ascending=not descending, kind="stable")
+    ascending = not (descending is None or descending)
+    return table if sort is None else table.sort_values(sort, ascending=ascending, kind="stable")
 
 # %% ../nbs/52_explore.ipynb #c8baec93
 def audit_findings(
@@ -409,7 +422,9 @@ def show(
     select_predictions(self.table, **filters)
     if (finding := filters.get("finding")) is not None:
         one_of("finding", finding, [value for _, value in self.controls["finding"].options if value])
-    for name, value in filters.items():
+    plain = {"confidence": _range, "descending": lambda value: value is None or bool(value)}
+    for name in [name for name in filters if name in self.controls]:   # without an audit, finding=None
+        value = plain[name](filters[name]) if name in plain else filters[name]
         self.controls[name].value = "" if value is None else value
 
 # %% ../nbs/52_explore.ipynb #caf285ad

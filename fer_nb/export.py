@@ -29,11 +29,12 @@ from torch import nn
 
 from . import __version__
 from .augment import as_images
-from .core import ConfigError, DataError, FERError, at_least, atomic_file, one_of, positive, progress
+from .core import (ConfigError, DataError, FERError, at_least, atomic_file, one_of, positive,
+                         progress, share)
 from .data import FERData
 from .evaluate import image_batches, predict_logits
 from .models import HyFER, InputAdapter, count_macs, fuse
-from .predict import _onnx_network, _temperature, need_spare
+from .predict import _listed, _onnx_network, _temperature, need_spare
 from .synth import make_faces
 
 # %% ../nbs/51_export.ipynb #2a8016f8
@@ -57,9 +58,10 @@ class OnnxModel(nn.Module):
     def __init__(
         self,
         path: str | Path,   # a file of `to_onnx` or `quantize`
-        threads: int = 1,   # that one call may use
+        threads: int = 1,   # that one call may use; 0: all
     ):
         super().__init__()
+        at_least("threads", threads, 0, whole=True)
         ort = _extra("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -169,21 +171,23 @@ def _label_file(
 def to_onnx(
     model: nn.Module,                     # a HyFER (fused or not), a SQSNet or a teacher
     path: str | Path,                     # the file to write, *.onnx
-    images: torch.Tensor | None = None,   # (N, 1 or 3, H, W) in [0, 1] to check it on; None: synthetic faces
+    images: torch.Tensor | np.ndarray | None = None,   # (N, 1 or 3, H, W) in [0, 1], floats; None: synthetic
     tolerance: float = 1e-4,              # largest difference of a logit, see `OnnxModel.difference`
     dynamo: bool = False,                 # PyTorch's newer exporter instead of the one by tracing
     **record: object,                     # added to the model's record in the file; JSON
 ) -> Path:                                # the file
     """Write `model` as an ONNX file, from "images" (N, C, H, W) in [0, 1] to "logits". Raises `ExportError`
     if they differ from the network's, `ConfigError` for a model that is no image classifier and another
-    ending, `DataError` for labels that are no distinct names, one a logit, and for probabilities."""
+    ending, `DataError` for labels that are no distinct names, one a logit, and for probabilities,
+    `ImageError` for images that are no such batch."""
     one_of(f"the ending of {path}", Path(path).suffix.lower(), [".onnx"])
     facts = _facts(model, record)
     for name in ("onnx", "onnxruntime", "onnxscript"):
         _extra(name)
     if images is None:
         images = as_images(make_faces(8, defects=None)[0].array())
-    x = InputAdapter(model.in_chans, model.input_size, (0,), (1,))(images.float().cpu()).contiguous()
+    images = torch.as_tensor(images.copy() if isinstance(images, np.ndarray) else images).cpu()
+    x = InputAdapter(model.in_chans, model.input_size, (0,), (1,))(images).float().contiguous()
     with atomic_file(path) as aside:
         try:
             _trace(_bare(model), x[:1].repeat(2, 1, 1, 1), aside, dynamo)
@@ -240,7 +244,7 @@ def quantize(
     first: bool = False,         # quantise the first convolution too, the one that reads the pixels
     attention: bool = False,     # quantise attention too, and the layers that read a layer norm
     method: str = "minmax",      # ranges of activations: "minmax", "percentile" (99.999 %) or "entropy"
-    keep: Sequence[str] = (),    # more nodes of the graph to keep in float, by name
+    keep: str | Sequence[str] = (),  # more nodes of the graph to keep in float, by name
 ) -> Path:                       # the int8 file
     """Static int8 quantisation, per channel, with the same labels inside. Raises `DataError` for a file that
     is not of `to_onnx`, for one that is read and written, and for images outside the training split,
@@ -270,6 +274,7 @@ def quantize(
         prepare = _extra("onnxruntime.quantization.shape_inference").quant_pre_process
         prepare(str(path), str(clean), skip_symbolic_shape=True)
         graph = onnx.load(clean).graph
+        keep = _listed(keep)
         if unknown := {*keep} - {node.name for node in graph.node}:
             raise ConfigError(f"{path}: no nodes {', '.join(sorted(unknown))}")
         quant.quantize_static(
@@ -377,7 +382,11 @@ def efficiency(
     memory: bool = True,                            # peak memory, with the first number of threads
 ) -> pd.DataFrame:  # model, px, params, macs, file_mb, batch, threads, latency_ms, cpu_ms, peak_mb, accuracy
     """What networks cost under ONNX Runtime: a row for each network, batch and number of threads; times are
-    for one image. Of a bare file, parameters and multiplications are NaN."""
+    for one image. Of a bare file, parameters and multiplications are NaN, and so is the accuracy of a network
+    that has none. Raises `ConfigError` for an accuracy of no network and for one that is no share."""
+    for name, value in (accuracy or {}).items():
+        one_of("a name of accuracy", name, models)
+        share(f"accuracy[{name!r}]", value)
     for name, given in (("models", [len(models)]), ("batches", batches), ("threads", threads),
                         ("repeats + 1", [repeats + 1])):
         at_least(name, min(given, default=0), 1)

@@ -969,20 +969,20 @@ def judged(
     self: FaceFinder,
     im: Image.Image,                # RGB
     face: FoundFace,                # proposed in it
-    turns: bool = True,             # compare the four turns in doubt
+    alone: bool = True,             # no face of the image is confirmed yet
 ) -> tuple[FoundFace | None, int]:  # None: no face; and the quarter turns of the image that bring it upright
     "Look a second time at a proposal."
-    if abs(face.roll) <= 20 and face.score >= (.9 if turns else .8):
+    if abs(face.roll) <= 20 and face.score >= (.9 if alone else .8):
         return face, 0
     first = self.looks(im, face)[0]
     if abs(face.roll) <= 45 and first >= SURE - .1 * (face.score >= .8):
         return replace(face, look=float(first)), 0
-    close = np.array([first, *self.looks(im, face, (1, 2, 3))]) if turns else np.zeros(4)
-    if close.max() < LIKELY - .1:
+    close = np.array([first, *self.looks(im, face, (1, 2, 3))])
+    if close.max() < (LIKELY - .1 if alone else SURE):
         return None, 0
     scores = (close + self.looks(im, face, range(4), 2.6)) / 2
     turn, ranked = int(scores.argmax()), np.sort(scores)
-    if ranked[-1] < LIKELY + .02 * (face.score < self.confidence):
+    if ranked[-1] < LIKELY + .02 * (face.score < self.confidence) or not (alone or turn):
         return None, 0
     return replace(face, look=float(ranked[-1]), margin=float(ranked[-1] - ranked[-2])), turn
 
@@ -1042,7 +1042,7 @@ def upright(
     faces, refused, turned, proposals = [], [], np.zeros(4), self.proposals(im, levels)
     for proposal in (p for p in proposals if p.score >= self.confidence):
         if not _among(proposal, faces) and not _among(proposal, refused, smaller=False):
-            face, turn = self.judged(im, proposal, turns=not faces)
+            face, turn = self.judged(im, proposal, alone=not faces)
             if face is None or turn:
                 refused.append(proposal)
                 turned[turn] += 0 if face is None else face.look
@@ -1176,8 +1176,9 @@ def measures(
     if not seen.face_landmarks:
         return dict.fromkeys((name for kind in kinds for name in MEASURES[kind]), np.nan)
     yaw, pitch, roll = pose_angles(seen.facial_transformation_matrixes[0])
+    lean = face.roll if np.isfinite(face.roll) else 0.0   # by which the square was turned
     shapes = {shape.category_name: float(shape.score) for shape in seen.face_blendshapes[0]}
-    values = {"pose": (yaw, pitch, (roll + face.roll + 180) % 360 - 180),
+    values = {"pose": (yaw, pitch, (roll + lean + 180) % 360 - 180),
               "blendshapes": [shapes[name] for name in BLENDSHAPES],
               "action units": list(action_unit_proxies(shapes).values())}
     return {name: v for kind in kinds for name, v in zip(MEASURES[kind], values[kind])}

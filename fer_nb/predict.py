@@ -154,6 +154,12 @@ def pixels(
     return np.ascontiguousarray(x[:, None] if mode == "L" else x.transpose(0, 3, 1, 2))
 
 # %% ../nbs/50_predict.ipynb #labl0002
+def _listed(given: Any) -> list:   # one or several labels; [] of None
+    "What was given as a list; what is no list at all as the one item in it, to be refused."
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
+    return [] if given is None else [*given] if several else [given]
+
+
 @patch
 def relabelled(
     self: Network,
@@ -164,7 +170,7 @@ def relabelled(
     pairs = merge.items() if isinstance(merge, Mapping) else [(str(merge), [])] * bool(merge)
     new = {str(name): [old] if isinstance(old, str) or not isinstance(old, Iterable) else [*old]
            for name, old in pairs}
-    used, keep = [e for part in new.values() for e in part], [keep] if isinstance(keep, str) else [*keep]
+    used, keep = [e for part in new.values() for e in part], _listed(keep)
     owner = {e: name for name, part in new.items() for e in part}
     order = dict.fromkeys(owner.get(e, e) for e in self.labels)
     faults = [f"{e!r} is no label" for e in dict.fromkeys(used) if e not in self.labels]
@@ -325,6 +331,16 @@ def _student(
     return run / [*there, STUDENTS[True]][0], "the run has no students.csv that says which student was chosen"
 
 
+def _need_plain(
+    robust: bool,   # what was asked for
+    name: str,      # of the one network that is there
+) -> None:
+    "Raise `ConfigError` where another network was asked for than the one that is there."
+    if robust:
+        raise ConfigError(f"robust=True with {name}: no network trained under attack is there; the folder of "
+                          "a run with one, or no weights, expected")
+
+
 def weights_file(
     weights: str | Path | None = None,  # a name in `SHIPPED` (None: accurate), a file, or the folder of a run
     robust: bool = False,               # of the first two: the network that was trained under attack
@@ -335,8 +351,7 @@ def weights_file(
     path = shipped_file(name) if name in SHIPPED else Path(name).expanduser()
     path, why = _student(path, robust) if os.path.isdir(path) else (path, "" if robust else name)
     if not why and name != "robust":
-        raise ConfigError(f"robust=True with {name}: no network trained under attack is there; the folder of "
-                          "a run with one, or no weights, expected")
+        _need_plain(True, name)
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file; {', '.join(SHIPPED)}, a .safetensors or .onnx file, or the "
                         "folder of a run expected")
@@ -350,11 +365,17 @@ def read(
     robust: bool = False, # see `weights_file`
     device: Any = None,   # where it runs, such as "cuda" (PyTorch); None: the CPU, of a module its own device
 ) -> Network:             # ready to run
-    """The network of a file or module. Raises `DataError` for another file, `ConfigError` for another module
-    or a device that is not there."""
+    """The network of a file or module; a `Network` as it is. Raises `DataError` for another file,
+    `ConfigError` for another module, a device that is not there or not the network's, and `robust` of one."""
     if weights is not None and not isinstance(weights, (str, Path)):
-        return weights if isinstance(weights, Network) else \
-            _torch_network(weights, "weights", device).tried()
+        _need_plain(robust, f"a {type(weights).__name__}")
+        if not isinstance(weights, Network):
+            return _torch_network(weights, "weights", device).tried()
+        if device is not None:
+            own = str(getattr(weights.logits, "where", "cpu"))
+            there = dict.fromkeys([own, own.split(":")[0]])
+            one_of("device of a Network, which stays where it is", str(device), there)
+        return weights
     path = weights_file(weights, robust)
     if path.suffix.lower() == ".onnx":
         one_of("device of an ONNX file", str(device or "cpu"), ["cpu"])
@@ -713,8 +734,9 @@ class Recogniser:
         for kind in measure:
             one_of("measure", kind, MEASURES)
         self.measure = measure
-        self.network = Network.read(weights, robust, device).relabelled(merge, keep) \
-            if merge or len(keep) else Network.read(weights, robust, device)
+        keep = _listed(None if isinstance(keep, str) and not keep else keep)
+        network = Network.read(weights, robust, device)
+        self.network = network.relabelled(merge, keep) if merge or keep else network
         reserved = RESERVED.union(*(MEASURES[kind] for kind in measure))
         if taken := [e for e in self.network.labels if e in reserved]:
             raise LabelError(f"label {', '.join(taken)}: the name of a column; another, such as "
@@ -757,7 +779,7 @@ def _in_floats(found: FoundFace) -> FoundFace:
     "A face of any finder, with arrays and numbers as the own one gives them. Raises `ConfigError` for none."
     try:
         box, points = np.asarray(found.box).reshape(4), np.asarray(found.points, float).reshape(6, 2)
-        box = box if box.dtype.kind in "iu" else box.astype(float)
+        box = box.astype(np.int64 if box.dtype.kind in "iu" else float)   # sums of small types may not fit
         return replace(found, box=box, points=points, score=float(found.score))
     except (TypeError, ValueError) as e:
         points = np.asarray(found.points, object).tolist()
@@ -771,8 +793,8 @@ def _found(self: Recogniser, image: InRange) -> list[FoundFace]:
     h, w = image.raw.shape[:2]
     whole = FoundFace(np.array([0., 0, w, h]), np.nan, np.full((6, 2), np.nan))
     try:
-        ready = image if isinstance(self.finder, FaceFinder) else image.raw
-        faces = self.finder(ready) if self.crop else [whole]
+        own = type(self.finder).__call__ is FaceFinder.__call__   # any other gets the pixels
+        faces = self.finder(image if own else image.raw) if self.crop else [whole]
         if not isinstance(faces, (list, tuple)) or not all(isinstance(f, FoundFace) for f in faces):
             raise ConfigError(f"finder: gives {type(faces).__name__}; a list of FoundFace expected")
         return [_in_floats(f) for f in faces]
@@ -826,7 +848,8 @@ def missing(
 ) -> str:                # "" where nothing is left out
     "What the finder does not look for in an image."
     asked = getattr(self.finder, "not_looked_for", None)   # a finder of your own need not know
-    return asked(image) if self.crop and asked else ""
+    own = getattr(asked, "__func__", None) is FaceFinder.not_looked_for or not isinstance(image, InRange)
+    return asked(image if own else image.raw) if self.crop and asked else ""
 
 
 @patch(as_prop=True)
@@ -935,14 +958,44 @@ def annotate(
     return np.asarray(im)
 
 # %% ../nbs/50_predict.ipynb #notes001
+_NOTING = threading.RLock()   # what becomes of warnings is a setting of the whole process
+
+
+def _after_fork() -> None:
+    "A forked process has none of the threads that hold the lock."
+    global _NOTING
+    _NOTING = threading.RLock()
+
+
+@lru_cache(maxsize=1)
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
 def _and_notes(
     read: Callable[[Any], Any],   # such as `as_image`
     source: Any,                  # of an image
 ) -> tuple[Any, list[str]]:       # what `read` gives, and what it warned of
-    "Read an image whose result has a note for what else would be a warning. Raises what `read` raises."
-    with warnings.catch_warnings(record=True) as said:
+    """Read an image whose result has a note for what else would be a warning; one thread at a time. What
+    other threads warn of stays a warning. Raises what `read` raises."""
+    _watch_forks()
+    said, reader = [], [threading.get_ident()]
+    with _NOTING, warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def noted(message: Warning, *where: Any) -> None:
+            if threading.get_ident() in reader:
+                said.append(str(message).strip())
+            else:
+                show(message, *where)
+
         warnings.simplefilter("always")
-        return read(source), [*dict.fromkeys(str(w.message).strip() for w in said)]   # Pillow repeats some
+        warnings.showwarning = noted
+        try:
+            return read(source), [*dict.fromkeys(said)]   # Pillow repeats some
+        finally:
+            reader.clear()
 
 
 def _nameless(error: FERError, path: Path) -> str:   # a note
@@ -1230,12 +1283,20 @@ def codec(
 def _files(
     paths: Iterable[str | Path],   # files and folders
 ) -> Iterator[Path | Result]:      # files, sorted within their folder; an error for a folder that is closed
-    "Every file below `paths`; a path that does not exist is handed on, to be reported."
-    for path in map(Path, paths):
+    "Every file below `paths`, once; a path that does not exist is handed on, to be reported."
+    paths, given = [*map(Path, paths)], set()
+
+    def new(file: Path) -> bool:   # one path alone names no file twice
+        place = os.path.abspath(file) if len(paths) > 1 else ""
+        first = not place or place not in given
+        given.add(place)
+        return first
+
+    for path in paths:
         tree = Tree(path) if os.path.isdir(path) else None
-        for file in [path] if tree is None else (path / name for name in tree.files()):
+        for file in filter(new, [path] if tree is None else (path / name for name in tree.files())):
             yield Result(str(file), "skipped", note="no regular file") if _is_device(file) else file
-        for below, e in tree.closed.items() if tree else ():
+        for below, e in ((b, e) for b, e in tree.closed.items() if new(path / b)) if tree else ():
             yield Result(str(path / below), "error", note=f"a folder that cannot be searched ({e.strerror})")
 
 
@@ -1299,14 +1360,15 @@ def _results(
     smooth: float,         # see `results`
 ) -> Iterator[Result]:     # see `results`
     "What `results` yields once its settings are checked: images in batches, videos frame by frame."
-    batch, pixels, named = [], 0, set(paths)
+    batch, pixels, named = [], 0, set(map(os.path.abspath, paths))
     for path in _files(paths):
         video = isinstance(path, Path) and is_video(path)
         if batch and (video or len(batch) == self.batch_size or pixels >= _BATCH_PIXELS):
             yield from self._add_faces(batch)
             batch, pixels = [], 0
         if not video:
-            batch.append(Result.read(path, path in named) if isinstance(path, Path) else path)
+            own = os.path.abspath(path) in named if isinstance(path, Path) else False
+            batch.append(Result.read(path, own) if isinstance(path, Path) else path)
             pixels += 0 if batch[-1].image is None else batch[-1].image.shape[0] * batch[-1].image.shape[1]
             continue
         try:
@@ -1401,6 +1463,18 @@ class FaceTracker:
         self.alive[track] = (replace(face, probs=probs, emotion=max(probs, key=probs.get), track=track), time)
         return self.alive[track][0]
 
+# %% ../nbs/50_predict.ipynb #kindgif1
+def _pictures(
+    path: str | Path,   # a file that OpenCV reads as a video
+) -> int:               # 0: it is no picture
+    "How many frames Pillow counts in a GIF, a PNG or a WebP."
+    with suppress(Exception), open(path, "rb") as stream:   # Pillow meets damage with errors of every kind
+        head = stream.read(12)
+        if head.startswith((b"GIF8", b"\x89PNG")) or head[8:] == b"WEBP":
+            with Image.open(path) as im:
+                return getattr(im, "n_frames", 1)
+    return 0
+
 # %% ../nbs/50_predict.ipynb #d893a896
 @dataclass
 class _Video:
@@ -1450,6 +1524,9 @@ class _Video:
         short = missing > max(1, expected // 50) and seconds > max(2.5 * step, 0.02 * expected / fps)
         if live or short and cut_off(self.source) is not False:
             self.ended, self.end = k, f"ended at frame {k}" + (f" of {expected}" if expected > 0 else "")
+        elif k < (pictures := _pictures(self.source)):
+            self.ended, self.end = k, f"{k} of {pictures} frames: OpenCV gives no more of them; " \
+                "PIL.ImageSequence has all, for Recogniser.many"
         elif damaged(self.source, at, short):
             self.ended, self.end = k, f"damaged: {k}{f' of {expected}' * (expected > 0)} frames could be " \
                 "decoded; after the damage numbers and times may be wrong"
@@ -1571,8 +1648,15 @@ def video(
 def track_summary(
     table: pd.DataFrame,   # from `Recogniser.video` or `folder`
 ) -> pd.DataFrame:         # file, track, start, end, seconds, frames, emotion, and a column a label: its mean
-    "Each track of a video in one row. Raises `DataError` for a table without tracks or probabilities."
+    """Each track of a video in one row. Raises `DataError` for a table without tracks or probabilities, and
+    for one that has a video twice."""
     need_columns(table, ("file", "track", "time", "emotion", "status"), "the table")
+    where = ["file", "track", "frame" if "frame" in table else "time"]
+    twice = table[table.track.notna() & table.duplicated(where)]
+    if len(twice):
+        at = twice.iloc[0]
+        raise DataError(f"the table: row {twice.index[0]} has track {at.track} in {where[2]} {at[where[2]]} "
+                        f"of {at.file} a second time; each video once expected")
     labels = list(table.columns[table.columns.get_loc("emotion") + 1:table.columns.get_loc("status")])
     measured = {name for names in MEASURES.values() for name in names}
     labels = [e for e in labels if e not in measured and pd.api.types.is_numeric_dtype(table[e])
@@ -1692,6 +1776,8 @@ def write_results(
     `FileExistsError` for a file that is there, `LabelError` for a face of other labels."""
     one_of("kind", kind, ("csv", "json", "parquet"))
     if kind == "parquet":
+        if to is None:
+            format_of(to, kind)   # refuses it
         return _write_parquet(results, to, labels, overwrite, each, more)
     replaces = overwrite or to is not None and _is_device(to)
     if to is not None:
@@ -1833,16 +1919,17 @@ def film(
     fps: float = 25.0,           # of the new film
 ) -> Iterator[Result]:           # the same frames, each when it is drawn
     """Draw the faces into the frames, while they pass, and write a film; it appears at the end, or where the
-    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none and for
-    frames of a second video."""
+    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none, for frames
+    of a second video, and at the end where neither a frame nor an error came."""
     cv2 = _imported("cv2", "opencv-python-headless", "writing a film")
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
     positive("fps", fps)
     _need_absent(to, overwrite and os.path.isfile(to))
-    writer, broken, source = None, None, None
+    writer, broken, source, failed = None, None, None, False
     with ExitStack() as stack:
         try:
             for result in results:
+                failed |= result.status == "error"   # its note says why there is no film
                 if result.image is not None and result.time is not None:
                     source = source or result.file
                     if result.file != source:
@@ -1857,6 +1944,9 @@ def film(
             broken = e
     if broken is not None:
         raise broken
+    if writer is None and not failed:
+        raise DataError(f"{to}: not written, as no frame of a video came; frames expected, from "
+                        "Recogniser.frames")
 
 # %% ../nbs/50_predict.ipynb #966687eb
 class Live:

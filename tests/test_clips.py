@@ -297,6 +297,9 @@ def test_a_film_appears_whole_or_as_far_as_the_user_let_it(tmp_path):
     frames.close()
     assert frames_of(tmp_path / "hand.mp4") == 3 and frames_of(tmp_path / "closed.mp4") == 1
     assert list(film([Result("x.mp4", "error")], tmp_path / "none.mp4"))[0].status == "error" and not (tmp_path / "none.mp4").exists()
+    for nothing in ([], [Result("p.png", "ok", image=picture(0))]):
+        with pytest.raises(DataError, match="none.mp4: not written, as no frame of a video came"):
+            list(film(nothing, tmp_path / "none.mp4"))
     assert len(left_in(tmp_path)) == 4
 
 

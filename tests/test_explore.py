@@ -124,7 +124,7 @@ def test_select_is_a_loop_with_conditions(faces, logits, report, filters):
     ({"right": "yes"}, ConfigError, "right='yes'; True or False"), ({"split": "dev"}, ConfigError, "split='dev'"),
     ({"sort": "id"}, ConfigError, "sort='id'; 'confidence', 'loss' or 'doubt'"),
     ({"finding": "ugly"}, ConfigError, "finding='ugly'; 'any', 'none', 'duplicate'"),
-    ({"confidence": (-.1, 1)}, ConfigError, "confidence"), ({"confidence": .5}, TypeError, "unpack"),
+    ({"confidence": (-.1, 1)}, ConfigError, "confidence"), ({"confidence": .5}, ConfigError, "confidence=0.5; two numbers expected"),
     ({"confidence": (0, np.nan)}, ConfigError, "confidence")])
 def test_unknown_values_are_no_empty_page(faces, logits, report, filters, error, text):
     with pytest.raises(error, match=text):
@@ -430,3 +430,17 @@ def test_a_finding_that_the_audit_does_not_look_for_is_named(faces, logits):
     with pytest.raises(ConfigError, match=f"finding='{missing}'"):
         explorer.show(true="happy", finding=missing)
     assert before == {name: control.value for name, control in explorer.controls.items()}
+
+
+def test_none_sets_no_condition(faces, logits):
+    table, explorer = prediction_table(faces, logits), Explorer(faces, logits)
+    every = dict.fromkeys(("true", "predicted", "right", "confidence", "split", "finding", "sort", "descending"))
+    pd.testing.assert_frame_equal(select_predictions(table, **every), table)
+    explorer.show(right=False, confidence=np.array([.2, .9]), sort="loss", descending=False)
+    wanted = select_predictions(table, right=False, confidence=(.2, .9), sort="loss", descending=False)
+    assert explorer.rows.id.tolist() == wanted.id.tolist() and 0 < len(wanted) < len(table)
+    with pytest.raises(ConfigError, match="confidence='all'; two numbers expected"):
+        explorer.show(right=True, confidence="all")
+    assert explorer.rows.id.tolist() == wanted.id.tolist()
+    explorer.show(**every)
+    assert explorer.rows.id.tolist() == table.id.tolist() and explorer.controls["descending"].value is True

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fer_nb.core import EMOTIONS, ConfigError, DataError, LabelError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, ImageError, LabelError
 from fer_nb.data import FERData, resized
 from fer_nb.evaluate import predict_logits
 from fer_nb.export import ExportError, OnnxModel, efficiency, parity, peak_memory, quantize, to_onnx
@@ -448,3 +448,21 @@ def test_parity_is_of_two_forms_at_one_size(model, exported, faces) -> None:
         with pytest.raises(ConfigError, match=r"100 × 100 pixels for a HyFER of 48 × 48.*resized\(ds, 48\)"):
             parity(a, b, large)
     assert parity(exported, exported, large).agreement.tolist() == [1, 1]      # files resize both
+
+
+# ---------------------------------------------------------------- what was taken without a check
+
+def test_accuracies_are_shares_of_networks_that_are_there(exported) -> None:
+    for accuracy, why in (({"b": .5}, "a name of accuracy='b'; 'a' expected"), ({"a": 66.}, "a number from 0 to 1 expected")):
+        with pytest.raises(ConfigError, match=why):
+            efficiency({"a": exported}, accuracy, repeats=0, memory=False)
+
+
+def test_images_for_the_check_are_floats_of_any_library(model, exported, faces, tmp_path) -> None:
+    assert to_onnx(model, tmp_path / "a.onnx", np.zeros((4, 1, 48, 48), np.float32)).exists()
+    with pytest.raises(ImageError, match="bytes are divided by 255 first"):
+        to_onnx(model, tmp_path / "b.onnx", np.zeros((4, 1, 48, 48), np.uint8))
+    with pytest.raises(ConfigError, match="threads=-3"):
+        OnnxModel(exported, threads=-3)
+    with pytest.raises(ConfigError, match="no nodes Conv_0$"):
+        quantize(exported, tmp_path / "c.onnx", faces.where(split="train"), n=4, keep="Conv_0")

@@ -18,7 +18,7 @@ from fer_nb import core, faces
 from fer_nb.core import ConfigError, DownloadError, ImageError
 from fer_nb.balance import balance
 from fer_nb.data import Crop, FERData, ImageFiles, read_image
-from fer_nb.faces import (BLENDSHAPES, FaceCrop, FaceRefiner, FoundFace, crop_face, face_mask, face_roll, face_square, find_faces,
+from fer_nb.faces import (BLENDSHAPES, FaceCrop, FaceFinder, FaceRefiner, FoundFace, crop_face, face_mask, face_roll, face_square, find_faces,
                           landmarker_file)
 from fer_nb.store import StoreError
 from fer_nb.synth import make_faces
@@ -513,3 +513,20 @@ def test_what_is_no_plain_file_is_cut_out_of_what_it_shows(tmp_path, what, monke
         expected = np.asarray(Image.fromarray(shown.image(k)).resize((32, 32), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(refined.image(k), expected)
     assert refined.in_memory() == (what != "a box")
+
+
+@pytest.mark.parametrize("angle", [60, 135, 180, -90])
+def test_a_turned_face_is_found_beside_an_upright_one(angle):
+    picture = Image.fromarray(astronaut()[:360, 60:420])
+    scene = np.full((360, 520, 3), 60, np.uint8)
+    scene[100:260, 290:450] = np.asarray(picture)[30:190, 87:247]
+    scene[100:260, 60:220] = np.asarray(picture.rotate(-angle, Image.Resampling.BICUBIC, center=(167, 120)).crop((87, 30, 247, 190)))
+    turned, upright = FaceFinder()(scene)
+    assert abs(upright.roll - 4) < 5 and abs((turned.roll - angle + 180) % 360 - 180) < 10
+
+
+def test_the_roll_of_a_face_without_points_is_the_landmarkers(photo):
+    finder = FaceFinder()
+    (face,) = finder(photo)
+    bare = finder.measures(photo, replace(face, points=np.full((6, 2), np.nan)), ["pose"])
+    assert abs(bare["pose_roll"] - finder.measures(photo, face, ["pose"])["pose_roll"]) < 3

@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
@@ -24,7 +26,7 @@ from skimage.data import astronaut
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.faces import FaceFinder, FoundFace, face_square
 from fer_nb.models import GeometryTeacher, HyFER, create_teacher, save_hyfer, save_teacher
-from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, annotate, as_image, format_of, is_video, need_spare, reasons_against, signs,
+from fer_nb.predict import (FaceTracker, Live, Network, Recogniser, Result, _and_notes, annotate, as_image, format_of, is_video, need_spare, reasons_against, signs,
                             structure, track_summary, write_annotated, write_results)
 
 PHOTO = astronaut()[:360, 60:420]
@@ -1293,3 +1295,107 @@ def test_an_onnx_file_for_one_image_takes_several(tmp_path):
     one, several = (Network.read(tmp_path / f"{name}.onnx") for name in ("one", "any"))
     x = [np.full((one.size, one.size), v, np.uint8) for v in (10, 90, 200)]
     np.testing.assert_allclose(one(x), several(x), atol=1e-6)
+
+
+# ---- what was dropped without a word ----
+
+def test_in_threads_each_result_has_its_own_note(tmp_path):
+    frames = [Image.fromarray(PHOTO[:64, :64]), Image.fromarray(PHOTO[:64, 63::-1])]
+    frames[0].save(tmp_path / "anim.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "plain.png")
+    Image.fromarray(np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "deep.png")
+    plain = Recogniser(Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy"), crop=False)
+
+    def wrong(name):
+        note = plain.many([tmp_path / name])[0].note
+        return ("2 frames" in note, "read as 12 bits" in note) != (name == "anim.gif", name == "deep.png")
+
+    with ThreadPoolExecutor(4) as pool, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sum(pool.map(wrong, ["anim.gif", "plain.png", "deep.png"] * 100)) == 0
+
+
+def test_while_one_thread_notes_the_warnings_of_another_stay_warnings():
+    def read(source):
+        def other():
+            warnings.warn("of another", stacklevel=1)
+        (thread := threading.Thread(target=other)).start()
+        thread.join()
+        warnings.warn("its own", stacklevel=1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert _and_notes(read, None) == (None, ["its own"])
+    assert [str(w.message) for w in said] == ["of another"]
+
+
+def test_robust_and_device_are_refused_for_one_network(toy):
+    module = HyFER(7, 1, "light")
+    for one in (module, toy.network):
+        with pytest.raises(ConfigError, match=f"robust=True with a {type(one).__name__}: no network trained under attack"):
+            Recogniser(one, robust=True)
+    with pytest.raises(ConfigError, match="device of a Network.*'cuda'.*'cpu' expected"):
+        Network.read(toy.network, device="cuda")
+    assert Network.read(toy.network, device="cpu") is toy.network and Network.read(Network.read(module), device=torch.device("cpu")).size == 48
+
+
+def test_what_several_paths_lead_to_comes_once(tmp_path, monkeypatch):
+    plain = Recogniser(Network(("dark", "bright"), 48, 1, 1.0, brightness, "toy"), crop=False)
+    Image.fromarray(PHOTO[:64, :64]).save(tmp_path / "a.png")
+    (tmp_path / "odd.xyz").write_bytes((tmp_path / "a.png").read_bytes())
+    out = cv2.VideoWriter(str(tmp_path / "one.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    for k in range(3):
+        out.write(np.roll(PHOTO[:64, :64], k, 1))
+    out.release()
+    monkeypatch.chdir(tmp_path)
+    table = plain.table(plain.results([tmp_path, tmp_path / "one.avi", "a.png", tmp_path / "a.png", "odd.xyz"]))
+    assert table.status.tolist() == ["ok"] * 5 and table.frame.dropna().tolist() == [0, 1, 2]
+    assert track_summary(table).frames.tolist() == [3]
+    with pytest.raises(DataError, match="row 2 has track 0 in frame 0 of .*one.avi a second time"):
+        track_summary(pd.concat([table, table]))
+
+
+def test_a_finder_derived_from_the_own_one_gets_pixels(toy):
+    class Biggest(FaceFinder):
+        def __call__(self, image):
+            return [f for f in super().__call__(image) if f.box[2] > image.shape[1] / 10]
+
+        def not_looked_for(self, image):
+            return f"small faces in {image.shape[1]} pixels"
+
+    with pytest.warns(UserWarning, match="small faces in 360 pixels"):
+        (face,) = Recogniser(toy.network, finder=Biggest())(PHOTO)
+    assert face.box.tolist() == toy(PHOTO)[0].box.tolist()
+
+
+@pytest.mark.parametrize("box, kind", [([200, 100, 150, 150], np.uint8), ([250, 250, 150, 150], np.uint16), ([90, 40, 100, 100], np.int8)])
+@pytest.mark.parametrize("quarters", [0, 1])
+def test_boxes_of_small_integers_are_numbers_like_others(toy, box, kind, quarters):
+    points = np.array([[120., 90], [180, 90], [150, 130], [150, 150], [100, 100], [200, 100]])
+    points = points[:, ::-1] if quarters else points
+
+    def faces(box):
+        own = Recogniser(toy.network, finder=lambda image: [FoundFace(box, .9, points)])(PHOTO)
+        return annotate(PHOTO, own), own[0].crop
+
+    for of_integers, of_floats in zip(faces(np.array(box, kind)), faces(np.array(box, float))):
+        assert (of_integers == of_floats).all()
+
+
+def test_no_labels_and_what_is_no_list_of_them(toy):
+    assert Recogniser(toy.network, keep=None).network.labels == ("dark", "bright") == toy.network.relabelled(keep=None).labels
+    with pytest.raises(LabelError, match="3 cannot be kept"):
+        Recogniser(toy.network, keep=3)
+
+
+def test_parquet_needs_a_file():
+    with pytest.raises(ConfigError, match="parquet needs a file"):
+        write_results([], "parquet")
+
+
+def test_a_gif_of_which_opencv_gives_less_says_so(toy, tmp_path):
+    frames = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[:, ::-1])]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "slow.gif", save_all=True, append_images=[*frames[1:], *frames], duration=100)
+    *came, last = toy.frames(tmp_path / "two.gif")
+    assert last.note == "" if last.image is not None else last.note.startswith(f"{len(came)} of 2 frames: OpenCV gives no more")
+    assert [r.status for r in toy.frames(tmp_path / "slow.gif")] == ["ok"] * 4
