@@ -268,12 +268,11 @@ def _craft(
         self.more = isinstance(_logits_alone(self.model, x), _Logits) if self.more is None else self.more
         with _gradients_kept(self.model):
             adv = call(_Logits(self.model) if self.more else self.model, x, y)
-    if not isinstance(adv, torch.Tensor):
-        raise ImageError(f"attack {self.now!r} returned a {type(adv).__name__}; a tensor {tuple(x.shape)} with "
-                         "values in [0, 1] expected")
-    if adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
-        raise ImageError(f"attack {self.now!r} returned {tuple(adv.shape)}, or values outside [0, 1]; expected "
-                         f"{tuple(x.shape)} with values in [0, 1]")
+    tensor = isinstance(adv, torch.Tensor)
+    if not tensor or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
+        found = f"{tuple(adv.shape)}, or values outside [0, 1]" if tensor else f"a {type(adv).__name__}"
+        raise ImageError(f"attack {self.now!r} returned {found}; a tensor {tuple(x.shape)} with values in "
+                         "[0, 1] expected")
     return adv.detach().to(x)
 
 # %% ../nbs/34_advtrain.ipynb #34aa0005

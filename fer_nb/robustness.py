@@ -516,8 +516,8 @@ def _beside_clean(
     twice, lacks = clean.index[clean.index.duplicated()], [key for key in of if key not in clean.index]
     if len(twice) or lacks:
         what = f"{twice[0]} has two clean rows" if len(twice) else f"{lacks[0]} has no clean row"
-        raise DataError(f"the table: {what} (attack \"none\"), of one {' and '.join(by)}; one table of table5, or "
-                        "tables of other models, expected")
+        raise DataError(f"the table: {what} (attack \"none\"), of one {' and '.join(by)}; one table of "
+                        "table5, or tables of other models, expected")
     return under.assign(clean=clean.reindex(of).to_numpy())
 
 # %% ../nbs/26_robustness.ipynb #6ca05f68

@@ -709,8 +709,8 @@ class AnnotatorTeacher(TeacherBase):
         votes = ds.votes(float)
         if (wrong := ~(np.isfinite(votes) & (votes >= 0)).all(1)).any():
             k = int(wrong.argmax())
-            raise DataError(f"{ds.name}: image {ds.df.id.iloc[k]!r} has votes {votes[k].tolist()}; counts of at "
-                            "least 0 expected, 0 where nobody voted")
+            raise DataError(f"{ds.name}: image {ds.df.id.iloc[k]!r} has votes {votes[k].tolist()}; counts of "
+                            "at least 0 expected, 0 where nobody voted")
         shares = votes / np.maximum(votes.sum(1, keepdims=True), 1)
         return np.hstack([shares, np.sqrt(shares)])
 
