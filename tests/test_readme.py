@@ -208,7 +208,7 @@ def facts() -> list[str]:  # sentences and parts of them
         *rows, "AutoAttack, ε = 2/255 |",
         f"{f['images']:,} images, original labels, one view; {f['alone']:,} have no duplicate in Training; {f['few']:,} attacked by AutoAttack.",
         f"One seed (another: {again['single']:.1f} and {again['single, no duplicates']:.1f});",
-        f"95 % intervals ± {f['widest']:.1f} points, attacked ± {f['widest attacked']:.1f}.",
+        f"95 % intervals: up to ± {f['widest']:.1f} points, attacked ± {f['widest attacked']:.1f}.",
         f"one {card['input_size']}-pixel face, one thread of {WORDS[f['cores']]} {f['architecture']} cores",
         f"leads {f['best'].capitalize()}, the best of {WORDS[f['others']]} other packages", f"is {f['slower']:.1f} times as fast.",
         f"by {f['lead']:.1f} points (95 %: {f['low']:.1f} to {f['high']:.1f}; p = {f['corrected']:.2f} after correction);",
