@@ -224,8 +224,8 @@ def _check_batch(
     view: int | np.ndarray,  # the same
 ) -> None:
     "Raise what `__call__` says."
-    one_of("len(ids)", np.size(ids), [len(x)])
-    one_of("number of views", np.size(view), (1, len(x)))
+    one_of("len(ids)", len(ids), [len(x)])
+    one_of("number of views", np.asarray(view).size, (1, len(x)))
     if x.is_floating_point() and x.device.type == "cpu" and x.numel():
         low, high = torch.aminmax(x.detach())
         if not (low >= -1e-5 and high <= 1 + 1e-5):   # a rounding error may be outside; NaN fails, too
