@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def _split(
             return parts
         n, label = empty[0]
         wrong = (f"no {k} folds found that all have every class: in the last attempt, fold {n} had no "
-                 f"{label!r} image to test; its images share groups with too many others, take fewer folds")
+                 f"{label!r} image to test; its images share groups with too many others"
+                 + (", take fewer folds" if needed is None else ""))
     raise DataError(wrong)
 
 
@@ -379,6 +381,24 @@ def _of_size(
     return min(whole, key=lambda p: abs(size(p) - fraction))
 
 
+def _any_whole(
+    labels: np.ndarray,      # label names (N,)
+    groups: np.ndarray,      # what must stay together (N,)
+    numbers: Iterable[int],  # of folds, in the order in which they are tried
+    seed: int,               # of the first shuffle
+    fraction: float,         # wanted
+) -> tuple[np.ndarray, np.ndarray] | None:   # positions: training, test; None: no such fold
+    "Any fold with every class on both sides, the one nearest in size, of the first shuffle that has one."
+    groups, every = pd.factorize(groups)[0], len(set(labels))
+    for k, attempt in product(numbers, range(20)):
+        shuffled = _GroupFolds(k, shuffle=True, random_state=(seed + attempt) % 2**32)
+        whole = [part for part in shuffled.split(labels, labels, groups)
+                 if all(len(set(labels[side])) == every for side in part)]
+        if whole:
+            return min(whole, key=lambda part: abs(len(part[1]) / len(labels) - fraction))
+    return None
+
+
 def holdout(
     ds: FERData,                       # the dataset
     fraction: float = 0.1,             # share that is held out
@@ -386,14 +406,22 @@ def holdout(
     groups: np.ndarray | None = None,  # (N,) what must stay together; None: `leak_groups(ds)`
 ) -> tuple[np.ndarray, np.ndarray]:    # positions: training, held out
     """One stratified, group-safe split: a fold of about `fraction`, more (at most a fifth) where a class is
-    too small for that. Warns where one group is so large that more than a quarter is held out. Raises
-    `DataError` for a class with fewer than five groups."""
+    too small for that. Of few large groups, such as 20 persons, the most uneven ones are held out by most
+    seeds. Warns where one group is so large that more than a quarter is held out. Raises `DataError` for a
+    class with fewer than five groups, and where no fold has every class."""
     if not 0 < fraction <= 0.2:
         raise ConfigError(f"fraction={fraction}; a share above 0 and at most 0.2 expected")
     groups, labels = _groups_of(ds, groups), ds.df.label.to_numpy()
     smallest = int(pd.Series(groups).groupby(labels).nunique().min())
-    parts = _split(labels, groups, max(5, min(round(1 / fraction), smallest)), seed, needed=1)
-    part = _of_size(parts, labels, fraction)
+    k = max(5, min(round(1 / fraction), smallest))
+    try:
+        part = _of_size(_split(labels, groups, k, seed, needed=1), labels, fraction)
+    except DataError as e:   # the first fold of no shuffle has every class
+        if smallest < k:
+            raise
+        part = _any_whole(labels, groups, range(k, 4, -1), seed, fraction)
+        if part is None:
+            raise DataError(f"{ds.name or 'data'}: {e}; data.holdout=0.2 or another seed may do") from None
     if (share := len(part[1]) / len(ds)) > 0.25:
         warnings.warn(f"{ds.name or 'data'}: {share:.0%} of the images are held out, for a group of images "
                       "that belong together is that large", stacklevel=2)

@@ -442,6 +442,18 @@ def test_a_rare_class_makes_the_held_out_share_larger_but_not_above_a_fifth(rare
     assert 0 < share <= 2 / rare + 0.2 and 0.05 < len(held) / len(ds) <= 0.21
 
 
+def test_few_persons_have_a_holdout_wherever_a_fold_has_every_class():
+    for k in range(20):   # a person has some emotions alone
+        rng = np.random.default_rng(k)
+        subject = np.repeat([f"p{n}" for n in range(12)], rng.poisson(8, 12).clip(1))
+        ds = FERData(pd.DataFrame({"id": [f"i{n}" for n in range(len(subject))], "split": "train", "subject": subject,
+                                   "label": [EMOTIONS[n] for n in rng.integers(0, 5, len(subject))]}), rng.integers(0, 256, (len(subject), 8, 8), np.uint8))
+        train, held = holdout(ds, 0.1, 0)
+        sides = [ds.df.iloc[rows] for rows in (train, held)]
+        assert not set(sides[0].subject) & set(sides[1].subject) and len(train) + len(held) == len(ds)
+        assert all(side.label.nunique() == ds.df.label.nunique() for side in sides) and len(held) < 0.34 * len(ds)
+
+
 def test_a_class_too_rare_to_hold_out_is_named():
     with pytest.raises(DataError, match="'disgust' has 4"):
         holdout(dataset(44, ["happy"] * 40 + ["disgust"] * 4), 0.1)
