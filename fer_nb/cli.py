@@ -913,6 +913,18 @@ def readable(
     wide = wide.reindex(list(metrics))[list(sizes.index)]
     return wide.set_axis(list(metrics.values())).set_axis(names, axis=1).to_string()
 
+# %% ../nbs/60_cli.ipynb #nosplit1
+def _no_split(
+    args: argparse.Namespace,   # with `data` and `split`
+    there: Sequence[str],       # splits of the data
+) -> DataError:                 # to raise
+    "Which splits there are; of data that came without any, what that means for a network of a run on them."
+    only = "" if list(there) != ["train"] else (
+        "; a run on data without a split sets its test images apart itself: its results.csv has their "
+        "figures, and the split train includes the images that it was trained on")
+    return DataError(f"{args.data}: no images of the split {args.split!r}; --split {' or '.join(there)} "
+                     f"expected{only}")
+
 # %% ../nbs/60_cli.ipynb #13e0672c
 class _EvaluateVerb(Verb):
     "how good a network is on a data set"
@@ -948,8 +960,7 @@ class _EvaluateVerb(Verb):
         whole, path = read_data(args, args.votes, single=True), _which(args.model, args.robust)
         there = list(whole.df.split.unique())
         if args.split not in there:
-            raise DataError(f"{args.data}: no images of the split {args.split!r}; --split "
-                            f"{' or '.join(there)} expected")
+            raise _no_split(args, there)
         _say("loading PyTorch")
         from fer_nb.evaluate import evaluate, predict_logits, shared_labels
         net = _load(path)
@@ -1135,8 +1146,7 @@ def run(
     if alone and len(there) == 1:    # images of their own, no part of a split data set
         part = whole.assign(split="test")
     elif not len(part := whole.where(split=args.split)):
-        raise DataError(f"{args.data}: no images of the split {args.split!r}; --split "
-                        f"{' or '.join(there)} expected")
+        raise _no_split(args, there)
     else:
         duplicates = VERBS["evaluate"].duplicates(whole, args)
     args.out.mkdir(parents=True, exist_ok=True)

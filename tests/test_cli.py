@@ -1007,3 +1007,12 @@ def test_settings_that_go_with_the_preset_of_a_verb_are_taken():
     for change in ("student.epoch=3", "student.lr=-1", "student.optimiser=foo", "student.epochs=many"):
         with pytest.raises(ConfigError):
             cli._need_settings(Namespace(config=None, set=[change]))
+
+
+def test_data_without_a_split_have_no_test_images_and_the_message_says_where_their_figures_are(tmp_path, capsys):
+    for row, label in enumerate(("happy", "sad") * 3):
+        to = tmp_path / "faces" / label / f"{row}.png"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((48, 48), 10 * row, np.uint8)).save(to)
+    assert main(["evaluate", "--data", str(tmp_path / "faces"), "--out", str(tmp_path / "out.csv")]) == 2
+    assert "--split train expected; a run on data without a split sets its test images apart itself" in capsys.readouterr().err
