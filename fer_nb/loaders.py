@@ -398,7 +398,7 @@ def _any_whole(
             return min(whole, key=lambda part: abs(len(part[1]) / len(labels) - fraction))
     return None
 
-
+# %% ../nbs/11_loaders.ipynb #holdout1
 def holdout(
     ds: FERData,                       # the dataset
     fraction: float = 0.1,             # share that is held out
