@@ -160,7 +160,7 @@ def fake(monkeypatch, what, result):
     "The registered study `what` with a run that gives `result` and leaves its arguments in the dictionary that is returned."
     from dataclasses import replace
 
-    from fer_nb import hyfer_studies, sqs_studies, studies  # noqa: F401, they register
+    from fer_nb import hyfer_studies, recipe, sqs_studies, studies  # noqa: F401, they register
     from fer_nb.experiment import STUDIES
     asked = {}
     monkeypatch.setitem(STUDIES, what, replace(STUDIES[what], run=lambda **arguments: asked.update(arguments) or result))
