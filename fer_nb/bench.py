@@ -490,8 +490,8 @@ def found_scores(
 ) -> pd.DataFrame:          # metric, value, n: those of `metrics.scores`, and not_found
     """Every metric, equation (1): a face that was not found, and an answer outside the labels, is a wrong
     answer; loss, Brier score and ECE are of the others. A probability of zero, which may be a rounded one,
-    counts as 1e-12, or as the smallest other one where that is less; the rest count as they are (before 0.1
-    none counted as less than 1e-12)."""
+    counts as 1e-12, or as the smallest other one where that is less; the rest count as they are (in rows of
+    before 2026-12 none counted as less than 1e-12)."""
     def table(rows: np.ndarray, more: bool) -> pd.DataFrame:
         p = np.hstack([np.nan_to_num(probs[rows]), ~said[rows, None]])[:, :len(labels) + more]
         names, z = [*labels, NO_ANSWER][:len(labels) + more], np.log(np.maximum(p, floor))
