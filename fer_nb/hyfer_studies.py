@@ -15,7 +15,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import product
@@ -48,10 +48,11 @@ from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_studen
                              trained_teachers)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
-from .store import SHIPPED, Store, digest, shipped_file, work_of, write_table
+from .store import (SHIPPED, Store, differences, digest, plain, shipped_file, taken_up, work_of,
+                          write_table)
 from .studies import subsample
 from .teachers import CachedLogits, data_record, make_teachers, need_same_holdout
-from .train import make_network, settled
+from .train import NOT_OF_A_FIT, make_network, settled
 
 # %% ../nbs/44_hyfer_studies.ipynb #f0bee785
 _LANDMARKS = Fit("geometry", 48, epochs=40, lr=3e-3, bs=256)
@@ -669,6 +670,25 @@ def facts_of(
     return {"name": splits.audit.ds.name, **data_record(splits), "selected on": len(splits.valid), **listed,
             "reported on": len(splits.test)}
 
+# %% ../nbs/44_hyfer_studies.ipynb #workat01
+_ALONE = (*(f"settings.student.{f.name}" for f in fields(Fit) if f.name not in (*NOT_OF_A_FIT, "amp")),
+          *(f"settings.distillation.{f.name}" for f in fields(Distillation) if "views" not in f.name))
+
+
+def _work_at(
+    folder: str | Path,              # of work, which may be there
+    identity: dict[str, object],     # of the run
+    say: Say = quiet,                # gets a line where the student is another
+) -> tuple[Store, str]:              # the work; what the names of its student's files end with
+    """Settings that are the student's alone may differ from the work's: its teachers, which do not depend on
+    them, serve this student too, whose files lie beside the first one's. Raises `StoreError` for others."""
+    store = Store(folder, kept := taken_up(folder, identity, _ALONE))
+    if not (apart := differences(kept, plain(identity))):
+        return store, ""
+    say(f"another student for the teachers in {folder}: {'; '.join(apart)}")
+    return store, f"-{digest([identity['settings'][part] for part in ('student', 'distillation')])}"
+
+
 # %% ../nbs/44_hyfer_studies.ipynb #44000005
 def train_shipped(
     ds: FERData,                                # FER2013; with FER+'s votes if annotators are a teacher
@@ -679,7 +699,7 @@ def train_shipped(
     overwrite: bool = False,                    # replace a folder that is there
     say: Say = quiet,                           # gets a line before each part
     students: Sequence[str] = ("hyfer", "hyfer_robust"),  # whose weights are left, of `SHIPPED`
-    work: str | Path | None = None,             # folder of what is done so far; None: `<out>.work`
+    work: str | Path | None = None,             # folder of what is done so far, see `_work_at`; None: `<out>.work`
     anyway: bool = False,                       # begin even where the estimate does not fit into memory
 ) -> Path:                                      # `out`: weights with cards, results, history, teacher weights
     """The run behind the weights in the package. Raises `ConfigError` for a preset that does not fit into
@@ -695,8 +715,8 @@ def train_shipped(
         start = {"start": file_sha256(preset.student.network)} if preset.student.is_file else {}
         if file := start and preset.student.network:
             _need_unseen(file, load_teacher(file), splits, seed, say)
-        store = Store(work or work_of(out),
-                      {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start, **precision()})
+        identity = {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start, **precision()}
+        store, other = _work_at(work or work_of(out), identity, say)
         starts = store.session(say) if rank_world()[0] == 0 else []
         if splits.listed is not None:
             say(f"held out again: {len(splits.valid):,} of {len(splits.listed):,} in {preset.data.held}; the "
@@ -707,14 +727,14 @@ def train_shipped(
         if preset.student.is_file and tuple(students) == ("hyfer_robust",):  # it has had its phase 1
             student, eadd = make_network(preset.student, splits.train.labels), None
         else:
-            file = store.path("student-1.ckpt")
+            file = store.path(f"student-1{other}.ckpt")
             student, history, eadd = fit_student(splits, preset, cached, seed, file, "HyFER, EADD")
             histories.append(history)
         models = {name: student for name in students if name != "hyfer_robust"}
         if "hyfer_robust" in students:
             say("adversarial training")
             models["hyfer_robust"], history, adv = fit_adversarial(
-                student, splits, preset, seed, store.path("student-adversarial.ckpt"), cached=cached)
+                student, splits, preset, seed, store.path(f"student-adversarial{other}.ckpt"), cached=cached)
             histories.append(history)
         say("results")
         named = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}

@@ -21,6 +21,8 @@ from fer_nb.synth import fer2013_folder, make_faces
 SMALL = replace(STUDY, teachers=(), student=Fit(epochs=1, bs=64), data=Data(near_duplicates=False), distillation=Distillation(views=1),
                 adversarial=Adversarial(steps=1, fit=Fit(epochs=1, lr=1e-3, bs=64)))
 
+LCNET = Fit("lcnet_050", 32, False, epochs=1, lr=1e-3, bs=64)
+
 
 @pytest.fixture(scope="module")
 def faces():
@@ -42,8 +44,26 @@ def test_the_robust_student_goes_on_from_the_accurate_ones_work(faces, tmp_path,
     whole = train_shipped(faces, tmp_path / "whole", SMALL)              # both at once: the same weights
     for name, at in (("hyfer", a), ("hyfer_robust", r)):
         assert weights_digest(HyFER.from_pretrained(name, folder=whole)) == weights_digest(HyFER.from_pretrained(name, folder=at))
-    with pytest.raises(StoreError, match="epochs"):
-        train_shipped(faces, tmp_path / "other", replace(SMALL, student=Fit(epochs=2, bs=64)), students=["hyfer"], work=work)
+    for other in (replace(SMALL, student=Fit(epochs=1, bs=32)), replace(SMALL, data=Data(holdout=.2, near_duplicates=False)),
+                  replace(SMALL, teachers=(LCNET,))):
+        with pytest.raises(StoreError, match=r"student\.bs|data\.holdout|teachers"):
+            train_shipped(faces, tmp_path / "other", other, students=["hyfer"], work=work)
+
+
+def test_students_of_other_settings_share_their_teachers(faces, tmp_path):
+    said, work = [], tmp_path / "work"
+    preset = replace(SMALL, teachers=(LCNET,))
+    clipped = replace(preset, student=replace(preset.student, clip=.01), distillation=replace(preset.distillation, alpha=.9))
+    a = train_shipped(faces, tmp_path / "a", preset, students=["hyfer"], work=work)
+    made = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.name != "sessions.json"}
+    b = train_shipped(faces, tmp_path / "b", clipped, work=work, say=said.append)
+    assert [line for line in said if "another student" in line and "student.clip" in line and "alpha" in line]
+    assert {p: p.stat().st_mtime_ns for p in made} == made                  # neither teachers nor the first student are touched
+    alone = train_shipped(faces, tmp_path / "alone", clipped)                # bit for bit what it is with teachers of its own
+    weights = {name: [weights_digest(HyFER.from_pretrained(name, folder=at)) for at in (b, alone)] for name in ("hyfer", "hyfer_robust")}
+    assert all(shared == own for shared, own in weights.values())
+    assert weights_digest(HyFER.from_pretrained("hyfer", folder=a)) != weights["hyfer"][0]
+    assert read_table(b / "results.csv").equals(read_table(alone / "results.csv"))
 
 
 def test_ferplus_by_the_command_learns_the_shares_of_eight(tmp_path, capsys):
