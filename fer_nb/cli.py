@@ -791,8 +791,9 @@ class _ShipVerb(Verb):
         "--student": dict(choices=("both", "accurate", "robust", "ferplus"), default="both",
                           help="which network: accurate and robust (both), one of them, or ferplus: eight "
                                "emotions, by the shares of FER+'s votes (default: %(default)s)"),
-        "--work": dict(metavar="DIR", help="folder of the unfinished work, which accurate, robust and students "
-                                           "of other settings (--set student.lr=.002) share (default: OUT.work)"),
+        "--work": dict(metavar="DIR", help="folder of the unfinished work; accurate, robust and students "
+                                           "of other settings (--set student.lr=.002) may "
+                                           "share it (default: OUT.work)"),
         "--anyway": _TRYING["--anyway"],
         "--out": dict(type=Path, metavar="DIR",
                       help="folder (default: runs/shipped, of one student runs/shipped-STUDENT)")}

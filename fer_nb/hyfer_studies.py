@@ -699,7 +699,7 @@ def train_shipped(
     overwrite: bool = False,                    # replace a folder that is there
     say: Say = quiet,                           # gets a line before each part
     students: Sequence[str] = ("hyfer", "hyfer_robust"),  # whose weights are left, of `SHIPPED`
-    work: str | Path | None = None,             # folder of what is done so far, see `_work_at`; None: `<out>.work`
+    work: str | Path | None = None,             # what is done so far, see `_work_at`; None: `<out>.work`
     anyway: bool = False,                       # begin even where the estimate does not fit into memory
 ) -> Path:                                      # `out`: weights with cards, results, history, teacher weights
     """The run behind the weights in the package. Raises `ConfigError` for a preset that does not fit into
