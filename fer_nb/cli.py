@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +296,9 @@ _READING = {
 _DATA = {"--data": dict(type=Path, required=True, metavar="PATH",
                         help="a folder, FER2013's CSV or a list of images")} | _READING
 _VOTES = {"--votes": dict(type=Path, metavar="CSV", help="FER+'s fer2013new.csv: ten votes about each image")}
+_PARTS = {"--parts": dict(type=Path, metavar="CSV",
+                          help="parts.csv of a run on these images, whose splits are taken (default: for "
+                               "data without a split, that of the run whose folder is asked about)")}
 _OVERWRITE = {"--overwrite": dict(action="store_true", help="replace what is there")}
 _SETTINGS = {
     "--config": dict(type=Path, metavar="FILE", help="settings as JSON or YAML, or a run's config.json"),
@@ -887,8 +890,9 @@ def trained_on(
     facts = facts if isinstance(facts, dict) else {}
     if not (known := facts.get("fingerprint")):
         return "its record does not say on which data it was trained"
+    prints = {known, facts.get("fingerprint of the split")}
     parts = [ds, ds.where(split=["train", "valid"]), ds.where(split="train")]  # others may have come later
-    same = any(p.fingerprint() == known or resized(p, size).fingerprint() == known for p in parts if len(p))
+    same = any({p.fingerprint(), resized(p, size).fingerprint()} & prints for p in parts if len(p))
     chosen = f"; its epoch was chosen on {facts['selected on']:,} others" if "selected on" in facts else ""
     trained = f"{facts['trained on']:,} images" if "trained on" in facts else "images"
     other = f"of another data set ({facts.get('name') or known}), as far as fingerprints tell"
@@ -921,10 +925,57 @@ def _no_split(
 ) -> DataError:                 # to raise
     "Which splits there are; of data that came without any, what that means for a network of a run on them."
     only = "" if list(there) != ["train"] else (
-        "; a run on data without a split sets its test images apart itself: its results.csv has their "
-        "figures, and the split train includes the images that it was trained on")
+        "; for a network of a run on these data, which set its test images apart itself, --parts parts.csv "
+        "of its folder; the split train includes the images that it was trained on")
     return DataError(f"{args.data}: no images of the split {args.split!r}; --split {' or '.join(there)} "
                      f"expected{only}")
+
+# %% ../nbs/60_cli.ipynb #inparts1
+def _lists_of(
+    ds: FERData,                  # as read
+    parts: Path | None,           # of --parts
+    names: Iterable[str | None],  # of networks: those of runs are folders
+) -> list[Path]:                  # lists of parts: that of --parts, else those of runs on these images
+    "Which lists say how these data were parted. Raises `DataError` for --parts of other images."
+    from fer_nb.loaders import listed_splits
+    lists = [Path(name).expanduser() / "parts.csv" for name in names if name] if parts is None else [parts]
+    of_these = []
+    for path in filter(Path.is_file, lists):
+        try:
+            with _told():
+                listed_splits(ds, path)
+            of_these.append(path)
+        except DataError:
+            if parts is not None:
+                raise
+    return of_these
+
+
+def _in_parts(
+    ds: FERData,                  # as read
+    parts: Path | None,           # of --parts
+    names: Iterable[str | None],  # of networks: those of runs are folders
+) -> FERData:                     # in the splits of a run, where there is one; standard error says which
+    """Data as a run parted them: by its list, or, for data without a split, by that of the first run asked
+    about. Raises `DataError` where another run was trained on images that this one reports."""
+    if parts is None and set(ds.df.split) != {"train"}:
+        return ds
+    from fer_nb.loaders import listed_splits
+    from fer_nb.store import read_table
+    lists = _lists_of(ds, parts, names)
+    for path in lists[:1]:
+        ds = listed_splits(ds, path)
+        counts = ", ".join(f"{split} {n:,}" for split, n in ds.df.split.value_counts(sort=False).items())
+        print(f"fer-nb: {path}: the splits of this run are taken: {counts}", file=sys.stderr)
+    reported = {*ds.df.id[ds.df.split != "train"]}
+    for path in lists[1:]:
+        table = read_table(path, words=("id", "part"))
+        if known := reported & {*table.id[table.part.isin(["trained on", "held out"])]}:
+            raise DataError(f"{path}: this run was trained on {len(known):,} of the {len(reported):,} images "
+                            f"that {lists[0]} reported; runs with the same parts (--seed), or data with a "
+                            "split, expected")
+    return ds
+
 
 # %% ../nbs/60_cli.ipynb #13e0672c
 class _EvaluateVerb(Verb):
@@ -935,7 +986,7 @@ class _EvaluateVerb(Verb):
                    "in the training split: accuracy, F1, recall of each class, calibration, with 95 % "
                    "bootstrap intervals. Says whether the network was trained on these data. Leaves the tidy "
                    "table and its record.")
-    options = _DATA | {"--model": dict(metavar="NAME|FILE|RUN", help=_NETWORK)} | _ROBUST | {
+    options = _DATA | {"--model": dict(metavar="NAME|FILE|RUN", help=_NETWORK)} | _ROBUST | _PARTS | {
         "--votes": dict(type=Path, metavar="CSV",
                         help="FER+'s fer2013new.csv: judge by the majority of its votes, without contempt "
                              "for a network that does not know it (default: the data set's own labels)"),
@@ -959,6 +1010,7 @@ class _EvaluateVerb(Verb):
         "Evaluate, and write the table."
         read_record(args.out)  # records beside it that cannot be read are known before the work
         whole, path = read_data(args, args.votes, single=True), _which(args.model, args.robust)
+        whole = _in_parts(whole, args.parts, [args.model])
         there = list(whole.df.split.unique())
         if args.split not in there:
             raise _no_split(args, there)
@@ -1095,7 +1147,7 @@ class _BenchVerb(Verb):
                                     '"claimed": ..., "source": ...}}'),
                "--show": dict(type=Path, metavar="DIR", help="only show the rows that lie there"),
                "--out": dict(type=Path, metavar="DIR",
-                             help="folder of the rows (default: runs/bench)")} | _VOTES | _READING
+                             help="folder of the rows (default: runs/bench)")} | _PARTS | _VOTES | _READING
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
         return "out", None if args.show else args.out or Path("runs/bench"), True
@@ -1142,6 +1194,7 @@ def run(
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
     models, whole = self.models(args), read_data(args, args.votes, single=True)
+    whole = _in_parts(whole, args.parts, [name.rpartition("=")[2] for name in args.models.split(",")])
     there, duplicates, alone = list(whole.df.split.unique()), None, args.split is None
     args.split = args.split or "test"
     if alone and len(there) == 1:    # images of their own, no part of a split data set

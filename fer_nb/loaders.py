@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TABLE1_IMAGES', 'leak_groups', 'is_audited', 'folds', 'leakage_table', 'as_split', 'originals_of', 'tied_ids',
            'official_split', 'clean_test', 'holdout', 'held_ids', 'listed_holdout', 'Splits', 'make_splits',
-           'paper_counts', 'balanced', 'Originals', 'ReplayLoader', 'as_shown', 'ReplayLoaders', 'dataloaders',
-           'LoaderEpoch']
+           'paper_counts', 'balanced', 'Originals', 'listed_splits', 'ReplayLoader', 'as_shown', 'ReplayLoaders',
+           'dataloaders', 'LoaderEpoch']
 
 # %% ../nbs/11_loaders.ipynb #a607c323
 import warnings
@@ -39,7 +39,7 @@ from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
 from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
                          one_of)
-from .data import IN_MEMORY, Crop, FERData, _from_floats, read_image, resized
+from .data import IN_MEMORY, Crop, FERData, _from_floats, need_ids, read_image, resized
 from .duplicates import components, find_duplicates, search_of
 from .launch import on_machine, pick_device
 from .store import digest, read_table
@@ -598,6 +598,35 @@ class Originals:
                                 "whole training part; copies of another size can be made for all of it alone")
             self.last = key, made
         return made
+
+# %% ../nbs/11_loaders.ipynb #parts001
+@patch
+def parts(
+    self: Splits,
+) -> pd.DataFrame:   # id, label; split: the run's; part: "trained on", "held out", "reported" or "left out"
+    "Where each image went; cleaning left out what it did not keep of the training images."
+    df = self.audit.ds.df[["id", "label", "split"]]
+    parts = {"trained on": self.train, "held out": self.valid, "reported": self.test}
+    went = np.select([df.id.isin(part.df.id) for part in parts.values()], [*parts], "left out")
+    return df.assign(part=went)
+
+
+def listed_splits(
+    ds: FERData,        # the images of an earlier run, as they came then
+    path: str | Path,   # its parts.csv: `Splits.parts`
+) -> FERData:           # those that are listed, in the run's splits
+    """Data that came without a split, parted as an earlier run parted them: its reported images are "test"
+    here, too. Raises `DataError` for a list of other images or labels; warns of images that it lacks."""
+    table = read_table(path, words=("id", "label", "split", "part"))
+    need_columns(table, ["id", "label", "split", "part"], str(path), "the parts of a run")
+    need_ids(table.id, ds, path)
+    both = ds.df[["id", "label"]].merge(table, on="id", suffixes=("", "_then"))
+    if len(odd := both[both.label != both.label_then]):
+        row = odd.iloc[0]
+        raise DataError(f"{path}: {len(odd):,} of {len(both):,} images had other labels, such as {row.id!r}: "
+                        f"{row.label_then!r} then, {row.label!r} now; the images of that run expected")
+    return ds.take(ds.df.id.isin(both.id).to_numpy()).assign(split=both.set_index("id").split)
+
 
 # %% ../nbs/11_loaders.ipynb #e3ac7fd6
 class _Grey(TensorImageBW):

@@ -866,6 +866,7 @@ FILES = {   # file -> what it holds, in the order of the report
     "students.csv": "the students: weights, accuracy on the held-out images, temperature, cost",
     "comparison.csv": "paired tests of the students", "confusion.csv": "confusion matrices, a row a cell",
     "issues.csv": "what the audit found, a row an image and issue",
+    "parts.csv": "where each image went: trained on, held out, reported, left out by cleaning",
     "history.csv": "losses and accuracy, a row an epoch",
     "teacher_weights.csv": "weight of each teacher, emotion and epoch (from 0)",
     "adversarial.csv": "the adversarial phase, a row an epoch (from 0) and kind of image",
@@ -887,7 +888,7 @@ def write(
     config, ids = self.config(name, record), self.splits.audit.ds.df[["id", "label", "split"]]
     tables = {"results": self.results, "intervals": self.intervals, "students": self.ranking,
               "confusion": self.cells, "history": self.history,
-              "issues": self.splits.audit.issues.merge(ids, on="id")}
+              "issues": self.splits.audit.issues.merge(ids, on="id"), "parts": self.splits.parts()}
     if len(self.ds.dropped):
         tables["left_out"] = self.ds.dropped
     if len(pairs := self.paired_tests()):

@@ -1015,4 +1015,37 @@ def test_data_without_a_split_have_no_test_images_and_the_message_says_where_the
         to.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((48, 48), 10 * row, np.uint8)).save(to)
     assert main(["evaluate", "--data", str(tmp_path / "faces"), "--out", str(tmp_path / "out.csv")]) == 2
-    assert "--split train expected; a run on data without a split sets its test images apart itself" in capsys.readouterr().err
+    assert "--split train expected; for a network of a run on these data, which set its test images apart itself, --parts" in capsys.readouterr().err
+
+
+def test_a_run_on_data_without_a_split_is_measured_on_the_images_that_it_reported(tmp_path, capsys):
+    "Evaluate and bench take the parts of the run: by its folder, or by its list for a file of weights."
+    from fer_nb.bench import leaderboard
+    from fer_nb.store import read_table
+    for name, label, pixels in zip((ds := make_faces(210, seed=8, defects=None, balance="uniform")[0]).df.id, ds.df.label, ds.array()):
+        (to := tmp_path / "faces" / label / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(to)
+    small = ["--preset", "tiny", "--epochs", "1", "--quiet", "--set", "teachers=[]", "--set", "adversarial=null", "--set", "evaluation.n=20",
+             "--set", "data.near_duplicates=false", "--set", "student.network=light"]
+    data = ["--data", str(tmp_path / "faces")]
+    for run, seed in (("a", "0"), ("b", "1")):
+        assert main(["run", *data, "--out", str(tmp_path / run), "--seed", seed, *small]) == 0
+    own = read_table(tmp_path / "a/results.csv")
+    parts = read_table(tmp_path / "a/parts.csv", words=("id", "part", "split"))
+    assert len(parts) == len(ds) and set(parts.part) <= {"trained on", "held out", "reported", "left out"}
+    asked = [["--model", str(tmp_path / "a")],
+             ["--model", str(tmp_path / "a/student_phase1.safetensors"), "--parts", str(tmp_path / "a/parts.csv")]]
+    for k, model in enumerate(asked):
+        capsys.readouterr()
+        assert main(["evaluate", *data, *model, "--out", str(tmp_path / f"{k}.csv"), "--exact"]) == 0
+        said = capsys.readouterr()
+        assert "parts.csv: the splits of this run are taken" in said.err and "images of this data set" in said.out
+        table = read_table(tmp_path / f"{k}.csv")
+        same = [t[(t.metric == "accuracy") & (t.subset == "all") & (t.split == "test")] for t in (own[own.attack == "none"], table)]
+        assert same[1].n.item() == (parts.part == "reported").sum() and same[1].value.item() in same[0].value.tolist()
+    bench = ["bench", *data, "--sample", "0", "--no-own-finder", "--exact", "--out", str(tmp_path / "bench"), "--models"]
+    assert main([*bench, str(tmp_path / "a")]) == 0
+    assert leaderboard(tmp_path / "bench").n.tolist() == [(parts.part == "reported").sum()]
+    assert main([*bench, f"{tmp_path / 'a'},{tmp_path / 'b'}"]) == 2 and "this run was trained on" in capsys.readouterr().err
+    assert main(["evaluate", *data, "--model", str(tmp_path / "a"), "--parts", str(tmp_path / "a/results.csv"), "--out", str(tmp_path / "x")]) == 2
+    assert "the parts of a run" in capsys.readouterr().err
