@@ -472,6 +472,18 @@ def spare_copies(
 DROPPED = ("multilabel", "no_face", "duplicate", "leak")
 
 
+def _standing(
+    ds: pd.DataFrame,                       # a data set's table
+    decisions: Mapping[str, str] | None,    # new ones
+) -> Mapping[str, str]:                     # all of them
+    "Decisions, with those of an earlier `clean`: what was decided to stay does so when it is cleaned again."
+    if not isinstance({} if decisions is None else decisions, Mapping):
+        raise DataError(f"decisions: a {type(decisions).__name__} given; a mapping of ids to \"keep\", "
+                        "\"drop\" or a label expected, such as dict(zip(table.id, table.action))")
+    before = ds.id[ds.decided == True] if "decided" in ds else ()   # NaN in a set that had no decisions
+    return dict.fromkeys(before, "keep") | dict(decisions or {})
+
+
 @patch
 def actions(
     self: Audit,
@@ -481,10 +493,8 @@ def actions(
 ) -> pd.DataFrame:                               # id, action ("drop" or a label), why
     """What `clean` will do, one row an image. Raises `ConfigError` for an unknown kind or split, `DataError`
     for decisions that are none, or about images that are not there."""
-    decisions, ds = {} if decisions is None else decisions, self.ds.df
-    if not isinstance(decisions, Mapping):
-        raise DataError(f"decisions: a {type(decisions).__name__} given; a mapping of ids to \"keep\", "
-                        "\"drop\" or a label expected, such as dict(zip(table.id, table.action))")
+    ds = self.ds.df
+    decisions = _standing(ds, decisions)
     for kind in drop:
         one_of("kind to drop", kind, [k for k in KINDS if k != "similar"])
     splits = (splits,) if isinstance(splits, str) else splits
@@ -522,15 +532,17 @@ def clean(
     decisions: Mapping[str, str] | None = None,  # id -> "keep", "drop" or a label name; overrides the rules
     splits: tuple[str, ...] = ("train",),        # splits that images may be dropped from
     drop: tuple[str, ...] = DROPPED,             # kinds that are dropped without asking
-) -> FERData:  # without the dropped images, with columns `group`, for folds, and `photo`, see `Audit.grouped`
+) -> FERData:  # without the dropped images; columns `group`, `photo` (see `Audit.grouped`) and `decided`
     """Drop what should not be trained on: surplus duplicates, contradictory labels, images without a face
     (from the chance `FACELESS` on), and training images with a duplicate in another split. Doubtful labels
     and low quality are for review and stay unless `drop` names them; similar images, and those of which it is
     doubtful that they show no face, stay unless a decision drops them. Validation and test stay whole unless
     `splits` says otherwise. A new label is that of the whole photo (`labels_after`), and where a decision
-    drops an image, a copy of it that the rule `duplicate` would drop takes its place."""
+    drops an image, a copy of it that the rule `duplicate` would drop takes its place. `decided` marks what
+    decisions leave in, which stays where the data are cleaned again (but for duplicates of test images)."""
     actions = self.actions(decisions, splits, drop)
     dropped = actions.id[actions.action == "drop"]
     relabel, df = dict(actions.loc[actions.action != "drop", ["id", "action"]].to_numpy()), self.ds.df
     label = [relabel.get(i, e) for i, e in zip(df.id, df.label)]
-    return self.grouped().assign(label=label).take(~df.id.isin(dropped))
+    stay = {"decided": df.id.isin(decided)} if (decided := [*_standing(df, decisions)]) else {}
+    return self.grouped().assign(label=label, **stay).take(~df.id.isin(dropped))

@@ -14,8 +14,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -221,10 +223,32 @@ def need_inputs(
         if args.label_pattern is None:
             need_layout(args.data, args.as_)
 
+# %% ../nbs/60_cli.ipynb #ended001
+@contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    "Within the block SIGTERM, and the end of a terminal, end the work as Ctrl-C does: what is begun is removed."
+    def end(number: int, frame: object) -> None:
+        if os.getpid() == here:
+            raise KeyboardInterrupt(number)
+        signal.signal(number, signal.SIG_DFL)   # in a process that was forked off
+        os.kill(os.getpid(), number)
+
+    here, ours = os.getpid(), threading.current_thread() is threading.main_thread()
+    found = [n for n in (signal.SIGTERM, getattr(signal, "SIGHUP", None))
+             if n and ours and signal.getsignal(n) is signal.SIG_DFL]   # nohup ignores SIGHUP, and shall
+    try:
+        for number in found:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in found:
+            signal.signal(number, signal.SIG_DFL)
+
+
 # %% ../nbs/60_cli.ipynb #60000017
 def main(
     argv: Sequence[str] | None = None,  # arguments; None: those of the process
-) -> int:                               # 0; 1 done in part; 2 input that cannot be used; 130 after Ctrl-C
+) -> int:                               # 0; 1 done in part; 2 input that cannot be used; 130, 143: stopped
     "The command `fer-nb`."
     argv = sys.argv[1:] if argv is None else list(argv)
     if hasattr(sys.stdout, "reconfigure"):  # names of files that are no UTF-8 are printed as escapes
@@ -240,16 +264,16 @@ def main(
         if os.environ.get("WORLD_SIZE", "1") != "1":
             processes = process_group(device=switches.get("device"))
         memory = enough_memory(f"fer-nb {args.verb}", "smaller batches, smaller images, or another --device")
-        with processes as (rank, _), show_progress(), machine(**switches), memory:
+        with _ended_as_by_hand(), processes as (rank, _), show_progress(), machine(**switches), memory:
             if switches.get("device") is not None:
                 pick_device()  # refused before anything is read
             done = VERBS[args.verb].run(args)
     except (FERError, OSError) as e:  # such as a disk that is full
         print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print("fer-nb: interrupted; nothing is half-written", file=sys.stderr)
-        return 130
+        return 128 + (e.args[0] if e.args else signal.SIGINT)
     if isinstance(done, str) and rank == 0:
         try:
             print(done, flush=True)

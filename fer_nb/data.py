@@ -237,7 +237,7 @@ def identity(
     """What everything that is learned or measured here depends on, for a folder of results; what must stay
     together decides what is held out."""
     votes = {column: self.df[column] for column in self.df if column.startswith("vote_")}
-    ties = {c: self.df[c].astype(str) for c in ("subject", "group", "source") if c in self.df}
+    ties = {c: self.df[c].astype(str) for c in ("subject", "group", "source", "decided") if c in self.df}
     both = {"votes": votes, "ties": ties}
     return {"data": self.fingerprint()} | {k: digest([*v], *v.values()) for k, v in both.items() if v}
 

@@ -13,8 +13,10 @@ from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ra
 from fer_nb.core import EMOTIONS, DataError, FERError
 from fer_nb.data import FERData
 from fer_nb.duplicates import BLANK_STD, DuplicateSearch
-from fer_nb.loaders import clean_test, is_audited, leak_groups
+from fer_nb.config import Data
+from fer_nb.loaders import clean_test, is_audited, leak_groups, make_splits
 from fer_nb.review import review_changes
+from fer_nb.synth import make_faces
 from test_duplicates import dataset, noise, noisy, smooth
 
 RANK = {"train": 0, "valid": 1, "test": 2}
@@ -521,3 +523,27 @@ def test_audits_of_datasets_with_the_same_ids_share_no_number():
     parts = [make_faces(40, seed=k, defects=None)[0] for k in (0, 1)]
     first, second = (audit(p.assign(id=[f"{n}.png" for n in range(40)]), ("duplicate",), None).grouped().df for p in parts)
     assert not set(first.photo) & set(second.photo) and not set(first.group) & set(second.group)
+
+
+def test_what_a_decision_keeps_stays_when_the_data_are_cleaned_again():
+    "Copies in one class, copies in two, and copies across splits: the last go, whatever was decided; nothing without decisions changes."
+    ds = make_faces(210, seed=2, defects=None, balance="uniform")[0]
+    images, train = ds.array().copy(), np.flatnonzero(ds.df.split == "train")
+    test, label = np.flatnonzero(ds.df.split == "test"), ds.df.label
+    same = [k for k in train if label[k] == label[train[0]]][:2]
+    two = [train[0] + 1, next(k for k in train if k > train[0] + 1 and label[k] != label[train[0] + 1] and k not in same)]
+    leak = [test[0], next(k for k in train if label[k] == label[test[0]] and k not in (*same, *two))]
+    for first, second in (same, two, leak):
+        images[second] = images[first]
+    ds = ds.replace(images=images)
+    plain = audit(ds, search=None).clean()
+    assert "decided" not in plain.df and not {*ds.df.id[[*two, leak[1]]]} & {*plain.df.id}
+    decisions = dict.fromkeys(ds.df.id[[*same, *two, leak[1]]], "keep")
+    kept = audit(ds, search=None).clean(decisions)
+    assert {*decisions} <= {*kept.df.id[kept.df.decided]}
+    splits = make_splits(kept, Data(near_duplicates=False, targets=None))
+    there = {*splits.train.df.id, *splits.valid.df.id}
+    assert there & {*decisions} == {*ds.df.id[[*same, *two]]}               # the duplicate of a test image goes
+    assert {*ds.df.id[same]} <= {*splits.train.df.id} or {*ds.df.id[same]} <= {*splits.valid.df.id}
+    assert not {*make_splits(ds, Data(near_duplicates=False, targets=None)).train.df.id} & {*ds.df.id[two]}
+    assert kept.identity() != kept.replace(df=kept.df.drop(columns="decided")).identity()

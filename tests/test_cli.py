@@ -3,8 +3,10 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -1049,3 +1051,25 @@ def test_a_run_on_data_without_a_split_is_measured_on_the_images_that_it_reporte
     assert main([*bench, f"{tmp_path / 'a'},{tmp_path / 'b'}"]) == 2 and "this run was trained on" in capsys.readouterr().err
     assert main(["evaluate", *data, "--model", str(tmp_path / "a"), "--parts", str(tmp_path / "a/results.csv"), "--out", str(tmp_path / "x")]) == 2
     assert "the parts of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_is_ended_from_outside_leaves_no_half_written_folder(csv_of_faces, tmp_path, number):
+    "A batch system's SIGTERM, and a terminal that closes, end the command as Ctrl-C does; its work goes on at the next start."
+    command = [sys.executable, "-m", "fer_nb", "run", "--data", str(csv_of_faces[0]), "--out", str(tmp_path / "run"), "--preset", "tiny",
+               "--set", "teachers=[]", "--set", "data.near_duplicates=false"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(1200):
+        if (tmp_path / "run.work").exists() or process.poll() is not None:
+            break
+        time.sleep(.1)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number and "interrupted; nothing is half-written" in said and "Traceback" not in said
+    assert [p.name for p in tmp_path.iterdir()] == ["run.work"]
+
+
+def test_outside_the_command_signals_are_as_before():
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)]
+    assert main(["formats"]) == 0
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)] == before
