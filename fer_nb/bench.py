@@ -611,7 +611,7 @@ class StressTest:
 def corrupted(
     ds: FERData,       # images
     kind: str,         # see `corruption_kinds`
-    severity: float,   # degree, 0 to 5
+    severity: float,   # from 0 to 5
 ) -> Callable[[Sequence[int]], list[np.ndarray]]:  # positions -> images uint8, see `Worker.answers`
     "The images with one corruption, each with noise of its own. Raises `ConfigError`."
     from fer_nb.augment import as_images, as_pixels

@@ -216,7 +216,8 @@ def within_cost(
     cost: float,           # share of them, such as 0.02
     steps: int = 20,       # shares that are tried: multiples of 1 / steps
 ) -> tuple[nn.Module, float]:   # the network; its share of the hardened one's weights
-    "Between two networks, the nearest to the hardened one that is right on all but `cost` as many images."
+    """On the line between two networks, the one nearest to the hardened one whose accuracy on the held-out
+    images is at most `cost` below the first one's."""
     def right(net: nn.Module) -> int:
         return int((predict_logits(net, valid).argmax(axis=1) == valid.targets()).sum())
 
@@ -548,7 +549,8 @@ def headline(
     def number(what: str, row: pd.Series, more: str = "") -> tuple[str, str, str]:
         [value], [around] = percents([row.value]), percent_range([row.low], [row.high])
         what = what.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-        around = f"95 % interval {around} %" if row.low == row.low else "no interval: its resamples are alike"
+        around = f"95 % interval {around} %" if row.low == row.low else \
+            "no interval: a class has too few images, or its resamples are alike"
         return what, f"{value} %", f"{around}; {int(row.n):,} images{more}"
 
     def clean(metric: str, subset: str = "all") -> pd.Series:
@@ -790,15 +792,15 @@ def data_section(
     read = f"R{str(seen)[1:]}. " + "".join(f"Note: {note}. " for note in seen.notes) if seen else ""
     text = (f"{read}{len(self.ds):,} images came in, {before:,} of them for training. "
             f"{before - left + copies:,} training "
-            "images were dropped as copies, contradictions, blanks or duplicates of reported "
+            "images were dropped as copies, contradictions, no faces or duplicates of reported "
             f"images; {len(splits.valid):,} were held out for validation; {copies:,} transformed copies were "
             f"added to rare classes. {len(splits.duplicates):,} of {len(splits.test):,} reported images had "
             "a duplicate in training before cleaning.")
     balance = _figure(plot_counts, found.ds.where(split="train"), splits.train, height=4.3)
     figures = [("Class balance of the training split, before and after cleaning and balancing", balance)]
     if len(found.duplicates):
-        figures.append(("Pairs of duplicates: how they were found and the cosine of the two, then id, label "
-                        "and split of each. All of them: issues.csv",
+        figures.append(("Pairs of duplicates: how they were found and their score (1: identical), then id, "
+                        "label and split of each. All of them: issues.csv",
                         _figure_of(plot_duplicates, self.ds, found.duplicates)))
     names = {"multilabel": "multi-label", "label_error": "label error", "error_ratio": "error ratio (%)"}
     counted = found.table1()

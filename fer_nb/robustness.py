@@ -37,7 +37,7 @@ from .models import fuse, weights_digest
 from .store import Store, write_table
 
 # %% ../nbs/26_robustness.ipynb #30ba9e48
-_LEVELS = {                                       # values at degree 0, 1, ... 5
+_LEVELS = {                                       # values at severity 0, 1, ... 5
     "noise": (0, .04, .08, .12, .18, .26),        # standard deviation
     "blur": (0, .5, .8, 1.2, 1.7, 2.4),           # standard deviation in pixels of a side of 48
     "bright": (0, .1, .2, .3, .4, .5),            # added
@@ -58,9 +58,9 @@ def corruption_kinds() -> tuple[str, ...]:  # names
 
 def _level(
     kind: str,        # a corruption
-    severity: float,  # degree, 0 to 5
+    severity: float,  # from 0 to 5
 ) -> float:           # in the unit of the kind
-    "The strength of a corruption. Raises `ConfigError` for an unknown kind or a degree outside 0 to 5."
+    "The strength of a corruption. Raises `ConfigError` for an unknown kind or a severity outside 0 to 5."
     if kind not in _LEVELS or not (isinstance(severity, Real) and 0 <= severity <= 5):
         raise ConfigError(f"kind={kind!r}, severity={severity!r}; one of {', '.join(_LEVELS)}, and a number "
                           "from 0 to 5 expected")
@@ -84,7 +84,7 @@ def _jpeg(
 def corrupt(
     x: torch.Tensor,       # images (B, C, H, W) in [0, 1]
     kind: str,             # see `corruption_kinds`
-    severity: float,       # degree, from 0 (untouched) to 5
+    severity: float,       # from 0 (untouched) to 5
     ids: np.ndarray | None = None,  # integer key of each image (B,), for the noise; None: 0, 1, ...
     seed: int = 0,         # another seed, other noise
 ) -> torch.Tensor:         # (B, C, H, W) in [0, 1], rounded to 8 bits like a camera's image
@@ -124,28 +124,28 @@ def noise_keys(
     return np.array([crc32(str(i).encode(errors="surrogatepass")) for i in ds.df.id], dtype=np.int64)
 
 # %% ../nbs/26_robustness.ipynb #940cb534
-def _degrees(
+def _wanted(
     kinds: Sequence[str] | None,   # see `corruption_kinds`; None: all
-    severities: Sequence[float],   # degrees
-) -> list[tuple[str, float]]:      # kind and degree
+    severities: Sequence[float],   # numbers from 0 to 5
+) -> list[tuple[str, float]]:      # kind and severity
     "What is to be tried. Raises `ConfigError` for one that there is not."
-    degrees = [(k, s) for k in (corruption_kinds() if kinds is None else kinds) for s in severities]
-    for kind, severity in degrees:
+    wanted = [(k, s) for k in (corruption_kinds() if kinds is None else kinds) for s in severities]
+    for kind, severity in wanted:
         _level(kind, severity)
-    return [(kind, float(severity)) for kind, severity in degrees]
+    return [(kind, float(severity)) for kind, severity in wanted]
 
 
 def _corrupted_logits(
     model: nn.Module,      # classifier of x in [0, 1], with `.labels`
     part: FERData,         # images
-    degrees: Sequence[tuple[str, float]],  # kind and degree
+    wanted: Sequence[tuple[str, float]],  # kind and severity
     seed: int,             # of the noise
     bs: int,               # images at once
     device: torch.device | str | None,     # where to work; None: where the model is
-) -> Iterator[tuple[str, float, np.ndarray]]:   # kind, degree, logits (N, C)
-    "What the model says of the images at every degree."
+) -> Iterator[tuple[str, float, np.ndarray]]:   # kind, severity, logits (N, C)
+    "What the model says of the images at every severity."
     keys = noise_keys(part)
-    for kind, severity in degrees:
+    for kind, severity in wanted:
         with eval_mode(model, device) as where, torch.inference_mode():
             z = logits_of([ask(model, corrupt(x, kind, severity, keys[start:start + bs], seed))
                            for start, x, _ in image_batches(part, bs, where)], part)
@@ -156,7 +156,7 @@ def corruption_curve(
     model: nn.Module,                           # classifier of x in [0, 1], with `.labels`
     ds: FERData,                                # images of one or more splits
     kinds: Sequence[str] | None = None,         # see `corruption_kinds`; None: all
-    severities: Sequence[float] = (0, 1, 2, 3, 4, 5),  # degrees
+    severities: Sequence[float] = (0, 1, 2, 3, 4, 5),  # numbers from 0 to 5
     n: int | None = None,                       # size of the stratified sample of each split; None: all
     seed: int = 0,                              # of the sample and of the noise
     bs: int = 256,                              # images at once
@@ -164,10 +164,10 @@ def corruption_curve(
 ) -> pd.DataFrame:                              # split, subset, kind, severity, metric, value, n, labels
     "All metrics of `model` on corrupted images. Raises `LabelError`, `DataError` or `ConfigError`."
     check_labels(model, ds)
-    degrees = _degrees(kinds, severities)
+    wanted = _wanted(kinds, severities)
     tables = [pd.DataFrame(columns=["split", "subset", "kind", "severity", "metric", "value", "n", "labels"])]
     for part, what in ds.split_samples(n, seed):
-        for kind, severity, z in _corrupted_logits(model, part, degrees, seed, bs, device):
+        for kind, severity, z in _corrupted_logits(model, part, wanted, seed, bs, device):
             tables.append(result_table(scores(z, part.targets(), ds.labels), ds.labels, **what, kind=kind,
                                        severity=severity))
     return pd.concat(tables[1:] or tables, ignore_index=True)
@@ -177,19 +177,19 @@ def corruption_hits(
     model: nn.Module,                        # classifier of x in [0, 1], with `.labels`
     ds: FERData,                             # images of one or more splits
     kinds: Sequence[str] | None = None,      # see `corruption_kinds`; None: all
-    severities: Sequence[float] = (1, 2, 3, 4, 5),  # degrees
+    severities: Sequence[float] = (1, 2, 3, 4, 5),  # numbers from 0 to 5
     n: int | None = None,                    # size of the stratified sample of each split; None: all
     seed: int = 0,                           # of the sample and of the noise
     bs: int = 256,                           # images at once
     device: torch.device | str | None = None,   # where to work; None: where the model is
 ) -> pd.DataFrame:                           # split, subset, id, label, clean, and a column a kind, 0 to 1
-    """For each image the share of the degrees at which it is read right, for each kind. Raises `LabelError`,
+    """For each image and kind the share of severities at which it is read right. Raises `LabelError`,
     `DataError` or `ConfigError`."""
     check_labels(model, ds)
-    degrees, tables = [(corruption_kinds()[0], 0.0), *_degrees(kinds, severities)], []
+    wanted, tables = [(corruption_kinds()[0], 0.0), *_wanted(kinds, severities)], []
     for part, what in ds.split_samples(n, seed):
         right: dict[str, list] = {}
-        for k, (kind, _, z) in enumerate(_corrupted_logits(model, part, degrees, seed, bs, device)):
+        for k, (kind, _, z) in enumerate(_corrupted_logits(model, part, wanted, seed, bs, device)):
             right.setdefault(kind if k else "clean", []).append(z.argmax(1) == part.targets())
         shares = {kind: np.mean(hits, axis=0) for kind, hits in right.items()}
         images = {"id": part.df.id.to_numpy(), "label": part.df.label.to_numpy()}
