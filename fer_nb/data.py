@@ -12,7 +12,8 @@ __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', '
            'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named',
            'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data',
            'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes',
-           'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
+           'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'drawn_text',
+           'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -2792,6 +2793,15 @@ def resized(
     return ds.replace(images=images, dropped=ds.dropped)
 
 # %% ../nbs/04_data.ipynb #3263b2aa
+def drawn_text(
+    name: object,   # of a class, a model, a file
+) -> str:           # for Matplotlib
+    """A name that is drawn as it is: no formula between dollars, no hidden label for a first underscore, dots for
+    control characters, escapes for bytes that are no UTF-8."""
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "·", as_text(str(name))).replace("$", r"\$")
+    return "\u200b" * text.startswith("_") + text
+
+
 def show_faces(
     ds: FERData,                              # what to draw from
     rows: Sequence[int],                      # positions in `ds`
@@ -2809,6 +2819,5 @@ def show_faces(
         ax.axis("off")
     for k, (ax, i) in enumerate(zip(axes.ravel(), rows)):
         ax.imshow(ds.image(i), cmap="gray", vmin=0, vmax=255)
-        title = as_text(str(titles[k] if titles is not None else ds.df.label[i]))
-        ax.set_title(re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "·", title).replace("$", r"\$"), fontsize=7, pad=2)
+        ax.set_title(drawn_text(titles[k] if titles is not None else ds.df.label[i]), fontsize=7, pad=2)
     return axes.ravel()

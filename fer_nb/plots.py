@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -30,7 +31,7 @@ from torch import nn
 
 from .audit import Audit
 from .core import ConfigError, DataError, hash_uniform, need_columns, need_single, one_of
-from .data import FERData, show_faces
+from .data import FERData, drawn_text, show_faces
 from .evaluate import eval_mode, image_batches, predict_logits
 from .models import layout_of, unwrapped
 
@@ -80,22 +81,27 @@ def plot_confusion(
     ax: Axes | None = None,  # where to draw; None: a new figure
     normalize: bool = True,  # show the percentage of each row, not counts
     title: str = "",         # above the matrix
-    **kwargs: Any,           # passed on to `Axes.imshow`
+    **kwargs: Any,           # passed on to `seaborn.heatmap`
 ) -> Axes:                   # the axes drawn into
     "Draw a confusion matrix with its numbers."
-    ax, counts = _new_ax(ax, 4.6, 4), cm.to_numpy(float)
-    ax.spines[["top", "right"]].set_visible(True)
+    counts = cm.to_numpy(float)
+    digits = len(f"{100 if normalize else counts.max(initial=0):.0f}")
+    side = max(4.6, 1.2 + max(counts.shape) * (0.13 + 0.09 * digits))   # inches; numbers have room
+    ax = _new_ax(ax, side, side - 0.6)
     total = counts.sum(axis=1, keepdims=True)
     percent = 100 * np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     shown, top = (percent, 100) if normalize else (counts, max(1.0, counts.max()))
-    ax.imshow(shown, **{"cmap": "Blues", "vmin": 0, "vmax": top, "aspect": "auto", **kwargs})
-    for i, j in np.argwhere(~np.isnan(shown)):
-        ax.text(j, i, f"{shown[i, j]:.0f}", ha="center", va="center", fontsize="small",
-                color="white" if shown[i, j] > 0.6 * top else "black", weight="bold" if i == j else "normal")
-    columns, rows = range(len(cm.columns)), [f"{label} ({n:.0f})" for label, n in zip(cm.index, total[:, 0])]
-    ax.set_xticks(columns, cm.columns, rotation=40, ha="right", rotation_mode="anchor", fontsize="small")
-    ax.set_yticks(range(len(rows)), rows, fontsize="small")
-    ax.set(xlabel="predicted" + ", % of the row" * normalize, ylabel="true (images)", title=title)
+    look = {"cmap": "Blues", "vmin": 0, "vmax": top, "cbar": False, "annot": True, "fmt": ".0f", **kwargs}
+    sns.heatmap(shown, ax=ax, mask=np.isnan(shown), annot_kws={"fontsize": "small"}, **look)
+    ax.spines[:].set_visible(True)
+    for text in ax.texts:
+        text.set_weight("bold" if len({*text.get_position()}) == 1 else "normal")
+    places, columns = np.arange(max(counts.shape)) + 0.5, [*map(drawn_text, cm.columns)]
+    rows = [f"{drawn_text(label)} ({n:.0f})" for label, n in zip(cm.index, total[:, 0])]
+    ax.set_xticks(places[:len(columns)], columns, rotation=40, ha="right", rotation_mode="anchor",
+                  fontsize="small")
+    ax.set_yticks(places[:len(rows)], rows, rotation=0, fontsize="small")
+    ax.set(xlabel="predicted" + ", % of the row" * normalize, ylabel="true (images)", title=drawn_text(title))
     return ax
 
 # %% ../nbs/25_plots.ipynb #4ced2910
@@ -118,7 +124,7 @@ def plot_counts(
         look = {"color": colors} if k else {"facecolor": "none", "edgecolor": colors, "hatch": "////"}
         bars = ax.barh(at + k * height, n, 0.9 * height, label=when, **look)
         ax.bar_label(bars, [f"{v:,}" for v in n], padding=2, fontsize="small")
-    ax.set_yticks(at + height * (len(counts) - 1) / 2, labels)
+    ax.set_yticks(at + height * (len(counts) - 1) / 2, [*map(drawn_text, labels)])
     ax.set(xlabel="images", xmargin=0.1)
     ax.invert_yaxis()
     if after is not None:
@@ -229,7 +235,7 @@ def plot_robust(
         look = _look(number, attacks.setdefault((*how.values(),), len(attacks)))
         steps, tries = how.get("steps"), how.get("restarts", 1)
         effort_text = f" ({steps} step{'s' * (steps != 1)}{f' × {tries:g} restarts' * (tries > 1)})"
-        name = ", ".join([*map(str, model), how["attack"] + effort_text * (steps is not None)])
+        name = drawn_text(", ".join([*map(str, model), how["attack"] + effort_text * (steps is not None)]))
         start = clean
         for column, value in zip(apart, model):
             start = start[start[column] == value]
@@ -263,7 +269,7 @@ def plot_tradeoff(
         ax.plot(rows.clean, rows.robust, **_look(k), label=f"ε = {budget}")
     top = table.loc[table.groupby("model").robust.idxmax()]
     for model, clean, robust in zip(top.model, top.clean, top.robust):
-        ax.annotate(model, (clean, robust), (0, 6), textcoords="offset points", ha="center", fontsize="small")
+        ax.annotate(drawn_text(model), (clean, robust), (0, 6), textcoords="offset points", ha="center", fontsize="small")
     ax.set(xlabel=f"clean accuracy ({_sizes(table.n)} images)", ylabel="accuracy under attack")
     _in_percent(ax.xaxis, ax.yaxis)
     ax.margins(0.15)
@@ -287,7 +293,7 @@ def _panels(
         for ax in grid.ravel()[n:]:
             ax.axis("off")
         if looks:
-            handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+            handles = [Line2D([], [], label=drawn_text(name), **look) for name, look in looks.items()]
             fig.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize="small",
                        handlelength=3.5)
         axes = grid.ravel()[:n]
@@ -383,7 +389,7 @@ def plot_pareto(
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
     for k, (name, x, y) in enumerate(zip(rows.model, rows[cost], rows[worth])):
         offset, va = ((0, 9), "bottom") if k % 2 == 0 else ((0, -9), "top")
-        ax.annotate(name, (x, y), offset, textcoords="offset points", ha="center", va=va, fontsize="small",
+        ax.annotate(drawn_text(name), (x, y), offset, textcoords="offset points", ha="center", va=va, fontsize="small",
                     bbox=box)
     if rows[cost].max() > 10 * rows[cost].min() > 0:
         ax.set_xscale("log")
@@ -418,12 +424,12 @@ def plot_embedding(
         flat, names = tsne.fit_transform(flat), ["", ""]
     ax = _new_ax(ax, 5, 4)
     ax.spines[["top", "right"]].set_visible(True)
+    labels = np.array([*map(drawn_text, labels)])
     present = [e for e in EMOTION_COLORS if e in labels] + sorted(set(labels) - set(EMOTION_COLORS))
-    for k, label in enumerate(present):
-        own = {"color": _INKS[k % len(_INKS)], "marker": _MARKS[k % len(_MARKS)]}
-        known = label in EMOTION_COLORS
-        look = {"color": EMOTION_COLORS[label], "marker": EMOTION_MARKERS[label]} if known else own
-        ax.scatter(*flat[labels == label].T, s=26, alpha=0.7, linewidth=0, label=label, **look)
+    inks = {label: EMOTION_COLORS.get(label, _INKS[k % len(_INKS)]) for k, label in enumerate(present)}
+    marks = {label: EMOTION_MARKERS.get(label, _MARKS[k % len(_MARKS)]) for k, label in enumerate(present)}
+    sns.scatterplot(x=flat[:, 0], y=flat[:, 1], hue=labels, style=labels, hue_order=present, style_order=present,
+                    palette=inks, markers=marks, s=26, alpha=0.7, linewidth=0, ax=ax)
     ax.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[],
            title=f"{method.upper()}, {len(flat):,} images")
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -458,7 +464,7 @@ def plot_history(
             where.plot(step[rows], history[column].to_numpy()[rows], label=name if k == 0 else None, **look)
         if k:
             ax.axvline(step[rows[0]] - 0.5, color="#B5B5B5", linewidth=0.8)
-        name = phase if len(phases) == 1 else str(k + 1)
+        name = drawn_text(phase) if len(phases) == 1 else str(k + 1)
         ax.annotate(name, (step[rows].mean(), 1), (0, 3), ha="center", fontsize="small",
                     xycoords=ax.get_xaxis_transform(), textcoords="offset points")
     ax.set(xlabel="epochs, all phases", ylabel="loss")
@@ -475,7 +481,8 @@ def plot_history(
     ax.legend(handles=handles, frameon=False, fontsize="small", ncols=3, handlelength=3.5, borderaxespad=0,
               loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
     if len(phases) > 1:
-        key = [Line2D([], [], linestyle="", label=f"{k}  {phase}") for k, (phase, _) in enumerate(phases, 1)]
+        key = [Line2D([], [], linestyle="", label=f"{k}  {drawn_text(phase)}")
+               for k, (phase, _) in enumerate(phases, 1)]
         right.legend(handles=key, frameon=False, fontsize="small", ncols=2, handlelength=0, handletextpad=0,
                      borderaxespad=0, loc="lower center", bbox_to_anchor=(0.5, 1), bbox_transform=above)
     return ax
@@ -498,7 +505,8 @@ def plot_weights(
         for k, teacher in enumerate(teachers):
             line = rows[rows.teacher == teacher].sort_values("epoch")
             ax.plot(1 + line.epoch, line.weight, **_look(k))
-        ax.set_title(emotion, fontsize="small", color=EMOTION_COLORS.get(emotion, "black"), weight="bold")
+        ax.set_title(drawn_text(emotion), fontsize="small", weight="bold",
+                     color=EMOTION_COLORS.get(emotion, "black"))
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.set(xlim=(0.5, history.epoch.max() + 1.5), ylim=(-0.04, 1.04))
         _in_percent(ax.yaxis)
@@ -677,7 +685,7 @@ def gradcam_panel(
     for k, (ax, heat) in enumerate(zip(axes, heats)):
         ax.imshow(some.image(k), cmap="gray", vmin=0, vmax=255)
         ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.65 * heat)
-        ax.set_title(titles[k], fontsize="small")
+        ax.set_title(drawn_text(titles[k]), fontsize="small")
         ax.axis("off")
     return axes
 
@@ -701,11 +709,11 @@ def gradcam_grid(
     axes = _panels(axes, math.prod(shape), {})[:math.prod(shape)].reshape(shape)
     for ax, i in zip(axes[:, 0], rows):
         ax.imshow(ds.image(int(i)), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(ds.df.label.iloc[int(i)], fontsize="small")
+        ax.set_title(drawn_text(ds.df.label.iloc[int(i)]), fontsize="small")
         ax.axis("off")
     for k, (name, model) in enumerate(models.items(), 1):
         gradcam_panel(model, ds, rows, axes=axes[:, k])
         for ax in axes[:, k]:
             ax.set_title(ax.get_title().split("\n")[1], fontsize="small")
-        axes[0, k].set_title(f"{fill(name, 15)}\n{axes[0, k].get_title()}", fontsize="small")
+        axes[0, k].set_title(f"{fill(drawn_text(name), 15)}\n{axes[0, k].get_title()}", fontsize="small")
     return axes

@@ -91,7 +91,7 @@ def test_every_emotion_has_a_colour():
 
 def test_confusion_counts_and_options():
     ax = plot_confusion(MATRIX, normalize=False, cmap="Greys", vmax=10)
-    assert ax.images[0].get_clim() == (0, 10) and ax.images[0].get_cmap().name == "Greys"
+    assert ax.collections[0].get_clim() == (0, 10) and ax.collections[0].get_cmap().name == "Greys"
     assert [t.get_text() for t in ax.texts] == list("300000005")
 
 
@@ -150,9 +150,30 @@ def test_every_class_is_counted_and_has_a_look_of_its_own():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["happy", "sad", "neutral"]
     assert [b.get_width() for b in ax.containers[0]] == [5, 4, 0] and [b.get_width() for b in ax.containers[1]] == [5, 0, 30]
     own = [f"class {k}" for k in range(12)]
-    dots = plot_embedding(rng.normal(size=(60, 4)), np.resize(own, 60)).collections
-    looks = {(tuple(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in dots}
-    assert len(looks) == len(dots) == 12
+    ax = plot_embedding(rng.normal(size=(60, 4)), np.resize(own, 60))
+    dots, shown = ax.collections[0], ax.get_legend().legend_handles
+    looks = {(tuple(c), p.vertices.tobytes()) for c, p in zip(dots.get_facecolors(), dots.get_paths())}
+    assert len(looks) == len({(h.get_color(), h.get_marker()) for h in shown}) == len(shown) == 12
+
+
+ODD = ["_b", "$\\bad$", "a $x$ b $y$", "ok"]
+
+
+def test_names_are_drawn_as_they_are():
+    "No formula, no error, no hidden entry for names with dollars and underscores; a matrix of twenty classes has room."
+    table = pd.DataFrame({"attack": "pgd", "steps": 5, "eps": [.01, .02] * 4, "metric": "accuracy", "value": .5, "n": 9, "model": np.repeat(ODD, 2)})
+    axes = [plot_robust(table), plot_embedding(rng.normal(size=(40, 4)), np.resize(ODD, 40)), plot_confusion(pd.DataFrame(np.eye(4), ODD, ODD)),
+            plot_counts(pd.DataFrame({"all": 5}, index=ODD))]
+    for ax in axes:
+        ax.figure.draw_without_rendering()
+    for ax in axes[:2]:
+        assert [t.get_text().strip("\u200b").replace("\\$", "$").partition(", pgd")[0] for t in ax.get_legend().get_texts()] == \
+            (ODD if ax is axes[0] else sorted(ODD, key=lambda name: name.replace("$", "\\$").replace("_", "\u200b_")))
+    many = [f"class {k}" for k in range(20)]
+    ax = plot_confusion(pd.DataFrame(np.full((20, 20), 5), many, many))
+    ax.figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in ax.texts]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
 
 
 def test_history_of_one_epoch():
