@@ -2796,8 +2796,8 @@ def resized(
 def drawn_text(
     name: object,   # of a class, a model, a file
 ) -> str:           # for Matplotlib
-    """A name that is drawn as it is: no formula between dollars, no hidden label for a first underscore, dots for
-    control characters, escapes for bytes that are no UTF-8."""
+    """A name that is drawn as it is: no formula between dollars, no entry hidden for a first underscore, dots
+    for control characters, escapes for bytes that are no UTF-8."""
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "·", as_text(str(name))).replace("$", r"\$")
     return "\u200b" * text.startswith("_") + text
 

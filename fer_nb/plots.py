@@ -269,7 +269,8 @@ def plot_tradeoff(
         ax.plot(rows.clean, rows.robust, **_look(k), label=f"ε = {budget}")
     top = table.loc[table.groupby("model").robust.idxmax()]
     for model, clean, robust in zip(top.model, top.clean, top.robust):
-        ax.annotate(drawn_text(model), (clean, robust), (0, 6), textcoords="offset points", ha="center", fontsize="small")
+        ax.annotate(drawn_text(model), (clean, robust), (0, 6), textcoords="offset points", ha="center",
+                    fontsize="small")
     ax.set(xlabel=f"clean accuracy ({_sizes(table.n)} images)", ylabel="accuracy under attack")
     _in_percent(ax.xaxis, ax.yaxis)
     ax.margins(0.15)
@@ -389,8 +390,8 @@ def plot_pareto(
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
     for k, (name, x, y) in enumerate(zip(rows.model, rows[cost], rows[worth])):
         offset, va = ((0, 9), "bottom") if k % 2 == 0 else ((0, -9), "top")
-        ax.annotate(drawn_text(name), (x, y), offset, textcoords="offset points", ha="center", va=va, fontsize="small",
-                    bbox=box)
+        ax.annotate(drawn_text(name), (x, y), offset, textcoords="offset points", ha="center", va=va,
+                    fontsize="small", bbox=box)
     if rows[cost].max() > 10 * rows[cost].min() > 0:
         ax.set_xscale("log")
     ax.set(xlabel=cost.replace("_", " "), ylabel=worth, xmargin=0.15, ymargin=0.2)
@@ -428,8 +429,8 @@ def plot_embedding(
     present = [e for e in EMOTION_COLORS if e in labels] + sorted(set(labels) - set(EMOTION_COLORS))
     inks = {label: EMOTION_COLORS.get(label, _INKS[k % len(_INKS)]) for k, label in enumerate(present)}
     marks = {label: EMOTION_MARKERS.get(label, _MARKS[k % len(_MARKS)]) for k, label in enumerate(present)}
-    sns.scatterplot(x=flat[:, 0], y=flat[:, 1], hue=labels, style=labels, hue_order=present, style_order=present,
-                    palette=inks, markers=marks, s=26, alpha=0.7, linewidth=0, ax=ax)
+    sns.scatterplot(x=flat[:, 0], y=flat[:, 1], hue=labels, style=labels, hue_order=present,
+                    style_order=present, palette=inks, markers=marks, s=26, alpha=0.7, linewidth=0, ax=ax)
     ax.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[],
            title=f"{method.upper()}, {len(flat):,} images")
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
