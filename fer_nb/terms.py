@@ -347,6 +347,7 @@ def class_names(
         return tuple(vocab)
     names = next((tuple(n.labels) for n in networks if getattr(n, "labels", None)), ())
     if names:
-        warnings.warn(f"the loaders name no classes (dls.vocab); taken to be 0 = {names[0]} to "
-                      f"{len(names) - 1} = {names[-1]}, as the network has them", stacklevel=2)
+        told = ", ".join(f"{k} = {name}" for k, name in enumerate(names))
+        warnings.warn(f"the loaders name no classes (dls.vocab); taken as the network has them: {told}",
+                      stacklevel=2)
     return names
