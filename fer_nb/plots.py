@@ -76,6 +76,7 @@ def caption(
     return ax
 
 
+# %% ../nbs/25_plots.ipynb #confus01
 def plot_confusion(
     cm: pd.DataFrame,        # counts, true labels down, predicted labels across: what `confusion` returns
     ax: Axes | None = None,  # where to draw; None: a new figure
@@ -103,6 +104,7 @@ def plot_confusion(
     ax.set_yticks(places[:len(rows)], rows, rotation=0, fontsize="small")
     ax.set(xlabel="predicted" + ", % of the row" * normalize, ylabel="true (images)", title=drawn_text(title))
     return ax
+
 
 # %% ../nbs/25_plots.ipynb #4ced2910
 def plot_counts(
