@@ -179,7 +179,7 @@ def _groups_of(
         return leak_groups(ds)
     groups = _by_image(groups, ds, "groups")
     if groups.shape != (len(ds),):
-        raise DataError(f"{ds.name}: {groups.size} groups of the shape {groups.shape} for {len(ds)} images; one "
+        raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images, in the shape {groups.shape}; one "
                         "an image expected")
     codes = _numbered(pd.Series(groups), f"{ds.name}: groups")
     if not (alone := codes < 0).any():
