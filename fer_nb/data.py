@@ -308,7 +308,7 @@ def replace(
     **parts: Any,    # df, images, labels, name, dropped, provenance: what shall be another
 ) -> FERData:        # the same otherwise; what a reader left out (`dropped`) does not come along
     """The dataset with another table, other images, labels or another name. Of a table that was sorted, the
-    images come along by its index. Raises `DataError` for one in another order whose index does not say it."""
+    images come along by its index. Raises `DataError` for another order of which the index says nothing."""
     if "images" not in parts and (rows := self._moved(parts.get("df"))) is not None:
         parts["images"] = self._images[rows] if self.in_memory() else self._images.part(rows)
     now = {"df": self.df, "images": self._images, "labels": self.labels, "name": self.name}
@@ -1787,7 +1787,7 @@ def _say_nobody(
     "Warn of `NA`, which tables write where nobody is named, and which may be a person's code, as in JAFFE."
     said = Counter((c, text.strip()) for c, text in fields if text and text.strip().lower() == "na")
     for (c, text), n in said.items():
-        warnings.warn(f"{path}: {n} row{'s' * (n > 1)} with the {c} {text!r}: read as none, so tied to no other "
+        warnings.warn(f"{path}: {n} row{'s' * (n > 1)} with the {c} {text!r}: read as none, tied to no other "
                       f"image; where it is a {c}, it needs another name", stacklevel=3)
 
 
@@ -1860,21 +1860,7 @@ def _say_columns(
             warnings.warn(f"{path}: no column Usage: every row is read as {own}", stacklevel=4)
     return own
 
-# %% ../nbs/04_data.ipynb #door0030
-def pixel_columns(
-    fields: list[str],  # the first row of a table
-) -> tuple[str, ...]:   # names of its columns; (): it is a header, or no row of pixels
-    "Name the columns of a table of pixels that has no header, by what stands in its first row."
-    pixels = [k for k, f in enumerate(fields) if len(f.split()) > 99 or f.count(",") > 99]
-    if len(pixels) != 1:
-        return ()
-    usage = [k for k, f in enumerate(fields) if split_named(f)]
-    rest = [k for k in range(len(fields)) if k not in (*pixels, *usage) and fields[k]]
-    names = dict.fromkeys(range(len(fields)), "") | {k: "Usage" for k in usage[:1]}
-    names |= {pixels[0]: "pixels"} | {k: "emotion" for k in rest[-1:]}
-    return tuple(name or f"column {k + 1}" for k, name in names.items())
-
-
+# %% ../nbs/04_data.ipynb #onlyemo1
 def _need_one_emotion(
     path: Path,             # a table of pixels without a header
     names: Sequence[str],   # of its columns, see `pixel_columns`
@@ -1890,6 +1876,20 @@ def _need_one_emotion(
     expect(len(more) < 2 or counts, path, "no header, and the emotion could be any of "
            f"{', '.join(quoted(rows[0][k], 20) for k in more)}",
            "a first row that names the columns, such as emotion,pixels,Usage,subject,")
+
+# %% ../nbs/04_data.ipynb #door0030
+def pixel_columns(
+    fields: list[str],  # the first row of a table
+) -> tuple[str, ...]:   # names of its columns; (): it is a header, or no row of pixels
+    "Name the columns of a table of pixels that has no header, by what stands in its first row."
+    pixels = [k for k, f in enumerate(fields) if len(f.split()) > 99 or f.count(",") > 99]
+    if len(pixels) != 1:
+        return ()
+    usage = [k for k, f in enumerate(fields) if split_named(f)]
+    rest = [k for k in range(len(fields)) if k not in (*pixels, *usage) and fields[k]]
+    names = dict.fromkeys(range(len(fields)), "") | {k: "Usage" for k in usage[:1]}
+    names |= {pixels[0]: "pixels"} | {k: "emotion" for k in rest[-1:]}
+    return tuple(name or f"column {k + 1}" for k, name in names.items())
 
 
 def fer2013_csv(
@@ -1975,8 +1975,8 @@ def _with_shapes(
 def _alike(
     ds: FERData,   # as a reader made it
 ) -> FERData:      # the same; of files the headers are read
-    """A dataset of which every part has the colours of the whole; files that fail are named when used. Of boxes
-    of several sizes no header is read: they get their colours with their one size."""
+    """A dataset of which every part has the colours of the whole; files that fail are named when used. Of
+    boxes of several sizes no header is read: they get their colours with their one size."""
     if ds.in_memory() or not len(ds) or len({f.box[2:] for f in ds._images if getattr(f, "box", None)}) > 1:
         return ds
     shapes = image_shapes(ds._images)

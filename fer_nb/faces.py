@@ -35,8 +35,8 @@ from PIL import Image, ImageFilter
 
 from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
                          one_of, progress)
-from .data import (Crop, FERData, ImageFiles, _warn_or_raise, _with_shapes, as_square, file_of, read_image,
-                         stacked)
+from .data import (Crop, FERData, ImageFiles, _warn_or_raise, _with_shapes, as_square, file_of,
+                         read_image, stacked)
 from .store import Store, StoreError, digest
 
 # %% ../nbs/06_faces.ipynb #ea39d4d0

@@ -36,8 +36,8 @@ from .core import (ALIASES, EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataErro
 from .data import (_IS_VALID, _SAME, AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS,
                          FERPLUS_HEADER, IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS,
                          RAFDB_NAME, SPLITS, USAGE, Crop, FERData, LeftOut, Provenance, Tree, _alike, _by_id,
-                         _plain_number, _say_nobody, _say_unread, _shape_of, _whose, add_votes, affect_of, begins_as,
-                         decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of,
+                         _plain_number, _say_nobody, _say_unread, _shape_of, _whose, add_votes, affect_of,
+                         begins_as, decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of,
                          list_images, path_inside, pixel_columns, quoted, read_affectnet, read_fer2013,
                          read_ferplus, read_folder, read_kdef, read_rafdb, some_of, split_named,
                          split_of_name, split_of_path, stacked, table_rows, text_of, whole_number,
@@ -102,7 +102,7 @@ def _first_row(path: Path) -> list[str]:
     except FERError:
         return []
 
-
+# %% ../nbs/14_formats.ipynb #tables01
 @patch
 def tables(
     self: Tree,
@@ -842,8 +842,8 @@ def read_ckplus(
     root: str | Path,       # holds Emotion/ and cohn-kanade-images/
     broken: str = "error",  # of `BROKEN`
 ) -> FERData:               # the last frame, the peak, of each labelled sequence; subject, group
-    """Read the official CK+. Raises `DataError` for a label without the frame that its file is named after, and
-    for a labelled frame that is there twice."""
+    """Read the official CK+. Raises `DataError` for a label without the frame that its file is named after,
+    and for a labelled frame that is there twice."""
     root, left, rows, peaks = Path(root), LeftOut(broken), [], {}
     files = {f: f.rpartition("/")[2][:-len("_emotion.txt")].upper()
              for f in sorted(f for f in Tree(root).files() if f.lower().endswith("_emotion.txt"))}
@@ -854,7 +854,8 @@ def read_ckplus(
         with left.item(sequence, "train"):
             first = first_row(root / file, " ") or [""]
             k = whole_number(first[0], 0, 7, str(root / file), "emotion", LabelError)
-            expect(peak in frames, root / file, f"a label without its image {peak}", f"the images of {sequence}")
+            expect(peak in frames, root / file, f"a label without its image {peak}",
+                   f"the images of {sequence}")
             peaks[sequence] = frames[peak]
             rows.append((sequence, _CK_ORDER[k], "train", sequence[:4], sequence))
     df = pd.DataFrame(rows, columns=["id", "label", "split", "subject", "group"])

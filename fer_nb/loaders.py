@@ -167,7 +167,7 @@ def _by_image(
         values = values.loc[ds.df.id]
     return np.asarray(values)
 
-
+# %% ../nbs/11_loaders.ipynb #groupsof
 def _groups_of(
     ds: FERData,                # the dataset
     groups: np.ndarray | pd.Series | None,  # what the caller gave, see `_by_image`; None: `leak_groups(ds)`
@@ -179,8 +179,8 @@ def _groups_of(
         return leak_groups(ds)
     groups = _by_image(groups, ds, "groups")
     if groups.shape != (len(ds),):
-        raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images, in the shape {groups.shape}; one "
-                        "an image expected")
+        raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images, in the shape {groups.shape}; "
+                        "one an image expected")
     codes = _numbered(pd.Series(groups), f"{ds.name}: groups")
     if not (alone := codes < 0).any():
         return groups
@@ -469,11 +469,11 @@ def listed_holdout(
 ) -> tuple[np.ndarray, np.ndarray]:   # positions: training, held out
     """The hold-out of an earlier fit, without images that have a duplicate outside it. Raises `DataError` for
     a table of other images: fewer than half of its ids are there; warns where some are not, and of a class
-    that is not held out. Ids alone say which images they are: other data with the same ones are not noticed."""
+    that is not held out. Ids alone tell images apart: other data with the same ones are not noticed."""
     ids = held_ids(path)
     lost = sorted(ids - set(ds.df.id if came is None else came))
-    gone = f"{path}: {len(lost):,} of {len(ids):,} images that it holds out are not in the training split of " \
-        f"{ds.name or 'these data'} ({some_of(map(quoted, lost), 3)})"
+    gone = f"{path}: {len(lost):,} of {len(ids):,} images that it holds out are not in the training " \
+        f"split of {ds.name or 'these data'} ({some_of(map(quoted, lost), 3)})"
     if len(ids) / 2 < len(lost) < len(ids):
         raise DataError(f"{gone}; what a fit on these images held out expected")
     listed = ds.df.id.isin(ids).to_numpy()
@@ -525,7 +525,8 @@ def make_splits(
     cleaned = cleaned.take(~cleaned.df.id.isin(tied_ids(grouped, train, test))) if data.clean else cleaned
     _need_images(cleaned, f"{ds.name}: every training image is of a photo or a `source` of another split")
     _warn_of_subjects(cleaned, ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()))
-    inner, held = listed_holdout(cleaned, data.held, train) if data.held else holdout(cleaned, data.holdout, seed)
+    inner, held = listed_holdout(cleaned, data.held, train) if data.held else \
+        holdout(cleaned, data.holdout, seed)
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
     _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
@@ -1294,15 +1295,15 @@ def dataloaders(
     crops: int = 1,                               # the same
 ) -> ReplayLoaders:                               # fastai DataLoaders; `.vocab` are the label names
     """Training and validation loaders. Raises `DataError` where the label sets, the channels or the sizes of
-    the images differ, or where an id or source is on both sides, `ConfigError` for a device that is not there; warns of a class that occurs in
-    validation and not in training."""
+    the images differ, or where an id or source is on both sides, `ConfigError` for a device that is
+    not there; warns of a class that occurs in validation and not in training."""
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
     of = [ds.shape()[1:] for ds in (train, valid) if len(ds)]
     if len({*of}) > 1:
-        raise DataError(f"training images are {of[0]} and validation images {of[1]}; images of one size and of "
-                        "as many channels, such as parts of resized(ds, side) are, expected")
+        raise DataError(f"training images are {of[0]} and validation images {of[1]}; images of one size and "
+                        "of as many channels, such as parts of resized(ds, side) are, expected")
     device = pick_device(device)
     augment = Augment() if augment is None else augment
     dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights, workers,
