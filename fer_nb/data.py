@@ -27,7 +27,7 @@ import sys
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -53,7 +53,7 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import BinaryIO, TextIO
 
 # %% ../nbs/04_data.ipynb #07f5745e
@@ -106,6 +106,8 @@ def _check(self: FERData, labels: Sequence[str]) -> None:
     "Refuse a table, labels or images that contradict each other: one error lists one fault of each kind."
     df, images, name = self.df, self._images, self.name or "the dataset"
     need_columns(df, ("id", "label", "split"), name)
+    twice = [str(c) for c in df.columns[df.columns.duplicated()]]
+    expect(not twice, name, f"several columns {some_of(twice, 3)}", "one of each")
     faults = [(ConfigError, f"labels={labels!r}; names in their order expected, as a list or tuple")
               ] * isinstance(labels, (str, set, frozenset))
     faults += [(LabelError, f"label {label!r} is named more than once")
@@ -306,24 +308,52 @@ def replace(
     self: FERData,
     **parts: Any,    # df, images, labels, name, dropped, provenance: what shall be another
 ) -> FERData:        # the same otherwise; what a reader left out (`dropped`) does not come along
-    "The dataset with another table, other images, labels or another name."
+    """The dataset with another table, other images, labels or another name. Of a table that was sorted, the
+    images come along by its index. Raises `DataError` for another order of which the index says nothing."""
+    if "images" not in parts and (rows := self._moved(parts.get("df"))) is not None:
+        parts["images"] = self._images[rows] if self.in_memory() else self._images.part(rows)
     now = {"df": self.df, "images": self._images, "labels": self.labels, "name": self.name}
     provenance = parts.pop("provenance", self.provenance)
     made = FERData(**now | parts)
     made.provenance = provenance
     return made
 
+
+@patch
+def _moved(
+    self: FERData,
+    df: pd.DataFrame | None,  # another table
+) -> np.ndarray | None:       # where the image of each of its rows is; None: where the row is
+    "Rows in another order than the images."
+    own, index = self.df.id.tolist(), None if df is None else df.index
+    if df is None or "id" not in df or len(df) != len(own) or (ids := df["id"].to_numpy().tolist()) == own:
+        return None
+    sorted_ = not index.equals(self.df.index) and index.is_unique and index.isin(self.df.index).all()
+    if not sorted_ and set(map(str, ids)) != set(own):
+        return None
+    rows = index.to_numpy() if sorted_ else np.arange(len(own))
+    expect([own[r] for r in rows] == ids, self.name or "the dataset", "rows in another order than the images",
+           "ds.take(rows), or images= in that order as well,")
+    return rows
+
 # %% ../nbs/04_data.ipynb #serie001
 @patch
 def assign(
     self: FERData,
-    **columns: Any,  # column=values, one an image or one for all; a Series by id, by row, or in order
+    **columns: Any,  # column=values, one an image or one for all; Series, dict: by id, row, or in order
 ) -> FERData:        # the same images
-    """The dataset with new or changed columns: `ds.assign(split="train")`. A Series is taken by the ids, or
-    by the table's row numbers, if those are its index, else in its order. Raises `DataError` for one that
-    lacks an image."""
-    made = {c: self._fitted(c, x) if isinstance(x, pd.Series) else x for c, x in columns.items()}
-    return self.replace(df=self.df.assign(**made))
+    """The dataset with new or changed columns: `ds.assign(split="train")`. A Series or a dict is taken by the
+    ids, or by the table's row numbers, if those are its index, else in its order. Raises `DataError` for one
+    that lacks an image, and for a list of another length."""
+    def fitted(column: str, x: Any) -> Any:
+        if isinstance(x, (pd.Series, Mapping)):
+            return self._fitted(column, pd.Series(x))
+        many = isinstance(x, (list, tuple, range)) or getattr(x, "ndim", 0) == 1
+        expect(not many or len(x) == len(self), self.name or "the dataset",
+               f"column {column!r}: {len(x) if many else 1} values for {len(self)} images", "one an image")
+        return x
+
+    return self.replace(df=self.df.assign(**{c: fitted(c, x) for c, x in columns.items()}))
 
 
 @patch
@@ -966,7 +996,7 @@ class KeptPixels:
 
     def open(
         self,
-        mode: str,        # "r" or "r+"
+        mode: str,        # "r"; a file is written by `put` alone
     ) -> np.ndarray:      # all pixels, of which a file's are read when they are looked at
         "The array that holds the pixels. Raises `OSError` where the file is not the one that `has` is about."
         if self.path is None:
@@ -1003,12 +1033,20 @@ def put(
             f.write(os.urandom(16))
     self.there()
     for part in np.array_split(rows, -(-len(rows) // 2048)):
-        for some in np.array_split(part, -(-len(part) // 64)):
-            pixels = self.open("r+")
-            for row, image in zip(some, images):
-                pixels[row] = image if image.ndim == len(self.shape) - 1 else image[..., None]
-        if self.path is not None:
-            pixels.flush()
+        with nullcontext() if self.path is None else open(self.path, "r+b") as f:
+            for some in np.array_split(part, -(-len(part) // 64)):
+                pixels = self.open("r")
+                for row, image in zip(some, images):
+                    image = image if image.ndim == len(self.shape) - 1 else image[..., None]
+                    if self.path is None:
+                        pixels[row] = image
+                        continue
+                    image = np.broadcast_to(image, self.shape[1:])
+                    f.seek(int(row) * image.size)  # a full disk is an error here, and SIGBUS in a mapped file
+                    f.write(image.tobytes())
+            if self.path is not None:
+                f.flush()
+                os.fsync(f.fileno())
         self.has[part] = True
         if self.path is not None:
             with atomic_file(self.path.with_suffix(".npy")) as aside, open(aside, "wb") as f:
@@ -1367,7 +1405,7 @@ def table_rows(
                 number += 1
                 at, fields = f"{path}, row {number}", line.rstrip("\r\n").split(sep)
                 if '"' in line:  # which only `csv` can part, maybe with the lines that follow
-                    reader = csv.reader(chain([line], lines), delimiter=sep)
+                    reader = csv.reader(chain([line], lines), delimiter=sep, skipinitialspace=True)
                     fields = next(reader)
                     number += reader.line_num - 1
                 fields = [x.strip() for x in fields if x or sep != " "]
@@ -1739,7 +1777,19 @@ def _plain_number(text: str) -> str:
 
 def _whose(text: str | None) -> str:
     "The subject or the group that a field names; empty: none, which tables write as `nan` or `NA`."
-    return "" if text is None or _NOBODY.fullmatch(text.strip()) else _plain_number(text)
+    text = (text or "").strip()
+    return "" if _NOBODY.fullmatch(text) else _plain_number(text)
+
+
+def _say_nobody(
+    path: Path,                          # a list, or a table of pixels
+    fields: Iterable[tuple[str, str]],   # column, and what stands there, of each row: subjects and groups
+) -> None:
+    "Warn of `NA`, which tables write where nobody is named, and which may be a person's code, as in JAFFE."
+    said = Counter((c, text.strip()) for c, text in fields if text and text.strip().lower() == "na")
+    for (c, text), n in said.items():
+        warnings.warn(f"{path}: {n} row{'s' * (n > 1)} with the {c} {text!r}: read as none, tied to no other "
+                      f"image; where it is a {c}, it needs another name", stacklevel=3)
 
 
 def split_of_name(
@@ -1811,6 +1861,23 @@ def _say_columns(
             warnings.warn(f"{path}: no column Usage: every row is read as {own}", stacklevel=4)
     return own
 
+# %% ../nbs/04_data.ipynb #onlyemo1
+def _need_one_emotion(
+    path: Path,             # a table of pixels without a header
+    names: Sequence[str],   # of its columns, see `pixel_columns`
+    order: Sequence[str],   # the emotions by number
+) -> None:
+    "Refuse a table in which the emotion could stand in several columns; rows may be numbered in the first."
+    rows = [fields for _, fields in islice(table_rows(path), 50)]
+    more = [k for k, text in enumerate(rows[0]) if text and names[k] not in ("pixels", "Usage")
+            and not split_named(text)]
+    first = [row[more[0]] if len(row) > more[0] else "" for row in rows] if len(more) == 2 else []
+    start = int(first[0]) if first and re.fullmatch("[0-9]{1,9}", first[0]) else 0
+    counts = first == [str(start + k) for k in range(len(rows))] and start + len(rows) > len(order)
+    expect(len(more) < 2 or counts, path, "no header, and the emotion could be any of "
+           f"{', '.join(quoted(rows[0][k], 20) for k in more)}",
+           "a first row that names the columns, such as emotion,pixels,Usage,subject,")
+
 # %% ../nbs/04_data.ipynb #door0030
 def pixel_columns(
     fields: list[str],  # the first row of a table
@@ -1833,7 +1900,8 @@ def fer2013_csv(
     name: str = "fer2013",               # of the dataset
 ) -> FERData:                            # in the order of the file
     """All rows of the CSV, checked, a hundred at a time; ids are `row` and the line of the file. The split is
-    that of Usage, else of is_valid, else of the file's name, else train; subject and group are read too."""
+    that of Usage, else of is_valid, else of the file's name, else train; subject and group are read too.
+    Raises `DataError`, also for several columns that may be the emotion, without a header."""
     def parsed(block: list) -> tuple[list[dict[str, str]], np.ndarray]:  # rows of the table; pixels
         rows = [{"id": f"row{at.rpartition(' ')[2]}",
                  "label": numbers.get(emotion) or _emotion(emotion, order, at),
@@ -1849,18 +1917,22 @@ def fer2013_csv(
     bare = pixel_columns(first)
     columns = tuple(c for c in wanted if not bare or c in bare)
     need_columns(columns, wanted[:2], str(path), "the first row is no header, and holds pixels")
+    if bare:
+        _need_one_emotion(path, bare, order)
     own = _say_columns(path, bare or first, wanted)
     rows = _table(path, bare or columns, exact=False, header=not bare, left=left, optional=wanted[2:])
     places = [(bare or columns).index(c) if c in (bare or columns) else None for c in wanted]
     rows = ((at, [None if k is None else fields[k] for k in places]) for at, fields in rows)
-    images, table = [np.empty((0, 48, 48), np.uint8)], []
+    images, table, nobody = [np.empty((0, 48, 48), np.uint8)], [], []
     while block := list(islice(rows, 128)):
+        nobody += [pair for _, fields in block for pair in zip(wanted[4:], fields[4:])]
         alone = [block] if left.broken == "error" else [[row] for row in block]
         for part in alone:
             with left.item(part[0][0].removeprefix(f"{path}, ")):
                 found, pixels = parsed(part)
                 table += found
                 images.append(pixels)
+    _say_nobody(path, nobody)
     dropped = left.table(len(table) + len(left.rows), path)
     df = pd.DataFrame(table, columns=["id", "label", "split", *(
         c for c in wanted[4:] if any(c in row for row in table))])
@@ -1904,8 +1976,9 @@ def _with_shapes(
 def _alike(
     ds: FERData,   # as a reader made it
 ) -> FERData:      # the same; of files the headers are read
-    "A dataset of which every part has the colours of the whole; files that fail are named when used."
-    if ds.in_memory() or not len(ds):
+    """A dataset of which every part has the colours of the whole; files that fail are named when used. Of
+    boxes of several sizes no header is read: they get their colours with their one size."""
+    if ds.in_memory() or not len(ds) or len({f.box[2:] for f in ds._images if getattr(f, "box", None)}) > 1:
         return ds
     shapes = image_shapes(ds._images)
     bad = any(isinstance(e, ImageError) for e in shapes)
@@ -2128,10 +2201,11 @@ def _ferplus_named(
     left: LeftOut,        # what is done with names that have no partner
 ) -> tuple[pd.DataFrame, list[Path]]:  # the rows with an image, and those
     """Votes beside the images that FER+'s script wrote under the names of the list. Of a name that comes
-    again, which is that of an identical image, the last row counts, as its file does."""
+    again, which is that of an identical image, the last row counts, as its file does; two files of one name
+    are refused."""
     unused = (votes.image_name == "") | votes.image_name.duplicated(keep="last")
     last = votes[~unused]
-    files = {p.name: p for p in list_images(folder)}
+    files = _by_id(((p.name, p) for p in list_images(folder)), left)
     rows = [(name, f"{path}, row {k + 2}") for k, name in last.image_name.items()]
     ids = _matched(rows, files, path, left)
     df = votes[unused | votes.image_name.isin(ids)].copy()
@@ -2561,7 +2635,7 @@ def read_affectnet(
         images = [Crop(p, tuple(box)) for p, box in zip(images, boxes)]
     labels = LABEL_ORDERS["affectnet"][:num_classes]
     ds = FERData(df.drop(columns=["path", "expression"]), images, labels, "affectnet", dropped)
-    ds = without_broken(ds, left, root)
+    ds = _alike(without_broken(ds, left, root))
     if not automatic:
         published = {s: row[:num_classes] for s, row in AFFECTNET_COUNTS.items()}
         ds.check_counts(published, strict, subset_ok=True)

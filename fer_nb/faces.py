@@ -35,7 +35,8 @@ from PIL import Image, ImageFilter
 
 from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
                          one_of, progress)
-from .data import Crop, FERData, ImageFiles, _warn_or_raise, as_square, file_of, read_image, stacked
+from .data import (Crop, FERData, ImageFiles, _warn_or_raise, _with_shapes, as_square, file_of,
+                         read_image, stacked)
 from .store import Store, StoreError, digest
 
 # %% ../nbs/06_faces.ipynb #ea39d4d0
@@ -646,7 +647,7 @@ def crops(
     places = [(file_of(f), getattr(f, "box", None)) for f in ds._images]
     files = [FaceCrop(*place, p if yes else None, settings) for place, p, yes in zip(places, points, found)]
     colour = ds._images.shapes()[:, 2].astype(bool)
-    return ImageFiles(files, [(self.size, self.size, 3)[:2 + c] for c in colour])
+    return _with_shapes(files, [(self.size, self.size, 3)[:2 + c] for c in colour])
 
 # %% ../nbs/06_faces.ipynb #8a525d2e
 @patch

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain, combinations, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ from .core import (ALIASES, EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataErro
                          LabelError, canonical_label, emotions_first, need_columns, one_of, plain_letters)
 from .data import (_IS_VALID, _SAME, AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS,
                          FERPLUS_HEADER, IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS,
-                         RAFDB_NAME, SPLITS, USAGE, Crop, FERData, LeftOut, Provenance, Tree, _alike,
-                         _plain_number, _say_unread, _shape_of, _whose, add_votes, affect_of, begins_as,
-                         decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of,
+                         RAFDB_NAME, SPLITS, USAGE, Crop, FERData, LeftOut, Provenance, Tree, _alike, _by_id,
+                         _plain_number, _say_nobody, _say_unread, _shape_of, _whose, add_votes, affect_of,
+                         begins_as, decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of,
                          list_images, path_inside, pixel_columns, quoted, read_affectnet, read_fer2013,
                          read_ferplus, read_folder, read_kdef, read_rafdb, some_of, split_named,
                          split_of_name, split_of_path, stacked, table_rows, text_of, whole_number,
@@ -101,19 +102,26 @@ def _first_row(path: Path) -> list[str]:
     except FERError:
         return []
 
-
+# %% ../nbs/14_formats.ipynb #tables01
 @patch
 def tables(
     self: Tree,
     most: int = 60,     # tables to look into
 ) -> dict[str, str]:    # path relative to the root -> role
-    "The tables of the folder and what they are; of very many the first, upper folders before lower ones."
+    """The tables of the folder and what they are; of very many the first, upper folders before lower ones.
+
+    A later call that looks into more of them passes over files with other endings than these."""
     endings = {".csv", ".tsv", ".txt", ".lst", ".gz", ".zip", ".tgz", ".tar", ".bz2", ".xz", ""}
     if not hasattr(self, "_tables"):
         files = sorted((f for f in self.files() if ending_of(f) in endings and not self.is_image(f)),
                        key=lambda f: (f.count("/"), f))
-        roles = {f: role_of(_first_row(self.root / f)) for f in files[:most]}
-        self._tables = {f: role for f, role in roles.items() if role}
+        self._tables, self._unseen = {}, files
+    unseen, seen = getattr(self, "_unseen", []), getattr(self, "_seen", 0)
+    kinds = {ending_of(f) for f in self._tables} if seen else endings
+    for f in unseen[seen:most]:
+        role = role_of(_first_row(self.root / f)) if ending_of(f) in kinds else ""
+        self._tables |= {f: role} if role else {}
+    self._seen = max(seen, most)
     return self._tables
 
 # %% ../nbs/14_formats.ipynb #door0101
@@ -456,13 +464,13 @@ def read_list(
     left, rows, images, seen, root = LeftOut(broken), [], [], {}, Path(root or home)
     outer = split_named(os.path.basename(os.path.abspath(root))) or "train"
     for path in paths:
-        own, places = split_of_name(path.stem), {}
+        own, places, ties = split_of_name(path.stem), {}, []
         to_id, to_root = (_prefix(path.parent, above) for above in (home, root))
         for at, row in _list_rows(path):
             with left.item(row.get("image", at.rpartition(", ")[2]), own):
                 expect("odd" not in row, at, row.get("odd", ""), "one a column")
                 expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
-                file = path_inside(row["image"].replace("\\", "/").removeprefix("./"), at)
+                file = PurePosixPath(path_inside(row["image"].replace("\\", "/"), at)).as_posix()  # im//3.png
                 places = places or _names_below(path.parent)
                 found = _find_image(file, path.parent, places, at)
                 split = split_of_row(row, at) or own or \
@@ -473,6 +481,8 @@ def read_list(
                         f"each image once ({again[0]}: {quoted(again[1])})")
                 rows.append(_listed(i, split, row))
                 images.append(path.parent / found)
+                ties += [(c, row.get(c)) for c in ("subject", "group")]
+        _say_nobody(path, ties)
     return _by_found(_table_of(rows), images, name or paths[0].stem, left, paths[0])
 
 # %% ../nbs/14_formats.ipynb #rows0003
@@ -628,7 +638,7 @@ def read_parquet(
             return read_list(paths, broken, paths[0].stem, root)
         _say_unread(path, table, columns.values())
         own, stem = split_of_name(path.stem), _prefix(path.parent, home) * alike + path.stem
-        where = _prefix(path.parent, root) + path.name
+        where, ties = _prefix(path.parent, root) + path.name, []
         for k, values in enumerate(zip(*(table[c] for c in columns.values()))):
             row, at = dict(zip(columns, values)), f"{path}, row {k}"
             data = row.pop("image")
@@ -638,6 +648,8 @@ def read_parquet(
                 expect(row["label"], at, "no label", "one in each row")
                 images.append(_decoded(data, at))
                 rows.append(_listed(f"{stem}/{k}", split, row))
+                ties += [(c, row.get(c)) for c in ("subject", "group")]
+        _say_nobody(path, ties)
     same = len({im.shape[:2] for im in images}) == 1
     expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
     df = _table_of(rows)
@@ -830,22 +842,25 @@ def read_ckplus(
     root: str | Path,       # holds Emotion/ and cohn-kanade-images/
     broken: str = "error",  # of `BROKEN`
 ) -> FERData:               # the last frame, the peak, of each labelled sequence; subject, group
-    "Read the official CK+. Raises `DataError` for a label without its sequence of images."
-    root, left, rows, frames = Path(root), LeftOut(broken), [], {}
-    for p in list_images(root):
-        if m := re.fullmatch(rf"({_CK_NAME})\..*", p.name, re.I):
-            frames[m[1][:8].upper()] = p  # sorted: the last one stays
-    tree = Tree(root)
-    for file in sorted(f for f in tree.files() if f.lower().endswith("_emotion.txt")):
-        sequence = file.rpartition("/")[2][:8].upper()
+    """Read the official CK+. Raises `DataError` for a label without the frame that its file is named after,
+    and for a labelled frame that is there twice."""
+    root, left, rows, peaks = Path(root), LeftOut(broken), [], {}
+    files = {f: f.rpartition("/")[2][:-len("_emotion.txt")].upper()
+             for f in sorted(f for f in Tree(root).files() if f.lower().endswith("_emotion.txt"))}
+    names = ((re.sub(r"\..*", "", p.name).upper(), p) for p in list_images(root))
+    frames = _by_id(((name, p) for name, p in names if name in {*files.values()}), left)
+    for file, peak in files.items():
+        sequence = peak[:8]
         with left.item(sequence, "train"):
             first = first_row(root / file, " ") or [""]
             k = whole_number(first[0], 0, 7, str(root / file), "emotion", LabelError)
-            expect(sequence in frames, root / file, "a label without images", f"the images of {sequence}")
+            expect(peak in frames, root / file, f"a label without its image {peak}",
+                   f"the images of {sequence}")
+            peaks[sequence] = frames[peak]
             rows.append((sequence, _CK_ORDER[k], "train", sequence[:4], sequence))
     df = pd.DataFrame(rows, columns=["id", "label", "split", "subject", "group"])
     labels = [e for e in _CK_ORDER if e in set(df.label) or e != "neutral"]
-    ds = FERData(df, [frames[i] for i in df.id], labels, "ckplus")
+    ds = FERData(df, [peaks[i] for i in df.id], labels, "ckplus")
     return _alike(without_broken(ds, left, root))
 
 
@@ -932,7 +947,7 @@ def read_expw(
             images.append(Crop(root / file, (low, top, high - low, bottom - top)))
     df = pd.DataFrame(rows, columns=["id", "label", "split", "group", "confidence"])
     expect(len(df), source, "no rows", "at least one")
-    return without_broken(FERData(df, images, EMOTIONS, "expw"), left, root)
+    return _alike(without_broken(FERData(df, images, EMOTIONS, "expw"), left, root))
 
 
 FORMATS["expw"] = Format(
@@ -953,9 +968,12 @@ CAER-S/train/Anger/0000.png  CAER-S/test/...    whole frames of films, not faces
     and find_folder(tree) else [], _classes_named("caers"), EMOTIONS, None, "caer-dataset.github.io")
 
 # %% ../nbs/14_formats.ipynb #listsof1
-def _lists_of(tree: Tree) -> list[str]:
+def _lists_of(
+    tree: Tree,        # a folder
+    most: int = 60,    # tables to look into
+) -> list[str]:        # paths relative to it
     "Files that are lists of images."
-    lists = [f for f, role in tree.tables().items() if role == "list"]
+    lists = [f for f, role in tree.tables(most).items() if role == "list"]
     return lists + [f for f in tree.files() if ending_of(f) in (".jsonl", ".ndjson", ".parquet")]
 
 # %% ../nbs/14_formats.ipynb #door0125
@@ -1022,7 +1040,7 @@ def _home_of_list(
 # %% ../nbs/14_formats.ipynb #f4b45bb9
 def _read_list(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FERData, list[str]]:
     "One list, or the lists of the splits, in one folder or each in its own."
-    below = [Path(tree.root, f) for f in _lists_of(tree)]
+    below = [] if where.is_file() else [Path(tree.root, f) for f in _lists_of(tree, sys.maxsize)]
     lists = [where] if where.is_file() else [p for p in below if _begins(p, tree) == where]
     lists = lists or [p for p in below if p.parent == where]
     packed = [p for p in lists if ending_of(p.name) == ".parquet"]

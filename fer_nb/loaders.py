@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
 from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
                          one_of)
-from .data import IN_MEMORY, Crop, FERData, _from_floats, need_ids, read_image, resized
+from .data import (IN_MEMORY, Crop, FERData, _from_floats, need_ids, quoted, read_image, resized,
+                         some_of)
 from .duplicates import components, find_duplicates, search_of
 from .launch import on_machine, pick_device
 from .store import digest, read_table
@@ -84,7 +86,19 @@ def _codes(
     "Number the values of a column; images of the same number share a value."
     if column not in ds.df:
         return None
-    return pd.factorize(ds.sources() if column == "source" else ds.df[column].replace("", None))[0]
+    values = ds.sources() if column == "source" else ds.df[column]
+    return _numbered(values, f"{ds.name or 'dataset'}: column {column!r}")
+
+
+def _numbered(
+    values: pd.Series,  # one an image
+    what: str,          # their name, for the message
+) -> np.ndarray:        # int (N,), -1 for a missing or empty one
+    "A number for each value. Raises `DataError` for values that cannot be compared, such as lists."
+    try:
+        return pd.factorize(values.replace("", None))[0]
+    except TypeError as e:
+        raise DataError(f"{what}: {e}; a text or a number for each image expected") from None
 
 # %% ../nbs/11_loaders.ipynb #a8957f6e
 class _GroupFolds(StratifiedGroupKFold):
@@ -117,6 +131,8 @@ def _split(
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # k pairs of positions: training, test
     """Folds with every class in each test part; where a shuffle leaves a class out, up to 19 others are
     tried. Raises `DataError` for a class with fewer than `k` groups, or if no shuffle will do."""
+    if not isinstance(seed, Integral):
+        raise ConfigError(f"seed={seed!r}; a whole number expected")
     each = pd.Series(groups).groupby(labels).nunique()
     few = [f"{label!r} has {n}" for label, n in each.items() if n < k]
     way = "; fewer folds or more images" if needed is None else ", of which one is held out; more images"
@@ -151,17 +167,25 @@ def _by_image(
         values = values.loc[ds.df.id]
     return np.asarray(values)
 
-
+# %% ../nbs/11_loaders.ipynb #groupsof
 def _groups_of(
     ds: FERData,                # the dataset
     groups: np.ndarray | pd.Series | None,  # what the caller gave, see `_by_image`; None: `leak_groups(ds)`
 ) -> np.ndarray:                # (N,) what must stay together
-    "The groups to split by. Raises `DataError` for an empty dataset, a wrong length or a foreign index."
+    """The groups to split by; a missing or empty one ties nothing. Raises `DataError` for an empty dataset, a
+    wrong shape or a foreign index."""
     _need_images(ds, f"{ds.name}: no images")
-    groups = leak_groups(ds) if groups is None else _by_image(groups, ds, "groups")
-    if len(groups) != len(ds):
-        raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images")
-    return groups
+    if groups is None:
+        return leak_groups(ds)
+    groups = _by_image(groups, ds, "groups")
+    if groups.shape != (len(ds),):
+        raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images, in the shape {groups.shape}; "
+                        "one an image expected")
+    codes = _numbered(pd.Series(groups), f"{ds.name}: groups")
+    if not (alone := codes < 0).any():
+        return groups
+    codes[alone] = codes.max() + 1 + np.arange(alone.sum())
+    return codes
 
 # %% ../nbs/11_loaders.ipynb #twins000
 def _warn_of_twins(
@@ -409,8 +433,8 @@ def holdout(
     too small for that. Of few large groups, such as 20 persons, the most uneven ones are held out by most
     seeds. Warns where one group is so large that more than a quarter is held out. Raises `DataError` for a
     class with fewer than five groups, and where no fold has every class."""
-    if not 0 < fraction <= 0.2:
-        raise ConfigError(f"fraction={fraction}; a share above 0 and at most 0.2 expected")
+    if not isinstance(fraction, Real) or not 0 < fraction <= 0.2:
+        raise ConfigError(f"fraction={fraction!r}; a share above 0 and at most 0.2 expected")
     groups, labels = _groups_of(ds, groups), ds.df.label.to_numpy()
     smallest = int(pd.Series(groups).groupby(labels).nunique().min())
     k = max(5, min(round(1 / fraction), smallest))
@@ -441,15 +465,28 @@ def held_ids(
 def listed_holdout(
     ds: FERData,        # cleaned training images
     path: str | Path,   # see `held_ids`
+    came: Iterable[str] | None = None,  # ids of all training images, as they came; None: those of `ds`
 ) -> tuple[np.ndarray, np.ndarray]:   # positions: training, held out
     """The hold-out of an earlier fit, without images that have a duplicate outside it. Raises `DataError` for
-    a table of other images."""
-    listed = ds.df.id.isin(held_ids(path)).to_numpy()
+    a table of other images: fewer than half of its ids are there; warns where some are not, and of a class
+    that is not held out. Ids alone tell images apart: other data with the same ones are not noticed."""
+    ids = held_ids(path)
+    lost = sorted(ids - set(ds.df.id if came is None else came))
+    gone = f"{path}: {len(lost):,} of {len(ids):,} images that it holds out are not in the training " \
+        f"split of {ds.name or 'these data'} ({some_of(map(quoted, lost), 3)})"
+    if len(ids) / 2 < len(lost) < len(ids):
+        raise DataError(f"{gone}; what a fit on these images held out expected")
+    listed = ds.df.id.isin(ids).to_numpy()
     groups = leak_groups(ds)
     held = listed & ~np.isin(groups, groups[~listed])
     if not held.any():
         raise DataError(f"{path}: none of its images is held out of {ds.name or 'these data'}, whose ids are "
                         f"{ds.df.id.iloc[0]}, ...; ids of the training split, with part 'held out', expected")
+    if lost:
+        warnings.warn(gone, stacklevel=2)
+    if lacks := sorted(set(ds.df.label) - set(ds.df.label[held])):
+        warnings.warn(f"{path}: no image of {', '.join(lacks)} is held out, so epochs are chosen without it",
+                      stacklevel=2)
     return np.flatnonzero(~listed), np.flatnonzero(held)
 
 # %% ../nbs/11_loaders.ipynb #5b117002
@@ -488,7 +525,8 @@ def make_splits(
     cleaned = cleaned.take(~cleaned.df.id.isin(tied_ids(grouped, train, test))) if data.clean else cleaned
     _need_images(cleaned, f"{ds.name}: every training image is of a photo or a `source` of another split")
     _warn_of_subjects(cleaned, ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()))
-    inner, held = listed_holdout(cleaned, data.held) if data.held else holdout(cleaned, data.holdout, seed)
+    inner, held = listed_holdout(cleaned, data.held, train) if data.held else \
+        holdout(cleaned, data.holdout, seed)
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
     _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
@@ -1256,12 +1294,16 @@ def dataloaders(
     workers: int | None = None,                   # see `ReplayLoader`
     crops: int = 1,                               # the same
 ) -> ReplayLoaders:                               # fastai DataLoaders; `.vocab` are the label names
-    """Training and validation loaders. Raises `DataError` where the label sets differ, or where an id or
-    source is on both sides, `ConfigError` for a device that is not there; warns of a class that occurs in
-    validation and not in training."""
+    """Training and validation loaders. Raises `DataError` where the label sets, the channels or the sizes of
+    the images differ, or where an id or source is on both sides, `ConfigError` for a device that is
+    not there; warns of a class that occurs in validation and not in training."""
     if train.labels != valid.labels:
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
+    of = [ds.shape()[1:] for ds in (train, valid) if len(ds)]
+    if len({*of}) > 1:
+        raise DataError(f"training images are {of[0]} and validation images {of[1]}; images of one size and "
+                        "of as many channels, such as parts of resized(ds, side) are, expected")
     device = pick_device(device)
     augment = Augment() if augment is None else augment
     dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights, workers,

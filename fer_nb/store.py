@@ -373,7 +373,9 @@ def table(
     make: Callable[[], pd.DataFrame],  # called where it is not there yet
     **more: object,                    # what it depends on, beside the store's identity
 ) -> pd.DataFrame:                     # as it was made; when read again, empty text is NaN
-    "A table made once. Raises `StoreError`."
+    """A table made once. Raises `StoreError`. Columns of text alone come back as they were; in one that mixes
+    text and numbers, or that shares its name with another, text that looks like numbers comes back as numbers
+    ("01" as 1): make it text throughout."""
     def read(path: Path) -> tuple[pd.DataFrame, dict]:
         table = read_table(path)
         return table, table.attrs.pop("identity") or {}  # a plain CSV is of something else, not damaged

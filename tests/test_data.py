@@ -627,3 +627,75 @@ def test_a_table_of_pixels_says_what_it_does_not_read_and_reads_persons(tmp_path
         path = csv_of(tmp_path / f"{name}.csv", f"3,{ROW}", header="emotion,pixels")
         with pytest.warns(UserWarning, match=f"read as {split}"):
             assert data.fer2013_csv(path).df.split.tolist() == [split]
+
+
+# ---- tables in another order, dicts, full disks
+
+def test_a_sorted_table_takes_its_images_along(tmp_path):
+    ds = random_data(9, shape=(4, 4))
+    files = [save(tmp_path / f"{k}.png", ds.image(k)) for k in range(9)]
+    for whole in (ds, FERData(ds.df, files)):
+        for df in (whole.df.sort_values("label"), pd.concat([whole.df.iloc[4:], whole.df.iloc[:4]])):
+            moved = whole.replace(df=df)
+            assert moved.df.id.tolist() == df.id.tolist()
+            assert [moved.image(k).tolist() for k in range(9)] == [ds.image(int(i[2:])).tolist() for i in df.id]
+        with pytest.raises(DataError, match="rows in another order.*ds.take"):
+            whole.replace(df=whole.df.iloc[::-1].reset_index(drop=True))
+        with pytest.raises(DataError, match="rows in another order"):
+            whole.replace(df=whole.df.iloc[::-1].assign(id=[f"new{k}" for k in range(9)]))
+        assert whole.replace(df=whole.df.assign(id=[f"new{k}" for k in range(9)])).image(3).tolist() == ds.image(3).tolist()
+
+
+def test_a_dict_goes_to_its_images_and_a_list_has_one_value_each():
+    ds = random_data(12)
+    people = {f"im{k}": f"p{k // 4}" for k in reversed(range(12))}
+    assert ds.assign(subject=people).df.subject.tolist() == [f"p{k // 4}" for k in range(12)]
+    for values in ({"im1": "p"}, [1, 2], np.arange(13)):
+        with pytest.raises(DataError, match=f"'x': {len(values)} values for 12 images"):
+            ds.assign(x=values)
+    assert ds.assign(x="a", y=3, z=list(range(12))).df.z.tolist() == list(range(12))
+
+
+def test_two_columns_of_one_name_are_refused():
+    ds = random_data(3)
+    with pytest.raises(DataError, match="several columns label"):
+        FERData(pd.concat([ds.df, ds.df[["label"]]], axis=1), ds.array())
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_said_to_be_there(tmp_path, monkeypatch):
+    kept = data.KeptPixels((3, 4, 4), tmp_path / "p.pixels")
+    images = random_data(3, shape=(4, 4)).array()
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+    kept.put(np.arange(1), images[:1])
+    with monkeypatch.context() as m:
+        m.setattr(data.os, "fsync", full)   # pixels were once written through a map, where a full disk is SIGBUS
+        with pytest.raises(OSError, match="No space"):
+            kept.put(np.arange(1, 3), images[1:])
+    assert kept.there().tolist() == [True, False, False]
+    kept.put(np.array([2, 0, 1]), images[[2, 0, 1]])
+    assert (kept.take(np.arange(3)) == images).all()
+    colour = data.KeptPixels((1, 4, 4, 3), tmp_path / "c.pixels")
+    colour.put(np.arange(1), images[:1])
+    assert (colour.take(np.arange(1))[0] == images[0][..., None]).all()
+
+
+@pytest.mark.parametrize("row, shown", [("{e},{p},Training,{s}", "0, 0"), ("{o},{p},Usage", "1, 0"), ("{e},{s},{p},Training", "0, 0")])
+def test_the_emotion_of_a_table_without_a_header_is_not_guessed(tmp_path, row, shown):
+    rows = [row.format(e=k % 7, s=k // 4, p=ROW, o=",".join(str(int(j == k % 7)) for j in range(7))) for k in range(28)]
+    path = csv_of(tmp_path / "own.csv", *rows[1:], header=rows[0])
+    with pytest.raises(DataError, match=f"no header, and the emotion could be any of {shown}.*a first row"):
+        data.fer2013_csv(path)
+
+
+def test_numbered_rows_of_a_table_without_a_header_are_no_emotions(tmp_path):
+    rows = [f"{k + 3},{k % 7},{ROW},Training" for k in range(9)]
+    path = csv_of(tmp_path / "own.csv", *rows[1:], header=rows[0])
+    assert data.fer2013_csv(path).df.label.tolist() == [EMOTIONS[k % 7] for k in range(9)]
+
+
+def test_a_person_called_na_is_said_with_the_count(tmp_path):
+    path = csv_of(tmp_path / "own.csv", *(f"3,{ROW},Training,{who}" for who in ("NA", "KA", "NA", "", "NM ")), header="emotion,pixels,Usage,subject")
+    with pytest.warns(UserWarning, match="2 rows with the subject 'NA': read as none"):
+        assert data.fer2013_csv(path).df.subject.fillna("").tolist() == ["", "KA", "", "", "NM"]

@@ -530,3 +530,12 @@ def test_the_roll_of_a_face_without_points_is_the_landmarkers(photo):
     (face,) = finder(photo)
     bare = finder.measures(photo, replace(face, points=np.full((6, 2), np.nan)), ["pose"])
     assert abs(bare["pose_roll"] - finder.measures(photo, face, ["pose"])["pose_roll"]) < 3
+
+
+def test_parts_of_crops_have_the_colours_of_the_whole(tmp_path):
+    files = [tmp_path / f"{k}.png" for k in range(4)]
+    for k, file in enumerate(files):
+        Image.fromarray(np.full((40 + k, 40, 3)[:2 + (k == 0)], 9, np.uint8)).save(file)
+    ds = FERData(pd.DataFrame({"id": list("abcd"), "label": "happy", "split": ["train", "train", "valid", "valid"]}), files)
+    ds = ds.replace(images=FaceRefiner(32).crops(ds, np.full((4, 478, 3), np.nan, np.float32)))
+    assert ds.where(split="train").shape() == ds.where(split="valid").shape() == (2, 32, 32, 3)

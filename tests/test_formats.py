@@ -1217,3 +1217,61 @@ def test_a_row_with_a_comma_too_many_is_refused(tmp_path):
     refused(DataError, "l.csv, row 3", "5 fields, 4 in the header", read=lambda: read(path))
     write(path, "image,subject,label,confidence", "0.png,Bob,happy,0.9", '1.png,"Ann, angry",sad,0.9,')
     assert got(path)[0].df.subject.tolist() == ["Bob", "Ann, angry"]
+
+
+# ---- twins of one name, many lists, one image in two spellings, persons
+
+def test_two_images_of_one_name_are_refused_where_names_join(tmp_path):
+    votes = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    write(tmp_path / "plus/fer2013new.csv", f"Usage,Image name,{votes}", "Training,fer1.png,10,0,0,0,0,0,0,0,0,0", "Training,fer2.png,0,10,0,0,0,0,0,0,0,0")
+    faces(tmp_path / "plus", *(f"{top}/FER2013Train/fer{k}.png" for top in ("images", "images_old") for k in (1, 2)))
+    refused(DataError, "fer1.png is there already", "images_old", read=lambda: read(tmp_path / "plus"))
+    for top in ("cohn-kanade-images", "cohn-kanade-images-cropped"):
+        faces(tmp_path / "ck", *(f"{top}/S00{s}/001/S00{s}_001_{k:08}.png" for s in (1, 2) for k in (1, 2)))
+    for s in (1, 2):
+        write(tmp_path / f"ck/Emotion/S00{s}/001/S00{s}_001_{2:08}_emotion.txt", f"   {s}.0000000e+00")
+    refused(DataError, "S001_001_00000002 is there already", "cropped", read=lambda: read(tmp_path / "ck"))
+
+
+def test_ckplus_takes_no_other_frame_for_a_missing_peak(tmp_path):
+    faces(tmp_path, *(f"cohn-kanade-images/S00{s}/001/S00{s}_001_{k:08}.png" for s in (1, 2) for k in (1, 2)))
+    for s in (1, 2):
+        write(tmp_path / f"Emotion/S00{s}/001/S00{s}_001_{s + 1:08}_emotion.txt", f"   {s}.0000000e+00")
+    refused(DataError, "without its image S002_001_00000003", read=lambda: read(tmp_path))
+    assert read(tmp_path, broken="any").df.id.tolist() == ["S001_001"]
+
+
+def test_every_one_of_many_lists_is_read(tmp_path):
+    faces(tmp_path, *(f"train/{k}.png" for k in range(70)), "valid/v.png")
+    for k in range(70):
+        write(tmp_path / f"train/p{k:02}.csv", "image,label", f"{k}.png,{('happy', 'sad')[k % 2]}")
+    write(tmp_path / "valid/own.csv", "image,label", "v.png,happy")
+    ds, _ = got(tmp_path)
+    assert ds.provenance.splits == {"train": 70, "valid": 1}
+
+
+@pytest.mark.parametrize("again", ["im//1.png", "im/./1.png", ".//im/1.png"])
+def test_one_image_in_two_spellings_is_one(tmp_path, again):
+    faces(tmp_path, "im/0.png", "im/1.png")
+    write(tmp_path / "train.csv", "image,label", "im/0.png,happy", "im/1.png,sad")
+    write(tmp_path / "test.csv", "image,label", f"{again},happy")
+    refused(DataError, "im/1.png again", "each image once", read=lambda: read(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_blank_behind_a_person_makes_no_other_and_na_is_said(tmp_path, kind):
+    table = pd.DataFrame({"image": [f"{k}.png" for k in range(6)], "label": ["happy", "sad"] * 3, "split": ["train", "test"] * 3})
+    table["subject"] = ["p1", "p1 ", "7.0 ", "7", "NA", " NA"]
+    faces(tmp_path, *table.image)
+    ds, said = got(table_as(tmp_path / "own", table, kind))
+    assert ds.df.subject.fillna("").tolist() == ["p1", "p1", "7", "7", "", ""]
+    assert any("2 of 2 subjects are in several splits" in s for s in said)
+    assert any("2 rows with the subject 'NA': read as none" in s for s in said)
+
+
+def test_a_blank_before_quotes_belongs_to_no_field(tmp_path):
+    faces(tmp_path, "im/0.png", "im/1.png")
+    path = write(tmp_path / "own.csv", '"image", "label"', '"im/0.png", "happy"', 'im/1.png, "sad"')
+    assert labels_of(read(path)) == {"im/0.png": "happy", "im/1.png": "sad"}
+    path = write(tmp_path / "pixels.csv", "emotion, pixels, Usage", f'"0", "{ROW[0]}", "Training"', f'"3", "{ROW[1]}", "PrivateTest"')
+    assert read(path).df.split.tolist() == ["train", "test"]

@@ -19,7 +19,7 @@ from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData, read_fer2013, resized
 from fer_nb.duplicates import DuplicateSearch
 from fer_nb.loaders import (_GroupFolds, _of_size, Originals, ReplayLoader, as_split, balanced, clean_test, dataloaders, folds, holdout, is_audited, leak_groups,
-                            leakage_table, make_splits, official_split)
+                            leakage_table, listed_holdout, make_splits, official_split)
 from fer_nb.studies import grouped, protocol_parts
 from fer_nb.synth import fer2013_folder, make_faces
 
@@ -890,3 +890,56 @@ def test_training_images_that_are_all_of_other_splits_are_told():
     ds = ds.assign(split=["train"] * 90 + ["test"] * 30, source=["web"] * 120)
     with pytest.raises(DataError, match="every training image is of a photo or a `source` of another split"):
         make_splits(ds, Data(near_duplicates=False))
+
+
+# ---- missing groups, odd arguments, an earlier hold-out, colours
+
+@pytest.mark.parametrize("missing", MISSING, ids=["None", "nan", "NA", "NaT", "empty"])
+def test_missing_groups_tie_nothing(missing):
+    ds = dataset(80, [EMOTIONS[k % 2] for k in range(80)])
+    groups = np.array([f"g{k // 8}" if k % 4 < 2 else missing for k in range(80)], object)
+    parts = folds(ds, 4, groups=groups)
+    assert max(len(test) for _, test in parts) <= 30
+    for train, test in parts:
+        known = [{g for g in groups[side] if isinstance(g, str) and g} for side in (train, test)]
+        assert not known[0] & known[1]
+    assert len(folds(ds, 4, groups=[missing] * 80)) == 4
+
+
+def test_groups_subjects_seeds_and_shares_that_are_none_are_refused():
+    ds = dataset(20)
+    for groups, words in ((np.zeros((20, 1)), "20 groups for 20 images, in the shape"), ([[k] for k in range(20)], "20 groups|groups: unhashable"),
+                          (pd.Series([[k] for k in range(20)]), "groups: unhashable")):
+        with pytest.raises(DataError, match=words):
+            folds(ds, 2, groups=groups)
+    with pytest.raises(DataError, match="column 'subject': unhashable.*a text or a number"):
+        leak_groups(ds.assign(subject=[[k] for k in range(20)]))
+    for fraction in ("0.1", None, float("nan"), 0.3):
+        with pytest.raises(ConfigError, match="fraction="):
+            holdout(ds, fraction)
+    with pytest.raises(ConfigError, match="seed=1.5; a whole number"):
+        folds(ds, 2, seed=1.5)
+
+
+def test_what_a_fit_on_other_images_held_out_is_refused(tmp_path):
+    ds = dataset(60, [EMOTIONS[k % 3] for k in range(60)], prefix="row")
+
+    def table(*rows):
+        pd.DataFrame({"id": [f"row{k}" for k in rows], "part": "held out"}).to_csv(tmp_path / "parts.csv", index=False)
+        return tmp_path / "parts.csv"
+    with pytest.raises(DataError, match="18 of 21 images that it holds out are not in the training split"):
+        listed_holdout(ds, table(*range(57, 78)))
+    with pytest.warns(UserWarning, match=r"2 of 8 images that it holds out are not in .* \(row60, row61\)"):
+        assert len(listed_holdout(ds, table(*range(54, 62)))[1]) == 6
+    with pytest.warns(UserWarning, match="no image of disgust is held out"):
+        listed_holdout(ds, table(0, 2, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        listed_holdout(ds, table(*range(54, 62)), came=[f"row{k}" for k in range(90)])
+
+
+def test_training_and_validation_have_one_size_and_as_many_channels():
+    grey, colour, large = dataset(8), dataset(8, prefix="c", shape=(8, 8, 3)), dataset(8, prefix="l", shape=(9, 9))
+    for other in (colour, large):
+        with pytest.raises(DataError, match=r"training images are \(8, 8\) and validation images .*resized"):
+            dataloaders(grey, other, 4, device="cpu")

@@ -842,3 +842,12 @@ def test_rows_are_those_of_the_csv_module(tmp_path):
         assert list(data.table_rows(path)) == expected
 
     same()
+
+
+def test_parts_of_affectnet_have_the_colours_of_the_whole(tmp_path):
+    for split in ("train_set", "val_set"):
+        for k in range(3):
+            label(tmp_path / split, k, k)
+    save(tmp_path / "train_set/images/0.jpg", np.repeat(PICTURE[..., None], 3, -1))
+    ds = quiet(read_affectnet, tmp_path, cache=False)
+    assert ds.where(split="train").shape() == ds.where(split="valid").shape() == (3, 48, 48, 3)

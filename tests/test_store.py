@@ -417,3 +417,11 @@ def test_columns_of_one_name_are_written(tmp_path):
     wide = pd.DataFrame([[1, "a"]], columns=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")]))
     write_table(wide, tmp_path / "z.csv", {"a": 1})
     assert [len(read_table(tmp_path / name)) for name in ("x.csv", "y.csv")] == [1, 1] and len(read_table(tmp_path / "z.csv")) == 2
+
+
+def test_a_column_that_mixes_text_and_numbers_comes_back_as_the_docstring_says(tmp_path):
+    store = Store(tmp_path, {"a": 1})
+    for _ in range(2):
+        mixed = store.table("t", lambda: pd.DataFrame({"v": ["01", 2], "w": ["01", "2"]}))
+    assert mixed.v.tolist() == [1, 2] and mixed.w.tolist() == ["01", "2"]
+    assert '"01" as 1' in Store.table.__doc__
