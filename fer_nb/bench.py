@@ -52,7 +52,8 @@ class ModelError(FERError):
 
 @dataclass(frozen=True)
 class Contender:
-    "A model to be measured: what makes it, in which interpreter, and what is known of it."
+    """A model to be measured: what makes it, in which interpreter, and what is known of it. What is made
+    should name the files that it reads in `weights`: else kept answers are used until its code changes."""
 
     name: str                        # in tables and names of files
     spec: str                        # `module:name`: a function of images; with settings, what makes one
@@ -546,13 +547,49 @@ def are_crops(
     return max(max(size) for size in ds.sizes()) <= 100
 
 # %% ../nbs/53_bench.ipynb #bench071
+def _need_numbers(
+    table: pd.DataFrame,   # read from a file
+    labels: list[str],     # its columns of probabilities
+    path: str | Path,      # of the file
+) -> np.ndarray:           # float64 (n, C), finite
+    "Raise `DataError` for a table without rows, and for the first cell that is empty or no number."
+    values = table[labels].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    if not len(values):
+        raise DataError(f"{path}: no rows; one an image expected")
+    odd = np.argwhere(~np.isfinite(values))
+    if len(odd):
+        row, column = odd[0]
+        given = table[labels].iat[row, column]
+        what = "nothing" if pd.isna(given) else f"'{given}'"
+        raise DataError(f"{path}, row {row + 2}, column {labels[column]}: {what}; a probability expected, "
+                        "and id and labels as the only columns; an image without a face has no row")
+    return values
+
+
+def _checked_rows(
+    values: np.ndarray,   # float64 (n, C)
+    labels: list[str],
+    path: str | Path,     # of their file
+) -> np.ndarray:          # see `checked`
+    "`checked`, of a file: the message names the first row that is wrong."
+    def of(rows: np.ndarray, name: str) -> np.ndarray:
+        return checked(rows, np.ones(len(rows), bool), labels, len(rows), name)
+
+    try:
+        return of(values, Path(path).stem)
+    except ModelError:
+        for k in range(len(values)):
+            of(values[k:k + 1], f"{path}, row {k + 2} ({', '.join(labels)})")
+        raise
+
+
 def read_predictions(
     path: str | Path,   # a CSV file: id, and a column for each label
     ds: FERData,        # the images
 ) -> Answers:           # in their order
-    """A file of predictions. Raises `DataError` for foreign and repeated ids, `ModelError` for what is no
-    probability."""
-    table, name = read_table(path, ("id",)), Path(path).stem
+    """A file of predictions. Raises `DataError` for foreign and repeated ids, for a file without rows, and
+    for cells that are empty or no number, `ModelError` for numbers that are no probabilities."""
+    table = read_table(path, ("id",))
     labels = [c for c in table if c != "id"]
     if "id" not in table or not labels:
         raise DataError(f"{path}: columns {', '.join(table)[:80]}; id, and a column of probabilities for "
@@ -563,8 +600,7 @@ def read_predictions(
         what = "there twice" if (ids == ids[odd[0]]).sum() > 1 else "of no image"
         raise DataError(f"{path}, row {odd[0] + 2}: id {ids[odd[0]]!r} is {what} ({len(odd)} such "
                         "rows); one row an image expected")
-    values = table[labels].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    probs = checked(values, np.ones(len(values), bool), labels, len(values), name)
+    probs = _checked_rows(_need_numbers(table, labels, path), labels, path)
     probs = pd.DataFrame(probs, ids).reindex(ds.df.id).to_numpy()
     return Answers(labels, probs, ~np.isnan(probs).any(1), *[float("nan")] * 3, None)
 
@@ -688,6 +724,9 @@ def _asked(
         known = worker.ready()
         identity = _identity(model) | {k: known[k] for k in ("code", "weights")}
         store = Store(place, identity, stale="remake", damaged="remake")
+        if not known["weights"] and next(place.rglob("*.npz"), None):
+            print(f"bench: {model.name} names no `weights`; its answers in {place} are used while its code "
+                  "is the same. Remove them where its files have changed", file=sys.stderr, flush=True)
         for column, ds in columns.items():
             images = lambda part, ds=ds: [ds.image(k) for k in part]  # noqa: E731
             own = store.part(column.replace(" ", "-"), images=ds.fingerprint())

@@ -115,7 +115,7 @@ def check_names(
     data: str = "the dataset",    # what the data are called in the message
 ) -> None:
     "Raise `LabelError` unless both have the same names in the same order."
-    found, expected = tuple(found or ()), tuple(expected)
+    found, expected = () if found is None else tuple(found), tuple(expected)
     if found != expected:
         same = "the same names in another order" if set(found) == set(expected) else "other names"
         has = f"has labels {', '.join(map(str, found))}, {same}" if found else \
@@ -190,11 +190,13 @@ def ask(
     who: str = "the model",   # which network
     several: bool = False,    # whether it may return anything but a tensor
 ) -> object:                  # what it returns
-    """Call a network. Raises `ConfigError` where PyTorch says that it is one for other images, types or
-    devices, and for no tensor."""
+    """Call a network; one that reshapes by `.view` gets its images as rows of pixels, not of channels. Raises
+    `ConfigError` where PyTorch says that it is one for other images, types or devices, and for no tensor."""
     try:
         z = model(x)
     except (RuntimeError, AssertionError, ValueError) as e:
+        if "view size is not compatible" in str(e) and not x.is_contiguous():
+            return ask(model, x.contiguous(), who, several)
         if isinstance(e, FERError) or not re.search(f"{_OTHER_IMAGES}|{_OTHER_TYPE}", str(e)):
             raise
         said, (channels, *sides) = str(e).splitlines()[0][:200], x.shape[1:]

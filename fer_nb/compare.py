@@ -6,6 +6,7 @@
 __all__ = ['holm', 'Outcome', 'mcnemar', 'paired_t', 'paired_bootstrap', 'compare']
 
 # %% ../nbs/22_compare.ipynb #d874e7d0
+from numbers import Real
 from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -114,6 +115,17 @@ def paired_bootstrap(
     return Outcome("paired bootstrap", "images", int(a.n[k]), difference, low, high, p)
 
 # %% ../nbs/22_compare.ipynb #c29f9bfc
+_SETTING = ("split", "subset", "labels", "attack", "eps", "steps", "norm", "restarts")
+
+
+def _settings_of(
+    values: pd.Series,  # a column of results
+) -> list[str]:         # sorted; labels in any order and numbers of any type alike, NaN left out
+    "The different values of a column, as text."
+    return sorted({f"{v:.6g}" if isinstance(v, Real) else ", ".join(sorted(str(v).split(", ")))
+                   for v in values.dropna()})
+
+
 def _compare_runs(
     a: pd.DataFrame,    # results of one model
     b: pd.DataFrame,    # of the other
@@ -122,7 +134,7 @@ def _compare_runs(
     rho: float | None,  # see `compare`
 ) -> list[Outcome]:     # Student's test; over folds the corrected one too
     """The tests over seeds or folds. Raises `ConfigError` unless each run has one number in both tables, of
-    the same split, subset and labels."""
+    the same split, subset, labels and attack."""
     one, two = (table[table.metric == metric].set_index(runs) for table in (a, b))
     alone = one.index.symmetric_difference(two.index).tolist()
     wrong = [f"{alone} in one table only"] * bool(alone)
@@ -134,9 +146,10 @@ def _compare_runs(
         two = two.reindex(one.index)
         other = one.index[one.n != two.n].tolist() if "n" in one and "n" in two else []
         wrong += [f"{other} not with the same number of test images in both"] * bool(other)
-        for c in [c for c in ("split", "subset", "labels") if c in one and c in two]:
-            mine, its = (sorted({", ".join(sorted(str(v).split(", "))) for v in t[c]}) for t in (one, two))
-            wrong += [f"{c} {' and '.join(mine)} against {' and '.join(its)}"] * (mine != its)
+        for c in [c for c in _SETTING if c in one and c in two]:
+            mine, its = _settings_of(one[c]), _settings_of(two[c])
+            differ = mine and its and mine != its
+            wrong += [f"{c} {' and '.join(mine)} against {' and '.join(its)}"] * bool(differ)
     if wrong:
         raise ConfigError(f"{', '.join(runs)}: {'; '.join(wrong)}; one number of each run expected in both")
     over = "folds" if "fold" in runs else "seeds"

@@ -2092,13 +2092,22 @@ def _votes(fields: list[str], at: str) -> list[int]:
 FERPLUS_MODES = ("majority", "probability", "crossentropy", "distribution", "multi_target")
 
 
+def _wide(
+    votes: np.ndarray,  # counts
+) -> np.ndarray:        # the same; whole numbers of 8 bits as 64, that can be added and multiplied
+    "Votes in numbers that do not overflow."
+    votes = np.asarray(votes)
+    return votes.astype(np.int64) if votes.dtype.kind in "iub" else votes
+
+
 def vote_targets(
     votes: np.ndarray,       # (N, 10) counts in the order of `VOTE_COLUMNS`
     mode: str = "majority",  # one of `FERPLUS_MODES`
 ) -> np.ndarray:             # float (N, 8): shares of the eight emotions; a row of zeros is refused
     "Apply one of FER+'s rules to every row of `votes`."
     one_of("mode", mode, FERPLUS_MODES)
-    votes = np.where(np.asarray(votes) > 1, votes, 0)
+    votes = _wide(votes)
+    votes = np.where(votes > 1, votes, 0)
     total = votes.sum(1, keepdims=True)
     if mode == "majority":
         counted = np.where(2 * votes > total, votes, 0)
@@ -2269,10 +2278,13 @@ def _ferplus_folder(
 @patch
 def votes(
     self: FERData,
-    dtype: type | None = None,  # None: as they are
+    dtype: type | None = None,  # None: as they are, whole numbers as int64
 ) -> np.ndarray | None:         # counts (N, 10) in the order of `VOTE_COLUMNS`; None: without votes
     "FER+'s votes."
-    return self.df[list(VOTE_COLUMNS)].to_numpy(dtype) if set(VOTE_COLUMNS) <= set(self.df) else None
+    if not set(VOTE_COLUMNS) <= set(self.df):
+        return None
+    votes = self.df[list(VOTE_COLUMNS)].to_numpy(dtype)
+    return _wide(votes) if dtype is None else votes
 
 
 def vote_places(

@@ -116,6 +116,21 @@ def tta_views(
             yield affine(x, angle * same, scale * same, x.new_zeros(len(x), 2), x.new_ones(len(x), 2))
 
 
+def _check_half(
+    z: np.ndarray,   # float32 (N, C), that were in half precision, or the means of such
+    ds: FERData,     # the images
+) -> None:
+    "`check_logits` with the tolerance of half precision, where shares add up to 1 but for its rounding."
+    check_logits(torch.from_numpy(z).bfloat16(), len(ds), len(ds.labels))
+
+
+def _is_half(
+    z: np.ndarray | torch.Tensor,   # numbers
+) -> bool:                          # float16 or bfloat16
+    "Whether these are in half precision."
+    return str(getattr(z, "dtype", "")).endswith("float16")
+
+
 def predict_logits(
     model: nn.Module,                          # classifier of x in [0, 1], with `.labels`
     ds: FERData,                               # grey or colour images
@@ -123,14 +138,22 @@ def predict_logits(
     device: torch.device | str | None = None,  # where to work; None: where the model is
     tta: str = "none",                         # "none", or the mean over 2 ("flip") or 5 views ("five")
 ) -> np.ndarray:                               # float32 (N, C), in the order of `ds`
-    "Logits of every image; the model stays as it was. Raises `LabelError` or `ConfigError`."
+    """Logits of every image; views are averaged in float32, or in float64 where the model answers so. The
+    model stays as it was. Raises `LabelError` or `ConfigError`."""
     check_labels(model, ds)
     one_of("tta", tta, TTA)
+    parts, half = [], False
     with eval_mode(model, device) as where, torch.inference_mode():
         batches = (x for _, x, _ in progress(image_batches(ds, bs, where), "evaluating", len(ds),
                                              lambda batch: len(batch[-1])))
-        views = ((ask(model, view) for view in tta_views(x, tta)) for x in batches)
-        return logits_of([sum(logits) / TTA[tta] for logits in views], ds)
+        for x in batches:
+            views = [ask(model, view) for view in tta_views(x, tta)]
+            half = half or _is_half(views[0])
+            parts.append(sum(z if z.dtype == torch.float64 else z.float() for z in views) / TTA[tta])
+        z = logits_of(parts, ds)
+    if half:
+        _check_half(z, ds)
+    return z
 
 # %% ../nbs/24_evaluate.ipynb #50d16e72
 def logits_of(
@@ -154,6 +177,8 @@ def logits_of(
         z = torch.cat(z)
     if isinstance(z, pd.DataFrame) and not isinstance(z.columns, pd.RangeIndex):
         check_names(list(z.columns), ds.labels, "the table of logits")
+    z = z.to_numpy() if isinstance(z, pd.DataFrame) else z
+    half = _is_half(z)
     z, fault = np.asarray(z.detach().float().cpu() if isinstance(z, torch.Tensor) else z, np.float32), ""
     if z.shape != (len(ds), len(ds.labels)):
         fault = f"the model returned {z.shape} for {len(ds)} images and {len(ds.labels)} labels"
@@ -162,6 +187,8 @@ def logits_of(
     if fault:
         raise ConfigError(fault)
     check_logits(torch.from_numpy(z), len(ds), len(ds.labels))
+    if half:
+        _check_half(z, ds)
     return z
 
 # %% ../nbs/24_evaluate.ipynb #ec9c1087
@@ -338,6 +365,8 @@ def _groups(
     if isinstance(column, str):
         need_columns(ds.df, [column], ds.name or "dataset", f"there are {', '.join(ds.df.columns)}")
         column = ds.df[column]
+    if np.ndim(column) != 1:
+        raise ConfigError(f"{name}: an array {np.shape(column)}; ({len(ds)},), one value an image, expected")
     values = pd.Series(np.asarray(column))
     if bins is not None:
         numbers, given = pd.to_numeric(values, errors="coerce").astype(float), values.astype(str) != ""

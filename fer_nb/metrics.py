@@ -18,21 +18,32 @@ from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from .core import ConfigError, LabelError, at_least, positive, share
-from .data import VOTE_COLUMNS, vote_places, vote_targets
+from .data import VOTE_COLUMNS, _wide, vote_places, vote_targets
 
 # %% ../nbs/21_metrics.ipynb #44ad23ce
+def _on_cpu(
+    values: object,   # an array, or a tensor on any device, also with a gradient
+) -> object:          # what NumPy reads; floats of a tensor as float64
+    "Tensors as NumPy takes them."
+    if not hasattr(values, "detach"):
+        return values
+    values = values.detach().cpu()
+    return values.double() if values.is_floating_point() else values
+
+
 def _checked(
     z: np.ndarray,             # logits
     y: np.ndarray,             # positions of the true labels
     labels: Sequence[str] = (),  # one name a class; none: not checked
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (N, C), int64 (N,)
     "Logits and targets that belong together, or a `ConfigError` or `LabelError` that says why they do not."
-    half = str(getattr(z, "dtype", "")).endswith("float16")
     if isinstance(z, pd.DataFrame) and labels and not isinstance(z.columns, pd.RangeIndex):
         if list(z.columns) != list(labels):
             raise LabelError(f"the columns are {', '.join(map(str, z.columns))}; {', '.join(labels)}, in "
                              "this order, expected")
-    z, y = np.asarray(z, np.float64), np.asarray(y)
+    z, y = z.to_numpy() if isinstance(z, pd.DataFrame) else z, np.asarray(_on_cpu(y))
+    half = str(getattr(z, "dtype", "")).endswith("float16")
+    z = np.asarray(_on_cpu(z), np.float64)
     loose = 0.02 if len(z) >= 8 else 5e-3 if half else 1e-4   # rounded shares add up to less or more than 1
     total, fault = z.sum(axis=1) if z.ndim == 2 else z, ""
     if z.ndim != 2 or y.shape != z.shape[:1] or len(labels) not in (0, z.shape[1]):
@@ -46,8 +57,9 @@ def _checked(
     if fault:
         raise ConfigError(fault)
     if len(y) and (y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= z.shape[1]):
-        raise LabelError(f"targets are {y.dtype} from {y.min()} to {y.max()}; "
-                         f"whole numbers from 0 to {z.shape[1] - 1} expected")
+        some = f"from {y.min()} to {y.max()}" if y.dtype.kind in "iufb" else f"such as {y[:1].tolist()[0]!r}"
+        raise LabelError(f"targets are {y.dtype} {some}; whole numbers from 0 to {z.shape[1] - 1} expected, "
+                         "as FERData.targets gives them")
     return z, y.astype(np.int64)
 
 # %% ../nbs/21_metrics.ipynb #350aa939
@@ -166,7 +178,11 @@ def resample_counts(
     "Stratified bootstrap resamples as counts, a block at a time. Raises `ConfigError`."
     at_least("times", times, 1, "resamples", whole=True)
     at_least("seed", seed, 0, whole=True)
-    _, stratum, size = np.unique(strata, return_inverse=True, return_counts=True)
+    try:
+        _, stratum, size = np.unique(strata, return_inverse=True, return_counts=True)
+    except TypeError as e:   # text beside None
+        raise ConfigError(f"strata of several types ({e}); values that can be sorted expected, such as "
+                          "positions of labels") from e
     order, n, rng = np.argsort(stratum, kind="stable"), len(stratum), np.random.default_rng(seed)
     first, high = (np.repeat(v, size) for v in (np.cumsum(size) - size, size))
     block = max(1, 2**20 // max(n, 1))
@@ -231,9 +247,12 @@ def share_interval(
     n: int | Sequence[int],          # of how many images
     level: float = 0.95,             # coverage
 ) -> np.ndarray:                     # (2, ...): low, high
-    "Wilson's score interval of a share of images. Raises `ConfigError`."
+    "Wilson's score interval of a share of images. Raises `ConfigError` for values outside 0 to 1."
     share("level", level, "()")
     p, z = np.asarray(value, float), norm.ppf((1 + level) / 2)
+    if (odd := (p < -1e-9) | (p > 1 + 1e-9)).any():   # beyond rounding
+        raise ConfigError(f"a share of {p[odd][0]:g}; from 0 to 1 expected, so per cent divided by 100")
+    p = p.clip(0, 1)
     n = np.where(np.asarray(n) > 0, n, np.nan).astype(float)
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n))**2) / (1 + z**2 / n)
@@ -268,6 +287,7 @@ def few_images(
     """Where resamples within the classes say too little, for a class with fewer than five images counts: in
     the figures of that class, in means over classes, and in means over images if such classes have more than
     a tenth of them. The ROC AUC of a class also needs five images of others."""
+    y = np.asarray(_on_cpu(y))
     support = np.bincount(y, minlength=len(labels))
     small = (support > 0) & (support < FEW)
     each = {f"roc_auc:{label}": few or 0 < len(y) - k < FEW for label, few, k in zip(labels, small, support)}
@@ -330,7 +350,7 @@ def score_intervals(
     table = scores(z, y, labels)
     if not len(y):
         return table.assign(low=np.nan, high=np.nan)
-    low, high = score_bounds(table, bootstrap_scores(z, y, times, seed), np.asarray(y), labels, level)
+    low, high = score_bounds(table, bootstrap_scores(z, y, times, seed), y, labels, level)
     return table.assign(low=low, high=high)
 
 # %% ../nbs/21_metrics.ipynb #headln02
@@ -345,6 +365,8 @@ def mean_intervals(
     not differ, or strata in which fewer than five images count have more than a tenth of those that do
     (`few_images` of the accuracy), Wilson's for values that are 0 or 1, else none. Raises `ConfigError` for
     values outside 0 to 1, and for strata of other images."""
+    if not values:
+        raise ConfigError("no values; a name and (N,) values from 0 to 1 expected")
     v = np.stack([np.asarray(x, float) for x in values.values()], axis=1)
     if np.shape(strata) != v.shape[:1]:
         raise ConfigError(f"strata {np.shape(strata)} for {v.shape[0]} images; one an image expected")
@@ -373,7 +395,7 @@ def agreement(
 ) -> dict[str, np.ndarray]:    # (N,) each; NaN where it is not counted
     """What the voters say of a network's answers, of the labels and of each other. Raises `ConfigError` for
     votes of another shape, `LabelError` for labels that had no votes."""
-    votes, n = np.asarray(votes), np.arange(len(y))
+    votes, n = _wide(votes), np.arange(len(y))
     if votes.shape != (len(y), len(VOTE_COLUMNS)):
         raise ConfigError(f"votes {votes.shape}; {(len(y), len(VOTE_COLUMNS))} expected for {len(y)} images")
     own = np.array(vote_places(labels))

@@ -30,7 +30,7 @@ from matplotlib.transforms import offset_copy
 from torch import nn
 
 from .audit import Audit
-from .core import ConfigError, DataError, hash_uniform, need_columns, need_single, one_of
+from .core import ConfigError, DataError, at_least, hash_uniform, need_columns, need_single, one_of
 from .data import FERData, drawn_text, show_faces
 from .evaluate import eval_mode, image_batches, predict_logits
 from .models import layout_of, unwrapped
@@ -406,12 +406,14 @@ def plot_embedding(
     ax: Axes | None = None,    # where to draw; None: a new figure
     method: str = "pca",       # "pca" or "tsne"
     seed: int = 0,             # of t-SNE, and of the sample
-    n: int = 2000,             # points at most; more are thinned at random
+    n: int = 2000,             # points at most, 3 or more; others are left out at random
 ) -> Axes:                     # the axes drawn into
-    "Draw features in two dimensions. Raises `ConfigError` for another method, `DataError` for bad features."
+    """Draw features in two dimensions. Raises `ConfigError` for another method or fewer than three points,
+    `DataError` for bad features."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     one_of("method", method, ("pca", "tsne"))
+    at_least("n", n, 3, "points", whole=True)
     features, labels = np.asarray(features, float), np.asarray(labels)
     fine = features.ndim == 2 and len(features) == len(labels) >= 3 and features.shape[1] >= 2
     if not fine or not np.isfinite(features).all():

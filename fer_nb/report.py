@@ -78,16 +78,19 @@ def rows_of(
 def summary_table(
     results: pd.DataFrame,  # from a run
 ) -> pd.DataFrame:          # a row a split and model: accuracy, macro precision, recall and F1 in %
-    """The clean results of a run as a table to read. Raises `DataError` for more than one row a cell, such as
-    those of several seeds."""
+    """The clean results of a run as a table to read. Raises `DataError` where there are none, and for more
+    than one row a cell, such as those of several seeds."""
     clean = rows_of(results, attack="none", tta="none")
+    if clean.empty:
+        there = dict.fromkeys(f"{a} with tta={t}" for a, t in zip(results.attack, results.tta))
+        raise DataError(f"no rows of attack none with tta=none; there are {', '.join(there) or 'no rows'}")
     need_single(clean, ["split", "model", "subset", "metric"])
     clean = clean.set_index(["split", "model"])
     names = {"accuracy": "accuracy", "macro_precision": "precision", "macro_recall": "recall",
              "macro_f1": "F1"}
     every, unique = (clean[clean.subset == subset] for subset in ("all", "without_duplicates"))
     wide = every.pivot_table(index=["split", "model"], columns="metric", values="value", sort=False)
-    table = (100 * wide[list(names)]).rename(columns=names)
+    table = (100 * wide.reindex(columns=list(names))).rename(columns=names)
     table["accuracy without duplicates"] = 100 * unique.value[unique.metric == "accuracy"]
     table["images"] = every.n[every.metric == "accuracy"]
     return table.round(2).reset_index()
@@ -181,7 +184,7 @@ def table_text(
             lost = (1e-15 if top >= 1e-15 else 0) < abs(x) < 0.5 * 10.0**-d
             return (f"{x:.1g}" if lost else f"{x:,.{d}f}").replace("-", "−")
 
-        return ["–" if pd.isna(x) else shown(x) if numeric else str(x) for x in column]
+        return ["–" if np.ndim(x) == 0 and pd.isna(x) else shown(x) if numeric else str(x) for x in column]
 
     names = [" ".join(map(str, c)) if isinstance(c, tuple) else f"{c:.4g}" if isinstance(c, float) else str(c)
              for c in table.columns]

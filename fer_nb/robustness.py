@@ -126,10 +126,11 @@ def noise_keys(
 # %% ../nbs/26_robustness.ipynb #940cb534
 def _wanted(
     kinds: Sequence[str] | None,   # see `corruption_kinds`; None: all
-    severities: Sequence[float],   # numbers from 0 to 5
+    severities: float | Sequence[float],   # numbers from 0 to 5
 ) -> list[tuple[str, float]]:      # kind and severity
     "What is to be tried. Raises `ConfigError` for one that there is not."
-    wanted = [(k, s) for k in (corruption_kinds() if kinds is None else kinds) for s in severities]
+    several = [severities] if np.ndim(severities) == 0 else severities
+    wanted = [(k, s) for k in (corruption_kinds() if kinds is None else kinds) for s in several]
     for kind, severity in wanted:
         _level(kind, severity)
     return [(kind, float(severity)) for kind, severity in wanted]
@@ -156,7 +157,7 @@ def corruption_curve(
     model: nn.Module,                           # classifier of x in [0, 1], with `.labels`
     ds: FERData,                                # images of one or more splits
     kinds: Sequence[str] | None = None,         # see `corruption_kinds`; None: all
-    severities: Sequence[float] = (0, 1, 2, 3, 4, 5),  # numbers from 0 to 5
+    severities: float | Sequence[float] = (0, 1, 2, 3, 4, 5),  # one or more, from 0 to 5
     n: int | None = None,                       # size of the stratified sample of each split; None: all
     seed: int = 0,                              # of the sample and of the noise
     bs: int = 256,                              # images at once
@@ -177,7 +178,7 @@ def corruption_hits(
     model: nn.Module,                        # classifier of x in [0, 1], with `.labels`
     ds: FERData,                             # images of one or more splits
     kinds: Sequence[str] | None = None,      # see `corruption_kinds`; None: all
-    severities: Sequence[float] = (1, 2, 3, 4, 5),  # numbers from 0 to 5
+    severities: float | Sequence[float] = (1, 2, 3, 4, 5),  # one or more, from 0 to 5
     n: int | None = None,                    # size of the stratified sample of each split; None: all
     seed: int = 0,                           # of the sample and of the noise
     bs: int = 256,                           # images at once
@@ -220,10 +221,10 @@ def corruption_gains(
     seed: int = 0,                      # of the resamples
 ) -> pd.DataFrame:   # model, split, subset, kind, before, after, difference, low, high (points), n
     """What each further network changes against the first one, with 95 % intervals. Raises `ConfigError` for
-    one network alone, `DataError` for other images or kinds."""
+    one network alone or none, `DataError` for other images or kinds."""
+    if len(hits) < 2:
+        raise ConfigError(f"{''.join(map(str, hits)) or 'no network'} alone; two networks or more expected")
     (first, before), *others = hits.items()
-    if not others:
-        raise ConfigError(f"{first} alone; two networks or more expected")
     tables = []
     for name, after in others:
         if list(after) != list(before) or not after[_IMAGE].equals(before[_IMAGE]):

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score
 
-from fer_nb.bench import (Answers, StressTest, ModelError, Worker, are_crops, bench, checked, contender, figures, found_scores, leaderboard, over_labels,
+from fer_nb.bench import (Answers, Contender, StressTest, ModelError, Worker, are_crops, bench, checked, contender, figures, found_scores, leaderboard, over_labels,
                           read_predictions, read_rows, paired_tests, voters)
 from fer_nb.cli import main
 from fer_nb.compare import holm, mcnemar
@@ -534,3 +534,45 @@ def test_small_probabilities_count_as_they_are_and_zeros_stay_finite():
     assert ours[theirs.index].to_numpy() == pytest.approx(theirs.to_numpy(), abs=1e-9)
     hard = found_scores(np.eye(7)[(y + 1) % 7], y, EMOTIONS).set_index("metric").value
     assert hard["loss"] == pytest.approx(-np.log(1e-12))
+
+
+@pytest.mark.parametrize("files", [("face.bin", "face.xml"), ("a/net.pt", "b/net.pt", "c/net.pt")])
+def test_each_file_of_weights_counts_whatever_the_others_are_called(faces, tmp_path, files):
+    "The answer is read from the first file; the others have its name without ending."
+    for file in files:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("0")
+    Path("filed.py").write_text("import numpy as np\nclass Make:\n"
+                                f"    labels, weights = {list(EMOTIONS)!r}, {list(files)!r}\n"
+                                "    def __call__(self, images): return np.eye(7)[[int(open(self.weights[0]).read())] * len(images)]\n")
+    model, digests = Contender("mine", "filed:Make", {}), []
+    for k in (0, 3):
+        Path(files[0]).write_text(str(k))
+        table = bench(faces, [model], tmp_path / "rows", stress=StressTest(0), own_finder=False)
+        assert table["accuracy %"][0] == pytest.approx(100 * (faces.df.label == EMOTIONS[k]).mean(), abs=1e-3)
+        digests.append(max(read_rows(tmp_path / "rows"), key=lambda r: r["date"])["weights"])
+    assert digests[0] != digests[1] and [len(d) for d in digests] == [len(files)] * 2
+    assert list(digests[0])[0] == Path(files[0]).stem          # the first keeps the name it always had
+
+
+def test_kept_answers_of_a_model_that_names_no_weights_are_told_of(faces, tmp_path, capfd):
+    for told in (False, True):
+        bench(faces, [contender("toys:mean")], tmp_path / "rows", stress=StressTest(0), own_finder=False)
+        assert ("toys.mean names no `weights`" in capfd.readouterr().err) == told
+
+
+@pytest.mark.parametrize(("change", "error", "match"), [
+    (lambda t: t.assign(label="happy"), DataError, "bad.csv, row 2, column label: 'happy'; a probability expected"),
+    (lambda t: t.mask(pd.DataFrame({c: t.index == 3 for c in t}) & (t.columns != "id")), DataError, "bad.csv, row 5, column angry: nothing"),
+    (lambda t: t.assign(confidence=.9), ModelError, r"bad.csv, row 2 \(angry, .*, confidence\): no probabilities"),
+    (lambda t: t.assign(happy=np.where(t.index == 4, 5, t.happy)), ModelError, "bad.csv, row 6 "),
+    (lambda t: t.assign(happy=np.where(t.index == 4, np.inf, t.happy)), DataError, "row 6, column happy: 'inf'"),
+    (lambda t: t.astype({"sad": object}).assign(sad=t.sad.astype(str).str.replace(".", ",")), DataError, "row 2, column sad: '0,"),
+    (lambda t: t[:0], DataError, "bad.csv: no rows"),
+])
+def test_faults_of_a_file_of_predictions_are_named(faces, tmp_path, change, error, match):
+    table = pd.DataFrame(np.random.default_rng(0).dirichlet(np.ones(7), 90), columns=EMOTIONS)
+    table.insert(0, "id", faces.df.id.to_numpy())
+    change(table).to_csv("bad.csv", index=False)
+    with pytest.raises(error, match=match):
+        read_predictions("bad.csv", faces)

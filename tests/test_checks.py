@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,13 @@ with warnings.catch_warnings():
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.attacks import deepfool, fgsm, margin, pgd, square_search
-from fer_nb.checks import as_tensor, targets_fit, temperature
+from fer_nb.checks import as_tensor, ask, check_names, targets_fit, temperature
 from fer_nb.core import EMOTIONS, ConfigError, FERError, ImageError, LabelError
+from fer_nb.data import FERData
 from fer_nb.distill import EADD, distill_loss, eadd_distill, eadd_weights
-from fer_nb.evaluate import confusion, evaluate, logits_of, predict_logits
+from fer_nb.evaluate import confusion, evaluate, logits_of, predict_logits, robust_curve
 from fer_nb.loaders import dataloaders
+from fer_nb.robustness import corruption_curve
 from fer_nb.sqs import SQS, form_quads, spatial_similarity
 from fer_nb.synth import make_faces
 from fer_nb.teachers import teacher_logits
@@ -532,3 +535,38 @@ def test_arrays_of_any_order_of_elements_and_bytes():
     labels = np.arange(12) % 3
     assert torch.equal(form_quads(labels[::-1])[0], form_quads(labels[::-1].copy())[0])
     assert torch.equal(form_quads(labels.astype(">i4"))[0], form_quads(labels)[0])
+
+
+class Viewed(nn.Module):
+    "PyTorch's tutorial in small: it flattens by `.view`."
+    labels = EMOTIONS
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last = nn.Conv2d(3, 4, 5, stride=4), nn.Linear(4 * 11 * 11, 7)
+
+    def forward(self, x):
+        return self.last(self.conv(x).relu().view(-1, 4 * 11 * 11))
+
+
+def test_a_network_that_views_its_maps_is_measured_and_attacked_in_colour():
+    ds = FERData(pd.DataFrame({"id": [*map(str, range(9))], "label": [EMOTIONS[k % 7] for k in range(9)], "split": "test"}),
+                 np.random.default_rng(0).integers(0, 256, (9, 48, 48, 3), dtype=np.uint8))
+    x = torch.from_numpy(ds.array()).permute(0, 3, 1, 2).float().div(255).contiguous()
+    net = Viewed()
+    with torch.no_grad():
+        np.testing.assert_allclose(predict_logits(net, ds, bs=4), net(x).numpy(), atol=1e-5)
+    assert len(robust_curve(net, ds, eps=(0, .01), steps=2)) and len(corruption_curve(net, ds, ["dark"], 3))
+    with pytest.raises(RuntimeError, match="view size"):
+        ask(lambda x: x.permute(0, 2, 3, 1).view(-1), x)
+
+
+@pytest.mark.parametrize("form", [np.array, pd.Series, pd.Index, list, tuple])
+def test_names_of_any_kind_of_sequence(form):
+    check_names(form(EMOTIONS), EMOTIONS)
+    with pytest.raises(LabelError, match="another order"):
+        check_names(form(EMOTIONS[::-1]), EMOTIONS)
+    for none in (form([]), None):
+        with pytest.raises(LabelError, match="does not name its outputs"):
+            check_names(none, EMOTIONS)

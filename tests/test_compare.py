@@ -179,6 +179,8 @@ def test_images_that_cannot_be_paired_are_refused():
 @pytest.mark.parametrize(("column", "one", "other", "match"), [
     ("split", "valid", "test", "split valid against test"), ("subset", "all", "without_duplicates", "subset all against without_duplicates"),
     ("labels", "a, b", "a, b, c", "labels a, b against a, b, c"),
+    ("attack", "none", "pgd", "attack none against pgd"), ("eps", 8 / 255, 4 / 255, "eps 0.0313725 against 0.0156863"),
+    ("norm", "linf", "l2", "norm linf against l2"), ("steps", 10, 20.0, "steps 10 against 20"), ("restarts", 1, 5, "restarts 1 against 5"),
 ])
 def test_tables_of_other_images_or_labels_are_not_paired(column, one, other, match):
     "FER2013's validation and test parts have the same number of images."
@@ -187,6 +189,7 @@ def test_tables_of_other_images_or_labels_are_not_paired(column, one, other, mat
         compare(a.assign(**{column: one}), b.assign(**{column: other}))
     assert len(compare(a.assign(**{column: one}), b.assign(**{column: one}))) == 1
     assert len(compare(a.assign(labels="a, b"), b.assign(labels="b, a"))) == 1      # accuracy knows no order
+    assert len(compare(a.assign(steps=10, eps=0), b.assign(steps=10.0, eps=0.0))) == 1 == len(compare(a.assign(norm=np.nan), b.assign(norm="linf")))
 
 
 def test_a_bootstrap_without_width_has_neither_interval_nor_p():

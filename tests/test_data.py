@@ -13,8 +13,8 @@ from PIL import Image
 
 from fer_nb import data
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
-from fer_nb.data import (FER2013_COUNTS, Crop, FERData, read_fer2013, read_folder, read_image, read_images,
-                         resized, show_faces)
+from fer_nb.data import (FER2013_COUNTS, FERPLUS_MODES, VOTE_COLUMNS, Crop, FERData, read_fer2013, read_folder, read_image,
+                         read_images, resized, show_faces, vote_targets)
 
 USAGES = {"train": "Training", "valid": "PublicTest", "test": "PrivateTest"}
 ROW = " ".join(["7"] * 2304)
@@ -699,3 +699,13 @@ def test_a_person_called_na_is_said_with_the_count(tmp_path):
     path = csv_of(tmp_path / "own.csv", *(f"3,{ROW},Training,{who}" for who in ("NA", "KA", "NA", "", "NM ")), header="emotion,pixels,Usage,subject")
     with pytest.warns(UserWarning, match="2 rows with the subject 'NA': read as none"):
         assert data.fer2013_csv(path).df.subject.fillna("").tolist() == ["", "KA", "", "", "NM"]
+
+
+def test_votes_in_8_bits_are_counted_as_any_others():
+    votes = np.random.default_rng(0).multinomial(40, [.5, .2, .05, .05, .05, .05, .05, .03, .01, .01], size=50)
+    small = votes.astype(np.uint8)
+    for mode in FERPLUS_MODES:
+        np.testing.assert_array_equal(vote_targets(votes, mode), vote_targets(small, mode))
+    df = pd.DataFrame({"id": [f"i{k}" for k in range(50)], "label": "happy", "split": "train"}).assign(**dict(zip(VOTE_COLUMNS, small.T)))
+    ds = FERData(df, np.zeros((50, 4, 4), np.uint8))
+    assert ds.votes().dtype == np.int64 and ds.votes(float).dtype == float and ds.df.vote_happy.dtype == np.uint8

@@ -645,3 +645,49 @@ def test_a_small_temperature_is_not_rounded_away(scale):
 
     one, small = (calibration(Kept(k), ds)["temperature"] for k in (1, scale))
     assert small == pytest.approx(one * scale, rel=2e-3) and small > 0
+
+
+class Answers(nn.Module):
+    "What `form` makes of the logits of a linear network."
+    labels = EMOTIONS
+
+    def __init__(self, form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.form = nn.Linear(144, 7), form
+
+    def forward(self, x):
+        return self.form(3 * self.last(x.flatten(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_probabilities_in_half_precision_are_no_logits(dtype, n):
+    ds = faces(n, splits=("test",))
+    for tta in TTA:
+        with pytest.raises(ConfigError, match="probabilities"):
+            predict_logits(Answers(lambda z: z.softmax(1).to(dtype)), ds, tta=tta)
+    p = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(7), n)).to(dtype)
+    given = [p, [p]] + ([p.numpy(), pd.DataFrame(p.numpy())] if dtype == torch.float16 else [])
+    for z in given:
+        with pytest.raises(ConfigError, match="probabilities"):
+            evaluate(z, ds)
+    assert len(evaluate(Answers(lambda z: z.to(dtype)), ds))
+
+
+@pytest.mark.parametrize("tta", ["flip", "five"])
+def test_views_in_half_precision_are_averaged_in_single(tta):
+    ds = faces(20)
+    x = torch.from_numpy(ds.array()[:, None] / 255).float()
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        net = Answers(lambda z: (z + 1).to(dtype))
+        with torch.no_grad():
+            mean = sum(net(view).float() for view in tta_views(x, tta)) / TTA[tta]
+        np.testing.assert_allclose(predict_logits(net, ds, tta=tta), mean, atol=1e-6 if dtype == torch.float32 else 0.002)
+    large = predict_logits(Answers(lambda z: (z + 20000).half()), ds, tta=tta)
+    assert np.isfinite(large).all()
+
+
+def test_a_group_is_one_value_an_image():
+    with pytest.raises(ConfigError, match=r"group: an array \(60, 2\); \(60,\), one value an image"):
+        by_group(net(), faces(), np.zeros((60, 2)))

@@ -2,12 +2,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import softmax
 from sklearn import metrics
 
+from fer_nb.compare import paired_bootstrap
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, FERError, LabelError
 from fer_nb.metrics import (MEASURES, bootstrap_scores, ece, fit_temperature, headline, headline_text, mean_intervals, percentile_interval,
                             reliability, resample_counts, score_intervals, scores, share_interval)
@@ -295,3 +297,41 @@ def test_what_cannot_be_drawn_or_read_is_refused():
     with pytest.raises(LabelError, match="in this order"):
         scores(table, np.arange(9) % 7, EMOTIONS)
     assert len(scores(table[[*EMOTIONS]], np.arange(9) % 7, EMOTIONS))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_votes_in_8_bits_are_the_votes(dtype):
+    z, y, _ = voted(60, 0)
+    votes = np.random.default_rng(1).multinomial(120, [.6, .2, .05, .05, .03, .02, .02, .01, .01, .01], size=60)
+    one, other = (headline(z, y, EMOTIONS, votes=v, times=5) for v in (votes, votes.astype(dtype)))
+    pd.testing.assert_frame_equal(one, other)
+
+
+EIGHT = {"scores": scores, "score_intervals": lambda z, y, k: score_intervals(z, y, k, 20), "bootstrap": lambda z, y, k: bootstrap_scores(z, y, 20),
+         "reliability": lambda z, y, k: reliability(z, y), "ece": lambda z, y, k: ece(z, y), "temperature": lambda z, y, k: fit_temperature(z, y),
+         "paired": lambda z, y, k: paired_bootstrap(z, z + 1, y, k, times=20), "headline": lambda z, y, k: headline(z, y, k, times=20)}
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_tensors_are_taken_and_text_is_named(name):
+    z, y, _ = voted(40, 3)
+    t = torch.tensor(z, requires_grad=True)
+    half = t.bfloat16()
+    for tensor, array, targets in ((t, z, y), (half, half.detach().double().numpy(), torch.tensor(y))):
+        one, other = (pd.DataFrame(np.atleast_1d(EIGHT[name](x, targets, EMOTIONS))) for x in (tensor, array))
+        pd.testing.assert_frame_equal(one, other)
+    for text in (np.array(EMOTIONS)[y], [EMOTIONS[k] for k in y], np.array(EMOTIONS, object)[y]):
+        with pytest.raises(LabelError, match=f"such as '{EMOTIONS[y[0]]}'; whole numbers from 0 to 6 expected"):
+            EIGHT[name](z, text, EMOTIONS)
+
+
+def test_what_is_no_share_has_no_interval():
+    for value in (71.2, -.1, [.5, 1.2]):
+        with pytest.raises(ConfigError, match="a share of .*from 0 to 1 expected"):
+            share_interval(value, 3589)
+    low, high = share_interval([1 + 1e-12, -1e-12, np.nan], 10)
+    assert np.isfinite(low[:2]).all() and np.isnan(high[2])
+    with pytest.raises(ConfigError, match="no values"):
+        mean_intervals({}, np.empty(0))
+    with pytest.raises(ConfigError, match="strata of several types"):
+        mean_intervals({"a": np.ones(3)}, np.array(["x", "y", None], object))

@@ -368,6 +368,9 @@ def test_embeddings_replay_and_are_thinned(method):
     for bad in (LOGITS[:, 0], LOGITS[:2], LOGITS * np.nan, LOGITS[:, :1]):
         with pytest.raises(DataError):
             plot_embedding(bad, labels[:len(bad)], method=method)
+    for n in (0, 1, 2, 9.5):
+        with pytest.raises(ConfigError, match=f"n={n}; a whole number of at least 3 points"):
+            plot_embedding(LOGITS, labels, method=method, n=n)
 
 
 def test_a_caption_is_below_the_figure():

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from fer_nb.core import ConfigError, DataError
-from fer_nb.report import (Headline, Section, fig_to_png, markdown_table, mean_sd, percent_range, pivot_mean_sd, share_intervals, table_text,
-                           write_report)
+from fer_nb.report import (Headline, Section, fig_to_png, markdown_table, mean_sd, percent_range, pivot_mean_sd, share_intervals, summary_table,
+                           table_text, write_report)
 
 NASTY = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} </style>"
 
@@ -271,3 +271,23 @@ def test_confusions_of_two_seeds_are_refused():
     assert confusion_matrix(cells[cells.seed == 0], "m", "test").shape == (2, 2)
     with pytest.raises(DataError, match="more than one a cell"):
         confusion_matrix(cells, "m", "test")
+
+
+def test_a_summary_without_clean_rows_says_what_there_is():
+    rows = pd.DataFrame({"split": "test", "model": "m", "subset": "all", "attack": "none", "tta": "flip", "metric": ["accuracy", "macro_f1"],
+                         "value": [.7, .6], "n": 9})
+    with pytest.raises(DataError, match="no rows of attack none with tta=none; there are none with tta=flip"):
+        summary_table(rows)
+    with pytest.raises(DataError, match="there are no rows"):
+        summary_table(rows[:0])
+    table = summary_table(rows.assign(tta="none", value=np.nan))
+    assert table.columns.tolist()[2:6] == ["accuracy", "precision", "recall", "F1"]
+    assert summary_table(rows.assign(tta="none")).accuracy.tolist() == [70]
+    with pytest.raises(ConfigError, match="a share of 71.2"):
+        share_intervals(pd.DataFrame({"metric": ["accuracy"], "value": [71.2], "n": [3589]}))
+
+
+def test_cells_that_are_lists_are_shown():
+    table = pd.DataFrame({"a": [[1, 2], np.arange(3), None, (), np.nan]})
+    assert table_text(table).a.tolist() == ["[1, 2]", "[0 1 2]", "–", "()", "–"]
+    assert "[1, 2]" in markdown_table(table)

@@ -560,8 +560,10 @@ def test_changes_of_other_images_or_kinds_are_refused(model, ds):
     for other in (hits.iloc[::-1].reset_index(drop=True), hits.rename(columns={"dark": "blur"}), hits.iloc[:7]):
         with pytest.raises(DataError, match="b: other images or kinds than a"):
             corruption_gains({"a": hits, "b": other})
-    with pytest.raises(ConfigError, match="a alone; two networks or more"):
-        corruption_gains({"a": hits})
+    for few, said in (({"a": hits}, "a alone"), ({}, "no network alone")):
+        with pytest.raises(ConfigError, match=f"{said}; two networks or more"):
+            corruption_gains(few)
+    pd.testing.assert_frame_equal(hits, corruption_hits(model, ds, ("dark",), 1))     # one severity is one
     with pytest.raises(ConfigError, match="kind='fog'"):
         corruption_hits(model, ds, ("fog",))
 

@@ -62,13 +62,17 @@ def code_digest(module):
 
 
 def weight_digests(model):
-    "SHA-256 of the files that a model names in `weights`, by their names without ending."
+    """SHA-256 of the files that a model names in `weights`, by their names without ending; one whose name is taken by then has its
+    ending too ("face.xml" beside "face"), and a number where that is taken as well."""
     named = getattr(model, "weights", None) or ()
-    digests = {}
-    for path in [named] if isinstance(named, (str, os.PathLike)) else named:
+    paths = dict.fromkeys([named] if isinstance(named, (str, os.PathLike)) else named)
+    digests = dict(getattr(model, "digests", None) or {})   # of a network that lies in no file
+    for path in paths:
+        name = os.path.basename(path)
+        names = [os.path.splitext(name)[0], name] + ["%s %d" % (name, k) for k in range(2, len(paths) + 2)]
         with open(path, "rb") as file:
-            digests[os.path.splitext(os.path.basename(path))[0]] = hashlib.sha256(file.read()).hexdigest()
-    return digests | dict(getattr(model, "digests", None) or {})   # of a network that lies in no file
+            digests[next(n for n in names if n not in digests)] = hashlib.sha256(file.read()).hexdigest()
+    return digests
 
 
 def named_labels(*places):
