@@ -39,7 +39,7 @@ from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_f
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
-from .plan import describe, images_in, measured_rates, need_memory
+from .plan import Images, describe, images_in, measured_rates, need_memory
 from .predict import _paths, _student, format_of, is_video, need_spare, weights_file
 from .reproduce import BUDGETS, ITEMS, LAYOUTS, budget_preset, reproducible, reproduce
 from .store import (SHIPPED, command_line, from_text, read_record, run_record, work_of,
@@ -58,6 +58,7 @@ class Verb:
     machine: tuple[str, ...] = ()        # of `_MACHINE`: what can be said about the machine that does it
     resumes = False                      # whether it goes on in a folder that is there
     aside = True                         # whether its folder is made beside its place and renamed at the end
+    makes: tuple[str, ...] = ()          # its options that name a folder which need not be there
 
     def __init_subclass__(cls) -> None:
         VERBS[cls.__name__.strip("_").removesuffix("Verb").lower()] = cls()
@@ -205,11 +206,15 @@ def need_inputs(
     if getattr(args, "seed", None) is not None:
         at_least("seed", args.seed, 0, most=2**63 - 1)
     option, target, folder = verb.target(args)
-    read = [path for name, value in vars(args).items() if name != option
+    read = [path for name, value in vars(args).items() if name not in (option, *verb.makes)
             for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
     for path in read:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
+    for place in [place for name in verb.makes if (place := getattr(args, name)) is not None]:
+        need_apart(place, read)
+        if target is not None:
+            need_apart(target, [place])
     if target is not None:
         setattr(args, option, target)
         if verb.aside or not folder:
@@ -417,6 +422,46 @@ def run_sqs(
     tried_only = f"\na trial, not run on the data: {trial}" * bool(trial)
     return f"{tables}table: {args.out / 'sqs.csv'}{tried_only}"
 
+# %% ../nbs/60_cli.ipynb #dryneed1
+def _need_runnable(
+    preset: Preset,   # settings of `run` or `demo`
+    ds: FERData,      # what they shall run on
+) -> None:
+    """Refuse for a plan what a run would refuse: by labels, files and numbers of images. What only networks
+    can say is left to the run. Raises `ConfigError`, `DataError`."""
+    data, first = preset.data, preset.born_again
+    for name in ("T", "tau") if preset.teachers else ():
+        preset.distillation.of(name, ds.labels)
+    if data.held is not None and not Path(data.held).is_file():
+        raise DataError(f"data.held={data.held}: no such file")
+    for fit in (preset.student, *([first.student] if first else [])):
+        given = fit.class_weights
+        if isinstance(given, tuple) and len(given) != len(ds.labels):
+            raise ConfigError(f"class_weights={given}: a number for each of {', '.join(ds.labels)} expected")
+        if fit.network in ("annotators", "geometry", "landmarks"):
+            raise ConfigError(f"student.network={fit.network!r}: a teacher that sees no images; a network "
+                              "that does expected, such as 'light'")
+        if fit.device is not None:
+            pick_device(fit.device)
+    for label, n in ds.df.label.value_counts().items() if data.folds else ():
+        if n < data.folds or n - -(-n // data.folds) < 5:
+            raise DataError(f"{ds.name}: {n} images of {label!r} for data.folds={data.folds}; one in each "
+                            "fold, and 5 to train on beside them, expected: take fewer folds")
+
+
+def _planned(
+    preset: Preset,              # settings of `run` or `demo`
+    ds: FERData,                 # what they shall run on
+    n: Images,                   # how many images
+    args: argparse.Namespace,    # the verb's arguments
+) -> str:                        # lines
+    "What a run would take. Raises what `_need_runnable` does."
+    _need_runnable(preset, ds)
+    rates = measured_rates(preset, n, say=_say) if args.measure else None
+    name = args.preset if args.config is None else None
+    return f"{describe(preset, n, name, len(ds.labels), rates)}\nnothing was run"
+
+
 # %% ../nbs/60_cli.ipynb #60000016
 class _DemoVerb(Verb):
     "the whole way on the embedded synthetic faces"
@@ -462,9 +507,7 @@ class _DemoVerb(Verb):
             ds = capped(ds, few, args.seed)
             n = images_in(ds, preset)
         if args.dry_run or args.measure:
-            rates = measured_rates(preset, n, say=_say) if args.measure else None
-            name = args.preset if args.config is None else None
-            return f"{describe(preset, n, name, len(ds.labels), rates)}\nnothing was run"
+            return _planned(preset, ds, n, args)
         if not args.anyway:
             need_memory(preset, n)
         if not args.quiet:
@@ -809,7 +852,7 @@ class _ShipVerb(Verb):
     description = ("Teachers, EADD and adversarial training at length. Leaves weights with their cards, "
                    "results.csv, history.csv and teacher_weights.csv; takes hours, and goes on where it was "
                    "broken off.")
-    machine = _TRAINS
+    machine, makes = _TRAINS, ("work",)
     options = _DATA | _VOTES | _SETTINGS | _OVERWRITE | {
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",
                           help=".safetensors of a network trained on the same images, which teaches too; "
@@ -818,9 +861,9 @@ class _ShipVerb(Verb):
         "--student": dict(choices=("both", "accurate", "robust", "ferplus"), default="both",
                           help="which network: accurate and robust (both), one of them, or ferplus: eight "
                                "emotions, by the shares of FER+'s votes (default: %(default)s)"),
-        "--work": dict(metavar="DIR", help="folder of the unfinished work; accurate, robust and students "
-                                           "of other settings (--set student.lr=.002) may "
-                                           "share it (default: OUT.work)"),
+        "--work": dict(type=Path, metavar="DIR",
+                       help="folder of the unfinished work; accurate, robust and students of other settings "
+                            "(--set student.lr=.002) may share it (default: OUT.work)"),
         "--anyway": _TRYING["--anyway"],
         "--out": dict(type=Path, metavar="DIR",
                       help="folder (default: runs/shipped, of one student runs/shipped-STUDENT)")}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import EMOTIONS, ConfigError, at_least, one_of, positive, share
+from .core import EMOTIONS, ConfigError, at_least, file_sha256, one_of, positive, share
 
 # %% ../nbs/01_config.ipynb #5c0e0002
 def _check(
@@ -139,6 +139,8 @@ class Fit:
                 "schedule": ("one_cycle", "cosine", "warm_restarts"), "keep": ("best", "last"),
                 "amp": (None, "auto", "bf16", "fp16"), "soft": (None, "votes"),
                 "sampler": (None, "balanced")})
+        if self.size is not None:
+            at_least("size", self.size, 1, "pixels", most=4096)
         self._check_class_weights()
         restarts, cycle = self.schedule == "warm_restarts", self.restart_epochs
         clashes = {
@@ -269,7 +271,7 @@ class Distillation:
 class Adversarial:
     "The adversarial phase."
 
-    attacks: tuple[str, ...] = ("fgsm", "pgd")   # one is drawn for each batch
+    attacks: tuple[str, ...] = ("fgsm", "pgd")   # one is drawn for each batch; one named twice, more often
     eps: float = 4 / 255                         # radius in the maximum norm
     steps: int = 3                               # of PGD
     ratio: float = 0.5                           # share of each batch that is attacked
@@ -306,6 +308,9 @@ class Evaluation:
         _check(self, {"steps": 1} | given, choices={"tta": ("none", "flip", "five")})
         for radius in self.eps:
             at_least("eps", radius, 0, most=1)
+        shown = [f"{255 * radius:.3g}/255" for radius in self.eps]   # as tables have them
+        if twice := [one for one in shown if shown.count(one) > 1]:
+            raise ConfigError(f"eps: {twice[0]} twice; radii that differ in three digits expected")
 
 
 @dataclass(frozen=True)
@@ -638,10 +643,24 @@ def tried(
                    distillation=replace(how, views=views), evaluation=replace(preset.evaluation, n=few),
                    born_again=first and tried(first, epochs, new_weights))
 
+# %% ../nbs/01_config.ipynb #contents1
+def _with_contents(
+    value: object,   # from `asdict`, or a part of it
+) -> object:         # the same with `sha256` beside each network that is a file
+    "What is read from a file of weights counts by its content; a file that is not there has none."
+    if isinstance(value, (list, tuple)):
+        return [_with_contents(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    found, file = {k: _with_contents(v) for k, v in value.items()}, value.get("network", "")
+    there = str(file).endswith(".safetensors") and Path(file).is_file()
+    return found | ({"sha256": file_sha256(file)} if there else {})
+
 # %% ../nbs/01_config.ipynb #e608e98c
 def to_dict(
-    settings: object,   # a `Preset`, or one of its parts
-) -> dict:              # what JSON can hold; the file of a network without its folder
+    settings: object,        # a `Preset`, or one of its parts
+    contents: bool = False,  # with `sha256` beside each network that is a file, for an identity
+) -> dict:                   # what JSON can hold; the file of a network without its folder
     "The settings for a record, or for an identity."
     def plain(value: object, name: str = "") -> object:
         if isinstance(value, dict):
@@ -650,7 +669,7 @@ def to_dict(
             return [plain(v) for v in value]
         return Path(value).name if name == "network" and value.endswith(".safetensors") else value
 
-    return plain(asdict(settings))
+    return plain(_with_contents(asdict(settings)) if contents else asdict(settings))
 
 
 @cache

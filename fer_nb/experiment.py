@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .config import Fit, Preset, load_config, override
+from .config import Fit, Preset, _with_contents, load_config, override
 from .core import ConfigError, DataError, Say, at_least, need_columns, one_of, quiet
 from .data import FERData
-from .launch import map_ranks, peak_memory, precision, rank_world
+from .launch import map_ranks, peak_memory, pick_device, precision, rank_world
 from .store import Store, one_at_a_time, read_table, run_record, write_table
 
 # %% ../nbs/42_experiment.ipynb #e4200008
@@ -120,7 +120,7 @@ def grid(
             return run(*cells[k])
 
         settings = arms[cells[k][0]] if isinstance(arms, Mapping) else None
-        settings = asdict(settings) if is_dataclass(settings) else settings
+        settings = _with_contents(asdict(settings)) if is_dataclass(settings) else settings
         table = store.table(names[k], make, arm_settings=settings, **keys[k], **precision())
         if store.folder is not None:
             shutil.rmtree(store.path(f"{names[k]}.work"), ignore_errors=True)
@@ -133,7 +133,7 @@ def grid(
 
 # %% ../nbs/42_experiment.ipynb #e4200031
 def _gb(
-    device: str,   # "cpu", "cuda"
+    device: str,   # "cpu", "cuda:1"
 ) -> float:        # GB; NaN where the system does not tell
     "The most memory that was held there so far."
     import torch
@@ -159,11 +159,13 @@ def measured_cost(
     once: bool = False,         # leave the row of a block that has ended: it only reads what it made
     **about: object,            # which fit: its arm, seed, fold
 ) -> Iterator[None]:            # a `with` block
-    """Write down how long the block took, the most memory that PyTorch held on a card, the commit and the
-    processor. Earlier attempts count, from their file; `whole` is False where the time of one is lost, for it
-    was killed and left its first row or its checkpoints alone."""
+    """Write down how long the block took, the most memory that PyTorch held on a card, the commit, the
+    processor, and the device: that of `machine`, else the card where there is one. Earlier attempts count,
+    from their file; `whole` is False where the time of one is lost, for it was killed and left its first row
+    or its checkpoints alone."""
     import torch
-    before, cuda, whole = None, torch.cuda.is_available(), True
+    before, device, whole = None, pick_device(), True
+    cuda = device.type == "cuda"
     if file is not None:
         before = read_table(file).iloc[0] if file.exists() else None
         work = file.with_name(file.name.replace(".cost.csv", ".work")) if work is None else work
@@ -176,16 +178,16 @@ def measured_cost(
     def write(whole: bool, done: bool) -> None:
         row = about | {"hours": (time.perf_counter() - started) / 3600, "whole": whole, "done": done,
                        **{k: _also(now[k], None if before is None else before.get(k)) for k in _WHERE},
-                       "device": torch.cuda.get_device_name() if cuda else "cpu",
+                       "device": now["device"],
                        "threads": torch.get_num_threads(), "ram_gb": _gb("cpu"),
-                       "gpu_gb": _gb("cuda") if cuda else np.nan}
+                       "gpu_gb": _gb(str(device)) if cuda else np.nan}
         if before is not None:
             row |= {"hours": row["hours"] + before.hours, "ram_gb": max(row["ram_gb"], before.ram_gb)}
         if file is not None:
             write_table(pd.DataFrame([row]), file)
 
     if cuda:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     write(False, False)   # what stays if the process is killed
     try:
         yield
@@ -209,11 +211,12 @@ def cost(
 def training_costs(
     out: str | Path,  # folder of a study
 ) -> pd.DataFrame:    # what each fit is called, hours, whole (False: more), done, commit, ..., gpu_gb
-    "What the fits of a study cost, from the files beside its runs. Raises `DataError` where there are none."
+    "What each fit of a study cost, from the files beside its runs. Raises `DataError` where there are none."
     files = sorted(Path(out).rglob("*.cost.csv"))
     if not files:
         raise DataError(f"{out}: no *.cost.csv; the folder of a study expected")
-    return pd.concat([read_table(file) for file in files], ignore_index=True)
+    costs = pd.concat([read_table(file) for file in files], ignore_index=True)
+    return costs.drop_duplicates(ignore_index=True)   # once copied, where a fit was taken over
 
 
 def fits_of(

@@ -28,9 +28,10 @@ from scipy.special import log_softmax
 from torch import nn
 
 from .audit import image_quality
-from .config import (Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset, override,
-                           to_dict)
-from .core import ConfigError, Say, at_least, file_sha256, need_columns, one_of, quiet
+from .config import (PARTS, Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset,
+                           override, to_dict)
+from .core import (ConfigError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
+                         quiet)
 from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
@@ -48,7 +49,7 @@ from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_studen
                              trained_teachers)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
-from .store import (SHIPPED, Store, differences, digest, plain, shipped_file, taken_up, work_of,
+from .store import (SHIPPED, Store, _apart, digest, plain, shipped_file, taken_up, work_of,
                           write_table)
 from .studies import subsample
 from .teachers import CachedLogits, data_record, make_teachers, need_same_holdout
@@ -150,12 +151,9 @@ def _settings(
     preset: Preset,       # whose settings may name files
 ) -> dict[str, object]:   # for the identity of a study
     "The settings as a record has them; what is read from a file counts by its content, wherever it lies."
-    found = to_dict(preset)
+    found = to_dict(preset, contents=True)
     if (held := preset.data.held) and Path(held).is_file():
         found["data"] = found["data"] | {"held": file_sha256(held)}
-    for k, fit in enumerate(preset.teachers):
-        if fit.is_file and Path(fit.network).is_file():
-            found["teachers"][k] = found["teachers"][k] | {"sha256": file_sha256(fit.network)}
     return found
 
 
@@ -575,7 +573,8 @@ def teacher_study(
     splits_of = lru_cache(1)(lambda fold: prepare(parts[fold], whole, seed))
 
     def run(name: str, seed: int, fold: int) -> pd.DataFrame:
-        splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=to_dict(fits[name]))
+        fit = to_dict(fits[name], contents=True)
+        splits, part = splits_of(fold), store.part(cell_name(name, fold, "fit"), fit=fit)
         with store.cost(name, fold, work=part.folder, teacher=name, fold=fold):
             [teacher], _ = trained_teachers(make_teachers([fits[name]]), splits, seed, part)
         return _rows(teacher.logits(splits.test), splits).assign(px=fits[name].size or 0)
@@ -675,18 +674,64 @@ _ALONE = (*(f"settings.student.{f.name}" for f in fields(Fit) if f.name not in (
           *(f"settings.distillation.{f.name}" for f in fields(Distillation) if "views" not in f.name))
 
 
+def _with_defaults(
+    found: object,         # settings as `to_dict` gave them, or a part of them
+    cls: type = Preset,    # what they are of
+) -> object:               # the same; fields that are missing have their defaults
+    "Settings of an earlier version as this one would write them."
+    if isinstance(found, list):
+        return [_with_defaults(one, cls) for one in found]
+    if not isinstance(found, dict):
+        return found
+    whole = plain(to_dict(cls())) | found
+    return {name: _with_defaults(v, PARTS[name]) if name in PARTS else v for name, v in whole.items()}
+
+
 def _work_at(
     folder: str | Path,              # of work, which may be there
     identity: dict[str, object],     # of the run
     say: Say = quiet,                # gets a line where the student is another
 ) -> tuple[Store, str]:              # the work; what the names of its student's files end with
     """Settings that are the student's alone may differ from the work's: its teachers, which do not depend on
-    them, serve this student too, whose files lie beside the first one's. Raises `StoreError` for others."""
-    store = Store(folder, kept := taken_up(folder, identity, _ALONE))
-    if not (apart := differences(kept, plain(identity))):
+    them, serve this student too, whose files lie beside the first one's. A setting that the work's version
+    did not know yet has its default. Raises `StoreError` for others."""
+    def now(there: dict) -> dict:
+        return there | ({"settings": _with_defaults(there["settings"])} if "settings" in there else {})
+
+    store = Store(folder, kept := taken_up(folder, identity, _ALONE, now))
+    if not (apart := _apart(now(kept), plain(identity))):
         return store, ""
     say(f"another student for the teachers in {folder}: {'; '.join(apart)}")
-    return store, f"-{digest([identity['settings'][part] for part in ('student', 'distillation')])}"
+    student, how = (dict(identity["settings"][part]) for part in ("student", "distillation"))
+    student.pop("sha256", None)   # `start`, which cannot differ
+    return store, f"-{digest([student, how])}"
+
+
+# %% ../nbs/44_hyfer_studies.ipynb #workat03
+def _checked_places(
+    ds: FERData,               # what is trained on
+    out: str | Path,           # a folder that may be replaced
+    work: str | Path | None,   # of unfinished work; None: beside `out`
+    seed: int,                 # of the run
+) -> int:                      # the seed
+    "Refuse what `_checked_start` refuses for both folders, and work that the result would replace."
+    if work is not None:
+        need_apart(out, [work])
+        _checked_start(ds, work, seed)
+    return _checked_start(ds, out, seed)
+
+
+def _begun(
+    store: Store,   # of the work
+    other: str,     # see `_work_at`
+    say: Say,       # gets a line where the machine is another
+) -> dict[str, object]:   # for the card
+    "Enter this start. Those of other students stand apart: teachers may have been fitted in them."
+    every = store.session(say, of=other) if rank_world()[0] == 0 else []
+    own = [start for start in every if start.get("of", "") == other]
+    others = [start for start in every if start.get("of", "") != other]
+    more = {"starts of other students": others} if others else {}
+    return {"starts": own, "interruptions": len(own) - 1} | more
 
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000005
@@ -703,10 +748,10 @@ def train_shipped(
     anyway: bool = False,                       # begin even where the estimate does not fit into memory
 ) -> Path:                                      # `out`: weights with cards, results, history, teacher weights
     """The run behind the weights in the package. Raises `ConfigError` for a preset that does not fit into
-    memory, or is not for these students, `DataError` where the folder exists or votes are missing,
-    `StoreError` where the work of another run lies there."""
+    memory, or is not for these students, `DataError` where the folder exists or would hold the work, or votes
+    are missing, `StoreError` where the work of another run lies there."""
     need_students(students, ds, preset)
-    ds, seed = resized(ds, preset.student.size), _checked_start(ds, out, seed)
+    ds, seed = resized(ds, preset.student.size), _checked_places(ds, out, work, seed)
     if not anyway:
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:
@@ -715,9 +760,9 @@ def train_shipped(
         start = {"start": file_sha256(preset.student.network)} if preset.student.is_file else {}
         if file := start and preset.student.network:
             _need_unseen(file, load_teacher(file), splits, seed, say)
-        identity = {"settings": to_dict(preset), "seed": seed, **ds.identity(), **start, **precision()}
-        store, other = _work_at(work or work_of(out), identity, say)
-        starts = store.session(say) if rank_world()[0] == 0 else []
+        identity = {"settings": to_dict(preset, contents=True), "seed": seed, **ds.identity(), **start}
+        store, other = _work_at(work or work_of(out), identity | precision(), say)
+        begun = _begun(store, other, say)
         if splits.listed is not None:
             say(f"held out again: {len(splits.valid):,} of {len(splits.listed):,} in {preset.data.held}; the "
                 "others were dropped, or have a duplicate that was trained on")
@@ -740,7 +785,7 @@ def train_shipped(
         named = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
         named |= {"teachers together": _ensemble_logits(list(named.values()))} if named else {}
         tables = {name: _rows(m, splits).assign(model=name) for name, m in (named | models).items()}
-        how = {"command": command, "seed": seed, "starts": starts, "interruptions": len(starts) - 1}
+        how = {"command": command, "seed": seed, **begun}
         how |= {"went on from": {"sha256": start["start"]}} if start else {}
         for name, model in models.items():
             shared = {"share of phase 2's weights": adv.share} if name == "hyfer_robust" else {}

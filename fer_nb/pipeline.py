@@ -347,7 +347,7 @@ class RunResults:
             tables.append(evaluate(logits, test, "none", self.splits.duplicates).assign(model=name))
             if taught and how.tta != "none":
                 tables.append(evaluate(model, test, how.tta, self.splits.duplicates).assign(model=name))
-            for attack in attacks if taught and how.eps else ():
+            for attack in dict.fromkeys(attacks) if taught and how.eps else ():
                 curve = robust_curve(model, test, attack, how.eps, how.steps, n=how.n, seed=self.seed)
                 tables.append(curve.assign(model=name))
             for split in test.df.split.unique():
@@ -788,12 +788,15 @@ def data_section(
     splits, found = self.splits, self.splits.audit
     before, left = len(found.ds.where(split="train")), len(splits.valid) + len(splits.train)
     copies = int((splits.train.df.source != splits.train.df.id).sum()) if "source" in splits.train.df else 0
+    there = found.ds.where(split="train").df.id
+    faceless = 0 if splits.originals is None else int((~there.isin(splits.originals.ds.df.id)).sum())
     seen = self.ds.provenance
     read = f"R{str(seen)[1:]}. " + "".join(f"Note: {note}. " for note in seen.notes) if seen else ""
     text = (f"{read}{len(self.ds):,} images came in, {before:,} of them for training. "
-            f"{before - left + copies:,} training "
+            f"{before - left + copies - faceless:,} training "
             "images were dropped as copies, contradictions, no faces or duplicates of reported "
-            f"images; {len(splits.valid):,} were held out for validation; {copies:,} transformed copies were "
+            f"images; {f'{faceless:,} more, in which no face was found, were left out; ' * bool(faceless)}"
+            f"{len(splits.valid):,} were held out for validation; {copies:,} transformed copies were "
             f"added to rare classes. {len(splits.duplicates):,} of {len(splits.test):,} reported images had "
             "a duplicate in training before cleaning.")
     balance = _figure(plot_counts, found.ds.where(split="train"), splits.train, height=4.3)
@@ -868,7 +871,7 @@ FILES = {   # file -> what it holds, in the order of the report
     "students.csv": "the students: weights, accuracy on the held-out images, temperature, cost",
     "comparison.csv": "paired tests of the students", "confusion.csv": "confusion matrices, a row a cell",
     "issues.csv": "what the audit found, a row an image and issue",
-    "parts.csv": "where each image went: trained on, held out, reported, left out by cleaning",
+    "parts.csv": "where each image went: trained on, held out, reported, left out",
     "history.csv": "losses and accuracy, a row an epoch",
     "teacher_weights.csv": "weight of each teacher, emotion and epoch (from 0)",
     "adversarial.csv": "the adversarial phase, a row an epoch (from 0) and kind of image",
@@ -1039,7 +1042,7 @@ def _identity_of(
     preset: Preset,   # settings
 ) -> dict:            # those that its fits depend on
     "The settings without what is measured at the end, and without where the student is trained."
-    settings = {k: v for k, v in to_dict(preset).items() if k != "evaluation"}
+    settings = {k: v for k, v in to_dict(preset, contents=True).items() if k != "evaluation"}
     return settings | {"student": settings["student"] | {"device": None, "workers": 0}}
 
 
@@ -1222,7 +1225,8 @@ def run_folds(
     trial: str | None = None,    # see `run`
     name: str = "own",           # of the preset
 ) -> Path:                       # `out`: report.html, folds.csv, summary.csv, and a run folder for each fold
-    "A run for each fold, and their table; finished folds are not run again. Raises as `run` does."
+    """A run for each fold, and their table; finished folds are not run again. Raises as `run` does, and
+    `StoreError` where a file of weights is another than that of the finished folds."""
     work, n = work_of(out), preset.data.folds
     data, first = replace(preset.data, folds=None, folds_by=None), preset.born_again
     one = replace(preset, data=data, born_again=first and replace(first, data=data))
@@ -1230,7 +1234,8 @@ def run_folds(
     record = run_record(command, preset=name, seed=seed, resumed=work.exists(), **precision())
     with rank0_folder(out, overwrite) as folder:
         parts = fold_parts(ds, preset, seed)
-        identity = {"settings": to_dict(preset), "seed": seed, **ds.identity(), **precision()}
+        identity = {"settings": to_dict(preset, contents=True), "seed": seed, **ds.identity(),
+                    **precision()}
         Store(work, taken_up(work, identity, _WHERE))
         tables = []
         for k, part in enumerate(parts):

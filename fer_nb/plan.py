@@ -175,6 +175,14 @@ def images_in(
     colour = len(ds) and first.ndim == 3
     return images_of(ds.counts(), preset, ds.name, max(len(first), len(first[0])), 3 if colour else 1)
 
+# %% ../nbs/35_plan.ipynb #steps0135
+def _steps_of(
+    fit: Fit,      # how a network is fitted
+    images: int,   # in an epoch
+) -> int:          # of the optimiser, in all epochs
+    "Whole batches alone are trained on; what `accumulate` has left of an epoch goes on in the next one."
+    return fit.epochs * (images // fit.bs) // (fit.accumulate or 1)
+
 # %% ../nbs/35_plan.ipynb #plan0014
 @dataclass(frozen=True)
 class Part:
@@ -207,13 +215,13 @@ def parts_of(
     def fitted(name: str, fit: Fit, network: str, size: int | None, extra: float = 0.0) -> Part:
         twice = 2 if fit.sam else 1   # sharpness-aware minimisation goes through each batch twice
         passes = fit.epochs * (n.shown * (3 + extra) * twice + n.valid)
-        return Part(name, network, size, n.times * fit.epochs * (n.shown // fit.bs), n.times * passes, fit)
+        return Part(name, network, size, n.times * _steps_of(fit, n.shown), n.times * passes, fit)
 
     student, how, under = preset.student, preset.distillation, preset.adversarial
     if preset.evaluation.seeds is not None:
         fits = [fitted("SQSNet", student, student.network, student.size)]
         if n.again:   # for as many epochs as were best, at most all
-            passes, steps = 3 * student.epochs * n.again, student.epochs * (n.again // student.bs)
+            passes, steps = 3 * student.epochs * n.again, _steps_of(student, n.again)
             fits.append(Part("SQSNet, on all training images", student.network, student.size, n.times * steps,
                              n.times * passes, student))
         return [*fits, Part("evaluation", student.network, student.size, 0, n.times * n.test * 6)]
@@ -232,7 +240,7 @@ def parts_of(
     if under is not None:
         extra = under.ratio * attack_passes(under.attacks, under.steps, classes)
         parts.append(fitted("student, adversarial", under.fit, student.network, student.size, extra))
-        each = attack_passes(under.attacks, preset.evaluation.steps, classes) * len(under.attacks)
+        each = sum(attack_passes([a], preset.evaluation.steps, classes) for a in set(under.attacks))
         passes += (2 + bool(preset.teachers)) * attacked * each
     return parts + [Part("evaluation", student.network, student.size, 0, n.times * passes)]
 

@@ -19,18 +19,18 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from .augment import as_images, as_pixels
-from .config import Augment, Fit, Preset, override, to_dict
+from .config import Augment, Fit, Preset, _with_contents, override, to_dict
 from .core import DataError, Say, at_least, hash_uniform, one_of, quiet
 from .data import FERData
 from .evaluate import evaluate, predict_logits
 from .experiment import NOT_SHARES, cell_name, grid, study, with_options
 from .hyfer_studies import RECIPE, SHIP, _ensemble_logits, _settings, facts_of
-from .launch import rank_world
+from .launch import precision, rank_world
 from .loaders import Splits
 from .models import HYFER, HyFER, load_teacher, save
 from .pipeline import cache_logits, fit_student, need_networks, prepare, trained_teachers
 from .report import pivot_mean_sd
-from .store import Store, digest, plain, read_table, write_table
+from .store import Store, _apart, digest, plain, read_table, write_table
 from .teachers import make_teachers
 from .train import make_network, settled
 
@@ -84,6 +84,14 @@ STEPS: dict[str, dict[str, Arm]] = {
                                         "student.augment.scale=[0.7, 1.35]"))}}
 
 # %% ../nbs/48_recipe.ipynb #steps004
+def _is_of(
+    made: dict,   # the settings of a cell, from its identity
+    fit: Fit,     # how a student is fitted now
+) -> bool:        # with the same file of weights, too, where it begins with one
+    "Whether a stored fit is one of exactly these settings."
+    return not _apart(made, plain(_with_contents(asdict(fit))))
+
+
 def best_of(
     out: str | Path,   # folder of the runs of the step "recipe"
     student: Fit,      # how they were fitted, but for the network
@@ -96,7 +104,7 @@ def best_of(
             cell = read_table(path)
             made = cell.attrs["identity"]["arm_settings"]
             one = replace(student, network=made["network"])
-            if made != plain(asdict(one if one.network in HYFER else replace(one, stage_drop=None))):
+            if not _is_of(made, one if one.network in HYFER else replace(one, stage_drop=None)):
                 raise DataError(f"{path}: fitted with other settings; the same expected, or the network's "
                                 "name (--network light_full)")
             held = cell[(cell.split == "holdout") & (cell.tta == "none") & (cell.metric == "accuracy")]
@@ -144,14 +152,16 @@ def left_by_recipe(
     budget: Preset,     # the settings of a row
     seed: int,          # of a fit
 ) -> Path | None:       # its files without their endings; None: it has not been fitted
-    "Where the step \"recipe\" has left a fit of exactly these settings."
+    """Where the step "recipe" has left a fit of exactly these settings, computed as exactly as here (see
+    `launch.precision`)."""
     same = replace(preset, student=replace(preset.student, network=budget.student.network), teachers=())
     path = Path(out) / cell_name(budget.student.network, seed)
     file = path.with_name(f"{path.name}.csv")
     if same != budget or not file.exists():
         return None
-    made = read_table(file).attrs["identity"]["arm_settings"]   # by an earlier call, maybe with other options
-    return path if made == plain(asdict(budget.student)) else None
+    made, here = read_table(file).attrs["identity"], precision()   # by an earlier call, maybe another one
+    exact = all(made.get(name) == here.get(name) for name in ("amp", "tf32"))
+    return path if exact and _is_of(made["arm_settings"], budget.student) else None
 
 
 def _key(
@@ -184,9 +194,12 @@ def recipe_study(
         make_network(budget.student, ds.labels)
         need_networks(budget)
     identity = {"settings": _settings(replace(preset, student=Fit())), **ds.identity()}
+    first = None
     if (Path(out) / "identity.json").exists():   # of the step "recipe", whose fits are taken over
-        Store(out, identity)
+        first = Store(out, identity)
     store = Store(Path(out) if step == "recipe" else Path(out) / step, identity)
+    first = first or store   # what it measured holds for all steps, but for one that has measured itself
+    timed = store if store.path("precision.csv").exists() else first
     fits = tuple(dict.fromkeys(fit for budget in budgets.values() for fit in budget.teachers))
     splits = prepare(ds, replace(preset, teachers=fits))   # faces are cut for the largest
     say(f"{len(splits.train):,} images to train on, {len(splits.valid):,} held out")
@@ -198,10 +211,11 @@ def recipe_study(
         say)[0] if fits else [])
 
     def run(name: str, seed: int) -> pd.DataFrame:
-        budget, cell = settled(budgets[name], splits.train, store, say), cell_name(name, seed)
+        budget, cell = settled(budgets[name], splits.train, timed, say), cell_name(name, seed)
         scenes = in_scenes(splits.valid) if step == "photographs" else None
-        if step != "recipe" and (there := left_by_recipe(out, preset, budgets[name], seed)) is not None:
-            for end in (".safetensors", ".history.csv", ".cost.csv"):
+        there = None if step == "recipe" else left_by_recipe(out, preset, budgets[name], seed)
+        if there is not None and settled(budgets[name], splits.train, first, say) == budget:
+            for end in (".safetensors", ".history.csv"):   # its cost is the first step's
                 copyfile(f"{there}{end}", store.path(f"{cell}{end}"))
             return two_views(load_teacher(store.path(f"{cell}.safetensors")), splits, scenes)
         with store.cost(name, seed, network=name, seed=seed):

@@ -610,7 +610,8 @@ def bridge_study(
     at_least("seeds", len(seeds), 1)
     preset, student = _as_preset(preset), _as_student(student)
     splits, tta = replace(sqs_parts(ds, preset, protocol), everything=None), preset.evaluation.tta
-    store = _store(out, {"teachers": to_dict(preset), "students": to_dict(student), **ds.identity(),
+    store = _store(out, {"teachers": to_dict(preset), "students": to_dict(student, contents=True),
+                         **ds.identity(),
                          "protocol": protocol})
     files = {name: store.path(f"{cell_name('teacher', name)}.safetensors") for name in ("SQSNet", "w/o SQS")}
 

@@ -98,6 +98,17 @@ def differences(
             for keys in there | here if not same(there.get(keys), here.get(keys))]
 
 
+_NOT_WRITTEN = re.compile(r"(?:.*\.)?sha256 is 'absent' there and ")
+
+
+def _apart(
+    there: dict,    # the identity of what is stored
+    here: dict,     # the identity that is expected
+) -> list[str]:     # as from `differences`
+    "Where they differ, but for contents of files of weights, which earlier versions did not write down."
+    return [one for one in differences(there, here) if not _NOT_WRITTEN.match(one)]
+
+
 def first_few(
     faults: Sequence[str],  # one or more
 ) -> str:                   # for a message
@@ -298,7 +309,7 @@ def _claim(self: Store) -> None:
             write_json(aside, self.identity)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not (differ := differences(found, self.identity)):
+        if not (differ := _apart(found, self.identity)):
             return
         wrong = (f"{self.folder}: results of something else: {first_few(differ)}; "
                  "choose another folder, or delete this one to begin again")
@@ -319,7 +330,7 @@ def _find(
     cause = None
     try:
         found, its = read(path)
-        if not (differ := differences(its, identity)):
+        if not (differ := _apart(its, identity)):
             return (found,)
         rule = self.stale
         wrong = f"of something else: {first_few(differ)}; choose another folder, or delete the file"
@@ -355,12 +366,13 @@ def taken_up(
     folder: str | Path,               # of a store, which may be there
     identity: Mapping[str, object],   # of what comes now
     idle: Sequence[str],              # beginnings of entries that change no result, "settings.a"
+    now: Callable[[dict], dict] = dict,   # makes of an identity of an earlier version one of this
 ) -> Mapping[str, object]:            # for `Store`
     """The identity that a folder has, where it differs in idle entries alone, such as those of an earlier
     version; else what was given, of which `Store` says how it differs."""
-    with suppress(OSError, ValueError, RecursionError):  # `Store` says what is wrong with the file
+    with suppress(OSError, ValueError, TypeError, RecursionError):  # `Store` says what is wrong with the file
         found = json.loads((Path(folder) / "identity.json").read_text(encoding="utf-8"))
-        if all(one.startswith(tuple(idle)) for one in differences(found, plain(identity))):
+        if all(one.startswith(tuple(idle)) for one in _apart(now(found), plain(identity))):
             return found
     return identity
 
@@ -585,21 +597,24 @@ SAME = ("processor", "cores", "threads", "torch", "device")   # what the last bi
 def session(
     self: Store,
     say: Say = quiet,  # gets a line where the machine is another
-) -> list[dict]:   # of every start, this one last: date, commit, and what `SAME` names
+    of: str = "",      # which one of several works that share the folder
+) -> list[dict]:   # of every start, this one last: date, commit, what `SAME` names, and `of` if it is named
     "Enter that a work begins, or goes on, in `sessions.json`. Raises `StoreError` for a file that is none."
     record = run_record("")
     record["torch"] = record["versions"]["torch"]
-    now = {k: record.get(k) for k in ("date", "commit", *SAME)}
+    now = {k: record.get(k) for k in ("date", "commit", *SAME)} | ({"of": of} if of else {})
     if (path := self.path("sessions.json")) is None:
         return [now]
     with one_at_a_time(path.parent):
         try:
             before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-            last = {k: before[-1].get(k) for k in SAME} if before else None
+            own = [start for start in before if start.get("of", "") == of]
+            last = {k: (own or before)[-1].get(k) for k in SAME} if before else None
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as e:
             raise StoreError(f"{path}: cannot be read as the starts of a work ({e}); delete it") from e
         if last and (differ := differences(last, {k: now[k] for k in SAME})):
-            say(f"goes on, but not bit for bit, for sums are added up in another order: {'; '.join(differ)}")
+            what = "goes on" if own else "what others have not finished goes on"
+            say(f"{what}, but not bit for bit, for sums are added up in another order: {'; '.join(differ)}")
         with _writing(path) as aside:
             write_json(aside, [*before, now])
     return [*before, now]

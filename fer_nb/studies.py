@@ -125,7 +125,7 @@ def protocol_study(
         return results[["subset", "metric", "value", "n"]]
 
     data = {"data": ds.fingerprint(), "groups": digest(ds.df.group)}
-    identity = data | {"targets": targets, "fit": to_dict(fit)}
+    identity = data | {"targets": targets, "fit": to_dict(fit, contents=True)}
     store = Store(out, identity)
     return grid(run, PROTOCOLS, seeds, store, over="protocol", say=say)
 
@@ -240,7 +240,7 @@ def label_error_study(
         with measured_cost(None if out is None else Path(out) / f"fold-{fold}.cost.csv", fold=fold):
             return fit_network(train, fit, seed + fold)
 
-    logits = fold_logits(fitted, ds, splits, out, setting=to_dict(fit) | {"seed": str(seed)})
+    logits = fold_logits(fitted, ds, splits, out, setting=to_dict(fit, contents=True) | {"seed": str(seed)})
     place, of = np.cumsum(training) - 1, ds.take(training)   # no other image has a say in a threshold
     inner = [(place[train], place[test[training[test]]]) for train, test in splits]
     judged = (of.df.vote_label != "").to_numpy()

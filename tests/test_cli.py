@@ -1073,3 +1073,19 @@ def test_outside_the_command_signals_are_as_before():
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)]
     assert main(["formats"]) == 0
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize("change, says", [
+    ("data.folds=1000", "take fewer folds"), ("data.held=/nowhere.csv", "data.held=/nowhere.csv: no such file"), ("distillation.T={angry: 3}", "distillation.T is for angry"),
+    ("distillation.tau=[]", "distillation.tau is for"), ("student.class_weights=[1,2]", "a number for each of angry"),
+    ("student.network=landmarks", "a network that does expected"), ("student.device=foo", "'foo' cannot be used here"), ("student.size=100000000000", "at most 4096 pixels")])
+def test_a_plan_refuses_what_the_run_would(change, says, capsys):
+    assert main(["demo", "--preset", "tiny", "--images", "140", "--dry-run", "--set", change]) == 2
+    said = capsys.readouterr()
+    assert says in said.err and "nothing was run" not in said.out
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_plan_of_as_many_folds_as_there_may_be_is_made(capsys):
+    assert main(["demo", "--preset", "tiny", "--images", "700", "--dry-run", "--set", "data.folds=2"]) == 0
+    assert "2 folds of" in capsys.readouterr().out

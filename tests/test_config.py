@@ -207,3 +207,29 @@ def test_merged_keys_and_a_preset_without_its_folds(tmp_path):
     assert override(PRESETS["paper-dmc"], ["data.folds=null"]).data.folds is None
     with pytest.raises(ConfigError, match="folds_by='subject' without folds"):
         override(PRESETS["tiny"], ["data.folds_by=subject"])
+
+
+def test_a_file_of_weights_counts_by_its_content(tmp_path):
+    (file := tmp_path / "w.safetensors").write_bytes(b"one")
+    first = replace(FULL, teachers=(), student=Fit(str(file)))
+    preset = replace(first, teachers=(Fit(str(file)), Fit("resnet18"), Fit(str(tmp_path / "gone.safetensors"))), born_again=None)
+    before = to_dict(preset, contents=True)
+    assert "sha256" not in json.dumps(to_dict(preset)) and from_dict(to_dict(preset)) == replace(
+        preset, student=Fit("w.safetensors"), teachers=(Fit("w.safetensors"), Fit("resnet18"), Fit("gone.safetensors")))
+    assert before["student"]["sha256"] == before["teachers"][0]["sha256"] and before["student"]["network"] == "w.safetensors"
+    assert not any("sha256" in fit for fit in before["teachers"][1:])
+    file.write_bytes(b"two")
+    assert to_dict(preset, contents=True)["student"]["sha256"] != before["student"]["sha256"] and to_dict(preset) == to_dict(preset)
+
+
+@pytest.mark.parametrize("eps", [(0.03, 0.03), (8 / 255, 0.03137), (0, 0.0)])
+def test_radii_that_a_table_cannot_tell_apart_are_refused(eps):
+    with pytest.raises(ConfigError, match=r"eps: \d\S*/255 twice; radii that differ"):
+        Evaluation(eps=eps)
+    with pytest.raises(ConfigError, match=r"^evaluation\.eps: "):
+        override(Preset(), [f"evaluation.eps={list(eps)}"])
+
+
+def test_a_size_that_no_machine_holds_is_refused():
+    with pytest.raises(ConfigError, match=r"student\.size=100000000000; at least 1 and at most 4096 pixels"):
+        override(Preset(), ["student.size=100000000000"])

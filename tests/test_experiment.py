@@ -215,3 +215,47 @@ def test_every_study_is_bound_in_a_fresh_process():
             "for name, study in STUDIES.items(): loaded = study.load(); assert loaded.run and loaded.call and loaded.show, name")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_cost_names_the_device_that_computed(tmp_path, monkeypatch):
+    """On a machine with cards: the CPU where it was asked for, else the card that was."""
+    import torch
+
+    from fer_nb import experiment, launch
+    asked, real = [], launch.pick_device
+
+    def pick(device=None):
+        device = launch.on_machine().device if device is None else device
+        return torch.device(device) if "cuda" in str(device) else real(device)
+
+    for module in (launch, experiment):
+        monkeypatch.setattr(module, "pick_device", pick)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"card {torch.device(device or 'cuda:0').index}")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: asked.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 10**9 * (1 + torch.device(device or "cuda:0").index))
+    for device in ("cpu", "cuda:1"):
+        with launch.machine(device=device), experiment.measured_cost(tmp_path / f"{device[:3]}.cost.csv", arm=device):
+            pass
+    costs = experiment.training_costs(tmp_path).set_index("arm")
+    assert costs.device.to_dict() == {"cpu": "cpu", "cuda:1": "card 1"} and asked == ["cuda:1"]
+    assert np.isnan(costs.gpu_gb["cpu"]) and costs.gpu_gb["cuda:1"] == pytest.approx(2)
+
+
+def test_a_fit_that_was_taken_over_costs_once(tmp_path):
+    from fer_nb.experiment import measured_cost, training_costs
+    (tmp_path / "later").mkdir()
+    for arm in ("a", "b"):
+        with measured_cost(tmp_path / f"{arm}.cost.csv", arm=arm):
+            pass
+    (tmp_path / "later/as-it-is.cost.csv").write_bytes((tmp_path / "a.cost.csv").read_bytes())   # as earlier versions did
+    assert training_costs(tmp_path).arm.tolist() == ["a", "b"]
+
+
+def test_a_cell_of_another_file_of_weights_is_refused(tmp_path):
+    (file := tmp_path / "w.safetensors").write_bytes(b"first")
+    for seeds in ([0], [0, 1]):
+        grid(run_of(), {"a": Fit(str(file))}, seeds, tmp_path / "s")
+    file.write_bytes(b"second")
+    with pytest.raises(StoreError, match=r"a-0\.csv: of something else: arm_settings\.sha256"):
+        grid(run_of(), {"a": Fit(str(file))}, [0, 1, 2], tmp_path / "s")

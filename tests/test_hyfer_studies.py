@@ -468,3 +468,33 @@ def test_groups_are_those_of_plain_counting(voted, tmp_path, monkeypatch):
     assert (one.groupby("column").n.sum() == len(ds)).all() and share.max() <= 1 and set(table.metric) == {"accuracy", "balanced_accuracy", "macro_f1"}
     with pytest.raises(DataError, match="vote_"):
         hyfer_studies.group_study({"a": net}, ds.replace(df=ds.df.drop(columns=list(VOTE_COLUMNS))), tmp_path)
+
+
+def test_what_was_fitted_from_another_file_of_weights_is_refused(faces, tmp_path, monkeypatch):
+    """Seeds and folds of two networks are never pooled: not those of a student's start, not those of a candidate."""
+    file = tmp_path / "w.safetensors"
+
+    def weights(n):
+        file.write_bytes(bytes([n]))
+
+    seen = pd.DataFrame({"model": "HyFER", "split": ["test"], "subset": "all", "attack": "none", "eps": 0.0, "metric": "loss", "value": 1.0, "n": 9})
+    monkeypatch.setattr(hyfer_studies, "need_networks", lambda preset: None)
+    monkeypatch.setattr(hyfer_studies, "_rows", lambda *args: seen.drop(columns="model"))
+    monkeypatch.setattr(hyfer_studies.SharedParts, "of_data", lambda *args: None)
+    monkeypatch.setattr(hyfer_studies.SharedParts, "student", lambda *args: (None, None))
+    preset, arms = replace(TINY, teachers=(), adversarial=None, student=Fit(str(file), epochs=1)), {"flip": ["student.augment.vflip=0.5"]}
+    weights(1)
+    hyfer_studies.setting_study(faces, arms, preset, [0], tmp_path / "s")
+    hyfer_studies.setting_study(faces, arms, preset, [0, 1], tmp_path / "s")
+    weights(2)
+    with pytest.raises(StoreError, match=r"arm_settings\.student\.sha256"):
+        hyfer_studies.setting_study(faces, arms, preset, [0, 1, 2], tmp_path / "s")
+    teacher = type("Teacher", (), {"logits": lambda self, ds: None})
+    monkeypatch.setattr(hyfer_studies, "make_teachers", list)
+    monkeypatch.setattr(hyfer_studies, "trained_teachers", lambda *args: ([teacher()], []))
+    candidate = [Fit(str(file), 48)]
+    teacher_study(faces, candidate, TINY, 2, out=tmp_path / "t")
+    teacher_study(faces, candidate, TINY, 2, out=tmp_path / "t")
+    weights(3)
+    with pytest.raises(StoreError, match=r"sha256 is '\w+' there and '\w+' here"):
+        teacher_study(faces, candidate, TINY, 2, out=tmp_path / "t")

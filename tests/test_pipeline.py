@@ -804,3 +804,62 @@ def test_work_begun_with_other_workers_goes_on(tmp_path, monkeypatch):
             run(ds, override(preset, changes), tmp_path / "out", show=False)
     with pytest.raises(StoreError, match="student.lr"):
         run(ds, override(preset, ["student.lr=0.5"]), tmp_path / "out", show=False)
+
+
+def test_folds_of_another_file_of_weights_are_not_averaged(tmp_path, monkeypatch):
+    """A finished fold is of the file that lay there then; of a version that did not write down which, it is taken up."""
+    ds, done = make_faces(400, seed=0, defects=None, balance="uniform")[0], []
+    (file := tmp_path / "t.safetensors").write_bytes(b"first")
+    preset = replace(QUICK, teachers=(Fit(str(file)),), adversarial=None, data=replace(QUICK.data, folds=2))
+
+    def one(ds, preset, out, *args, **how):
+        if done:
+            raise InterruptedError
+        done.append(out)
+        out.mkdir(parents=True)
+        (out / "results.csv").write_text("value\n1\n")
+
+    monkeypatch.setattr(pipeline, "run", one)
+    monkeypatch.setattr(pipeline, "need_networks", lambda preset: None)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            pipeline.run_folds(ds, preset, tmp_path / "out", show=False)
+    file.write_bytes(b"second")
+    with pytest.raises(StoreError, match=r"settings\.teachers\.0\.sha256 is '\w+' there and '\w+' here"):
+        pipeline.run_folds(ds, preset, tmp_path / "out", show=False)
+    identity = json.loads((path := tmp_path / "out.work/identity.json").read_text())
+    del identity["settings"]["teachers"][0]["sha256"]
+    path.write_text(json.dumps(identity))
+    with pytest.raises(InterruptedError):
+        pipeline.run_folds(ds, preset, tmp_path / "out", show=False)
+    assert len(done) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("clean", [False, True])
+def test_images_without_a_face_are_counted_apart(clean, monkeypatch):
+    ds = make_faces(300, seed=0)[0]
+    gone = set(ds.df.id[ds.df.split == "train"].iloc[:20])
+    monkeypatch.setattr(pipeline, "refined", lambda ds, *args: ds.take(~ds.df.id.isin(gone).to_numpy()).assign(face_status="ok"))
+    preset = replace(QUICK, teachers=(), data=replace(QUICK.data, refine="drop", clean=clean, targets=None))
+    splits = prepare(ds, preset)
+    said = pipeline.RunResults(ds, splits, preset, 0, {}, {}, pd.DataFrame()).data_section().text
+    before, left = int((splits.audit.ds.df.split == "train").sum()), len(splits.train) + len(splits.valid)
+    assert f"{before - left - 20:,} training images were dropped as copies" in said and "20 more, in which no face was found, were left out" in said
+    assert (before - left == 20) == (not clean)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_attack_named_twice_is_measured_once(monkeypatch):
+    from fer_nb.plan import Images, parts_of
+    asked, how = [], replace(TINY, teachers=(), adversarial=replace(TINY.adversarial, attacks=("fgsm", "fgsm", "pgd")))
+    once = replace(how, adversarial=replace(how.adversarial, attacks=("fgsm", "pgd")))
+    ds = make_faces(140, seed=0, defects=None, balance="uniform")[0]
+    splits, net = prepare(ds, replace(how, data=replace(how.data, targets=None))), HyFER(7, 1, "light", labels=EMOTIONS).eval()
+    real = pipeline.robust_curve
+    monkeypatch.setattr(pipeline, "robust_curve", lambda *args, **more: asked.append(args[2]) or real(*args, **more))
+    found = pipeline.RunResults(ds, splits, how, 0, {}, {"HyFER, no teacher": net}, pd.DataFrame())
+    found.evaluate()
+    assert asked == ["fgsm", "pgd"] and found.robustness_section().tables
+    counted = [parts_of(p, Images(360, 540, 40, 100))[-1].passes for p in (how, once)]
+    assert counted[0] == counted[1]

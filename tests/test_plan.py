@@ -130,3 +130,11 @@ def test_a_network_of_a_file_is_counted_and_a_second_pass_too(tmp_path):
     assert (by_file.parameters, by_file.macs) == (by_name.parameters, by_name.macs) and by_file.kept > 0
     plain, sam = (plan.parts_of(override(SMALL, [f"student.sam={v}"]), N)[0].passes for v in ("null", "0.05"))
     assert sam == plain + 3 * SMALL.student.epochs * N.shown
+
+
+@pytest.mark.parametrize("accumulate, steps", [(None, 12), (1, 12), (4, 3), (5, 2)])
+def test_batches_that_make_one_step_are_counted_as_one(accumulate, steps):
+    """What is left of an epoch goes on in the next one, as `train.Accumulate` does."""
+    fit = replace(SMALL.student, epochs=2, bs=90, accumulate=accumulate)
+    part = next(p for p in plan.parts_of(replace(SMALL, student=fit), N) if p.name == "student, no teacher")
+    assert part.steps == steps and part.passes == 2 * (3 * N.shown + N.valid)

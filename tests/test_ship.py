@@ -242,3 +242,58 @@ def test_what_phase_2_may_cost_is_measured_on_the_hold_out(begun):
     assert at[0] == right(student) and at[10] == right(hardened) and weights_digest(pipeline.between(student, hardened, 0.0)) == weights_digest(student)
     with pytest.raises(ConfigError, match="share"):
         pipeline.between(student, hardened, 1.5)
+
+
+def test_each_student_has_starts_of_its_own(faces, tmp_path):
+    preset, work = replace(SMALL, adversarial=None), tmp_path / "work"
+    other, cards = replace(preset, student=replace(preset.student, lr=1e-3)), {}
+    for name, how in (("a", preset), ("b", other)):
+        train_shipped(faces, tmp_path / name, how, students=["hyfer"], work=work)
+        cards[name] = HyFER.from_pretrained("hyfer", folder=tmp_path / name).card["record"]
+    assert [len(cards[n]["starts"]) for n in "ab"] == [1, 1] and [cards[n]["interruptions"] for n in "ab"] == [0, 0]
+    assert "starts of other students" not in cards["a"] and cards["b"]["starts of other students"] == cards["a"]["starts"]
+    train_shipped(faces, tmp_path / "again", other, students=["hyfer"], work=work)
+    record = HyFER.from_pretrained("hyfer", folder=tmp_path / "again").card["record"]
+    assert record["interruptions"] == 1 and len(record["starts of other students"]) == 1
+
+
+def test_work_of_an_earlier_version_is_that_of_the_same_student(tmp_path):
+    """A setting that it did not know yet had what is its default now: in the student, the teachers, the first generation."""
+    said, born = [], replace(hyfer_studies.SHIP, student=replace(hyfer_studies.SHIP.student, cut=0.0))
+    identity = {"settings": hyfer_studies.to_dict(born), "seed": 0}
+    hyfer_studies._work_at(tmp_path / "w", identity)
+    there = json.loads((path := tmp_path / "w/identity.json").read_text())
+    settings = there["settings"]
+    for part in (settings["student"], *settings["teachers"], settings["born_again"]["student"], settings["adversarial"]["fit"]):
+        del part["cut"]
+    del settings["distillation"]["over"], settings["adversarial"]["best"], settings["student"]["augment"]["blur"]
+    path.write_text(json.dumps(there))
+    assert hyfer_studies._work_at(tmp_path / "w", identity, said.append)[1] == "" and not said
+    clipped = {"settings": hyfer_studies.to_dict(replace(born, student=replace(born.student, cut=.5))), "seed": 0}
+    assert hyfer_studies._work_at(tmp_path / "w", clipped, said.append)[1] and "student.cut is 0.0 there and 0.5 here" in said[0]
+    settings["teachers"][0]["epochs"] += 1
+    path.write_text(json.dumps(there))
+    with pytest.raises(StoreError, match=r"teachers\.0\.epochs"):
+        hyfer_studies._work_at(tmp_path / "w", identity)
+
+
+def test_work_that_the_result_would_replace_is_refused_before_anything_is_fitted(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(hyfer_studies, "fit_teachers", lambda *a: pytest.fail("begun"))
+    for work in (tmp_path / "out", tmp_path / "out/work"):
+        for overwrite in (False, True):
+            with pytest.raises(DataError, match="would be replaced"):
+                train_shipped(faces, tmp_path / "out", SMALL, work=work, overwrite=overwrite)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_the_work_is_a_path_as_the_others(tmp_path, monkeypatch, capsys):
+    data = fer2013_folder(210) / "fer2013.csv"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(hyfer_studies, "train_shipped", lambda *a, **how: seen.append(how["work"]) or (_ for _ in ()).throw(DataError("enough")))
+    small = ["ship", "--data", str(data), "--student", "accurate", "--set", "teachers=[]", "--set", "born_again=null", "--set", "adversarial=null"]
+    assert main([*small, "--out", "o", "--work=~/w"]) == 2 and seen == [tmp_path / "w"] and "enough" in capsys.readouterr().err
+    for out, work in (("o", "o"), ("o", "o/w"), ("o", str(data.parent))):
+        assert main([*small, "--out", out, f"--work={work}"]) == 2 and "would be replaced" in capsys.readouterr().err
+    assert len(seen) == 1

@@ -23,7 +23,7 @@ from fer_nb.evaluate import predict_logits
 from fer_nb.experiment import STEP, reported
 from fer_nb.hyfer_studies import RECIPE, SHIP
 from fer_nb.loaders import dataloaders
-from fer_nb.models import HYFER, HyFER, load_teacher
+from fer_nb.models import HYFER, HyFER, load_teacher, save_hyfer
 from fer_nb.pipeline import cache_logits, prepare
 from fer_nb.recipe import BEST, STEPS, Arm, _key, best_of, budgets_of, in_scenes, left_by_recipe, recipe_study, recipe_table
 from fer_nb.sqs import SQS
@@ -309,3 +309,56 @@ def test_a_fit_of_other_crops_is_another_fit(faces, tmp_path):
     fit_model(model, make_loaders(ds, held, one), one, checkpoint=tmp_path / "fit.ckpt")
     with pytest.raises(CheckpointError, match="crops"):
         fit_model(model, make_loaders(ds, held, four), four, checkpoint=tmp_path / "fit.ckpt")
+
+
+def stand_in(splits, preset, *args, **kw):
+    "A network that nobody fitted, at once."
+    return train.make_network(preset.student, splits.train.labels).eval(), pd.DataFrame({"phase": ["x"], "epoch": [1]}), None
+
+
+def test_a_fit_of_another_precision_is_not_taken_over_and_one_that_is_costs_once(faces, tmp_path, monkeypatch):
+    from fer_nb.experiment import training_costs
+    from fer_nb.launch import machine
+    monkeypatch.setattr(recipe, "fit_student", stand_in)
+    monkeypatch.setattr(recipe, "two_views", lambda *args: pd.DataFrame(
+        {"split": ["holdout"], "subset": "all", "tta": "none", "metric": "accuracy", "value": .5, "n": 9}))
+    monkeypatch.setitem(STEPS, "averages", {"as it is": Arm()})
+    with machine(amp="bf16"):
+        recipe_study(faces, ["light"], SMALL, (0,), tmp_path)
+    there, of = (tmp_path / "light-0.safetensors").read_bytes(), replace(SMALL, teachers=(), student=replace(SMALL.student, network="light"))
+    assert left_by_recipe(tmp_path, SMALL, of, 0) is None
+    with machine(amp="bf16"):
+        assert left_by_recipe(tmp_path, SMALL, of, 0) is not None
+        recipe_study(faces, ["light"], SMALL, (0,), tmp_path, step="averages")
+    assert (tmp_path / "averages/as-it-is-0.safetensors").read_bytes() == there and training_costs(tmp_path).network.tolist() == ["light"]
+    recipe_study(faces, ["light"], SMALL, (1,), tmp_path, step="averages")   # none to take over
+    assert sorted(training_costs(tmp_path).network) == ["as it is", "light"]
+
+
+def test_precision_is_measured_once_for_all_steps(faces, tmp_path, monkeypatch):
+    """A busy machine at one of two times must not give rows of two precisions."""
+    asked, rates = [], [{"float32": 1.0, "bf16": 3.0}, {"float32": 1.0, "bf16": 1.0}]
+    monkeypatch.setattr(recipe, "settled", lambda *args: train.settled(*args, measure=lambda *a: asked.append(1) or rates[len(asked) - 1]))
+    seen = []
+    monkeypatch.setattr(recipe, "fit_student", lambda splits, preset, *a, **k: seen.append(preset.student.amp) or stand_in(splits, preset))
+    auto = replace(SMALL, student=replace(SMALL.student, amp="auto"))
+    monkeypatch.setitem(STEPS, "averages", {"as it is": Arm(), "last": Arm(changes=("student.keep=last",))})
+    recipe_study(faces, ["light"], auto, (0,), tmp_path)
+    recipe_study(faces, ["light"], auto, (0,), tmp_path, step="averages")
+    assert len(asked) == 1 and seen == ["bf16", "bf16"] and not (tmp_path / "averages/precision.csv").exists()
+
+
+def test_a_step_of_another_file_of_weights_is_refused(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "fit_student", stand_in)
+    monkeypatch.setattr(recipe, "two_views", lambda *args: pd.DataFrame(
+        {"split": ["holdout"], "subset": "all", "tta": "none", "metric": "accuracy", "value": .5, "n": 9}))
+    file, none = tmp_path / "w.safetensors", replace(SMALL, student=replace(SMALL.student, stage_drop=None))
+    save_hyfer(HyFER(7, 1, "light", labels=faces.labels), file)
+    recipe_study(faces, [str(file)], none, (0,), tmp_path / "r")
+    cell = next((tmp_path / "r").glob("*-0.csv")).name
+    assert best_of(tmp_path / "r", none.student) == str(file)
+    save_hyfer(HyFER(7, 1, "light_rep", labels=faces.labels), file)
+    with pytest.raises(DataError, match="fitted with other settings"):
+        best_of(tmp_path / "r", none.student)
+    with pytest.raises(StoreError, match=rf"{cell}: of something else: arm_settings\.sha256"):
+        recipe_study(faces, [str(file)], none, (0, 1), tmp_path / "r")

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 
 import fer_nb.store
 from fer_nb import core
-from fer_nb.store import (Store, StoreError, command_line, differences, digest, plain, read_state, read_table, run_record, write_state,
+from fer_nb.store import (Store, StoreError, command_line, differences, digest, plain, read_state, read_table, run_record, taken_up, write_state,
                           write_table)
 
 TABLE = pd.DataFrame({"arm": ["none", "mixup"], "value": [0.1 + 0.2, float("nan")], "n": [3, 4], "fine": [True, False]})
@@ -425,3 +425,35 @@ def test_a_column_that_mixes_text_and_numbers_comes_back_as_the_docstring_says(t
         mixed = store.table("t", lambda: pd.DataFrame({"v": ["01", 2], "w": ["01", "2"]}))
     assert mixed.v.tolist() == [1, 2] and mixed.w.tolist() == ["01", "2"]
     assert '"01" as 1' in Store.table.__doc__
+
+
+def test_weights_that_were_not_written_down_are_no_difference_and_others_are(tmp_path):
+    """What an earlier version finished stays; what this one finished is refused where the file of weights is another."""
+    old, new, other = ({"settings": {"student": {"network": "a.safetensors"} | more}} for more in ({}, {"sha256": "x"}, {"sha256": "y"}))
+    table = pd.DataFrame({"value": [1.0]})
+    for identity, name in ((old, "old"), (new, "new")):
+        Store(tmp_path / name, identity).table("cell", lambda: table, arm_settings={"lr": 1} | ({"sha256": "x"} if name == "new" else {}))
+    never = lambda: pytest.fail("made again")  # noqa: E731
+    for identity in (new, other):
+        assert Store(tmp_path / "old", identity).table("cell", never, arm_settings={"lr": 1, "sha256": "y"}).equals(table)
+        assert taken_up(tmp_path / "old", identity | {"workers": 2}, ["workers"]) == old
+    with pytest.raises(StoreError, match="settings.student.sha256 is 'x' there and 'y' here"):
+        Store(tmp_path / "new", other)
+    with pytest.raises(StoreError, match="arm_settings.sha256 is 'x' there and 'y' here"):
+        Store(tmp_path / "new", new).table("cell", never, arm_settings={"lr": 1, "sha256": "y"})
+    with pytest.raises(StoreError, match="sha256 is 'x' there and 'absent' here"):
+        Store(tmp_path / "new", old)
+    with pytest.raises(StoreError, match="network is 'a.safetensors' there"):
+        Store(tmp_path / "old", {"settings": {"student": {"network": "b.safetensors", "sha256": "x"}}})
+
+
+def test_works_that_share_a_folder_have_starts_of_their_own(tmp_path):
+    said, work = [], Store(tmp_path, {})
+    work.session()
+    (path := tmp_path / "sessions.json").write_text(json.dumps([json.loads(path.read_text())[0] | {"threads": 64}]))
+    starts = work.session(said.append, of="b")
+    assert [one.get("of") for one in starts] == [None, "b"] and said[0].startswith("what others have not finished goes on, but not bit for bit")
+    work.session(said.append, of="b")
+    assert len(said) == 1                                    # b goes on where b began
+    work.session(said.append)
+    assert len(said) == 2 and said[1].startswith("goes on, but not bit for bit") and "threads is 64 there" in said[1]
