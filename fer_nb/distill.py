@@ -357,8 +357,11 @@ def config(
     def plain(v: object) -> object:
         return v if isinstance(v, str) else np.asarray(v).tolist()
 
-    settings = {k: [plain(self._at(k, p / 4)) for p in range(5)] if callable(v := getattr(self, k)) else plain(v)
-                for k in ("alpha", "T", "tau", "momentum", "over")}
+    def told(k: str) -> object:
+        v = getattr(self, k)
+        return [plain(self._at(k, p / 4)) for p in range(5)] if callable(v) else plain(v)
+
+    settings = {k: told(k) for k in ("alpha", "T", "tau", "momentum", "over")}
     settings |= {} if self.fade is None else {"fade": self.fade}
     accuracy = self.source if self.table is None else plain(self.table)
     return {"teachers": self.names, "of": [t.key for t in self.teachers], "accuracy": accuracy} | settings

@@ -48,24 +48,12 @@ class CachedLogits:
     train: np.ndarray                          # float16 (views, N, C), rows as in the training loader
     valid: np.ndarray                          # float16 (views, M, C), rows as in the validation loader
     key: dict[str, object] = field(default_factory=dict)  # from `key_of`; empty: not checked
-    train_mask: np.ndarray | None = None       # bool or 0/1 (N,), where it has an opinion; None: everywhere
+    train_mask: np.ndarray | None = None       # bool or 0/1 (N,), has it an opinion? None: everywhere
     valid_mask: np.ndarray | None = None       # bool (M,), the same of the validation images
 
     def __post_init__(self):
         for part in ("train", "valid"):
-            table, mask = self._table(part), getattr(self, f"{part}_mask")
-            if mask is not None:
-                mask = self._mask(part, mask, table.shape[1])
-                setattr(self, f"{part}_mask", mask)
-            wrong = ~np.isfinite(table).all(2)
-            if mask is not None and wrong.any():
-                table, wrong = np.where(mask[:, None], table, 0).astype(table.dtype), wrong & mask
-            if wrong.any():
-                view, row = np.argwhere(wrong)[0]
-                raise DataError(f"teacher {self.name}: {part}: the logits of row {row} in view {view} are not "
-                                f"finite ({wrong.sum()} of {wrong.size} rows); numbers, or False in "
-                                f"{part}_mask where there is no opinion, expected")
-            setattr(self, part, table)
+            self._see(part)
 
     def check(
         self,
@@ -94,6 +82,9 @@ class CachedLogits:
         return CachedLogits(self.name, self.labels, *tables, key, self.train_mask, self.valid_mask)
 
 
+TeacherLogits = CachedLogits  # its name before version 0.1
+
+# %% ../nbs/31_teachers.ipynb #byhand01
 @patch
 def _table(
     self: CachedLogits,
@@ -101,9 +92,10 @@ def _table(
 ) -> np.ndarray:      # (views, N, C) of floats
     "The logits of a part. Raises `DataError` for a table of another shape."
     table = np.asarray(getattr(self, part))
-    if table.ndim != 3 or not len(table) or table.shape[2] != len(self.labels) or table.dtype.kind not in "fiu":
-        raise DataError(f"teacher {self.name}: {part} is {table.dtype} {table.shape}; logits of the shape (views, "
-                        f"images, {len(self.labels)}), a number for each of its labels, expected")
+    shaped = table.ndim == 3 and len(table) and table.shape[2] == len(self.labels)
+    if not shaped or table.dtype.kind not in "fiu":
+        raise DataError(f"teacher {self.name}: {part} is {table.dtype} {table.shape}; logits of the shape "
+                        f"(views, images, {len(self.labels)}), a number for each of its labels, expected")
     return table if table.dtype.kind == "f" else table.astype(np.float32)
 
 
@@ -117,12 +109,30 @@ def _mask(
     "Where there is an opinion. Raises `DataError` for another length, or other values."
     given = np.asarray(mask)
     if given.shape != (images,) or not np.isin(given, (0, 1)).all():
-        raise DataError(f"teacher {self.name}: {part}_mask is {given.dtype} {given.shape}, with {str(given):.60}; "
+        raise DataError(f"teacher {self.name}: {part}_mask is {given.dtype} {given.shape}, {str(given):.60}; "
                         f"True or False for each of the {images} rows expected")
     return given.astype(bool)
 
 
-TeacherLogits = CachedLogits  # its name before version 0.1
+@patch
+def _see(
+    self: CachedLogits,
+    part: str,        # "train" or "valid"
+) -> None:
+    """Make the logits and the mask of a part arrays of one kind. Raises `DataError` for what cannot be one,
+    and for logits that count and are not finite."""
+    table, mask = self._table(part), getattr(self, f"{part}_mask")
+    wrong = ~np.isfinite(table).all(2)
+    if mask is not None:
+        mask = self._mask(part, mask, table.shape[1])
+        table = np.where(mask[:, None], table, 0).astype(table.dtype) if wrong.any() else table
+        wrong &= mask
+    if wrong.any():
+        view, row = np.argwhere(wrong)[0]
+        raise DataError(f"teacher {self.name}: {part}: the logits of row {row} in view {view} are not finite "
+                        f"({wrong.sum()} of {wrong.size} rows); numbers, or False in {part}_mask where there "
+                        "is no opinion, expected")
+    vars(self).update({part: table, f"{part}_mask": mask})
 
 # %% ../nbs/31_teachers.ipynb #b6c7074c
 @patch(cls_method=True)
@@ -141,17 +151,15 @@ def key_of(
         fs = [f"{f.name} in after_batch of the {part} loader" for part, loader in
               (("training", train), ("validation", valid)) for f in loader.after_batch.fs]
         if train.views is None or fs:
-            raise ConfigError("the training loader shows a new view every epoch; give it a number of views to "
-                              "cache logits" if train.views is None else
+            raise ConfigError("the training loader shows a new view every epoch; give it a number of views "
+                              "to cache logits" if train.views is None else
                               f"{', '.join(fs)}, which cached logits do not know; `.mean()` of logits cached "
                               "before it, or the network itself as teacher, expected")
         if train.augment is not None and not is_dataclass(train.augment):
             raise ConfigError(f"the training loader's augment is a {type(train.augment).__name__}, whose "
                               "views cached logits cannot know again; an Augment, or the network itself "
                               "as teacher, expected")
-        augment = None if train.augment is None else asdict(train.augment)
-        if code := train.code_of_augment():
-            augment["code"] = code
+        augment = None if train.augment is None else asdict(train.augment) | train.code_of_augment()
         if augment and "minor" in augment:
             augment["minor"] = digest(np.array(augment["minor"]))
         key |= {"augmentation": augment, "seed": train.seed, "views": train.views}

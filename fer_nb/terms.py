@@ -246,9 +246,9 @@ class LossTerm(FitCallback):
         """Replace the loss that is differentiated, and the one that is recorded. Raises `ConfigError` for a
         loss of each image."""
         if self.adds and self.learn.loss_grad.numel() != 1:
-            raise ConfigError(f"loss_func gives losses of shape {tuple(self.learn.loss_grad.shape)}; their mean "
-                              f"expected, for what {type(self).__name__} adds is a mean over the images, and "
-                              "nobody can tell what a callback makes of them later")
+            raise ConfigError(f"loss_func gives losses of shape {tuple(self.learn.loss_grad.shape)}; their "
+                              f"mean expected, for what {type(self).__name__} adds is one over the images, "
+                              "and nobody can tell what a callback makes of them later")
         if self.adds and self.loss_seen is not self.learn.loss_func:
             self.loss_seen = self.learn.loss_func
             self.check_sum()

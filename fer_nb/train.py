@@ -1061,18 +1061,19 @@ def settled(
     first = preset.born_again and settled(preset.born_again, train, store, say, measure, least)
     return replace(preset, student=fits[0], teachers=tuple(fits[1:]), born_again=first)
 
-# %% ../nbs/30_train.ipynb #76c95965
+# %% ../nbs/30_train.ipynb #augcode1
 @patch
 def code_of_augment(
     self: ReplayLoader,   # whose views
-) -> dict[str, str]:      # name -> digest of its class's code; {} where all is of this package
-    """What tells the classes of somebody's augmentation from `Augment` and `ClassAugment`, which have the same
-    fields, for the identity of a fit and of cached logits."""
+) -> dict:                # "augment code": class -> digest; {} where all is of this package
+    """What tells the classes of somebody's augmentation from `Augment` and `ClassAugment`, which may have the
+    same fields, for the identity of a fit and of cached logits."""
     if not is_dataclass(self.augment):   # of another kind, see `CachedLogits.key_of`
         return {}
     parts = [self.augment, *(getattr(self.augment, f.name) for f in fields(self.augment))]  # those of classes
     kinds = [c for part in parts if is_dataclass(part) for c in type(part).__mro__]
-    return {c.__qualname__: digest(_written(c)) for c in kinds if c not in (Augment, ClassAugment, object)}
+    own = {c.__qualname__: digest(_written(c)) for c in kinds if c not in (Augment, ClassAugment, object)}
+    return {"augment code": own} if own else {}
 
 
 def _written(
@@ -1088,7 +1089,7 @@ def _written(
             found.append([name, str(v)])
     return found
 
-
+# %% ../nbs/30_train.ipynb #76c95965
 NOT_OF_A_FIT = ("network", "size", "pretrained", "bs", "augment", "device", "workers", "crops")  # data say
 
 
@@ -1103,13 +1104,11 @@ def _replayed(
             "seed": loader.seed, "views": loader.views, "augment": repr(loader.augment),
             "rows": None if loader.rows is None else digest(loader.rows)}
     data |= {"votes": known["votes"]} if "votes" in known else {}   # they may be targets
-    if loader.weights is not None:
-        data["weights"] = digest(loader.weights)
+    data |= {} if loader.weights is None else {"weights": digest(loader.weights)}
     if loader.crops > 1:
         data["crops"] = loader.crops
-    if code := loader.code_of_augment():
-        data["augment code"] = code
-    return data | ({"after_batch": str(loader.after_batch)} if loader.after_batch.fs else {})
+    data |= {"after_batch": str(loader.after_batch)} if loader.after_batch.fs else {}
+    return data | loader.code_of_augment()
 
 
 def _foreign(
