@@ -197,9 +197,16 @@ def before_batch(self: AdversarialTraining) -> None:
         return
     adv = self._craft(x[rows], y[rows], attack, generator)
     if self.trades:
-        self.adv_rows = adv
+        self.adv_rows = torch.cat([adv, x[:1]]) if len(rows) == 1 and _needs_two(self.model) else adv
     else:
         self.learn.xb = (x.index_copy(0, rows, adv),)
+
+
+def _needs_two(
+    model: nn.Module,   # in training
+) -> bool:              # whether it may refuse a batch of one image
+    "A batch norm over features alone has no variance of one row: with TRADES a clean image goes with it."
+    return any(isinstance(m, nn.BatchNorm1d) and m.training for m in model.modules())
 
 
 @patch
@@ -247,6 +254,17 @@ def _gradients_kept(
             p.grad = grad
 
 # %% ../nbs/34_advtrain.ipynb #34aa0011
+def _alone(
+    model: nn.Module,   # as a Learner has it
+) -> nn.Module:         # the network itself where `DistributedDataParallel` is around it, else `model`
+    """What an attack asks as often as its own images need: each pass through `DistributedDataParallel` sends
+    buffers to the other processes, whose images may need another number of passes."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.module
+    within = any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules())
+    return unwrapped(model) if within else model
+
+
 @patch
 def _craft(
     self: AdversarialTraining,
@@ -260,14 +278,15 @@ def _craft(
     known = {"fgsm": partial(fgsm, **ball), "pgd": partial(pgd, steps=self.steps, **ball),
              "deepfool": partial(deepfool, steps=self.steps)}
     call = known[attack] if attack in _KINDS else partial(attack, eps=self.eps_now, generator=generator)
+    model = _alone(self.model)
     with eval_mode(self.model):
         if self.trades and attack in ("fgsm", "pgd"):
             with torch.no_grad():
-                check_logits(z := logits_in(ask(self.model, x, several=True)), len(x))
+                check_logits(z := logits_in(ask(model, x, several=True)), len(x))
                 y = z.softmax(1)
-        self.more = isinstance(_logits_alone(self.model, x), _Logits) if self.more is None else self.more
+        self.more = isinstance(_logits_alone(model, x), _Logits) if self.more is None else self.more
         with _gradients_kept(self.model):
-            adv = call(_Logits(self.model) if self.more else self.model, x, y)
+            adv = call(_Logits(model) if self.more else model, x, y)
     tensor = isinstance(adv, torch.Tensor)
     if not tensor or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
         found = f"{tuple(adv.shape)}, or values outside [0, 1]" if tensor else f"a {type(adv).__name__}"
@@ -315,7 +334,7 @@ def total(
     clean = logits_in(self.pred)[self.attacked]
     if not len(clean):   # see `before_batch`: it counts nothing
         return loss + 0 * self.adv_pred.sum()
-    return loss + self.trades * self.weight * _disagreement(clean, self.adv_pred)
+    return loss + self.trades * self.weight * _disagreement(clean, self.adv_pred[:len(clean)])
 
 # %% ../nbs/34_advtrain.ipynb #34aa0007
 @patch

@@ -206,12 +206,23 @@ def before_fit(self: EADD) -> None:
 
 
 @patch
+def _at(
+    self: EADD,
+    name: str,         # "alpha", "T" or "tau"
+    progress: float,   # of the training, in [0, 1]
+) -> object:           # of T and τ, what a schedule gives as a pandas Series is an array in the labels' order
+    "The value of a setting at this time. Raises `LabelError` for a Series of other emotions."
+    v = getattr(self, name)
+    return _by_name(name, v(progress), emotions=self.teachers[0].labels) if callable(v) else v
+
+
+@patch
 def settings_at(
     self: EADD,
     progress: float,   # of the training, in [0, 1]
 ) -> tuple[float, torch.Tensor, float | Sequence[float]]:  # α, T_e (E,), τ
     "The values of α, T and τ at this time. Raises `ConfigError` for one that makes no sense."
-    alpha, T, tau = (v(progress) if callable(v) else v for v in (self.alpha, self.T, self.tau))
+    alpha, T, tau = (self._at(name, progress) for name in ("alpha", "T", "tau"))
     n, where = len(self.emotions), next(self.model.parameters()).device
     at_least("alpha", alpha.item() if isinstance(alpha, torch.Tensor) else alpha, 0)
     if self.table is not None and self.table.shape != (shape := (len(self.teachers), n)):
@@ -223,11 +234,12 @@ def recalls(
     predicted: np.ndarray,             # int (N,)
     true: np.ndarray,                  # int (N,)
     classes: int,                      # number of emotions
-    mask: np.ndarray | None = None,    # bool (N,), which images count; None: all
+    mask: np.ndarray | None = None,    # bool or 0/1 (N,), which images count; None: all
     missing: float = 0.5,              # value for an emotion without images
 ) -> np.ndarray:                       # float (classes,)
     "Acc of a teacher: the share of each emotion's images that it recognises."
-    predicted, true = (predicted, true) if mask is None else (predicted[mask], true[mask])
+    counts = slice(None) if mask is None else np.asarray(mask, bool)
+    predicted, true = predicted[counts], true[counts]
     n = np.bincount(true, minlength=classes)
     hit = np.bincount(true[predicted == true], minlength=classes)
     return np.where(n > 0, hit / np.maximum(n, 1), missing)
@@ -263,7 +275,8 @@ def measure_views(
 ) -> np.ndarray:    # (teachers, emotions)
     "Acc of the teachers on the validation images, in the view that this epoch shows."
     y = self.dls.valid.y.numpy()
-    logits = [t.valid_logits(self.dls.train, self.dls.valid) for t in self.teachers]
+    with chance_kept(self.dls.valid):  # what it does to batches may draw
+        logits = [t.valid_logits(self.dls.train, self.dls.valid) for t in self.teachers]
     return np.stack([recalls(z.argmax(1), y, len(self.emotions), mask) for z, mask in logits])
 
 
@@ -304,8 +317,9 @@ def total(
     z_t, y, mask = torch.stack(logits), batch_targets(self.learn, self.outputs), None
     if any(m is not None for m in masks):
         everyone = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        mask = torch.stack([everyone if m is None else m for m in masks])
-    if self.iter == 0 or (mask is None and not z_t.isfinite().all()):
+        mask = torch.stack([everyone if m is None else m.bool() for m in masks])
+        z_t = z_t.where(mask[..., None], 0)  # where one abstains nothing counts, NaN either
+    if self.iter == 0 or not z_t.isfinite().all():
         for name, z in zip(self.names, z_t):
             check_logits(z, len(y), len(self.emotions), f"teacher {name}")
     alpha, T, tau = self.settings_at(self.learn.pct_train)
@@ -341,11 +355,13 @@ def config(
 ) -> dict[str, object]:  # JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
     "The settings, for the identity of a run."
     def plain(v: object) -> object:
-        if callable(v):
-            return [plain(v(p / 4)) for p in range(5)]
         return v if isinstance(v, str) else np.asarray(v).tolist()
 
-    settings = {k: plain(getattr(self, k)) for k in ("alpha", "T", "tau", "momentum", "over")}
+    def told(k: str) -> object:
+        v = getattr(self, k)
+        return [plain(self._at(k, p / 4)) for p in range(5)] if callable(v) else plain(v)
+
+    settings = {k: told(k) for k in ("alpha", "T", "tau", "momentum", "over")}
     settings |= {} if self.fade is None else {"fade": self.fade}
     accuracy = self.source if self.table is None else plain(self.table)
     return {"teachers": self.names, "of": [t.key for t in self.teachers], "accuracy": accuracy} | settings

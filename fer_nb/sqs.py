@@ -502,9 +502,10 @@ def total(
     """The loss and the terms of the batch's quads. Raises `DataError` for features that are not finite."""
     y = self.yb[0].as_subclass(torch.Tensor)
     label, shares = self.dominant(y)
-    ids, repeats = getattr(self.dl, "ids", None), getattr(self.dl, "rows", None)
-    images = ids if ids is None or repeats is None else repeats[ids]  # an epoch may repeat an image
-    if images is None:
+    if isinstance(self.dl, ReplayLoader):  # fastai's would answer with what its dataset calls so
+        ids, repeats = self.dl.ids, self.dl.rows
+        images = ids if repeats is None else repeats[ids]  # an epoch may repeat an image
+    else:
         images = _equal_rows((getattr(self.learn, "clean_xb", None) or self.xb)[0])
     quads, mask = form_quads(torch.where(shares >= self.purity, label, -1), images,
                              self.seed, self.epoch, self.iter, self.distinct)

@@ -48,8 +48,12 @@ class CachedLogits:
     train: np.ndarray                          # float16 (views, N, C), rows as in the training loader
     valid: np.ndarray                          # float16 (views, M, C), rows as in the validation loader
     key: dict[str, object] = field(default_factory=dict)  # from `key_of`; empty: not checked
-    train_mask: np.ndarray | None = None       # bool (N,), where the teacher has an opinion; None: everywhere
+    train_mask: np.ndarray | None = None       # bool or 0/1 (N,), has it an opinion? None: everywhere
     valid_mask: np.ndarray | None = None       # bool (M,), the same of the validation images
+
+    def __post_init__(self):
+        for part in ("train", "valid"):
+            self._see(part)
 
     def check(
         self,
@@ -80,6 +84,56 @@ class CachedLogits:
 
 TeacherLogits = CachedLogits  # its name before version 0.1
 
+# %% ../nbs/31_teachers.ipynb #byhand01
+@patch
+def _table(
+    self: CachedLogits,
+    part: str,        # "train" or "valid"
+) -> np.ndarray:      # (views, N, C) of floats
+    "The logits of a part. Raises `DataError` for a table of another shape."
+    table = np.asarray(getattr(self, part))
+    shaped = table.ndim == 3 and len(table) and table.shape[2] == len(self.labels)
+    if not shaped or table.dtype.kind not in "fiu":
+        raise DataError(f"teacher {self.name}: {part} is {table.dtype} {table.shape}; logits of the shape "
+                        f"(views, images, {len(self.labels)}), a number for each of its labels, expected")
+    return table if table.dtype.kind == "f" else table.astype(np.float32)
+
+
+@patch
+def _mask(
+    self: CachedLogits,
+    part: str,              # "train" or "valid"
+    mask: np.ndarray,       # as it was given: bool, or 0 and 1 as a table in a file has them
+    images: int,            # how many
+) -> np.ndarray:            # bool (images,)
+    "Where there is an opinion. Raises `DataError` for another length, or other values."
+    given = np.asarray(mask)
+    if given.shape != (images,) or not np.isin(given, (0, 1)).all():
+        raise DataError(f"teacher {self.name}: {part}_mask is {given.dtype} {given.shape}, {str(given):.60}; "
+                        f"True or False for each of the {images} rows expected")
+    return given.astype(bool)
+
+
+@patch
+def _see(
+    self: CachedLogits,
+    part: str,        # "train" or "valid"
+) -> None:
+    """Make the logits and the mask of a part arrays of one kind. Raises `DataError` for what cannot be one,
+    and for logits that count and are not finite."""
+    table, mask = self._table(part), getattr(self, f"{part}_mask")
+    wrong = ~np.isfinite(table).all(2)
+    if mask is not None:
+        mask = self._mask(part, mask, table.shape[1])
+        table = np.where(mask[:, None], table, 0).astype(table.dtype) if wrong.any() else table
+        wrong &= mask
+    if wrong.any():
+        view, row = np.argwhere(wrong)[0]
+        raise DataError(f"teacher {self.name}: {part}: the logits of row {row} in view {view} are not finite "
+                        f"({wrong.sum()} of {wrong.size} rows); numbers, or False in {part}_mask where there "
+                        "is no opinion, expected")
+    vars(self).update({part: table, f"{part}_mask": mask})
+
 # %% ../nbs/31_teachers.ipynb #b6c7074c
 @patch(cls_method=True)
 def key_of(
@@ -94,17 +148,18 @@ def key_of(
     key = {"training images": train.ds.fingerprint(), "training rows": digest(_positions(train)),
            "validation images": valid.ds.fingerprint()}
     if views:
-        if train.views is None or (fs := train.after_batch.fs):
-            raise ConfigError("the training loader " + (
-                "shows a new view every epoch; give it a number of views to cache logits"
-                if train.views is None else
-                f"has {', '.join(f.name for f in fs)} in after_batch, which cached logits do not know; "
-                "`.mean()` of logits cached before it, or the network itself as teacher, expected"))
+        fs = [f"{f.name} in after_batch of the {part} loader" for part, loader in
+              (("training", train), ("validation", valid)) for f in loader.after_batch.fs]
+        if train.views is None or fs:
+            raise ConfigError("the training loader shows a new view every epoch; give it a number of views "
+                              "to cache logits" if train.views is None else
+                              f"{', '.join(fs)}, which cached logits do not know; `.mean()` of logits cached "
+                              "before it, or the network itself as teacher, expected")
         if train.augment is not None and not is_dataclass(train.augment):
             raise ConfigError(f"the training loader's augment is a {type(train.augment).__name__}, whose "
                               "views cached logits cannot know again; an Augment, or the network itself "
                               "as teacher, expected")
-        augment = None if train.augment is None else asdict(train.augment)
+        augment = None if train.augment is None else asdict(train.augment) | train.code_of_augment()
         if augment and "minor" in augment:
             augment["minor"] = digest(np.array(augment["minor"]))
         key |= {"augmentation": augment, "seed": train.seed, "views": train.views}
@@ -224,9 +279,11 @@ class OnlineLogits:
         train: ReplayLoader,   # at some epoch
         valid: ReplayLoader,   # its validation loader
     ) -> tuple[np.ndarray, None]:     # float16 (M, C)
-        "Logits for the validation images under the augmentation of this epoch."
+        """Logits for the validation images under the augmentation of this epoch, and after what their loader
+        does to batches."""
         with eval_mode(self.network) as where:
-            self.logits(valid.images(np.arange(1)).to(where))  # says in words if it is for other images
+            one = _as_batch(valid, valid.images(np.arange(1)).to(where))
+            self.logits(one)  # says in words if it is for other images
             return _view_logits(self.network, valid, train.view, train, valid.bs, self.name), None
 
     @property
@@ -413,6 +470,17 @@ def teacher_logits(
     return CachedLogits(name, tuple(labels), np.stack(tables[::2]), np.stack(tables[1::2]), key)
 
 # %% ../nbs/31_teachers.ipynb #6e5bd4c8
+def _as_batch(
+    loader: ReplayLoader,   # which may change whole batches
+    x: torch.Tensor,        # some of its images (B, C, H, W)
+) -> torch.Tensor:          # the same as its batches show them
+    "What fastai's transforms in `after_batch` make of images; those of the training alone do nothing here."
+    if not loader.after_batch.fs:
+        return x
+    loader.after_batch.split_idx = loader.dataset.split_idx  # which else the first pass would set
+    return loader.after_batch((loader.dataset.kind(x),))[0].as_subclass(torch.Tensor)
+
+
 @torch.inference_mode()
 def _view_logits(
     teacher: nn.Module,     # in eval mode
@@ -430,6 +498,7 @@ def _view_logits(
         augment = like.augment if loader is like else _common_augment(like)
         source = loader if seen is None else seen
         x = as_shown(source.pixels(ids).to(device, non_blocking=True), augment, ids, view, like.seed)
+        x = _as_batch(loader, x)
         z = ask(teacher, _in_own_type(teacher, x).to(device, memory_format=torch.channels_last), who)
         if not out:
             check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, len(x),

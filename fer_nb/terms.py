@@ -243,7 +243,12 @@ class LossTerm(FitCallback):
         return None
 
     def after_loss(self) -> None:
-        "Replace the loss that is differentiated, and the one that is recorded."
+        """Replace the loss that is differentiated, and the one that is recorded. Raises `ConfigError` for a
+        loss of each image."""
+        if self.adds and self.learn.loss_grad.numel() != 1:
+            raise ConfigError(f"loss_func gives losses of shape {tuple(self.learn.loss_grad.shape)}; their "
+                              f"mean expected, for what {type(self).__name__} adds is one over the images, "
+                              "and nobody can tell what a callback makes of them later")
         if self.adds and self.loss_seen is not self.learn.loss_func:
             self.loss_seen = self.learn.loss_func
             self.check_sum()

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
@@ -49,6 +49,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm.auto import tqdm
 
+from .augment import Augment
+from .balance import ClassAugment
 from .checks import ask, check_logits, check_names, check_targets, dominant_labels
 from .config import Fit, Preset, to_dict
 from .core import (ConfigError, FERError, ImageError, Say, at_least, positive, quiet,
@@ -693,7 +695,7 @@ class Accumulate(FitCallback, GradientAccumulation):
     def before_batch(self) -> None:
         "Count images of this process: it may have a part of each batch."
         self.n_acc = self.batches * self.images
-        if (part := getattr(self.dl, "batch_part", None)) is not None:
+        if (part := _own(self.dl, "batch_part")) is not None:
             self.n_acc = self.n_acc * len(self.y) / part[1]  # whole: the part of each batch is the same
 
     def state_dict(self) -> dict:  # plain values and tensors
@@ -859,9 +861,27 @@ def weights_of(
         raise ConfigError(f"class_weights={chosen!r} for the labels {tuple(labels)}{without}; one number for "
                           "each, or 'balanced' where each has images, expected")
     w = 1 / n if chosen == "balanced" else torch.tensor(chosen, dtype=torch.double)
-    drawn = getattr(dls.train, "weights", None)  # how often an epoch shows each image
-    shown = n if drawn is None else torch.bincount(y, torch.tensor(drawn), len(labels)).double()
+    drawn = _drawn(dls.train)
+    shown = n if drawn is None else torch.bincount(y, torch.as_tensor(drawn), len(labels)).double()
     return (w * shown.sum() / (shown @ w)).float()
+
+
+def _own(
+    loader: object,   # of any make
+    name: str,        # of an attribute
+    default: object = None,   # where it has none
+) -> object:          # its own, not its dataset's
+    "What a loader itself says: fastai's hands a name that it does not know to its dataset."
+    return getattr(loader, "__dict__", {}).get(name, default)
+
+
+def _drawn(
+    loader: object,              # of training images
+) -> np.ndarray | None:          # (N,), up to a factor; None: each once
+    "How often an epoch shows each image, of this package's loaders, fastai's and PyTorch's."
+    sampler = _own(loader, "sampler")
+    own = _own(loader, "weights"), _own(loader, "wgts"), getattr(sampler, "weights", None)
+    return next((w for w in own if w is not None), None)
 
 
 def _labels_of(
@@ -1041,6 +1061,34 @@ def settled(
     first = preset.born_again and settled(preset.born_again, train, store, say, measure, least)
     return replace(preset, student=fits[0], teachers=tuple(fits[1:]), born_again=first)
 
+# %% ../nbs/30_train.ipynb #augcode1
+@patch
+def code_of_augment(
+    self: ReplayLoader,   # whose views
+) -> dict:                # "augment code": class -> digest; {} where all is of this package
+    """What tells the classes of somebody's augmentation from `Augment` and `ClassAugment`, which may have the
+    same fields, for the identity of a fit and of cached logits."""
+    if not is_dataclass(self.augment):   # of another kind, see `CachedLogits.key_of`
+        return {}
+    parts = [self.augment, *(getattr(self.augment, f.name) for f in fields(self.augment))]  # those of classes
+    kinds = [c for part in parts if is_dataclass(part) for c in type(part).__mro__]
+    own = {c.__qualname__: digest(_written(c)) for c in kinds if c not in (Augment, ClassAugment, object)}
+    return {"augment code": own} if own else {}
+
+
+def _written(
+    kind: type,   # a class
+) -> list:        # name and digest of each function, name and value of each number and text, in order
+    "What stands in a class itself, not in those that it is made from."
+    found = []
+    for name, v in sorted(vars(kind).items()):
+        v = getattr(v, "__func__", v)
+        if isinstance(v, FunctionType):
+            found.append([name, code_digest(v)])
+        elif isinstance(v, (bool, int, float, str)) and not name.startswith("__"):
+            found.append([name, str(v)])
+    return found
+
 # %% ../nbs/30_train.ipynb #76c95965
 NOT_OF_A_FIT = ("network", "size", "pretrained", "bs", "augment", "device", "workers", "crops")  # data say
 
@@ -1056,11 +1104,11 @@ def _replayed(
             "seed": loader.seed, "views": loader.views, "augment": repr(loader.augment),
             "rows": None if loader.rows is None else digest(loader.rows)}
     data |= {"votes": known["votes"]} if "votes" in known else {}   # they may be targets
-    if loader.weights is not None:
-        data["weights"] = digest(loader.weights)
+    data |= {} if loader.weights is None else {"weights": digest(loader.weights)}
     if loader.crops > 1:
         data["crops"] = loader.crops
-    return data | ({"after_batch": str(loader.after_batch)} if loader.after_batch.fs else {})
+    data |= {"after_batch": str(loader.after_batch)} if loader.after_batch.fs else {}
+    return data | loader.code_of_augment()
 
 
 def _foreign(
@@ -1139,8 +1187,9 @@ def identity(
     callbacks = [[type(cb).__name__, cb.config() if hasattr(type(cb), "config") else _bound(cb)]
                  for cb in cbs]
     settings = {k: v for k, v in to_dict(self).items() if k not in NOT_OF_A_FIT} | more
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]  # which no optimiser knows
     return plain({"settings": settings, "data": data, "callbacks": callbacks, "model": weights,
-                  "start": start})
+                  "start": start} | ({"frozen": frozen} if frozen else {}))
 
 # %% ../nbs/30_train.ipynb #45903656
 class _Tracked:
@@ -1569,10 +1618,10 @@ def check_beside(
     elif hasattr(type(dls.train), "__len__") and not len(dls.train):
         wrong += ["no batch to train on: fewer images than bs, and the last batch is dropped; a smaller bs, "
                   "or drop_last=False, expected"]
-    elif self.crops is not None and self.crops != getattr(dls.train, "crops", 1):
-        wrong += [f"crops={self.crops}, but these loaders show {getattr(dls.train, 'crops', 1)} views of an "
+    elif self.crops is not None and self.crops != _own(dls.train, "crops", 1):
+        wrong += [f"crops={self.crops}, but these loaders show {_own(dls.train, 'crops', 1)} views of an "
                   "image; those of make_loaders(train, valid, fit), without cached views, expected"]
-    elif self.sampler is not None and getattr(dls.train, "weights", None) is None:
+    elif self.sampler is not None and _drawn(dls.train) is None:
         wrong += [f"sampler={self.sampler!r}, but these loaders show each image once; those of "
                   "make_loaders(train, valid, fit), or dataloaders(..., weights=...), expected"]
     if wrong:

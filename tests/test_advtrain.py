@@ -722,3 +722,57 @@ def test_a_search_for_a_learning_rate_leaves_what_was_kept():
     assert before[3] == best.best_epoch and looks == [0, 1]
     learn.fit(1)
     assert len(keep.log) == 1
+
+
+class Head(nn.Sequential):
+    "With a batch norm over features, as fastai's `create_head` has, or another layer there."
+
+    def __init__(self, norm):
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm, nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("norm, rows", [(nn.BatchNorm1d(4), 2), (nn.Identity(), 1)])
+def test_one_attacked_row_of_trades_goes_with_a_clean_one(norm, rows):
+    g = torch.Generator().manual_seed(0)
+    items, seen = [(torch.rand(1, 8, 8, generator=g), torch.tensor(i % 3)) for i in range(10)], []   # 8 and 2, of which one is attacked
+
+    def look(learn):
+        cb = learn.adversarial_training
+        if learn.training and len(cb.attacked) == 1:
+            clean, adv = learn.pred.detach()[cb.attacked], cb.adv_pred.detach()
+            by_hand = F.kl_div(adv[:1].log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+            base = F.cross_entropy(learn.pred.detach(), learn.y)
+            seen.append((len(cb.adv_rows), float(learn.loss_grad.detach() - base), float(by_hand)))
+    learn = learner(AdversarialTraining(trades=1.0, guard=0), items=items)
+    learn.model = Head(norm)
+    learn.fit(1, cbs=Spy("after_loss", look))
+    [(found, term, by_hand)] = seen
+    assert found == rows and term == pytest.approx(by_hand, abs=1e-6)
+    assert learn.adv_log.set_index("attack").images.to_dict() == {"fgsm": 5, "clean": 10}
+
+
+def own_attack(model, x, y, eps, generator):
+    return pgd(model, x, y, eps, generator=generator)
+
+
+@pytest.mark.parametrize("attack", ["deepfool", "pgd", own_attack])
+@pytest.mark.parametrize("trades", [0.0, 1.0])
+def test_an_attack_asks_no_other_process(tmp_path, attack, trades):
+    def fitted(around=lambda net: net):
+        learn = learner(AdversarialTraining(attack, steps=3, trades=trades, guard=0, seed=1))
+        learn.model = around(learn.model)
+        if around is not nn.parallel.DistributedDataParallel:
+            return learn.fit(1) or learn, []
+        passes = []
+        learn.model.register_forward_pre_hook(lambda net, x: passes.append(net.training))
+        return learn.fit(1) or learn, passes
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        learn, passes = fitted(nn.parallel.DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert passes.count(True) == (N // BS) * (2 if trades else 1)            # as many in each process, whatever its images
+    assert passes.count(False) == N // BS                                    # the validation's
+    assert torch.allclose(weights(learn), weights(fitted()[0]), atol=1e-5)

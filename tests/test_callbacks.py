@@ -386,6 +386,23 @@ def test_a_hidden_sum_is_refused(faces, loss, cbs):
         learn.fit(1)
 
 
+class Reduces(Callback):
+    "Somebody's weights of the images of a batch."
+    order = 5
+
+    def after_loss(self):
+        self.learn.loss_grad = self.learn.loss_grad.sum() if self.training else self.learn.loss_grad.mean()
+
+
+@pytest.mark.parametrize("cbs", [lambda: [EADD([hyfer(7)], accuracy="running")], lambda: [SQS()], lambda: [AdversarialTraining(trades=1.0, guard=0)]])
+def test_a_loss_of_each_image_is_refused(faces, cbs):
+    def loss(z, y):
+        return torch.nn.functional.cross_entropy(z, y, reduction="none")
+    learn = Learner(dataloaders(*faces, 16, device="cpu"), hyfer(0), loss, cbs=[*cbs(), Reduces()], path="/nowhere")
+    with pytest.raises(ConfigError, match=r"losses of shape \(16,\); their mean expected"), learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+
+
 @pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), lambda z, y: torch.nn.functional.cross_entropy(z, y, label_smoothing=.1),
                                   torch.nn.CrossEntropyLoss(weight=torch.arange(1., 8.))])
 def test_a_mean_is_taken_whatever_it_is_made_of(faces, loss):

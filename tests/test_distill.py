@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, Transform
 from fastai.learner import Learner
+from fastai.torch_core import TensorImageBW
 from torch import nn
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.core import EMOTIONS, ConfigError, LabelError
-from fer_nb.distill import EADD, distill_loss, eadd_distill, eadd_weights
+from fer_nb.distill import EADD, distill_loss, eadd_distill, eadd_weights, recalls
 from fer_nb.teachers import CachedLogits, teacher_logits
 from toys import fit, flat, small_net
 
@@ -441,3 +442,49 @@ def test_first_measures_once_a_fit(dls):
         learn.fit(2)
         learn.fit(2)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("what", ["T", "tau"])
+def test_a_schedule_goes_by_names_too(dls, what):
+    by = pd.Series(np.arange(1.0, 8.0), EMOTIONS)
+    fixed, moving = (fit(dls, [EADD(pair(), **{what: v})], 1) for v in (by, lambda p: by[::-1]))
+    assert torch.equal(flat(fixed.model), flat(moving.model))
+    assert moving.eadd.config()[what] == [by.tolist()] * 5
+    with pytest.raises(LabelError, match=f"{what} has no emotions"):
+        fit(dls, [EADD(pair(), **{what: lambda p: by[:3]})], 1)
+
+
+class Darker(Transform):
+    "Of batches."
+    def encodes(self, x: TensorImageBW):
+        return x / 4
+
+
+class Sees(nn.Module):
+    "A teacher that remembers how bright its images were."
+    labels = EMOTIONS
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.most = small_net(7), []
+
+    def forward(self, x):
+        self.most.append(float(x.max()))
+        return self.net(x)
+
+
+@pytest.mark.parametrize("accuracy", ["valid", "first"])
+def test_a_network_is_measured_by_what_batches_show(dls, accuracy):
+    for dl in dls:
+        dl.after_batch.add(Darker())
+    teacher, chance = Sees(), torch.random.get_rng_state()
+    eadd = EADD([teacher], accuracy=accuracy)
+    learn = fit(dls, [eadd], 1)
+    assert 0 < max(teacher.most) <= 0.25 and len(teacher.most) > len(dls.train)
+    dls.train.epoch, found = 0, []
+    with torch.no_grad():
+        for ids in np.array_split(np.arange(len(dls.valid.x)), 4):
+            shown = dls.train.augment(dls.valid.pixels(ids), ids, 0, dls.train.seed) / 4
+            found.append(teacher.net(shown).argmax(1))
+    by_hand = recalls(torch.cat(found).numpy(), dls.valid.y.numpy(), 7)
+    assert np.allclose(eadd.acc[0], by_hand) and learn.eadd is eadd and len(chance)

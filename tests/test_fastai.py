@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
+import fastai.callback.data  # noqa: F401  (brings weighted_dataloaders)
 from fastai.callback.schedule import LRFinder  # noqa: F401  (brings fit_one_cycle, fine_tune and lr_find)
 from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback  # noqa: F401  (brings Learner.no_bar)
@@ -856,3 +857,15 @@ def test_class_weights_know_how_often_images_are_drawn():
     shown = torch.from_numpy(dls.train.weights.copy())
     w = Fit(class_weights="balanced").weights_of(dls)[dls.train.y]
     assert float((w * shown).sum() / shown.sum()) == pytest.approx(1)
+
+
+def test_class_weights_know_fastais_weighted_loader():
+    labels = [0] * 60 + [1] * 20 + [2] * 10
+    x = torch.rand(90, 1, 8, 8)
+    block = DataBlock(blocks=(TransformBlock, CategoryBlock(vocab=["a", "b", "c"])), get_x=lambda k: x[k], get_y=lambda k: "abc"[labels[k]],
+                      splitter=IndexSplitter(list(range(0, 90, 9))))
+    dls = block.weighted_dataloaders(list(range(90)), wgts=np.array([1 / labels.count(v) for v in labels]), bs=16)
+    w, y = Fit(class_weights="balanced").weights_of(dls).double(), torch.tensor([v for k, v in enumerate(labels) if k % 9])
+    assert float((w[y] * torch.tensor(dls.train.wgts)).sum()) == pytest.approx(1)      # of what an epoch shows
+    once = Fit(class_weights="balanced").weights_of(block.dataloaders(list(range(90)), bs=16)).double()
+    assert float(once[y].mean()) == pytest.approx(1) and torch.allclose(w / w[0], once / once[0])

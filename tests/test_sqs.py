@@ -545,6 +545,28 @@ def test_of_other_loaders_an_image_is_not_its_own_positive(monkeypatch):
         assert len(set(fer_nb.sqs._equal_rows(x.to(dtype)).tolist())) == 3
 
 
+class Named(torch.utils.data.Dataset):
+    "Images with names, as many people's are."
+
+    def __init__(self, pairs, **own):
+        self.pairs = pairs
+        vars(self).update(own)
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, k):
+        return self.pairs[k]
+
+
+@pytest.mark.parametrize("own", [{"ids": [f"image {k}" for k in range(16)]}, {"ids": np.array(["p0"] * 8)}, {"ids": np.arange(8), "rows": np.zeros(8, int)}])
+def test_what_a_dataset_calls_ids_is_its_own(own):
+    ds = Named(items([0, 0, 1, 1, 2, 2, 3, 3] * (len(own["ids"]) // 8)), **own)
+    dls = plain_dls(ds)
+    assert dls.train.ids is own["ids"]                                       # fastai asks the dataset
+    assert run(attach_sqs(Net()), dls, SQS()).sqs_log.quads.tolist() == [1.0]
+
+
 def test_a_batch_without_anchors_under_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:

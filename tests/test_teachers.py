@@ -1,6 +1,6 @@
 """Teachers: the interface, cached logits that survive a kill and refuse another's, landmarks, annotators, files, mixing."""
 import json
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,10 @@ from fer_nb.balance import ClassAugment
 from fer_nb.config import Data, Fit
 from fer_nb.core import ConfigError, DataError, FERError, LabelError
 from fer_nb.data import VOTE_COLUMNS, FERData
-from fer_nb.distill import EADD
+from fer_nb.distill import EADD, recalls
 from fer_nb.loaders import ReplayLoader, dataloaders, make_splits
 from fer_nb.models import HyFER, load, load_teacher, save, weights_digest
-from fer_nb.store import Store
+from fer_nb.store import Store, digest, plain
 from fer_nb.synth import make_faces
 from fer_nb.teachers import (AnnotatorTeacher, CachedLogits, FileTeacher, Geometry, LandmarkTeacher, NetworkTeacher, OnlineLogits, StaleCacheError,
                              TeacherBase, geometry_features, make_teachers, teacher_logits)
@@ -537,6 +537,101 @@ def test_cached_logits_do_not_know_what_is_done_to_batches(dls):
         fit(dls, [EADD([cached.mean()])], 1)  # of no view in particular
     finally:
         dls.train.after_batch.fs.clear()
+    dls.valid.after_batch.add(Upside())
+    with pytest.raises(ConfigError, match="after_batch of the validation loader"):
+        teacher_logits(small_net(1), dls.train, dls.valid)
+
+
+@dataclass(frozen=True)
+class Negative(Augment):
+    "Somebody's: the fields of `Augment`, other images."
+
+    def __call__(self, x, ids, view=0, seed=0):
+        return 1 - super().__call__(x, ids, view, seed)
+
+
+class Negative2(Augment):
+    "Another."
+    __qualname__, by = "Negative", 0.5
+
+    def __call__(self, x, ids, view=0, seed=0):
+        return self.by - super().__call__(x, ids, view, seed)
+
+
+def test_the_class_of_an_augmentation_belongs_to_the_key(dls, tmp_path):
+    def key(augment):
+        dls.train.augment = augment
+        return CachedLogits.key_of(dls.train, dls.valid)
+
+    assert key(Augment())["augmentation"] == plain(asdict(Augment()))        # what stored caches have
+    classes = ClassAugment(Augment(), Augment(hflip=0.0), (1,))
+    assert key(classes)["augmentation"] == plain(asdict(classes) | {"minor": digest(np.array((1,)))})
+    own = [Augment(), Negative(), Negative2(), classes, replace(classes, augment=Negative()), replace(classes, minority=Negative2())]
+    keys = [json.dumps(key(a)) for a in own]
+    assert len(set(keys)) == len(own) and key(Negative()) == key(Negative())
+    dls.train.augment = Augment()
+    cached = teacher_logits(small_net(1), dls.train, dls.valid, "t", folder=tmp_path)
+    fit(dls, [EADD([cached])], 1)
+    dls.train.augment = Negative()
+    with pytest.raises(StaleCacheError, match="Negative"):
+        fit(dls, [EADD([cached])], 1)
+    with pytest.raises(StaleCacheError, match="Negative"):
+        teacher_logits(small_net(1), dls.train, dls.valid, "t", folder=tmp_path)
+
+
+# ---- logits from anywhere ----
+
+def by_hand(dls, train_mask=None, valid_mask=None, nan=(), dtype=np.float16):
+    rng = np.random.default_rng(0)
+    tables = [(4 * np.eye(7)[dl.y.numpy()] + rng.normal(size=(len(dl.y), 7)))[None].astype(dtype) for dl in (dls.train, dls.valid)]
+    tables[0][0, list(nan)] = np.nan
+    return CachedLogits("by hand", small_net(0).labels, *tables, {}, train_mask, valid_mask)
+
+
+def test_a_mask_of_numbers_is_one_of_truth_values(dls):
+    masks = [np.arange(len(dl.y)) % 2 == 0 for dl in (dls.train, dls.valid)]
+    for accuracy in ("valid", "running"):
+        ends = [fit(dls, [EADD([by_hand(dls, *given)], accuracy=accuracy)], 1) for given in (masks, [m.astype(int) for m in masks], [m.tolist() for m in masks])]
+        assert all(np.array_equal(ends[0].eadd.acc, e.eadd.acc) and torch.equal(flat(ends[0].model), flat(e.model)) for e in ends[1:])
+    assert recalls(np.array([0, 1, 1]), np.array([0, 0, 1]), 2, np.array([1, 0, 1])).tolist() == [1, 1]
+
+
+def test_nan_counts_where_the_teacher_has_an_opinion(dls):
+    dls.train.epoch = 0
+    late = int(dls.train.get_idxs()[40])                                     # not in the first batch
+    mask = np.arange(len(dls.train.y)) != late
+    ends = [flat(fit(dls, [EADD([by_hand(dls, mask, nan=nan)])]).model) for nan in ((), [late])]
+    assert ends[0].isfinite().all() and torch.equal(*ends)
+    for given in (None, np.roll(mask, 1)):
+        with pytest.raises(DataError, match=f"by hand: train: the logits of row {late} in view 0 are not finite"):
+            by_hand(dls, given, nan=[late])
+
+
+class Shy(OnlineLogits):
+    "A teacher of somebody's that says NaN where it abstains."
+
+    def batch_logits(self, learn):
+        z, _ = super().batch_logits(learn)
+        mask = torch.arange(len(z)) % 3 > 0
+        return z.masked_fill(~mask[:, None], torch.nan), mask
+
+
+def test_nan_of_any_teacher_that_abstains_does_not_count(dls):
+    assert flat(fit(dls, [EADD([Shy(small_net(1)), small_net(2)], accuracy="running")], 1).model).isfinite().all()
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"train": np.zeros((40, 7))}, r"train is float64 \(40, 7\)"), ({"labels": ("a", "b")}, r"\(views, images, 2\)"),
+    ({"valid_mask": np.ones(3, bool)}, r"valid_mask is bool \(3,\)"), ({"valid_mask": np.full(56, 0.5)}, "True or False for each of the")])
+def test_a_table_that_is_none_is_said_at_once(dls, change, text):
+    with pytest.raises(DataError, match=text):
+        replace(by_hand(dls), **change)
+
+
+def test_logits_of_other_types_are_taken(dls):
+    one = by_hand(dls, dtype=np.float64)
+    whole = replace(one, train=one.train.round().astype(int), valid=torch.tensor(one.valid))
+    assert isinstance(whole.valid, np.ndarray) and fit(dls, [EADD([whole])], 1).eadd.acc.shape == (1, 7)
 
 
 def test_a_network_with_branches_is_asked_fused_and_stays_as_it_was(dls, monkeypatch):

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from functools import partial
 
+import fastai.data.load
 import numpy as np
 import pytest
 import torch
@@ -816,3 +817,39 @@ def test_a_network_that_resizes_says_so_where_it_is_trained():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         Fit(epochs=1, size=None, bs=16).check_beside(net, dls, [])
+
+
+def test_a_checkpoint_with_other_frozen_parts_is_refused(dls, tmp_path):
+    def go(frozen, **how):
+        model = net()
+        model[3].requires_grad_(not frozen)
+        model.append(nn.Linear(7, 7))
+        return fit_model(model, dls, Fit(epochs=1, bs=32, keep="last"), checkpoint=tmp_path / "c.ckpt", **how)
+
+    for first in (True, False):
+        go(first, resume=False)
+        with pytest.raises(CheckpointError, match=r"of another run: frozen\.0 is .*3\.weight"):
+            go(not first)
+        assert len(go(first)) == 1
+    plainly = Fit().identity(net(), dls, [])
+    assert set(plainly) == {"settings", "data", "callbacks", "model", "start"} and "augment code" not in plainly["data"]
+
+
+class Attributes(torch.utils.data.TensorDataset):
+    "Whose names are those that loaders of this package have."
+    batch_part, crops, weights, wgts, rank_world = (0, 3), 4, [1.0] * 90, [1.0] * 90, (0, 1)
+
+
+def test_what_a_dataset_calls_weights_is_its_own():
+    data, counts = Attributes(torch.rand(64, 1, 48, 48), torch.arange(64) % 7), []
+    own = DataLoaders(*(fastai.data.load.DataLoader(data, bs=16) for _ in range(2)))
+    assert own.train.weights is Attributes.weights                           # fastai asks the dataset
+    fit_model(net(), own, Fit(epochs=1, bs=16, accumulate=2), cbs=On("before_step", lambda learn: counts.append(learn.accumulate.n_acc)))
+    assert set(counts) == {32}
+    with pytest.raises(ConfigError, match="crops=4, but these loaders show 1 views"):
+        fit_model(net(), own, Fit(epochs=1, bs=16, crops=4))
+    with pytest.raises(ConfigError, match="these loaders show each image once"):
+        fit_model(net(), own, Fit(epochs=1, bs=16, sampler="balanced"))
+    drawn = torch.utils.data.WeightedRandomSampler(torch.ones(64), 64)
+    torchs = DataLoaders(*(torch.utils.data.DataLoader(data, batch_size=16, sampler=drawn) for _ in range(2)))
+    assert len(fit_model(net(), torchs, Fit(epochs=1, bs=16, sampler="balanced"))) == 1
