@@ -327,10 +327,11 @@ def _moved(
     own, index = self.df.id.tolist(), None if df is None else df.index
     if df is None or "id" not in df or len(df) != len(own) or (ids := df["id"].to_numpy().tolist()) == own:
         return None
-    sorted_ = not index.equals(self.df.index) and index.is_unique and index.isin(self.df.index).all()
+    sorted_ = index.nlevels == 1 and index.is_unique and not index.equals(self.df.index) and \
+        index.isin(self.df.index).all()
     if not sorted_ and set(map(str, ids)) != set(own):
         return None
-    rows = index.to_numpy() if sorted_ else np.arange(len(own))
+    rows = index.to_numpy(np.int64) if sorted_ else np.arange(len(own))
     expect([own[r] for r in rows] == ids, self.name or "the dataset", "rows in another order than the images",
            "ds.take(rows), or images= in that order as well,")
     return rows
