@@ -105,8 +105,8 @@ def _check(self: FERData, labels: Sequence[str]) -> None:
     "Refuse a table, labels or images that contradict each other: one error lists one fault of each kind."
     df, images, name = self.df, self._images, self.name or "the dataset"
     need_columns(df, ("id", "label", "split"), name)
-    twice = [str(c) for c in df.columns[df.columns.duplicated()]]
-    expect(not twice, name, f"several columns {some_of(twice, 3)}", "one of each")
+    if twice := [str(c) for c in df.columns[df.columns.duplicated()]]:
+        expect(False, name, f"several columns {some_of(twice, 3)}", "one of each")
     faults = [(ConfigError, f"labels={labels!r}; names in their order expected, as a list or tuple")
               ] * isinstance(labels, (str, set, frozenset))
     faults += [(LabelError, f"label {label!r} is named more than once")
@@ -349,8 +349,9 @@ def assign(
         if isinstance(x, (pd.Series, Mapping)):
             return self._fitted(column, pd.Series(x))
         many = isinstance(x, (list, tuple, range)) or getattr(x, "ndim", 0) == 1
-        expect(not many or len(x) == len(self), self.name or "the dataset",
-               f"column {column!r}: {len(x) if many else 1} values for {len(self)} images", "one an image")
+        if many and len(x) != len(self):
+            expect(False, self.name or "the dataset",
+                   f"column {column!r}: {len(x)} values for {len(self)} images", "one an image")
         return x
 
     return self.replace(df=self.df.assign(**{c: fitted(c, x) for c, x in columns.items()}))
