@@ -106,8 +106,8 @@ def _check(self: FERData, labels: Sequence[str]) -> None:
     "Refuse a table, labels or images that contradict each other: one error lists one fault of each kind."
     df, images, name = self.df, self._images, self.name or "the dataset"
     need_columns(df, ("id", "label", "split"), name)
-    twice = [str(c) for c in df.columns[df.columns.duplicated()]]
-    expect(not twice, name, f"several columns {some_of(twice, 3)}", "one of each")
+    if twice := [str(c) for c in df.columns[df.columns.duplicated()]]:
+        expect(False, name, f"several columns {some_of(twice, 3)}", "one of each")
     faults = [(ConfigError, f"labels={labels!r}; names in their order expected, as a list or tuple")
               ] * isinstance(labels, (str, set, frozenset))
     faults += [(LabelError, f"label {label!r} is named more than once")
@@ -328,10 +328,11 @@ def _moved(
     own, index = self.df.id.tolist(), None if df is None else df.index
     if df is None or "id" not in df or len(df) != len(own) or (ids := df["id"].to_numpy().tolist()) == own:
         return None
-    sorted_ = not index.equals(self.df.index) and index.is_unique and index.isin(self.df.index).all()
+    sorted_ = index.nlevels == 1 and index.is_unique and not index.equals(self.df.index) and \
+        index.isin(self.df.index).all()
     if not sorted_ and set(map(str, ids)) != set(own):
         return None
-    rows = index.to_numpy() if sorted_ else np.arange(len(own))
+    rows = index.to_numpy(np.int64) if sorted_ else np.arange(len(own))
     expect([own[r] for r in rows] == ids, self.name or "the dataset", "rows in another order than the images",
            "ds.take(rows), or images= in that order as well,")
     return rows
@@ -349,8 +350,9 @@ def assign(
         if isinstance(x, (pd.Series, Mapping)):
             return self._fitted(column, pd.Series(x))
         many = isinstance(x, (list, tuple, range)) or getattr(x, "ndim", 0) == 1
-        expect(not many or len(x) == len(self), self.name or "the dataset",
-               f"column {column!r}: {len(x) if many else 1} values for {len(self)} images", "one an image")
+        if many and len(x) != len(self):
+            expect(False, self.name or "the dataset",
+                   f"column {column!r}: {len(x)} values for {len(self)} images", "one an image")
         return x
 
     return self.replace(df=self.df.assign(**{c: fitted(c, x) for c, x in columns.items()}))

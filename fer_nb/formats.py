@@ -847,8 +847,9 @@ def read_ckplus(
     root, left, rows, peaks = Path(root), LeftOut(broken), [], {}
     files = {f: f.rpartition("/")[2][:-len("_emotion.txt")].upper()
              for f in sorted(f for f in Tree(root).files() if f.lower().endswith("_emotion.txt"))}
+    wanted = {*files.values()}
     names = ((re.sub(r"\..*", "", p.name).upper(), p) for p in list_images(root))
-    frames = _by_id(((name, p) for name, p in names if name in {*files.values()}), left)
+    frames = _by_id(((name, p) for name, p in names if name in wanted), left)
     for file, peak in files.items():
         sequence = peak[:8]
         with left.item(sequence, "train"):
