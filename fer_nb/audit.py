@@ -469,10 +469,19 @@ def notes(self: Audit) -> list[str]:  # sentences; none where there is nothing t
             text += ", if none of the images is overexposed or of very low contrast"
         said.append(text + ".")
     two = (_of_two_labels(self.ds.df, self.duplicates) & (self.duplicates.how != "similar")).sum()
-    if two and not ({"subject"} | {"group"} * ("photo" not in self.ds.df)) & {*self.ds.df}:
+    if two and "subject" not in self.ds.df and ("group" not in self.ds.df or "photo" in self.ds.df):
         said.append(f"multilabel: {two:,} of the pairs that are not byte-identical have two labels. Two frames "
                     "of one shot, such as a neutral face and its apex, differ as little as copies do: look at "
                     "these pairs before they are dropped, or give the images a column `subject` or `group`.")
+    shared, scale = (self.duplicates.attrs.get(name, usual) for name, usual in (("shared", 0), ("scale", 1)))
+    if shared:
+        said.append(f"duplicates: nearly all of these images agree in {shared:.0%} of what they show, as "
+                    "photographs before one wall do. The rest alone was compared, and scores had to be higher "
+                    f"than elsewhere (scale {scale:.2f}, usually 1).")
+    elif scale < 1:
+        said.append("duplicates: images of this set score as high at random as copies do, as photographs do "
+                    f"whose faces are small before one wall (scale {scale:.2g}, usually 1). Pairs that count as "
+                    "copies elsewhere are `similar` here, copies among them: crop to the faces, and audit again.")
     if series := (self.issues.kind == "similar").sum():
         said.append(f"similar: {series:,} images look much like another photograph. They are no duplicates "
                     "and stay; folds keep them together.")

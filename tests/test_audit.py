@@ -318,6 +318,15 @@ def test_probabilities_may_carry_a_gradient():
     pd.testing.assert_frame_equal(*issues)
 
 
+@pytest.mark.parametrize("alike, text", [(dict(shared=.6, scale=.5), "agree in 60% .*scale 0.50"), (dict(shared=0, scale=.01), "`similar` here"),
+                                         (dict(shared=0, scale=1), None), ({}, None)])
+def test_what_all_images_share_is_told(monkeypatch, alike, text):
+    pairs = pairs_of((0, 1, 0.99, "similar", ""))
+    pairs.attrs.update(alike)
+    said = [note for note in told(monkeypatch, dataset(smooth(3)), pairs).notes() if note.startswith("duplicates")]
+    assert (len(said) == 1 and __import__("re").search(text, said[0])) if text else not said
+
+
 def test_the_estimate_of_wrong_pairs_is_not_promised_for_overexposed_images(monkeypatch):
     def said(ds, kinds=None):
         return next(t for t in told(monkeypatch, ds, pairs_of((0, 1, 0.99, "near", "")), kinds=kinds).notes() if t.startswith("duplicates"))
