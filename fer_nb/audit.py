@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'FACELESS', 'UNASKED', 'PAPER_TABLE1', 'DROPPED', 'photo_gro
            'beside_paper']
 
 # %% ../nbs/09_audit.ipynb #c931b7e1
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import ConfigError, DataError, need_columns, one_of
-from .data import SPLITS, VOTE_COLUMNS, FERData, need_dataset
+from .data import SPLITS, VOTE_COLUMNS, FERData, check_witness, need_dataset, need_ids
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
 from .store import digest, first_few
@@ -35,6 +36,47 @@ def photo_groups(
     "Groups of duplicates; `similar` images are other photographs and tie nothing here."
     same = duplicates[duplicates.how != "similar"]
     return components(n, same.i, same.j)
+
+
+def _tied(
+    df: pd.DataFrame,    # a dataset's table
+    i: np.ndarray,       # positions of one image of each pair
+    j: np.ndarray,       # of the other
+) -> np.ndarray:         # bool, one a pair
+    """Whether both images are of one `subject`, or of one `group` (a film or a clip). An audit's `group` ties
+    copies too, and says so only of two that are not one `photo`."""
+    tied = np.zeros(len(i), bool)
+    for column in ("subject", "group"):
+        if column in df:
+            code = pd.factorize(df[column].replace("", None))[0]
+            same = (code[i] >= 0) & (code[i] == code[j])
+            apart = "photo" in df and column == "group"
+            tied |= same & (df.photo.to_numpy()[i] != df.photo.to_numpy()[j]) if apart else same
+    return tied
+
+
+def _of_two_labels(
+    df: pd.DataFrame,           # a dataset's table
+    duplicates: pd.DataFrame,   # from `find_duplicates`
+) -> np.ndarray:                # bool, one a pair
+    "Pairs, not of identical images, of which no two copies have the same label."
+    exact, label = duplicates.how == "exact", pd.factorize(df.label)[0]
+    first, i, j = np.arange(len(df)), duplicates.i.to_numpy(int), duplicates.j.to_numpy(int)
+    first[j[exact]] = i[exact]
+    named = np.zeros((len(df), label.max(initial=-1) + 1), bool)
+    named[first, label] = True
+    return ~exact.to_numpy() & ~(named[first[i]] & named[first[j]]).any(1)
+
+
+def _two_moments(
+    df: pd.DataFrame,           # the dataset's table
+    duplicates: pd.DataFrame,   # from `find_duplicates`
+) -> pd.DataFrame:              # the same pairs, some of them `similar`
+    """Of one person or film, two images with different labels are two moments (a neutral face, and its smile a
+    second later): `similar`, however little their pixels differ, unless these are identical."""
+    i, j = duplicates.i.to_numpy(int), duplicates.j.to_numpy(int)
+    moments = _of_two_labels(df, duplicates) & _tied(df, i, j)
+    return duplicates.assign(how=duplicates.how.mask(moments, "similar"))
 
 
 def duplicate_issues(
@@ -147,25 +189,65 @@ def label_quality(
     return pd.DataFrame({"quality": quality, "error": error, "suggested": suggested})
 
 # %% ../nbs/09_audit.ipynb #946fe803
+def _votes(
+    ds: FERData,   # with a column of votes
+    why: str,      # the votes are read: the column, for the message
+) -> pd.DataFrame: # `VOTE_COLUMNS`, float, one row an image; 0 where nobody voted
+    "The votes. Raises `DataError` for a column that is not there, and for votes that are none."
+    need_columns(ds.df, VOTE_COLUMNS, f"{ds.name}: {why} without votes", "see data.add_votes")
+    given = ds.df[list(VOTE_COLUMNS)]
+    votes = given.apply(pd.to_numeric, errors="coerce").astype(float)
+    fine = given.isna() | (votes >= 0) & (votes < np.inf)
+    if not fine.all(axis=None):
+        row, column = np.argwhere(~fine.to_numpy())[0]
+        raise DataError(f"{ds.name}: {VOTE_COLUMNS[column]} of image {ds.df.id.iloc[row]!r} is "
+                        f"{ds.df[VOTE_COLUMNS[column]].iloc[row]!r}; a number of votes, 0 or more, expected")
+    return votes.fillna(0)
+
+
+def _by_id(
+    table: pd.DataFrame,   # probabilities: ids in the index or in a column `id`, a column a label
+    ds: FERData,           # the images they belong to
+    where: str | Path,     # of the table, for messages
+) -> np.ndarray:           # (N, C), in the order of `ds` and its labels; NaN for images without a row
+    """Probabilities joined by id and by name. Raises `DataError` for a label without a column, for an id that
+    comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
+    table = table.set_index("id") if "id" in table else table
+    need_columns(table, ds.labels, str(where), "columns id, " + ", ".join(ds.labels) + " expected")
+    need_ids(table.index, ds, where)
+    return table[list(ds.labels)].reindex(ds.df.id).to_numpy(float)
+
+
 def label_issues(
     ds: FERData,                # the dataset, perhaps with votes from `data.add_votes`
-    probs: np.ndarray | None,   # out-of-fold probabilities (N, C); None: votes only
+    probs: np.ndarray | pd.DataFrame | None,   # see `audit`; None: votes only
 ) -> pd.DataFrame:  # i, score, how ("votes" or "out-of-fold"), suggested ("": an emotion that is no label)
     """Labels that a majority of voters contradicts, with the share of the votes against them; and, of images
     whose votes have no majority, labels that out-of-fold models contradict, with 1 - quality. Raises
-    `DataError` for a majority without votes."""
+    `DataError` for a majority without votes, for votes that are none, and for probabilities of another shape
+    than images times labels; warns of probabilities that seem to be those of other rows."""
     parts, voted = [], np.zeros(len(ds), bool)
     if "vote_label" in ds.df:
-        need_columns(ds.df, VOTE_COLUMNS, f"{ds.name}: vote_label without votes", "see data.add_votes")
-        label, majority, votes = ds.df.label, ds.df.vote_label, ds.df[list(VOTE_COLUMNS)].fillna(0)
+        label, votes = ds.df.label, _votes(ds, "vote_label")
+        majority = ds.df.vote_label.astype(object).fillna("")
         voted = (majority != "").to_numpy()
+        if (silent := voted & (votes.sum(axis=1) == 0).to_numpy()).any():
+            raise DataError(f"{ds.name}: image {ds.df.id[silent].iloc[0]!r} has a majority, "
+                            f"{majority[silent].iloc[0]!r}, and no votes; an empty vote_label expected")
         rows = np.flatnonzero(voted & (majority != label))
         own = np.array([votes.iloc[i].get(f"vote_{label.iloc[i]}", 0) for i in rows])
         parts.append(pd.DataFrame({
             "i": rows, "score": 1 - own / votes.sum(axis=1).to_numpy()[rows], "how": "votes",
             "suggested": majority.where(majority.isin(ds.labels), "").to_numpy()[rows]}))
     if probs is not None:
+        probs = _by_id(probs, ds, "probs") if isinstance(probs, pd.DataFrame) else probs
+        if (shape := tuple(np.shape(probs))) != (expected := (len(ds), len(ds.labels))):
+            raise DataError(f"probs has shape {shape}; {expected} expected: a row an image, a column a label, in "
+                            f"the order {', '.join(ds.labels)}")
         found = label_quality(ds.targets(), probs)
+        shares = probs.detach().cpu() if isinstance(probs, torch.Tensor) else probs
+        if said := check_witness(ds, shares, "probs"):
+            warnings.warn(said, stacklevel=3)
         rows = np.flatnonzero(found.error & ~voted)
         parts.append(pd.DataFrame({
             "i": rows, "score": 1 - found.quality.to_numpy()[rows], "how": "out-of-fold",
@@ -197,12 +279,12 @@ def face_issues(
     found: pd.DataFrame | None,   # id, status, evidence, from `faces.find_faces`
 ) -> pd.DataFrame:                # i, score, how: "blank", "votes", "face finder" or "votes, face finder"
     """Images that may show no face, with the chance that they do not, and who says so. Raises `DataError` for
-    a table that lacks a column, leaves out an image or names one twice."""
+    a table that lacks a column, leaves out an image or names one twice, and for votes that are none."""
     unknown, missed = np.full(len(ds), np.nan), np.zeros(len(ds), bool)
     evidence, votes = unknown, unknown
     if "vote_no_face" in ds.df:
-        cast = ds.df[list(VOTE_COLUMNS)].fillna(0).sum(axis=1).replace(0, np.nan)
-        votes = (ds.df.vote_no_face / cast).to_numpy(float)
+        cast = _votes(ds, "vote_no_face")
+        votes = (cast.vote_no_face / cast.sum(axis=1).replace(0, np.nan)).to_numpy(float)
     if found is not None:
         where, way_on = "the table of the face finder", "one row an image expected, as faces.find_faces gives"
         need_columns(found, ["id", "status"], where, way_on)
@@ -277,20 +359,22 @@ _MANY = 5000   # images from which a search takes minutes, and is cached
 
 def audit(
     ds: FERData,                               # what to audit
-    kinds: tuple[str, ...] | None = None,      # which of `KINDS`; None: all that votes and `probs` allow
+    kinds: str | tuple[str, ...] | None = None,  # which of `KINDS`; None: all that votes and `probs` allow
     search: DuplicateSearch | None = DuplicateSearch(),  # None: byte-identical images only
-    probs: np.ndarray | None = None,           # out-of-fold probabilities (N, C), from `evaluate.out_of_fold`
+    probs: np.ndarray | pd.DataFrame | None = None,  # out-of-fold probabilities (N, C), or a table, see below
     faces: pd.DataFrame | None = None,  # from `faces.find_faces`, for `no_face`; None: blanks and votes only
     limits: QualityLimits = QualityLimits(),   # of `low_quality`
     folder: str | Path | None = None,          # stores finished parts of the search, see `find_duplicates`
     cache: bool | str | Path = True,  # where pairs are cached; True: of many images, see above
 ) -> Audit:                                    # with .issues, .groups, .summary(), .table1(), .clean()
-    """Audit a dataset. Raises `ConfigError` for an unknown kind, or for `label_error` without votes and
-    without `probs`."""
+    """Audit a dataset. An array of `probs` is in the order of `ds` and `ds.labels`; a table is joined by its
+    index (or column `id`) and by the names of its columns. Raises `ConfigError` for an unknown kind, or for
+    `label_error` without votes and without `probs`."""
     need_dataset(ds)
     witness = probs is not None or "vote_label" in ds.df
     if kinds is None:
         kinds = [k for k in KINDS if k != "label_error" or witness]
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
     for kind in kinds:
         one_of("kind", kind, KINDS)
     if "label_error" in kinds and not witness:
@@ -298,6 +382,7 @@ def audit(
                           "or votes from data.add_votes")
     duplicates = find_duplicates(ds if _PAIRED & {*kinds} else ds.take([]), search, folder=folder,
                                  cache=len(ds) >= _MANY if cache is True else cache)
+    duplicates = _two_moments(ds.df, duplicates)
     parts = [duplicate_issues(ds.df, duplicates)]
     if "label_error" in kinds:
         parts.append(label_issues(ds, probs).assign(kind="label_error"))
@@ -383,6 +468,20 @@ def notes(self: Audit) -> list[str]:  # sentences; none where there is nothing t
         elif "low_quality" not in self.kinds:
             text += ", if none of the images is overexposed or of very low contrast"
         said.append(text + ".")
+    two = (_of_two_labels(self.ds.df, self.duplicates) & (self.duplicates.how != "similar")).sum()
+    if two and "subject" not in self.ds.df and ("group" not in self.ds.df or "photo" in self.ds.df):
+        said.append(f"multilabel: {two:,} of the pairs that are not byte-identical have two labels. Two frames "
+                    "of one shot, such as a neutral face and its apex, differ as little as copies do: look at "
+                    "these pairs before they are dropped, or give the images a column `subject` or `group`.")
+    shared, scale = (self.duplicates.attrs.get(name, usual) for name, usual in (("shared", 0), ("scale", 1)))
+    if shared:
+        said.append(f"duplicates: nearly all of these images agree in {shared:.0%} of what they show, as "
+                    "photographs before one wall do. The rest alone was compared, and scores had to be higher "
+                    f"than elsewhere (scale {scale:.2f}, usually 1).")
+    elif scale < 1:
+        said.append("duplicates: images of this set score as high at random as copies do, as photographs do "
+                    f"whose faces are small before one wall (scale {scale:.2g}, usually 1). Pairs that count as "
+                    "copies elsewhere are `similar` here, copies among them: crop to the faces, and audit again.")
     if series := (self.issues.kind == "similar").sum():
         said.append(f"similar: {series:,} images look much like another photograph. They are no duplicates "
                     "and stay; folds keep them together.")
@@ -441,6 +540,7 @@ def labels_after(
     """Labels after the decisions. A new one is that of the photo: copies without a decision of their own
     take it, in `splits` and in the split of the image that it was given to, unless decisions on the photo
     differ."""
+    splits = (splits,) if isinstance(splits, str) else splits
     df, said, reach = self.ds.df, {}, {}  # photo -> labels that decisions give it; splits of new ones
     for photo, i, label, split in zip(self.photos, df.id, df.label, df.split):
         if (what := decisions.get(i, "drop")) != "drop":
@@ -495,9 +595,9 @@ def actions(
     for decisions that are none, or about images that are not there."""
     ds = self.ds.df
     decisions = _standing(ds, decisions)
+    drop, splits = ((x,) if isinstance(x, str) else x for x in (drop, splits))
     for kind in drop:
         one_of("kind to drop", kind, [k for k in KINDS if k != "similar"])
-    splits = (splits,) if isinstance(splits, str) else splits
     for split in splits:
         one_of("splits", split, SPLITS)
     ids, allowed = set(ds.id), ("keep", "drop", *self.ds.labels)

@@ -194,8 +194,8 @@ def __call__(
     seed: int = 0,     # another seed, other views
 ) -> torch.Tensor:     # float (B, C, H, W) in [0, 1]
     """View number `view` of each image: geometry, then blur, contrast, brightness, noise, erasing. Raises
-    `ImageError` for floats outside [0, 1] on the CPU (a card would have to wait), and `ConfigError` for other
-    numbers of keys or views than of images."""
+    `ImageError` for another shape or type, and for floats outside [0, 1] on the CPU (a card would have to
+    wait); `ConfigError` for other numbers of keys or views than of images."""
     self._check_batch(x, ids, view)
     u = hash_uniform(seed, np.reshape(view, (-1, 1)), np.asarray(ids)[:, None], np.arange(14))
     u = torch.from_numpy(u).float()
@@ -224,6 +224,9 @@ def _check_batch(
     view: int | np.ndarray,  # the same
 ) -> None:
     "Raise what `__call__` says."
+    if x.ndim != 4 or x.dtype != torch.uint8 and not x.is_floating_point():
+        raise ImageError(f"images are {x.dtype} of shape {tuple(x.shape)}; (B, C, H, W), bytes (uint8), or "
+                         "floats in [0, 1], expected")
     one_of("len(ids)", len(ids), [len(x)])
     one_of("number of views", np.asarray(view).size, (1, len(x)))
     if x.is_floating_point() and x.device.type == "cpu" and x.numel():

@@ -128,10 +128,16 @@ class ClassAugment:
 def _sources(
     ds: FERData,     # training images
 ) -> pd.DataFrame:   # one row a source: source, label, row (its position), taken (copies of it there are)
-    "The images that copies are made of: originals, or the first copy of an original that is not in `ds`."
+    """The images that copies are made of: originals, or the first copy of an original that is not in `ds`.
+    Raises `DataError` for a source of two labels."""
     source = ds.sources()
     number = ds.df.id.str.extract(r"#copy(\d+)$")[0].astype(float).where(source != ds.df.id, 0).fillna(1)
     table = pd.DataFrame({"source": source, "label": ds.df.label, "row": np.arange(len(ds))})
+    if (two := table.groupby("source", sort=False).label.nunique()).max() > 1:
+        labels = table.label[table.source == two.idxmax()].unique()
+        raise DataError(f"{ds.name}: images of source {two.idxmax()!r} have the labels "
+                        f"{', '.join(map(repr, labels))}; a copy has the label of its source, so one label a "
+                        "source expected. Drop the column `source` where its images are no copies of each other")
     table["number"] = number
     table["taken"] = table.groupby("source").number.transform("max").astype(int)
     return table.sort_values(["number", "row"]).drop_duplicates("source").sort_values("row")
@@ -163,8 +169,8 @@ def balance(
     minority: Sequence[str] | None = None,              # minority classes; None: those rarer than the median
 ) -> FERData:  # originals, then copies, with columns `source` and `role`
     """Bring rare classes to their target with transformed copies, on the training side of a split. Raises
-    `DataError` if any image is not a training one, `ConfigError` for a class or target that makes no
-    sense."""
+    `DataError` if any image is not a training one, or a source has two labels; `ConfigError` for a class or
+    target that makes no sense."""
     if (other := set(ds.df.split) - {"train"}) or not len(ds):
         raise DataError(f"balance got {', '.join(sorted(other)) or 'no'} images; only training images may be "
                         "balanced: balance(ds.where(split=\"train\")), or of a fold, "

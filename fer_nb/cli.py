@@ -35,7 +35,7 @@ from .config import PRESETS, Fit, Preset, _Clash, load_config, override, to_dict
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file,
                          file_sha256, is_first, keep_freed_memory, need_apart, one_of, progress, quiet,
                          show_progress)
-from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
+from .data import BROKEN, FERData, Tree, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
@@ -595,6 +595,7 @@ class _AuditVerb(Verb):
     ) -> np.ndarray:   # (N, C), in the order of `ds`; NaN for images that are not in the file
         """Probabilities of a study, joined by id. Raises `DataError` for a file without the labels, for an id
         that comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
+        from fer_nb.audit import _by_id
         try:
             table = pd.read_csv(path, dtype={"id": str})
             ids = table["id"].map(from_text, na_action="ignore")
@@ -602,11 +603,7 @@ class _AuditVerb(Verb):
         except (OSError, KeyError, ValueError) as e:
             raise DataError(f"{path}: columns id, {', '.join(ds.labels)} expected ({quoted(e)})") from e
         with _told():
-            need_ids(table.index, ds, path)
-            probs = table.reindex(ds.df.id).to_numpy(float)
-            if said := check_witness(ds, probs, str(path)):
-                warnings.warn(said, stacklevel=2)
-        return probs
+            return _by_id(table, ds, path)
 
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."
@@ -619,9 +616,10 @@ class _AuditVerb(Verb):
         work = work_of(args.out)
         with rank0_folder(args.out, args.overwrite) as aside:
             search, said = None if args.exact else DuplicateSearch(), ""
-            report = audit(ds, search=search,
-                           probs=None if args.probs is None else self.read_probabilities(args.probs, ds),
-                           faces=find_faces(ds, args.workers or 1) if args.faces else None, folder=work)
+            probs = None if args.probs is None else self.read_probabilities(args.probs, ds)
+            faces = find_faces(ds, args.workers or 1) if args.faces else None
+            with _told():
+                report = audit(ds, search=search, probs=probs, faces=faces, folder=work)
             tables = {"issues": report.issues, "summary": report.summary().reset_index(names="kind"),
                       "counts": report.counts(), "table1": report.table1().reset_index()}
             if "no_face" in report.kinds:

@@ -561,9 +561,12 @@ def levels(
     self: DuplicateSearch,
     thumbs: torch.Tensor,  # uint8 (N, 48, 48)
 ) -> dict[str, torch.Tensor]:  # borders, normalised images of 24 and 12 pixels, whether not blank
-    "What the alignment reads, made once for every image."
+    "What the alignment reads, made once for every image. A wide border is taken away where most have one."
+    wide = plain_borders(thumbs[::len(thumbs) // 400 + 1], 20).float()   # of some images
+    most = 20 if len(wide) > 11 and (wide.quantile(.25, dim=0) > 11).any() else 12
+
     def made(x: torch.Tensor) -> dict[str, torch.Tensor]:
-        borders = plain_borders(x)
+        borders = plain_borders(x, most)
         inner = F.avg_pool2d(without_borders(x, borders), 2)
         x = x.float()
         return {"borders": borders, "24": contrast_normalised(inner, 3, 0.6).half(),
@@ -630,7 +633,7 @@ def align(
     maps: torch.Tensor,            # (P, 2, 3), where the alignment starts
     flip: torch.Tensor,            # bool (P,): the first of the pair is mirrored
     thumbs: torch.Tensor,          # uint8 (N, 48, 48)
-    levels: dict[str, torch.Tensor],  # from `levels`
+    levels: dict[str, torch.Tensor],  # from `levels`; own: (48, 48) from `own_places`, if it was asked
     least: float = 0.70,           # block score at half resolution that is worth a closer look
 ) -> dict[str, torch.Tensor]:      # row (of `pairs`), maps, scores, hidden, ...
     "Align candidates at 12, 24 and 48 pixels, and score those that remain."
@@ -648,17 +651,19 @@ def align(
     row = ((score >= least) & plausible(maps)).nonzero()[:, 0]
     pairs, flip, maps, borders = pairs[row], flip[row], maps[row], [b[row] for b in borders]
     a, b = taken(thumbs, 0), taken(thumbs, 1)
+    own = levels.get("own", torch.ones(48, 48)).expand(len(a), -1, -1)
+    owns = torch.where(flip[:, None, None], own.flip(2), own), own
     small = motion(maps)[1] > 1.15  # b shows a part of a, enlarged: compare in its frame
     if small.any():
-        a, b = (torch.where(small[:, None, None], *x) for x in ((b, a), (a, b)))
+        (a, b), owns = ([torch.where(small[:, None, None], *x) for x in (y[::-1], y)] for y in ((a, b), owns))
         borders = [torch.where(small[:, None], *x) for x in ((borders[1], borders[0]), borders)]
         maps = torch.where(small[:, None, None], inverse(maps), maps)
     a, b = (without_borders(x, e) for x, e in zip((a, b), borders))
     masks = [within_borders(e, 48) for e in borders]
     maps = refined(maps, *(contrast_normalised(x, 6, 1.2) for x in (a, b)), *masks, 5)
     ends = [((x > 252) | (x < 3)).float() for x in (a, b)]
-    mask, end = warped(torch.stack([masks[1], ends[1]], 1), maps).unbind(1)
-    mask = masks[0] * (mask > .9)
+    mask, end = warped(torch.stack([masks[1] * owns[1], ends[1]], 1), maps).unbind(1)
+    mask = masks[0] * owns[0] * (mask > .9)
     clipped = smoothed((ends[0] - end).abs() * mask, 1) > .3
     found = {"row": row, "maps": maps, "outside": 1 - mask.mean((1, 2)), "plausible": plausible(maps)}
     for k, kind in enumerate(EVIDENCE):
@@ -672,6 +677,62 @@ def align(
         if not k:
             found["hidden"] = covered_share(fine, moved, mask)
     return found
+
+# %% ../nbs/08_duplicates.ipynb #0f1b7f70
+_COPIES, _SHARED, _OWN = 0.9, 0.25, 8   # correlation of what is shared; quantile of random pairs; least blocks left
+
+
+@patch
+def _random_pairs(
+    self: DuplicateSearch,
+    thumbs: torch.Tensor,             # uint8 (N, 48, 48)
+    rows: torch.Tensor,               # positions of the images that are compared
+    levels: dict[str, torch.Tensor],  # as `align` has them
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # the pairs (P, 2), almost all of two photographs; `align`'s
+    "About 400 pairs at random, aligned."
+    pairs = rows[torch.randint(len(rows), (400, 2), generator=torch.Generator().manual_seed(0))]
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    start = torch.eye(2, 3).repeat(len(pairs), 1, 1)
+    return pairs, self.align(pairs, start, torch.zeros(len(pairs), dtype=torch.bool), thumbs, levels)
+
+
+@patch
+def own_places(
+    self: DuplicateSearch,
+    thumbs: torch.Tensor,             # uint8 (N, 48, 48)
+    rows: torch.Tensor,               # positions of the images that are compared
+    levels: dict[str, torch.Tensor],  # from `levels`
+) -> tuple[torch.Tensor, list[float]]:  # float (48, 48): 0 where nearly all images show the same; a scale a score
+    """Where images show their own, and not the wall of one room that three random pairs in four agree in; and
+    how much closer to 1 the scores of random pairs come there than those of photographs of many people. All,
+    and 1, where random pairs do not agree, or agree everywhere, as copies do."""
+    whole, usual = torch.ones(48, 48), [1.0] * len(EVIDENCE)
+    if len(rows) < 12:
+        return whole, usual
+    pairs, found = self._random_pairs(thumbs, rows, levels)
+    still = found["plausible"] & (motion(found["maps"])[1].log().abs() < .1)
+    row, maps = found["row"][still], found["maps"][still]
+    agreed = torch.zeros(len(pairs), 144)
+    if len(row) < (1 - _SHARED) * len(pairs):
+        return whole, usual
+    a, b = (without_borders(thumbs[pairs[row, k]], levels["borders"][pairs[row, k]]) for k in (0, 1))
+    masks = [within_borders(levels["borders"][pairs[row, k]], 48) for k in (0, 1)]
+    b, seen = warped(torch.stack([smoothed(b, EVIDENCE[0].blur), masks[1]], 1), maps).unbind(1)
+    agreed[row] = block_correlations(smoothed(a, EVIDENCE[0].blur), b, masks[0] * (seen > .9), 4, 6)
+    own = ~(agreed.nanquantile(_SHARED, dim=0) >= _COPIES)
+    if own.all() or not own.any() or not agreed.nanquantile(.5, dim=0)[own].nanquantile(.25) < .5:
+        return whole, usual
+    own = own.float().view(1, 1, 12, 12)
+    blocks, few = int((F.avg_pool2d(own, 2) >= .6).sum()), 1.0
+    if blocks >= _OWN:   # of few blocks the median is high by chance more often
+        whole, few = F.interpolate(own, scale_factor=4)[0, 0], math.sqrt(blocks / 36)
+    _, found = self._random_pairs(thumbs, rows, levels | {"own": whole})
+    for k, kind in enumerate(EVIDENCE):
+        scores = torch.zeros(len(pairs))
+        scores[found["row"]] = torch.where(found["plausible"], found[f"score {k}"], 0)
+        usual[k] = few * min(1.0, (1 - float(scores.quantile(.9))) / kind.usual) ** 2.3
+    return whole, usual
+
 
 # %% ../nbs/08_duplicates.ipynb #e2e82db6
 def plausible(
@@ -811,15 +872,22 @@ def decided(
     flip: np.ndarray,              # bool (n,)
     proposed: np.ndarray,          # bool (n,): by features alone
     scales: Sequence[float],       # from `_scales`, of the whole search
+    random: Sequence[float],       # from `own_places`
 ) -> pd.DataFrame:                 # i, j, score, how, chance, change
-    "Which aligned pairs are duplicates, and which are only similar."
+    "Which aligned pairs are duplicates, and which are only similar, or would be duplicates but for `random`."
     scores = np.stack([found[f"score {k}"] for k in range(len(EVIDENCE))])
-    chances = np.stack([chance_of(*parts) for parts in zip(scores, EVIDENCE, scales)])
-    best = chances.argmin(0)[None]
-    chances = np.minimum(1, len(EVIDENCE) * chances)
-    score, chance = (np.take_along_axis(x, best, 0)[0] for x in (scores, chances))
+
+    def judged(scales: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        chances = np.stack([chance_of(*parts) for parts in zip(scores, EVIDENCE, scales)])
+        best = chances.argmin(0)[None]
+        chances = np.minimum(1, len(EVIDENCE) * chances)
+        return tuple(np.take_along_axis(x, best, 0)[0] for x in (scores, chances))
+
+    score, chance = judged(np.minimum(scales, random))
     same = found["plausible"] & (chance <= self.error)
     alike = found["plausible"] & ~same & (chance <= self.similar) & (cosine >= 0.7)
+    if self.similar:
+        alike |= found["plausible"] & ~same & (judged(scales)[1] <= self.error)
     how = np.where(same, np.where(proposed, "feature", np.where(flip, "mirror", "near")), "similar")
     table = _table(pairs.min(1), pairs.max(1), score, how, chance, explained(found, flip))
     return table[same | alike]
@@ -864,6 +932,7 @@ def _digest(
 
 
 _CODE = file_sha256(str(resources("fer_nb") / "duplicates.py"))   # of the code that was imported
+_ALIKE = ("shared", "scale")   # what the table's `attrs` say of the images: see `own_places`
 
 
 def cached_pairs(
@@ -885,12 +954,16 @@ def cached_pairs(
     except (LookupError, OSError, RuntimeError, StoreError):  # no home, no rights, nothing there
         pass
     if all(gather(found is not None)):
-        return _table(*found.values())
+        alike = found.pop("alike")
+        table = _table(*found.values())
+        table.attrs.update(zip(_ALIKE, alike.tolist()))
+        return table
     table = search()
     if store is not None and rank_world()[0] == 0:
         with suppress(OSError, StoreError):
-            store.array("found", lambda: {name: x.to_numpy(str if name in ("how", "change") else None)
-                                          for name, x in table.items()})
+            store.array("found", lambda: {
+                "alike": np.array([table.attrs[name] for name in _ALIKE if name in table.attrs], float),
+                **{name: x.to_numpy(str if name in ("how", "change") else None) for name, x in table.items()}})
     return table
 
 
@@ -978,6 +1051,7 @@ def near(
     cut = int((rows < apart).sum())
     if len(rows) < 2 or apart and cut in (0, len(rows)):
         return _table(*[[]] * 6)
+    levels["own"], random = self.own_places(thumbs, rows, levels)
     vectors, ways = self.views(thumbs[rows])
     last, extra = len(ways), [(False, 0, 0, 0, 1), (True, 0, 0, 0, 1)][:1 + self.mirrored]
     ways, scales = np.array(ways + extra), []
@@ -993,7 +1067,7 @@ def near(
             found = found[seen["row"]]
             way, scales[:] = found[:, 3].astype(int), scales or self._scales(seen)
             table = self.decided(seen, found[:, :2].astype(int), found[:, 2], ways[way, 0] > 0, way >= last,
-                                 scales)
+                                 scales, random)
         else:
             table = _table(*[[]] * 6)
         return self._with_trusted(table, more)
@@ -1003,7 +1077,9 @@ def near(
         if len(some := self._of_large_groups(table, rows.numpy(), turn)) > 1:
             again = searched(some, f"again-{turn}-")
             table = pd.concat([table, again], ignore_index=True).drop_duplicates(["i", "j", "how"])
+    table.attrs.update(shared=1 - float(levels["own"].mean()), scale=float(min(random)))
     return table
+
 
 # %% ../nbs/08_duplicates.ipynb #5b117012
 def find_duplicates(
@@ -1012,9 +1088,11 @@ def find_duplicates(
     features: np.ndarray | torch.Tensor | None = None,   # (N, D), as a network's, which propose further pairs
     folder: str | Path | None = None,  # stores bands of a thousand rows; a killed search continues
     cache: bool | str | Path = False,  # where pairs are cached, see `cached_pairs`
-) -> pd.DataFrame:  # i, j (positions, i < j), score, how, chance, change
-    """Pairs of images of the same photograph. Of identical images, each is paired with the first. Raises
-    `ImageError` for files that are no images, `DataError` for features that do not fit."""
+) -> pd.DataFrame:  # i, j (positions, i < j), score, how, chance, change; `attrs`: shared, scale
+    """Pairs of images of the same photograph. Of identical images, each is paired with the first. `attrs` say
+    what part of the images nearly all share, which is not compared, and the scale of random pairs (see
+    `own_places`; 0 and 1 where there is nothing to say). Raises `ImageError` for files that are no images,
+    `DataError` for features that do not fit."""
     if features is not None:
         if search is None:
             raise ConfigError("features propose near duplicates; search=None looks for identical images only")
@@ -1038,7 +1116,10 @@ def find_duplicates(
     table = pd.concat(tables, ignore_index=True)
     table["last"] = table.how.map({"feature": 1, "similar": 2}).fillna(0)
     table = table.sort_values(["last", "score"], ascending=[True, False], kind="stable").drop(columns="last")
-    return table.drop_duplicates(["i", "j"]).sort_values(["i", "j"], ignore_index=True)
+    table = table.drop_duplicates(["i", "j"]).sort_values(["i", "j"], ignore_index=True)
+    table.attrs.update(tables[-1].attrs)
+    return table
+
 
 # %% ../nbs/08_duplicates.ipynb #bdcc4863
 def duplicates_across(

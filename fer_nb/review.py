@@ -44,6 +44,7 @@ def review_items(
 ) -> pd.DataFrame:                        # id, row, label, split, group, kind ("duplicate+leak"), score, rule
     """A row an image to look at; that it is `similar` to another is no reason unless `kinds` asks for it.
     Raises `ConfigError` for an unknown kind of issue or label."""
+    kinds, labels = ((x,) if isinstance(x, str) else x for x in (kinds, labels))
     rules = audit.actions()
     by_rule = rules[["id", "why"]].rename(columns={"why": "kind"})
     found = pd.concat([audit.issues[["id", "kind", "score"]], by_rule])

@@ -16,7 +16,7 @@ from fer_nb.duplicates import BLANK_STD, DuplicateSearch
 from fer_nb.config import Data
 from fer_nb.loaders import clean_test, is_audited, leak_groups, make_splits
 from fer_nb.review import review_changes
-from fer_nb.synth import make_faces
+from fer_nb.synth import make_faces, render_faces, sample_aus
 from test_duplicates import dataset, noise, noisy, smooth
 
 RANK = {"train": 0, "valid": 1, "test": 2}
@@ -153,7 +153,7 @@ def test_similar_images_are_no_duplicates_and_stay_together(monkeypatch):
     assert len(set(report.groups[:5])) == 1 and report.groups[5] != report.groups[0]
     assert report.summary().loc["similar"].to_dict() == {"train": 3, "test": 1, "all": 4}
     assert report.table1()["multilabel"].sum() == 1
-    assert [note[:10] for note in report.notes()] == ["duplicates", "similar: 4"]
+    assert [note[:10] for note in report.notes()] == ["duplicates", "multilabel", "similar: 4"]
     clean = report.clean()
     assert clean.df.id.tolist() == ["im000", "im002", "im005"], "similar images stay, whatever their splits and labels"
     assert clean.df.group.nunique() == 2 and clean.df.photo.nunique() == 3
@@ -216,6 +216,61 @@ def test_a_group_that_the_dataset_brings_is_kept(monkeypatch):
     assert report.groups.tolist() == [0, 1, 0, 2, 1] and report.photos.tolist() == [0, 1, 2, 3, 1]
 
 
+MOMENTS = pairs_of((0, 1, .99, "near", "shifted 1 px"), (0, 2, 1.0, "exact", ""), (3, 4, .99, "mirror", "mirrored"),
+                   (5, 6, .99, "near", ""), (7, 8, 1.0, "exact", ""))
+
+
+@pytest.mark.parametrize("column", ["subject", "group"])
+def test_two_moments_of_a_person_or_film_are_no_duplicates(monkeypatch, column):
+    "A neutral face and its apex; 5 and 6 are of nobody that is known; 7 and 8 are identical, so one photograph."
+    ds = drawn(range(9), ["neutral", "happy", "neutral", "sad", "fear", "sad", "happy", "sad", "fear"])
+    ds = ds.assign(**{column: ["a", "a", "a", "b", "b", "", None, "c", "c"]})
+    report = told(monkeypatch, ds, MOMENTS)
+    found = report.issues.groupby("kind").id.agg(lambda ids: {int(i[2:]) for i in ids}).to_dict()
+    assert found == {"duplicate": {2}, "similar": {0, 1, 2, 3, 4}, "multilabel": {5, 6, 7, 8}}
+    assert report.photos.tolist() == [0, 1, 0, 2, 3, 4, 4, 5, 5] and report.groups[0] == report.groups[1]
+    assert {"im000", "im001", "im003", "im004"} <= set(report.clean().df.id)
+    assert not [note for note in report.notes() if note.startswith("multilabel")], "the columns say what they can"
+    again = told(monkeypatch, report.grouped(), MOMENTS)
+    assert again.photos.tolist() == report.photos.tolist()
+
+
+def test_a_copy_with_the_label_of_one_of_the_copies_is_a_duplicate(monkeypatch):
+    ds = drawn(range(3), ["sad", "happy", "happy"]).assign(subject="a")
+    report = told(monkeypatch, ds, pairs_of((0, 1, 1.0, "exact", ""), (0, 2, .99, "near", "")))
+    assert set(issue(report, "multilabel").id) == {"im000", "im001", "im002"} and report.photos.tolist() == [0, 0, 0]
+
+
+def test_an_audits_own_groups_are_no_films(monkeypatch):
+    "Otherwise an audit of what was audited would find no contradiction any more."
+    ds, seen = drawn(range(3), ["sad", "happy", "happy"]), pairs_of((0, 1, .99, "near", ""))
+    report = told(monkeypatch, ds, seen)
+    again = told(monkeypatch, report.grouped(), seen)
+    for one in (report, again):
+        assert set(issue(one, "multilabel").id) == {"im000", "im001"}
+        assert [note for note in one.notes() if note.startswith("multilabel: 1 of the pairs")]
+
+
+def test_the_neutral_face_and_the_apex_of_a_shot_stay(monkeypatch):
+    n = 12
+    aus, _ = sample_aus(["happy"] * n, range(n), 0)
+    images = np.concatenate([render_faces(a, range(n), range(n), 0, 48) for a in (np.zeros((n, 16)), aus)])
+    ds = dataset(images, ["neutral"] * n + ["happy"] * n)
+    assert len(issue(audit(ds), "multilabel")) >= n, "the pixels alone"
+    report = audit(ds.assign(subject=[f"s{k % n}" for k in range(2 * n)]))
+    assert len(issue(report, "similar")) >= n and len(report.clean()) == 2 * n
+
+
+def test_one_kind_split_or_label_may_be_given_as_a_text():
+    ds = drawn([0, 0, 1], ["sad", "happy", "sad"])
+    assert audit(ds, "multilabel", None).issues.equals(audit(ds, ("multilabel",), None).issues)
+    report = audit(ds, search=None)
+    assert report.clean(drop="multilabel", splits="train").df.id.tolist() == ["im002"]
+    assert report.labels_after({"im000": "fear"}, "train").tolist() == ["fear", "fear", "sad"]
+    with pytest.raises(FERError, match="'duplicates'"):
+        audit(ds, "duplicates")
+
+
 def test_an_audit_that_looked_for_no_pairs_is_none_of_duplicates():
     ds = drawn([0, 1, 0, 1, 2])
     for kinds in (("low_quality",), ("no_face", "low_quality")):
@@ -261,6 +316,15 @@ def test_probabilities_may_carry_a_gradient():
     probs = np.random.default_rng(0).dirichlet(np.ones(7), 20)
     issues = [audit(ds, ("label_error",), None, p).issues for p in (probs, torch.tensor(probs, requires_grad=True))]
     pd.testing.assert_frame_equal(*issues)
+
+
+@pytest.mark.parametrize("alike, text", [(dict(shared=.6, scale=.5), "agree in 60% .*scale 0.50"), (dict(shared=0, scale=.01), "`similar` here"),
+                                         (dict(shared=0, scale=1), None), ({}, None)])
+def test_what_all_images_share_is_told(monkeypatch, alike, text):
+    pairs = pairs_of((0, 1, 0.99, "similar", ""))
+    pairs.attrs.update(alike)
+    said = [note for note in told(monkeypatch, dataset(smooth(3)), pairs).notes() if note.startswith("duplicates")]
+    assert (len(said) == 1 and __import__("re").search(text, said[0])) if text else not said
 
 
 def test_the_estimate_of_wrong_pairs_is_not_promised_for_overexposed_images(monkeypatch):

@@ -41,6 +41,78 @@ def test_a_majority_without_votes_is_refused():
         audit(ds, ("label_error",))
 
 
+@pytest.mark.parametrize("kind", [("label_error",), ("no_face",)])
+def test_columns_of_votes_that_are_none_are_refused(kind):
+    def of(**columns):
+        return VOTED.replace(df=VOTED.df.assign(**columns))
+
+    lacking = VOTED.replace(df=VOTED.df.drop(columns=[c for c in VOTE_COLUMNS if c not in ("vote_no_face", "vote_sad")]))
+    with pytest.raises(DataError, match="no column 'vote_neutral'"):
+        audit(lacking, kind)
+    for bad in ("many", -1.0, np.inf):
+        with pytest.raises(DataError, match="vote_no_face of image 'im2' is .*a number of votes, 0 or more"):
+            audit(of(vote_no_face=[0, 0, bad, 0, 0]), kind)
+    text = of(vote_no_face=VOTED.df.vote_no_face.astype(int).astype(str))
+    assert audit(text, kind).issues.equals(audit(VOTED, kind).issues)
+
+
+@pytest.mark.parametrize("nothing", [np.nan, None, pd.NA])
+def test_a_majority_that_is_missing_is_none(nothing):
+    "As pandas reads an empty field."
+    majority = VOTED.df.vote_label.astype(object).replace("", nothing)
+    assert audit(VOTED.replace(df=VOTED.df.assign(vote_label=majority)), ("label_error",)).issues.equals(
+        audit(VOTED, ("label_error",)).issues)
+
+
+def test_a_majority_of_no_votes_is_refused():
+    nobody = VOTED.df.assign(**{c: [*VOTED.df[c][:1], 0.0, *VOTED.df[c][2:]] for c in VOTE_COLUMNS})
+    with pytest.raises(DataError, match="image 'im1' has a majority, 'sad', and no votes"):
+        audit(VOTED.replace(df=nobody), ("label_error",))
+
+
+def judged(n=140):
+    "Images of seven labels, and a witness that is right about all but image 5, as a table by id."
+    rng = np.random.default_rng(0)
+    ds = FERData(pd.DataFrame({"id": [f"im{k:03}" for k in range(n)], "label": np.tile(EMOTIONS, n // 7), "split": "train"}),
+                 rng.integers(0, 256, (n, 48, 48), dtype=np.uint8), name="judged")
+    probs = np.eye(7)[ds.targets()] * .86 + .02
+    probs[5] = np.roll(probs[5], 1)
+    return ds, pd.DataFrame(probs, ds.df.id, list(ds.labels))
+
+
+def errors(ds, probs):
+    return audit(ds, ("label_error",), None, probs).issues
+
+
+def test_a_table_of_probabilities_goes_by_id_and_name():
+    ds, table = judged()
+    expected = errors(ds, table.to_numpy())
+    assert expected.id.tolist() == ["im005"]
+    for other in (table[sorted(table)], table[::-1], table.sample(frac=1, random_state=0).reset_index()):
+        assert errors(ds, other).equals(expected)
+    with pytest.warns(UserWarning, match="1 images without a row: im005"):
+        assert errors(ds, table.drop("im005")).empty
+    with pytest.raises(DataError, match="no column 'fear'"):
+        errors(ds, table.drop(columns="fear"))
+    with pytest.raises(DataError, match="probs: none of its ids is in judged"):
+        errors(ds, table.reset_index(drop=True).set_axis(ds.df.id + "x"))
+
+
+def test_probabilities_of_other_rows_are_told():
+    ds, table = judged()
+    with pytest.warns(UserWarning, match="probs contradicts .*are its rows those of judged"):
+        errors(ds, np.roll(table.to_numpy(), 1, axis=0))
+
+
+@pytest.mark.parametrize("columns", [6, 8])
+def test_probabilities_of_other_classes_are_refused(columns):
+    ds, table = judged()
+    ds = ds.where(label=EMOTIONS[:6])
+    probs = np.full((len(ds), columns), 1 / columns)
+    with pytest.raises(DataError, match=rf"shape \(120, {columns}\); \(120, 7\) expected.*in the order angry, "):
+        errors(ds, probs)
+
+
 def test_models_are_heard_where_the_votes_are_silent():
     probs = np.full((5, 7), 0.01)
     for row, emotion in enumerate(("sad", "fear", "sad", "fear", "angry")):  # im0 contradicts its votes and its label

@@ -255,3 +255,11 @@ def test_other_floats_and_other_numbers_of_keys_are_refused():
     with pytest.raises(ConfigError, match="number of views=2"):
         STRONG(x, np.arange(3), view=np.arange(2))
     assert torch.equal(STRONG((255 * x).byte(), np.arange(3)), STRONG((255 * x).byte().float() / 255, np.arange(3)))
+
+
+@pytest.mark.parametrize("kind", [lambda x: (x * 60000).int(), lambda x: (x * 127).to(torch.int8), lambda x: x > 0.5, lambda x: x[:, 0],
+                                  lambda x: x[None], lambda x: (x * 255).byte()[:, 0]])
+def test_other_types_and_shapes_of_images_are_refused(kind):
+    wrong = kind(images(3))
+    with pytest.raises(ImageError, match=r"images are torch.* of shape .*; \(B, C, H, W\), bytes \(uint8\)"):
+        STRONG(wrong, np.arange(len(wrong)))

@@ -338,3 +338,11 @@ def test_an_empty_dataset_is_refused_or_stays_empty():
         assert len(balance(dataset(["happy"]).take([]))) == 0
     except FERError as e:
         assert str(e)
+
+
+@pytest.mark.parametrize("labels", [["happy"] * 7 + ["sad"] * 3, ["happy", "sad"]])
+def test_a_source_of_two_labels_is_refused_and_named(labels):
+    "Copies carry the label of their source; of two labels one class would never reach its target."
+    ds = dataset(labels, source=[f"q{k % 4}" for k in range(len(labels) - 1)] + ["q0"])
+    with pytest.raises(DataError, match="toy: images of source 'q[0-3]' have the labels 'happy', 'sad'"):
+        balance(ds, "max")

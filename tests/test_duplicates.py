@@ -291,6 +291,59 @@ def test_another_photograph_of_a_person_is_no_duplicate():
     pd.testing.assert_frame_equal(none, table[table.how != "similar"].reset_index(drop=True))
 
 
+def before_one_wall(n, face, seed=3):
+    "Different drawn persons, in an oval before one textured background; every one with noise of its own."
+    rng, yy, xx = np.random.default_rng(0), *(np.mgrid[:48, :48] - 23.5)
+    oval = ((yy / (face / 2)) ** 2 + (xx / (face / 2.3)) ** 2) < 1
+    persons = torch.from_numpy(smooth(n, seed, side=face)).float()
+    wall = smooth(1, 99)[0] * .5 + np.kron(rng.integers(0, 100, (16, 16)), np.ones((3, 3)))
+    start = (48 - face) // 2
+    persons = np.pad(persons.numpy(), ((0, 0), *[(start, 48 - face - start)] * 2))
+    return (np.where(oval, persons, wall) + rng.normal(0, 2, (n, 48, 48))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("n", [20, 60])
+def test_persons_before_one_wall_are_no_copies_and_their_copies_are_found(n):
+    images = before_one_wall(n, 28)
+    copies = np.stack([(images[k] * .8 + 20 + (k % 2) * np.random.default_rng(k).normal(0, 3, (48, 48))).clip(0, 255).astype(np.uint8)
+                       for k in range(6)])
+    found = find_duplicates(dataset(np.concatenate([images, copies])))
+    assert pairs(found[found.how != "similar"]) == [(k, n + k, "near") for k in range(6)]
+    assert .4 < found.attrs["shared"] < .9 and 0 < found.attrs["scale"] < 1
+
+
+def test_where_persons_are_small_before_one_wall_pairs_are_similar_and_not_dropped():
+    images = before_one_wall(40, 16)
+    found = find_duplicates(dataset(images))
+    assert set(found.how) == {"similar"} and len(found) > 40
+    assert found.attrs["shared"] == 0 and found.attrs["scale"] < .1
+
+
+@pytest.mark.parametrize("photos", [1, 2, 3, 12])
+def test_sets_of_many_copies_of_few_photos_share_no_wall(photos):
+    "There random pairs are copies: what they agree in is the photo."
+    rng = np.random.default_rng(0)
+    images = np.stack([(im * rng.uniform(.75, 1) + rng.normal(0, 4, im.shape)).clip(0, 255).astype(np.uint8)
+                       for im in smooth(photos, 5).repeat(36 // photos, 0)])
+    found = find_duplicates(dataset(images))
+    assert found.attrs == {"shared": 0, "scale": 1} and set(found.how) == {"near"}
+    assert len(set(fer_nb.duplicates.components(36, found.i, found.j))) == photos
+
+
+def test_what_is_said_of_the_images_is_cached_with_the_pairs(tmp_path):
+    ds = dataset(before_one_wall(20, 28))
+    told = [find_duplicates(ds, cache=cache).attrs for cache in (False, tmp_path, tmp_path)]
+    assert told[0] == told[1] == told[2] and told[0]["shared"] > .4
+
+
+@pytest.mark.parametrize("border", [12, 14, 16])
+def test_a_wide_border_that_most_images_have_makes_no_copies(border):
+    side = 48 - 2 * border
+    images = np.pad(make_faces(60, seed=8, defects=None, size=48)[0].array()[:, ::48 // side, ::48 // side][:, :side, :side], ((0, 0), *[(border, border)] * 2))
+    found = find_duplicates(dataset(images))
+    assert not len(found[found.how != "similar"])
+
+
 def test_a_smaller_error_finds_fewer():
     images = np.concatenate([smooth(60), np.stack([noisy(noisy(noisy(im))) for im in smooth(60)])])
     found = [set(pairs(find_duplicates(dataset(images), DuplicateSearch(error=error, similar=0)))) for error in (1e-2, 1e-6, 1e-12)]

@@ -55,6 +55,13 @@ def test_items_are_the_issues_and_what_the_rules_touch(report):
     assert (report.ds.df.label.to_numpy()[items.row] == items.label).all()
 
 
+def test_one_kind_or_label_may_be_given_as_a_text(report):
+    assert review_items(report, "leak").equals(review_items(report, ["leak"])) and len(review_items(report, "leak"))
+    assert review_items(report, None, "sad").equals(review_items(report, None, ["sad"]))
+    with pytest.raises(ConfigError, match="kind='leaks'"):
+        review_items(report, "leaks")
+
+
 def test_several_kinds_are_one_item(tmp_path):
     both = audit(images([0, 0, 0], ["happy", "sad", "happy"]), search=None)
     items = review_items(both).set_index("id")
