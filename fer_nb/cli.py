@@ -1342,7 +1342,7 @@ class _PredictVerb(Verb):
                       help="csv, parquet: a row a face; json: an object an image, one a line; annotated: the "
                            "images with boxes and names (default: by the ending of --to, else csv)"),
         "--annotate": dict(metavar="FILM.mp4", help="of one film or camera: also the film with "
-                           "boxes, names and track numbers"),
+                           "boxes and names, at its own rate, at most 60 frames a second (a camera's: 25)"),
         "--to": dict(type=Path, metavar="PATH",
                      help="file, for annotated a folder (default: standard output; predicted/). It grows as "
                           "the work goes on, and stays where the work is broken off"),

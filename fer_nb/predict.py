@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from io import BytesIO
+from io import BytesIO, FileIO, StringIO
 from itertools import chain, islice
 from numbers import Integral, Real
 from operator import index
@@ -1738,6 +1738,54 @@ def need_spare(
         what = "is read; it cannot be written too" if same else "a photo or video, which no table replaces"
         raise DataError(f"{to}: {what}; another name expected")
 
+# %% ../nbs/50_predict.ipynb #write005
+def _held(stream: FileIO) -> bool:   # True, too, where systems cannot say
+    "Whether nobody else writes a file, and, until it is closed, nobody will who asks as well."
+    try:
+        import fcntl
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):   # Windows; a file system without locks
+        pass
+    return True
+
+
+@contextmanager
+def _in_whole_texts(
+    to: str | Path,    # a file, or a device such as /dev/null
+    replaces: bool,    # whether something may be there
+) -> Iterator[Callable[[str], None]]:   # writes a text at once, to the end or not at all
+    """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` for
+    one that is there, and the disk's `OSError` with the name of the file, which then ends with a whole text."""
+    device = _is_device(to)
+    with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
+        if not device:
+            if not _held(stream):
+                raise DataError(f"{to}: another command is writing it; another name, or its end, expected")
+            stream.truncate(0)
+
+        def write(text: str) -> None:
+            rest, start = text.encode("utf-8", "backslashreplace"), 0 if device else stream.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[stream.write(rest):]
+            except BaseException as e:
+                if not device:
+                    stream.truncate(start)
+                if isinstance(e, OSError):
+                    raise OSError(e.errno, e.strerror, str(to)) from e
+                raise
+
+        yield write
+
+
+def _to_standard_output(text: str) -> None:
+    "Write a text at once."
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 # %% ../nbs/50_predict.ipynb #write002
 def _as_texts(row: dict) -> dict:   # the same columns
     "A row of `Result.rows` whose texts every file takes: names of files may be none, see `as_text`."
@@ -1772,8 +1820,9 @@ def write_results(
     each: Callable[[Result], None] = lambda result: None,  # called with each result when it is written
     more: Sequence[str] = (),              # measured columns, of csv and parquet
 ) -> None:
-    """Write results as they come; parquet at the end, csv without `labels` from the first face on. Raises
-    `FileExistsError` for a file that is there, `LabelError` for a face of other labels."""
+    """Write results as they come, none in part; parquet at the end, csv without `labels` from the first face
+    on. Raises `FileExistsError` for a file that is there, `DataError` for one that another command writes,
+    `LabelError` for a face of other labels."""
     one_of("kind", kind, ("csv", "json", "parquet"))
     if kind == "parquet":
         if to is None:
@@ -1793,18 +1842,20 @@ def write_results(
         Path(to).parent.mkdir(parents=True, exist_ok=True)
     elif hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
-    with nullcontext(sys.stdout) if to is None else open(
-            to, "w" if replaces else "x", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-        table = csv.DictWriter(stream, [*COLUMNS, *labels, *more, "status", "note"], lineterminator="\n")
+    with nullcontext(_to_standard_output) if to is None else _in_whole_texts(to, replaces) as write:
+        table = csv.DictWriter(text := StringIO(), [*COLUMNS, *labels, *more, "status", "note"],
+                               lineterminator="\n")
         if kind == "csv":
             table.writeheader()
+            write(text.getvalue())
         for result in chain(first, following, () if cut else results):
+            text.seek(text.truncate(0))
             if kind == "csv":
                 rows = map(_as_texts, result.rows(labels, more))
                 table.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
             else:
-                stream.write(result.to_json() + "\n")
-            stream.flush()
+                text.write(result.to_json() + "\n")
+            write(text.getvalue())
             each(result)
     if cut:
         raise cut
@@ -1878,52 +1929,109 @@ def write_annotated(
 _HELD = 60   # seconds that a picture is shown at most
 
 
+@dataclass
+class _Film:
+    "A film that is being written; each frame is shown for as long as it was, at most for `_HELD`."
+
+    out: Any                    # a cv2.VideoWriter
+    size: tuple[int, int]       # width and height, pixels
+    fps: float                  # of the film
+    written: int = 0            # frames
+    start: float | None = None  # when the first frame would have come without the pauses, seconds
+    time: float = 0.0           # of the last frame
+    step: float = 0.0           # seconds from the one before; 0 where a pause was left out
+    last: np.ndarray | None = None   # uint8 (H, W, 3)
+    noted: bool = False         # whether a note says that the rate leaves frames out
+
+    def fill(self, due: int) -> None:
+        "Show the last frame until there are so many."
+        for _ in range(self.written, due):
+            self.out.write(np.ascontiguousarray(self.last[..., ::-1]))
+        self.written = max(self.written, due)
+
+    def __call__(self, drawn: np.ndarray, time: float) -> str:   # a note on what is not shown
+        "Write a frame."
+        self.start = time if self.start is None else self.start
+        fits = drawn.shape[1::-1] == self.size
+        slot = round((time - self.start) * self.fps)
+        lost = max(0, slot + 1 - self.written - max(1, round(_HELD * self.fps)))   # frames of a pause
+        self.start += lost / self.fps
+        self.step, self.time = 0.0 if lost or not self.written else time - self.time, time
+        if slot < self.written:
+            known, self.noted = self.noted, True
+            return "" if known else f"the first frame that the video leaves out, of {self.fps:.3g} a second"
+        self.last = drawn if fits else np.asarray(Image.fromarray(drawn).resize(self.size))
+        self.fill(slot - lost + 1)
+        return f"a pause of which the video leaves out {lost / self.fps:.3g} seconds" if lost else ""
+
+    def end(self) -> None:
+        "Show the last frame for as long as the one before."
+        if self.written:
+            self.fill(round((self.time + self.step - self.start) * self.fps))
+
+
+# %% ../nbs/50_predict.ipynb #film000b
+def _own_rate(
+    source: str,   # of the frames
+) -> float:        # 1 to 60 a second; 25 where a file does not say, and of a camera
+    "The rate that a film of these frames gets."
+    if not os.path.isfile(source):
+        return 25.0
+    capture = _Video(source).opened()
+    rate = capture.get(5)   # cv2.CAP_PROP_FPS
+    capture.release()
+    return min(60.0, max(1.0, rate)) if rate > 0 else 25.0
+
+
+def _need_whole(
+    path: Path,        # a film that was written
+    frames: int,       # so many
+    to: str | Path,    # what it shall be called
+) -> None:
+    "Raise `DataError` for a film that is not all there: of a full disk its writer says nothing."
+    capture = _Video(path).opened()
+    there = capture.get(7)   # cv2.CAP_PROP_FRAME_COUNT
+    capture.release()
+    if there != frames or cut_off(path):
+        raise DataError(f"{to}: not all {frames} frames could be written, so there is no new film; is the "
+                        "disk full?")
+
+
 @contextmanager
 def _film_writer(
     cv2: ModuleType,     # OpenCV
     to: str | Path,      # an .mp4 file
     first: np.ndarray,   # uint8 (H, W, 3), which decides about the size
     fps: float,          # of the film
-) -> Iterator[Callable[[np.ndarray, float], str]]:   # writes a frame at a time, and says what is not shown
+) -> Iterator[_Film]:    # to be called with each frame
     "A film that appears when the block ends without an error. Raises `DataError` where it cannot be written."
     size = tuple(max(2, n - n % 2) for n in first.shape[1::-1])   # what the codec takes
-    start, written, most = None, 0, max(1, round(_HELD * fps))
-
-    def write(drawn: np.ndarray, time: float) -> str:
-        nonlocal start, written
-        start = time if start is None else start
-        fits = drawn.shape[1::-1] == size
-        drawn = drawn if fits else np.asarray(Image.fromarray(drawn).resize(size))
-        lost = max(0, round((time - start) * fps) + 1 - written - most)   # frames of a pause
-        start += lost / fps
-        due = round((time - start) * fps) + 1
-        for _ in range(max(0, due - written)):
-            out.write(np.ascontiguousarray(drawn[..., ::-1]))
-        written = max(written, due)
-        return f"a pause of which the video leaves out {lost / fps:.3g} seconds" if lost else ""
-
     with atomic_file(to) as aside, _plain_name(aside, to) as name:
-        out = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        film = _Film(cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size), size, fps)
         try:
-            if not out.isOpened():
+            if not film.out.isOpened():
                 raise DataError(f"{to}: no video can be written there; another place expected")
-            yield write
+            yield film
+            film.end()
         finally:
-            out.release()
+            film.out.release()
+        _need_whole(aside, film.written, to)
+
 
 # %% ../nbs/50_predict.ipynb #film0002
 def film(
     results: Iterable[Result],   # frames, from `Recogniser.frames`
     to: str | Path,              # an .mp4 file
     overwrite: bool = False,     # replace a file that is there
-    fps: float = 25.0,           # of the new film
+    fps: float | None = None,    # of the new film; None: as the video, 60 at most, of a camera 25
 ) -> Iterator[Result]:           # the same frames, each when it is drawn
     """Draw the faces into the frames, while they pass, and write a film; it appears at the end, or where the
-    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none, for frames
-    of a second video, and at the end where neither a frame nor an error came."""
+    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none or not all,
+    for frames of a second video, and at the end where neither a frame nor an error came."""
     cv2 = _imported("cv2", "opencv-python-headless", "writing a film")
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
-    positive("fps", fps)
+    if fps is not None:
+        positive("fps", fps)
     _need_absent(to, overwrite and os.path.isfile(to))
     writer, broken, source, failed = None, None, None, False
     with ExitStack() as stack:
@@ -1937,7 +2045,8 @@ def film(
                                         "of one video expected, a film for each")
                     need_spare(None if writer else to, [result.file], table=False)
                     drawn = annotate(result.image, result.faces, bars=False)
-                    writer = writer or stack.enter_context(_film_writer(cv2, to, drawn, fps))
+                    writer = writer or stack.enter_context(
+                        _film_writer(cv2, to, drawn, fps or _own_rate(result.file)))
                     result = replace(result, note=_notes(result.note, writer(drawn, result.time)))
                 yield result
         except (GeneratorExit, KeyboardInterrupt) as e:   # what was drawn until then is a film

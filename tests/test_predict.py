@@ -741,6 +741,43 @@ def test_what_was_written_before_an_interruption_stays(tmp_path):
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["a.png.jpg", "v.mp4.000003.jpg"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_one_file_is_written_by_one_command_at_a_time(tmp_path, kind):
+    (path := tmp_path / "r").write_text("x" * 9999)
+    refused = []
+
+    def meanwhile():
+        yield Result("a.png", "no_face")
+        for overwrite, error in ((True, DataError), (False, FileExistsError)):
+            with pytest.raises(error) as said:
+                write_results([Result("b.png", "no_face")], kind, path, ("a", "b"), overwrite)
+            refused.append(str(said.value))
+        yield Result("c.png", "no_face")
+
+    write_results(meanwhile(), kind, path, ("a", "b"), overwrite=True)
+    assert "r: another command is writing it" in refused[0] and path.read_text().count("png") == 2 and "xx" not in path.read_text()
+    for k in range(2):                                                          # devices take any number
+        write_results((write_results([r], kind, "/dev/null", ("a", "b")) or r for r in [Result("d.png", "no_face")]), kind, "/dev/null", ("a", "b"))
+    write_results([Result("e.png", "no_face")], kind, path, ("a", "b"), overwrite=True)
+    assert path.read_text().count("png") == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_full_disk_leaves_whole_rows_and_is_named(tmp_path, kind):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    done, rows = [], [Result("v.mp4", "no_face", frame=k, time=k / 7) for k in range(500)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(OSError, match="r.x") as error:
+            write_results(rows, kind, tmp_path / "r.x", ("a", "b"), each=done.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    table = pd.read_csv(tmp_path / "r.x") if kind == "csv" else pd.read_json(tmp_path / "r.x", lines=True)
+    assert table.frame.tolist() == [r.frame for r in done] and 10 < len(done) < 500
+    assert error.value.filename == str(tmp_path / "r.x") and (tmp_path / "r.x").read_text().endswith("\n")
+
+
 def test_results_do_not_replace_what_is_there_unasked(tmp_path):
     (tmp_path / "r.csv").write_text("precious")
     for write in (lambda **k: write_results([], "csv", tmp_path / "r.csv", **k), lambda **k: write_annotated([], tmp_path, **k)):
