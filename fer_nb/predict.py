@@ -348,7 +348,7 @@ def weights_file(
     """Which file is meant. Raises `DataError` where there is none, `ConfigError` for `robust` with a file. A
     name means the network in the package; "./robust" is a folder."""
     name = ("robust" if robust else "accurate") if weights is None else str(weights) or "an empty name"
-    path = shipped_file(name) if name in SHIPPED else Path(name).expanduser()
+    path = shipped_file(name) if name in SHIPPED else Path(os.path.expanduser(name))
     path, why = _student(path, robust) if os.path.isdir(path) else (path, "" if robust else name)
     if not why and name != "robust":
         _need_plain(True, name)
@@ -454,7 +454,7 @@ def _opened(
         raise ImageError(f"{type(image).__name__}: gives {what}; a file opened with mode \"rb\" expected")
     data = bytes(data)
     try:
-        return decode(BytesIO(data)), _more_frames(BytesIO(data))
+        return decode(BytesIO(data), whole=True), _more_frames(BytesIO(data))
     except Exception as e:   # Pillow's readers meet damage with errors of every kind
         unknown = isinstance(e, UnidentifiedImageError)   # whose text names an object
         why = _heif(data[:16]) or begins_as(data[:512]) or (type(e).__name__ if unknown else quoted(e, 100))
@@ -501,7 +501,7 @@ def _pillow_pixels(
     pixels = read_image(im)
     if deep and 0 < pixels.max() < 64:
         warnings.warn(dark_as_16_bits(pixels), stacklevel=3)
-    if as_it_lies and is_jpeg_cut(im, raw):
+    if as_it_lies and is_jpeg_cut(im, raw, whole=True):
         raise ImageError("the Pillow image: cut short: its end is missing")
     return pixels
 
@@ -547,7 +547,7 @@ def _file_pixels(path: Path) -> np.ndarray:   # uint8 (H, W) or (H, W, 3)
     if way:
         raise ImageError(f"{name[:60]}{'…' * (len(name) > 60)}: {way}")
     try:
-        return read_image(path)
+        return read_image(path, whole=True)
     except ImageError as e:
         hint = ""
         with suppress(OSError, ValueError), open(path, "rb") as stream:   # the hint alone needs it
@@ -565,7 +565,7 @@ def as_image(
         return _from_array(image)
     if isinstance(image, str) and not image:
         raise ImageError("an empty name; a path expected")
-    image = Path(os.fsdecode(image)).expanduser() if isinstance(image, (str, os.PathLike)) else image
+    image = Path(os.path.expanduser(os.fsdecode(image))) if isinstance(image, (str, os.PathLike)) else image
     pixels, note = _opened(image) if encoded else _read(image)
     if note:
         warnings.warn(f"{image}: {note}" if isinstance(image, Path) else note, stacklevel=2)
@@ -869,7 +869,7 @@ def font_files(
     "The fonts of this computer, Matplotlib's among them."
     own = importlib.util.find_spec("matplotlib")
     own = [f"{folder}/mpl-data/fonts/ttf" for folder in (own.submodule_search_locations if own else [])]
-    found = [p for folder in (*own, *folders) for p in sorted(Path(folder).expanduser().rglob("*"))
+    found = [p for folder in (*own, *folders) for p in sorted(Path(os.path.expanduser(folder)).rglob("*"))
              if p.suffix.lower() in (".ttf", ".otf", ".ttc", ".otc") and "lastresort" not in p.name.lower()]
     odd = ("bold", "italic", "oblique", "mono", "serif", "light", "thin", "black", "cond", "display", "stix",
            "cm", "emoji")
@@ -1005,6 +1005,17 @@ def _nameless(error: FERError, path: Path) -> str:   # a note
 # %% ../nbs/50_predict.ipynb #809b9914
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv",
                  ".mts", ".ogv", ".ts", ".m2ts", ".vob", ".f4v", ".mjpeg", ".mjpg"}
+_UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "WMF"}   # formats that Pillow knows by their names alone
+_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2", ".srw"}
+
+
+def _is_photo(path: Path) -> bool:   # a file that was found in a folder
+    "Whether a file is a photo by its ending; where that says nothing, by its first bytes, as in data sets."
+    _with_heif()
+    ending = path.suffix.lower()
+    if (kind := Image.registered_extensions().get(ending)) or ending in _RAW:   # these begin as TIFF does
+        return kind in Image.OPEN and kind not in _UNREAD
+    return Tree(path.parent, file=path.name).is_image(path.name)
 
 
 @dataclass(eq=False)
@@ -1026,9 +1037,7 @@ class Result:
         named: bool,   # the user named it, so it is tried whatever its ending; else it was found in a folder
     ) -> "Result":     # ok with its pixels and no faces yet, error or skipped with the reason
         "Decode one file. Nothing is raised: what is wrong is in `status` and `note`."
-        _with_heif()
-        image = Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
-        if not named and not image and os.path.exists(path):
+        if not named and not _is_photo(path):
             ending = path.suffix or "no ending"
             return cls(str(path), "skipped", note=f"no image or video that can be read ({ending})")
         try:
@@ -1097,6 +1106,8 @@ def table(
 _FILMS = {b"\x1aE\xdf\xa3": 0, b"FLV": 0, b"OggS": 0, b"\0\0\1\xba": 0, b"\0\0\1\xb3": 0,
           b"0&\xb2u\x8ef\xcf\x11": 0, b"AVI ": 8, b"ftyp": 4, b"moov": 4, b"mdat": 4}  # and where
 _STILL = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"heif", b"mif1", b"msf1", b"avif", b"avis")
+_NO_FILM = *_STILL, b"crx ", b"M4A ", b"M4B ", b"M4P "   # the first of the others is a raw photo, CR3
+_SOUND_ENDINGS = {".m4a", ".m4b", ".m4p", ".m4r", ".mka", ".oga", ".opus", ".wma"}
 
 
 def is_video(
@@ -1109,7 +1120,7 @@ def is_video(
             head = stream.read(377)
     script = suffix in (".ts", ".mts") and head and not {*head} & {*range(9)}   # text: TypeScript
     ending = suffix in VIDEO_ENDINGS and not script
-    if head[4:8] == b"ftyp" and head[8:12] in _STILL:
+    if suffix in _SOUND_ENDINGS or head[4:8] == b"ftyp" and head[8:12] in _NO_FILM:
         return False
     packets = len(head) > 376 and head[0] == head[188] == head[376] == 0x47   # MPEG-TS
     still = head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*", b"MM\0*"))
