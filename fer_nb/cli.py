@@ -59,6 +59,7 @@ class Verb:
     resumes = False                      # whether it goes on in a folder that is there
     aside = True                         # whether its folder is made beside its place and renamed at the end
     makes: tuple[str, ...] = ()          # its options that name a folder which need not be there
+    writes: tuple[str, ...] = ()         # its options that name a file which is written beside the target
 
     def __init_subclass__(cls) -> None:
         VERBS[cls.__name__.strip("_").removesuffix("Verb").lower()] = cls()
@@ -200,13 +201,17 @@ def need_inputs(
     args: argparse.Namespace,  # its arguments; where the results go is filled in
 ) -> None:
     "Refuse input that cannot be used. Raises `FERError`."
-    for name, value in vars(args).items():
-        if isinstance(value, Path):
-            setattr(args, name, value.expanduser())   # of --out=~/x, which the shell leaves
+    def at_home(value: object) -> object:   # of --out=~/x, which the shell leaves; no ~name without a home
+        if isinstance(value, list):
+            return [at_home(item) for item in value]
+        return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+    vars(args).update({name: at_home(value) for name, value in vars(args).items()})
     if getattr(args, "seed", None) is not None:
         at_least("seed", args.seed, 0, most=2**63 - 1)
     option, target, folder = verb.target(args)
-    read = [path for name, value in vars(args).items() if name not in (option, *verb.makes)
+    own = (option, *verb.makes, *verb.writes)
+    read = [path for name, value in vars(args).items() if name not in own
             for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
     for path in read:
         if not path.exists():
@@ -250,6 +255,11 @@ def _ended_as_by_hand() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _stopped(e: KeyboardInterrupt) -> int:   # 128 + the number of the signal
+    "The exit status of a command that was ended by hand, or as by hand."
+    return 128 + (e.args[0] if e.args else signal.SIGINT)
+
+
 # %% ../nbs/60_cli.ipynb #60000017
 def main(
     argv: Sequence[str] | None = None,  # arguments; None: those of the process
@@ -278,12 +288,16 @@ def main(
         return 2
     except KeyboardInterrupt as e:
         print("fer-nb: interrupted; nothing is half-written", file=sys.stderr)
-        return 128 + (e.args[0] if e.args else signal.SIGINT)
+        return _stopped(e)
     if isinstance(done, str) and rank == 0:
         try:
             print(done, flush=True)
         except BrokenPipeError:  # such as `| head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as e:   # such as a disk that is full; the results themselves are written
+            print(f"fer-nb: {type(e).__name__}: standard output: {e}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # what is left in its buffer
+            return 2
     return 0 if isinstance(done, str) else done
 
 # %% ../nbs/60_cli.ipynb #60000003
@@ -342,7 +356,7 @@ _NETWORK = ("accurate, robust or ferplus (shipped, default: accurate), a .safete
 def _which(weights: str | None, robust: bool) -> Path:
     "The file of a network; of a run's students, standard error says which is taken, and why."
     path = weights_file(weights, robust)
-    if weights is not None and (run := Path(weights).expanduser()).is_dir() and weights not in SHIPPED:
+    if weights is not None and (run := Path(os.path.expanduser(weights))).is_dir() and weights not in SHIPPED:
         print(f"fer-nb: {weights}: {path.name}, {_student(run, robust)[1]}", file=sys.stderr)
     return path
 
@@ -1003,7 +1017,8 @@ def _lists_of(
 ) -> list[Path]:                  # lists of parts: that of --parts, else those of runs on these images
     "Which lists say how these data were parted. Raises `DataError` for --parts of other images."
     from fer_nb.loaders import listed_splits
-    lists = [Path(name).expanduser() / "parts.csv" for name in names if name] if parts is None else [parts]
+    runs = (Path(os.path.expanduser(name)) for name in names if name)
+    lists = [run / "parts.csv" for run in runs] if parts is None else [parts]
     of_these = []
     for path in filter(Path.is_file, lists):
         try:
@@ -1281,6 +1296,7 @@ class _ExportVerb(Verb):
 
     description = ("Write an ONNX file for `fer-nb predict --weights FILE.onnx`, ONNX Runtime or OpenCV, "
                    "with labels, size and temperature inside, and compare it with the network.")
+    writes = ("table",)
     options = {"--weights": dict(metavar="NAME|FILE|RUN", help=_NETWORK)} | _ROBUST | {
         "--to": dict(type=Path, metavar="FILE", help="the .onnx file (default: NAME.onnx, NAME-int8.onnx)"),
         "--int8": dict(action="store_true", help="8-bit numbers: a smaller, faster file; needs --data"),
@@ -1288,7 +1304,7 @@ class _ExportVerb(Verb):
                        help="training images for --int8, and held-out ones to compare on"),
         "--images": dict(type=int, default=256, metavar="N",
                          help="training images for --int8 (default: %(default)s)"),
-        "--table": dict(metavar="CSV", help="keep the comparison here too"),
+        "--table": dict(type=Path, metavar="CSV", help="keep the comparison here too"),
         **_READING, **_OVERWRITE}
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
@@ -1308,9 +1324,11 @@ class _ExportVerb(Verb):
         if faults:
             raise ConfigError("; ".join(faults))
         at_least("images", args.images, 1, whole=True)
+        if not args.int8 and args.images != self.options["--images"]["default"]:
+            raise ConfigError(f"--images {args.images} goes with --int8")
         need_spare(args.to, [path, args.data], table=False)
         if args.table is not None:
-            need_target("table", Path(args.table), False, args.overwrite, True)
+            need_target("table", args.table, False, args.overwrite, True)
             need_spare(args.table, [path, args.data, args.to])
         return path
 
@@ -1343,7 +1361,7 @@ class _ExportVerb(Verb):
                                 parity=table.to_dict("records")))
         table = table.assign(model=["network", args.to.name])
         if args.table is not None:
-            kept, about = Path(args.table).absolute(), {"weights": {path.stem: file_sha256(path)}}
+            kept, about = args.table.absolute(), {"weights": {path.stem: file_sha256(path)}}
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_table(table, kept)
             write_record(kept.parent, [kept.name], run_record(args.command, data=on.name, **about))
@@ -1366,12 +1384,15 @@ class _ExportVerb(Verb):
         return on.replace(df=table, labels=net.labels, name=name), labelled, how
 
 # %% ../nbs/60_cli.ipynb #60000013
+_STDOUT = "-"   # in the place of a file; one of this name is ./-
+
+
 class _PredictVerb(Verb):
     "the emotions in photographs and videos"
 
     description = ("Find the faces and recognise their emotions. Exit status: 0 all done, 1 some files could "
                    "not be read (each is named on standard error, the others are done), 2 nothing done.")
-    machine, aside = ("--device",), False
+    machine, aside, writes = ("--device",), False, ("annotate",)
     options = {
         "paths": dict(nargs="*", metavar="PHOTO|FOLDER|VIDEO", help="folders are searched with all in them"),
         "--camera": dict(metavar="N|ADDRESS",
@@ -1382,18 +1403,19 @@ class _PredictVerb(Verb):
         "--out": dict(choices=("csv", "json", "parquet", "annotated"),
                       help="csv, parquet: a row a face; json: an object an image, one a line; annotated: the "
                            "images with boxes and names (default: by the ending of --to, else csv)"),
-        "--annotate": dict(metavar="FILM.mp4", help="of one film or camera: also the film with "
-                           "boxes, names and track numbers"),
-        "--to": dict(type=Path, metavar="PATH",
-                     help="file, for annotated a folder (default: standard output; predicted/). It grows as "
-                          "the work goes on, and stays where the work is broken off"),
+        "--annotate": dict(type=Path, metavar="FILM.mp4", help="of one film or camera: also the film with "
+                           "boxes and names, at its own rate, at most 60 frames a second (a camera's: 25)"),
+        "--to": dict(type=lambda text: text if text == _STDOUT else Path(text), metavar="PATH",
+                     help="file, for annotated a folder (default: standard output, also -; predicted/). It "
+                          "grows as the work goes on, parquet and films at the end, and stays where the work "
+                          "is broken off"),
         "--overwrite": dict(action="store_true", help="replace what is there under --to"),
         "--crop": dict(action=argparse.BooleanOptionalAction, default=True,
                        help="look for faces; --no-crop: each image is one face (default: --crop)"),
         "--merge": dict(action="append", default=[], metavar="NAME=LABEL,…",
                         help="one label in place of several, its probability their sum, or another name of "
                              "one: negative=angry,disgust,fear,sad; may be given again"),
-        "--keep": dict(default="", metavar="LABEL,…", help="these labels alone, their probabilities divided "
+        "--keep": dict(metavar="LABEL,…", help="these labels alone, their probabilities divided "
                        "by their sum"),
         "--only-reliable": dict(action="store_true", help="leave out faces whose emotion should not be "
                                 "relied on: small, dark, blurred, turned away, hidden, …; each is noted"),
@@ -1413,6 +1435,9 @@ class _PredictVerb(Verb):
 
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
         drawn = args.out == "annotated"
+        if drawn and args.to == _STDOUT:
+            raise ConfigError("--to -: standard output takes no pictures; a folder expected")
+        args.to = None if args.to == _STDOUT else args.to
         return "to", args.to or (Path("predicted") if drawn else None), drawn
 
     def measures(self, args: argparse.Namespace) -> list[str]:
@@ -1421,6 +1446,11 @@ class _PredictVerb(Verb):
         return [kind for kind, wanted in asked.items() if wanted]
 
 # %% ../nbs/60_cli.ipynb #pred0001
+def _names(text: str) -> list[str]:
+    "Names between commas."
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @patch
 def check(
     self: _PredictVerb,
@@ -1437,6 +1467,14 @@ def check(
     if odd:
         raise ConfigError(f"--merge {', '.join(dict.fromkeys(odd))}: NAME=LABEL,LABEL expected, each NAME "
                           "once, such as negative=angry,sad")
+    faults = ["--keep: LABEL,LABEL expected"] * (args.keep is not None and not _names(args.keep))
+    usual = self.options["--smallest"]["default"]
+    faults += ["--smallest goes with --crop"] * (not args.crop and args.smallest != usual)
+    nowhere = args.to is None and args.annotate is None
+    faults += ["--overwrite goes with --to or --annotate"] * (args.overwrite and nowhere)
+    faults += ["no standard output; --to FILE expected"] * (args.to is None and sys.stdout is None)
+    if faults:
+        raise ConfigError("; ".join(faults))
     args.out = args.out if args.out == "annotated" else format_of(args.to, args.out)
     streams = [p for p in args.paths if "://" in p]
     _paths(args.paths)
@@ -1447,8 +1485,8 @@ def check(
     if args.annotate is not None and not film:
         raise ConfigError("--annotate goes with one film or --camera; of images: --out annotated")
     if args.annotate is not None:
-        one_of("the ending of --annotate", Path(args.annotate).suffix.lower(), [".mp4"])
-        need_target("annotate", Path(args.annotate), False, args.overwrite, True)
+        one_of("the ending of --annotate", args.annotate.suffix.lower(), [".mp4"])
+        need_target("annotate", args.annotate, False, args.overwrite, True)
         need_spare(args.annotate, [*args.paths, args.weights, args.to], table=False)
     need_spare(None if args.out == "annotated" else args.to, [*args.paths, args.weights])
     missing = [p for p in args.paths if not os.path.exists(p)]
@@ -1457,6 +1495,22 @@ def check(
         raise DataError(f"{', '.join(missing)}: no such file or folder{camera}")
 
 # %% ../nbs/60_cli.ipynb #pred0002
+@contextmanager
+def _to_the_end(results: Iterator) -> Iterator[None]:
+    "A block after which a film that is drawn meanwhile is written, or why it is not is told."
+    try:
+        yield
+    except OSError:   # of the table, which shall be told too
+        with suppress(OSError):
+            try:
+                results.close()
+            except FERError as e:
+                print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
+        raise
+    finally:
+        results.close()
+
+
 @patch
 def run(
     self: _PredictVerb,
@@ -1470,7 +1524,7 @@ def run(
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
     merge = {name: [e.strip() for e in parts.split(",")] for name, parts in args.merge}
     recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device, merge=merge,
-                            keep=[e.strip() for e in args.keep.split(",") if e.strip()],
+                            keep=_names(args.keep or ""),
                             measure=self.measures(args))
     counts = Counter()
     if args.crop:
@@ -1487,15 +1541,16 @@ def run(
             print(f"fer-nb: {result.file}: {result.note}", file=sys.stderr)
 
     try:
-        if args.out == "annotated":
-            write_annotated(results, to, args.paths, args.overwrite, count)
-        else:
-            write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count,
-                          recogniser.more)
-    except KeyboardInterrupt:
+        with _to_the_end(results):
+            if args.out == "annotated":
+                write_annotated(results, to, args.paths, args.overwrite, count)
+            else:
+                write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count,
+                              recogniser.more)
+    except KeyboardInterrupt as e:
         print(f"fer-nb: interrupted after {counts.total() - counts['faces']} images; what was done stays",
               file=sys.stderr)
-        return 130
+        return _stopped(e)
     except BrokenPipeError:  # such as `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -1521,7 +1576,7 @@ def results(
         source = int(args.camera) if args.camera.isdecimal() else args.camera
         return recogniser.frames(source, args.every, args.smooth, args.seconds)
     results = recogniser.results(args.paths, args.every, args.smooth)
-    if args.to is None and sys.stdout.isatty():
+    if args.to is None and sys.stdout is not None and sys.stdout.isatty():
         return results
     files = list(_files(args.paths))
     videos = any(isinstance(f, Path) and is_video(f) for f in files)

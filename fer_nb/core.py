@@ -377,9 +377,9 @@ def need_apart(
     read: Iterable[str | Path],      # files and folders that are read
 ) -> None:
     "Raise `DataError` where `out` is one of what is read, or a folder that one lies in."
-    place = Path(out).expanduser().resolve()
+    place = Path(os.path.expanduser(out)).resolve()
     for path in read:
-        there = Path(path).expanduser().resolve()
+        there = Path(os.path.expanduser(path)).resolve()
         if place == there or place in there.parents:
             raise DataError(f"{out}: {path}, which is read, would be replaced; another place expected")
 

@@ -181,7 +181,7 @@ def nearest_features(
     without: int = -1,     # a row that is left out, such as the image itself; -1: none
 ) -> pd.DataFrame:         # row, distance: 1 - cosine, the nearest first
     "The rows of `features` at the smallest cosine distance. Raises `ConfigError` for `k` below 1."
-    at_least("k", k, 1, "neighbours")
+    at_least("k", k, 1, "neighbours", whole=True)
     distance = np.clip(1 - features @ query, 0, 2)
     order = np.argsort(distance, kind="stable")
     order = order[order != without][:k]
@@ -346,7 +346,7 @@ class Explorer(widgets.VBox):
         self.model = model_or_logits if isinstance(model_or_logits, nn.Module) else None
         if self.model is not None:
             check_labels(self.model, ds)
-        at_least("per_page", per_page, 1, "thumbnails")
+        at_least("per_page", per_page, 1, "thumbnails", whole=True)
         self.ds, self.audit, self.per_page, self.page, self.opened = ds, audit, per_page, 0, None
         self.neighbours = None if train is None else Neighbours(model_or_logits, train)
         self.logits = _logits(model_or_logits if logits is None else logits, ds)

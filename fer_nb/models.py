@@ -626,7 +626,7 @@ class Teacher(Normalised):
 # %% ../nbs/20_models.ipynb #wdir0002
 def weights_folder() -> Path:  # which need not be there
     "Where files of published weights are looked for: $FER_NB_WEIGHTS, else a folder of the cache."
-    return Path(os.environ.get("FER_NB_WEIGHTS") or cache_dir() / "weights").expanduser()
+    return Path(os.path.expanduser(os.environ.get("FER_NB_WEIGHTS") or cache_dir() / "weights"))
 
 
 def weights_source(

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from io import BytesIO
+from io import BytesIO, FileIO, StringIO
 from itertools import chain, islice
 from numbers import Integral, Real
 from operator import index
@@ -348,7 +348,7 @@ def weights_file(
     """Which file is meant. Raises `DataError` where there is none, `ConfigError` for `robust` with a file. A
     name means the network in the package; "./robust" is a folder."""
     name = ("robust" if robust else "accurate") if weights is None else str(weights) or "an empty name"
-    path = shipped_file(name) if name in SHIPPED else Path(name).expanduser()
+    path = shipped_file(name) if name in SHIPPED else Path(os.path.expanduser(name))
     path, why = _student(path, robust) if os.path.isdir(path) else (path, "" if robust else name)
     if not why and name != "robust":
         _need_plain(True, name)
@@ -454,7 +454,7 @@ def _opened(
         raise ImageError(f"{type(image).__name__}: gives {what}; a file opened with mode \"rb\" expected")
     data = bytes(data)
     try:
-        return decode(BytesIO(data)), _more_frames(BytesIO(data))
+        return decode(BytesIO(data), whole=True), _more_frames(BytesIO(data))
     except Exception as e:   # Pillow's readers meet damage with errors of every kind
         unknown = isinstance(e, UnidentifiedImageError)   # whose text names an object
         why = _heif(data[:16]) or begins_as(data[:512]) or (type(e).__name__ if unknown else quoted(e, 100))
@@ -501,7 +501,7 @@ def _pillow_pixels(
     pixels = read_image(im)
     if deep and 0 < pixels.max() < 64:
         warnings.warn(dark_as_16_bits(pixels), stacklevel=3)
-    if as_it_lies and is_jpeg_cut(im, raw):
+    if as_it_lies and is_jpeg_cut(im, raw, whole=True):
         raise ImageError("the Pillow image: cut short: its end is missing")
     return pixels
 
@@ -547,7 +547,7 @@ def _file_pixels(path: Path) -> np.ndarray:   # uint8 (H, W) or (H, W, 3)
     if way:
         raise ImageError(f"{name[:60]}{'…' * (len(name) > 60)}: {way}")
     try:
-        return read_image(path)
+        return read_image(path, whole=True)
     except ImageError as e:
         hint = ""
         with suppress(OSError, ValueError), open(path, "rb") as stream:   # the hint alone needs it
@@ -565,7 +565,7 @@ def as_image(
         return _from_array(image)
     if isinstance(image, str) and not image:
         raise ImageError("an empty name; a path expected")
-    image = Path(os.fsdecode(image)).expanduser() if isinstance(image, (str, os.PathLike)) else image
+    image = Path(os.path.expanduser(os.fsdecode(image))) if isinstance(image, (str, os.PathLike)) else image
     pixels, note = _opened(image) if encoded else _read(image)
     if note:
         warnings.warn(f"{image}: {note}" if isinstance(image, Path) else note, stacklevel=2)
@@ -869,7 +869,7 @@ def font_files(
     "The fonts of this computer, Matplotlib's among them."
     own = importlib.util.find_spec("matplotlib")
     own = [f"{folder}/mpl-data/fonts/ttf" for folder in (own.submodule_search_locations if own else [])]
-    found = [p for folder in (*own, *folders) for p in sorted(Path(folder).expanduser().rglob("*"))
+    found = [p for folder in (*own, *folders) for p in sorted(Path(os.path.expanduser(folder)).rglob("*"))
              if p.suffix.lower() in (".ttf", ".otf", ".ttc", ".otc") and "lastresort" not in p.name.lower()]
     odd = ("bold", "italic", "oblique", "mono", "serif", "light", "thin", "black", "cond", "display", "stix",
            "cm", "emoji")
@@ -1005,6 +1005,17 @@ def _nameless(error: FERError, path: Path) -> str:   # a note
 # %% ../nbs/50_predict.ipynb #809b9914
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv",
                  ".mts", ".ogv", ".ts", ".m2ts", ".vob", ".f4v", ".mjpeg", ".mjpg"}
+_UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "WMF"}   # formats that Pillow knows by their names alone
+_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2", ".srw"}
+
+
+def _is_photo(path: Path) -> bool:   # a file that was found in a folder
+    "Whether a file is a photo by its ending; where that says nothing, by its first bytes, as in data sets."
+    _with_heif()
+    ending = path.suffix.lower()
+    if (kind := Image.registered_extensions().get(ending)) or ending in _RAW:   # these begin as TIFF does
+        return kind in Image.OPEN and kind not in _UNREAD
+    return Tree(path.parent, file=path.name).is_image(path.name)
 
 
 @dataclass(eq=False)
@@ -1026,9 +1037,7 @@ class Result:
         named: bool,   # the user named it, so it is tried whatever its ending; else it was found in a folder
     ) -> "Result":     # ok with its pixels and no faces yet, error or skipped with the reason
         "Decode one file. Nothing is raised: what is wrong is in `status` and `note`."
-        _with_heif()
-        image = Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
-        if not named and not image and os.path.exists(path):
+        if not named and not _is_photo(path):
             ending = path.suffix or "no ending"
             return cls(str(path), "skipped", note=f"no image or video that can be read ({ending})")
         try:
@@ -1097,6 +1106,8 @@ def table(
 _FILMS = {b"\x1aE\xdf\xa3": 0, b"FLV": 0, b"OggS": 0, b"\0\0\1\xba": 0, b"\0\0\1\xb3": 0,
           b"0&\xb2u\x8ef\xcf\x11": 0, b"AVI ": 8, b"ftyp": 4, b"moov": 4, b"mdat": 4}  # and where
 _STILL = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"heif", b"mif1", b"msf1", b"avif", b"avis")
+_NO_FILM = *_STILL, b"crx ", b"M4A ", b"M4B ", b"M4P "   # the first of the others is a raw photo, CR3
+_SOUND_ENDINGS = {".m4a", ".m4b", ".m4p", ".m4r", ".mka", ".oga", ".opus", ".wma"}
 
 
 def is_video(
@@ -1109,7 +1120,7 @@ def is_video(
             head = stream.read(377)
     script = suffix in (".ts", ".mts") and head and not {*head} & {*range(9)}   # text: TypeScript
     ending = suffix in VIDEO_ENDINGS and not script
-    if head[4:8] == b"ftyp" and head[8:12] in _STILL:
+    if suffix in _SOUND_ENDINGS or head[4:8] == b"ftyp" and head[8:12] in _NO_FILM:
         return False
     packets = len(head) > 376 and head[0] == head[188] == head[376] == 0x47   # MPEG-TS
     still = head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*", b"MM\0*"))
@@ -1738,6 +1749,54 @@ def need_spare(
         what = "is read; it cannot be written too" if same else "a photo or video, which no table replaces"
         raise DataError(f"{to}: {what}; another name expected")
 
+# %% ../nbs/50_predict.ipynb #write005
+def _held(stream: FileIO) -> bool:   # True, too, where systems cannot say
+    "Whether nobody else writes a file, and, until it is closed, nobody will who asks as well."
+    try:
+        import fcntl
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):   # Windows; a file system without locks
+        pass
+    return True
+
+
+@contextmanager
+def _in_whole_texts(
+    to: str | Path,    # a file, or a device such as /dev/null
+    replaces: bool,    # whether something may be there
+) -> Iterator[Callable[[str], None]]:   # writes a text at once, to the end or not at all
+    """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` for
+    one that is there, and the disk's `OSError` with the name of the file, which then ends with a whole text."""
+    device = _is_device(to)
+    with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
+        if not device:
+            if not _held(stream):
+                raise DataError(f"{to}: another command is writing it; another name, or its end, expected")
+            stream.truncate(0)
+
+        def write(text: str) -> None:
+            rest, start = text.encode("utf-8", "backslashreplace"), 0 if device else stream.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[stream.write(rest):]
+            except BaseException as e:
+                if not device:
+                    stream.truncate(start)
+                if isinstance(e, OSError):
+                    raise OSError(e.errno, e.strerror, str(to)) from e
+                raise
+
+        yield write
+
+
+def _to_standard_output(text: str) -> None:
+    "Write a text at once."
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 # %% ../nbs/50_predict.ipynb #write002
 def _as_texts(row: dict) -> dict:   # the same columns
     "A row of `Result.rows` whose texts every file takes: names of files may be none, see `as_text`."
@@ -1772,8 +1831,9 @@ def write_results(
     each: Callable[[Result], None] = lambda result: None,  # called with each result when it is written
     more: Sequence[str] = (),              # measured columns, of csv and parquet
 ) -> None:
-    """Write results as they come; parquet at the end, csv without `labels` from the first face on. Raises
-    `FileExistsError` for a file that is there, `LabelError` for a face of other labels."""
+    """Write results as they come, none in part; parquet at the end, csv without `labels` from the first face
+    on. Raises `FileExistsError` for a file that is there, `DataError` for one that another command writes,
+    `LabelError` for a face of other labels."""
     one_of("kind", kind, ("csv", "json", "parquet"))
     if kind == "parquet":
         if to is None:
@@ -1793,18 +1853,20 @@ def write_results(
         Path(to).parent.mkdir(parents=True, exist_ok=True)
     elif hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
-    with nullcontext(sys.stdout) if to is None else open(
-            to, "w" if replaces else "x", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-        table = csv.DictWriter(stream, [*COLUMNS, *labels, *more, "status", "note"], lineterminator="\n")
+    with nullcontext(_to_standard_output) if to is None else _in_whole_texts(to, replaces) as write:
+        table = csv.DictWriter(text := StringIO(), [*COLUMNS, *labels, *more, "status", "note"],
+                               lineterminator="\n")
         if kind == "csv":
             table.writeheader()
+            write(text.getvalue())
         for result in chain(first, following, () if cut else results):
+            text.seek(text.truncate(0))
             if kind == "csv":
                 rows = map(_as_texts, result.rows(labels, more))
                 table.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
             else:
-                stream.write(result.to_json() + "\n")
-            stream.flush()
+                text.write(result.to_json() + "\n")
+            write(text.getvalue())
             each(result)
     if cut:
         raise cut
@@ -1878,52 +1940,109 @@ def write_annotated(
 _HELD = 60   # seconds that a picture is shown at most
 
 
+@dataclass
+class _Film:
+    "A film that is being written; each frame is shown for as long as it was, at most for `_HELD`."
+
+    out: Any                    # a cv2.VideoWriter
+    size: tuple[int, int]       # width and height, pixels
+    fps: float                  # of the film
+    written: int = 0            # frames
+    start: float | None = None  # when the first frame would have come without the pauses, seconds
+    time: float = 0.0           # of the last frame
+    step: float = 0.0           # seconds from the one before; 0 where a pause was left out
+    last: np.ndarray | None = None   # uint8 (H, W, 3)
+    noted: bool = False         # whether a note says that the rate leaves frames out
+
+    def fill(self, due: int) -> None:
+        "Show the last frame until there are so many."
+        for _ in range(self.written, due):
+            self.out.write(np.ascontiguousarray(self.last[..., ::-1]))
+        self.written = max(self.written, due)
+
+    def __call__(self, drawn: np.ndarray, time: float) -> str:   # a note on what is not shown
+        "Write a frame."
+        self.start = time if self.start is None else self.start
+        fits = drawn.shape[1::-1] == self.size
+        slot = round((time - self.start) * self.fps)
+        lost = max(0, slot + 1 - self.written - max(1, round(_HELD * self.fps)))   # frames of a pause
+        self.start += lost / self.fps
+        self.step, self.time = 0.0 if lost or not self.written else time - self.time, time
+        if slot < self.written:
+            known, self.noted = self.noted, True
+            return "" if known else f"the first frame that the video leaves out, of {self.fps:.3g} a second"
+        self.last = drawn if fits else np.asarray(Image.fromarray(drawn).resize(self.size))
+        self.fill(slot - lost + 1)
+        return f"a pause of which the video leaves out {lost / self.fps:.3g} seconds" if lost else ""
+
+    def end(self) -> None:
+        "Show the last frame for as long as the one before."
+        if self.written:
+            self.fill(round((self.time + self.step - self.start) * self.fps))
+
+
+# %% ../nbs/50_predict.ipynb #film000b
+def _own_rate(
+    source: str,   # of the frames
+) -> float:        # 1 to 60 a second; 25 where a file does not say, and of a camera
+    "The rate that a film of these frames gets."
+    if not os.path.isfile(source):
+        return 25.0
+    capture = _Video(source).opened()
+    rate = capture.get(5)   # cv2.CAP_PROP_FPS
+    capture.release()
+    return min(60.0, max(1.0, rate)) if rate > 0 else 25.0
+
+
+def _need_whole(
+    path: Path,        # a film that was written
+    frames: int,       # so many
+    to: str | Path,    # what it shall be called
+) -> None:
+    "Raise `DataError` for a film that is not all there: of a full disk its writer says nothing."
+    capture = _Video(path).opened()
+    there = capture.get(7)   # cv2.CAP_PROP_FRAME_COUNT
+    capture.release()
+    if there != frames or cut_off(path):
+        raise DataError(f"{to}: not all {frames} frames could be written, so there is no new film; is the "
+                        "disk full?")
+
+
 @contextmanager
 def _film_writer(
     cv2: ModuleType,     # OpenCV
     to: str | Path,      # an .mp4 file
     first: np.ndarray,   # uint8 (H, W, 3), which decides about the size
     fps: float,          # of the film
-) -> Iterator[Callable[[np.ndarray, float], str]]:   # writes a frame at a time, and says what is not shown
+) -> Iterator[_Film]:    # to be called with each frame
     "A film that appears when the block ends without an error. Raises `DataError` where it cannot be written."
     size = tuple(max(2, n - n % 2) for n in first.shape[1::-1])   # what the codec takes
-    start, written, most = None, 0, max(1, round(_HELD * fps))
-
-    def write(drawn: np.ndarray, time: float) -> str:
-        nonlocal start, written
-        start = time if start is None else start
-        fits = drawn.shape[1::-1] == size
-        drawn = drawn if fits else np.asarray(Image.fromarray(drawn).resize(size))
-        lost = max(0, round((time - start) * fps) + 1 - written - most)   # frames of a pause
-        start += lost / fps
-        due = round((time - start) * fps) + 1
-        for _ in range(max(0, due - written)):
-            out.write(np.ascontiguousarray(drawn[..., ::-1]))
-        written = max(written, due)
-        return f"a pause of which the video leaves out {lost / fps:.3g} seconds" if lost else ""
-
     with atomic_file(to) as aside, _plain_name(aside, to) as name:
-        out = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        film = _Film(cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size), size, fps)
         try:
-            if not out.isOpened():
+            if not film.out.isOpened():
                 raise DataError(f"{to}: no video can be written there; another place expected")
-            yield write
+            yield film
+            film.end()
         finally:
-            out.release()
+            film.out.release()
+        _need_whole(aside, film.written, to)
+
 
 # %% ../nbs/50_predict.ipynb #film0002
 def film(
     results: Iterable[Result],   # frames, from `Recogniser.frames`
     to: str | Path,              # an .mp4 file
     overwrite: bool = False,     # replace a file that is there
-    fps: float = 25.0,           # of the new film
+    fps: float | None = None,    # of the new film; None: as the video, 60 at most, of a camera 25
 ) -> Iterator[Result]:           # the same frames, each when it is drawn
     """Draw the faces into the frames, while they pass, and write a film; it appears at the end, or where the
-    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none, for frames
-    of a second video, and at the end where neither a frame nor an error came."""
+    work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none or not all,
+    for frames of a second video, and at the end where neither a frame nor an error came."""
     cv2 = _imported("cv2", "opencv-python-headless", "writing a film")
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
-    positive("fps", fps)
+    if fps is not None:
+        positive("fps", fps)
     _need_absent(to, overwrite and os.path.isfile(to))
     writer, broken, source, failed = None, None, None, False
     with ExitStack() as stack:
@@ -1937,7 +2056,8 @@ def film(
                                         "of one video expected, a film for each")
                     need_spare(None if writer else to, [result.file], table=False)
                     drawn = annotate(result.image, result.faces, bars=False)
-                    writer = writer or stack.enter_context(_film_writer(cv2, to, drawn, fps))
+                    writer = writer or stack.enter_context(
+                        _film_writer(cv2, to, drawn, fps or _own_rate(result.file)))
                     result = replace(result, note=_notes(result.note, writer(drawn, result.time)))
                 yield result
         except (GeneratorExit, KeyboardInterrupt) as e:   # what was drawn until then is a film

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 import fer_nb
-from fer_nb.cli import VERBS, main, need_layout
+from fer_nb.cli import VERBS, main, need_inputs, need_layout, parser
 from fer_nb.core import EMOTIONS, ConfigError, DataError, canonical_label, file_sha256
 from fer_nb.store import read_record
 from fer_nb.synth import make_faces
@@ -825,6 +826,89 @@ def test_predict_into_a_file_and_a_folder(trip, capsys, tmp_path):
         "a.jpg", "more/ä b.jpg", "wall.png.jpg"]
     assert predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn")[0] == 2
     assert predict(trip, capsys, trip / "photos", "--out", "annotated", "--to", tmp_path / "drawn", "--overwrite")[0] == 1
+
+
+def test_predict_takes_a_dash_for_standard_output(trip, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = predict(trip, capsys, trip / "photos/a.jpg", "--to", "-")
+    assert status == 0 and len(pd.read_csv(io.StringIO(out))) == 1 and not list(tmp_path.iterdir())
+    assert predict(trip, capsys, trip / "photos/a.jpg", "--to", "./-")[0] == 0 and len(pd.read_csv("./-")) == 1
+    status, out, err = predict(trip, capsys, trip / "photos/a.jpg", "--to", "-", "--out", "annotated")
+    assert status == 2 and "--to -: standard output takes no pictures" in err
+
+
+@pytest.mark.parametrize("words, why", [("--no-crop --smallest .3", "--smallest goes with --crop"), ("--overwrite", "--overwrite goes with --to"),
+                                        ("--keep ,", "--keep: LABEL,LABEL expected"), ("--to - --overwrite", "--overwrite goes with --to")])
+def test_predict_refuses_options_that_would_do_nothing(trip, capsys, words, why):
+    status, out, err = predict(trip, capsys, trip / "photos/a.jpg", *words.split())
+    assert status == 2 and why in err and not out
+
+
+def test_places_of_results_are_found_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").write_bytes(b"x")
+    for argv, name, place in (("predict in --annotate=~/zz.mp4", "annotate", "zz.mp4"), ("predict in --to=~/a.csv", "to", "a.csv"),
+                              ("export --table=~/t.csv --to x.onnx", "table", "t.csv"), ("ship --data ~/in --work=~/w", "work", "w"),
+                              ("ship --data ~/in --teacher=~/in", "teacher", "in")):
+        args = parser().parse_args(argv.split())
+        with suppress(DataError):            # the data are none
+            need_inputs(VERBS[args.verb], args)
+        assert getattr(args, name) == ([tmp_path / place] if name == "teacher" else tmp_path / place), argv
+    args = parser().parse_args(["predict", "in", "--to=~nobody-of-this-name.csv"])
+    need_inputs(VERBS["predict"], args)
+    assert args.to == Path("~nobody-of-this-name.csv")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("argv, where, says", [("formats rafdb", "> /dev/full", "fer-nb: OSError: standard output: [Errno 28]"),
+                                               ("predict {photo}", ">&-", "fer-nb: ConfigError: no standard output; --to FILE expected"),
+                                               ("predict {photo} --to {to} --weights {toy}", ">&-", "")])
+def test_without_standard_output_there_is_one_line(trip, tmp_path, argv, where, says):
+    words = argv.format(photo=trip / "photos/a.jpg", to=tmp_path / "a.csv", toy=trip / "toy.safetensors")
+    done = subprocess.run(f"{sys.executable} -m fer_nb {words} {where}", shell=True, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == (2 if says else 0) and done.stderr.count("\n") == bool(says) and says in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_predict_that_is_ended_from_outside_keeps_what_was_done(trip, tmp_path, number):
+    import cv2
+    from skimage.data import astronaut
+    out = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (512, 512))
+    for _ in range(3000):
+        out.write(astronaut()[..., ::-1])
+    out.release()
+    command = [sys.executable, "-m", "fer_nb", "predict", str(tmp_path / "in.avi"), "--no-crop", "--weights", str(trip / "toy.safetensors"),
+               "--to", str(tmp_path / "t.parquet"), "--annotate", str(tmp_path / "t.mp4")]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(1200):
+        if list(tmp_path.glob(".t.*mp4")) or process.poll() is not None:
+            break
+        time.sleep(.1)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number and "what was done stays" in said and "Traceback" not in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.avi", "t.mp4", "t.parquet"]
+    assert 0 < len(pd.read_parquet(tmp_path / "t.parquet")) < 3000 and cv2.VideoCapture(str(tmp_path / "t.mp4")).get(7) > 0
+
+
+def test_of_a_full_disk_the_table_and_the_film_are_named(trip, capfd, tmp_path):
+    import cv2
+    resource = pytest.importorskip("resource")
+    out = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
+    for k in range(100):
+        out.write(np.random.default_rng(k).integers(0, 256, (120, 160, 3), np.uint8))
+    out.release()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+    try:
+        status = main(["predict", str(tmp_path / "in.avi"), "--no-crop", "--weights", str(trip / "toy.safetensors"),
+                       "--to", str(tmp_path / "t.csv"), "--annotate", str(tmp_path / "t.mp4")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capfd.readouterr().err
+    assert status == 2 and "t.mp4: not all" in err and re.search(r"fer-nb: OSError: \[Errno \d+\] .*t\.csv", err) and "Traceback" not in err
+    assert 0 < len(pd.read_csv(tmp_path / "t.csv")) < 100 and sorted(p.name for p in tmp_path.iterdir()) == ["in.avi", "t.csv"]
 
 
 def test_predict_refuses_what_it_cannot_start_with(trip, capsys, tmp_path):

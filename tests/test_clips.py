@@ -306,9 +306,42 @@ def test_a_film_appears_whole_or_as_far_as_the_user_let_it(tmp_path):
 def test_a_long_pause_is_left_out_of_a_film_and_noted(tmp_path):
     shown = list(film(some_results([0, 30, 630, 631]), tmp_path / "a.mp4", fps=2))
     assert [r.note for r in shown] == ["", "", "a pause of which the video leaves out 540 seconds", ""]
-    assert frames_of(tmp_path / "a.mp4") == 1 + 60 + 120 + 2
+    assert frames_of(tmp_path / "a.mp4") == 1 + 60 + 120 + 2 + 1             # the last is held as long as the one before
+    list(film(some_results([0, 600]), tmp_path / "b.mp4", fps=2))
+    assert frames_of(tmp_path / "b.mp4") == 1 + 120                            # but not for a pause
     with pytest.raises(ConfigError, match="fps=0"):
-        list(film(some_results([0]), tmp_path / "b.mp4", fps=0))
+        list(film(some_results([0]), tmp_path / "c.mp4", fps=0))
+
+
+@pytest.mark.parametrize("fps, frames, rate, shown, left_out", [(60, 30, 60, 30, 0), (120, 24, 60, 12, 1), (1, 3, 1, 3, 0), (29.97, 10, 29.97, 10, 0)])
+def test_a_film_has_the_rate_of_its_original(whole, tmp_path, fps, frames, rate, shown, left_out):
+    out = cv2.VideoWriter(str(tmp_path / "in.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), fps, (W, H))
+    for k in range(frames):
+        out.write(picture(k % 20))
+    out.release()
+    notes = [r.note for r in film(whole.frames(tmp_path / "in.mp4"), tmp_path / "out.mp4")]
+    capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
+    assert abs(capture.get(5) - rate) < .01 and abs(frames_of(tmp_path / "out.mp4") - shown) <= left_out
+    assert sum("the first frame that the video leaves out, of 60 a second" in note for note in notes) == left_out and len(notes) == frames
+
+
+@pytest.fixture
+def small_disk():
+    "No file grows beyond 20 kB, as on a disk that is full."
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_film_that_the_disk_does_not_hold_is_an_error(tmp_path, small_disk):
+    (old := tmp_path / "old.mp4").write_bytes(b"precious")
+    noise = np.random.default_rng(0).integers(0, 256, (60, 120, 160, 3), np.uint8)
+    frames = [Result("x.mp4", "no_face", image=image, frame=k, time=k / 25) for k, image in enumerate(noise)]
+    with pytest.raises(DataError, match="old.mp4: not all 60 frames could be written, so there is no new film"):
+        list(film(frames, old, overwrite=True))
+    assert old.read_bytes() == b"precious" and left_in(tmp_path) == ["old.mp4"]
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 3), (40, 1), (1, 1), (41, 33, 3)])

@@ -385,6 +385,8 @@ def test_explorer_refuses(faces, logits, student):
             (lambda: Explorer(faces, student, train=faces.replace(labels=EMOTIONS[::-1])), LabelError, "labels"),
             (lambda: Explorer(faces.replace(labels=EMOTIONS[::-1]), student), LabelError, "another order"),
             (lambda: Explorer(faces, logits, per_page=0), ConfigError, "per_page=0"),
+            (lambda: Explorer(faces, logits, per_page=2.5), ConfigError, "per_page=2.5; a whole number"),
+            (lambda: nearest_features(logits, logits, 2.5), ConfigError, "k=2.5; a whole number"),
             (lambda: Explorer(faces, logits).show(blur=1), TypeError, "argument 'blur'"),
             (lambda: Explorer(faces, logits).show(finding="leak"), DataError, "there is no audit")):
         with pytest.raises(error, match=text):

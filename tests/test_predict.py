@@ -741,6 +741,43 @@ def test_what_was_written_before_an_interruption_stays(tmp_path):
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["a.png.jpg", "v.mp4.000003.jpg"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_one_file_is_written_by_one_command_at_a_time(tmp_path, kind):
+    (path := tmp_path / "r").write_text("x" * 9999)
+    refused = []
+
+    def meanwhile():
+        yield Result("a.png", "no_face")
+        for overwrite, error in ((True, DataError), (False, FileExistsError)):
+            with pytest.raises(error) as said:
+                write_results([Result("b.png", "no_face")], kind, path, ("a", "b"), overwrite)
+            refused.append(str(said.value))
+        yield Result("c.png", "no_face")
+
+    write_results(meanwhile(), kind, path, ("a", "b"), overwrite=True)
+    assert "r: another command is writing it" in refused[0] and path.read_text().count("png") == 2 and "xx" not in path.read_text()
+    for k in range(2):                                                          # devices take any number
+        write_results((write_results([r], kind, "/dev/null", ("a", "b")) or r for r in [Result("d.png", "no_face")]), kind, "/dev/null", ("a", "b"))
+    write_results([Result("e.png", "no_face")], kind, path, ("a", "b"), overwrite=True)
+    assert path.read_text().count("png") == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_full_disk_leaves_whole_rows_and_is_named(tmp_path, kind):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    done, rows = [], [Result("v.mp4", "no_face", frame=k, time=k / 7) for k in range(500)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(OSError, match="r.x") as error:
+            write_results(rows, kind, tmp_path / "r.x", ("a", "b"), each=done.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    table = pd.read_csv(tmp_path / "r.x") if kind == "csv" else pd.read_json(tmp_path / "r.x", lines=True)
+    assert table.frame.tolist() == [r.frame for r in done] and 10 < len(done) < 500
+    assert error.value.filename == str(tmp_path / "r.x") and (tmp_path / "r.x").read_text().endswith("\n")
+
+
 def test_results_do_not_replace_what_is_there_unasked(tmp_path):
     (tmp_path / "r.csv").write_text("precious")
     for write in (lambda **k: write_results([], "csv", tmp_path / "r.csv", **k), lambda **k: write_annotated([], tmp_path, **k)):
@@ -904,6 +941,43 @@ def test_folders_are_followed_through_links_once(plain, tmp_path):
     for to in ("far", "far/more"):
         with pytest.raises(DataError, match="folder that is searched"):
             write_annotated(plain.results(tmp_path / "in"), tmp_path / to, [tmp_path / "in"], overwrite=True)
+
+
+def test_what_a_file_in_a_folder_is_its_ending_says_or_else_its_first_bytes(plain, tmp_path):
+    photo = jpeg(tmp_path / "a.jpg").read_bytes()
+    for name in ("NA", "b.jpg_large", "notes.txt"):
+        (tmp_path / name).write_bytes(photo)
+    Image.new("RGB", (9, 9)).save(tmp_path / "raw.nef", format="tiff")         # as raw photos begin
+    for name, head in {"memo.m4a": b"\0\0\0\x1cftypM4A ", "memo": b"\0\0\0\x1cftypM4B ", "voice.m4a": b"\0\0\0\x1cftypmp42", "song.opus": b"OggS",
+                       "IMG.CR3": b"\0\0\0\x18ftypcrx ", "data.h5": b"h", "m.grib": b"g", "b.bufr": b"b", "x.eps": b"%!PS"}.items():
+        (tmp_path / name).write_bytes(head + bytes(400))
+    (tmp_path / "README").symlink_to(tmp_path / "nowhere")
+    found = {os.path.basename(r.file): r for r in plain.results(tmp_path)}
+    assert {name for name, r in found.items() if r.status == "ok"} == {"a.jpg", "NA", "b.jpg_large"}
+    rest = [r for r in found.values() if r.status != "ok"]
+    assert len(rest) == 12 and {r.status for r in rest} == {"skipped"} and all("no image or video that can be read" in r.note for r in rest)
+    assert [r.status for r in plain.results([tmp_path / "README", tmp_path / "IMG.CR3", tmp_path / "data.h5"])] == ["error"] * 3
+
+
+def test_a_name_that_begins_with_a_tilde_is_no_home(plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jpeg(tmp_path / "~x.jpg")
+    assert len(plain("~x.jpg")) == 1 and [r.status for r in plain.many(["~x.jpg", "~y.jpg", "~x.jpg"])] == ["ok", "error", "ok"]
+    with pytest.raises(DataError, match="~x: no such file"):
+        Recogniser("~x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(plain("~/~x.jpg")) == 1
+
+
+def test_a_progressive_jpeg_that_is_not_all_there_is_refused(plain, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.jpg", progressive=True)
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(cut := data[:len(data) // 3] + b"\xff\xd9")
+    assert len(plain(tmp_path / "a.jpg")) == len(plain(data)) == len(plain(Image.open(BytesIO(data)))) == 1
+    for form in (tmp_path / "cut.jpg", cut, Image.open(BytesIO(cut))):
+        with pytest.raises(ImageError, match="cut short: its end is missing"):
+            plain(form)
+    assert [r.status for r in plain.results(tmp_path)] == ["ok", "error"]
 
 
 def test_pipes_and_names_that_no_disk_takes_cost_themselves_alone(plain, monkeypatch, tmp_path):
