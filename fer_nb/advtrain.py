@@ -20,6 +20,7 @@ from torch import nn
 
 from .attacks import check_eps, deepfool, fgsm, pgd
 from .checks import ask, check_images, check_logits, check_targets, dominant_labels
+from .config import ATTACKS
 from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
 from .evaluate import eval_mode
 from .launch import gather, wide
@@ -93,7 +94,7 @@ def _logits_alone(
     return model if isinstance(z, torch.Tensor) else _Logits(model)
 
 # %% ../nbs/34_advtrain.ipynb #018dd828
-_KINDS = ("fgsm", "pgd", "deepfool")
+_KINDS = tuple(ATTACKS)
 _COLUMNS = ["epoch", "attack", "eps", "steps", "images", "loss", "accuracy"]
 _GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note"]
 

@@ -31,7 +31,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import __version__
-from .config import PRESETS, Fit, Preset, _Clash, load_config, override, to_dict, tried
+from .config import PRESETS, TTA, Fit, Preset, _Clash, load_config, override, to_dict, tried
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file,
                          file_sha256, is_first, keep_freed_memory, need_apart, one_of, progress, quiet,
                          show_progress)
@@ -1016,7 +1016,7 @@ class _EvaluateVerb(Verb):
                              "for a network that does not know it (default: the data set's own labels)"),
         "--split": dict(choices=("train", "valid", "test"), default="test",
                         help="what to look at (default: test)"),
-        "--tta": dict(choices=("none", "flip", "five"), default="none",
+        "--tta": dict(choices=tuple(TTA), default="none",
                       help="views of an image (default: none)"),
         "--headline": dict(action="store_true",
                            help="by all judges in a dozen lines: the data's labels, one view and with the "

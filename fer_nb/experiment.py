@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .config import Fit, Preset, load_config, override
+from .config import TTA, Fit, Preset, load_config, override
 from .core import ConfigError, DataError, Say, at_least, need_columns, one_of, quiet
 from .data import FERData
 from .launch import map_ranks, peak_memory, precision, rank_world
@@ -409,7 +409,7 @@ FOLDED = {"--subjects": dict(action="store_true", help="keep each person in one 
                                   "(default: %(default)s)")}
 SQS_OPTIONS = SEEDS | PART | SETTINGS | {
     "--preset": dict(choices=("paper", "light"), default="light", help="size and budget (default: light)"),
-    "--tta": dict(choices=("none", "flip", "five"), help="test-time views beside one view (default: five)")}
+    "--tta": dict(choices=tuple(TTA), help="test-time views beside one view (default: five)")}
 NETWORKS = {"--network": dict(action="append", default=[], metavar="NAME",
                               help="a network to fit, in place of the step's own or of the best one; may be "
                                    "given again")}

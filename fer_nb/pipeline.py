@@ -32,7 +32,7 @@ from torch import nn
 
 from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
-from .config import PRESETS, Distillation, Fit, Preset, to_dict
+from .config import ATTACKS, PRESETS, Distillation, Fit, Preset, to_dict
 from .core import (ConfigError, DataError, Say, at_least, hash_uniform, need_apart, one_of, quiet,
                          seed_everything)
 from .data import FERData, file_of, resized
@@ -519,9 +519,6 @@ def _budget(
     "A budget in the unit of the report."
     return f"ε = {round(255 * eps, 2):g}/255"
 
-
-_ATTACKS = {"fgsm": "FGSM", "pgd": "PGD", "deepfool": "DeepFool"}
-
 # %% ../nbs/41_pipeline.ipynb #5683032e
 @patch
 def attacked(
@@ -563,7 +560,7 @@ def headline(
                number("macro F1", clean("macro_f1"))]
     if (row := self.attacked(self.chosen)) is not None:
         steps = f", {row.steps} steps" if row.steps > 1 else ""
-        numbers.append(number(f"accuracy under {_ATTACKS[row.attack]}, {_budget(row.eps)}{steps}", row,
+        numbers.append(number(f"accuracy under {ATTACKS[row.attack]}, {_budget(row.eps)}{steps}", row,
                               " (a sample)" * (row.subset == "sample")))
     return Headline(numbers, "\n\n".join(self.sentences()))
 
@@ -588,7 +585,7 @@ def sentences(
         clean = rows_of(self.intervals, model=hard.model, split=self.split, subset="all", metric="accuracy",
                         **_CLEAN)
         said[0] += f" {hard.model} has {percents(clean.value)[0]} % clean, {percents([hard.value])[0]} % " \
-                   f"under {_ATTACKS[hard.attack]}, {_budget(hard.eps)}."
+                   f"under {ATTACKS[hard.attack]}, {_budget(hard.eps)}."
     others = [f"the {SPLIT_NAMES[s]} ({n:,} images) has a table of its own"
               for s, n in found["splits"].items() if s != self.split]
     where = f"Figures are of the {name} ({found['splits'][self.split]:,} images)"
@@ -728,7 +725,7 @@ def robustness_section(
         part = curves[curves.split == split]
         table = robust_table(part).drop(columns="split")
         numbers = {c: percents(table[c] / 100) for c in table if str(c).startswith("ε")}
-        table = table.assign(**numbers).replace({"attack": _ATTACKS}).rename(columns={"ε = inf/255": "any ε"})
+        table = table.assign(**numbers).replace({"attack": ATTACKS}).rename(columns={"ε = inf/255": "any ε"})
         table.columns = [name.replace(" ", "\N{NO-BREAK SPACE}") for name in table]
         tables.append((f"Accuracy in % under attack, {SPLIT_NAMES[split]}, {part.n.max():,} images", table))
     here = curves[curves.split == self.split]
@@ -736,7 +733,7 @@ def robustness_section(
             "attack that does most harm. The intervals are in intervals.csv. Stronger attacks may "
             "lower these figures.")
     return Section("Robustness", text, tables[:1], [
-        (f"{_ATTACKS[a]}, {SPLIT_NAMES[self.split]}", _figure(plot_robust, here[here.attack == a]))
+        (f"{ATTACKS[a]}, {SPLIT_NAMES[self.split]}", _figure(plot_robust, here[here.attack == a]))
         for a in here.attack.unique()], tables[1:])
 
 

@@ -366,7 +366,7 @@ def _undisturbed(
             p.requires_grad_(True)
 
 # %% ../nbs/26_robustness.ipynb #26aa0002
-_ATTACKS = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "square": 2}  # classes, at least
+_LEAST_CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "square": 2}
 _STANDARD = {"attacks": ("apgd-ce", "apgd-t", "fab-t", "square"), "steps": 100, "queries": 5000}
 
 
@@ -376,9 +376,9 @@ def _attacks_of(
     **effort: int,                  # steps and queries
 ) -> list[str]:                     # in this order
     "The attacks that so many classes allow, and a warning below the standard. Raises `ConfigError`."
-    standard = [a if classes >= _ATTACKS[a] else "apgd-dlr" for a in _STANDARD["attacks"]]
-    chosen = [a for a in standard if classes >= _ATTACKS[a]] if attacks is None else list(attacks)
-    usable = [a for a, least in _ATTACKS.items() if classes >= least]
+    standard = [a if classes >= _LEAST_CLASSES[a] else "apgd-dlr" for a in _STANDARD["attacks"]]
+    chosen = [a for a in standard if classes >= _LEAST_CLASSES[a]] if attacks is None else list(attacks)
+    usable = [a for a, least in _LEAST_CLASSES.items() if classes >= least]
     if isinstance(attacks, str) or not chosen or not set(chosen) <= set(usable):
         raise ConfigError(f"attacks={attacks!r}; for {classes} classes some of {', '.join(usable)} expected "
                           "(the difference of logits ratio of apgd-dlr needs 3, of apgd-t 4)")
