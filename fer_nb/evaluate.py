@@ -24,7 +24,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from .attacks import deepfool, fgsm, pgd
-from .augment import affine, as_images
+from .augment import affine, as_images, generator_of
 from .checks import ask, check_logits, check_names
 from .config import TTA
 from .compare import compare
@@ -561,7 +561,7 @@ def _adversaries(
     attack: str,                # "fgsm", "pgd" or "deepfool"
     eps: Sequence[float],       # budgets
     effort: dict[str, object],  # norm, steps, and of PGD restarts
-    seed: int,                  # of PGD's random starts
+    draw: tuple[int, int],      # of PGD's random starts, see `generator_of`
 ) -> Iterator[torch.Tensor]:    # the attacked images, budget by budget
     "Attack a batch under each budget; DeepFool's change is used where it is within the budget."
     if attack == "deepfool":
@@ -571,7 +571,7 @@ def _adversaries(
         if attack == "fgsm":
             yield fgsm(model, x, y, e)
         elif attack == "pgd":
-            yield pgd(model, x, y, e, generator=torch.Generator().manual_seed(seed), **effort)
+            yield pgd(model, x, y, e, generator=generator_of(*draw), **effort)
         else:
             yield torch.where(size <= e * (1 + 1e-6), far, x)
 
@@ -591,8 +591,7 @@ def _attacked_scores(
     with eval_mode(model, device) as where:
         batches = progress(image_batches(ds, bs, where), attack, len(ds), lambda batch: len(batch[-1]))
         for start, x, t in batches:
-            draw = int(hash_uniform(seed, start) * 2**53)
-            for part, adv in zip(parts, _adversaries(model, x, t, attack, eps, effort, draw)):
+            for part, adv in zip(parts, _adversaries(model, x, t, attack, eps, effort, (seed, start))):
                 with torch.inference_mode():
                     part.append(ask(model, adv))
             sizes.append((adv - x).flatten(1).norm(float(effort["norm"][1:]), dim=1))
