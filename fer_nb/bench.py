@@ -39,7 +39,7 @@ from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, file_sha256, one_of, positive,
     progress, write_json,
 )
-from .data import VOTE_COLUMNS, FERData
+from .data import FERData
 from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import Network, Recogniser, weights_file
@@ -515,8 +515,7 @@ def voters(
     """What the voters say of the answers. With a face that was not found, and with an answer outside the
     labels, nobody agrees."""
     found, y = _answered(probs), ds.targets()
-    votes = ds.df[list(VOTE_COLUMNS)].to_numpy()
-    values = agreement(votes, np.nan_to_num(probs, nan=-1).argmax(1), y, ds.labels)
+    values = agreement(ds.votes(), np.nan_to_num(probs, nan=-1).argmax(1), y, ds.labels)
     for name in ("majority", "expected", "both agree"):
         values[name] = np.where(found | np.isnan(values[name]), values[name], 0)
     return mean_intervals(values, y, max(intervals, 1)).rename_axis("metric").reset_index().astype({"n": int})
@@ -588,7 +587,7 @@ def figures(
             if rows.any():
                 table = found_scores(probs[rows], y[rows], ds.labels, intervals)
                 tables.append(result_table(table, ds.labels, split=split, subset=subset))
-        if set(VOTE_COLUMNS) <= set(ds.df):
+        if ds.votes() is not None:
             said = voters(probs[here], ds.where(split=split), intervals)
             tables.append(result_table(said, ds.labels, split=split, subset="voters"))
     return pd.concat(tables, ignore_index=True), apart, _right(probs, y)
