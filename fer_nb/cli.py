@@ -35,7 +35,8 @@ from .config import PRESETS, TTA, Fit, Preset, _Clash, load_config, override, to
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file,
                          file_sha256, is_first, keep_freed_memory, need_apart, one_of, progress, quiet,
                          show_progress)
-from .data import BROKEN, FERData, Tree, check_witness, need_ids, quoted, read_ferplus, resized
+from .data import (BROKEN, FERData, Tree, check_witness, first_split, need_ids, quoted, read_ferplus,
+                         resized)
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
@@ -1315,7 +1316,7 @@ class _ExportVerb(Verb):
         are theirs, and what was done with them."""
         name, split = "drawn faces", ""
         if ds is not None:
-            split = next(s for s in ("test", "valid", "train") if (ds.df.split == s).any())
+            split = first_split(ds.df, "test", "valid", "train")
             name = f"{ds.name}, {split}"
         on = make_faces(280, defects=None)[0] if ds is None else ds.where(split=split)
         on = on.take(np.linspace(0, len(on) - 1, min(len(on), 1000)).astype(int))

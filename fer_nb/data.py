@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
-           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'has_deep_colours',
-           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as', 'quoted', 'open_image',
-           'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies',
-           'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows', 'first_row', 'key_of',
-           'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named',
-           'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data',
-           'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes',
-           'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'show_faces']
+           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'first_split', 'to_array',
+           'has_deep_colours', 'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as',
+           'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes',
+           'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows',
+           'first_row', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images',
+           'Provenance', 'split_named', 'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv',
+           'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids',
+           'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder',
+           'resized', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -271,6 +272,17 @@ def sources(self: FERData) -> pd.Series:  # id of the original of each image (N,
         return self.df.id
     source = self.df.source.astype(object).fillna("")
     return source.where(source != "", self.df.id).astype(self.df.id.dtype)
+
+# %% ../nbs/04_data.ipynb #splits01
+def first_split(
+    runs: pd.DataFrame,   # results, or the images of a data set; with the column `split`
+    *order: str,          # which comes first; none: validation, then test
+) -> str:                 # a split
+    "The split that is shown where there are several. Raises `DataError` where none of them is there."
+    order = order or ("valid", "test")
+    if found := [split for split in order if (runs.split == split).any()]:
+        return found[0]
+    raise DataError(f"no rows of the splits {' or '.join(order)}; there are {sorted(set(runs.split))}")
 
 # %% ../nbs/04_data.ipynb #293d20a6
 @patch

@@ -31,10 +31,10 @@ from .audit import image_quality
 from .config import (ATTACKS, Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset,
                            override, to_dict)
 from .core import ConfigError, Say, at_least, file_sha256, need_columns, one_of, quiet
-from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
+from .data import VOTE_COLUMNS, FERData, first_split, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
-from .experiment import (NOT_SHARES, arms_of, cell_name, first_split, grid, measured_cost,
+from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost,
                                need_unrefined, paired_differences, reported, study, with_options)
 from .faces import find_faces
 from .launch import precision, rank0_folder, rank_world

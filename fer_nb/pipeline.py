@@ -35,7 +35,7 @@ from .compare import holm, mcnemar
 from .config import ATTACKS, PRESETS, Distillation, Fit, Preset, to_dict
 from .core import (ConfigError, DataError, Say, at_least, hash_uniform, need_apart, one_of, quiet,
                          seed_everything)
-from .data import FERData, file_of, resized
+from .data import FERData, file_of, first_split, resized
 from .distill import EADD
 from .duplicates import search_of
 from .audit import audit
@@ -445,8 +445,7 @@ SPLIT_NAMES = {"train": "training split", "valid": "validation split", "test": "
 @patch(as_prop=True)
 def split(self: RunResults) -> str:   # "test" where there is one, else "valid"
     "The split that the headline and the figures are of."
-    there = self.splits.test.df.split.unique()
-    return next(s for s in ("test", "valid", *there) if s in there)
+    return first_split(self.splits.test.df, "test", "valid", "train")
 
 
 @patch(as_prop=True)

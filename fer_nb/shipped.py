@@ -23,9 +23,9 @@ from pathlib import Path
 import pandas as pd
 
 from .core import ConfigError, DataError, FERError, Say, file_sha256, one_of, quiet
-from .data import FERData
+from .data import FERData, first_split
 from .evaluate import need_weights_of
-from .experiment import first_split, study
+from .experiment import study
 from .store import StoreError, _writing, package, read_record, shipped_file, write_record
 
 # %% ../nbs/54_shipped.ipynb #shipd011
