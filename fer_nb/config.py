@@ -366,6 +366,11 @@ class Preset:
         if wrong:
             raise _Clash("; ".join(wrong))
 
+    @property
+    def students(self) -> tuple[Fit, ...]:  # two with `born_again`
+        "How the student is fitted, then the one of the generation before."
+        return (self.student, *([self.born_again.student] if self.born_again else []))
+
 # %% ../nbs/01_config.ipynb #13b8029d
 def _budget(
     size: int,                      # side of the first teacher's input, in pixels

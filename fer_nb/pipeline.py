@@ -183,7 +183,7 @@ def fit_teachers(
     """All teachers of a preset, a first-generation student among them. Raises `ConfigError`, `DataError` or
     `LabelError` before anything is fitted where one of them cannot be used."""
     teachers = make_teachers(preset.teachers)
-    for fit in (preset.student, *([preset.born_again.student] if preset.born_again else [])):
+    for fit in preset.students:
         _need_unseen_start(fit, splits, seed)
     teachers, histories = trained_teachers(teachers, splits, seed, store, say, show)
     if (first := preset.born_again) is not None:
@@ -465,7 +465,7 @@ def facts(
     given = [fit.network for fit in preset.teachers if fit.is_file]
     fits = [preset.student, *(fit for fit in preset.teachers if fit.network not in given)]
     fits += [preset.adversarial.fit] if self.adv else []
-    fits += [preset.born_again.student] if preset.born_again else []
+    fits += preset.students[1:]
     by_holdout = {"the epoch of each fit": any(fit.keep == "best" for fit in fits),
                   "how far each teacher is trusted": getattr(self.eadd, "source", "") in ("valid", "first"),
                   "the share of phase 2's weights": bool(self.adv) and preset.adversarial.cost is not None,
@@ -990,7 +990,7 @@ def need_networks(
     a network does not take, published weights that cannot be had. Raises `ConfigError`, `DownloadError`."""
     make_teachers(preset.teachers)
     one_of("evaluation.seeds, which are for sqs_studies.sqs_study,", preset.evaluation.seeds, (None,))
-    fits = [preset.student, *preset.teachers, *([preset.born_again.student] if preset.born_again else [])]
+    fits = [preset.student, *preset.teachers, *preset.students[1:]]
     for fit in fits:
         need_size(fit.network, fit.size)
     need_weights([fit.network for fit in fits if fit.pretrained])
@@ -1019,7 +1019,7 @@ def need_fits(
     """Refuse students that cannot be fitted before the teachers are: by the network, the loss, the votes, the
     batches, the precision. Raises what the fit would."""
     chans = splits.train.channels()
-    for fit in [preset.student, *([preset.born_again.student] if preset.born_again else [])][::-1]:
+    for fit in preset.students[::-1]:
         net = make_network(replace(fit, pretrained=False), splits.train.labels, chans)
         dls = _try_fit(fit, net, splits)
     if preset.quads is not None:
