@@ -33,8 +33,8 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image, ImageFilter
 
-from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
-                         one_of, progress)
+from .core import (ConfigError, DownloadError, ImageError, after_fork, at_least, cache_dir, fetch,
+                         file_sha256, one_of, progress)
 from .data import Crop, FERData, ImageFiles, _warn_or_raise, as_square, file_of, read_image, stacked
 from .store import Store, StoreError, digest
 
@@ -171,12 +171,6 @@ def _after_fork() -> None:
     _BUILDING, _STDERR = threading.RLock(), threading.Lock()
 
 
-@lru_cache(maxsize=1)
-def _watch_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-
-
 def _mediapipe(
     what: str,           # "landmarker" or "detector"
     file: str,           # a verified landmarker file
@@ -184,7 +178,7 @@ def _mediapipe(
     max_faces: int = 1,  # of the landmarker, at least 1
 ) -> Any:                # function of uint8 (H, W, 3) that gives MediaPipe's result
     "The landmarker or the detector of this process, which its threads share."
-    _watch_forks()
+    after_fork(_after_fork)
     with _BUILDING:
         return _build(what, file, confidence, max_faces, os.getpid())
 
