@@ -691,9 +691,7 @@ def _again(
     probs: Iterable[float],   # of the emotions, smoothed over time
 ) -> tuple[str, ...]:         # of `REASONS`
     "The reasons where the probabilities have changed."
-    first, second = sorted([*probs, 0], reverse=True)[:2]
-    level = DOUBTS["gap"]
-    return (*(r for r in reasons if r != level.reason), *[level.reason] * bool(first - second < level.limit))
+    return (*(r for r in reasons if r != DOUBTS["gap"].reason), *reasons_against({}, [*probs]))
 
 # %% ../nbs/50_predict.ipynb #ef295e0b
 def _several(images: Any) -> list:   # of images
