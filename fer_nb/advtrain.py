@@ -7,8 +7,7 @@ __all__ = ['ramp', 'AdversarialTraining', 'KeepRobust']
 
 # %% ../nbs/34_advtrain.ipynb #b0f08d65
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -23,7 +22,7 @@ from .augment import generator_of
 from .checks import ask, check_images, check_logits, check_targets, dominant_labels
 from .config import ATTACKS
 from .core import ConfigError, ImageError, at_least, one_of, share
-from .evaluate import eval_mode
+from .evaluate import eval_mode, gradients_kept
 from .launch import gather, wide
 from .models import unwrapped
 from .store import digest
@@ -224,21 +223,6 @@ def _draw(
     self.now = self.kinds[which]
     return self.attacks[which], g
 
-# %% ../nbs/34_advtrain.ipynb #gradkept
-@contextmanager
-def _gradients_kept(
-    model: nn.Module,   # in training
-) -> Iterator[None]:    # a `with` block
-    "In the block the weights begin without gradients; afterwards each has the one that it had before."
-    kept = [(p, p.grad) for p in model.parameters()]
-    try:
-        for p, _ in kept:
-            p.grad = None
-        yield
-    finally:
-        for p, grad in kept:
-            p.grad = grad
-
 # %% ../nbs/34_advtrain.ipynb #34aa0011
 @patch
 def _craft(
@@ -259,7 +243,7 @@ def _craft(
                 check_logits(z := logits_in(ask(self.model, x, several=True)), len(x))
                 y = z.softmax(1)
         self.more = isinstance(_logits_alone(self.model, x), _Logits) if self.more is None else self.more
-        with _gradients_kept(self.model):
+        with gradients_kept(self.model):
             adv = call(_Logits(self.model) if self.more else self.model, x, y)
     tensor = isinstance(adv, torch.Tensor)
     if not tensor or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
