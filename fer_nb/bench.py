@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,7 +42,7 @@ from .data import FERData
 from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import Network, Recogniser, weights_file
-from .store import SHIPPED, Store, digest, plain, read_table, run_record
+from .store import SHIPPED, Store, digest, package, plain, read_table, run_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):
@@ -257,7 +256,7 @@ class Worker:
 
     def start(self) -> None:
         "Start the process. Raises `ConfigError` where the interpreter cannot be run."
-        script = files("fer_nb") / "assets" / "bench_worker.py"
+        script = package() / "assets" / "bench_worker.py"
         try:
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
             self.process = subprocess.Popen([self.model.python, str(script)], text=True, errors="replace",
