@@ -260,7 +260,7 @@ def targets(self: FERData) -> np.ndarray:  # int64 (N,), positions in `labels`
 def counts(self: FERData) -> pd.DataFrame:  # label × split, with a total in the column `all`
     "How many images each label has in each split."
     table = pd.crosstab(self.df.label, self.df.split).reindex(self.labels, fill_value=0)
-    table = table[[s for s in SPLITS if s in table]]
+    table = table[self.splits]
     table.columns.name = None
     return table.assign(all=table.sum(axis=1))
 
@@ -274,6 +274,12 @@ def sources(self: FERData) -> pd.Series:  # id of the original of each image (N,
     return source.where(source != "", self.df.id).astype(self.df.id.dtype)
 
 # %% ../nbs/04_data.ipynb #splits01
+@patch(as_prop=True)
+def splits(self: FERData) -> list[str]:   # in the order of `SPLITS`
+    "The splits that there are."
+    return [s for s in SPLITS if (self.df.split == s).any()]
+
+
 def first_split(
     runs: pd.DataFrame,   # results, or the images of a data set; with the column `split`
     *order: str,          # which comes first; none: validation, then test

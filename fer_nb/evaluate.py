@@ -30,7 +30,7 @@ from .config import TTA
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
-from .data import SPLITS, FERData, need_dataset
+from .data import FERData, need_dataset
 from .launch import fast_math
 from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
                             percentile_interval, score_bounds, score_intervals, scores, share_interval,
@@ -195,7 +195,7 @@ def _splits(
     "The splits of `ds` in order. Raises `DataError` without images."
     if not len(ds):
         raise DataError(f"{ds.name or 'dataset'}: no images to evaluate")
-    return [s for s in SPLITS if (ds.df.split == s).any()]
+    return ds.splits
 
 
 def leaked_images(
