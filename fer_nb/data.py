@@ -593,7 +593,6 @@ _T, _R = TypeVar("_T"), TypeVar("_R")
 def _in_turn(
     what: Callable[[_T], _R],  # done with each, which may raise `ImageError`
     items: Iterable[_T],       # image files, or positions
-    ahead: int = 64,           # how many are begun and not handed on yet
 ) -> Iterator[_R | ImageError]:  # results and errors, in order
     "Work in parallel on what is on disk; of any number of items only a few are held."
     def attempt(item: _T) -> _R | ImageError:
@@ -606,7 +605,7 @@ def _in_turn(
     with ThreadPoolExecutor() as pool:
         for item in items:
             waiting.append(pool.submit(attempt, item))
-            if len(waiting) >= ahead:
+            if len(waiting) >= 64:   # begun and not handed on yet
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -1480,10 +1479,9 @@ def _named(
     names: dict[str, str],               # what may stand there -> what it means
     at: str,                             # file and row, for the message
     what: str,                           # the field's name
-    error: type[Exception] = DataError,  # what to raise
 ) -> str:                                # the meaning
     "The meaning of a field that holds one of a few words."
-    expect(text in names, at, f"{what} {text!r}", f"one of {', '.join(names)}", error)
+    expect(text in names, at, f"{what} {text!r}", f"one of {', '.join(names)}")
     return names[text]
 
 

@@ -439,7 +439,6 @@ def _unknown(
     keys: list[bytes],   # filled: the digest of each image, empty where it cannot be read
     errors: list[str],   # filled: why it cannot be read, else empty
     mirrored: bool,      # go through the mirror images
-    size: int = 64,      # of a chunk
 ) -> Iterator[list[tuple[bytes, np.ndarray]]]:  # chunks of digest and image
     "Read every image once, and hand on those whose content is not known yet."
     chunk = []
@@ -454,7 +453,7 @@ def _unknown(
         if image is not None and keys[-1] not in known:
             known.add(keys[-1])
             chunk.append((keys[-1], image))
-        if len(chunk) == size:
+        if len(chunk) == 64:
             yield chunk
             chunk = []
     if chunk:
@@ -1021,9 +1020,9 @@ def proposals(
     return sorted(found, key=lambda f: -f.score)
 
 
-def _among(face: FoundFace, faces: Iterable[FoundFace], share: float = .4, smaller: bool = True) -> bool:
+def _among(face: FoundFace, faces: Iterable[FoundFace], smaller: bool = True) -> bool:
     "Whether it is one of those."
-    return any(box_overlap(face.box, f.box, smaller) > share for f in faces)
+    return any(box_overlap(face.box, f.box, smaller) > .4 for f in faces)
 
 
 @patch

@@ -189,11 +189,10 @@ def _sizes(
 
 def _apart(
     ticks: set[float],    # places on an axis
-    share: float = 0.08,  # of the whole range that two ticks keep between them
 ) -> list[float]:         # some of them
-    "Ticks whose labels do not overlap, among them the smallest."
+    "Ticks whose labels do not overlap, among them the smallest: 8 % of the range lie between two."
     first, *others = sorted(ticks)
-    shown, gap = [first], share * (max(ticks) - first)
+    shown, gap = [first], 0.08 * (max(ticks) - first)
     for tick in others:
         if tick - shown[-1] >= gap:
             shown.append(tick)
