@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import os
 import sys
 from multiprocessing import Pool
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from fer_nb.core import file_sha256
 
 SIDE, ACROSS, MANY = 48, 64, 4096
 WORDS = [str(k) for k in range(256)]
@@ -45,11 +46,7 @@ def pack(
         Image.fromarray(whole).save(folder / f"faces-{k:06}.png", optimize=True)
     for name, data in (("rows.gz", (head + "".join(rest)).encode()), ("votes.gz", votes.read_bytes())):
         (folder / name).write_bytes(gzip.compress(data, 9, mtime=0))
-    (folder / "sums.txt").write_text("".join(f"{sha256(path)}\n" for path in (csv, votes)))
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "sums.txt").write_text("".join(f"{file_sha256(path)}\n" for path in (csv, votes)))
 
 
 def lines_of(
@@ -76,7 +73,7 @@ def unpack(
             file.write(f"{emotion},{text},{usage}")
     (data / "fer2013new.csv").write_bytes(gzip.decompress((folder / "votes.gz").read_bytes()))
     for name, expected in zip(("fer2013.csv", "fer2013new.csv"), (folder / "sums.txt").read_text().split()):
-        if sha256(data / name) != expected:
+        if file_sha256(data / name) != expected:
             sys.exit(f"{data / name}: not the file that was packed (SHA-256 {expected} expected); its rows are written otherwise, or "
                      "a file of the folder is another's")
 

@@ -7,8 +7,7 @@ __all__ = ['ramp', 'AdversarialTraining', 'KeepRobust']
 
 # %% ../nbs/34_advtrain.ipynb #b0f08d65
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -19,23 +18,16 @@ from fastcore.basics import patch
 from torch import nn
 
 from .attacks import check_eps, deepfool, fgsm, pgd
+from .augment import generator_of
 from .checks import ask, check_images, check_logits, check_targets, dominant_labels
-from .core import ConfigError, ImageError, at_least, hash_uniform, one_of, share
-from .evaluate import eval_mode
+from .config import ATTACKS
+from .core import ConfigError, ImageError, at_least, one_of, share
+from .evaluate import eval_mode, gradients_kept
 from .launch import gather, wide
 from .models import unwrapped
 from .store import digest
 from .terms import LossTerm, batch_targets, is_search, logits_in
 from .train import KeepBest, called, code_digest
-
-# %% ../nbs/34_advtrain.ipynb #9b3d0283
-def _batch_generator(
-    seed: int,   # of the run
-    epoch: int,  # from 0
-    batch: int,  # from 0
-) -> torch.Generator:
-    "A CPU generator that depends on the three numbers alone."
-    return torch.Generator().manual_seed(int(hash_uniform(seed, [epoch], [batch])[0] * 2**53))
 
 # %% ../nbs/34_advtrain.ipynb #46e02e56
 def ramp(
@@ -93,7 +85,7 @@ def _logits_alone(
     return model if isinstance(z, torch.Tensor) else _Logits(model)
 
 # %% ../nbs/34_advtrain.ipynb #018dd828
-_KINDS = ("fgsm", "pgd", "deepfool")
+_KINDS = tuple(ATTACKS)
 _COLUMNS = ["epoch", "attack", "eps", "steps", "images", "loss", "accuracy"]
 _GUARD = ["epoch", "eps", "steps", "images", "fgsm", "pgd", "rolled_back", "note"]
 
@@ -216,7 +208,7 @@ def _draw(
 ) -> tuple[str | Callable, torch.Generator]:  # the attack, and the randomness of its starts
     """Draw the rows and the attack of this batch, alike in all processes that share it, and set its budget.
     Raises `ConfigError` where `ratio` is so small that no image of a batch is attacked."""
-    g = _batch_generator(self.seed, self.epoch, self.iter)
+    g = generator_of(self.seed, self.epoch, self.iter)
     start, size = self.dl.batch_part if getattr(self.dl, "rank_world", (0, 1))[1] > 1 else (0, len(x))
     rows, count = torch.zeros(size, dtype=torch.bool), int(self.ratio * size + 0.5)
     if self.ratio > 0 and not count and self.iter == 0:  # an incomplete batch at the end may have none
@@ -237,21 +229,6 @@ def _draw(
     self.alpha_now = None if self.alpha is None else self.alpha * grown
     self.now = self.kinds[which]
     return self.attacks[which], g
-
-# %% ../nbs/34_advtrain.ipynb #gradkept
-@contextmanager
-def _gradients_kept(
-    model: nn.Module,   # in training
-) -> Iterator[None]:    # a `with` block
-    "In the block the weights begin without gradients; afterwards each has the one that it had before."
-    kept = [(p, p.grad) for p in model.parameters()]
-    try:
-        for p, _ in kept:
-            p.grad = None
-        yield
-    finally:
-        for p, grad in kept:
-            p.grad = grad
 
 # %% ../nbs/34_advtrain.ipynb #34aa0011
 def _alone(
@@ -285,7 +262,7 @@ def _craft(
                 check_logits(z := logits_in(ask(model, x, several=True)), len(x))
                 y = z.softmax(1)
         self.more = isinstance(_logits_alone(model, x), _Logits) if self.more is None else self.more
-        with _gradients_kept(self.model):
+        with gradients_kept(self.model):
             adv = call(_Logits(model) if self.more else model, x, y)
     tensor = isinstance(adv, torch.Tensor)
     if not tensor or adv.shape != x.shape or not ((adv >= 0) & (adv <= 1)).all():
@@ -389,7 +366,7 @@ def _parts(self: AdversarialTraining) -> list:  # each with state_dict and load_
 def _probe(self: AdversarialTraining) -> tuple[float, float]:  # accuracies under FGSM and PGD
     "The accuracy of the watched batch under a single step, as in training, and under many."
     x, y = (t.to(next(self.model.parameters()).device) for t in self.watched)
-    ball = dict(eps=max(self._budgets()), generator=_batch_generator(self.seed, 0, 0))
+    ball = dict(eps=max(self._budgets()), generator=generator_of(self.seed, 0, 0))
     with eval_mode(self.model):
         net = _logits_alone(self.model, x)
         found = (fgsm(net, x, y, alpha=self.alpha, random_start=self.random_start, **ball),
@@ -498,7 +475,7 @@ def _accuracies(
         net = _logits_alone(self.model, self.images[:1].to(device))
         for k in range(0, len(self.images), bs):
             x, y = (t[k:k + bs].to(device) for t in (self.images, self.targets))
-            adv = pgd(net, x, y, self.eps, steps=self.steps, generator=_batch_generator(self.seed, 0, k))
+            adv = pgd(net, x, y, self.eps, steps=self.steps, generator=generator_of(self.seed, 0, k))
             with torch.no_grad():
                 right = dominant_labels(y)[0]
                 hits += torch.stack([(ask(net, t).argmax(1) == right).sum() for t in (adv, x)]).cpu()

@@ -411,9 +411,8 @@ def audit(
 def summary(self: Audit) -> pd.DataFrame:  # kind × split: images with an issue; a row a kind looked for
     "How many images have each kind of issue, per split."
     df = self.issues.merge(self.ds.df[["id", "split"]], on="id")
-    splits = [s for s in SPLITS if (self.ds.df.split == s).any()]
     rows = [k for k in KINDS if k in self.kinds]
-    table = pd.crosstab(df.kind, df.split).reindex(index=rows, columns=splits, fill_value=0)
+    table = pd.crosstab(df.kind, df.split).reindex(index=rows, columns=self.ds.splits, fill_value=0)
     table.columns.name = None
     return table.assign(all=table.sum(axis=1))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['channels_first', 'as_images', 'as_pixels', 'affine', 'affine_maps', 'mapped', 'warp', 'normal_numbers', 'hash_normal',
-           'gaussian_blur', 'Augment']
+           'generator_of', 'gaussian_blur', 'Augment']
 
 # %% ../nbs/07_augment.ipynb #57fb62d9
 from functools import cache, lru_cache
@@ -159,6 +159,14 @@ def hash_normal(
 ) -> np.ndarray:               # float32 (B, n), standard normal, cut at ±4.2
     "Normal numbers that depend on `seed`, view, key and position alone."
     return normal_numbers(torch.from_numpy(hash_bits(seed, view, ids).view(np.int64)), n).numpy()
+
+# %% ../nbs/07_augment.ipynb #genof002
+def generator_of(
+    seed: int,        # any integer
+    *counters: int,   # such as an epoch and a batch
+) -> torch.Generator: # on the CPU
+    "A generator that depends on `seed` and `counters` alone."
+    return torch.Generator().manual_seed(int(hash_uniform(seed, *counters) * 2**53))
 
 # %% ../nbs/07_augment.ipynb #4a3562f4
 def gaussian_blur(

@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,11 +38,11 @@ from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, file_sha256, one_of, positive,
     progress, write_json,
 )
-from .data import VOTE_COLUMNS, FERData
+from .data import FERData
 from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import Network, Recogniser, weights_file
-from .store import SHIPPED, Store, digest, plain, read_table, run_record
+from .store import SHIPPED, Store, digest, package, plain, read_table, run_record
 
 # %% ../nbs/53_bench.ipynb #bench011
 class ModelError(FERError):
@@ -258,7 +257,7 @@ class Worker:
 
     def start(self) -> None:
         "Start the process. Raises `ConfigError` where the interpreter cannot be run."
-        script = files("fer_nb") / "assets" / "bench_worker.py"
+        script = package() / "assets" / "bench_worker.py"
         try:
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
             self.process = subprocess.Popen([self.model.python, str(script)], text=True, errors="replace",
@@ -516,8 +515,7 @@ def voters(
     """What the voters say of the answers. With a face that was not found, and with an answer outside the
     labels, nobody agrees."""
     found, y = _answered(probs), ds.targets()
-    votes = ds.df[list(VOTE_COLUMNS)].to_numpy()
-    values = agreement(votes, np.nan_to_num(probs, nan=-1).argmax(1), y, ds.labels)
+    values = agreement(ds.votes(), np.nan_to_num(probs, nan=-1).argmax(1), y, ds.labels)
     for name in ("majority", "expected", "both agree"):
         values[name] = np.where(found | np.isnan(values[name]), values[name], 0)
     return mean_intervals(values, y, max(intervals, 1)).rename_axis("metric").reset_index().astype({"n": int})
@@ -624,7 +622,7 @@ def figures(
             if rows.any():
                 table = found_scores(probs[rows], y[rows], ds.labels, intervals)
                 tables.append(result_table(table, ds.labels, split=split, subset=subset))
-        if set(VOTE_COLUMNS) <= set(ds.df):
+        if ds.votes() is not None:
             said = voters(probs[here], ds.where(split=split), intervals)
             tables.append(result_table(said, ds.labels, split=split, subset="voters"))
     return pd.concat(tables, ignore_index=True), apart, _right(probs, y)

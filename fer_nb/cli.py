@@ -31,11 +31,11 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import __version__
-from .config import PRESETS, Fit, Preset, _Clash, load_config, override, to_dict, tried
+from .config import PRESETS, TTA, _Clash, Fit, Preset, load_config, override, to_dict, tried
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file,
                          file_sha256, is_first, keep_freed_memory, need_apart, one_of, progress, quiet,
                          show_progress)
-from .data import BROKEN, FERData, Tree, quoted, read_ferplus, resized
+from .data import BROKEN, FERData, Tree, first_split, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
@@ -1072,7 +1072,7 @@ class _EvaluateVerb(Verb):
                              "for a network that does not know it (default: the data set's own labels)"),
         "--split": dict(choices=("train", "valid", "test"), default="test",
                         help="what to look at (default: test)"),
-        "--tta": dict(choices=("none", "flip", "five"), default="none",
+        "--tta": dict(choices=tuple(TTA), default="none",
                       help="views of an image (default: none)"),
         "--headline": dict(action="store_true",
                            help="by all judges in a dozen lines: the data's labels, one view and with the "
@@ -1374,7 +1374,7 @@ class _ExportVerb(Verb):
         are theirs, and what was done with them."""
         name, split = "drawn faces", ""
         if ds is not None:
-            split = next(s for s in ("test", "valid", "train") if (ds.df.split == s).any())
+            split = first_split(ds.df, "test", "valid", "train")
             name = f"{ds.name}, {split}"
         on = make_faces(280, defects=None)[0] if ds is None else ds.where(split=split)
         on = on.take(np.linspace(0, len(on) - 1, min(len(on), 1000)).astype(int))

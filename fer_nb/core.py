@@ -6,8 +6,8 @@
 __all__ = ['EMOTIONS', 'EIGHT', 'LABEL_ORDERS', 'ALIASES', 'GOLDEN', 'MIX', 'Say', 'emotions_first', 'FERError', 'printable',
            'DataError', 'ImageError', 'LabelError', 'ConfigError', 'DownloadError', 'plain_letters', 'canonical_label',
            'one_of', 'at_least', 'positive', 'share', 'need_columns', 'need_single', 'hash_bits', 'hash_uniform',
-           'seed_everything', 'keep_freed_memory', 'quiet', 'is_first', 'show_progress', 'progress', 'atomic_folder',
-           'need_apart', 'atomic_file', 'write_json', 'cache_dir', 'file_sha256', 'fetch']
+           'seed_everything', 'keep_freed_memory', 'after_fork', 'quiet', 'is_first', 'show_progress', 'progress',
+           'atomic_folder', 'need_apart', 'atomic_file', 'write_json', 'cache_dir', 'file_sha256', 'fetch']
 
 # %% ../nbs/00_core.ipynb #1e4691d3
 import hashlib
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TypeVar
@@ -286,6 +287,15 @@ def keep_freed_memory() -> bool:  # whether the C library supports it (glibc doe
     mmap_threshold, trim_threshold, top_pad = -3, -1, -2
     settings = {mmap_threshold: 1 << 30, trim_threshold: 2**31 - 1, top_pad: 1 << 28}
     return all([mallopt(name, value) for name, value in settings.items()])
+
+# %% ../nbs/00_core.ipynb #forks002
+@cache
+def after_fork(
+    renew: Callable[[], None],  # such as: make a lock anew
+) -> None:
+    "Call `renew` in each process that is forked from now on, once."
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)
 
 # %% ../nbs/00_core.ipynb #2c86db21
 Say = Callable[[str], None]   # what takes a line about work: `print`, or `quiet`

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
-           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'to_array', 'has_deep_colours',
-           'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as', 'quoted', 'open_image',
-           'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes', 'ImageFiles', 'Copies',
-           'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows', 'first_row', 'key_of',
-           'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images', 'Provenance', 'split_named',
-           'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv', 'read_fer2013', 'real_data',
-           'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids', 'check_witness', 'add_votes',
-           'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder', 'resized', 'drawn_text',
-           'show_faces']
+           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'first_split', 'to_array',
+           'has_deep_colours', 'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as',
+           'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes',
+           'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows',
+           'first_row', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images',
+           'Provenance', 'split_named', 'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv',
+           'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids',
+           'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder',
+           'resized', 'drawn_text', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -262,7 +262,7 @@ def targets(self: FERData) -> np.ndarray:  # int64 (N,), positions in `labels`
 def counts(self: FERData) -> pd.DataFrame:  # label × split, with a total in the column `all`
     "How many images each label has in each split."
     table = pd.crosstab(self.df.label, self.df.split).reindex(self.labels, fill_value=0)
-    table = table[[s for s in SPLITS if s in table]]
+    table = table[self.splits]
     table.columns.name = None
     return table.assign(all=table.sum(axis=1))
 
@@ -274,6 +274,23 @@ def sources(self: FERData) -> pd.Series:  # id of the original of each image (N,
         return self.df.id
     source = self.df.source.astype(object).fillna("")
     return source.where(source != "", self.df.id).astype(self.df.id.dtype)
+
+# %% ../nbs/04_data.ipynb #splits01
+@patch(as_prop=True)
+def splits(self: FERData) -> list[str]:   # in the order of `SPLITS`
+    "The splits that there are."
+    return [s for s in SPLITS if (self.df.split == s).any()]
+
+
+def first_split(
+    runs: pd.DataFrame,   # results, or the images of a data set; with the column `split`
+    *order: str,          # which comes first; none: validation, then test
+) -> str:                 # a split
+    "The split that is shown where there are several. Raises `DataError` where none of them is there."
+    order = order or ("valid", "test")
+    if found := [split for split in order if (runs.split == split).any()]:
+        return found[0]
+    raise DataError(f"no rows of the splits {' or '.join(order)}; there are {sorted(set(runs.split))}")
 
 # %% ../nbs/04_data.ipynb #293d20a6
 @patch
@@ -608,7 +625,6 @@ _T, _R = TypeVar("_T"), TypeVar("_R")
 def _in_turn(
     what: Callable[[_T], _R],  # done with each, which may raise `ImageError`
     items: Iterable[_T],       # image files, or positions
-    ahead: int = 64,           # how many are begun and not handed on yet
 ) -> Iterator[_R | ImageError]:  # results and errors, in order
     "Work in parallel on what is on disk; of any number of items only a few are held."
     def attempt(item: _T) -> _R | ImageError:
@@ -621,7 +637,7 @@ def _in_turn(
     with ThreadPoolExecutor() as pool:
         for item in items:
             waiting.append(pool.submit(attempt, item))
-            if len(waiting) >= ahead:
+            if len(waiting) >= 64:   # begun and not handed on yet
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -1503,10 +1519,9 @@ def _named(
     names: dict[str, str],               # what may stand there -> what it means
     at: str,                             # file and row, for the message
     what: str,                           # the field's name
-    error: type[Exception] = DataError,  # what to raise
 ) -> str:                                # the meaning
     "The meaning of a field that holds one of a few words."
-    expect(text in names, at, f"{what} {text!r}", f"one of {', '.join(names)}", error)
+    expect(text in names, at, f"{what} {text!r}", f"one of {', '.join(names)}")
     return names[text]
 
 

@@ -30,7 +30,7 @@ from fastcore.basics import patch
 
 from .config import Data
 from .core import ConfigError, DataError, at_least, cache_dir, file_sha256, one_of, progress
-from .data import SPLITS, FERData, ImageFiles, file_of
+from .data import FERData, ImageFiles, file_of
 from .launch import gather, map_ranks, rank_world
 from .store import Store, StoreError, digest
 
@@ -1162,9 +1162,8 @@ def across_summary(
     b: FERData,           # the same
 ) -> tuple[pd.DataFrame, str]:  # split of `a` × split of `b`: images of `a`; and the sentence to read first
     "How many images of `a` are in `b`, by split, and what that means for a test on `b`."
-    theirs = [s for s in SPLITS if (b.df.split == s).any()]
-    mine = [s for s in SPLITS if (a.df.split == s).any()]
-    table = pd.crosstab(found.split, found.other_split).reindex(index=mine, columns=theirs, fill_value=0)
+    mine = a.splits
+    table = pd.crosstab(found.split, found.other_split).reindex(index=mine, columns=b.splits, fill_value=0)
     table["any"] = found.drop_duplicates("id").split.value_counts().reindex(mine, fill_value=0)
     table = table.assign(images=a.df.split.value_counts().reindex(mine)).rename_axis(columns=None)
     one, two = a.name or "the first", b.name or "the second"

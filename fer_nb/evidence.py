@@ -19,7 +19,8 @@ import pandas as pd
 
 from .compare import holm
 from .core import DataError, Say, one_of, quiet
-from .experiment import FIFTH, first_split, paired_differences, reported, training_costs
+from .data import first_split
+from .experiment import FIFTH, paired_differences, reported, training_costs
 from .shipped import checkout, put_in_place, run_process, trial_apart
 from .store import read_record, read_table, write_record, write_table
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'NOT_SHARES', 'FIFTH', 'SEEDS', 'PART', 'EPOCHS', 'SETTINGS', 'WEIGHTS', 'FINISHED', 'ATTACKED', 'STRONG',
            'STRONGEST', 'ARMS', 'FOLDED', 'SQS_OPTIONS', 'NETWORKS', 'STEP', 'REMAKE', 'TABLE', 'STUDIES',
-           'comparisons', 'cell_name', 'grid', 'measured_cost', 'training_costs', 'fits_of', 'reported', 'first_split',
+           'comparisons', 'cell_name', 'grid', 'measured_cost', 'training_costs', 'fits_of', 'reported',
            'paired_differences', 'with_options', 'arms_of', 'need_unrefined', 'Study', 'study']
 
 # %% ../nbs/42_experiment.ipynb #e4200005
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .config import Fit, Preset, _with_contents, load_config, override
+from .config import TTA, Fit, Preset, _with_contents, load_config, override
 from .core import ConfigError, DataError, Say, at_least, need_columns, one_of, quiet
 from .data import FERData
 from .launch import map_ranks, peak_memory, pick_device, precision, rank_world
@@ -248,17 +248,6 @@ def reported(
         raise DataError(f"no results with {', '.join(f'{c}={v!r}' for c, v in where.items())}; here {known}")
     return found
 
-
-def first_split(
-    runs: pd.DataFrame,   # results, or the images of a data set; with the column `split`
-    *order: str,          # which comes first; none: validation, then test
-) -> str:                 # a split
-    "The split that is shown where there are several. Raises `DataError` where none of them is there."
-    order = order or ("valid", "test")
-    if found := [split for split in order if (runs.split == split).any()]:
-        return found[0]
-    raise DataError(f"no rows of the splits {' or '.join(order)}; there are {sorted(set(runs.split))}")
-
 # %% ../nbs/42_experiment.ipynb #e4200035
 FIFTH = 1 / 4   # `rho` of runs that are each judged on another fifth of the images and trained on the rest
 
@@ -412,7 +401,7 @@ FOLDED = {"--subjects": dict(action="store_true", help="keep each person in one 
                                   "(default: %(default)s)")}
 SQS_OPTIONS = SEEDS | PART | SETTINGS | {
     "--preset": dict(choices=("paper", "light"), default="light", help="size and budget (default: light)"),
-    "--tta": dict(choices=("none", "flip", "five"), help="test-time views beside one view (default: five)")}
+    "--tta": dict(choices=tuple(TTA), help="test-time views beside one view (default: five)")}
 NETWORKS = {"--network": dict(action="append", default=[], metavar="NAME",
                               help="a network to fit, in place of the step's own or of the best one; may be "
                                    "given again")}

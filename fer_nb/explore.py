@@ -10,7 +10,6 @@ __all__ = ['SORTS', 'prediction_table', 'select_predictions', 'audit_findings', 
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from importlib.resources import files
 from threading import Lock, Thread, main_thread
 
 import anywidget
@@ -33,6 +32,7 @@ from .data import SPLITS, FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of
 from .plots import EMOTION_COLORS, gradcam_panel
 from .review import WIDGET_STYLE, face_png, image_card
+from .store import package
 
 # %% ../nbs/52_explore.ipynb #6631ffbb
 def _logits(
@@ -325,7 +325,7 @@ def gradcam_png(
 class _Surface(anywidget.AnyWidget):
     "HTML whose buttons send Python the position they carry."
 
-    _esm = (files("fer_nb") / "assets" / "explore.js").read_text(encoding="utf-8")
+    _esm = (package() / "assets" / "explore.js").read_text(encoding="utf-8")
     _css = WIDGET_STYLE
     content = traitlets.Unicode().tag(sync=True)
 

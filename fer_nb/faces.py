@@ -33,8 +33,8 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image, ImageFilter
 
-from .core import (ConfigError, DownloadError, ImageError, at_least, cache_dir, fetch, file_sha256,
-                         one_of, progress)
+from .core import (ConfigError, DownloadError, ImageError, after_fork, at_least, cache_dir, fetch,
+                         file_sha256, one_of, progress)
 from .data import (Crop, FERData, ImageFiles, _warn_or_raise, _with_shapes, as_square, file_of,
                          read_image, stacked)
 from .store import Store, StoreError, digest
@@ -172,12 +172,6 @@ def _after_fork() -> None:
     _BUILDING, _STDERR = threading.RLock(), threading.Lock()
 
 
-@lru_cache(maxsize=1)
-def _watch_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-
-
 def _mediapipe(
     what: str,           # "landmarker" or "detector"
     file: str,           # a verified landmarker file
@@ -185,7 +179,7 @@ def _mediapipe(
     max_faces: int = 1,  # of the landmarker, at least 1
 ) -> Any:                # function of uint8 (H, W, 3) that gives MediaPipe's result
     "The landmarker or the detector of this process, which its threads share."
-    _watch_forks()
+    after_fork(_after_fork)
     with _BUILDING:
         return _build(what, file, confidence, max_faces, os.getpid())
 
@@ -446,7 +440,6 @@ def _unknown(
     keys: list[bytes],   # filled: the digest of each image, empty where it cannot be read
     errors: list[str],   # filled: why it cannot be read, else empty
     mirrored: bool,      # go through the mirror images
-    size: int = 64,      # of a chunk
 ) -> Iterator[list[tuple[bytes, np.ndarray]]]:  # chunks of digest and image
     "Read every image once, and hand on those whose content is not known yet."
     chunk = []
@@ -461,7 +454,7 @@ def _unknown(
         if image is not None and keys[-1] not in known:
             known.add(keys[-1])
             chunk.append((keys[-1], image))
-        if len(chunk) == size:
+        if len(chunk) == 64:
             yield chunk
             chunk = []
     if chunk:
@@ -1028,9 +1021,9 @@ def proposals(
     return sorted(found, key=lambda f: -f.score)
 
 
-def _among(face: FoundFace, faces: Iterable[FoundFace], share: float = .4, smaller: bool = True) -> bool:
+def _among(face: FoundFace, faces: Iterable[FoundFace], smaller: bool = True) -> bool:
     "Whether it is one of those."
-    return any(box_overlap(face.box, f.box, smaller) > share for f in faces)
+    return any(box_overlap(face.box, f.box, smaller) > .4 for f in faces)
 
 
 @patch

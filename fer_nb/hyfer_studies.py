@@ -28,15 +28,15 @@ from scipy.special import log_softmax
 from torch import nn
 
 from .audit import image_quality
-from .config import (PARTS, Adversarial, Augment, Data, Distillation, Evaluation, Fit, Preset,
-                           override, to_dict)
+from .config import (ATTACKS, PARTS, Adversarial, Augment, Data, Distillation, Evaluation, Fit,
+                           Preset, override, to_dict)
 from .core import (ConfigError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
                          quiet)
-from .data import VOTE_COLUMNS, FERData, read_ferplus, resized
+from .data import VOTE_COLUMNS, FERData, first_split, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
-from .experiment import (NOT_SHARES, arms_of, cell_name, first_split, grid, measured_cost,
-                               need_unrefined, paired_differences, reported, study, with_options)
+from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost, need_unrefined,
+                               paired_differences, reported, study, with_options)
 from .faces import find_faces
 from .launch import precision, rank0_folder, rank_world
 from .loaders import Splits, make_splits
@@ -135,7 +135,7 @@ def attacked_rows(
 ) -> pd.DataFrame:        # split, subset, attack, eps, metric, value, n
     "What Table 5 needs: results without an attack, and under FGSM, PGD and DeepFool at each radius."
     eps, tables = [e for e in how.eps if e > 0], [_rows(model, splits).assign(attack="none", eps=0.0)]
-    for attack in ("fgsm", "pgd", "deepfool") if eps else ():
+    for attack in ATTACKS if eps else ():
         steps = how.steps if attack == "pgd" else None
         tables.append(robust_curve(model, splits.test, attack, eps, steps, n=how.n, seed=seed))
     columns = ["split", "subset", "attack", "eps", "metric", "value", "n"]

@@ -32,10 +32,10 @@ from torch import nn
 
 from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
-from .config import PRESETS, Distillation, Fit, Preset, to_dict
+from .config import ATTACKS, PRESETS, Distillation, Fit, Preset, to_dict
 from .core import (ConfigError, DataError, Say, at_least, hash_uniform, need_apart, one_of, quiet,
                          seed_everything)
-from .data import FERData, file_of, resized
+from .data import FERData, file_of, first_split, resized
 from .distill import EADD
 from .duplicates import search_of
 from .audit import audit
@@ -183,7 +183,7 @@ def fit_teachers(
     """All teachers of a preset, a first-generation student among them. Raises `ConfigError`, `DataError` or
     `LabelError` before anything is fitted where one of them cannot be used."""
     teachers = make_teachers(preset.teachers)
-    for fit in (preset.student, *([preset.born_again.student] if preset.born_again else [])):
+    for fit in preset.students:
         _need_unseen_start(fit, splits, seed)
     teachers, histories = trained_teachers(teachers, splits, seed, store, say, show)
     if (first := preset.born_again) is not None:
@@ -445,8 +445,7 @@ SPLIT_NAMES = {"train": "training split", "valid": "validation split", "test": "
 @patch(as_prop=True)
 def split(self: RunResults) -> str:   # "test" where there is one, else "valid"
     "The split that the headline and the figures are of."
-    there = self.splits.test.df.split.unique()
-    return next(s for s in ("test", "valid", *there) if s in there)
+    return first_split(self.splits.test.df, "test", "valid", "train")
 
 
 @patch(as_prop=True)
@@ -466,7 +465,7 @@ def facts(
     given = [fit.network for fit in preset.teachers if fit.is_file]
     fits = [preset.student, *(fit for fit in preset.teachers if fit.network not in given)]
     fits += [preset.adversarial.fit] if self.adv else []
-    fits += [preset.born_again.student] if preset.born_again else []
+    fits += preset.students[1:]
     by_holdout = {"the epoch of each fit": any(fit.keep == "best" for fit in fits),
                   "how far each teacher is trusted": getattr(self.eadd, "source", "") in ("valid", "first"),
                   "the share of phase 2's weights": bool(self.adv) and preset.adversarial.cost is not None,
@@ -519,9 +518,6 @@ def _budget(
     "A budget in the unit of the report."
     return f"ε = {round(255 * eps, 2):g}/255"
 
-
-_ATTACKS = {"fgsm": "FGSM", "pgd": "PGD", "deepfool": "DeepFool"}
-
 # %% ../nbs/41_pipeline.ipynb #5683032e
 @patch
 def attacked(
@@ -563,7 +559,7 @@ def headline(
                number("macro F1", clean("macro_f1"))]
     if (row := self.attacked(self.chosen)) is not None:
         steps = f", {row.steps} steps" if row.steps > 1 else ""
-        numbers.append(number(f"accuracy under {_ATTACKS[row.attack]}, {_budget(row.eps)}{steps}", row,
+        numbers.append(number(f"accuracy under {ATTACKS[row.attack]}, {_budget(row.eps)}{steps}", row,
                               " (a sample)" * (row.subset == "sample")))
     return Headline(numbers, "\n\n".join(self.sentences()))
 
@@ -588,7 +584,7 @@ def sentences(
         clean = rows_of(self.intervals, model=hard.model, split=self.split, subset="all", metric="accuracy",
                         **_CLEAN)
         said[0] += f" {hard.model} has {percents(clean.value)[0]} % clean, {percents([hard.value])[0]} % " \
-                   f"under {_ATTACKS[hard.attack]}, {_budget(hard.eps)}."
+                   f"under {ATTACKS[hard.attack]}, {_budget(hard.eps)}."
     others = [f"the {SPLIT_NAMES[s]} ({n:,} images) has a table of its own"
               for s, n in found["splits"].items() if s != self.split]
     where = f"Figures are of the {name} ({found['splits'][self.split]:,} images)"
@@ -728,7 +724,7 @@ def robustness_section(
         part = curves[curves.split == split]
         table = robust_table(part).drop(columns="split")
         numbers = {c: percents(table[c] / 100) for c in table if str(c).startswith("ε")}
-        table = table.assign(**numbers).replace({"attack": _ATTACKS}).rename(columns={"ε = inf/255": "any ε"})
+        table = table.assign(**numbers).replace({"attack": ATTACKS}).rename(columns={"ε = inf/255": "any ε"})
         table.columns = [name.replace(" ", "\N{NO-BREAK SPACE}") for name in table]
         tables.append((f"Accuracy in % under attack, {SPLIT_NAMES[split]}, {part.n.max():,} images", table))
     here = curves[curves.split == self.split]
@@ -736,7 +732,7 @@ def robustness_section(
             "attack that does most harm. The intervals are in intervals.csv. Stronger attacks may "
             "lower these figures.")
     return Section("Robustness", text, tables[:1], [
-        (f"{_ATTACKS[a]}, {SPLIT_NAMES[self.split]}", _figure(plot_robust, here[here.attack == a]))
+        (f"{ATTACKS[a]}, {SPLIT_NAMES[self.split]}", _figure(plot_robust, here[here.attack == a]))
         for a in here.attack.unique()], tables[1:])
 
 
@@ -997,7 +993,7 @@ def need_networks(
     a network does not take, published weights that cannot be had. Raises `ConfigError`, `DownloadError`."""
     make_teachers(preset.teachers)
     one_of("evaluation.seeds, which are for sqs_studies.sqs_study,", preset.evaluation.seeds, (None,))
-    fits = [preset.student, *preset.teachers, *([preset.born_again.student] if preset.born_again else [])]
+    fits = [preset.student, *preset.teachers, *preset.students[1:]]
     for fit in fits:
         need_size(fit.network, fit.size)
     need_weights([fit.network for fit in fits if fit.pretrained])
@@ -1026,7 +1022,7 @@ def need_fits(
     """Refuse students that cannot be fitted before the teachers are: by the network, the loss, the votes, the
     batches, the precision. Raises what the fit would."""
     chans = splits.train.channels()
-    for fit in [preset.student, *([preset.born_again.student] if preset.born_again else [])][::-1]:
+    for fit in preset.students[::-1]:
         net = make_network(replace(fit, pretrained=False), splits.train.labels, chans)
         dls = _try_fit(fit, net, splits)
     if preset.quads is not None:

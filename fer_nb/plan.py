@@ -230,8 +230,7 @@ def parts_of(
         parts += [fitted(f"teacher {fit.network}", fit, fit.network, fit.size),
                   Part(f"its logits, {how.views} views", fit.network, fit.size, 0,
                        n.times * (how.views * (n.shown + n.valid) + n.test))]
-    if preset.born_again is not None:
-        first = preset.born_again.student
+    for first in preset.students[1:]:
         parts.append(fitted("the first-generation student", first, first.network, first.size))
     for name in ["student, no teacher"] + ["student, EADD"] * bool(preset.teachers):
         parts.append(fitted(name, student, student.network, student.size))

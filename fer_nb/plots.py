@@ -32,7 +32,7 @@ from torch import nn
 from .audit import Audit
 from .core import ConfigError, DataError, at_least, hash_uniform, need_columns, need_single, one_of
 from .data import FERData, drawn_text, show_faces
-from .evaluate import eval_mode, image_batches, predict_logits
+from .evaluate import eval_mode, gradients_kept, image_batches, predict_logits
 from .models import layout_of, unwrapped
 
 # %% ../nbs/25_plots.ipynb #467dd37b
@@ -197,11 +197,10 @@ def _sizes(
 
 def _apart(
     ticks: set[float],    # places on an axis
-    share: float = 0.08,  # of the whole range that two ticks keep between them
 ) -> list[float]:         # some of them
-    "Ticks whose labels do not overlap, among them the smallest."
+    "Ticks whose labels do not overlap, among them the smallest: 8 % of the range lie between two."
     first, *others = sorted(ticks)
-    shown, gap = [first], share * (max(ticks) - first)
+    shown, gap = [first], 0.08 * (max(ticks) - first)
     for tick in others:
         if tick - shown[-1] >= gap:
             shown.append(tick)
@@ -658,16 +657,13 @@ def gradcam(
     layer = layer if isinstance(layer, CamLayer) else CamLayer(layer, None)
     if not any(layer.module is m for m in model.modules()):
         raise ConfigError(f"target_layer ({type(layer.module).__name__}) is not a part of the model")
-    grads = [p.grad for p in model.parameters()]
-    with eval_mode(model) as device, torch.inference_mode(False), torch.enable_grad():
+    with eval_mode(model) as device, torch.inference_mode(False), torch.enable_grad(), gradients_kept(model):
         cam = GradCAM(model, [layer.module], layer.to_map)
         try:
             batches = image_batches(ds, 16, device)
             return np.concatenate([cam(x.requires_grad_(), None) for _, x, _ in batches])
         finally:
             cam.activations_and_grads.release()
-            for p, grad in zip(model.parameters(), grads):
-                p.grad = grad
 
 
 def gradcam_panel(

@@ -38,8 +38,8 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
 
-from .core import (ConfigError, DataError, FERError, ImageError, LabelError, at_least, atomic_file,
-                         need_columns, one_of, positive, printable)
+from .core import (ConfigError, DataError, FERError, ImageError, LabelError, after_fork, at_least,
+                         atomic_file, need_columns, one_of, positive, printable)
 from .data import (IMAGE_ENDINGS, Tree, _from_floats, as_square, begins_as, dark_as_16_bits, decode,
                          from_depth, has_deep_colours, open_image, quoted, read_image, to_array)
 from .data import is_cut as is_jpeg_cut   # here a cut is one between scenes
@@ -691,9 +691,7 @@ def _again(
     probs: Iterable[float],   # of the emotions, smoothed over time
 ) -> tuple[str, ...]:         # of `REASONS`
     "The reasons where the probabilities have changed."
-    first, second = sorted([*probs, 0], reverse=True)[:2]
-    level = DOUBTS["gap"]
-    return (*(r for r in reasons if r != level.reason), *[level.reason] * bool(first - second < level.limit))
+    return (*(r for r in reasons if r != DOUBTS["gap"].reason), *reasons_against({}, [*probs]))
 
 # %% ../nbs/50_predict.ipynb #ef295e0b
 def _several(images: Any) -> list:   # of images
@@ -967,19 +965,13 @@ def _after_fork() -> None:
     _NOTING = threading.RLock()
 
 
-@lru_cache(maxsize=1)
-def _watch_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-
-
 def _and_notes(
     read: Callable[[Any], Any],   # such as `as_image`
     source: Any,                  # of an image
 ) -> tuple[Any, list[str]]:       # what `read` gives, and what it warned of
     """Read an image whose result has a note for what else would be a warning; one thread at a time. What
     other threads warn of stays a warning. Raises what `read` raises."""
-    _watch_forks()
+    after_fork(_after_fork)
     said, reader = [], [threading.get_ident()]
     with _NOTING, warnings.catch_warnings():
         show = warnings.showwarning

@@ -14,7 +14,6 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from matplotlib.figure import Figure
 
 from .core import ConfigError, DataError, atomic_file, need_single
 from .metrics import is_share, share_interval
-from .store import as_text
+from .store import as_text, package
 
 # %% ../nbs/40_report.ipynb #d211a060
 def mean_sd(
@@ -277,7 +276,7 @@ def write_report(
     shown, made = ([(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str))
                     for name, v in (facts or {}).items()] for facts in (settings, record))
     links = [(quote(file), file, what) for file, what in beside]
-    template = (files("fer_nb") / "assets" / "report.html").read_text(encoding="utf-8")
+    template = (package() / "assets" / "report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     html = page.render(title=title, sections=[s.to_dict(dpi) for s in sections], settings=shown,
                        headline=headline, record=made, links=links)

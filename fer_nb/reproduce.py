@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import PRESETS, Preset, override, tried
+from .config import PRESETS, SQS_PROTOCOLS, Preset, override, tried
 from .core import ConfigError, Say, at_least, one_of, quiet
 from .data import FERData
 from .plan import images_in, need_memory
@@ -301,7 +301,7 @@ def _dmc_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Ca
     return made
 
 # %% ../nbs/47_reproduce.ipynb #47000021
-_SQS = ("rafdb", "ferplus", "affectnet")
+_SQS = tuple(SQS_PROTOCOLS)
 
 
 def _sqs_runs(

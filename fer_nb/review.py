@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from importlib.resources import files
 from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from sklearn.metrics import cohen_kappa_score
 from .audit import KINDS, Audit
 from .core import ConfigError, DataError, FERError, ImageError, one_of
 from .data import FERData
+from .store import package
 
 # %% ../nbs/12_review.ipynb #296229ed
 def review_items(
@@ -309,7 +309,7 @@ def _write(
         done[:] = _alive([*done, record])
 
 # %% ../nbs/12_review.ipynb #eb10646d
-WIDGET_STYLE = (files("fer_nb") / "assets" / "widgets.css").read_text(encoding="utf-8")
+WIDGET_STYLE = (package() / "assets" / "widgets.css").read_text(encoding="utf-8")
 
 
 def face_png(
@@ -435,7 +435,7 @@ def to_html(
 class _Keyboard(anywidget.AnyWidget):
     "Sends Python the keys that are pressed inside the frame it stands in."
 
-    _esm = (files("fer_nb") / "assets" / "review.js").read_text(encoding="utf-8")
+    _esm = (package() / "assets" / "review.js").read_text(encoding="utf-8")
     _css = WIDGET_STYLE
     commands = traitlets.List(traitlets.Unicode()).tag(sync=True)
     shown = traitlets.Int(0).tag(sync=True)

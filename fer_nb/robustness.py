@@ -26,10 +26,10 @@ from PIL import Image
 from torch import nn
 
 from .attacks import fgsm, margin, pgd, square_search
-from .augment import as_pixels, gaussian_blur, hash_normal
+from .augment import as_pixels, gaussian_blur, generator_of, hash_normal
 from .checks import ask, check_images, check_logits
-from .core import (ConfigError, DataError, Say, at_least, atomic_file, hash_uniform, one_of,
-                         positive, quiet, share, write_json)
+from .core import (ConfigError, DataError, Say, at_least, atomic_file, one_of, positive, quiet,
+                         share, write_json)
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
 from .metrics import mean_intervals, scores
@@ -245,14 +245,6 @@ def _in_parts(
     "`call` on one batch after the other."
     return torch.cat([call(a, b) for a, b in zip(x.split(bs), y.split(bs))])
 
-
-def _generator(
-    seed: int,            # of a checklist
-    what: int,            # number of the draw
-) -> torch.Generator:     # on the CPU
-    "A generator of its own for each attack of a checklist."
-    return torch.Generator().manual_seed(int(hash_uniform(seed, what)[()] * 2**53))
-
 # %% ../nbs/26_robustness.ipynb #69e40315
 def _survivors(
     model: nn.Module,            # in evaluation mode
@@ -267,10 +259,10 @@ def _survivors(
 ) -> dict[str, torch.Tensor]:    # name of an attack -> bool (N,): is the image still read correctly
     "Which images survive which attack. Noise is a random start without a step."
     def ascent(target: nn.Module, radius: float, count: int, what: int, **kwargs: float) -> Callable:
-        g = _generator(seed, what)
+        g = generator_of(seed, what)
         return lambda a, b: pgd(target, a, b, radius, steps=count, generator=g, **kwargs)
 
-    black = _generator(seed, 1)
+    black = generator_of(seed, 1)
     attacks = {"clean": lambda a, b: a, "noise": ascent(model, eps, 1, 0, alpha=0.0),
                "one step": lambda a, b: fgsm(model, a, b, eps), "many steps": ascent(model, eps, steps, 2),
                "more steps": ascent(model, eps, 5 * steps, 2), "large": ascent(model, 0.5, steps, 3),
@@ -367,7 +359,7 @@ def _undisturbed(
             p.requires_grad_(True)
 
 # %% ../nbs/26_robustness.ipynb #26aa0002
-_ATTACKS = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "square": 2}  # classes, at least
+_LEAST_CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "square": 2}
 _STANDARD = {"attacks": ("apgd-ce", "apgd-t", "fab-t", "square"), "steps": 100, "queries": 5000}
 
 
@@ -377,9 +369,9 @@ def _attacks_of(
     **effort: int,                  # steps and queries
 ) -> list[str]:                     # in this order
     "The attacks that so many classes allow, and a warning below the standard. Raises `ConfigError`."
-    standard = [a if classes >= _ATTACKS[a] else "apgd-dlr" for a in _STANDARD["attacks"]]
-    chosen = [a for a in standard if classes >= _ATTACKS[a]] if attacks is None else list(attacks)
-    usable = [a for a, least in _ATTACKS.items() if classes >= least]
+    standard = [a if classes >= _LEAST_CLASSES[a] else "apgd-dlr" for a in _STANDARD["attacks"]]
+    chosen = [a for a in standard if classes >= _LEAST_CLASSES[a]] if attacks is None else list(attacks)
+    usable = [a for a, least in _LEAST_CLASSES.items() if classes >= least]
     if isinstance(attacks, str) or not chosen or not set(chosen) <= set(usable):
         raise ConfigError(f"attacks={attacks!r}; for {classes} classes some of {', '.join(usable)} expected "
                           "(the difference of logits ratio of apgd-dlr needs 3, of apgd-t 4)")

@@ -23,9 +23,9 @@ from pathlib import Path
 import pandas as pd
 
 from .core import ConfigError, DataError, FERError, Say, file_sha256, one_of, quiet
-from .data import FERData
+from .data import FERData, first_split
 from .evaluate import need_weights_of
-from .experiment import first_split, study
+from .experiment import study
 from .store import StoreError, _writing, package, read_record, shipped_file, write_record
 
 # %% ../nbs/54_shipped.ipynb #shipd011
@@ -54,7 +54,7 @@ class Remade:
 
 BOTH = ("hyfer", "hyfer_robust")
 ALL = (*BOTH, "hyfer_ferplus")
-_ATTACKS = ("table5", "paper_epsilon", "tradeoff", "corruptions", "corruption_gains", "checklist", "effort")
+_ROBUST = ("table5", "paper_epsilon", "tradeoff", "corruptions", "corruption_gains", "checklist", "effort")
 
 
 def _json(name: str) -> dict[str, str]:
@@ -79,7 +79,7 @@ TABLES: dict[str, Remade] = {
                    "export --int8 --data {data} --overwrite --to {made}/hyfer-int8.onnx "
                    "--table {made}/int8.csv", "--images 8"),
     "robust": Remade({f"results/fer2013-robust/{n}": n for n in
-                      (*[f"{a}.csv" for a in _ATTACKS], "about.json")},
+                      (*[f"{a}.csv" for a in _ROBUST], "about.json")},
                      "study robust --data {data} --images 400 --strong 60 --out {made}",
                      "--images 7 --strong 2 --corrupted 7", BOTH),
     "autoattack": Remade({"results/fer2013-robust/autoattack.csv": "autoattack.csv"},

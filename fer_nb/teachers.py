@@ -33,6 +33,7 @@ from .launch import map_ranks, on_machine, pick_device
 from .loaders import Originals, ReplayLoader, Splits, as_shown
 from .models import GeometryTeacher, HyFER, fuse, load_teacher, resizes_to, weights_digest
 from .store import Store, StoreError, differences, digest, plain
+from .terms import is_kind
 from .train import fit_model, make_loaders, make_network
 
 # %% ../nbs/31_teachers.ipynb #bff73625
@@ -198,7 +199,7 @@ def begin(
         raise ConfigError(f"teacher {self.name}: there are no validation images; cached logits are of both "
                           "loaders of loaders.dataloaders(train, valid)")
     self.check(learn.dls.train, learn.dls.valid)
-    if any(c.__name__ == "MixHandler" for cb in learn.cbs for c in type(cb).__mro__):
+    if any(is_kind(cb, "MixHandler") for cb in learn.cbs):
         raise ConfigError(f"teacher {self.name}: cached logits are of single images, not of MixUp's or "
                           "CutMix's mixtures")
 

@@ -57,7 +57,7 @@ from .core import (ConfigError, FERError, ImageError, Say, at_least, positive, q
                          seed_everything, share)
 from .data import FERData, vote_places
 from .evaluate import eval_mode
-from .launch import (all_reduce, enough_memory, fast_math, gather, map_ranks, on_machine,
+from .launch import (all_reduce, amp_here, enough_memory, fast_math, gather, map_ranks, on_machine,
                            pick_device, rank_world)
 from .loaders import ReplayLoader, dataloaders
 from .models import (HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped,
@@ -412,8 +412,7 @@ def precision(
 @patch
 def here(self: Fit) -> Fit:  # the same, or with another `amp`
     "These settings on this machine."
-    amp = on_machine().amp
-    return self if amp is None else replace(self, amp=None if amp == "off" else amp)
+    return replace(self, amp=amp_here(self.amp))
 
 # %% ../nbs/30_train.ipynb #22723cf1
 class Mix(FitCallback, MixUp, CutMix):

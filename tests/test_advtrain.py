@@ -24,8 +24,9 @@ with warnings.catch_warnings():
     from fastai.optimizer import Adam, OptimWrapper
     from fastai.torch_core import TensorCategory, TensorImage
 
-from fer_nb.advtrain import AdversarialTraining, KeepRobust, _batch_generator
+from fer_nb.advtrain import AdversarialTraining, KeepRobust
 from fer_nb.attacks import fgsm, pgd
+from fer_nb.augment import generator_of
 from fer_nb.core import ConfigError, FERError, ImageError, LabelError
 from fer_nb.distill import EADD
 from fer_nb.loaders import dataloaders
@@ -382,7 +383,7 @@ def test_the_best_epoch_under_attack_against_a_loop_of_ones_own():
     for state in seen:
         model.load_state_dict(state)
         model.eval()
-        adv = pgd(model, x, y, 8 / 255, steps=3, generator=_batch_generator(2, 0, 0))
+        adv = pgd(model, x, y, 8 / 255, steps=3, generator=generator_of(2, 0, 0))
         rows.append([(model(t).argmax(1) == y).float().mean().item() for t in (adv, x)])
     assert [[row["robust"], row["clean"]] for row in keep.log] == rows and rows.index(max(rows)) == keep.best_epoch
     other, kept = fitted(load=False)

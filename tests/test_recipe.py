@@ -30,6 +30,7 @@ from fer_nb.synth import make_faces
 from fer_nb.models import HyFER, create_teacher
 from fer_nb.sqs import SQS, attach_sqs
 from fer_nb.train import CheckpointError, FocalCrossEntropy, fit_model, layer_groups, make_loaders, read_checkpoint
+from toys import flat
 
 
 def net(seed=0, norm=True):
@@ -37,10 +38,6 @@ def net(seed=0, norm=True):
     torch.manual_seed(seed)
     body = nn.Sequential(nn.AvgPool2d(6), nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12) if norm else nn.Tanh(), nn.ReLU())
     return nn.Sequential(body, nn.Linear(12, 12), nn.Linear(12, 7))
-
-
-def params(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def same_states(a, b):
@@ -116,7 +113,7 @@ def test_all_weights_alike_are_none(dls):
     def once(**changes):
         dls.train.epoch = 0
         fit_model(model := net(), dls, 1, lr=1e-2, **changes)
-        return params(model)
+        return flat(model)
 
     plain = once()
     assert torch.allclose(once(class_weights=[40] * 7), plain, atol=1e-6)
@@ -148,7 +145,7 @@ def test_a_fit_is_the_plain_loop(voted, changes):
         ((1 - log_p.exp()) ** gamma * each * t).sum(1).mean().backward()
         opt.step()
         opt.zero_grad()
-    assert len(steps.rates) == len(dls.train) and torch.allclose(params(model), params(plain), atol=2e-6)
+    assert len(steps.rates) == len(dls.train) and torch.allclose(flat(model), flat(plain), atol=2e-6)
 
 
 def test_balanced_counts_the_training_images_alone(faces):
@@ -331,7 +328,7 @@ def test_an_optimiser_of_ones_own(dls, tmp_path, opt):
     """A class of torch, also one without a momentum to schedule or with settings, or what fastai takes; its name is in the identity."""
     model = net()
     history = fit_model(model, dls, 2, opt_func=opt, checkpoint=tmp_path / "a")
-    assert history.train_loss.notna().all() and not torch.equal(params(model), params(net()))
+    assert history.train_loss.notna().all() and not torch.equal(flat(model), flat(net()))
     assert read_checkpoint(tmp_path / "a")["described"]["settings"]["opt_func"]
     with pytest.raises(CheckpointError, match=r"settings\.opt_func"):
         fit_model(net(), dls, 2, checkpoint=tmp_path / "a")
@@ -362,7 +359,7 @@ def test_rates_by_layer_are_fastais_slice(dls, decay_all):
     if decay_all:
         opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, fused=True)
         plain_fit(dls, plain, opt, slice(1e-4, 1e-2), layer_groups)
-        assert torch.allclose(params(model), params(plain), atol=1e-7)
+        assert torch.allclose(flat(model), flat(plain), atol=1e-7)
     else:
         assert Fit(early_lr=1e-4, decay_all=False).groups(model)[1].count(0) == 3
 
