@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import ConfigError, DataError, need_columns, one_of
-from .data import SPLITS, VOTE_COLUMNS, FERData, check_witness, need_dataset, need_ids
+from .data import SPLITS, VOTE_COLUMNS, FERData, check_witness, expect, need_dataset, need_ids
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
 from .store import digest, first_few
@@ -67,7 +67,7 @@ def _of_two_labels(
     named[first, label] = True
     return ~exact.to_numpy() & ~(named[first[i]] & named[first[j]]).any(1)
 
-
+# %% ../nbs/09_audit.ipynb #twomom01
 def _two_moments(
     df: pd.DataFrame,           # the dataset's table
     duplicates: pd.DataFrame,   # from `find_duplicates`
@@ -198,10 +198,9 @@ def _votes(
     given = ds.df[list(VOTE_COLUMNS)]
     votes = given.apply(pd.to_numeric, errors="coerce").astype(float)
     fine = given.isna() | (votes >= 0) & (votes < np.inf)
-    if not fine.all(axis=None):
-        row, column = np.argwhere(~fine.to_numpy())[0]
-        raise DataError(f"{ds.name}: {VOTE_COLUMNS[column]} of image {ds.df.id.iloc[row]!r} is "
-                        f"{ds.df[VOTE_COLUMNS[column]].iloc[row]!r}; a number of votes, 0 or more, expected")
+    for row, column in np.argwhere(~fine.to_numpy())[:1]:
+        expect(False, ds.name, f"{VOTE_COLUMNS[column]} of image {ds.df.id.iloc[row]!r} is "
+               f"{ds.df[VOTE_COLUMNS[column]].iloc[row]!r}", "a number of votes, 0 or more,")
     return votes.fillna(0)
 
 
@@ -217,7 +216,7 @@ def _by_id(
     need_ids(table.index, ds, where)
     return table[list(ds.labels)].reindex(ds.df.id).to_numpy(float)
 
-
+# %% ../nbs/09_audit.ipynb #labiss01
 def label_issues(
     ds: FERData,                # the dataset, perhaps with votes from `data.add_votes`
     probs: np.ndarray | pd.DataFrame | None,   # see `audit`; None: votes only
@@ -231,9 +230,9 @@ def label_issues(
         label, votes = ds.df.label, _votes(ds, "vote_label")
         majority = ds.df.vote_label.astype(object).fillna("")
         voted = (majority != "").to_numpy()
-        if (silent := voted & (votes.sum(axis=1) == 0).to_numpy()).any():
-            raise DataError(f"{ds.name}: image {ds.df.id[silent].iloc[0]!r} has a majority, "
-                            f"{majority[silent].iloc[0]!r}, and no votes; an empty vote_label expected")
+        for row in np.flatnonzero(voted & (votes.sum(axis=1) == 0).to_numpy())[:1]:
+            expect(False, ds.name, f"image {ds.df.id.iloc[row]!r} has a majority, {majority.iloc[row]!r}, and "
+                   "no votes", "an empty vote_label")
         rows = np.flatnonzero(voted & (majority != label))
         own = np.array([votes.iloc[i].get(f"vote_{label.iloc[i]}", 0) for i in rows])
         parts.append(pd.DataFrame({
@@ -241,9 +240,9 @@ def label_issues(
             "suggested": majority.where(majority.isin(ds.labels), "").to_numpy()[rows]}))
     if probs is not None:
         probs = _by_id(probs, ds, "probs") if isinstance(probs, pd.DataFrame) else probs
-        if (shape := tuple(np.shape(probs))) != (expected := (len(ds), len(ds.labels))):
-            raise DataError(f"probs has shape {shape}; {expected} expected: a row an image, a column a label, in "
-                            f"the order {', '.join(ds.labels)}")
+        whole = len(ds), len(ds.labels)
+        expect(np.shape(probs) == whole, ds.name, f"probs of shape {tuple(np.shape(probs))}",
+               f"{whole}, a row an image, a column a label in the order {', '.join(ds.labels)},")
         found = label_quality(ds.targets(), probs)
         shares = probs.detach().cpu() if isinstance(probs, torch.Tensor) else probs
         if said := check_witness(ds, shares, "probs"):

@@ -223,7 +223,7 @@ def __call__(
         out[part] = self._changed(piece, *(t[part] for t in drawn), hides).clamp_(0, 1)
     return out
 
-
+# %% ../nbs/07_augment.ipynb #chkbat01
 @patch
 def _check_batch(
     self: Augment,

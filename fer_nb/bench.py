@@ -38,7 +38,7 @@ from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, file_sha256, one_of, positive,
     progress, write_json,
 )
-from .data import FERData
+from .data import FERData, expect
 from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import Network, Recogniser, weights_file
@@ -552,15 +552,12 @@ def _need_numbers(
 ) -> np.ndarray:           # float64 (n, C), finite
     "Raise `DataError` for a table without rows, and for the first cell that is empty or no number."
     values = table[labels].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    if not len(values):
-        raise DataError(f"{path}: no rows; one an image expected")
-    odd = np.argwhere(~np.isfinite(values))
-    if len(odd):
-        row, column = odd[0]
+    expect(len(values) > 0, path, "no rows", "one an image")
+    for row, column in np.argwhere(~np.isfinite(values))[:1]:
         given = table[labels].iat[row, column]
         what = "nothing" if pd.isna(given) else f"'{given}'"
-        raise DataError(f"{path}, row {row + 2}, column {labels[column]}: {what}; a probability expected, "
-                        "and id and labels as the only columns; an image without a face has no row")
+        expect(False, f"{path}, row {row + 2}, column {labels[column]}", what, "a probability, id and labels as "
+               "the only columns, and no row for an image without a face")
     return values
 
 

@@ -35,7 +35,7 @@ from .config import PRESETS, TTA, _Clash, Fit, Preset, load_config, override, to
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file,
                          file_sha256, is_first, keep_freed_memory, need_apart, one_of, progress, quiet,
                          show_progress)
-from .data import BROKEN, FERData, Tree, first_split, quoted, read_ferplus, resized
+from .data import BROKEN, FERData, Tree, expect, first_split, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
 from .launch import AMP, enough_memory, machine, pick_device, process_group, rank0_folder
@@ -446,21 +446,19 @@ def _need_runnable(
     data, first = preset.data, preset.born_again
     for name in ("T", "tau") if preset.teachers else ():
         preset.distillation.of(name, ds.labels)
-    if data.held is not None and not Path(data.held).is_file():
-        raise DataError(f"data.held={data.held}: no such file")
+    expect(data.held is None or Path(data.held).is_file(), f"data.held={data.held}", "no such file", "a list")
     for fit in (preset.student, *([first.student] if first else [])):
         given = fit.class_weights
-        if isinstance(given, tuple) and len(given) != len(ds.labels):
-            raise ConfigError(f"class_weights={given}: a number for each of {', '.join(ds.labels)} expected")
-        if fit.network in ("annotators", "geometry", "landmarks"):
-            raise ConfigError(f"student.network={fit.network!r}: a teacher that sees no images; a network "
-                              "that does expected, such as 'light'")
+        expect(not isinstance(given, tuple) or len(given) == len(ds.labels), "class_weights", str(given),
+               f"a number for each of {', '.join(ds.labels)}", ConfigError)
+        expect(fit.network not in ("annotators", "geometry", "landmarks"), f"student.network={fit.network!r}",
+               "a teacher that sees no images", "a network that does, such as 'light',", ConfigError)
         if fit.device is not None:
             pick_device(fit.device)
     for label, n in ds.df.label.value_counts().items() if data.folds else ():
-        if n < data.folds or n - -(-n // data.folds) < 5:
-            raise DataError(f"{ds.name}: {n} images of {label!r} for data.folds={data.folds}; one in each "
-                            "fold, and 5 to train on beside them, expected: take fewer folds")
+        enough = n >= data.folds and n - -(-n // data.folds) >= 5
+        expect(enough, ds.name, f"{n} images of {label!r} for data.folds={data.folds}",
+               "one in each fold, 5 to train on beside them, or fewer folds")
 
 
 def _planned(
@@ -1436,7 +1434,7 @@ class _PredictVerb(Verb):
     def target(self, args: argparse.Namespace) -> tuple[str, Path | None, bool]:
         drawn = args.out == "annotated"
         if drawn and args.to == _STDOUT:
-            raise ConfigError("--to -: standard output takes no pictures; a folder expected")
+            expect(False, "--to -", "standard output takes no pictures", "a folder", ConfigError)
         args.to = None if args.to == _STDOUT else args.to
         return "to", args.to or (Path("predicted") if drawn else None), drawn
 
@@ -1510,7 +1508,7 @@ def _to_the_end(results: Iterator) -> Iterator[None]:
     finally:
         results.close()
 
-
+# %% ../nbs/60_cli.ipynb #predrun1
 @patch
 def run(
     self: _PredictVerb,

@@ -30,7 +30,7 @@ from .config import TTA
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
-from .data import FERData, need_dataset
+from .data import FERData, expect, need_dataset
 from .launch import fast_math
 from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
                             percentile_interval, score_bounds, score_intervals, scores, share_interval,
@@ -378,8 +378,8 @@ def _groups(
     if isinstance(column, str):
         need_columns(ds.df, [column], ds.name or "dataset", f"there are {', '.join(ds.df.columns)}")
         column = ds.df[column]
-    if np.ndim(column) != 1:
-        raise ConfigError(f"{name}: an array {np.shape(column)}; ({len(ds)},), one value an image, expected")
+    expect(np.ndim(column) == 1, name, f"an array {np.shape(column)}", f"({len(ds)},), one value an image,",
+           ConfigError)
     values = pd.Series(np.asarray(column))
     if bins is not None:
         numbers, given = pd.to_numeric(values, errors="coerce").astype(float), values.astype(str) != ""

@@ -40,8 +40,8 @@ from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
 from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
                          one_of)
-from .data import (IN_MEMORY, Crop, FERData, _from_floats, need_ids, quoted, read_image, resized,
-                         some_of)
+from .data import (IN_MEMORY, Crop, FERData, _from_floats, expect, need_ids, quoted, read_image,
+                         resized, some_of)
 from .duplicates import components, find_duplicates, search_of
 from .launch import on_machine, pick_device
 from .store import digest, read_table
@@ -131,8 +131,7 @@ def _split(
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # k pairs of positions: training, test
     """Folds with every class in each test part; where a shuffle leaves a class out, up to 19 others are
     tried. Raises `DataError` for a class with fewer than `k` groups, or if no shuffle will do."""
-    if not isinstance(seed, Integral):
-        raise ConfigError(f"seed={seed!r}; a whole number expected")
+    expect(isinstance(seed, Integral), "seed", repr(seed), "a whole number", ConfigError)
     each = pd.Series(groups).groupby(labels).nunique()
     few = [f"{label!r} has {n}" for label, n in each.items() if n < k]
     way = "; fewer folds or more images" if needed is None else ", of which one is held out; more images"
@@ -178,9 +177,8 @@ def _groups_of(
     if groups is None:
         return leak_groups(ds)
     groups = _by_image(groups, ds, "groups")
-    if groups.shape != (len(ds),):
-        raise DataError(f"{ds.name}: {groups.size} groups for {len(ds)} images, in the shape {groups.shape}; "
-                        "one an image expected")
+    expect(groups.shape == (len(ds),), ds.name,
+           f"{groups.size} groups for {len(ds)} images, in the shape {groups.shape}", "one an image")
     codes = _numbered(pd.Series(groups), f"{ds.name}: groups")
     if not (alone := codes < 0).any():
         return groups
@@ -1301,9 +1299,8 @@ def dataloaders(
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
     of = [ds.shape()[1:] for ds in (train, valid) if len(ds)]
-    if len({*of}) > 1:
-        raise DataError(f"training images are {of[0]} and validation images {of[1]}; images of one size and "
-                        "of as many channels, such as parts of resized(ds, side) are, expected")
+    expect(len({*of}) < 2, train.name or "dataset", f"training images are {of[:1]}, validation images {of[1:]}",
+           "images of one size and of as many channels, such as parts of resized(ds, side),")
     device = pick_device(device)
     augment = Augment() if augment is None else augment
     dls = ReplayLoaders(ReplayLoader(train, bs, True, augment, seed, views, device, rows, weights, workers,

@@ -40,8 +40,9 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
 
 from .core import (ConfigError, DataError, FERError, ImageError, LabelError, after_fork, at_least,
                          atomic_file, need_columns, one_of, positive, printable)
-from .data import (IMAGE_ENDINGS, Tree, _from_floats, as_square, begins_as, dark_as_16_bits, decode,
-                         from_depth, has_deep_colours, open_image, quoted, read_image, to_array)
+from .data import (IMAGE_ENDINGS, Tree, _from_floats, as_square, begins_as, dark_as_16_bits,
+                         decode, expect, from_depth, has_deep_colours, open_image, quoted, read_image,
+                         to_array)
 from .data import is_cut as is_jpeg_cut   # here a cut is one between scenes
 from .faces import MEASURES, FaceFinder, FoundFace, InRange, box_overlap, face_square
 from .launch import pick_device, threads
@@ -1009,7 +1010,7 @@ def _is_photo(path: Path) -> bool:   # a file that was found in a folder
         return kind in Image.OPEN and kind not in _UNREAD
     return Tree(path.parent, file=path.name).is_image(path.name)
 
-
+# %% ../nbs/50_predict.ipynb #result01
 @dataclass(eq=False)
 class Result:
     "One image, or one frame of a video, and the faces in it; a row of the table for each face."
@@ -1764,8 +1765,7 @@ def _in_whole_texts(
     device = _is_device(to)
     with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
         if not device:
-            if not _held(stream):
-                raise DataError(f"{to}: another command is writing it; another name, or its end, expected")
+            expect(_held(stream), to, "another command is writing it", "another name, or its end,")
             stream.truncate(0)
 
         def write(text: str) -> None:
@@ -1995,9 +1995,8 @@ def _need_whole(
     capture = _Video(path).opened()
     there = capture.get(7)   # cv2.CAP_PROP_FRAME_COUNT
     capture.release()
-    if there != frames or cut_off(path):
-        raise DataError(f"{to}: not all {frames} frames could be written, so there is no new film; is the "
-                        "disk full?")
+    expect(there == frames and not cut_off(path), to,
+           f"not all {frames} frames could be written, so there is no new film", "room on the disk")
 
 
 @contextmanager

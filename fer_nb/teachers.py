@@ -26,7 +26,7 @@ from torch import nn
 from .checks import ask, check_logits, check_names
 from .config import Fit, to_dict
 from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns, seed_everything
-from .data import VOTE_COLUMNS, FERData
+from .data import VOTE_COLUMNS, FERData, expect
 from .evaluate import eval_mode, predict_logits
 from .faces import FaceRefiner
 from .launch import map_ranks, on_machine, pick_device
@@ -94,9 +94,9 @@ def _table(
     "The logits of a part. Raises `DataError` for a table of another shape."
     table = np.asarray(getattr(self, part))
     shaped = table.ndim == 3 and len(table) and table.shape[2] == len(self.labels)
-    if not shaped or table.dtype.kind not in "fiu":
-        raise DataError(f"teacher {self.name}: {part} is {table.dtype} {table.shape}; logits of the shape "
-                        f"(views, images, {len(self.labels)}), a number for each of its labels, expected")
+    expect(shaped and table.dtype.kind in "fiu", f"teacher {self.name}",
+           f"{part} is {table.dtype} {table.shape}", f"logits of the shape (views, images, {len(self.labels)}), a "
+           "number for each of its labels,")
     return table if table.dtype.kind == "f" else table.astype(np.float32)
 
 
@@ -109,9 +109,9 @@ def _mask(
 ) -> np.ndarray:            # bool (images,)
     "Where there is an opinion. Raises `DataError` for another length, or other values."
     given = np.asarray(mask)
-    if given.shape != (images,) or not np.isin(given, (0, 1)).all():
-        raise DataError(f"teacher {self.name}: {part}_mask is {given.dtype} {given.shape}, {str(given):.60}; "
-                        f"True or False for each of the {images} rows expected")
+    expect(given.shape == (images,) and np.isin(given, (0, 1)).all(), f"teacher {self.name}",
+           f"{part}_mask is {given.dtype} {given.shape}, {str(given):.60}",
+           f"True or False for each of the {images} rows")
     return given.astype(bool)
 
 
@@ -128,11 +128,10 @@ def _see(
         mask = self._mask(part, mask, table.shape[1])
         table = np.where(mask[:, None], table, 0).astype(table.dtype) if wrong.any() else table
         wrong &= mask
-    if wrong.any():
-        view, row = np.argwhere(wrong)[0]
-        raise DataError(f"teacher {self.name}: {part}: the logits of row {row} in view {view} are not finite "
-                        f"({wrong.sum()} of {wrong.size} rows); numbers, or False in {part}_mask where there "
-                        "is no opinion, expected")
+    for view, row in np.argwhere(wrong)[:1]:
+        expect(False, f"teacher {self.name}: {part}", f"the logits of row {row} in view {view} are not finite "
+               f"({wrong.sum()} of {wrong.size} rows)",
+               f"numbers, or False in {part}_mask where there is no opinion,")
     vars(self).update({part: table, f"{part}_mask": mask})
 
 # %% ../nbs/31_teachers.ipynb #b6c7074c
