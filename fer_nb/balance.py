@@ -137,7 +137,7 @@ def _sources(
         labels = table.label[table.source == two.idxmax()].unique()
         raise DataError(f"{ds.name}: images of source {two.idxmax()!r} have the labels "
                         f"{', '.join(map(repr, labels))}; a copy has the label of its source, so one label a "
-                        "source expected. Drop the column `source` where its images are no copies of each other")
+                        "source expected. Drop the column `source` where these are no copies of each other")
     table["number"] = number
     table["taken"] = table.groupby("source").number.transform("max").astype(int)
     return table.sort_values(["number", "row"]).drop_duplicates("source").sort_values("row")
