@@ -38,47 +38,6 @@ def photo_groups(
     return components(n, same.i, same.j)
 
 
-def _tied(
-    df: pd.DataFrame,    # a dataset's table
-    i: np.ndarray,       # positions of one image of each pair
-    j: np.ndarray,       # of the other
-) -> np.ndarray:         # bool, one a pair
-    """Whether both images are of one `subject`, or of one `group` (a film or a clip). An audit's `group` ties
-    copies too, and says so only of two that are not one `photo`."""
-    tied = np.zeros(len(i), bool)
-    for column in ("subject", "group"):
-        if column in df:
-            code = pd.factorize(df[column].replace("", None))[0]
-            same = (code[i] >= 0) & (code[i] == code[j])
-            apart = "photo" in df and column == "group"
-            tied |= same & (df.photo.to_numpy()[i] != df.photo.to_numpy()[j]) if apart else same
-    return tied
-
-
-def _of_two_labels(
-    df: pd.DataFrame,           # a dataset's table
-    duplicates: pd.DataFrame,   # from `find_duplicates`
-) -> np.ndarray:                # bool, one a pair
-    "Pairs, not of identical images, of which no two copies have the same label."
-    exact, label = duplicates.how == "exact", pd.factorize(df.label)[0]
-    first, i, j = np.arange(len(df)), duplicates.i.to_numpy(int), duplicates.j.to_numpy(int)
-    first[j[exact]] = i[exact]
-    named = np.zeros((len(df), label.max(initial=-1) + 1), bool)
-    named[first, label] = True
-    return ~exact.to_numpy() & ~(named[first[i]] & named[first[j]]).any(1)
-
-# %% ../nbs/09_audit.ipynb #twomom01
-def _two_moments(
-    df: pd.DataFrame,           # the dataset's table
-    duplicates: pd.DataFrame,   # from `find_duplicates`
-) -> pd.DataFrame:              # the same pairs, some of them `similar`
-    """Of one person or film, two images with different labels are two moments (a neutral face, and its smile a
-    second later): `similar`, however little their pixels differ, unless these are identical."""
-    i, j = duplicates.i.to_numpy(int), duplicates.j.to_numpy(int)
-    moments = _of_two_labels(df, duplicates) & _tied(df, i, j)
-    return duplicates.assign(how=duplicates.how.mask(moments, "similar"))
-
-
 def duplicate_issues(
     df: pd.DataFrame,           # the dataset's table
     duplicates: pd.DataFrame,   # from `find_duplicates`
@@ -109,6 +68,47 @@ def duplicate_issues(
              "similar": ~same & (photos[pairs.i] != photos[pairs.j])}
     tables = [pairs[m].assign(kind=k).drop_duplicates("i") for k, m in masks.items()]
     return pd.concat(tables, ignore_index=True)[["i", "kind", "score", "j", *of_pair[1:]]]
+
+# %% ../nbs/09_audit.ipynb #141a5878
+def _tied(
+    df: pd.DataFrame,    # a dataset's table
+    i: np.ndarray,       # positions of one image of each pair
+    j: np.ndarray,       # of the other
+) -> np.ndarray:         # bool, one a pair
+    """Whether both images are of one `subject`, or of one `group` (a film or a clip). An audit's `group` ties
+    copies too, and says so only of two that are not one `photo`."""
+    tied = np.zeros(len(i), bool)
+    for column in ("subject", "group"):
+        if column in df:
+            code = pd.factorize(df[column].replace("", None))[0]
+            same = (code[i] >= 0) & (code[i] == code[j])
+            apart = "photo" in df and column == "group"
+            tied |= same & (df.photo.to_numpy()[i] != df.photo.to_numpy()[j]) if apart else same
+    return tied
+
+
+def _of_two_labels(
+    df: pd.DataFrame,           # a dataset's table
+    duplicates: pd.DataFrame,   # from `find_duplicates`
+) -> np.ndarray:                # bool, one a pair
+    "Pairs, not of identical images, of which no two copies have the same label."
+    exact, label = duplicates.how == "exact", pd.factorize(df.label)[0]
+    first, i, j = np.arange(len(df)), duplicates.i.to_numpy(int), duplicates.j.to_numpy(int)
+    first[j[exact]] = i[exact]
+    named = np.zeros((len(df), label.max(initial=-1) + 1), bool)
+    named[first, label] = True
+    return ~exact.to_numpy() & ~(named[first[i]] & named[first[j]]).any(1)
+
+
+def _two_moments(
+    df: pd.DataFrame,           # the dataset's table
+    duplicates: pd.DataFrame,   # from `find_duplicates`
+) -> pd.DataFrame:              # the same pairs, some of them `similar`
+    """Of one person or film, two images with different labels are two moments (a neutral face, and its smile
+    a second later): `similar`, however little their pixels differ, unless these are identical."""
+    i, j = duplicates.i.to_numpy(int), duplicates.j.to_numpy(int)
+    moments = _of_two_labels(df, duplicates) & _tied(df, i, j)
+    return duplicates.assign(how=duplicates.how.mask(moments, "similar"))
 
 # %% ../nbs/09_audit.ipynb #d4c53980
 def image_quality(
@@ -188,7 +188,7 @@ def label_quality(
     suggested = np.where(known, np.nan_to_num(probs, nan=-1).argmax(axis=1), targets)
     return pd.DataFrame({"quality": quality, "error": error, "suggested": suggested})
 
-# %% ../nbs/09_audit.ipynb #946fe803
+# %% ../nbs/09_audit.ipynb #946fe802
 def _votes(
     ds: FERData,   # with a column of votes
     why: str,      # the votes are read: the column, for the message
@@ -216,7 +216,7 @@ def _by_id(
     need_ids(table.index, ds, where)
     return table[list(ds.labels)].reindex(ds.df.id).to_numpy(float)
 
-# %% ../nbs/09_audit.ipynb #labiss01
+# %% ../nbs/09_audit.ipynb #946fe803
 def label_issues(
     ds: FERData,                # the dataset, perhaps with votes from `data.add_votes`
     probs: np.ndarray | pd.DataFrame | None,   # see `audit`; None: votes only
@@ -240,9 +240,9 @@ def label_issues(
             "suggested": majority.where(majority.isin(ds.labels), "").to_numpy()[rows]}))
     if probs is not None:
         probs = _by_id(probs, ds, "probs") if isinstance(probs, pd.DataFrame) else probs
-        whole = len(ds), len(ds.labels)
-        expect(np.shape(probs) == whole, ds.name, f"probs of shape {tuple(np.shape(probs))}",
-               f"{whole}, a row an image, a column a label in the order {', '.join(ds.labels)},")
+        if (shape := tuple(np.shape(probs))) != (expected := (len(ds), len(ds.labels))):
+            raise DataError(f"probs has shape {shape}; {expected} expected: a row an image, a column a label "
+                            f"in the order {', '.join(ds.labels)}")
         found = label_quality(ds.targets(), probs)
         shares = probs.detach().cpu() if isinstance(probs, torch.Tensor) else probs
         if said := check_witness(ds, shares, "probs"):
@@ -423,6 +423,31 @@ def counts(self: Audit) -> pd.DataFrame:  # kind, how, split, label, images
     table = df.groupby(["kind", "how", "split", "label"], as_index=False).size()
     return table.rename(columns={"size": "images"})
 
+# %% ../nbs/09_audit.ipynb #nofa0013
+def _alike_notes(
+    audit: Audit,
+) -> list[str]:   # sentences; none where there is nothing to say
+    "What `notes` says of contradictions that may be two frames, and of images that are alike all over."
+    df, pairs, said = audit.ds.df, audit.duplicates, []
+    two = (_of_two_labels(df, pairs) & (pairs.how != "similar")).sum()
+    if two and "subject" not in df and ("group" not in df or "photo" in df):
+        said.append(
+            f"multilabel: {two:,} of the pairs that are not byte-identical have two labels. Two frames of "
+            "one shot, such as a neutral face and its apex, differ as little as copies do: look at these "
+            "pairs before they are dropped, or give the images a column `subject` or `group`.")
+    shared, scale = (pairs.attrs.get(name, usual) for name, usual in (("shared", 0), ("scale", 1)))
+    if shared:
+        said.append(
+            f"duplicates: nearly all of these images agree in {shared:.0%} of what they show, as photographs "
+            "before one wall do. The rest alone was compared, and scores had to be higher than elsewhere "
+            f"(scale {scale:.2f}, usually 1).")
+    elif scale < 1:
+        said.append(
+            "duplicates: images of this set score as high at random as copies do, as photographs do whose "
+            f"faces are small before one wall (scale {scale:.2g}, usually 1). Pairs that count as copies "
+            "elsewhere are `similar` here, copies among them: crop to the faces, and audit again.")
+    return said
+
 # %% ../nbs/09_audit.ipynb #nofa0002
 @patch
 def no_face_rates(self: Audit) -> pd.DataFrame:  # a row a class, and one for all
@@ -466,20 +491,7 @@ def notes(self: Audit) -> list[str]:  # sentences; none where there is nothing t
         elif "low_quality" not in self.kinds:
             text += ", if none of the images is overexposed or of very low contrast"
         said.append(text + ".")
-    two = (_of_two_labels(self.ds.df, self.duplicates) & (self.duplicates.how != "similar")).sum()
-    if two and "subject" not in self.ds.df and ("group" not in self.ds.df or "photo" in self.ds.df):
-        said.append(f"multilabel: {two:,} of the pairs that are not byte-identical have two labels. Two frames "
-                    "of one shot, such as a neutral face and its apex, differ as little as copies do: look at "
-                    "these pairs before they are dropped, or give the images a column `subject` or `group`.")
-    shared, scale = (self.duplicates.attrs.get(name, usual) for name, usual in (("shared", 0), ("scale", 1)))
-    if shared:
-        said.append(f"duplicates: nearly all of these images agree in {shared:.0%} of what they show, as "
-                    "photographs before one wall do. The rest alone was compared, and scores had to be higher "
-                    f"than elsewhere (scale {scale:.2f}, usually 1).")
-    elif scale < 1:
-        said.append("duplicates: images of this set score as high at random as copies do, as photographs do "
-                    f"whose faces are small before one wall (scale {scale:.2g}, usually 1). Pairs that count as "
-                    "copies elsewhere are `similar` here, copies among them: crop to the faces, and audit again.")
+    said += _alike_notes(self)
     if series := (self.issues.kind == "similar").sum():
         said.append(f"similar: {series:,} images look much like another photograph. They are no duplicates "
                     "and stay; folds keep them together.")

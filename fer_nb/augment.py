@@ -188,6 +188,15 @@ def gaussian_blur(
         down.addcmul_(across[..., j:j + H, :], k[:, j])
     return down
 
+# %% ../nbs/07_augment.ipynb #bb63a00f
+def _check_kind(
+    x: torch.Tensor,   # what shall be a batch of images
+) -> None:
+    "Raise `ImageError` for another shape than (B, C, H, W), and for whole numbers that are no bytes."
+    if x.ndim != 4 or x.dtype != torch.uint8 and not x.is_floating_point():
+        raise ImageError(f"images are {x.dtype} of shape {tuple(x.shape)}; (B, C, H, W), bytes (uint8), or "
+                         "floats in [0, 1], expected")
+
 # %% ../nbs/07_augment.ipynb #bb63a010
 _all_ = ["Augment"]  # declared in `config`
 _PIECE = 1200 * 2**10  # bytes of floats that are changed together on the CPU: two colour images of 224 pixels
@@ -202,9 +211,9 @@ def __call__(
     seed: int = 0,     # another seed, other views
 ) -> torch.Tensor:     # float (B, C, H, W) in [0, 1]
     """View number `view` of each image: geometry, then blur, contrast, brightness, noise, erasing. Raises
-    `ImageError` for another shape or type, and for floats outside [0, 1] on the CPU (a card would have to
-    wait); `ConfigError` for other numbers of keys or views than of images."""
-    self._check_batch(x, ids, view)
+    `ImageError` for another shape or type, for floats outside [0, 1] on the CPU (a card would have to wait);
+    `ConfigError` for other numbers of keys or views than of images."""
+    _check_kind(x), self._check_batch(x, ids, view)
     u = hash_uniform(seed, np.reshape(view, (-1, 1)), np.asarray(ids)[:, None], np.arange(14))
     u = torch.from_numpy(u).float()
     both = 2 * u - 1
@@ -232,16 +241,13 @@ def _check_batch(
     view: int | np.ndarray,  # the same
 ) -> None:
     "Raise what `__call__` says."
-    if x.ndim != 4 or x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ImageError(f"images are {x.dtype} of shape {tuple(x.shape)}; (B, C, H, W), bytes (uint8), or "
-                         "floats in [0, 1], expected")
     one_of("len(ids)", len(ids), [len(x)])
     one_of("number of views", np.asarray(view).size, (1, len(x)))
     if x.is_floating_point() and x.device.type == "cpu" and x.numel():
         low, high = torch.aminmax(x.detach())
         if not (low >= -1e-5 and high <= 1 + 1e-5):   # a rounding error may be outside; NaN fails, too
-            raise ImageError(f"images with values in [{low:.3g}, {high:.3g}]; bytes, or floats in [0, 1], "
-                             "expected")
+            text = f"images with values in [{low:.3g}, {high:.3g}]"
+            raise ImageError(f"{text}; bytes, or floats in [0, 1], expected")
 
 
 @patch

@@ -679,7 +679,7 @@ def align(
     return found
 
 # %% ../nbs/08_duplicates.ipynb #0f1b7f70
-_COPIES, _SHARED, _OWN = 0.9, 0.25, 8   # correlation of what is shared; quantile of random pairs; least blocks left
+_COPIES, _SHARED, _OWN = 0.9, 0.25, 8   # correlation of what is shared; quantile of pairs; least blocks left
 
 
 @patch
@@ -688,7 +688,7 @@ def _random_pairs(
     thumbs: torch.Tensor,             # uint8 (N, 48, 48)
     rows: torch.Tensor,               # positions of the images that are compared
     levels: dict[str, torch.Tensor],  # as `align` has them
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # the pairs (P, 2), almost all of two photographs; `align`'s
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # pairs (P, 2), almost all of two photographs; `align`'s
     "About 400 pairs at random, aligned."
     pairs = rows[torch.randint(len(rows), (400, 2), generator=torch.Generator().manual_seed(0))]
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
@@ -702,7 +702,7 @@ def own_places(
     thumbs: torch.Tensor,             # uint8 (N, 48, 48)
     rows: torch.Tensor,               # positions of the images that are compared
     levels: dict[str, torch.Tensor],  # from `levels`
-) -> tuple[torch.Tensor, list[float]]:  # float (48, 48): 0 where nearly all images show the same; a scale a score
+) -> tuple[torch.Tensor, list[float]]:  # float (48, 48): 0 where nearly all show the same; a scale a score
     """Where images show their own, and not the wall of one room that three random pairs in four agree in; and
     how much closer to 1 the scores of random pairs come there than those of photographs of many people. All,
     and 1, where random pairs do not agree, or agree everywhere, as copies do."""
@@ -876,7 +876,6 @@ def decided(
 ) -> pd.DataFrame:                 # i, j, score, how, chance, change
     "Which aligned pairs are duplicates, and which are only similar, or would be duplicates but for `random`."
     scores = np.stack([found[f"score {k}"] for k in range(len(EVIDENCE))])
-
     def judged(scales: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         chances = np.stack([chance_of(*parts) for parts in zip(scores, EVIDENCE, scales)])
         best = chances.argmin(0)[None]
@@ -885,9 +884,9 @@ def decided(
 
     score, chance = judged(np.minimum(scales, random))
     same = found["plausible"] & (chance <= self.error)
-    alike = found["plausible"] & ~same & (chance <= self.similar) & (cosine >= 0.7)
-    if self.similar:
-        alike |= found["plausible"] & ~same & (judged(scales)[1] <= self.error)
+    close, usual = (chance <= self.similar) & (cosine >= 0.7), judged(scales)[1]
+    alike = close | (usual <= self.error * (self.similar > 0))
+    alike &= found["plausible"] & ~same
     how = np.where(same, np.where(proposed, "feature", np.where(flip, "mirror", "near")), "similar")
     table = _table(pairs.min(1), pairs.max(1), score, how, chance, explained(found, flip))
     return table[same | alike]
@@ -963,7 +962,7 @@ def cached_pairs(
         with suppress(OSError, StoreError):
             store.array("found", lambda: {
                 "alike": np.array([table.attrs[name] for name in _ALIKE if name in table.attrs], float),
-                **{name: x.to_numpy(str if name in ("how", "change") else None) for name, x in table.items()}})
+                **{k: x.to_numpy(str if k in ("how", "change") else None) for k, x in table.items()}})
     return table
 
 
