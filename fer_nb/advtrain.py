@@ -189,16 +189,11 @@ def before_batch(self: AdversarialTraining) -> None:
         return
     adv = self._craft(x[rows], y[rows], attack, generator)
     if self.trades:
-        self.adv_rows = torch.cat([adv, x[:1]]) if len(rows) == 1 and _needs_two(self.model) else adv
+        norms = any(isinstance(m, nn.BatchNorm1d) and m.training for m in self.model.modules())
+        alone = norms and len(rows) == 1   # a batch norm over features has no variance of one row
+        self.adv_rows = torch.cat([adv, x[:1]]) if alone else adv   # a clean image goes with it
     else:
         self.learn.xb = (x.index_copy(0, rows, adv),)
-
-
-def _needs_two(
-    model: nn.Module,   # in training
-) -> bool:              # whether it may refuse a batch of one image
-    "A batch norm over features alone has no variance of one row: with TRADES a clean image goes with it."
-    return any(isinstance(m, nn.BatchNorm1d) and m.training for m in model.modules())
 
 
 @patch

@@ -231,8 +231,8 @@ def label_issues(
         majority = ds.df.vote_label.astype(object).fillna("")
         voted = (majority != "").to_numpy()
         for row in np.flatnonzero(voted & (votes.sum(axis=1) == 0).to_numpy())[:1]:
-            expect(False, ds.name, f"image {ds.df.id.iloc[row]!r} has a majority, {majority.iloc[row]!r}, and "
-                   "no votes", "an empty vote_label")
+            expect(False, ds.name, f"image {ds.df.id.iloc[row]!r} has a majority, {majority.iloc[row]!r}, "
+                   "and no votes", "an empty vote_label")
         rows = np.flatnonzero(voted & (majority != label))
         own = np.array([votes.iloc[i].get(f"vote_{label.iloc[i]}", 0) for i in rows])
         parts.append(pd.DataFrame({
@@ -240,9 +240,9 @@ def label_issues(
             "suggested": majority.where(majority.isin(ds.labels), "").to_numpy()[rows]}))
     if probs is not None:
         probs = _by_id(probs, ds, "probs") if isinstance(probs, pd.DataFrame) else probs
-        if (shape := tuple(np.shape(probs))) != (expected := (len(ds), len(ds.labels))):
-            raise DataError(f"probs has shape {shape}; {expected} expected: a row an image, a column a label "
-                            f"in the order {', '.join(ds.labels)}")
+        shape, whole = tuple(np.shape(probs)), (len(ds), len(ds.labels))
+        expect(shape == whole, ds.name, f"probs has shape {shape}",
+               f"{whole}, a row an image, a column a label in the order {', '.join(ds.labels)},")
         found = label_quality(ds.targets(), probs)
         shares = probs.detach().cpu() if isinstance(probs, torch.Tensor) else probs
         if said := check_witness(ds, shares, "probs"):

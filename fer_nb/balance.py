@@ -135,9 +135,9 @@ def _sources(
     table = pd.DataFrame({"source": source, "label": ds.df.label, "row": np.arange(len(ds))})
     if (two := table.groupby("source", sort=False).label.nunique()).max() > 1:
         labels = table.label[table.source == two.idxmax()].unique()
-        raise DataError(f"{ds.name}: images of source {two.idxmax()!r} have the labels "
-                        f"{', '.join(map(repr, labels))}; a copy has the label of its source, so one label a "
-                        "source expected. Drop the column `source` where these are no copies of each other")
+        expect(False, ds.name, f"images of source {two.idxmax()!r} have the labels "
+               f"{', '.join(map(repr, labels))}; a copy has the label of its source",
+               "one label a source, or no column `source` where these are no copies of each other,")
     table["number"] = number
     table["taken"] = table.groupby("source").number.transform("max").astype(int)
     return table.sort_values(["number", "row"]).drop_duplicates("source").sort_values("row")

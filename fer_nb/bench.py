@@ -556,8 +556,8 @@ def _need_numbers(
     for row, column in np.argwhere(~np.isfinite(values))[:1]:
         given = table[labels].iat[row, column]
         what = "nothing" if pd.isna(given) else f"'{given}'"
-        expect(False, f"{path}, row {row + 2}, column {labels[column]}", what, "a probability, id and labels as "
-               "the only columns, and no row for an image without a face")
+        expect(False, f"{path}, row {row + 2}, column {labels[column]}", what,
+               "a probability, id and labels as the only columns, and no row for an image without a face")
     return values
 
 

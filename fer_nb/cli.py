@@ -1322,8 +1322,8 @@ class _ExportVerb(Verb):
         if faults:
             raise ConfigError("; ".join(faults))
         at_least("images", args.images, 1, whole=True)
-        if not args.int8 and args.images != self.options["--images"]["default"]:
-            raise ConfigError(f"--images {args.images} goes with --int8")
+        usual = self.options["--images"]["default"]
+        expect(args.int8 or args.images == usual, f"--images {args.images}", "no --int8", "both", ConfigError)
         need_spare(args.to, [path, args.data], table=False)
         if args.table is not None:
             need_target("table", args.table, False, args.overwrite, True)

@@ -708,19 +708,6 @@ def _work_at(
 
 
 # %% ../nbs/44_hyfer_studies.ipynb #workat03
-def _checked_places(
-    ds: FERData,               # what is trained on
-    out: str | Path,           # a folder that may be replaced
-    work: str | Path | None,   # of unfinished work; None: beside `out`
-    seed: int,                 # of the run
-) -> int:                      # the seed
-    "Refuse what `_checked_start` refuses for both folders, and work that the result would replace."
-    if work is not None:
-        need_apart(out, [work])
-        _checked_start(ds, work, seed)
-    return _checked_start(ds, out, seed)
-
-
 def _begun(
     store: Store,   # of the work
     other: str,     # see `_work_at`
@@ -751,7 +738,10 @@ def train_shipped(
     memory, or is not for these students, `DataError` where the folder exists or would hold the work, or votes
     are missing, `StoreError` where the work of another run lies there."""
     need_students(students, ds, preset)
-    ds, seed = resized(ds, preset.student.size), _checked_places(ds, out, work, seed)
+    ds = resized(ds, preset.student.size)
+    for place in (out,) if work is None else (work, out):
+        seed = _checked_start(ds, place, seed)
+    need_apart(out, [] if work is None else [work])   # which the result would replace
     if not anyway:
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:

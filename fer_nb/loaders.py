@@ -1299,7 +1299,8 @@ def dataloaders(
         raise DataError(f"training labels {train.labels} differ from validation labels {valid.labels}")
     _keep_apart(*({*ds.df.id, *ds.sources()} for ds in (train, valid)), "training and in validation")
     of = [ds.shape()[1:] for ds in (train, valid) if len(ds)]
-    expect(len({*of}) < 2, train.name or "dataset", f"training images are {of[:1]}, validation images {of[1:]}",
+    expect(len({*of}) < 2, train.name or "dataset",
+           f"training images are {of[:1]}, validation images {of[1:]}",
            "images of one size and of as many channels, such as parts of resized(ds, side),")
     device = pick_device(device)
     augment = Augment() if augment is None else augment

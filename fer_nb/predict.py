@@ -1761,7 +1761,7 @@ def _in_whole_texts(
     replaces: bool,    # whether something may be there
 ) -> Iterator[Callable[[str], None]]:   # writes a text at once, to the end or not at all
     """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` for
-    one that is there, and the disk's `OSError` with the name of the file, which then ends with a whole text."""
+    one that is there, and the disk's `OSError` with the name of the file, which ends with a whole text."""
     device = _is_device(to)
     with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
         if not device:
@@ -1769,7 +1769,8 @@ def _in_whole_texts(
             stream.truncate(0)
 
         def write(text: str) -> None:
-            rest, start = text.encode("utf-8", "backslashreplace"), 0 if device else stream.seek(0, os.SEEK_END)
+            rest = text.encode("utf-8", "backslashreplace")
+            start = 0 if device else stream.seek(0, os.SEEK_END)
             try:
                 while rest:
                     rest = rest[stream.write(rest):]

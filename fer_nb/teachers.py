@@ -95,8 +95,8 @@ def _table(
     table = np.asarray(getattr(self, part))
     shaped = table.ndim == 3 and len(table) and table.shape[2] == len(self.labels)
     expect(shaped and table.dtype.kind in "fiu", f"teacher {self.name}",
-           f"{part} is {table.dtype} {table.shape}", f"logits of the shape (views, images, {len(self.labels)}), a "
-           "number for each of its labels,")
+           f"{part} is {table.dtype} {table.shape}",
+           f"logits of the shape (views, images, {len(self.labels)}), a number for each of its labels,")
     return table if table.dtype.kind == "f" else table.astype(np.float32)
 
 
@@ -129,8 +129,8 @@ def _see(
         table = np.where(mask[:, None], table, 0).astype(table.dtype) if wrong.any() else table
         wrong &= mask
     for view, row in np.argwhere(wrong)[:1]:
-        expect(False, f"teacher {self.name}: {part}", f"the logits of row {row} in view {view} are not finite "
-               f"({wrong.sum()} of {wrong.size} rows)",
+        expect(False, f"teacher {self.name}: {part}",
+               f"the logits of row {row} in view {view} are not finite ({wrong.sum()} of {wrong.size} rows)",
                f"numbers, or False in {part}_mask where there is no opinion,")
     vars(self).update({part: table, f"{part}_mask": mask})
 
