@@ -1452,7 +1452,7 @@ def check(
         camera = f"; a camera is --camera {missing[0]}" if missing[0].isdecimal() else ""
         raise DataError(f"{', '.join(missing)}: no such file or folder{camera}")
 
-# %% ../nbs/60_cli.ipynb #pred0002
+# %% ../nbs/60_cli.ipynb #pred0003
 @contextmanager
 def _to_the_end(results: Iterator) -> Iterator[None]:
     "A block after which a film that is drawn meanwhile is written, or why it is not is told."
@@ -1469,6 +1469,7 @@ def _to_the_end(results: Iterator) -> Iterator[None]:
         results.close()
 
 
+# %% ../nbs/60_cli.ipynb #pred0002
 @patch
 def run(
     self: _PredictVerb,

@@ -1002,7 +1002,7 @@ def _nameless(error: FERError, path: Path) -> str:   # a note
     "What an error says of a file, without its name, which the result has."
     return str(error).removeprefix(f"{path}: ").removeprefix(f"{printable(path)}: ")
 
-# %% ../nbs/50_predict.ipynb #809b9914
+# %% ../nbs/50_predict.ipynb #photo001
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv",
                  ".mts", ".ogv", ".ts", ".m2ts", ".vob", ".f4v", ".mjpeg", ".mjpg"}
 _UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "WMF"}   # formats that Pillow knows by their names alone
@@ -1018,6 +1018,7 @@ def _is_photo(path: Path) -> bool:   # a file that was found in a folder
     return Tree(path.parent, file=path.name).is_image(path.name)
 
 
+# %% ../nbs/50_predict.ipynb #809b9914
 @dataclass(eq=False)
 class Result:
     "One image, or one frame of a video, and the faces in it; a row of the table for each face."
@@ -1767,17 +1768,17 @@ def _in_whole_texts(
     to: str | Path,    # a file, or a device such as /dev/null
     replaces: bool,    # whether something may be there
 ) -> Iterator[Callable[[str], None]]:   # writes a text at once, to the end or not at all
-    """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` for
-    one that is there, and the disk's `OSError` with the name of the file, which then ends with a whole text."""
+    """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` where
+    one is there, and the disk's `OSError` with the name of the file, which then ends with a whole text."""
     device = _is_device(to)
     with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
         if not device:
             if not _held(stream):
                 raise DataError(f"{to}: another command is writing it; another name, or its end, expected")
-            stream.truncate(0)
+            stream.seek(stream.truncate(0))
 
         def write(text: str) -> None:
-            rest, start = text.encode("utf-8", "backslashreplace"), 0 if device else stream.seek(0, os.SEEK_END)
+            rest, start = text.encode("utf-8", "backslashreplace"), 0 if device else stream.tell()
             try:
                 while rest:
                     rest = rest[stream.write(rest):]
