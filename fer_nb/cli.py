@@ -1492,7 +1492,7 @@ def check(
         camera = f"; a camera is --camera {missing[0]}" if missing[0].isdecimal() else ""
         raise DataError(f"{', '.join(missing)}: no such file or folder{camera}")
 
-# %% ../nbs/60_cli.ipynb #pred0002
+# %% ../nbs/60_cli.ipynb #pred0003
 @contextmanager
 def _to_the_end(results: Iterator) -> Iterator[None]:
     "A block after which a film that is drawn meanwhile is written, or why it is not is told."
@@ -1507,6 +1507,77 @@ def _to_the_end(results: Iterator) -> Iterator[None]:
         raise
     finally:
         results.close()
+
+
+# %% ../nbs/60_cli.ipynb #pred0002
+<<<<<<< /tmp/tmpuyu1ah8x.txt
+@contextmanager
+def _to_the_end(results: Iterator) -> Iterator[None]:
+    "A block after which a film that is drawn meanwhile is written, or why it is not is told."
+    try:
+        yield
+    except OSError:   # of the table, which shall be told too
+        with suppress(OSError):
+            try:
+                results.close()
+            except FERError as e:
+                print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
+        raise
+    finally:
+        results.close()
+=======
+@patch
+def run(
+    self: _PredictVerb,
+    args: argparse.Namespace,  # of the command line
+) -> int:                      # exit status
+    "Recognise file by file."
+    self.check(args)
+    weights = _which(args.weights, args.robust)
+    from fer_nb.faces import FaceFinder, landmarker_file
+    from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
+    merge = {name: [e.strip() for e in parts.split(",")] for name, parts in args.merge}
+    recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device, merge=merge,
+                            keep=_names(args.keep or ""),
+                            measure=self.measures(args))
+    counts = Counter()
+    if args.crop:
+        landmarker_file()  # where it is missing, that is known before the first line
+    results, to = self.results(args, recogniser), args.to
+    results = only_reliable(results) if args.only_reliable else results
+    if args.annotate is not None:
+        results = film(results, args.annotate, args.overwrite)
+
+    def count(result: Result) -> None:
+        counts[result.status] += 1
+        counts["faces"] += len(result.faces)
+        if result.note:
+            print(f"fer-nb: {result.file}: {result.note}", file=sys.stderr)
+
+    try:
+        with _to_the_end(results):
+            if args.out == "annotated":
+                write_annotated(results, to, args.paths, args.overwrite, count)
+            else:
+                write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count,
+                              recogniser.more)
+    except KeyboardInterrupt as e:
+        print(f"fer-nb: interrupted after {counts.total() - counts['faces']} images; what was done stays",
+              file=sys.stderr)
+        return _stopped(e)
+    except BrokenPipeError:  # such as `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    done = counts["ok"] + counts["no_face"]
+    if to:
+        print(f"{counts['faces']} faces; images: {counts['ok']} with a face, {counts['no_face']} without "
+              f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}")
+    if not done + counts["error"]:
+        names = ", ".join(map(str, args.paths))
+        print(f"fer-nb: {names}: no image or video that can be read", file=sys.stderr)
+    return int(counts["error"] > 0) if done else 2
+>>>>>>> /tmp/tmp_7zr0uyz.txt
 
 # %% ../nbs/60_cli.ipynb #predrun1
 @patch
