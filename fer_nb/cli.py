@@ -236,7 +236,7 @@ def need_inputs(
 # %% ../nbs/60_cli.ipynb #ended001
 @contextmanager
 def _ended_as_by_hand() -> Iterator[None]:
-    "Within the block SIGTERM, and the end of a terminal, end the work as Ctrl-C does: what is begun is removed."
+    "Within the block SIGTERM, and the end of a terminal, end the work as Ctrl-C does."
     def end(number: int, frame: object) -> None:
         if os.getpid() == here:
             raise KeyboardInterrupt(number)
@@ -1014,11 +1014,11 @@ def _lists_of(
     names: Iterable[str | None],  # of networks: those of runs are folders
 ) -> list[Path]:                  # lists of parts: that of --parts, else those of runs on these images
     "Which lists say how these data were parted. Raises `DataError` for --parts of other images."
-    from fer_nb.loaders import listed_splits
     runs = (Path(os.path.expanduser(name)) for name in names if name)
     lists = [run / "parts.csv" for run in runs] if parts is None else [parts]
     of_these = []
     for path in filter(Path.is_file, lists):
+        from fer_nb.loaders import listed_splits
         try:
             with _told():
                 listed_splits(ds, path)
@@ -1038,9 +1038,10 @@ def _in_parts(
     about. Raises `DataError` where another run was trained on images that this one reports."""
     if parts is None and set(ds.df.split) != {"train"}:
         return ds
+    if not (lists := _lists_of(ds, parts, names)):
+        return ds
     from fer_nb.loaders import listed_splits
     from fer_nb.store import read_table
-    lists = _lists_of(ds, parts, names)
     for path in lists[:1]:
         ds = listed_splits(ds, path)
         counts = ", ".join(f"{split} {n:,}" for split, n in ds.df.split.value_counts(sort=False).items())
@@ -1048,10 +1049,9 @@ def _in_parts(
     reported = {*ds.df.id[ds.df.split != "train"]}
     for path in lists[1:]:
         table = read_table(path, words=("id", "part"))
-        if known := reported & {*table.id[table.part.isin(["trained on", "held out"])]}:
-            raise DataError(f"{path}: this run was trained on {len(known):,} of the {len(reported):,} images "
-                            f"that {lists[0]} reported; runs with the same parts (--seed), or data with a "
-                            "split, expected")
+        known = reported & {*table.id[table.part.isin(["trained on", "held out"])]}
+        expect(not known, path, f"this run was trained on {len(known):,} of the {len(reported):,} images "
+               f"that {lists[0]} reported", "runs with the same parts (--seed), or data with a split,")
     return ds
 
 
@@ -1510,76 +1510,6 @@ def _to_the_end(results: Iterator) -> Iterator[None]:
 
 
 # %% ../nbs/60_cli.ipynb #pred0002
-<<<<<<< /tmp/tmpuyu1ah8x.txt
-@contextmanager
-def _to_the_end(results: Iterator) -> Iterator[None]:
-    "A block after which a film that is drawn meanwhile is written, or why it is not is told."
-    try:
-        yield
-    except OSError:   # of the table, which shall be told too
-        with suppress(OSError):
-            try:
-                results.close()
-            except FERError as e:
-                print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
-        raise
-    finally:
-        results.close()
-=======
-@patch
-def run(
-    self: _PredictVerb,
-    args: argparse.Namespace,  # of the command line
-) -> int:                      # exit status
-    "Recognise file by file."
-    self.check(args)
-    weights = _which(args.weights, args.robust)
-    from fer_nb.faces import FaceFinder, landmarker_file
-    from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
-    merge = {name: [e.strip() for e in parts.split(",")] for name, parts in args.merge}
-    recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device, merge=merge,
-                            keep=_names(args.keep or ""),
-                            measure=self.measures(args))
-    counts = Counter()
-    if args.crop:
-        landmarker_file()  # where it is missing, that is known before the first line
-    results, to = self.results(args, recogniser), args.to
-    results = only_reliable(results) if args.only_reliable else results
-    if args.annotate is not None:
-        results = film(results, args.annotate, args.overwrite)
-
-    def count(result: Result) -> None:
-        counts[result.status] += 1
-        counts["faces"] += len(result.faces)
-        if result.note:
-            print(f"fer-nb: {result.file}: {result.note}", file=sys.stderr)
-
-    try:
-        with _to_the_end(results):
-            if args.out == "annotated":
-                write_annotated(results, to, args.paths, args.overwrite, count)
-            else:
-                write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count,
-                              recogniser.more)
-    except KeyboardInterrupt as e:
-        print(f"fer-nb: interrupted after {counts.total() - counts['faces']} images; what was done stays",
-              file=sys.stderr)
-        return _stopped(e)
-    except BrokenPipeError:  # such as `| head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    done = counts["ok"] + counts["no_face"]
-    if to:
-        print(f"{counts['faces']} faces; images: {counts['ok']} with a face, {counts['no_face']} without "
-              f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}")
-    if not done + counts["error"]:
-        names = ", ".join(map(str, args.paths))
-        print(f"fer-nb: {names}: no image or video that can be read", file=sys.stderr)
-    return int(counts["error"] > 0) if done else 2
->>>>>>> /tmp/tmp_7zr0uyz.txt
-
-# %% ../nbs/60_cli.ipynb #predrun1
 @patch
 def run(
     self: _PredictVerb,

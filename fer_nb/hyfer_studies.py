@@ -7,8 +7,8 @@ __all__ = ['STUDY', 'SHIP', 'FERPLUS', 'RECIPE', 'PAPER_TABLE4', 'PAPER_TABLE2',
            'TRANSFER', 'PHASE2', 'PHASE2_ARMS', 'attacked_rows', 'distillation_study', 'distillation_table',
            'distillation_gains', 'folds_of', 'over_folds', 'kfold_study', 'kfold_table', 'attack_table', 'SharedParts',
            'changed_budgets', 'setting_study', 'setting_table', 'candidates', 'teacher_study', 'teacher_results',
-           'variant_study', 'facts_of', 'train_shipped', 'need_students', 'onward', 'transfer_study', 'transfer_table',
-           'harden_table', 'harden_study', 'image_groups', 'group_study']
+           'variant_study', 'ensemble_logits', 'facts_of', 'train_shipped', 'need_students', 'onward', 'transfer_study',
+           'transfer_table', 'harden_table', 'harden_study', 'image_groups', 'group_study']
 
 # %% ../nbs/44_hyfer_studies.ipynb #f47b2ad9
 import warnings
@@ -32,7 +32,7 @@ from .config import (ATTACKS, PARTS, Adversarial, Augment, Data, Distillation, E
                            Preset, override, to_dict)
 from .core import (ConfigError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
                          quiet)
-from .data import VOTE_COLUMNS, FERData, first_split, read_ferplus, resized
+from .data import VOTE_COLUMNS, FERData, expect, first_split, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
                              robust_curve)
 from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost, need_unrefined,
@@ -651,7 +651,7 @@ def _splits_without_votes(
     return _without_votes(ds, lambda bare: make_splits(bare, data, seed))
 
 
-def _ensemble_logits(
+def ensemble_logits(
     logits: Sequence[np.ndarray],  # (N, C) of each teacher; rows of 0 where it has no face
 ) -> np.ndarray:                   # float32 (N, C): log of the mean probability
     "Several teachers as one, each with the same weight; rows of 0 do not count, unless all are."
@@ -734,25 +734,23 @@ def train_shipped(
     work: str | Path | None = None,             # what is done so far, see `_work_at`; None: `<out>.work`
     anyway: bool = False,                       # begin even where the estimate does not fit into memory
 ) -> Path:                                      # `out`: weights with cards, results, history, teacher weights
-    """The run behind the weights in the package. Raises `ConfigError` for a preset that does not fit into
-    memory, or is not for these students, `DataError` where the folder exists or would hold the work, or votes
-    are missing, `StoreError` where the work of another run lies there."""
+    """The run behind the weights in the package. Raises `ConfigError` for what does not fit into memory or is
+    not for these students, `DataError` for folders that are taken and missing votes, `StoreError` for work of
+    another run."""
     need_students(students, ds, preset)
-    ds = resized(ds, preset.student.size)
-    for place in (out,) if work is None else (work, out):
-        seed = _checked_start(ds, place, seed)
-    need_apart(out, [] if work is None else [work])   # which the result would replace
+    ds, work = resized(ds, preset.student.size), work or work_of(out)
+    seed = [_checked_start(ds, place, seed) for place in (work, out)][0]
+    need_apart(out, [work])   # which the result would replace
     if not anyway:
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:
-        splits = _splits_without_votes(ds, preset.data, seed)
-        need_fits(preset, splits)
+        need_fits(preset, splits := _splits_without_votes(ds, preset.data, seed))
         start = {"start": file_sha256(preset.student.network)} if preset.student.is_file else {}
         if file := start and preset.student.network:
             _need_unseen(file, load_teacher(file), splits, seed, say)
         identity = {"settings": to_dict(preset, contents=True), "seed": seed, **ds.identity(), **start}
-        store, other = _work_at(work or work_of(out), identity | precision(), say)
-        begun = _begun(store, other, say)
+        store, other = _work_at(work, identity | precision(), say)
+        begun = _begun(store, other, say) | ({"went on from": {"sha256": start["start"]}} if start else {})
         if splits.listed is not None:
             say(f"held out again: {len(splits.valid):,} of {len(splits.listed):,} in {preset.data.held}; the "
                 "others were dropped, or have a duplicate that was trained on")
@@ -773,10 +771,9 @@ def train_shipped(
             histories.append(history)
         say("results")
         named = {f"teacher {t.name}": t.logits(splits.test) for t in teachers}
-        named |= {"teachers together": _ensemble_logits(list(named.values()))} if named else {}
+        named |= {"teachers together": ensemble_logits(list(named.values()))} if named else {}
         tables = {name: _rows(m, splits).assign(model=name) for name, m in (named | models).items()}
         how = {"command": command, "seed": seed, **begun}
-        how |= {"went on from": {"sha256": start["start"]}} if start else {}
         for name, model in models.items():
             shared = {"share of phase 2's weights": adv.share} if name == "hyfer_robust" else {}
             model.save(folder, name, **how, **shared, **_card(model, tables[name], splits, preset))
@@ -803,10 +800,9 @@ def need_students(
     soft, eight = preset.student.soft == "votes", "contempt" in ds.labels
     if "hyfer_ferplus" not in students:
         return
-    if len(students) > 1 or not soft or not eight:
-        raise ConfigError(f"students={tuple(students)}, student.soft={preset.student.soft!r}, labels "
-                          f"{', '.join(ds.labels)}: hyfer_ferplus alone, soft='votes' and FER+'s eight "
-                          "labels (read_ferplus) expected")
+    expect(len(students) == 1 and soft and eight,
+           f"students={tuple(students)}, student.soft={preset.student.soft!r}", f"labels {', '.join(ds.labels)}",
+           "hyfer_ferplus alone, soft='votes' and FER+'s eight labels (read_ferplus)", ConfigError)
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the shares of the votes are what it learns")
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0003

@@ -431,8 +431,8 @@ def holdout(
     too small for that. Of few large groups, such as 20 persons, the most uneven ones are held out by most
     seeds. Warns where one group is so large that more than a quarter is held out. Raises `DataError` for a
     class with fewer than five groups, and where no fold has every class."""
-    if not isinstance(fraction, Real) or not 0 < fraction <= 0.2:
-        raise ConfigError(f"fraction={fraction!r}; a share above 0 and at most 0.2 expected")
+    expect(isinstance(fraction, Real) and 0 < fraction <= 0.2, "fraction", repr(fraction),
+           "a share above 0 and at most 0.2", ConfigError)
     groups, labels = _groups_of(ds, groups), ds.df.label.to_numpy()
     smallest = int(pd.Series(groups).groupby(labels).nunique().min())
     k = max(5, min(round(1 / fraction), smallest))

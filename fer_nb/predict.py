@@ -1012,72 +1012,6 @@ def _is_photo(path: Path) -> bool:   # a file that was found in a folder
 
 
 # %% ../nbs/50_predict.ipynb #809b9914
-<<<<<<< /tmp/tmp1io_z4ku.txt
-VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv",
-                 ".mts", ".ogv", ".ts", ".m2ts", ".vob", ".f4v", ".mjpeg", ".mjpg"}
-_UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "WMF"}   # formats that Pillow knows by their names alone
-_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2", ".srw"}
-
-
-def _is_photo(path: Path) -> bool:   # a file that was found in a folder
-    "Whether a file is a photo by its ending; where that says nothing, by its first bytes, as in data sets."
-    _with_heif()
-    ending = path.suffix.lower()
-    if (kind := Image.registered_extensions().get(ending)) or ending in _RAW:   # these begin as TIFF does
-        return kind in Image.OPEN and kind not in _UNREAD
-    return Tree(path.parent, file=path.name).is_image(path.name)
-=======
-@dataclass(eq=False)
-class Result:
-    "One image, or one frame of a video, and the faces in it; a row of the table for each face."
-
-    file: str                     # where it came from
-    status: str                   # ok, no_face, error, or skipped: neither an image nor a video
-    faces: list[Face] = field(default_factory=list)  # from left to right
-    note: str = ""                # the reason, or what else the user should know
-    image: np.ndarray | None = None   # its pixels
-    frame: int | None = None      # of a video, from 0
-    time: float | None = None     # of the frame, seconds
-
-    @classmethod
-    def read(
-        cls,
-        path: Path,    # a file that is no video
-        named: bool,   # the user named it, so it is tried whatever its ending; else it was found in a folder
-    ) -> "Result":     # ok with its pixels and no faces yet, error or skipped with the reason
-        "Decode one file. Nothing is raised: what is wrong is in `status` and `note`."
-        if not named and not _is_photo(path):
-            ending = path.suffix or "no ending"
-            return cls(str(path), "skipped", note=f"no image or video that can be read ({ending})")
-        try:
-            (pixels, note), notes = _and_notes(_read, path)
-        except FERError as e:
-            return cls(str(path), "error", note=_nameless(e, path))
-        return cls(str(path), "ok", note=_notes(*notes, note), image=pixels)
-
-    def rows(
-        self,
-        labels: Sequence[str],         # a column each
-        more: Sequence[str] = (),      # measured columns
-    ) -> list[dict[str, object]]:      # one a face, or one that says why there is none
-        """Rows of the table; boxes in pixels and the roll in degrees to 0.1, probabilities to 0.0001. Raises
-        `LabelError` for a face of other labels."""
-        if other := [e for f in self.faces for e in f.probs if e not in labels]:
-            raise LabelError(f"{self.file}: a face with the label {other[0]!r}; those of one network "
-                             f"expected: {', '.join(labels) or '(none)'}")
-        about = {"file": self.file, "frame": self.frame, "time": self.time}
-        end = {"status": self.status, "note": self.note}
-        return [about | {"track": f.track, "face": k,
-                         **dict(zip(("x", "y", "width", "height"), f.box.round(1).tolist())),
-                         "score": round(f.score, 3), "roll": round(f.roll, 1), "reliable": f.reliable,
-                         "reasons": ", ".join(f.reasons), "emotion": f.emotion,
-                         **{e: round(p, 4) for e, p in f.probs.items()},
-                         **{name: round(f.more.get(name, np.nan), 4) for name in more}} | end
-                for k, f in enumerate(self.faces)] or [
-                    dict.fromkeys((*COLUMNS, *labels, *more)) | about | end]
->>>>>>> /tmp/tmpecixp8se.txt
-
-# %% ../nbs/50_predict.ipynb #result01
 @dataclass(eq=False)
 class Result:
     "One image, or one frame of a video, and the faces in it; a row of the table for each face."
@@ -1827,31 +1761,17 @@ def _in_whole_texts(
     to: str | Path,    # a file, or a device such as /dev/null
     replaces: bool,    # whether something may be there
 ) -> Iterator[Callable[[str], None]]:   # writes a text at once, to the end or not at all
-<<<<<<< /tmp/tmpe3h3ljoa.txt
-    """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` for
-    one that is there, and the disk's `OSError` with the name of the file, which ends with a whole text."""
+    """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` where
+    one is there, and the disk's `OSError` with the name of the file, which ends with a whole text."""
     device = _is_device(to)
     with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
         if not device:
             expect(_held(stream), to, "another command is writing it", "another name, or its end,")
-            stream.truncate(0)
-
-        def write(text: str) -> None:
-            rest = text.encode("utf-8", "backslashreplace")
-            start = 0 if device else stream.seek(0, os.SEEK_END)
-=======
-    """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` where
-    one is there, and the disk's `OSError` with the name of the file, which then ends with a whole text."""
-    device = _is_device(to)
-    with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
-        if not device:
-            if not _held(stream):
-                raise DataError(f"{to}: another command is writing it; another name, or its end, expected")
             stream.seek(stream.truncate(0))
 
         def write(text: str) -> None:
-            rest, start = text.encode("utf-8", "backslashreplace"), 0 if device else stream.tell()
->>>>>>> /tmp/tmpdjk1t3gw.txt
+            rest = text.encode("utf-8", "backslashreplace")
+            start = 0 if device else stream.tell()
             try:
                 while rest:
                     rest = rest[stream.write(rest):]

@@ -24,7 +24,7 @@ from .core import DataError, Say, at_least, hash_uniform, one_of, quiet
 from .data import FERData
 from .evaluate import evaluate, predict_logits
 from .experiment import NOT_SHARES, cell_name, grid, study, with_options
-from .hyfer_studies import RECIPE, SHIP, _ensemble_logits, _settings, facts_of
+from .hyfer_studies import RECIPE, SHIP, ensemble_logits, _settings, facts_of
 from .launch import precision, rank_world
 from .loaders import Splits
 from .models import HYFER, HyFER, load_teacher, save
@@ -242,7 +242,7 @@ def _together(
     def make() -> pd.DataFrame:
         nets, tables = [load_teacher(store.path(f"{cell}.safetensors")) for cell in cells], []
         for part, name, leaked in ((splits.valid, "holdout", None), (splits.test, None, splits.duplicates)):
-            z = _ensemble_logits([predict_logits(net, part) for net in nets])
+            z = ensemble_logits([predict_logits(net, part) for net in nets])
             found = evaluate(z, part, duplicates=leaked)
             tables.append(found if name is None else found.assign(split=name))
         return pd.concat(tables, ignore_index=True)[["split", "subset", "metric", "value", "n"]]

@@ -15,7 +15,7 @@ from fer_nb.data import VOTE_COLUMNS, read_kdef, resized
 from fer_nb.evaluate import robust_curve
 from fer_nb.experiment import comparisons
 from fer_nb.hyfer_studies import (PHASE2_ARMS, SHIP, STUDY, TRANSFER, distillation_gains, distillation_study,
-                                  distillation_table, _ensemble_logits, harden_study, harden_table, kfold_study,
+                                  distillation_table, ensemble_logits, harden_study, harden_table, kfold_study,
                                   kfold_table, _splits_without_votes,
                                   train_shipped, teacher_study, transfer_study, transfer_table, variant_study)
 from fer_nb.loaders import as_split, make_splits
@@ -376,7 +376,7 @@ def test_the_card_in_the_package_tells_of_the_committed_settings():
 def test_several_teachers_as_one_leave_out_those_without_an_opinion():
     z = np.zeros((3, 2, 3), np.float32)
     z[0, 0], z[1, 0] = [3, 0, 0], [0, 2, 0]
-    p = np.exp(_ensemble_logits(z))
+    p = np.exp(ensemble_logits(z))
     soft = [np.exp(v) / np.exp(v).sum() for v in z[:2, 0].astype(float)]
     assert np.allclose(p[0], np.mean(soft, axis=0), atol=1e-6) and np.allclose(p[1], 1 / 3, atol=1e-6)
 
