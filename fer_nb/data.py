@@ -250,6 +250,23 @@ def _pass_key(self: FERData) -> str:
     "What a fingerprint of files depends on, without looking into them: the table, and each file's time."
     return self._head().hexdigest() + self._images.state()
 
+# %% ../nbs/04_data.ipynb #splits01
+@patch(as_prop=True)
+def splits(self: FERData) -> list[str]:   # in the order of `SPLITS`
+    "The splits that there are."
+    return [s for s in SPLITS if (self.df.split == s).any()]
+
+
+def first_split(
+    runs: pd.DataFrame,   # results, or the images of a data set; with the column `split`
+    *order: str,          # which comes first; none: validation, then test
+) -> str:                 # a split
+    "The split that is shown where there are several. Raises `DataError` where none of them is there."
+    order = order or ("valid", "test")
+    if found := [split for split in order if (runs.split == split).any()]:
+        return found[0]
+    raise DataError(f"no rows of the splits {' or '.join(order)}; there are {sorted(set(runs.split))}")
+
 # %% ../nbs/04_data.ipynb #afe613e2
 @patch
 def targets(self: FERData) -> np.ndarray:  # int64 (N,), positions in `labels`
@@ -274,23 +291,6 @@ def sources(self: FERData) -> pd.Series:  # id of the original of each image (N,
         return self.df.id
     source = self.df.source.astype(object).fillna("")
     return source.where(source != "", self.df.id).astype(self.df.id.dtype)
-
-# %% ../nbs/04_data.ipynb #splits01
-@patch(as_prop=True)
-def splits(self: FERData) -> list[str]:   # in the order of `SPLITS`
-    "The splits that there are."
-    return [s for s in SPLITS if (self.df.split == s).any()]
-
-
-def first_split(
-    runs: pd.DataFrame,   # results, or the images of a data set; with the column `split`
-    *order: str,          # which comes first; none: validation, then test
-) -> str:                 # a split
-    "The split that is shown where there are several. Raises `DataError` where none of them is there."
-    order = order or ("valid", "test")
-    if found := [split for split in order if (runs.split == split).any()]:
-        return found[0]
-    raise DataError(f"no rows of the splits {' or '.join(order)}; there are {sorted(set(runs.split))}")
 
 # %% ../nbs/04_data.ipynb #293d20a6
 @patch
