@@ -801,7 +801,8 @@ def need_students(
     if "hyfer_ferplus" not in students:
         return
     expect(len(students) == 1 and soft and eight,
-           f"students={tuple(students)}, student.soft={preset.student.soft!r}", f"labels {', '.join(ds.labels)}",
+           f"students={tuple(students)}, student.soft={preset.student.soft!r}",
+           f"labels {', '.join(ds.labels)}",
            "hyfer_ferplus alone, soft='votes' and FER+'s eight labels (read_ferplus)", ConfigError)
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the shares of the votes are what it learns")
 

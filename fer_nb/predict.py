@@ -1952,7 +1952,7 @@ class _Film:
         "Show the last frame until there are so many."
         for _ in range(self.written, due):
             self.out.write(np.ascontiguousarray(self.last[..., ::-1]))
-        self.written = max(self.written, due)
+            self.written += 1
 
     def __call__(self, drawn: np.ndarray, time: float) -> str:   # a note on what is not shown
         "Write a frame."
@@ -1997,8 +1997,8 @@ def _need_whole(
     capture = _Video(path).opened()
     there = capture.get(7)   # cv2.CAP_PROP_FRAME_COUNT
     capture.release()
-    expect(there == frames and not cut_off(path), to,
-           f"not all {frames} frames could be written, so there is no new film", "room on the disk")
+    whole = there >= frames and not cut_off(path)   # one more where Ctrl-C came between a frame and its count
+    expect(whole, to, f"not all {frames} frames could be written, so there is no new film", "room on the disk")
 
 
 @contextmanager
@@ -2054,6 +2054,8 @@ def film(
                     result = replace(result, note=_notes(result.note, writer(drawn, result.time)))
                 yield result
         except (GeneratorExit, KeyboardInterrupt) as e:   # what was drawn until then is a film
+            if writer is None or not writer.written:
+                raise
             broken = e
     if broken is not None:
         raise broken

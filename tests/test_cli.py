@@ -1160,9 +1160,9 @@ def test_outside_the_command_signals_are_as_before():
 
 
 @pytest.mark.parametrize("change, says", [
-    ("data.folds=1000", "take fewer folds"), ("data.held=/nowhere.csv", "data.held=/nowhere.csv: no such file"), ("distillation.T={angry: 3}", "distillation.T is for angry"),
+    ("data.folds=1000", "or fewer folds"), ("data.held=/nowhere.csv", "data.held=/nowhere.csv: no such file"), ("distillation.T={angry: 3}", "distillation.T is for angry"),
     ("distillation.tau=[]", "distillation.tau is for"), ("student.class_weights=[1,2]", "a number for each of angry"),
-    ("student.network=landmarks", "a network that does expected"), ("student.device=foo", "'foo' cannot be used here"), ("student.size=100000000000", "at most 4096 pixels")])
+    ("student.network=landmarks", "a network that does, such as"), ("student.device=foo", "'foo' cannot be used here"), ("student.size=100000000000", "at most 4096 pixels")])
 def test_a_plan_refuses_what_the_run_would(change, says, capsys):
     assert main(["demo", "--preset", "tiny", "--images", "140", "--dry-run", "--set", change]) == 2
     said = capsys.readouterr()
