@@ -109,7 +109,7 @@ def test_probabilities_of_other_classes_are_refused(columns):
     ds, table = judged()
     ds = ds.where(label=EMOTIONS[:6])
     probs = np.full((len(ds), columns), 1 / columns)
-    with pytest.raises(DataError, match=rf"shape \(120, {columns}\); \(120, 7\) expected.*in the order angry, "):
+    with pytest.raises(DataError, match=rf"shape \(120, {columns}\); \(120, 7\), a row an image.*in the order angry, "):
         errors(ds, probs)
 
 

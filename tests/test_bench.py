@@ -562,7 +562,7 @@ def test_kept_answers_of_a_model_that_names_no_weights_are_told_of(faces, tmp_pa
 
 
 @pytest.mark.parametrize(("change", "error", "match"), [
-    (lambda t: t.assign(label="happy"), DataError, "bad.csv, row 2, column label: 'happy'; a probability expected"),
+    (lambda t: t.assign(label="happy"), DataError, "bad.csv, row 2, column label: 'happy'; a probability, id and labels"),
     (lambda t: t.mask(pd.DataFrame({c: t.index == 3 for c in t}) & (t.columns != "id")), DataError, "bad.csv, row 5, column angry: nothing"),
     (lambda t: t.assign(confidence=.9), ModelError, r"bad.csv, row 2 \(angry, .*, confidence\): no probabilities"),
     (lambda t: t.assign(happy=np.where(t.index == 4, 5, t.happy)), ModelError, "bad.csv, row 6 "),

@@ -917,7 +917,7 @@ def test_groups_subjects_seeds_and_shares_that_are_none_are_refused():
     for fraction in ("0.1", None, float("nan"), 0.3):
         with pytest.raises(ConfigError, match="fraction: "):
             holdout(ds, fraction)
-    with pytest.raises(ConfigError, match="seed=1.5; a whole number"):
+    with pytest.raises(ConfigError, match="seed: 1.5; a whole number"):
         folds(ds, 2, seed=1.5)
 
 
@@ -941,5 +941,5 @@ def test_what_a_fit_on_other_images_held_out_is_refused(tmp_path):
 def test_training_and_validation_have_one_size_and_as_many_channels():
     grey, colour, large = dataset(8), dataset(8, prefix="c", shape=(8, 8, 3)), dataset(8, prefix="l", shape=(9, 9))
     for other in (colour, large):
-        with pytest.raises(DataError, match=r"training images are \(8, 8\) .*validation images .*resized"):
+        with pytest.raises(DataError, match=r"training images are \[\(8, 8\)\], validation images .*resized"):
             dataloaders(grey, other, 4, device="cpu")

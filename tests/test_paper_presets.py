@@ -394,14 +394,14 @@ def test_passes_are_those_of_a_loop():
 
 def test_a_plan_of_a_data_set_loads_no_fastai(tmp_path):
     """Printed in seconds: nothing that takes long to import, nothing counted anew."""
-    root = kdef_tree(tmp_path / "KDEF", 6)
+    root = kdef_tree(tmp_path / "KDEF", 7)
     code = ("import sys; from fer_nb.cli import main; "
             f"assert main(['run', '--preset', 'paper-dmc', '--data', {str(root)!r}, '--dry-run', '--out', 'x']) == 0; "
             "print([m for m in ('fastai', 'timm') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
     lines = done.stdout.splitlines()
     assert lines[-1] == "[]" and lines[-2] == "nothing was run", done.stderr[-500:]
-    for words in ("student.bs                 16", "[4] batch size of 16", "[Eq. 3] T_e, by emotion", "42 images: 5 folds of", "teacher crossvit_18",
+    for words in ("student.bs                 16", "[4] batch size of 16", "[Eq. 3] T_e, by emotion", "49 images: 5 folds of", "teacher crossvit_18",
                   "hours, a card", "memory:", "disk:", "(values are open: 3 for each)"):
         assert words in done.stdout, words
     assert not (tmp_path / "x").exists()
