@@ -104,11 +104,14 @@ def _two_moments(
     df: pd.DataFrame,           # the dataset's table
     duplicates: pd.DataFrame,   # from `find_duplicates`
 ) -> pd.DataFrame:              # the same pairs, some of them `similar`
-    """Of one person or film, two images with different labels are two moments (a neutral face, and its smile
-    a second later): `similar`, however little their pixels differ, unless these are identical."""
-    i, j = duplicates.i.to_numpy(int), duplicates.j.to_numpy(int)
-    moments = _of_two_labels(df, duplicates) & _tied(df, i, j)
-    return duplicates.assign(how=duplicates.how.mask(moments, "similar"))
+    """Of one person or film, two images with different labels in one split are two moments (a neutral face,
+    and its smile a second later): `similar`, however little their pixels differ, unless these are identical.
+    Across splits they stay what they are, for a copy that is known there is a leak."""
+    i, j, split = duplicates.i.to_numpy(int), duplicates.j.to_numpy(int), df.split.to_numpy(str)
+    moments = _of_two_labels(df, duplicates) & _tied(df, i, j) & (split[i] == split[j])
+    found = duplicates.assign(how=duplicates.how.mask(moments, "similar"))
+    found.attrs["moments"] = int((moments & (duplicates.how != "similar").to_numpy()).sum())
+    return found
 
 # %% ../nbs/09_audit.ipynb #d4c53980
 def image_quality(
@@ -209,8 +212,12 @@ def _by_id(
     ds: FERData,           # the images they belong to
     where: str | Path,     # of the table, for messages
 ) -> np.ndarray:           # (N, C), in the order of `ds` and its labels; NaN for images without a row
-    """Probabilities joined by id and by name. Raises `DataError` for a label without a column, for an id that
-    comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
+    """Probabilities joined by id and by name; a table without ids, of as many rows, is taken in its order.
+    Raises `DataError` for a label without a column, for an id that comes twice, and where no id is one of the
+    data; missing and foreign ones are warned of."""
+    if "id" not in table and isinstance(table.index, pd.RangeIndex) and len(table) == len(ds):
+        named = {*ds.labels} <= {*table.columns}
+        return table[list(ds.labels)].to_numpy(float) if named else table.to_numpy()
     table = table.set_index("id") if "id" in table else table
     need_columns(table, ds.labels, str(where), "columns id, " + ", ".join(ds.labels) + " expected")
     need_ids(table.index, ds, where)
@@ -435,6 +442,10 @@ def _alike_notes(
             f"multilabel: {two:,} of the pairs that are not byte-identical have two labels. Two frames of "
             "one shot, such as a neutral face and its apex, differ as little as copies do: look at these "
             "pairs before they are dropped, or give the images a column `subject` or `group`.")
+    if moments := pairs.attrs.get("moments"):
+        said.append(
+            f"similar: {moments:,} of the pairs have two labels and would be duplicates, but are of one "
+            "`subject` or `group`, so two moments rather; a copy with a wrong label would look the same.")
     shared, scale = (pairs.attrs.get(name, usual) for name, usual in (("shared", 0), ("scale", 1)))
     if shared:
         said.append(
@@ -590,7 +601,7 @@ def _standing(
     if not isinstance({} if decisions is None else decisions, Mapping):
         raise DataError(f"decisions: a {type(decisions).__name__} given; a mapping of ids to \"keep\", "
                         "\"drop\" or a label expected, such as dict(zip(table.id, table.action))")
-    before = ds.id[ds.decided == True] if "decided" in ds else ()   # NaN in a set that had no decisions
+    before = ds.id[ds.decided.astype(str).str.lower() == "true"] if "decided" in ds else ()   # as text, too
     return dict.fromkeys(before, "keep") | dict(decisions or {})
 
 

@@ -217,7 +217,7 @@ def need_inputs(
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
     for place in [place for name in verb.makes if (place := getattr(args, name)) is not None]:
-        need_apart(place, read)
+        need_apart(place, [path for path in read if path == args.data])   # others may come of earlier work
         if target is not None:
             need_apart(target, [place])
     if target is not None:
@@ -255,8 +255,13 @@ def _ended_as_by_hand() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _stopped(e: KeyboardInterrupt) -> int:   # 128 + the number of the signal
-    "The exit status of a command that was ended by hand, or as by hand."
+def _stopped(
+    e: KeyboardInterrupt,   # by hand, or as by hand
+    said: str,              # for standard error, which may be a terminal that is gone
+) -> int:                   # 128 + the number of the signal
+    "Say that the command was ended; its exit status."
+    with suppress(OSError):
+        print(f"fer-nb: {said}", file=sys.stderr)
     return 128 + (e.args[0] if e.args else signal.SIGINT)
 
 
@@ -287,8 +292,7 @@ def main(
         print(f"fer-nb: {type(e).__name__}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print("fer-nb: interrupted; nothing is half-written", file=sys.stderr)
-        return _stopped(e)
+        return _stopped(e, "interrupted; nothing is half-written")
     if isinstance(done, str) and rank == 0:
         try:
             print(done, flush=True)
@@ -1012,21 +1016,19 @@ def _lists_of(
     ds: FERData,                  # as read
     parts: Path | None,           # of --parts
     names: Iterable[str | None],  # of networks: those of runs are folders
-) -> list[Path]:                  # lists of parts: that of --parts, else those of runs on these images
+) -> dict[Path, FERData]:         # list (of --parts, then of runs on these images) -> data in its splits
     "Which lists say how these data were parted. Raises `DataError` for --parts of other images."
-    runs = (Path(os.path.expanduser(name)) for name in names if name)
-    lists = [run / "parts.csv" for run in runs] if parts is None else [parts]
-    of_these = []
-    for path in filter(Path.is_file, lists):
+    runs = [Path(os.path.expanduser(name)) / "parts.csv" for name in names if name and name not in SHIPPED]
+    found = {}
+    for path in filter(Path.is_file, dict.fromkeys([parts, *runs] if parts else runs)):
         from fer_nb.loaders import listed_splits
         try:
             with _told():
-                listed_splits(ds, path)
-            of_these.append(path)
-        except DataError:
-            if parts is not None:
+                found[path] = listed_splits(ds, path)
+        except DataError:   # a run on other images
+            if path == parts:
                 raise
-    return of_these
+    return found
 
 
 def _in_parts(
@@ -1034,24 +1036,23 @@ def _in_parts(
     parts: Path | None,           # of --parts
     names: Iterable[str | None],  # of networks: those of runs are folders
 ) -> FERData:                     # in the splits of a run, where there is one; standard error says which
-    """Data as a run parted them: by its list, or, for data without a split, by that of the first run asked
-    about. Raises `DataError` where another run was trained on images that this one reports."""
+    """Data as a run parted them: by the list given, or, for data without a split, by that of the first run
+    asked about. Raises `DataError` where a run was trained on images that are reported then."""
     if parts is None and set(ds.df.split) != {"train"}:
         return ds
-    if not (lists := _lists_of(ds, parts, names)):
+    if not (found := _lists_of(ds, parts, names)):
         return ds
-    from fer_nb.loaders import listed_splits
     from fer_nb.store import read_table
-    for path in lists[:1]:
-        ds = listed_splits(ds, path)
-        counts = ", ".join(f"{split} {n:,}" for split, n in ds.df.split.value_counts(sort=False).items())
-        print(f"fer-nb: {path}: the splits of this run are taken: {counts}", file=sys.stderr)
+    first, *others = found
+    ds = found[first]
+    counts = ", ".join(f"{split} {n:,}" for split, n in ds.df.split.value_counts(sort=False).items())
+    print(f"fer-nb: {first}: the splits of this run are taken: {counts}", file=sys.stderr)
     reported = {*ds.df.id[ds.df.split != "train"]}
-    for path in lists[1:]:
+    for path in others:
         table = read_table(path, words=("id", "part"))
         known = reported & {*table.id[table.part.isin(["trained on", "held out"])]}
         expect(not known, path, f"this run was trained on {len(known):,} of the {len(reported):,} images "
-               f"that {lists[0]} reported", "runs with the same parts (--seed), or data with a split,")
+               f"that {first} reported", "runs with the same parts (--seed), or data with a split,")
     return ds
 
 
@@ -1547,9 +1548,8 @@ def run(
                 write_results(results, args.out, to, recogniser.network.labels, args.overwrite, count,
                               recogniser.more)
     except KeyboardInterrupt as e:
-        print(f"fer-nb: interrupted after {counts.total() - counts['faces']} images; what was done stays",
-              file=sys.stderr)
-        return _stopped(e)
+        done = counts.total() - counts["faces"]
+        return _stopped(e, f"interrupted after {done} images; what was done stays")
     except BrokenPipeError:  # such as `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -335,7 +335,7 @@ def replace(
     made.provenance = provenance
     return made
 
-
+# %% ../nbs/04_data.ipynb #moved001
 @patch
 def _moved(
     self: FERData,
@@ -345,6 +345,8 @@ def _moved(
     own, index = self.df.id.tolist(), None if df is None else df.index
     if df is None or "id" not in df or len(df) != len(own) or (ids := df["id"].to_numpy().tolist()) == own:
         return None
+    if not all(isinstance(i, str) for i in ids):
+        return None   # which is refused by its name
     sorted_ = index.nlevels == 1 and index.is_unique and not index.equals(self.df.index) and \
         index.isin(self.df.index).all()
     if not sorted_ and set(map(str, ids)) != set(own):
@@ -370,9 +372,13 @@ def assign(
         if many and len(x) != len(self):
             expect(False, self.name or "the dataset",
                    f"column {column!r}: {len(x)} values for {len(self)} images", "one an image")
+        flat = getattr(x, "ndim", 0) < 2 and not isinstance(x, (set, frozenset, Iterator))
+        expect(flat, self.name or "the dataset", f"column {column!r}: a {type(x).__name__}",
+               "one value an image")
         return x
 
-    return self.replace(df=self.df.assign(**{c: fitted(c, x) for c, x in columns.items()}))
+    table = self.df.assign(**{c: fitted(c, x) for c, x in columns.items()})
+    return self.replace(df=table, images=self._images)   # in their order, also under other ids
 
 
 @patch
@@ -1884,14 +1890,17 @@ def _need_one_emotion(
     names: Sequence[str],   # of its columns, see `pixel_columns`
     order: Sequence[str],   # the emotions by number
 ) -> None:
-    "Refuse a table in which the emotion could stand in several columns; rows may be numbered in the first."
+    "Refuse a table in which, by its first fifty rows, the emotion could stand in another column as well."
     rows = [fields for _, fields in islice(table_rows(path), 50)]
-    more = [k for k, text in enumerate(rows[0]) if text and names[k] not in ("pixels", "Usage")
-            and not split_named(text)]
-    first = [row[more[0]] if len(row) > more[0] else "" for row in rows] if len(more) == 2 else []
-    start = int(first[0]) if first and re.fullmatch("[0-9]{1,9}", first[0]) else 0
-    counts = first == [str(start + k) for k in range(len(rows))] and start + len(rows) > len(order)
-    expect(len(more) < 2 or counts, path, "no header, and the emotion could be any of "
+
+    def may(k: int) -> bool:   # a number below that of the emotions, or one's name, in every row
+        texts = [row[k].strip() if len(row) > k else "" for row in rows]
+        return all(int(t) < len(order) if re.fullmatch("[0-9]{1,9}", t) else
+                   t != "" and canonical_label(t) in order for t in texts)
+
+    more = [k for k, name in enumerate(names) if name == "emotion" or
+            name not in ("pixels", "Usage") and not split_named(rows[0][k]) and may(k)]
+    expect(len(more) < 2, path, "no header, and the emotion could be any of "
            f"{', '.join(quoted(rows[0][k], 20) for k in more)}",
            "a first row that names the columns, such as emotion,pixels,Usage,subject,")
 

@@ -92,8 +92,10 @@ def plot_confusion(
     total = counts.sum(axis=1, keepdims=True)
     percent = 100 * np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     shown, top = (percent, 100) if normalize else (counts, max(1.0, counts.max()))
-    look = {"cmap": "Blues", "vmin": 0, "vmax": top, "cbar": False, "annot": True, "fmt": ".0f", **kwargs}
-    sns.heatmap(shown, ax=ax, mask=np.isnan(shown), annot_kws={"fontsize": "small"}, **look)
+    look = {"cmap": "Blues", "vmin": 0, "vmax": top, "cbar": False, "annot": True, "fmt": ".0f",
+            "annot_kws": {"fontsize": "small"}, **kwargs}
+    mask = np.isnan(shown) | np.asarray(look.pop("mask", False), bool)
+    sns.heatmap(shown, ax=ax, mask=mask, **look)
     ax.spines[:].set_visible(True)
     for text in ax.texts:
         text.set_weight("bold" if len({*text.get_position()}) == 1 else "normal")

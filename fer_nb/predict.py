@@ -1008,7 +1008,13 @@ def _is_photo(path: Path) -> bool:   # a file that was found in a folder
     ending = path.suffix.lower()
     if (kind := Image.registered_extensions().get(ending)) or ending in _RAW:   # these begin as TIFF does
         return kind in Image.OPEN and kind not in _UNREAD
-    return Tree(path.parent, file=path.name).is_image(path.name)
+    if not Tree(path.parent, file=path.name).is_image(path.name):
+        return False
+    try:
+        Image.open(path).close()   # a text may begin as an image does
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 # %% ../nbs/50_predict.ipynb #809b9914
@@ -1965,6 +1971,7 @@ class _Film:
         if slot < self.written:
             known, self.noted = self.noted, True
             return "" if known else f"the first frame that the video leaves out, of {self.fps:.3g} a second"
+        self.fill(slot - lost)   # with the one before
         self.last = drawn if fits else np.asarray(Image.fromarray(drawn).resize(self.size))
         self.fill(slot - lost + 1)
         return f"a pause of which the video leaves out {lost / self.fps:.3g} seconds" if lost else ""
@@ -1998,7 +2005,8 @@ def _need_whole(
     there = capture.get(7)   # cv2.CAP_PROP_FRAME_COUNT
     capture.release()
     whole = there >= frames and not cut_off(path)   # one more where Ctrl-C came between a frame and its count
-    expect(whole, to, f"not all {frames} frames could be written, so there is no new film", "room on the disk")
+    expect(whole, to, f"not all {frames} frames could be written, so there is no new film",
+           "room on the disk")
 
 
 @contextmanager

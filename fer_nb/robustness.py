@@ -129,7 +129,7 @@ def _wanted(
     severities: float | Sequence[float],   # numbers from 0 to 5
 ) -> list[tuple[str, float]]:      # kind and severity
     "What is to be tried. Raises `ConfigError` for one that there is not."
-    several = [severities] if np.ndim(severities) == 0 else severities
+    several = np.atleast_1d(severities).tolist()
     wanted = [(k, s) for k in (corruption_kinds() if kinds is None else kinds) for s in several]
     for kind, severity in wanted:
         _level(kind, severity)

@@ -1188,7 +1188,7 @@ def identity(
     settings = {k: v for k, v in to_dict(self).items() if k not in NOT_OF_A_FIT} | more
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]  # which no optimiser knows
     return plain({"settings": settings, "data": data, "callbacks": callbacks, "model": weights,
-                  "start": start} | ({"frozen": frozen} if frozen else {}))
+                  "start": start, "frozen": frozen or ["nothing"]})
 
 # %% ../nbs/30_train.ipynb #45903656
 class _Tracked:
@@ -1446,7 +1446,8 @@ def restore(
     "Check that the state is this training's, then put everything back, the random generators last."
     self.same_start(found["described"])
     there, here = [name for name, _ in found["callbacks"]], [cb.name for cb, _ in self.stateful]
-    if differ := differences(found["described"] | {"memories": there}, self.described | {"memories": here}):
+    before = {"frozen": self.described["frozen"]} | found["described"]   # earlier versions did not write it
+    if differ := differences(before | {"memories": there}, self.described | {"memories": here}):
         raise CheckpointError(f"{self.path}: of another run: {first_few(differ)}; another file, or "
                               "resume=False to replace it")
     if found["epoch"] > self.n_epoch:

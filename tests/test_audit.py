@@ -611,3 +611,26 @@ def test_what_a_decision_keeps_stays_when_the_data_are_cleaned_again():
     assert {*ds.df.id[same]} <= {*splits.train.df.id} or {*ds.df.id[same]} <= {*splits.valid.df.id}
     assert not {*make_splits(ds, Data(near_duplicates=False, targets=None)).train.df.id} & {*ds.df.id[two]}
     assert kept.identity() != kept.replace(df=kept.df.drop(columns="decided")).identity()
+
+
+@pytest.mark.parametrize("column", ["subject", "group"])
+def test_a_copy_of_a_test_image_under_another_label_is_a_leak_whoever_it_shows(monkeypatch, column):
+    "Within a split two labels of one person are two moments; across splits the picture is known. 0 and 1 hang on 2, which is tested."
+    ds = drawn(range(5), ["happy", "sad", "sad", "happy", "sad"], ["train", "train", "test", "train", "train"]).assign(**{column: "a"})
+    report = told(monkeypatch, ds, pairs_of((0, 1, .99, "near", ""), (0, 2, .99, "near", ""), (1, 2, .99, "near", ""), (3, 4, .99, "near", "")))
+    assert set(issue(report, "leak").id) == {"im002"} == report.leaked() and set(report.clean().df.id) == {"im002", "im003", "im004"}
+    assert [note for note in report.notes() if note.startswith("similar: 2 of the pairs have two labels")]
+
+
+def test_what_was_decided_is_known_when_it_was_read_as_text(monkeypatch):
+    ds = drawn(range(2), "sad").assign(decided=["True", "False"])
+    report = told(monkeypatch, ds, pairs_of((0, 1, .99, "near", "")))
+    assert set(report.clean().df.id) == {"im000"}
+    assert set(told(monkeypatch, ds.assign(decided=["False", "True"]), pairs_of((0, 1, .99, "near", ""))).clean().df.id) == {"im000", "im001"}
+
+
+def test_probabilities_in_a_table_without_ids_are_taken_in_its_order():
+    ds = make_faces(140, seed=0, defects=None)[0]
+    right = np.eye(7)[ds.targets()] * .8 + .2 / 7
+    for table in (pd.DataFrame(right, columns=ds.labels), pd.DataFrame(right[:, ::-1], columns=ds.labels[::-1]), pd.DataFrame(right)):
+        assert not len(issue(audit(ds, search=None, probs=table), "label_error"))

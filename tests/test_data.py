@@ -709,3 +709,21 @@ def test_votes_in_8_bits_are_counted_as_any_others():
     df = pd.DataFrame({"id": [f"i{k}" for k in range(50)], "label": "happy", "split": "train"}).assign(**dict(zip(VOTE_COLUMNS, small.T)))
     ds = FERData(df, np.zeros((50, 4, 4), np.uint8))
     assert ds.votes().dtype == np.int64 and ds.votes(float).dtype == float and ds.df.vote_happy.dtype == np.uint8
+
+
+def test_ids_are_made_anew_without_moving_an_image():
+    ds = random_data(6, shape=(4, 4))
+    mixed = ds.take([3, 0, 5, 1, 4, 2])
+    again = mixed.assign(id=[str(k) for k in range(6)])
+    assert (again.array() == mixed.array()).all() and again.df.id.tolist() == [*"012345"]
+    with pytest.raises(DataError, match="not a string"):
+        ds.replace(df=ds.df.assign(id=range(6)))
+    for odd in (np.zeros((6, 2)), {1, 2}, iter(range(6))):
+        with pytest.raises(DataError, match="column 'x': a .*one value an image"):
+            ds.assign(x=odd)
+
+
+def test_a_name_of_a_file_is_no_emotion(tmp_path):
+    rows = [f"im{k}.png,{k % 7},{ROW}" for k in range(9)]
+    path = csv_of(tmp_path / "own.csv", *rows[1:], header=rows[0])
+    assert data.fer2013_csv(path).df.label.tolist() == [EMOTIONS[k % 7] for k in range(9)]

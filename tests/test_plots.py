@@ -417,3 +417,8 @@ def test_each_model_is_named_once_in_a_table_put_together():
     halves = [PRICE[PRICE.model == m].reset_index(drop=True) for m in PRICE.model.unique()]
     texts = [t.get_text() for t in plot_tradeoff(pd.concat(halves)).texts]
     assert sorted(texts) == sorted(PRICE.model.unique())
+
+
+def test_a_matrix_takes_seaborns_options():
+    ax = plot_confusion(pd.DataFrame(np.eye(3)), annot_kws={"fontsize": 4}, mask=np.eye(3, dtype=bool), square=True)
+    assert len(ax.texts) == 6 and {t.get_fontsize() for t in ax.texts} == {4}

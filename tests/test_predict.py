@@ -1473,3 +1473,21 @@ def test_a_gif_of_which_opencv_gives_less_says_so(toy, tmp_path):
     *came, last = toy.frames(tmp_path / "two.gif")
     assert last.note == "" if last.image is not None else last.note.startswith(f"{len(came)} of 2 frames: OpenCV gives no more")
     assert [r.status for r in toy.frames(tmp_path / "slow.gif")] == ["ok"] * 4
+
+
+def test_a_text_that_begins_as_an_image_does_is_passed_over(toy, portrait, tmp_path):
+    (tmp_path / "README").write_text("BMW is a car")
+    (tmp_path / "notes").write_text("P1 \nnotes")
+    (tmp_path / "IMG_0001").write_bytes(portrait.read_bytes())
+    assert {s.file.rpartition("/")[2]: s.status for s in toy.results(tmp_path)} == {"README": "skipped", "notes": "skipped", "IMG_0001": "ok"}
+
+
+def test_each_frame_of_a_film_is_shown_for_as_long_as_it_was():
+    from types import SimpleNamespace
+    from fer_nb.predict import _Film
+    shown = []
+    film = _Film(SimpleNamespace(write=lambda x: shown.append(int(x[0, 0, 0]))), (8, 8), 10.0)
+    for k in range(5):
+        film(np.full((8, 8, 3), k, np.uint8), float(k))
+    film.end()
+    assert shown == [k for k in range(5) for _ in range(10)]

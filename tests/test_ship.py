@@ -297,3 +297,13 @@ def test_the_folder_of_the_work_is_a_path_as_the_others(tmp_path, monkeypatch, c
     for out, work in (("o", "o"), ("o", "o/w"), ("o", str(data.parent))):
         assert main([*small, "--out", out, f"--work={work}"]) == 2 and "would be replaced" in capsys.readouterr().err
     assert len(seen) == 1
+
+
+def test_a_teacher_may_lie_in_the_work_of_an_earlier_start(tmp_path, monkeypatch, capsys):
+    data, work = fer2013_folder(210) / "fer2013.csv", tmp_path / "w"
+    work.mkdir()
+    save_hyfer(HyFER(7, 1, "light"), work / "t.safetensors")
+    monkeypatch.setattr(hyfer_studies, "train_shipped", lambda *a, **how: (_ for _ in ()).throw(DataError("enough")))
+    small = ["ship", "--data", str(data), "--student", "accurate", "--set", "teachers=[]", "--set", "born_again=null", "--set", "adversarial=null"]
+    assert main([*small, "--out", str(tmp_path / "o"), "--work", str(work), "--teacher", str(work / "t.safetensors")]) == 2
+    assert "enough" in capsys.readouterr().err

@@ -831,8 +831,12 @@ def test_a_checkpoint_with_other_frozen_parts_is_refused(dls, tmp_path):
         with pytest.raises(CheckpointError, match=r"of another run: frozen\.0 is .*3\.weight"):
             go(not first)
         assert len(go(first)) == 1
+        state = read_checkpoint(tmp_path / "c.ckpt")   # of an earlier version, which did not write it down
+        del state["described"]["frozen"]
+        write_checkpoint(state, tmp_path / "c.ckpt")
+        assert len(go(first)) == 1
     plainly = Fit().identity(net(), dls, [])
-    assert set(plainly) == {"settings", "data", "callbacks", "model", "start"} and "augment code" not in plainly["data"]
+    assert set(plainly) == {"settings", "data", "callbacks", "model", "start", "frozen"} and "augment code" not in plainly["data"]
 
 
 class Attributes(torch.utils.data.TensorDataset):
