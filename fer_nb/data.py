@@ -373,8 +373,9 @@ def assign(
             expect(False, self.name or "the dataset",
                    f"column {column!r}: {len(x)} values for {len(self)} images", "one an image")
         flat = getattr(x, "ndim", 0) < 2 and not isinstance(x, (set, frozenset, Iterator))
-        expect(flat, self.name or "the dataset", f"column {column!r}: a {type(x).__name__}",
-               "one value an image")
+        if not flat:
+            expect(False, self.name or "the dataset", f"column {column!r}: a {type(x).__name__}",
+                   "one value an image")
         return x
 
     table = self.df.assign(**{c: fitted(c, x) for c, x in columns.items()})
