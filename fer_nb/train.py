@@ -1446,7 +1446,8 @@ def restore(
     "Check that the state is this training's, then put everything back, the random generators last."
     self.same_start(found["described"])
     there, here = [name for name, _ in found["callbacks"]], [cb.name for cb, _ in self.stateful]
-    before = {"frozen": self.described["frozen"]} | found["described"]   # earlier versions did not write it
+    before = {k: v for k, v in self.described.items() if k == "frozen"}   # earlier versions did not write it
+    before |= found["described"]
     if differ := differences(before | {"memories": there}, self.described | {"memories": here}):
         raise CheckpointError(f"{self.path}: of another run: {first_few(differ)}; another file, or "
                               "resume=False to replace it")
