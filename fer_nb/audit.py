@@ -207,7 +207,7 @@ def _votes(
     return votes.fillna(0)
 
 
-def _by_id(
+def _probs_by_id(
     table: pd.DataFrame,   # probabilities: ids in the index or in a column `id`, a column a label
     ds: FERData,           # the images they belong to
     where: str | Path,     # of the table, for messages
@@ -246,7 +246,7 @@ def label_issues(
             "i": rows, "score": 1 - own / votes.sum(axis=1).to_numpy()[rows], "how": "votes",
             "suggested": majority.where(majority.isin(ds.labels), "").to_numpy()[rows]}))
     if probs is not None:
-        probs = _by_id(probs, ds, "probs") if isinstance(probs, pd.DataFrame) else probs
+        probs = _probs_by_id(probs, ds, "probs") if isinstance(probs, pd.DataFrame) else probs
         shape, whole = tuple(np.shape(probs)), (len(ds), len(ds.labels))
         expect(shape == whole, ds.name, f"probs has shape {shape}",
                f"{whole}, a row an image, a column a label in the order {', '.join(ds.labels)},")

@@ -235,7 +235,7 @@ def need_inputs(
 
 # %% ../nbs/60_cli.ipynb #ended001
 @contextmanager
-def _ended_as_by_hand() -> Iterator[None]:
+def _signals_interrupt() -> Iterator[None]:
     "Within the block SIGTERM, and the end of a terminal, end the work as Ctrl-C does."
     def end(number: int, frame: object) -> None:
         if os.getpid() == here:
@@ -256,7 +256,7 @@ def _ended_as_by_hand() -> Iterator[None]:
 
 
 def _stopped(
-    e: KeyboardInterrupt,   # by hand, or as by hand
+    e: KeyboardInterrupt,   # of Ctrl-C, or of a signal, whose number it has
     said: str,              # for standard error, which may be a terminal that is gone
 ) -> int:                   # 128 + the number of the signal
     "Say that the command was ended; its exit status."
@@ -284,7 +284,7 @@ def main(
         if os.environ.get("WORLD_SIZE", "1") != "1":
             processes = process_group(device=switches.get("device"))
         memory = enough_memory(f"fer-nb {args.verb}", "smaller batches, smaller images, or another --device")
-        with _ended_as_by_hand(), processes as (rank, _), show_progress(), machine(**switches), memory:
+        with _signals_interrupt(), processes as (rank, _), show_progress(), machine(**switches), memory:
             if switches.get("device") is not None:
                 pick_device()  # refused before anything is read
             done = VERBS[args.verb].run(args)
@@ -611,7 +611,7 @@ class _AuditVerb(Verb):
     ) -> np.ndarray:   # (N, C), in the order of `ds`; NaN for images that are not in the file
         """Probabilities of a study, joined by id. Raises `DataError` for a file without the labels, for an id
         that comes twice, and where no id is one of the data; missing and foreign ones are warned of."""
-        from fer_nb.audit import _by_id
+        from fer_nb.audit import _probs_by_id
         try:
             table = pd.read_csv(path, dtype={"id": str})
             ids = table["id"].map(from_text, na_action="ignore")
@@ -619,7 +619,7 @@ class _AuditVerb(Verb):
         except (OSError, KeyError, ValueError) as e:
             raise DataError(f"{path}: columns id, {', '.join(ds.labels)} expected ({quoted(e)})") from e
         with _told():
-            return _by_id(table, ds, path)
+            return _probs_by_id(table, ds, path)
 
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."

@@ -679,7 +679,8 @@ def align(
     return found
 
 # %% ../nbs/08_duplicates.ipynb #0f1b7f70
-_COPIES, _SHARED, _OWN = 0.9, 0.25, 8   # correlation of what is shared; quantile of pairs; least blocks left
+_COPIES, _ALONE = 0.9, 0.75   # correlation of what is shared, and at most of what is an image's own
+_SHARED, _OWN = 0.25, 8       # quantile of pairs; least blocks left
 
 
 @patch
@@ -719,8 +720,9 @@ def own_places(
     masks = [within_borders(levels["borders"][pairs[row, k]], 48) for k in (0, 1)]
     b, seen = warped(torch.stack([smoothed(b, EVIDENCE[0].blur), masks[1]], 1), maps).unbind(1)
     agreed[row] = block_correlations(smoothed(a, EVIDENCE[0].blur), b, masks[0] * (seen > .9), 4, 6)
+    agreed[:, agreed.isnan().float().mean(0) > .5] = torch.nan   # edges that few pairs show say nothing
     own = ~(agreed.nanquantile(_SHARED, dim=0) >= _COPIES)
-    if own.all() or not own.any() or not agreed.nanquantile(.5, dim=0)[own].nanquantile(.25) < .5:
+    if own.all() or not own.any() or not agreed.nanquantile(.5, dim=0)[own].nanquantile(.25) < _ALONE:
         return whole, usual
     own = own.float().view(1, 1, 12, 12)
     blocks, few = int((F.avg_pool2d(own, 2) >= .6).sum()), 1.0
