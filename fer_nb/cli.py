@@ -854,7 +854,7 @@ _ONWARD = {
                     help=".safetensors to go on from, instead of new weights and teachers; with --held"),
     "--held": dict(type=Path, metavar="CSV",
                    help="what the fit of --start held out, which is held out again: columns id and part "
-                        "(\"held out\"), such as results/fer2013-shipped/parts.csv"),
+                        "(\"held out\"), such as its run's parts.csv or results/fer2013-shipped/parts.csv"),
     "--seed": dict(type=int, default=0, metavar="N",
                    help="of weights, order, views and attacks; without --held of the hold-out too (default: "
                         "%(default)s)")}
@@ -864,8 +864,8 @@ class _ShipVerb(Verb):
     "the long run behind the weights in the package"
 
     description = ("Teachers, EADD and adversarial training at length. Leaves weights with their cards, "
-                   "results.csv, history.csv and teacher_weights.csv; takes hours, and goes on where it was "
-                   "broken off.")
+                   "results.csv, history.csv, teacher_weights.csv and parts.csv; takes hours, and goes on "
+                   "where it was broken off.")
     machine, makes = _TRAINS, ("work",)
     options = _DATA | _VOTES | _SETTINGS | _OVERWRITE | {
         "--teacher": dict(type=Path, action="append", default=[], metavar="FILE",

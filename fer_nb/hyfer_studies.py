@@ -781,6 +781,7 @@ def train_shipped(
         write_table(pd.concat(histories, ignore_index=True), folder / "history.csv")
         if eadd is not None:
             write_table(eadd.history, folder / "teacher_weights.csv")
+        write_table(splits.parts(), folder / "parts.csv")   # for --held of a run that goes on from these weights
     return Path(out)
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0002

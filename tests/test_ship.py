@@ -32,11 +32,11 @@ def faces():
 def test_the_robust_student_goes_on_from_the_accurate_ones_work(faces, tmp_path, monkeypatch):
     said, work = [], tmp_path / "work"
     a = train_shipped(faces, tmp_path / "a", SMALL, students=["hyfer"], work=work, say=said.append)
-    assert sorted(p.name for p in a.iterdir()) == ["history.csv", "hyfer.json", "hyfer.safetensors", "results.csv"]
+    assert sorted(p.name for p in a.iterdir()) == ["history.csv", "hyfer.json", "hyfer.safetensors", "parts.csv", "results.csv"]
     starts = json.loads((work / "sessions.json").read_text())           # the work goes on elsewhere
     (work / "sessions.json").write_text(json.dumps([starts[0] | {"threads": 64, "processor": "another"}]))
     r = train_shipped(faces, tmp_path / "r", SMALL, students=["hyfer_robust"], work=work, say=said.append)
-    assert sorted(p.name for p in r.iterdir()) == ["history.csv", "hyfer_robust.json", "hyfer_robust.safetensors", "results.csv"]
+    assert sorted(p.name for p in r.iterdir()) == ["history.csv", "hyfer_robust.json", "hyfer_robust.safetensors", "parts.csv", "results.csv"]
     assert any("not bit for bit" in line and "threads is 64 there" in line for line in said)
     record = HyFER.from_pretrained("hyfer_robust", folder=r).card["record"]
     assert record["interruptions"] == 1 and [s["threads"] for s in record["starts"]][0] == 64
@@ -148,6 +148,18 @@ def test_a_student_goes_on_from_trained_weights(begun, tmp_path, student, name, 
     assert phases == (["HyFER, adversarial"] if student == "robust" else ["HyFER, EADD"])       # robust: no second phase 1
     assert weights_digest(network) != weights_digest(HyFER.from_pretrained(folder=start.parent))
     assert (tmp_path / "on/teacher_weights.csv").exists() == (student == "accurate")
+
+
+def test_each_run_lists_the_images_that_the_next_one_holds_out(begun, tmp_path):
+    start, held, data = begun
+    listed = pd.read_csv(start.with_name("parts.csv"))
+    assert sorted(listed.id[listed.part == "held out"]) == sorted(pd.read_csv(held).id)
+    assert {"trained on", "reported"} < {*listed.part} and {*listed.split[listed.part != "reported"]} == {"train"}
+    for name in ("on", "further"):
+        assert onward_ship("accurate", start, start.with_name("parts.csv"), data, tmp_path / name) == 0
+        start = tmp_path / name / "hyfer.safetensors"
+        again = pd.read_csv(start.with_name("parts.csv"))
+        assert {*again.id[again.part == "held out"]} == {*listed.id[listed.part == "held out"]}
 
 
 def test_what_was_trained_on_is_not_held_out_now(begun, tmp_path, capsys):
