@@ -777,11 +777,10 @@ def train_shipped(
         for name, model in models.items():
             shared = {"share of phase 2's weights": adv.share} if name == "hyfer_robust" else {}
             model.save(folder, name, **how, **shared, **_card(model, tables[name], splits, preset))
-        write_table(pd.concat(tables.values(), ignore_index=True), folder / "results.csv")
-        write_table(pd.concat(histories, ignore_index=True), folder / "history.csv")
-        if eadd is not None:
-            write_table(eadd.history, folder / "teacher_weights.csv")
-        write_table(splits.parts(), folder / "parts.csv")   # for --held of a run that goes on from these weights
+        left = {"results": pd.concat(tables.values(), ignore_index=True), "parts": splits.parts(),
+                "history": pd.concat(histories, ignore_index=True)}
+        for name, table in (left | ({} if eadd is None else {"teacher_weights": eadd.history})).items():
+            write_table(table, folder / f"{name}.csv")
     return Path(out)
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0002
