@@ -1,4 +1,5 @@
 """Every question is answered by a command that exists, as a process of its own, and what it leaves lies where the pages read it."""
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -102,6 +103,19 @@ def test_arms_that_are_one_network_in_all_seeds_are_no_finding(tmp_path):
     write_table(pd.DataFrame(rows), tmp_path / COMPARED["SQS's parts"].place)
     table = family(tmp_path).query("evidence == \"SQS's parts\"")
     assert table.set_index("comparison").verdict["SQSNet against w/o SQS"] == "the same in all seeds"
+
+
+def test_a_narrow_interval_is_little_to_find_also_without_zero(tmp_path):
+    """And the pages that explain the verdicts give them in that order."""
+    rows = [{"arm": arm, "seed": seed, "split": "valid", "subset": "all", "tta": "none", "metric": "accuracy", "n": 1000, "value": .6 + gain}
+            for arm, gains in (("SQSNet", (.004, .006, .005)), ("w/o SQS", (0, 0, 0))) for seed, gain in enumerate(gains)]
+    write_table(pd.DataFrame(rows), tmp_path / COMPARED["SQS's parts"].place)
+    found = family(tmp_path).query("evidence == \"SQS's parts\"").set_index("comparison").loc["SQSNet against w/o SQS"]
+    assert 0 < found.low and found.high < 1.5 and found.p_holm > .05 and found.verdict == "little to find"
+    for page in ("55_evidence", "tutorials/12_paper_sqsnet", "tutorials/17_findings"):
+        cells = json.loads((ROOT / f"nbs/{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+        told = next(text for c in cells if c["cell_type"] == "markdown" and "±1.5 points" in (text := "".join(c["source"])) and "suggest" in text)
+        assert told.index("ittle to find") < told.index("*suggest"), page
 
 
 def test_a_table_is_current_wherever_its_files_lay():

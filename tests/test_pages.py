@@ -45,6 +45,21 @@ def test_says_what_it_needs(page):
     assert (said["data"] != "no data") == (asks and page.stem != "05_synth") == bool(said["less"])  # which shows the faces themselves
 
 
+@pages
+def test_says_how_real_data_are_found(page):
+    "Under that line: the variable and the files, for who reads the page and runs nothing."
+    if needs(page)["data"] != "no data":
+        way = next(text for text in cells(page, "markdown") if text.startswith("*Needs:"))
+        votes = any("fer2013new.csv" in source or "votes=True" in source for source in cells(page, "code"))
+        assert "`FER_NB_DATA`" in way and "`fer2013.csv`" in way and ("`fer2013new.csv`" in way or not votes)
+
+
+@pages
+def test_a_paper_has_one_name(page):
+    "The first, the second; other names were three for one."
+    assert not re.search(r"(dual-phase|data- and model-centric) paper", "\n".join(cells(page, "markdown")))
+
+
 def test_a_wrong_line_is_found():
     for text in ("*Needs: no data; 7 s of one core, 0.7 GB.*", "*Needs: FER2013, or drawn faces in its place; 2 min of one core "
                  "(50 s with drawn faces), 2.2 GB.*"):
@@ -75,6 +90,39 @@ def test_the_folder_of_real_data_is_asked_for_in_one_place():
     texts = {p.name: "\n".join(cells(p, "code")) for p in PAGES}
     texts |= {p.name: p.read_text(encoding="utf-8") for folder in ("tests", "benchmarks", "docs") for p in (ROOT / folder).glob("*.py")}
     assert [name for name, text in texts.items() if reads.search(text)] == ["04_data.ipynb"]
+
+
+# ---- with a folder of the reader's own ----
+
+OWN = ROOT / "nbs/tutorials/06_own_dataset.ipynb"
+
+
+def test_a_folder_of_the_readers_own_is_only_read(tmp_path):
+    "He writes its name where the page says so and steps on: no file is drawn into it, moved or damaged, and nothing else lies beside it."
+    code = cells(OWN, "code")
+    code = code[:next(k for k, source in enumerate(code) if "read(root, broken=" in source) + 1]
+    assert sum(source.count("root = drawn") for source in code) == 1
+    from PIL import Image
+    from fer_nb.synth import make_faces
+    faces = make_faces(12, seed=1, defects=None)[0]
+    for k in range(len(faces)):
+        (folder := tmp_path / "mine" / ("calm", "amused")[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(faces.image(k)).save(folder / f"{k}.png")
+
+    def files():
+        return {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    before, names = files(), {}
+    for source in code:
+        exec(compile(source.replace("root = drawn", f"root = Path({str(tmp_path / 'mine')!r})"), OWN.name, "exec"), names)
+    assert len(names["mine"]) == 12 and files() == before
+    names["temporary"].cleanup()
+
+
+def test_no_cell_after_it_writes_there():
+    writes = re.compile(r"root\b[^\n]*\.(unlink|mkdir|write_\w+|touch|rename|replace)\(|(rmtree|copy\w*|move|to_csv|save\w*)\([^\n]*\broot\b")
+    assert not [source for source in cells(OWN, "code") if writes.search(source)]
+    assert writes.search('(root / "stray.png").unlink()') and writes.search("shutil.move(root / a, root / b)")
 
 
 # ---- without the data ----

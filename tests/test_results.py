@@ -147,3 +147,10 @@ def test_figures_of_privatetest_stand_on_the_card_alone():
         text = page.read_text(encoding="utf-8")
         found = re.findall(r"PrivateTest[^.\n]{0,60}\b(?:68\.8|69\.4|67\.9|65\.2)\b", text)
         assert not found, f"{page.name}: {found}"
+
+
+def test_the_page_of_results_names_every_folder():
+    "What it does not show it lists, with the page that does."
+    text = (ROOT / "nbs/tutorials/13_results.ipynb").read_text(encoding="utf-8")
+    lacking = [p.name for p in (ROOT / "results").iterdir() if p.is_dir() and f"`{p.name}`" not in text and f"results/{p.name}/" not in text]
+    assert not lacking
