@@ -60,8 +60,8 @@ def _check(
 # %% ../nbs/01_config.ipynb #c0f10007
 @dataclass(frozen=True)
 class Augment:
-    """How a batch is changed. The defaults are the paper's geometry without its vertical flip; colour, noise, blur
-    and erasing are off."""
+    """How a batch is changed. The defaults are the paper's geometry without its vertical flip; colour, noise,
+    blur and erasing are off."""
 
     hflip: float = 0.5                         # probability of a horizontal flip
     vflip: float = 0.0                         # probability of a vertical flip (in the paper; off here)
@@ -234,7 +234,8 @@ class Distillation:
 
     alpha: float = 0.5           # weight of the cross-entropy (Eq. 1)
     T: float | dict[str, float] | tuple[tuple[str, float], ...] = 3.0  # temperature (Eq. 3), or by emotion
-    tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # temperature of trust (Eq. 5), the same
+    tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # temperature of the teachers'
+    # weights (Eq. 5), or by emotion
     accuracy: str | None = None  # of teachers (Eq. 5), see `EADD`: "valid", "first", "running"; None: "valid"
     views: int = 4               # augmented views of each image whose logits are cached
     cached_views: str = "each"  # the student sees these views; "mean": new ones, with the mean of the logits;

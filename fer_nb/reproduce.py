@@ -44,8 +44,9 @@ BUDGETS = {
                    1, 2, 140, ("efficientvit_m2",), {
                        "dmc": (f"teachers=[{', '.join(_SMALL)}]", "evaluation.n=14"),
                        "sqs": ("student.pretrained=false", "evaluation.tta=flip")}),
-    "cpu": Budget("light networks at 48 to 64 px, eight epochs, of dmc's table 3 the two smallest candidates: "
-                  "an evening on two cores", "study", "cpu-sqs", 3, 5, 2500, ("efficientvit_m2", "levit_192")),
+    "cpu": Budget("light networks at 48 to 64 px, eight epochs, of dmc's table 3 the two smallest "
+                  "candidates: an evening on two cores", "study", "cpu-sqs", 3, 5, 2500,
+                  ("efficientvit_m2", "levit_192")),
     "gpu": Budget("the paper's networks and epochs, mixed precision and larger batches", "paper-dmc-gpu",
                   "paper-sqs-gpu", 5, 5, 2500),
     "paper": Budget("the paper's own settings", "paper-dmc", "paper-sqs", 5, 5, 2500),
