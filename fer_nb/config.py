@@ -60,7 +60,8 @@ def _check(
 # %% ../nbs/01_config.ipynb #c0f10007
 @dataclass(frozen=True)
 class Augment:
-    "How a batch is changed. The defaults are the paper's geometry; colour, noise and erasing are off."
+    """How a batch is changed. The defaults are the paper's geometry without its vertical flip; colour, noise,
+    blur and erasing are off."""
 
     hflip: float = 0.5                         # probability of a horizontal flip
     vflip: float = 0.0                         # probability of a vertical flip (in the paper; off here)
@@ -188,7 +189,8 @@ SQS_PROTOCOLS = {"rafdb": "test", "ferplus": "test", "affectnet": "valid"}  # th
 class Data:
     "What becomes of a data set before anything is trained on it."
 
-    clean: bool | str = True  # drop what the audit finds; "leaks": duplicates of reported images; False: none
+    clean: bool | str = True  # drop surplus copies, contradictions, images without a face, duplicates of
+    # reported images; "leaks": the last alone; False: nothing
     near_duplicates: bool = True           # look for near duplicates too, not for byte-identical images alone
     holdout: float = 0.1  # share of the training split that selects epochs; above 0, at most 0.2
     held: str | None = None  # instead: a table of what an earlier fit held out, see `loaders.listed_holdout`
@@ -232,7 +234,8 @@ class Distillation:
 
     alpha: float = 0.5           # weight of the cross-entropy (Eq. 1)
     T: float | dict[str, float] | tuple[tuple[str, float], ...] = 3.0  # temperature (Eq. 3), or by emotion
-    tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # of trust (Eq. 5), the same
+    tau: float | dict[str, float] | tuple[tuple[str, float], ...] = 0.1  # temperature of the teachers'
+    # weights (Eq. 5), or by emotion
     accuracy: str | None = None  # of teachers (Eq. 5), see `EADD`: "valid", "first", "running"; None: "valid"
     views: int = 4               # augmented views of each image whose logits are cached
     cached_views: str = "each"  # the student sees these views; "mean": new ones, with the mean of the logits;
@@ -274,7 +277,7 @@ class Adversarial:
     "The adversarial phase."
 
     attacks: tuple[str, ...] = ("fgsm", "pgd")   # one is drawn for each batch; one named twice, more often
-    eps: float = 4 / 255                         # radius in the maximum norm
+    eps: float = 4 / 255                         # radius in the maximum norm, of pixels in [0, 1]
     steps: int = 3                               # of PGD
     ratio: float = 0.5                           # share of each batch that is attacked
     taught: bool = False                         # the teachers go on teaching
@@ -449,7 +452,7 @@ def fitting(
 
 # %% ../nbs/01_config.ipynb #papers04
 DMC_FIT = {
-    "epochs": (100, "100 epochs", "4", "not how the fits share them: 100 for each teacher and each phase"),
+    "epochs": (100, "100 epochs", "4", "how fits share them is open: 100 for each teacher and phase"),
     "bs": (16, "batch size of 16", "4"),
     "optimiser": ("Adam", "Adam", "4", "β and ε are open: fastai's 0.9, 0.99 and 1e-5"),
     "wd": (0.0, "", "", "Adam without decay"),
@@ -461,9 +464,9 @@ DMC_DATA = [
     Clause("data.clean", True, "noisy, duplicated, multi-label samples removed", "3.1.1",
            "by the audit; doubtful labels go to people"),
     Clause("data.refine", "keep", "face mask from mesh landmarks, background discarded", "3.1.1",
-           "not what becomes of images without a face: whole, so that every reported image counts"),
+           "what becomes of images without a face is open: kept whole, so that all reported images count"),
     Clause("data.targets", "paper", "augmented sample counts", "Table 1",
-           "not whether before the folds: after, times the training part's share"),
+           "before or after the folds is open: after, each count times the training part's share"),
     Clause("data.copies", Augment(vflip=0.5), DMC_GEOMETRY, "3.1.2", "probability of a flip: 0.5"),
     Clause("data.rare_copies", Augment(vflip=0.5, brightness=0.15, contrast=0.25, noise=0.03, blur=0.7),
            "colour and texture for minority classes", "3.1.2", "ranges are open"),
@@ -478,13 +481,15 @@ DMC_TEACHERS = [
            "sizes are open: of the published weights, from the images as they came"),
     Clause("teachers.pretrained", True, "fine-tuned", "3.2.1", "from which weights: ImageNet-1k"),
     Clause("teachers.lr", 1e-4, "", "", "usual for fine-tuning with Adam"),
-    Clause("teachers.augment", Augment(), DMC_GEOMETRY, "3.1.2", "said of copies; here of every image")]
+    Clause("teachers.augment", Augment(), DMC_GEOMETRY, "3.1.2",
+           "said of copies; here of every image, without the vertical flip")]
 DMC_STUDENT = [
     Clause("student.network", "paper", "HyFER: 3×3 stem, 3 inverted residuals, EPC, 1×1, classifier", "3.3",
            "widths are open: 0.72 M parameters"),
     Clause("student.size", 224, "224 × 224 × 3", "4", "grey images have one channel, not three equal ones"),
     Clause("student.lr", 1e-3, "", "", "Adam's usual rate"),
-    Clause("student.augment", Augment(), DMC_GEOMETRY, "3.1.2", "said of copies; here of every image")]
+    Clause("student.augment", Augment(), DMC_GEOMETRY, "3.1.2",
+           "said of copies; here of every image, without the vertical flip")]
 
 # %% ../nbs/01_config.ipynb #papers14
 DMC_EADD = [

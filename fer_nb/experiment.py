@@ -290,7 +290,7 @@ PART = {"--part": dict(type=int, default=4, metavar="N",
                        help="train on one part of N of the training images; 1: all (default: %(default)s)")}
 EPOCHS = {"--epochs": dict(type=int, metavar="N",
                            help="of the student's fit (bridge: the teacher's too; harden: phase 2) (default: "
-                                "8; labels 3, transfer 12, recipe 36, harden 2)")}
+                                "8; labels 3, transfer 12, recipe 36, harden 2; with --preset paper 50)")}
 SETTINGS = EPOCHS | {
     "--config": dict(type=Path, metavar="FILE", help="settings, as JSON or YAML, instead of the study's own"),
     "--set": dict(action="append", default=[], metavar="NAME=VALUE",

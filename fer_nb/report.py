@@ -76,9 +76,9 @@ def rows_of(
 # %% ../nbs/40_report.ipynb #8daba8b7
 def summary_table(
     results: pd.DataFrame,  # from a run
-) -> pd.DataFrame:          # a row a split and model: accuracy, macro precision, recall and F1 in %
-    """The clean results of a run as a table to read. Raises `DataError` where there are none, and for more
-    than one row a cell, such as those of several seeds."""
+) -> pd.DataFrame:          # a row a split and model: accuracies, macro precision, recall, F1 in %; images
+    """The clean results of a run as a table to read, the accuracy without duplicates too. Raises `DataError`
+    where there are none, and for more than one row a cell, such as those of several seeds."""
     clean = rows_of(results, attack="none", tta="none")
     if clean.empty:
         there = dict.fromkeys(f"{a} with tta={t}" for a, t in zip(results.attack, results.tta))

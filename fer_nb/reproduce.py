@@ -44,8 +44,9 @@ BUDGETS = {
                    1, 2, 140, ("efficientvit_m2",), {
                        "dmc": (f"teachers=[{', '.join(_SMALL)}]", "evaluation.n=14"),
                        "sqs": ("student.pretrained=false", "evaluation.tta=flip")}),
-    "cpu": Budget("light networks at 48 to 64 px, eight epochs: an evening on two cores", "study", "cpu-sqs",
-                  3, 5, 2500),
+    "cpu": Budget("light networks at 48 to 64 px, eight epochs, of dmc's table 3 the two smallest "
+                  "candidates: an evening on two cores", "study", "cpu-sqs", 3, 5, 2500,
+                  ("efficientvit_m2", "levit_192")),
     "gpu": Budget("the paper's networks and epochs, mixed precision and larger batches", "paper-dmc-gpu",
                   "paper-sqs-gpu", 5, 5, 2500),
     "paper": Budget("the paper's own settings", "paper-dmc", "paper-sqs", 5, 5, 2500),
@@ -390,7 +391,7 @@ def _sqs_figure2(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Ca
 
 @item("sqs", "figure 3", "the confusion matrix", _SQS)
 def _sqs_figure3(ds: FERData, preset: Preset, budget: Budget, out: Path, say: Callable) -> dict:
-    "Counts over all seeds, drawn in % of each row."
+    "Counts of images, the mean over the seeds, drawn in % of each row."
     from fer_nb.plots import plot_confusion
     from fer_nb.sqs_studies import confusion_of
     runs, costs = _sqs_runs("comparison", ds, preset, budget, out, say)

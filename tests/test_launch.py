@@ -22,6 +22,7 @@ from fer_nb.core import ConfigError, DataError, FERError
 from fer_nb.data import resized
 from fer_nb.distill import EADD
 from fer_nb.evaluate import evaluate
+from fer_nb.experiment import grid
 from fer_nb.launch import RankError, single_process, map_ranks, gather, rank0_folder, rank_world, process_group, all_reduce
 from fer_nb.loaders import as_split, dataloaders, folds
 from fer_nb.models import HyFER, HyFERConfig, create_teacher
@@ -103,7 +104,7 @@ def fits():
 
 
 def data_work():
-    "An audit with bands and blocks of its own size, and two folds."
+    "An audit with bands and blocks of its own size, and a study's three folds."
     ds, _ = make_faces(200, seed=3)
     report = audit(ds, search=DuplicateSearch(block=64))
     features = np.random.default_rng(0).normal(size=(len(ds), 3))
@@ -111,14 +112,16 @@ def data_work():
 
     some = FACES.take(range(200))
 
-    def fold(part):
+    parts = folds(some, 3)
+
+    def fold(arm, seed, k):
         model = hyfer()
-        dls = dataloaders(*(as_split(some, part).where(split=side) for side in ("train", "test")), 64, device="cpu")
+        dls = dataloaders(*(as_split(some, parts[k]).where(split=side) for side in ("train", "test")), 64, device="cpu")
         fit_model(model, dls, 1)
-        return evaluate(model, as_split(some, part).where(split="test"))
+        return evaluate(model, as_split(some, parts[k]).where(split="test"))
 
     return {"issues": report.issues, "duplicates": report.duplicates, "proposed": proposed, "groups": report.groups,
-            "folds": map_ranks(folds(some, 3), fold)}
+            "cells": grid(fold, ["hyfer"], [0], folds=range(3))}
 
 
 def interrupted(folder):
@@ -256,16 +259,14 @@ def test_cached_logits_are_those_of_one_process(of_one, of_two):
     assert all(np.array_equal(a, b) for results in of_two for a, b in zip(of_one["fits"]["kept"], results["fits"]["kept"], strict=True))
 
 
-def test_audit_and_folds_are_those_of_one_process(of_one, of_two):
+def test_audit_and_cells_of_a_study_are_those_of_one_process(of_one, of_two):
     one = of_one["data"]
     assert len(one["issues"]) > 10 and {"near", "mirror"} <= set(one["duplicates"].how) and "feature" in set(one["proposed"].how)
     for results in of_two:
         found = results["data"]
-        for name in ("issues", "duplicates", "proposed"):
+        for name in ("issues", "duplicates", "proposed", "cells"):
             pd.testing.assert_frame_equal(one[name], found[name], check_exact=True)
         assert np.array_equal(one["groups"], found["groups"])
-        for a, b in zip(one["folds"], found["folds"], strict=True):
-            pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
 @cache

@@ -108,6 +108,15 @@ def test_no_setting_of_a_paper_is_left_without_a_clause(name):
         assert all(f"teachers.{f.name}" in said for f in fields(t) if getattr(t, f.name) != f.default)
 
 
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_remark_is_understood_alone_and_tells_what_is_left_out(name):
+    """A plan prints it in brackets, without the paper's word."""
+    for c in PAPERS[name]:
+        assert not c.why.startswith("not ") and len(c.why) <= 100, c.field
+        if "flips" in c.word and not c.value.vflip and c.why != "as in phase 1":
+            assert "without the vertical flip" in c.why, c.field
+
+
 def test_what_the_papers_print():
     dmc, sqs = PRESETS["paper-dmc"], PRESETS["paper-sqs"]
     assert {t.network: t.size for t in dmc.teachers} == {"crossvit_18": 240, "mobilevit_s": 256, "davit_b": 224}

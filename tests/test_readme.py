@@ -174,6 +174,7 @@ def table_rows() -> tuple[list[str], dict[str, float]]:
         "widest attacked": max(half(r[3], few) for r in rows if r[3] is not None), "lead": 100 * lead.difference, "low": 100 * lead.low,
         "high": 100 * lead.high, "best": best, "corrected": corrected.p_holm.item(), "others": len(others),
         "slower": peer["fer_nb, float"]["ms_per_face"] / peer["fer 25.10.3"]["ms_per_face"], "at 8": 100 * pgd["robust", 8.0],
+        "few at 8": int(curve[(curve.model == "robust") & (curve.eps > 7.9 / 255)].n.unique().item()),
         "cores": bench["machine"]["cpus"], "threads": bench["settings"]["threads"], "architecture": bench["machine"]["architecture"].replace("_", "-")}
 
 
@@ -212,7 +213,7 @@ def facts() -> list[str]:  # sentences and parts of them
         f"one {card['input_size']}-pixel face, one thread of {WORDS[f['cores']]} {f['architecture']} cores",
         f"leads {f['best'].capitalize()}, the best of {WORDS[f['others']]} other packages", f"is {f['slower']:.1f} times as fast.",
         f"by {f['lead']:.1f} points (95 %: {f['low']:.1f} to {f['high']:.1f}; p = {f['corrected']:.2f} after correction);",
-        f"At ε = 8/255 PGD leaves the robust network {f['at 8']:.1f} %.",
+        f"At ε = 8/255 PGD leaves the robust network {f['at 8']:.1f} % ({f['few at 8']} images).",
         f"Of an image's ten FER+ voters {top['expected']:.1f} % give the shipped network's answer, {top['one voter']:.1f} % another voter's, "
         f"{top['label']:.1f} % FER2013's label; where most chose the label, it is right in {top['both agree']:.1f} %.",
         f"after cleaning a small network is {lost} points lower on all of PublicTest (95 %, uncorrected: {low} to {high}), {alone} without "

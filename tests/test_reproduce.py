@@ -358,6 +358,12 @@ def test_candidates_are_fitted_at_their_own_size():
         candidates(names=("vgg",))
 
 
+def test_two_cores_fit_the_smallest_candidates_alone():
+    """All eight at their published sizes are days, not an evening."""
+    assert set(BUDGETS["cpu"].candidates) == set(sorted(PAPER_TABLE3, key=lambda name: models.TEACHERS[name][3])[:2])
+    assert not BUDGETS["paper"].candidates and not BUDGETS["gpu"].candidates
+
+
 def test_what_a_block_costs_counts_every_attempt(tmp_path):
     """One that was broken off has a row, which the next adds to; one that was killed has left its checkpoints alone."""
     with pytest.raises(DataError, match="folder of a study"):
