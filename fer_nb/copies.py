@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from .core import ConfigError, DataError, at_least, need_columns, one_of
 from .data import FERData
+from .faces import _check_image
 
 # %% ../nbs/15_copies.ipynb #2f1654ce
 def _of_file(
@@ -304,15 +305,20 @@ def _check_step(
     amount: float | tuple[float, ...],  # how much, or the ends of what it is drawn from
     option: str,   # "": none
 ) -> None:
-    "Raise `ConfigError` for a kind that there is not, or an amount or option that makes no image."
+    "Raise `ConfigError` for a kind that there is not, or an amount or option that makes no image or no words."
     one_of("kind", kind, CHANGE_KINDS)
     least, most = _AMOUNTS.get(kind, (-1000, 1000))
     for end in amount if isinstance(amount, tuple) else (amount,):
         at_least(f"amount of {kind!r}", end, least, most=most)
     if kind == "resize" and option:
         one_of("filter of 'resize'", option, [f.name.lower() for f in Image.Resampling])
-    if isinstance(amount, tuple) and amount[0] > amount[-1]:
+    if isinstance(amount, tuple) and (len(amount) != 2 or amount[0] > amount[1]):
         raise ConfigError(f"amount={amount} of {kind!r}; from the smaller to the larger expected")
+    if kind in ("text", "tiled", "meme", "stamp", "caption", "title"):
+        font, _, words = str(option).partition(":")
+        if not words.strip(" /\n"):
+            raise ConfigError(f"{kind!r}: no words in {option!r}; font:words expected, as in \":{font}\"")
+        one_of("font", font, ("", "serif", "mono"))
     if kind in ("frame", "card", "bar", "mask", "patch") and isinstance(option, str):   # not (r, g, b)
         try:
             ImageColor.getrgb(option)
@@ -327,7 +333,8 @@ def change(
     rng: np.random.Generator,      # settles directions, places, noise
 ) -> np.ndarray:                   # of the same shape
     """A copy of `image` as somebody made it. Raises `ConfigError` for a kind that is not in `CHANGE_KINDS`,
-    and for an amount or option with which it makes no image."""
+    and for an amount or option that makes no image, `ImageError` for an image of another kind."""
+    _check_image(image)
     for kind, amount, *option in steps:
         if kind == "one of":
             image = change(image, amount[rng.integers(len(amount))], rng)
@@ -439,6 +446,7 @@ def planted(
 ) -> tuple[FERData, pd.DataFrame]:   # `ds` with the copies behind it; change, i (original), j (copy)
     "Copies of some images by every change. Raises `DataError` where the images do not suffice."
     at_least("each", each, 1, whole=True)
+    at_least("changes", len(changes), 1)
     if len(ds) < each * len(changes):
         raise DataError(f"{len(ds):,} images for {len(changes)} changes of {each} each; "
                         f"{each * len(changes):,} expected: fewer changes at a time, or a smaller `each`")
@@ -475,6 +483,7 @@ def planted_sets(
     at_least("each", each, 1, whole=True)
     at_least("others", others, 0, whole=True)
     at_least("at_once", at_once, 1, whole=True)
+    at_least("changes", len(changes), 1)
     if len(ds) < others + each:
         raise DataError(f"{len(ds):,} images; {others + each:,} expected, {others:,} without a copy and "
                         f"{each} originals of a change: smaller `others` or `each`")
@@ -494,6 +503,7 @@ def recall(
     """How many planted copies a search reports, change by change. Raises `DataError` where it gives no such
     table."""
     pairs, wrong, images = [], [], 0
+    at_least("sets", len(sets), 1)
     for k, (made, truth) in enumerate(sets):
         reported = search(made)
         if not isinstance(reported, pd.DataFrame):
