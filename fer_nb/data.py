@@ -1839,6 +1839,27 @@ def _say_unread(
     if unused:
         warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
 
+# %% ../nbs/04_data.ipynb #west0001
+def _western(text: str) -> str:
+    "A field with its bytes that are no UTF-8 read as Windows-1252, which Western Europe's tables have."
+    return text if text.isascii() else re.sub("[\udc80-\udcff]+", lambda m: bytes(
+        ord(c) - 0xdc00 for c in m[0]).decode("cp1252", "replace"), text)
+
+
+def _western_rows(
+    rows: Iterable[tuple[str, dict]],  # "file, row n", and what stands in its columns; None: no such column
+    bare: str,                         # the column that stays as it is: names of files, or pixels
+) -> Iterator[tuple[str, dict]]:       # the same
+    "Rows whose texts were read by `_western`; the first that is no UTF-8 is warned of."
+    said = False
+    for at, row in rows:
+        read = {c: _western(text) if text and c != bare else text for c, text in row.items()}
+        if read != row and not said:
+            said = True
+            word = next(text for c, text in read.items() if text != row[c])
+            warnings.warn(f"{at}: not UTF-8; read as Windows-1252 ({quoted(word, 40)!r})", stacklevel=2)
+        yield at, read
+
 # %% ../nbs/04_data.ipynb #2a99a903
 def _parse_pixels(
     texts: list[str],   # `pixels` fields of 48 × 48 numbers
@@ -1949,7 +1970,9 @@ def fer2013_csv(
     own = _say_columns(path, bare or first, wanted)
     rows = _table(path, bare or columns, exact=False, header=not bare, left=left, optional=wanted[2:])
     places = [(bare or columns).index(c) if c in (bare or columns) else None for c in wanted]
-    rows = ((at, [None if k is None else fields[k] for k in places]) for at, fields in rows)
+    rows = ((at, {c: None if k is None else fields[k] for c, k in zip(wanted, places)})
+            for at, fields in rows)
+    rows = ((at, [*row.values()]) for at, row in _western_rows(rows, "pixels"))
     images, table, nobody = [np.empty((0, 48, 48), np.uint8)], [], []
     while block := list(islice(rows, 128)):
         nobody += [pair for _, fields in block for pair in zip(wanted[4:], fields[4:])]

@@ -36,9 +36,9 @@ from .core import (ALIASES, EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataErro
 from .data import (_IS_VALID, _SAME, AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS,
                          FERPLUS_HEADER, IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS,
                          RAFDB_NAME, SPLITS, USAGE, Crop, FERData, LeftOut, Provenance, Tree, _alike, _by_id,
-                         _plain_number, _say_nobody, _say_unread, _shape_of, _whose, add_votes, affect_of,
-                         begins_as, decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of,
-                         list_images, path_inside, pixel_columns, quoted, read_affectnet, read_fer2013,
+                         _plain_number, _say_nobody, _say_unread, _shape_of, _western, _western_rows, _whose,
+                         add_votes, affect_of, begins_as, decode, ending_of, expect, fer2013_csv, file_of,
+                         first_row, key_of, list_images, path_inside, pixel_columns, quoted, read_affectnet, read_fer2013,
                          read_ferplus, read_folder, read_kdef, read_rafdb, some_of, split_named,
                          split_of_name, split_of_path, stacked, table_rows, text_of, whole_number,
                          without_broken)
@@ -385,12 +385,6 @@ def _as_text(value: object) -> str:
         return ""
     return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
 
-
-def _western(text: str) -> str:
-    "A field with its bytes that are no UTF-8 read as Windows-1252, which Western Europe's tables have."
-    return text if text.isascii() else re.sub("[\udc80-\udcff]+", lambda m: bytes(
-        ord(c) - 0xdc00 for c in m[0]).decode("cp1252", "replace"), text)
-
 # %% ../nbs/14_formats.ipynb #rows0007
 def _records(path: Path) -> Iterator[object]:
     "The rows of a Parquet file, or the lines of a JSONL file: a mapping each; None: an empty line."
@@ -440,14 +434,8 @@ def _list_rows(
     path: Path,  # of the list: CSV, TSV, words on a line, JSONL
 ) -> Iterator[tuple[str, dict[str, str]]]:  # "file, row n", and what stands in its columns
     "The rows of a list of images. Raises `DataError` for one without the columns image and label."
-    records, said = ending_of(path.name) in (".jsonl", ".ndjson", ".parquet"), False
-    for at, row in (_record_rows if records else _text_rows)(path):
-        read = {c: text if c == "image" else _western(text) for c, text in row.items()}
-        if read != row and not said:
-            said = True
-            word = next(text for c, text in read.items() if text != row[c])
-            warnings.warn(f"{at}: not UTF-8; read as Windows-1252 ({quoted(word, 40)!r})", stacklevel=2)
-        yield at, read
+    records = ending_of(path.name) in (".jsonl", ".ndjson", ".parquet")
+    yield from _western_rows((_record_rows if records else _text_rows)(path), "image")
 
 # %% ../nbs/14_formats.ipynb #door0113
 def read_list(
@@ -1152,21 +1140,42 @@ def _near(
     name: str,               # a class
     others: Sequence[str],   # names that are known
 ) -> str:                    # the one that it is a slip of; "": none
-    "A name that differs by a letter or so."
+    """A name that differs by a letter or so, or by a word such as `copy` behind it; none for `not_happy`, to
+    which its opposite is near."""
     name = plain_letters(name)
+    bare = re.sub(r"([\W_]+(copy|copie|kopie|copia|old|bak|backup)[\W\d_]*)+$", "", name)
+    if bare != name and (is_emotion(bare) or bare in others):
+        return bare
     near = difflib.get_close_matches(name, [o for o in others if o != name], 1, 0.75)
-    return near[0] if near and abs(len(near[0]) - len(name)) < 3 else ""
+    fits = near and abs(len(near[0]) - len(name)) < 3 and not re.match(r"not|non|no[\W_]", name)
+    return near[0] if fits else ""
+
+
+def _slip_of(
+    name: str,               # a class
+    others: Sequence[str],   # other classes, none of which is an emotion
+) -> str:                    # the one that it is a slip of; "": none
+    "Another class that differs by one letter; names that only end alike are two classes."
+    def apart(other: str) -> int:  # letters of the longer one, without those that begin and end both
+        begin = len(os.path.commonprefix([name, other]))
+        a, b = name[begin:], other[begin:]
+        return max(len(a), len(b)) - len(os.path.commonprefix([a[::-1], b[::-1]]))
+
+    name = plain_letters(name)
+    near = _near(name, others)
+    return near if near and (near not in others or name.startswith(near) or apart(near) < 2) else ""
 
 
 def odd_classes(
     ds: FERData,    # with labels
     named: bool,    # whether `labels` says what the classes are
 ) -> list[str]:    # what to say
-    "Classes that look like slips, and those that one split alone has."
+    "Labels that were named and that no image has, classes that look like slips, those of one split alone."
     own = [label for label in ds.labels if label not in EIGHT and not named]
-    notes = []
+    bare = [quoted(label, 40) for label in ds.labels if named and label not in {*ds.df.label}]
+    notes = [f"no image is {some_of(bare)} (--labels): an output for it is never right"] if bare else []
     for label in own:
-        near = _near(label, list(ALIASES)) or _near(label, [plain_letters(o) for o in own if o != label])
+        near = _near(label, list(ALIASES)) or _slip_of(label, [plain_letters(o) for o in own if o != label])
         name = canonical_label(near) if near else ""
         hint = f"; is it {name!r}? (--labels {quoted(label, 40)}={name})" * bool(near)
         notes.append(f"class {quoted(label, 40)!r} is no known emotion{hint}")

@@ -273,6 +273,23 @@ def test_slips_and_classes_of_one_split_are_asked_about(tmp_path):
     assert "'neutral' (test)" in text and ds.provenance.renamed == {"Traurig": "sad"} and len(ds.provenance.notes) == 3
 
 
+def test_copies_of_folders_and_opposites_get_no_wrong_hint(tmp_path):
+    """A hint that is followed changes labels: `angry - Copy` is no `fear - Copy`, and `not_happy` no `unhappy`."""
+    for k, name in enumerate(("happy", "not_happy", "sad", "sad - Copy", "fear - Copy (2)", "angry.old", "happy_medium", "angry_medium", "proud", "prouds")):
+        faces(tmp_path, f"{name}/{k}.png")
+    said = [s.partition(": ")[2] for s in got(tmp_path)[1]]
+    hints = {s.split("'")[1]: s.partition("is it ")[2].partition("?")[0] for s in said if "no known emotion" in s}
+    assert hints == {"not_happy": "", "sad - copy": "'sad'", "fear - copy (2)": "'fear'", "angry.old": "'angry'", "happy_medium": "",
+                     "angry_medium": "", "proud": "'prouds'", "prouds": "'proud'"}
+
+
+def test_a_label_that_no_image_has_is_told(tmp_path):
+    faces(tmp_path, "happy/1.png", "sad/2.png")
+    ds, said = got(tmp_path, labels="happy,sad,fear")
+    assert ds.labels == ("happy", "sad", "fear") and any("no image is fear (--labels)" in note for note in ds.provenance.notes)
+    assert not any("no image is" in s for s in got(tmp_path)[1] + got(tmp_path, labels="happy,sad")[1])
+
+
 def test_a_list_whose_classes_are_splits_is_refused(tmp_path):
     faces(tmp_path, "a.png", "b.png")
     refused(LabelError, "named after splits", read=lambda: read(write(tmp_path / "l.csv", "image,label", "a.png,train", "b.png,test")))
@@ -1066,6 +1083,17 @@ def test_the_label_of_a_list_without_a_header_is_not_the_first_that_comes(tmp_pa
         assert read(path).df.label.tolist() == label
     else:
         refused(DataError, "no header", "first row", read=lambda: read(path, labels="fer2013"))
+
+
+def test_a_pixel_table_in_windows_1252_is_read_with_a_note_too(tmp_path):
+    """Its persons are those of a list in UTF-8."""
+    rows = ["emotion,pixels,Usage,subject"] + [f"{e},{' '.join([str(k)] * 2304)},Training,{who}" for k, (e, who) in enumerate(
+        (("traurig", "Ann"), ("glücklich", "Jörg"), ("Wut", "Zoë")))]
+    ds, said = got(write(tmp_path / "own.csv", *rows, encoding="cp1252"))
+    assert ds.df.label.tolist() == ["sad", "happy", "angry"] and ds.df.subject.tolist() == ["Ann", "Jörg", "Zoë"]
+    assert [s for s in said if "1252" in s] == [f"{tmp_path}/own.csv, row 3: not UTF-8; read as Windows-1252 ('glücklich')"]
+    again, said = got(write(tmp_path / "own.csv", *rows))
+    assert again.df.equals(ds.df) and not any("1252" in s for s in said)
 
 
 def test_a_list_in_windows_1252_is_read_with_a_note(tmp_path):
