@@ -534,22 +534,6 @@ def make_splits(
                   came=came, listed=frozenset(held_ids(data.held)) if data.held else None)
 
 
-def _need_every_class(
-    ds: FERData,            # all splits
-    train: FERData,         # what is left to train on
-    issues: pd.DataFrame,   # of the audit
-    leaked: set[str],       # ids of training images that went as copies of images of other splits
-) -> None:
-    "Raise `DataError` for classes that have images and none to train on: a fit would never see them."
-    lost = sorted({*ds.df.label} - {*train.df.label})
-    were = {*ds.df.id[(ds.df.split == "train") & ds.df.label.isin(lost)]}
-    others = issues.kind[issues.id.isin(were - leaked) & issues.kind.isin(DROPPED)].value_counts()
-    why = [f"{kind} {n}" for kind, n in {"leak": len(were & leaked), **others}.items() if n]
-    came = f" of {len(were)}" + f" ({', '.join(why)})" * bool(why)
-    expect(not lost, ds.name or "data", f"no training images left of {some_of(map(quoted, lost))}{came}",
-           "some of each class, the data without it, or, where cleaning dropped them, data.clean=false")
-
-
 def _warn_of_subjects(
     train: FERData,     # training images
     test: FERData,      # reported images without a duplicate among them
@@ -564,6 +548,22 @@ def _warn_of_subjects(
                       f"show {known.nunique()} people who are in the training split too (subject "
                       f"{known.iloc[0]!r}, ...); they measure known people. For others, join the splits and "
                       "take folds(ds, protocol=\"subject\")", stacklevel=3)
+
+# %% ../nbs/11_loaders.ipynb #everycls
+def _need_every_class(
+    ds: FERData,            # all splits
+    train: FERData,         # what is left to train on
+    issues: pd.DataFrame,   # of the audit
+    leaked: set[str],       # ids of training images that went as copies of images of other splits
+) -> None:
+    "Raise `DataError` for classes that have images and none to train on: a fit would never see them."
+    lost = sorted({*ds.df.label} - {*train.df.label})
+    were = {*ds.df.id[(ds.df.split == "train") & ds.df.label.isin(lost)]}
+    others = issues.kind[issues.id.isin(were - leaked) & issues.kind.isin(DROPPED)].value_counts()
+    why = [f"{kind} {n}" for kind, n in {"leak": len(were & leaked), **others}.items() if n]
+    came = f" of {len(were)}" + f" ({', '.join(why)})" * bool(why)
+    expect(not lost, ds.name or "data", f"no training images left of {some_of(map(quoted, lost))}{came}",
+           "some of each class, the data without it, or, where cleaning dropped them, data.clean=false")
 
 # %% ../nbs/11_loaders.ipynb #origin02
 def paper_counts(

@@ -121,7 +121,7 @@ def test_what_is_no_image_is_not_changed(image, step):
 
 
 def test_no_changes_and_no_sets_are_refused():
-    for call, word in ((lambda: planted(crowd(3), {}), "changes"), (lambda: planted_sets(crowd(3), {}, 1, 0), "changes"), (lambda: recall(len, []), "sets")):
+    for call, word in ((lambda: planted(crowd(3), {}), "changes"), (lambda: recall(len, []), "sets")):
         with pytest.raises(ConfigError, match=f"{word}.*at least 1"):
             call()
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fer_nb.cli import main
-from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError, canonical_label
+from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError, canonical_label
 from fer_nb.data import FER2013_COUNTS, FERData, LeftOut, Tree, check_witness, need_ids, read_fer2013, read_folder, read_kdef, read_rafdb
 from fer_nb.formats import FORMATS, detect, label_order, read, read_list, shared_splits
 
@@ -1094,6 +1094,30 @@ def test_a_pixel_table_in_windows_1252_is_read_with_a_note_too(tmp_path):
     assert [s for s in said if "1252" in s] == [f"{tmp_path}/own.csv, row 3: not UTF-8; read as Windows-1252 ('glücklich')"]
     again, said = got(write(tmp_path / "own.csv", *rows))
     assert again.df.equals(ds.df) and not any("1252" in s for s in said)
+
+
+@pytest.mark.parametrize("listed, there", [("im0", "im0.png"), ("im0.png", "IM0.PNG"), ("a/im0.jpg", "a/im0.png"), ("b\u00fc0.png", "bu\u03080.png")])
+def test_an_image_that_is_spelt_otherwise_is_named(tmp_path, listed, there):
+    """A missing ending, capitals, and accents as a Mac writes them."""
+    faces(tmp_path, there, "1.png")
+    path = write(tmp_path / "own.csv", "image,label", f"{listed},happy", "1.png,sad")
+    refused(DataError, "no such image", f"but {there}, spelt otherwise", read=lambda: read(path))
+
+
+def test_rafdb_names_in_folders_that_count_from_0_are_class_folders(tmp_path):
+    for k in range(7):
+        faces(tmp_path, f"train/{k}/train_{k:05}_aligned.png", f"test/{k}/test_{k:04}_aligned.png")
+    ds = read(tmp_path, labels="rafdb")
+    assert ds.provenance.format == "folder" and ds.labels == LABEL_ORDERS["rafdb"]
+    assert all(ds.labels[int(i.split("/")[1])] == label for i, label in zip(ds.df.id, ds.df.label))
+    refused(LabelError, "0 to 6", read=lambda: read(tmp_path))
+
+
+def test_a_pixel_table_in_utf_32_is_read_and_one_that_was_shortened_is_told(tmp_path):
+    rows = ["emotion,pixels,Usage", f"3,{' '.join(['7'] * 2304)},Training", f"4,{' '.join(['9'] * 2304)},Training"]
+    assert read(write(tmp_path / "own.csv", *rows, encoding="utf-32")).df.label.tolist() == ["happy", "sad"]
+    short = str(np.arange(2304).reshape(48, 48) % 256).replace("\n", "")
+    refused(DataError, "left out as '...'", "2304", read=lambda: read(write(tmp_path / "own.csv", *rows[:2], f"4,{short},Training")))
 
 
 def test_a_list_in_windows_1252_is_read_with_a_note(tmp_path):
