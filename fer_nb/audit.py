@@ -172,11 +172,15 @@ def label_quality(
     probs: np.ndarray,     # float (N, C), out-of-fold probabilities; NaN rows are not judged
 ) -> pd.DataFrame:  # quality in [0, 1] (NaN if not judged), error (bool), suggested (int); one row an image
     """Confident learning on out-of-fold probabilities, by cleanlab: `quality` is the normalised margin,
-    `error` what pruning by noise rate removes. Raises `DataError` for probabilities of another shape."""
+    `error` what pruning by noise rate removes. Raises `DataError` for labels that are no positions, and for
+    probabilities of another shape."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     probs = probs.detach().cpu() if isinstance(probs, torch.Tensor) else probs
     targets, probs = np.asarray(targets), np.asarray(probs, dtype=np.float64)
+    odd = targets[targets < 0] if targets.dtype.kind in "iu" else targets
+    expect(not len(odd), "labels", f"{targets.dtype} {odd[:1].tolist()}",
+           "whole numbers from 0, the positions of labels,")
     fits = probs.ndim == 2 and len(probs) == len(targets) and targets.max(initial=-1) < probs.shape[1]
     known = ~np.isnan(probs).any(axis=-1)
     if not fits or (np.abs(probs[known].sum(axis=1) - 1) > 1e-3).any() or (probs[known] < 0).any():

@@ -18,7 +18,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from .core import ConfigError, DataError, at_least, need_columns, one_of
-from .data import FERData
+from .data import FERData, expect
+from .faces import _check_image
 
 # %% ../nbs/15_copies.ipynb #2f1654ce
 def _of_file(
@@ -298,21 +299,27 @@ _AMOUNTS: dict[str, tuple[float, float]] = {kind: bounds for kinds, bounds in (
     ("blur median motion noise speckle brightness gamma meme stamp", (0, 1000)),
 ) for kind in kinds.split()}   # least and greatest
 
-
+# %% ../nbs/15_copies.ipynb #chgstep1
 def _check_step(
     kind: str,     # of a change
     amount: float | tuple[float, ...],  # how much, or the ends of what it is drawn from
     option: str,   # "": none
 ) -> None:
-    "Raise `ConfigError` for a kind that there is not, or an amount or option that makes no image."
+    "Raise `ConfigError` for a kind that there is not, an amount or option that makes no image, or no words."
     one_of("kind", kind, CHANGE_KINDS)
     least, most = _AMOUNTS.get(kind, (-1000, 1000))
     for end in amount if isinstance(amount, tuple) else (amount,):
         at_least(f"amount of {kind!r}", end, least, most=most)
     if kind == "resize" and option:
         one_of("filter of 'resize'", option, [f.name.lower() for f in Image.Resampling])
-    if isinstance(amount, tuple) and amount[0] > amount[-1]:
-        raise ConfigError(f"amount={amount} of {kind!r}; from the smaller to the larger expected")
+    ordered = not isinstance(amount, tuple) or len(amount) == 2 and amount[0] <= amount[1]
+    expect(ordered, f"amount={amount} of {kind!r}", "no range", "from the smaller to the larger",
+           ConfigError)
+    if kind in ("text", "tiled", "meme", "stamp", "caption", "title"):
+        font, _, words = str(option).partition(":")
+        expect(words.strip(" /\n"), kind, f"no words in {option!r}", f"font:words, as in \":{font}\",",
+               ConfigError)
+        one_of("font", font, ("", "serif", "mono"))
     if kind in ("frame", "card", "bar", "mask", "patch") and isinstance(option, str):   # not (r, g, b)
         try:
             ImageColor.getrgb(option)
@@ -327,7 +334,8 @@ def change(
     rng: np.random.Generator,      # settles directions, places, noise
 ) -> np.ndarray:                   # of the same shape
     """A copy of `image` as somebody made it. Raises `ConfigError` for a kind that is not in `CHANGE_KINDS`,
-    and for an amount or option with which it makes no image."""
+    and for an amount or option that makes no image, `ImageError` for an image of another kind."""
+    _check_image(image)
     for kind, amount, *option in steps:
         if kind == "one of":
             image = change(image, amount[rng.integers(len(amount))], rng)
@@ -439,6 +447,7 @@ def planted(
 ) -> tuple[FERData, pd.DataFrame]:   # `ds` with the copies behind it; change, i (original), j (copy)
     "Copies of some images by every change. Raises `DataError` where the images do not suffice."
     at_least("each", each, 1, whole=True)
+    at_least("changes", len(changes), 1)
     if len(ds) < each * len(changes):
         raise DataError(f"{len(ds):,} images for {len(changes)} changes of {each} each; "
                         f"{each * len(changes):,} expected: fewer changes at a time, or a smaller `each`")
@@ -494,10 +503,11 @@ def recall(
     """How many planted copies a search reports, change by change. Raises `DataError` where it gives no such
     table."""
     pairs, wrong, images = [], [], 0
+    at_least("sets", len(sets), 1)
     for k, (made, truth) in enumerate(sets):
         reported = search(made)
-        if not isinstance(reported, pd.DataFrame):
-            raise DataError(f"the search gave a {type(reported).__name__}; a table of i, j and how expected")
+        expect(isinstance(reported, pd.DataFrame), "the search", f"gave a {type(reported).__name__}",
+               "a table of i, j and how")
         need_columns(reported, ["i", "j", "how"], "the search's table", "i, j (positions) and how expected")
         reported = reported.assign(i=reported[["i", "j"]].min(axis=1), j=reported[["i", "j"]].max(axis=1))
         columns = ["i", "j", *reported.columns.intersection(["how", "score", "chance"])]

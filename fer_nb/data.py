@@ -1392,7 +1392,7 @@ _NO_TABLE = (OSError, csv.Error, EOFError, zlib.error, lzma.LZMAError, tarfile.T
 def text_of(
     path: Path,       # a table's file, packed or not
 ) -> Iterator[TextIO]:  # a `with` block
-    "The text of a table in UTF-8 or UTF-16; bytes that are no text stay what they are, for names of files."
+    "The text of a table in UTF-8, -16 or -32; bytes that are no text stay what they are, for names of files."
     try:
         with ExitStack() as stack:
             raw = _unpacked(path, stack)
@@ -1400,7 +1400,8 @@ def text_of(
             wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
             zeros = {"utf-16-le": head[1:64:2], "utf-16-be": head[:64:2]}  # of Latin letters
             bare = [code for code, z in zeros.items() if not wide and z.count(0) > max(len(z) / 2, 1)]
-            code = "utf-16" if wide else bare[0] if bare else "utf-8-sig"
+            four = head[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
+            code = "utf-32" if four else "utf-16" if wide else bare[0] if bare else "utf-8-sig"
             yield stack.enter_context(io.TextIOWrapper(
                 raw, code, "replace" if wide or bare else "surrogateescape", newline=""))
     except FERError:
@@ -1839,6 +1840,26 @@ def _say_unread(
     if unused:
         warnings.warn(f"{path}: columns that are not read: {some_of(map(quoted, unused))}", stacklevel=2)
 
+# %% ../nbs/04_data.ipynb #west0001
+def _western(text: str) -> str:
+    "A field with its bytes that are no UTF-8 read as Windows-1252, which Western Europe's tables have."
+    return text if text.isascii() else re.sub("[\udc80-\udcff]+", lambda m: bytes(
+        ord(c) - 0xdc00 for c in m[0]).decode("cp1252", "replace"), text)
+
+
+def _western_rows(
+    rows: Iterable[tuple[str, dict]],  # "file, row n", and what stands in its columns; None: no such column
+    bare: str,                         # the column that stays as it is: names of files, or pixels
+) -> Iterator[tuple[str, dict]]:       # the same
+    "Rows whose texts were read by `_western`; the first that is no UTF-8 is warned of."
+    said = ""
+    for at, row in rows:
+        read = {c: _western(text) if text and c != bare else text for c, text in row.items()}
+        if read != row and not said:
+            said = _western(next(text for c, text in row.items() if text != read[c]))
+            warnings.warn(f"{at}: not UTF-8; read as Windows-1252 ({quoted(said, 40)!r})", stacklevel=2)
+        yield at, read
+
 # %% ../nbs/04_data.ipynb #2a99a903
 def _parse_pixels(
     texts: list[str],   # `pixels` fields of 48 × 48 numbers
@@ -1862,7 +1883,8 @@ def _parse_pixels(
                 return flat.astype(np.uint8).reshape(-1, 48, 48)
     for text, at in zip(attempt, places):
         words = text.split()
-        expect(len(words) == 2304, at, f"{len(words)} pixels", "2304")
+        cut = ", some left out as '...'" * ("..." in words)
+        expect(len(words) == 2304, at, f"{len(words)} pixels{cut}", "2304")
         odd = next((w for w in words if not re.fullmatch("-?[0-9]{1,9}", w) or not 0 <= int(w) <= 255), None)
         expect(odd is None, at, f"pixel {quoted(str(odd)[:40])!r}", "a whole number in 0-255")
     return np.array([t.split() for t in attempt], dtype=np.uint8).reshape(-1, 48, 48)
@@ -1949,7 +1971,9 @@ def fer2013_csv(
     own = _say_columns(path, bare or first, wanted)
     rows = _table(path, bare or columns, exact=False, header=not bare, left=left, optional=wanted[2:])
     places = [(bare or columns).index(c) if c in (bare or columns) else None for c in wanted]
-    rows = ((at, [None if k is None else fields[k] for k in places]) for at, fields in rows)
+    rows = ((at, {c: None if k is None else fields[k] for c, k in zip(wanted, places)})
+            for at, fields in rows)
+    rows = ((at, [*row.values()]) for at, row in _western_rows(rows, "pixels"))
     images, table, nobody = [np.empty((0, 48, 48), np.uint8)], [], []
     while block := list(islice(rows, 128)):
         nobody += [pair for _, fields in block for pair in zip(wanted[4:], fields[4:])]

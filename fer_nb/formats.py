@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,12 +37,12 @@ from .core import (ALIASES, EIGHT, EMOTIONS, LABEL_ORDERS, ConfigError, DataErro
 from .data import (_IS_VALID, _SAME, AFFECTNET_COUNTS, BROKEN, FER2013_COUNTS, FERPLUS_COUNTS,
                          FERPLUS_HEADER, IMAGE_ENDINGS, KAGGLE, KDEF_COUNTS, KDEF_NAME, RAFDB_COUNTS,
                          RAFDB_NAME, SPLITS, USAGE, Crop, FERData, LeftOut, Provenance, Tree, _alike, _by_id,
-                         _plain_number, _say_nobody, _say_unread, _shape_of, _whose, add_votes, affect_of,
-                         begins_as, decode, ending_of, expect, fer2013_csv, file_of, first_row, key_of,
-                         list_images, path_inside, pixel_columns, quoted, read_affectnet, read_fer2013,
-                         read_ferplus, read_folder, read_kdef, read_rafdb, some_of, split_named,
-                         split_of_name, split_of_path, stacked, table_rows, text_of, whole_number,
-                         without_broken)
+                         _plain_number, _say_nobody, _say_unread, _shape_of, _western, _western_rows, _whose,
+                         add_votes, affect_of, begins_as, decode, ending_of, expect, fer2013_csv, file_of,
+                         first_row, key_of, list_images, path_inside, pixel_columns, quoted, read_affectnet,
+                         read_fer2013, read_ferplus, read_folder, read_kdef, read_rafdb, some_of,
+                         split_named, split_of_name, split_of_path, stacked, table_rows, text_of,
+                         whole_number, without_broken)
 
 # %% ../nbs/14_formats.ipynb #0b452780
 @dataclass(frozen=True)
@@ -385,12 +386,6 @@ def _as_text(value: object) -> str:
         return ""
     return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
 
-
-def _western(text: str) -> str:
-    "A field with its bytes that are no UTF-8 read as Windows-1252, which Western Europe's tables have."
-    return text if text.isascii() else re.sub("[\udc80-\udcff]+", lambda m: bytes(
-        ord(c) - 0xdc00 for c in m[0]).decode("cp1252", "replace"), text)
-
 # %% ../nbs/14_formats.ipynb #rows0007
 def _records(path: Path) -> Iterator[object]:
     "The rows of a Parquet file, or the lines of a JSONL file: a mapping each; None: an empty line."
@@ -435,20 +430,6 @@ def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield at, {"odd": f"{len(fields)} fields, {len(first)} in the header"} if more else \
             {c: fields[k] for c, k in columns.items()} if fits else {}
 
-
-def _list_rows(
-    path: Path,  # of the list: CSV, TSV, words on a line, JSONL
-) -> Iterator[tuple[str, dict[str, str]]]:  # "file, row n", and what stands in its columns
-    "The rows of a list of images. Raises `DataError` for one without the columns image and label."
-    records, said = ending_of(path.name) in (".jsonl", ".ndjson", ".parquet"), False
-    for at, row in (_record_rows if records else _text_rows)(path):
-        read = {c: text if c == "image" else _western(text) for c, text in row.items()}
-        if read != row and not said:
-            said = True
-            word = next(text for c, text in read.items() if text != row[c])
-            warnings.warn(f"{at}: not UTF-8; read as Windows-1252 ({quoted(word, 40)!r})", stacklevel=2)
-        yield at, read
-
 # %% ../nbs/14_formats.ipynb #door0113
 def read_list(
     paths: str | Path | Sequence[str | Path],  # lists of image, label and maybe split, subject, group
@@ -466,7 +447,8 @@ def read_list(
     for path in paths:
         own, places, ties = split_of_name(path.stem), {}, []
         to_id, to_root = (_prefix(path.parent, above) for above in (home, root))
-        for at, row in _list_rows(path):
+        records = ending_of(path.name) in (".jsonl", ".ndjson", ".parquet")
+        for at, row in _western_rows((_record_rows if records else _text_rows)(path), "image"):
             with left.item(row.get("image", at.rpartition(", ")[2]), own):
                 expect("odd" not in row, at, row.get("odd", ""), "one a column")
                 expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
@@ -532,8 +514,12 @@ def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) 
             return name
     found = [f for name in dict.fromkeys((file, _western(file)))
              for f in places.get(name.rpartition("/")[2], []) if f"/{f}".endswith(f"/{name}")]
+    stem = re.sub(r"\.\w+$", "", own := file.rpartition("/")[2])
+    spelt = {way(unicodedata.normalize(form, base) + end) for base in (own, stem) for form in ("NFC", "NFD")
+             for end in ("", *IMAGE_ENDINGS) for way in (str, str.lower, str.upper)} if not found else ()
+    like = [f for name in sorted(spelt) for f in places.get(name, [])][:1]
     expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
-            f"below {folder}", "one")
+            f"below {folder}" + "".join(f", but {quoted(f)}, spelt otherwise" for f in like), "one")
     return found[0]
 
 # %% ../nbs/14_formats.ipynb #door0115
@@ -801,6 +787,8 @@ def find_rafdb(
              and RAFDB_NAME.fullmatch(_first_row(tree.root / f)[0]) and "emolabel" not in f.lower()]
     rx = re.compile(r"(?P<start>(?:.*/)?)[^/]+/[1-7]/(train|test)_\d+(_aligned)?\.\w+", re.I)
     mirror = {m["start"] for f in tree.sample() if (m := rx.fullmatch(f)) and split_named(f.split("/")[-3])}
+    other = re.compile(r"(?P<start>(?:.*/)?)[^/]+/0/")   # numbers from 0: a folder of classes with such names
+    mirror -= {m["start"] for f in tree.folders if (m := other.fullmatch(f))}
     mirror = {start.removesuffix("DATASET/") for start in mirror}
     return [(s, 1.0) for s in dict.fromkeys([*starts, *lists, *sorted(mirror)])]
 
@@ -1129,6 +1117,25 @@ def tree_of(
         tree._tables = {path.name: role}
     return tree
 
+# %% ../nbs/14_formats.ipynb #near0001
+def _near(
+    name: str,               # a class
+    others: Sequence[str],   # names that are known
+    slip: bool = False,      # whether one letter alone may differ, as between two that are no emotions
+) -> str:                    # the one that it is a slip of; "": none
+    """A name that differs by a letter or so, or by a word such as `copy` behind it; none for `not_happy`, to
+    which its opposite is near."""
+    name = plain_letters(name)
+    bare = re.sub(r"([\W_]+(copy|copie|kopie|copia|old|bak|backup)[\W\d_]*)+$", "", name)
+    if bare != name and (is_emotion(bare) or bare in others):
+        return bare
+    near = "".join(difflib.get_close_matches(name, [o for o in others if o != name], 1, 0.75))
+    begin = len(os.path.commonprefix([name, near]))
+    a, b = name[begin:], near[begin:]
+    apart = max(len(a), len(b)) - len(os.path.commonprefix([a[::-1], b[::-1]]))
+    fits = abs(len(near) - len(name)) < 3 and apart < (2 if slip else len(name) + len(near))
+    return near * (fits and not re.match(r"not|non|no[\W_]", name))
+
 # %% ../nbs/14_formats.ipynb #door0141
 def need_classes(
     found: Sequence[str],  # classes as they were found
@@ -1148,25 +1155,17 @@ def need_classes(
             "formats), or --labels with what they are (NAME,... or CLASS=NAME,...),", LabelError)
 
 
-def _near(
-    name: str,               # a class
-    others: Sequence[str],   # names that are known
-) -> str:                    # the one that it is a slip of; "": none
-    "A name that differs by a letter or so."
-    name = plain_letters(name)
-    near = difflib.get_close_matches(name, [o for o in others if o != name], 1, 0.75)
-    return near[0] if near and abs(len(near[0]) - len(name)) < 3 else ""
-
-
 def odd_classes(
     ds: FERData,    # with labels
     named: bool,    # whether `labels` says what the classes are
 ) -> list[str]:    # what to say
-    "Classes that look like slips, and those that one split alone has."
+    "Labels that were named and that no image has, classes that look like slips, those of one split alone."
     own = [label for label in ds.labels if label not in EIGHT and not named]
-    notes = []
+    bare = [quoted(label, 40) for label in ds.labels if named and label not in {*ds.df.label}]
+    notes = [f"no image is {some_of(bare)} (--labels): an output for it is never right"] if bare else []
     for label in own:
-        near = _near(label, list(ALIASES)) or _near(label, [plain_letters(o) for o in own if o != label])
+        others = [plain_letters(o) for o in own if o != label]
+        near = _near(label, list(ALIASES)) or _near(label, others, True)
         name = canonical_label(near) if near else ""
         hint = f"; is it {name!r}? (--labels {quoted(label, 40)}={name})" * bool(near)
         notes.append(f"class {quoted(label, 40)!r} is no known emotion{hint}")

@@ -34,7 +34,7 @@ from fastcore.basics import patch
 from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from .audit import Audit, audit
+from .audit import DROPPED, Audit, audit
 from .augment import Augment, channels_first
 from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
@@ -509,7 +509,8 @@ def make_splits(
 ) -> Splits:                # with `data.clean`, `train` has no duplicate of `test`, detected or by `source`
     """Audit, clean, hold out, balance. Where all images are training images, a fifth of them becomes `test`;
     duplicates, copies and subjects stay on one side, and copies are not held out. Warns of splits that share
-    subjects. Raises `DataError` without training images, or with too few of a class."""
+    subjects. Raises `DataError` without training images, or with none or too few of a class that has
+    images."""
     search, came = search_of(data), ds
     if len(ds) and set(ds.df.split) == {"train"}:
         ds = as_split(ds, holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed))
@@ -519,12 +520,14 @@ def make_splits(
     duplicates = tied_ids(grouped, test, train)
     kept = found.clean(drop=("leak",)) if data.clean == "leaks" else \
         found.clean() if data.clean else found.grouped()
-    cleaned = kept.where(split="train")
-    cleaned = cleaned.take(~cleaned.df.id.isin(tied_ids(grouped, train, test))) if data.clean else cleaned
+    leaked, cleaned = tied_ids(grouped, train, test) if data.clean else set(), kept.where(split="train")
+    cleaned = cleaned.take(~cleaned.df.id.isin(leaked))
     _need_images(cleaned, f"{ds.name}: every training image is of a photo or a `source` of another split")
+    _need_every_class(ds, cleaned, found.issues, leaked)
     _warn_of_subjects(cleaned, ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()))
     inner, held = listed_holdout(cleaned, data.held, train) if data.held else \
         holdout(cleaned, data.holdout, seed)
+    _need_every_class(ds, cleaned.take(inner), found.issues, leaked)  # a class may be held out whole
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
     _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
@@ -545,6 +548,22 @@ def _warn_of_subjects(
                       f"show {known.nunique()} people who are in the training split too (subject "
                       f"{known.iloc[0]!r}, ...); they measure known people. For others, join the splits and "
                       "take folds(ds, protocol=\"subject\")", stacklevel=3)
+
+# %% ../nbs/11_loaders.ipynb #everycls
+def _need_every_class(
+    ds: FERData,            # all splits
+    train: FERData,         # what is left to train on
+    issues: pd.DataFrame,   # of the audit
+    leaked: set[str],       # ids of training images that went as copies of images of other splits
+) -> None:
+    "Raise `DataError` for classes that have images and none to train on: a fit would never see them."
+    lost = sorted({*ds.df.label} - {*train.df.label})
+    were = {*ds.df.id[(ds.df.split == "train") & ds.df.label.isin(lost)]}
+    others = issues.kind[issues.id.isin(were - leaked) & issues.kind.isin(DROPPED)].value_counts()
+    why = [f"{kind} {n}" for kind, n in {"leak": len(were & leaked), **others}.items() if n]
+    came = f" of {len(were)}" + f" ({', '.join(why)})" * bool(why)
+    expect(not lost, ds.name or "data", f"no training images left of {some_of(map(quoted, lost))}{came}",
+           "some of each class, the data without it, or, where cleaning dropped them, data.clean=false")
 
 # %% ../nbs/11_loaders.ipynb #origin02
 def paper_counts(

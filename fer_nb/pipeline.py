@@ -1124,12 +1124,15 @@ def need_classes(
     fewer: str,                                   # how one asks for fewer folds
 ) -> None:
     "Raise `DataError`, before anything is trained, for a fold whose hold-out cannot have every class."
-    least = pd.concat([pd.Series(groups[rows]).groupby(pool.df.label.to_numpy()[rows]).nunique()
+    labels = pool.df.label.to_numpy()
+    there = sorted({*labels})
+    least = pd.concat([pd.Series(groups[rows]).groupby(labels[rows]).nunique().reindex(there, fill_value=0)
                        for train, _ in parts for rows in [train[kept[train]]]]).groupby(level=0).min()
     if few := [f"{label!r} has {n}" for label, n in least.items() if n < 5]:
         raise DataError(f"{pool.name}: {len(parts)} folds leave too little of a class to train on: "
                         f"{', '.join(few)} images that do not belong together in one of them, and 5 are "
-                        f"needed, for some are held out; take fewer folds {fewer}, or more images")
+                        f"needed, for some are held out; take fewer folds {fewer}, more images, or, where "
+                        "cleaning dropped them, data.clean=false")
 
 
 def fold_parts(

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import fer_nb.audit
-from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ratio
+from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ratio, label_quality
 from fer_nb.core import EMOTIONS, DataError, FERError
 from fer_nb.data import FERData
 from fer_nb.duplicates import BLANK_STD, DuplicateSearch
@@ -115,6 +115,15 @@ def test_a_chain_is_one_group_and_an_exact_copy_shares_its_firsts_duplicates():
     assert set(issue(report, "multilabel").id) == {"im000", "im002", "im003", "im004"}
     assert set(issue(report, "leak").id) == {"im003", "im004"}
     assert report.clean().df.id.tolist() == ["im001", "im003", "im004"]
+
+
+@pytest.mark.parametrize("odd", [lambda t: t.astype(float), lambda t: t - 1, lambda t: t.astype(str)])
+def test_labels_that_are_no_positions_are_told(odd):
+    targets = np.arange(30) % 3
+    probs = np.full((30, 3), .1) + .7 * np.eye(3)[targets]
+    assert not label_quality(targets, probs).error.any() and not len(label_quality([], np.empty((0, 3))))
+    with pytest.raises(DataError, match="labels: .*whole numbers from 0"):
+        label_quality(odd(targets), probs)
 
 
 def test_an_identical_copy_is_a_better_partner_than_a_near_one(monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
 
 from fer_nb.copies import CHANGE_KINDS, CHANGES, change, planted, planted_sets, recall, shift_by, warped
-from fer_nb.core import ConfigError, DataError
+from fer_nb.core import ConfigError, DataError, ImageError
 from fer_nb.data import FERData
 
 EVERY = {(part, name): steps for part, changes in CHANGES.items() for name, steps in changes.items()}
@@ -101,6 +101,29 @@ def test_what_nobody_can_do_is_refused(steps, word):
 def test_an_amount_or_option_that_makes_no_image_is_refused(step):
     with pytest.raises(ConfigError, match=f"{step[0]}|fill"):
         change(picture(), (step,), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("step, word", [
+    (("stamp", 8, "07 11 03"), "no words"), (("meme", 9, "NOT/AGAIN"), "no words"), (("meme", 9, "serif:/"), "no words"), (("tiled", .35), "no words"),
+    (("text", 1), "no words"), (("text", 1, ": "), "no words"), (("caption", 8, "Monday"), '":Monday"'), (("title", 8), "no words"),
+    (("stamp", 8, "Arial:07 11"), "font='Arial'.*serif"), (("rotate", (1, 5, 9)), "smaller to the larger")])
+def test_words_that_would_not_be_drawn_are_refused(step, word):
+    """Without them the copy is the original, and a search finds all of these."""
+    with pytest.raises(ConfigError, match=word):
+        change(picture(), (step,), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("image", [picture() / 255., np.zeros((9, 9, 4), np.uint8), np.zeros((0, 9), np.uint8), [[1, 2]]])
+@pytest.mark.parametrize("step", [("jpeg", 50), ("mirror", 1)])
+def test_what_is_no_image_is_not_changed(image, step):
+    with pytest.raises(ImageError, match="uint8"):
+        change(image, (step,), np.random.default_rng(0))
+
+
+def test_no_changes_and_no_sets_are_refused():
+    for call, word in ((lambda: planted(crowd(3), {}), "changes"), (lambda: recall(len, []), "sets")):
+        with pytest.raises(ConfigError, match=f"{word}.*at least 1"):
+            call()
 
 
 def test_sets_hold_as_many_others_as_were_asked_for():

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fer_nb.cli import main
-from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError, canonical_label
+from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError, canonical_label
 from fer_nb.data import FER2013_COUNTS, FERData, LeftOut, Tree, check_witness, need_ids, read_fer2013, read_folder, read_kdef, read_rafdb
 from fer_nb.formats import FORMATS, detect, label_order, read, read_list, shared_splits
 
@@ -271,6 +271,23 @@ def test_slips_and_classes_of_one_split_are_asked_about(tmp_path):
     text = " ".join(said)
     assert "'suprise' is no known emotion; is it 'surprise'?" in text and "is it 'neutral'?" in text
     assert "'neutral' (test)" in text and ds.provenance.renamed == {"Traurig": "sad"} and len(ds.provenance.notes) == 3
+
+
+def test_copies_of_folders_and_opposites_get_no_wrong_hint(tmp_path):
+    """A hint that is followed changes labels: `angry - Copy` is no `fear - Copy`, and `not_happy` no `unhappy`."""
+    for k, name in enumerate(("happy", "not_happy", "sad", "sad - Copy", "fear - Copy (2)", "angry.old", "happy_medium", "angry_medium", "proud", "prouds")):
+        faces(tmp_path, f"{name}/{k}.png")
+    said = [s.partition(": ")[2] for s in got(tmp_path)[1]]
+    hints = {s.split("'")[1]: s.partition("is it ")[2].partition("?")[0] for s in said if "no known emotion" in s}
+    assert hints == {"not_happy": "", "sad - copy": "'sad'", "fear - copy (2)": "'fear'", "angry.old": "'angry'", "happy_medium": "",
+                     "angry_medium": "", "proud": "'prouds'", "prouds": "'proud'"}
+
+
+def test_a_label_that_no_image_has_is_told(tmp_path):
+    faces(tmp_path, "happy/1.png", "sad/2.png")
+    ds, said = got(tmp_path, labels="happy,sad,fear")
+    assert ds.labels == ("happy", "sad", "fear") and any("no image is fear (--labels)" in note for note in ds.provenance.notes)
+    assert not any("no image is" in s for s in got(tmp_path)[1] + got(tmp_path, labels="happy,sad")[1])
 
 
 def test_a_list_whose_classes_are_splits_is_refused(tmp_path):
@@ -1066,6 +1083,41 @@ def test_the_label_of_a_list_without_a_header_is_not_the_first_that_comes(tmp_pa
         assert read(path).df.label.tolist() == label
     else:
         refused(DataError, "no header", "first row", read=lambda: read(path, labels="fer2013"))
+
+
+def test_a_pixel_table_in_windows_1252_is_read_with_a_note_too(tmp_path):
+    """Its persons are those of a list in UTF-8."""
+    rows = ["emotion,pixels,Usage,subject"] + [f"{e},{' '.join([str(k)] * 2304)},Training,{who}" for k, (e, who) in enumerate(
+        (("traurig", "Ann"), ("glücklich", "Jörg"), ("Wut", "Zoë")))]
+    ds, said = got(write(tmp_path / "own.csv", *rows, encoding="cp1252"))
+    assert ds.df.label.tolist() == ["sad", "happy", "angry"] and ds.df.subject.tolist() == ["Ann", "Jörg", "Zoë"]
+    assert [s for s in said if "1252" in s] == [f"{tmp_path}/own.csv, row 3: not UTF-8; read as Windows-1252 ('glücklich')"]
+    again, said = got(write(tmp_path / "own.csv", *rows))
+    assert again.df.equals(ds.df) and not any("1252" in s for s in said)
+
+
+@pytest.mark.parametrize("listed, there", [("im0", "im0.png"), ("im0.png", "IM0.PNG"), ("a/im0.jpg", "a/im0.png"), ("b\u00fc0.png", "bu\u03080.png")])
+def test_an_image_that_is_spelt_otherwise_is_named(tmp_path, listed, there):
+    """A missing ending, capitals, and accents as a Mac writes them."""
+    faces(tmp_path, there, "1.png")
+    path = write(tmp_path / "own.csv", "image,label", f"{listed},happy", "1.png,sad")
+    refused(DataError, "no such image", f"but {there}, spelt otherwise", read=lambda: read(path))
+
+
+def test_rafdb_names_in_folders_that_count_from_0_are_class_folders(tmp_path):
+    for k in range(7):
+        faces(tmp_path, f"train/{k}/train_{k:05}_aligned.png", f"test/{k}/test_{k:04}_aligned.png")
+    ds = read(tmp_path, labels="rafdb")
+    assert ds.provenance.format == "folder" and ds.labels == LABEL_ORDERS["rafdb"]
+    assert all(ds.labels[int(i.split("/")[1])] == label for i, label in zip(ds.df.id, ds.df.label))
+    refused(LabelError, "0 to 6", read=lambda: read(tmp_path))
+
+
+def test_a_pixel_table_in_utf_32_is_read_and_one_that_was_shortened_is_told(tmp_path):
+    rows = ["emotion,pixels,Usage", f"3,{' '.join(['7'] * 2304)},Training", f"4,{' '.join(['9'] * 2304)},Training"]
+    assert read(write(tmp_path / "own.csv", *rows, encoding="utf-32")).df.label.tolist() == ["happy", "sad"]
+    short = str(np.arange(2304).reshape(48, 48) % 256).replace("\n", "")
+    refused(DataError, "left out as '...'", "2304", read=lambda: read(write(tmp_path / "own.csv", *rows[:2], f"4,{short},Training")))
 
 
 def test_a_list_in_windows_1252_is_read_with_a_note(tmp_path):

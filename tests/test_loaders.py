@@ -591,6 +591,22 @@ def test_no_training_images_cannot_be_split():
             make_splits(ds)
 
 
+@pytest.mark.parametrize("there", ["copies", "none"])
+def test_a_class_of_which_nothing_is_left_to_train_on_is_refused(there):
+    """With 1 to 4 images of a class it was refused all along; with none the class was measured and never learnt."""
+    ds = make_faces(300, seed=5, defects=None)[0].where(label=[e for e in EMOTIONS if e != "disgust"])
+    fear, train = (ds.df.label == "fear").to_numpy(), (ds.df.split == "train").to_numpy()
+    if there == "copies":  # each is that of a reported image
+        x, own, other = ds.array().copy(), np.flatnonzero(fear & train), np.flatnonzero(fear & ~train)
+        x[own] = x[np.resize(other, len(own))]
+        ds, said = ds.replace(images=x), rf"no training images left of fear of {len(own)} \(leak {len(own)}"
+    else:
+        ds, said = ds.take(~(fear & train)), "no training images left of fear of 0; "
+    with pytest.raises(DataError, match=said):
+        make_splits(ds, PLAIN)
+    make_splits(ds.take(ds.df.label != "fear"), PLAIN)  # a label that no image has is nobody's loss
+
+
 # ---- batches ----
 
 def epoch(loader):

@@ -732,6 +732,18 @@ def test_a_student_that_cannot_be_fitted_is_refused_before_its_teachers(changes,
     assert not list(tmp_path.iterdir())   # a corrected run begins without a trace of this one
 
 
+def test_a_class_that_cleaning_takes_from_all_folds_is_refused():
+    """Each image of fear is there as sad too, so cleaning drops both: a fold would test what it never saw."""
+    ds = make_faces(300, seed=5, defects=None)[0].where(label=[e for e in EMOTIONS if e != "disgust"])
+    fear = ds.where(label="fear")
+    table = pd.concat([ds.df, fear.df.assign(id="copy " + fear.df.id, label="sad")], ignore_index=True).assign(split="train")
+    ds = FERData(table, np.concatenate([ds.array(), fear.array()]), ds.labels, "twice")
+    preset = replace(QUICK, data=Data(near_duplicates=False, folds=3))
+    with pytest.raises(DataError, match="'fear' has 0 .*data.clean=false"):
+        pipeline.fold_parts(ds, preset)
+    assert len(pipeline.fold_parts(ds, replace(preset, data=replace(preset.data, clean=False)))) == 3
+
+
 def test_folds_of_two_generations_can_be_run(monkeypatch, tmp_path):
     seen, both = [], replace(QUICK, data=replace(QUICK.data, folds=2))
     monkeypatch.setattr(pipeline, "run", lambda ds, preset, *_, **__: seen.append(preset) or (_ for _ in ()).throw(InterruptedError))
