@@ -664,7 +664,8 @@ def clean(
     doubtful that they show no face, stay unless a decision drops them. Validation and test stay whole unless
     `splits` says otherwise. A new label is that of the whole photo (`labels_after`), and where a decision
     drops an image, a copy of it that the rule `duplicate` would drop takes its place. `decided` marks what
-    decisions leave in, which stays where the data are cleaned again (but for duplicates of test images)."""
+    decisions leave in, duplicates of test images among it: it stays where the data are cleaned again, but
+    `loaders.make_splits` with `data.clean` drops duplicates of test images all the same."""
     actions = self.actions(decisions, splits, drop)
     dropped = actions.id[actions.action == "drop"]
     relabel, df = dict(actions.loc[actions.action != "drop", ["id", "action"]].to_numpy()), self.ds.df

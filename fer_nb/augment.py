@@ -123,7 +123,7 @@ def _signed(bits: int) -> int:
 def normal_numbers(
     keys: torch.Tensor,  # int64 (B,): `core.hash_bits` of each image
     n: int,              # numbers an image
-) -> torch.Tensor:       # float32 (B, n), standard normal, cut at ±4.2
+) -> torch.Tensor:       # float32 (B, n), standard normal, at most ±4.33
     "Normal numbers that depend on key and position alone, on the device of the keys."
     position = torch.arange(1, -(-n // 3) + 1, device=keys.device).mul_(_signed(GOLDEN))
     found = torch.empty(len(keys), len(position), 3, device=keys.device)
@@ -156,7 +156,7 @@ def hash_normal(
     view: int | np.ndarray,    # view, one or one an image (B,)
     ids: np.ndarray,           # integer key of each image (B,)
     n: int,                    # numbers an image
-) -> np.ndarray:               # float32 (B, n), standard normal, cut at ±4.2
+) -> np.ndarray:               # float32 (B, n), standard normal, at most ±4.33
     "Normal numbers that depend on `seed`, view, key and position alone."
     return normal_numbers(torch.from_numpy(hash_bits(seed, view, ids).view(np.int64)), n).numpy()
 

@@ -35,11 +35,14 @@ def _of_file(
 def recorded(
     image: np.ndarray,          # uint8 (H, W) or (H, W, 3)
     kind: str,                  # what to do
-    amount: float,              # how much
+    amount: float,              # how much, in the unit of the kind
     option: str,                # a filter of Pillow's, for "resize"
     rng: np.random.Generator,   # settles the rest
 ) -> np.ndarray:                # of the same shape
-    "What recompressing, resizing, blurring, sharpening and noise do to an image."
+    """What recompressing, resizing, blurring, sharpening and noise do to an image. `amount`: quality, 1 to
+    100 (jpeg, webp); a factor (resize); pixels of 48 (sigma of blur, width of median, length of motion);
+    strength (sharpen); sigma in grey levels (noise), or as a share of them (speckle); share of the pixels
+    (specks); number of levels (posterise) or colours (palette)."""
     side, x, picture = min(image.shape[:2]) / 48, image.astype(float), Image.fromarray(image)
     blur = lambda s: gaussian_filter(x, (s * side, s * side) + (0,) * (x.ndim - 2), mode="nearest")
     filters, odd = {f.name.lower(): f for f in Image.Resampling}, lambda n: 2 * round((n - 1) / 2) + 1
@@ -83,11 +86,13 @@ def as_bytes(
 def relit(
     image: np.ndarray,          # uint8 (H, W) or (H, W, 3)
     kind: str,                  # what to do
-    amount: float,              # how much
+    amount: float,              # how much, in the unit of the kind
     option: str,                # unused
     rng: np.random.Generator,   # settles the rest
 ) -> np.ndarray:                # of the same shape
-    "What exposure, contrast and the filters of photo programs do to an image."
+    """What exposure, contrast and the filters of photo programs do to an image. `amount`: a factor
+    (brightness, contrast); an exponent (gamma; tint: of blue, 1 / it of red); percent cut at each end
+    (autocontrast); else a strength, 0 for none."""
     x, picture = image / 255, Image.fromarray(image)
     rows, cols = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape[:2]), indexing="ij")
     spread = lambda map: map[(...,) + (None,) * (x.ndim - 2)]
@@ -299,6 +304,7 @@ _AMOUNTS: dict[str, tuple[float, float]] = {kind: bounds for kinds, bounds in (
     ("blur median motion noise speckle brightness gamma meme stamp", (0, 1000)),
 ) for kind in kinds.split()}   # least and greatest
 
+
 # %% ../nbs/15_copies.ipynb #chgstep1
 def _check_step(
     kind: str,     # of a change
@@ -333,8 +339,9 @@ def change(
     steps: Steps,                  # one after another, such as (("rotate", 5), ("jpeg", 20))
     rng: np.random.Generator,      # settles directions, places, noise
 ) -> np.ndarray:                   # of the same shape
-    """A copy of `image` as somebody made it. Raises `ConfigError` for a kind that is not in `CHANGE_KINDS`,
-    and for an amount or option that makes no image, `ImageError` for an image of another kind."""
+    """A copy of `image` as somebody made it; what an amount means, its function in `CHANGE_KINDS` says.
+    Raises `ConfigError` for another kind, and for an amount or option that makes no image, `ImageError` for
+    what is no such image."""
     _check_image(image)
     for kind, amount, *option in steps:
         if kind == "one of":

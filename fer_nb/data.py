@@ -1948,7 +1948,7 @@ def fer2013_csv(
     order: Sequence[str] = EMOTIONS,     # the emotions by number
     name: str = "fer2013",               # of the dataset
 ) -> FERData:                            # in the order of the file
-    """All rows of the CSV, checked, a hundred at a time; ids are `row` and the line of the file. The split is
+    """All rows of the CSV, checked, 128 at a time; ids are `row` and the line of the file. The split is
     that of Usage, else of is_valid, else of the file's name, else train; subject and group are read too.
     Raises `DataError`, also for several columns that may be the emotion, without a header."""
     def parsed(block: list) -> tuple[list[dict[str, str]], np.ndarray]:  # rows of the table; pixels
@@ -2449,7 +2449,7 @@ def read_kdef(
     broken: str = "drop",                  # of `BROKEN`, or "keep": blank, undecodable, or of odd size
     strict: bool = False,                  # raise, not warn, for foreign file names and unpublished counts
 ) -> FERData:                              # image files; series, sex, angle, subject ("F01": in both), broken
-    "Read KDEF, both series. Raises `DataError`, and `ImageError` for broken images with `broken=\"raise\"`."
+    "Read KDEF, both series. Raises `DataError`, and `ImageError` for broken images with `broken=\"error\"`."
     wanted = KDEF_ANGLES if angles == "all" else (angles,) if isinstance(angles, str) else tuple(angles)
     for angle in wanted or [angles]:
         one_of("angles", angle, (*KDEF_ANGLES, "all"))

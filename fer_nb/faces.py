@@ -387,7 +387,6 @@ class Face:
     blendshapes: np.ndarray | None = None   # float32 (52,), in the order of `BLENDSHAPES`
     mask: np.ndarray | None = None          # bool (H, W), True on the face
     crop: np.ndarray | None = None          # uint8, the refined face
-    error: str = ""                         # why the image cannot be read
 
 # %% ../nbs/06_faces.ipynb #a9532c20
 def _status(

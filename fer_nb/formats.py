@@ -267,13 +267,13 @@ _TAKEN = ("id", "found", "source", "photo", "role", "original", "rule", "face_st
 def read_names(
     root: str | Path,               # folder with images
     pattern: str,                   # regular expression of a path below it, with a group `label`, or a group
-    labels: Any = None,             # see `label_order`; None: what the pattern finds, as names
     name: str = "",                 # of the dataset; "": the folder's
     broken: str = "error",          # of `BROKEN`
 ) -> tuple[FERData, list[str]]:     # with a column for every other named group; the class of each, as found
-    """Read images whose label stands in their path: `KA.AN1.39.tiff`, `03_happy.png`. Other named groups,
-    such as `subject`, `group` or `split`, become columns; the names that lists have for these, such as
-    `person` or `video`, mean the same. Raises `DataError` for images without a label."""
+    """Read images whose label stands in their path, `KA.AN1.39.tiff`, `03_happy.png`, as it is found there
+    (`read` translates it). Other named groups, such as `subject`, `group` or `split`, become columns; the
+    names that lists have for these, such as `person` or `video`, mean the same. Raises `DataError` for images
+    without a label."""
     rx, root, left = pattern_of(pattern, "label_pattern"), Path(root), LeftOut(broken)
     own = [name for name in rx.groupindex if name in _TAKEN]
     expect(not own, f"label_pattern={pattern!r}", f"a group {', '.join(own)}, which the package gives itself",
@@ -1370,7 +1370,7 @@ def read(
         warnings.simplefilter("always")
         if label_pattern is not None:
             reading = Reading(replace(FORMATS["folder"], title="images with labels in their names"), "", 1.0)
-            ds, found = read_names(path, label_pattern, labels, broken=broken)
+            ds, found = read_names(path, label_pattern, broken=broken)
         else:
             reading = detect(tree, as_)
             ds, found = reading.format.read(tree.root / reading.where, tree, labels, broken)

@@ -43,7 +43,8 @@ def review_items(
     labels: Sequence[str] | None = None,  # only images with one of these labels; None: all
 ) -> pd.DataFrame:                        # id, row, label, split, group, kind ("duplicate+leak"), score, rule
     """A row an image to look at; that it is `similar` to another is no reason unless `kinds` asks for it.
-    Raises `ConfigError` for an unknown kind of issue or label."""
+    `group` is the number of its photo, which duplicates share. Raises `ConfigError` for an unknown kind of
+    issue or label."""
     kinds, labels = ((x,) if isinstance(x, str) else x for x in (kinds, labels))
     rules = audit.actions()
     by_rule = rules[["id", "why"]].rename(columns={"why": "kind"})

@@ -9,6 +9,10 @@ from PIL import Image, ImageOps
 
 from fer_nb.copies import CHANGE_KINDS, CHANGES, change, planted, planted_sets, recall, shift_by, warped
 from fer_nb.core import ConfigError, DataError, ImageError
+
+
+from fer_nb.copies import CHANGE_KINDS, CHANGES, change, planted, planted_sets, recall, recorded, relit, shift_by, warped
+from fer_nb.core import ConfigError, DataError
 from fer_nb.data import FERData
 
 EVERY = {(part, name): steps for part, changes in CHANGES.items() for name, steps in changes.items()}
@@ -54,6 +58,11 @@ def test_no_change_stands_in_two_lists_and_no_two_have_one_name():
         assert not set(CHANGES[a]) & set(CHANGES[b])
     used = {kind for steps in EVERY.values() for kind, *_ in steps} - {"one of"}
     assert used | {"drift", "border", "zoom"} == set(CHANGE_KINDS)
+
+
+def test_every_amount_of_a_recording_has_a_unit():
+    missing = [kind for kind, f in CHANGE_KINDS.items() if f is recorded and kind not in f.__doc__]
+    assert not missing and all(kind in relit.__doc__ for kind in ("brightness", "contrast", "gamma", "tint", "autocontrast"))
 
 
 def test_geometry_against_arrays():

@@ -20,7 +20,7 @@ from PIL import Image
 from fer_nb.cli import main
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, DataError, FERError, ImageError, LabelError, canonical_label
 from fer_nb.data import FER2013_COUNTS, FERData, LeftOut, Tree, check_witness, need_ids, read_fer2013, read_folder, read_kdef, read_rafdb
-from fer_nb.formats import FORMATS, detect, label_order, read, read_list, shared_splits
+from fer_nb.formats import FORMATS, detect, label_order, read, read_list, read_names, shared_splits
 
 RNG = np.random.default_rng(7)
 PIXELS = RNG.integers(0, 256, (40, 48, 48), dtype=np.uint8)
@@ -509,6 +509,8 @@ def test_labels_and_persons_from_file_names(tmp_path, capsys):
     refused(DataError, "3 ids without a subject", read=lambda: read(tmp_path / "data", **how | {"subject_pattern": "(q)"}))
     coded, _ = got(tmp_path / "data", label_pattern=r"_\w+_(?P<label>\d)", labels="1=happy,2=sad,3=fear")
     assert coded.df.label.tolist() == ["happy", "sad", "fear"]
+    with pytest.raises(TypeError):   # `read` translates; here there is nothing to say what a name means
+        read_names(tmp_path / "data", how["label_pattern"], labels="happy=sad")
 
 
 # ---- going on without what is broken
