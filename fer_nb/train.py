@@ -637,6 +637,15 @@ def code_digest(
     except Exception:   # of whatever library the parts are
         return digest([getattr(function, "__module__", ""), getattr(function, "__qualname__", "")])
 
+
+def _schedule_digest(
+    at: Callable[[float], object],   # progress, from 0 to 1 -> a number, or one for each emotion
+    code: str,                       # `code_digest` of it, taken before it is called
+) -> str:                            # 16 hexadecimal digits
+    """What tells a schedule from others, for the identity of a fit: its code, and, since functions that it
+    calls count by their names alone, its values at 101 places."""
+    return digest(code, [np.asarray(at(k / 100)).tolist() for k in range(101)])
+
 # %% ../nbs/30_train.ipynb #freeze02
 class FreezeBody(FitCallback):
     "Train the classifier alone in the first epochs: weights and batch statistics of all other layers stay."
