@@ -27,7 +27,7 @@ from .launch import gather, wide
 from .models import unwrapped
 from .store import digest
 from .terms import LossTerm, batch_targets, is_search, logits_in
-from .train import KeepBest, _schedule_digest, called, code_digest
+from .train import KeepBest, called, code_digest, schedule_digest
 
 # %% ../nbs/34_advtrain.ipynb #46e02e56
 def ramp(
@@ -142,14 +142,16 @@ class AdversarialTraining(LossTerm):
         known = {"kind": list(self.kinds), "weights": list(self.weights), "eps": self.eps,
                  **{k: getattr(self, k) for k in keys}, **({"code": self._codes} if self._codes else {})}
         if callable(self.eps):
-            known |= {"eps": self._budgets(), "schedule": {"eps": _schedule_digest(self.eps, self._schedule)}}
+            known |= {"eps": self._budgets(), "schedule": {"eps": schedule_digest(self.eps, self._schedule)}}
         return known
 
-    def _budgets(self) -> list[float]:  # five numbers
-        "The budget at the start, after each quarter, and at the end of a training."
-        return [self.eps(q / 4) if callable(self.eps) else self.eps for q in range(5)]
-
 # %% ../nbs/34_advtrain.ipynb #30e23188
+@patch
+def _budgets(self: AdversarialTraining) -> list[float]:  # five numbers
+    "The budget at the start, after each quarter, and at the end of a training."
+    return [self.eps(q / 4) if callable(self.eps) else self.eps for q in range(5)]
+
+
 @patch
 def _check(self: AdversarialTraining) -> None:
     "Raise `ConfigError` for settings that make no sense."

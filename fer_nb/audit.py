@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import ConfigError, DataError, need_columns, one_of
-from .data import SPLITS, VOTE_COLUMNS, FERData, _in_order, check_witness, expect, need_dataset, need_ids
+from .data import (SPLITS, VOTE_COLUMNS, FERData, _in_order, check_witness, expect, need_dataset,
+                         need_ids)
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
 from .store import digest, first_few

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['images_fit', 'check_images', 'targets_fit', 'check_targets', 'dominant_labels', 'class_shares', 'check_names',
-           'as_tensor', 'temperature', 'check_logits', 'ask']
+           'as_tensor', 'in_full', 'temperature', 'check_logits', 'ask']
 
 # %% ../nbs/13_checks.ipynb #c4ec0005
 import re
@@ -133,7 +133,7 @@ def as_tensor(
     return torch.as_tensor(value, dtype=dtype)
 
 # %% ../nbs/13_checks.ipynb #c4ec0041
-def _in_full(
+def in_full(
     z: torch.Tensor,   # numbers of any type
 ) -> torch.Tensor:     # float32 where they were in half precision, else as they are
     "Half precision, as autocast makes it, has too few digits for differences and eps of 1e-12."

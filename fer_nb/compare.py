@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import binom, binomtest, norm, t as student_t
 
 from .core import ConfigError, need_columns, one_of, share
-from .data import FERData, _beside
+from .data import FERData, beside
 from .metrics import bootstrap_scores, few_images, percentile_interval, scores, without_width
 
 # %% ../nbs/22_compare.ipynb #e83bb97d
@@ -52,7 +52,7 @@ def mcnemar(
     """McNemar's test of two fixed models on the same images; two Series go together by their index. Raises
     `ConfigError`."""
     share("level", level, "()")
-    a, b = np.asarray(right_a), np.asarray(_beside(right_b, right_a, "right_b"))
+    a, b = np.asarray(right_a), np.asarray(beside(right_b, right_a, "right_b"))
     if a.dtype != bool or b.dtype != bool or a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ConfigError(f"{a.dtype} {a.shape} and {b.dtype} {b.shape}; right or wrong of the same images "
                           "expected, as bool (N,)")
@@ -78,7 +78,7 @@ def paired_t(
     Series go together by their index. Raises `ConfigError` for fewer than two pairs, and for Series of
     different runs."""
     share("level", level, "()")
-    b = _beside(b, a, "b")
+    b = beside(b, a, "b")
     d = np.subtract(*(np.asarray(v, float) for v in (a, b))) if len(a) == len(b) else np.empty(0)
     if len(d) < 2 or not np.isfinite(d).all() or rho < 0:
         raise ConfigError(f"{len(a)} and {len(b)} values, rho={rho}; two or more pairs of finite numbers and "
@@ -105,7 +105,7 @@ def paired_bootstrap(
     """Stratified paired bootstrap of two fixed models on the same images; without interval and p where too
     few images count, see `metrics.few_images`, or no resample differs (p is 1 where the models do not
     either). Raises `ConfigError` or `LabelError`."""
-    z_b = _beside(z_b, z_a, "z_b")
+    z_b = beside(z_b, z_a, "z_b")
     a, b = scores(z_a, y, labels), scores(z_b, y, labels)
     one_of("metric", metric, a.metric)
     k = int((a.metric == metric).argmax())

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
-           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'first_split', 'to_array',
-           'has_deep_colours', 'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as',
-           'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes',
-           'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows',
-           'first_row', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images',
-           'Provenance', 'split_named', 'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv',
-           'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids',
-           'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder',
-           'resized', 'drawn_text', 'show_faces']
+           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'first_split', 'beside',
+           'to_array', 'has_deep_colours', 'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square',
+           'begins_as', 'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images', 'stacked',
+           'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of',
+           'table_rows', 'first_row', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree',
+           'list_images', 'Provenance', 'split_named', 'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns',
+           'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'vote_places',
+           'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of',
+           'read_folder', 'resized', 'drawn_text', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -395,13 +395,12 @@ def _fitted(
     values: pd.Series,   # indexed by ids, or one an image in order
 ) -> pd.Series:          # with the index of the table
     "A Series as a column, which pandas would align by row numbers that a part does not share with the whole."
-    values = _in_order(values, self.df.id, f"column {column!r}", self.name or "the dataset")
-    expect(len(values) == len(self), self.name or "the dataset",
-           f"column {column!r}: {len(values)} values for {len(self)} images",
-           "one for each id, or one an image in their order,")
+    at, what = self.name or "the dataset", f"column {column!r}: {len(values)} values for {len(self)} images"
+    values = _in_order(values, self.df.id, what, at)
+    expect(len(values) == len(self), at, what, "one for each id, or one an image in their order,")
     return values.set_axis(self.df.index)
 
-
+# %% ../nbs/04_data.ipynb #serie002
 def _in_order(
     values: pd.Series | pd.DataFrame,    # one row an image
     ids: pd.Series | pd.Index,           # of the images, or the index of what the values belong to
@@ -425,12 +424,11 @@ def _in_order(
     if fits and cut and numbers and index.is_monotonic_increasing and not named.any():
         return values
     lost = f", none for {some_of(map(quoted, ids[~named]), 3)}" if named.any() else ""
-    expect(False, at, f"{what} with the index {some_of(map(quoted, index), 2)}: {len(index)} values for "
-           f"{len(ids)} images{lost}", f"one for each id, the ids of all {len(ids)} images as index, or "
-           ".to_numpy() in their order", error)
+    expect(False, at, f"{what} with the index {some_of(map(quoted, index), 2)}{lost}",
+           f"one for each id, the ids of all {len(ids)} images as index, or .to_numpy() in their order", error)
 
 
-def _beside(
+def beside(
     values: object,   # one row an image, or a run: of pandas, or anything else
     other: object,    # what it belongs to, row by row
     what: str,        # the values are, for the message

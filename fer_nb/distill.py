@@ -8,7 +8,6 @@ __all__ = ['eadd_weights', 'distill_loss', 'eadd_distill', 'EADD', 'recalls']
 # %% ../nbs/32_distill.ipynb #99b5b06e
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,14 +17,14 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
 
-from .checks import (_in_full, as_tensor, check_images, check_logits, check_names, check_targets,
-                           dominant_labels, temperature)
+from .checks import (as_tensor, check_images, check_logits, check_names, check_targets,
+                           dominant_labels, in_full, temperature)
 from .core import ConfigError, LabelError, at_least, one_of, progress, share
 from .launch import gather, wide
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
 from .terms import LossTerm, batch_targets, chance_kept, class_names, logits_in
-from .train import _schedule_digest, code_digest
+from .train import code_digest, schedule_digest
 
 # %% ../nbs/32_distill.ipynb #ffe8e84d
 def eadd_weights(
@@ -55,7 +54,7 @@ def _kl_per_sample(
     T: torch.Tensor,    # temperature, broadcastable to (..., B, 1)
 ) -> torch.Tensor:      # (..., B): T² KL(teacher ‖ student)
     "Eq. 3 for each sample."
-    log_s, log_t = (F.log_softmax(_in_full(z) / T, -1) for z in (z_s, z_t))
+    log_s, log_t = (F.log_softmax(in_full(z) / T, -1) for z in (z_s, z_t))
     return T.squeeze(-1) ** 2 * (log_t.exp() * (log_t - log_s)).sum(-1)
 
 
@@ -69,7 +68,7 @@ def distill_loss(
     T ≤ 0."""
     check_logits(z_s, len(z_s), who="the student")
     check_logits(z_t, *z_s.shape, who="the teacher")
-    T = temperature("T", T, len(z_s), "samples", _in_full(z_s)).expand(len(z_s))[:, None]
+    T = temperature("T", T, len(z_s), "samples", in_full(z_s)).expand(len(z_s))[:, None]
     return _kl_per_sample(z_s, z_t, T).mean()
 
 # %% ../nbs/32_distill.ipynb #b687452b
@@ -115,7 +114,7 @@ def eadd_distill(
     check_targets(y, *z_s.shape)
     for k, z in enumerate(z_t):
         check_logits(z, *z_s.shape, who=f"teacher {k + 1}")
-    z_s, weights = _in_full(z_s), _in_full(as_tensor(weights).to(z_s.device))
+    z_s, weights = in_full(z_s), in_full(as_tensor(weights).to(z_s.device))
     mask = None if valid_mask is None else as_tensor(valid_mask, torch.bool).to(z_s.device)
     one_of("weights.shape", tuple(weights.shape), [(len(z_t), z_s.shape[1])])
     one_of("valid_mask.shape", tuple(z_t.shape[:2] if mask is None else mask.shape), [tuple(z_t.shape[:2])])
@@ -376,7 +375,8 @@ def config(
     settings = {k: told(k) for k in ("alpha", "T", "tau", "momentum", "over")}
     settings |= {} if self.fade is None else {"fade": self.fade}
     if self._codes:
-        settings["schedule"] = {k: _schedule_digest(partial(self._at, k), c) for k, c in self._codes.items()}
+        settings["schedule"] = {k: schedule_digest(lambda p, k=k: self._at(k, p), c)
+                                for k, c in self._codes.items()}
     accuracy = self.source if self.table is None else plain(self.table)
     return {"teachers": self.names, "of": [t.key for t in self.teachers], "accuracy": accuracy} | settings
 

@@ -170,17 +170,6 @@ def predict_logits(
     return z
 
 # %% ../nbs/24_evaluate.ipynb #50d16e72
-def _by_id(
-    table: pd.DataFrame,   # logits: ids in the index or in a column `id`, or one row an image in order
-    ds: FERData,           # the images
-) -> np.ndarray:           # (N, C), in the order of `ds`
-    "A table of logits as an array. Raises `DataError` for other images, `LabelError` for other labels."
-    table = table.set_index("id") if "id" in table else table
-    if not table.columns.equals(pd.RangeIndex(table.shape[1])):
-        check_names(list(table.columns), ds.labels, "the table of logits")
-    return _in_order(table, ds.df.id, "a table of logits", ds.name or "dataset").to_numpy()
-
-
 def logits_of(
     model_or_logits: nn.Module | np.ndarray | pd.DataFrame | torch.Tensor | list[torch.Tensor],  # a network,
     ds: FERData,                               # or logits, also in batches; the images
@@ -201,8 +190,12 @@ def logits_of(
             raise ConfigError(f"logits are a list with a {odd[0]}; tensors, one a batch, or an array "
                               "expected")
         z = torch.cat(z)
-    z, fault = _by_id(z, ds) if isinstance(z, pd.DataFrame) else z, ""
-    half, fine = _is_half(z), getattr(getattr(z, "dtype", None), "itemsize", 0) == 8
+    if isinstance(z, pd.DataFrame):
+        z = z.set_index("id") if "id" in z else z
+        if not z.columns.equals(pd.RangeIndex(z.shape[1])):
+            check_names(list(z.columns), ds.labels, "the table of logits")
+        z = _in_order(z, ds.df.id, "a table of logits", ds.name or "dataset").to_numpy()
+    fault, half, fine = "", _is_half(z), getattr(getattr(z, "dtype", None), "itemsize", 0) == 8
     z = (z.float() if half else z).detach().cpu().numpy() if isinstance(z, torch.Tensor) else z
     z = np.array(z, np.float64 if fine else np.float32, order="C")   # a copy: of pandas it is read-only
     if z.shape != (len(ds), len(ds.labels)):
@@ -523,7 +516,7 @@ def fold_logits(
     setting: Mapping[str, object] | str = "",         # what `fit` does, in words or by name; stored too
 ) -> np.ndarray:                                      # float32 (folds, N, C)
     """Train once a fold and predict every image. Finished folds are read back from `out`, whatever `fit`
-    does: `setting` alone tells one from another, and a warning says where there is none. Raises `StoreError` for
+    does: `setting` alone tells fits apart, and a warning says where there is none. Raises `StoreError` for
     folds of other data, another split or another `setting`, and for a file that cannot be read."""
     store, made = Store(out, None if out is None else {"data": ds.fingerprint(), "setting": setting}), []
 

@@ -40,8 +40,8 @@ from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
 from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
                          one_of)
-from .data import (IN_MEMORY, Crop, FERData, _from_floats, _in_order, expect, need_ids, quoted, read_image,
-                         resized, some_of)
+from .data import (IN_MEMORY, Crop, FERData, _from_floats, _in_order, expect, need_ids, quoted,
+                         read_image, resized, some_of)
 from .duplicates import components, find_duplicates, search_of
 from .launch import on_machine, pick_device
 from .store import digest, read_table

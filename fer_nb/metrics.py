@@ -18,7 +18,7 @@ from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from .core import ConfigError, LabelError, at_least, positive, share
-from .data import VOTE_COLUMNS, _beside, _in_order, _wide, vote_places, vote_targets
+from .data import VOTE_COLUMNS, _in_order, _wide, beside, vote_places, vote_targets
 
 # %% ../nbs/21_metrics.ipynb #44ad23ce
 def _on_cpu(
@@ -42,7 +42,7 @@ def _checked(
         if list(z.columns) != list(labels):
             raise LabelError(f"the columns are {', '.join(map(str, z.columns))}; {', '.join(labels)}, in "
                              "this order, expected")
-    z = _beside(z, y, "logits")
+    z = beside(z, y, "logits")
     z, y = z.to_numpy() if isinstance(z, pd.DataFrame) else z, np.asarray(_on_cpu(y))
     half = str(getattr(z, "dtype", "")).endswith("float16")
     z = np.asarray(_on_cpu(z), np.float64)

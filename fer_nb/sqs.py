@@ -21,7 +21,7 @@ from fastai.layers import NoneReduce
 from fastcore.basics import patch
 from torch import nn
 
-from .checks import _in_full, as_tensor, check_targets, dominant_labels, temperature
+from .checks import as_tensor, check_targets, dominant_labels, in_full, temperature
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive, share
 from .launch import gather, wide
 from .loaders import ReplayLoader, ReplayLoaders
@@ -40,7 +40,7 @@ def spatial_similarity(
     if fa.shape != fb.shape or fa.ndim != 4:
         raise ConfigError(f"feature maps {tuple(fa.shape)} and {tuple(fb.shape)}; twice the same "
                           "(B, C, H, W) expected")
-    fa, fb = _in_full(fa), _in_full(fb)
+    fa, fb = in_full(fa), in_full(fb)
     tau = temperature("tau", tau, len(fa), "pairs", fa).reshape(-1, 1, 1)
     if normalize:
         fa, fb = F.normalize(fa, dim=1), F.normalize(fb, dim=1)
@@ -229,7 +229,7 @@ def quad_similarities(
     normalize: bool,              # see `spatial_similarity`
 ) -> list[torch.Tensor]:          # three maps (K, H, W)
     "`spatial_similarity` of each anchor with its positive and negatives."
-    maps = _in_full(maps)
+    maps = in_full(maps)
     points = (F.normalize(maps, dim=1) if normalize else maps).flatten(2).permute(2, 0, 1)
     if not normalize:  # the squares of what all have in common would drown the differences
         points = points - points.mean(1, keepdim=True)

@@ -24,8 +24,8 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.xtras import ContextManagers
 
-from .checks import (_in_full, ask, check_images, check_logits, check_targets, class_shares, images_fit,
-                           targets_fit)
+from .checks import (ask, check_images, check_logits, check_targets, class_shares, images_fit,
+                           in_full, targets_fit)
 from .core import ConfigError, FERError
 from .evaluate import eval_mode
 from .models import unwrapped
@@ -269,7 +269,7 @@ def logits_in(
         raise ConfigError(f"the model returned a {type(z).__name__}; expected logits (B, K), or a tuple that "
                           "begins with them")
     z = z.as_subclass(torch.Tensor)
-    return _in_full(z)
+    return in_full(z)
 
 
 @patch

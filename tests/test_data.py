@@ -752,5 +752,5 @@ def test_a_column_of_another_index_is_refused():
     ds = random_data(6)
     who = pd.Series(list("abcdef"))
     for odd in (who.set_axis([30, 20, 10, 40, 50, 60]), who.set_axis(list("uvwxyz")), who.set_axis([0, 1, 2, 0, 1, 2])):
-        with pytest.raises(DataError, match="column 'subject' with the index"):
+        with pytest.raises(DataError, match="column 'subject': 6 values for 6 images with the index"):
             ds.assign(subject=odd)
