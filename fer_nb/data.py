@@ -425,7 +425,7 @@ def _in_order(
         return values
     lost = f", none for {some_of(map(quoted, ids[~named]), 3)}" if named.any() else ""
     expect(False, at, f"{what} with the index {some_of(map(quoted, index), 2)}{lost}",
-           f"one for each id, the ids of all {len(ids)} images as index, or .to_numpy() in their order", error)
+           f"one for each id, so the ids of all {len(ids)} images as index, or .to_numpy() in order,", error)
 
 
 def beside(
