@@ -27,7 +27,7 @@ from .launch import gather, wide
 from .models import unwrapped
 from .store import digest
 from .terms import LossTerm, batch_targets, is_search, logits_in
-from .train import KeepBest, called, code_digest
+from .train import KeepBest, called, code_digest, schedule_digest
 
 # %% ../nbs/34_advtrain.ipynb #46e02e56
 def ramp(
@@ -119,6 +119,7 @@ class AdversarialTraining(LossTerm):
         self.trades, self.collapse = trades, collapse
         self.guard = (10 if "fgsm" in self.attacks else 0) if guard is None else guard
         self._codes = [code_digest(attack) for attack in self.attacks if callable(attack)]
+        self._schedule = code_digest(eps) if callable(eps) else ""
         self._check()
 
     @property
@@ -134,19 +135,23 @@ class AdversarialTraining(LossTerm):
         return tuple(f"{n} ({k + 1})" if callable(a) and taken.count(n) > 1 else n
                      for k, (n, a) in enumerate(zip(names, self.attacks)))
 
-    def config(self) -> dict:  # plain values, ready for JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
+    def config(self) -> dict:  # plain values, ready for JSON; of a schedule five values and a digest
         "The settings, for the record of a run."
         keys = ("alpha", "steps", "ratio", "random_start", "warmup_epochs", "seed", "trades", "guard",
                 "collapse")
-        eps = self._budgets() if callable(self.eps) else self.eps
-        return {"kind": list(self.kinds), "weights": list(self.weights), "eps": eps,
-                **{k: getattr(self, k) for k in keys}, **({"code": self._codes} if self._codes else {})}
-
-    def _budgets(self) -> list[float]:  # five numbers
-        "The budget at the start, after each quarter, and at the end of a training."
-        return [self.eps(q / 4) if callable(self.eps) else self.eps for q in range(5)]
+        known = {"kind": list(self.kinds), "weights": list(self.weights), "eps": self.eps,
+                 **{k: getattr(self, k) for k in keys}, **({"code": self._codes} if self._codes else {})}
+        if callable(self.eps):
+            known |= {"eps": self._budgets(), "schedule": {"eps": schedule_digest(self.eps, self._schedule)}}
+        return known
 
 # %% ../nbs/34_advtrain.ipynb #30e23188
+@patch
+def _budgets(self: AdversarialTraining) -> list[float]:  # five numbers
+    "The budget at the start, after each quarter, and at the end of a training."
+    return [self.eps(q / 4) if callable(self.eps) else self.eps for q in range(5)]
+
+
 @patch
 def _check(self: AdversarialTraining) -> None:
     "Raise `ConfigError` for settings that make no sense."

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .core import ConfigError, DataError, need_columns, one_of
-from .data import SPLITS, VOTE_COLUMNS, FERData, check_witness, expect, need_dataset, need_ids
+from .data import (SPLITS, VOTE_COLUMNS, FERData, _in_order, check_witness, expect, need_dataset,
+                         need_ids)
 from .duplicates import BLANK_STD, DuplicateSearch, components, find_duplicates, grey_thumbs
 from .launch import map_ranks
 from .store import digest, first_few
@@ -219,7 +220,8 @@ def _probs_by_id(
     """Probabilities joined by id and by name; a table without ids, of as many rows, is taken in its order.
     Raises `DataError` for a label without a column, for an id that comes twice, and where no id is one of the
     data; missing and foreign ones are warned of."""
-    if "id" not in table and isinstance(table.index, pd.RangeIndex) and len(table) == len(ds):
+    if "id" not in table and pd.api.types.is_integer_dtype(table.index.dtype) and len(table) == len(ds):
+        table = _in_order(table, ds.df.id, "a table", where)
         named = {*ds.labels} <= {*table.columns}
         return table[list(ds.labels)].to_numpy(float) if named else table.to_numpy()
     table = table.set_index("id") if "id" in table else table

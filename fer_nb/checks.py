@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['images_fit', 'check_images', 'targets_fit', 'check_targets', 'dominant_labels', 'class_shares', 'check_names',
-           'as_tensor', 'temperature', 'check_logits', 'ask']
+           'as_tensor', 'in_full', 'temperature', 'check_logits', 'ask']
 
 # %% ../nbs/13_checks.ipynb #c4ec0005
 import re
@@ -133,6 +133,13 @@ def as_tensor(
     return torch.as_tensor(value, dtype=dtype)
 
 # %% ../nbs/13_checks.ipynb #c4ec0041
+def in_full(
+    z: torch.Tensor,   # numbers of any type
+) -> torch.Tensor:     # float32 where they were in half precision, else as they are
+    "Half precision, as autocast makes it, has too few digits for differences and eps of 1e-12."
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
 def temperature(
     name: str,                   # of the argument, for the message
     value: float | Sequence[float] | np.ndarray | torch.Tensor,  # one, or one for each of `n`

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import binom, binomtest, norm, t as student_t
 
 from .core import ConfigError, need_columns, one_of, share
-from .data import FERData
+from .data import FERData, beside
 from .metrics import bootstrap_scores, few_images, percentile_interval, scores, without_width
 
 # %% ../nbs/22_compare.ipynb #e83bb97d
@@ -49,9 +49,10 @@ def mcnemar(
     mid_p: bool = False,      # the mid-p version
     level: float = 0.95,      # of the interval
 ) -> Outcome:                 # difference of the accuracies
-    "McNemar's test of two fixed models on the same images. Raises `ConfigError`."
+    """McNemar's test of two fixed models on the same images; two Series go together by their index. Raises
+    `ConfigError`."""
     share("level", level, "()")
-    a, b = np.asarray(right_a), np.asarray(right_b)
+    a, b = np.asarray(right_a), np.asarray(beside(right_b, right_a, "right_b"))
     if a.dtype != bool or b.dtype != bool or a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ConfigError(f"{a.dtype} {a.shape} and {b.dtype} {b.shape}; right or wrong of the same images "
                           "expected, as bool (N,)")
@@ -73,9 +74,11 @@ def paired_t(
     over: str = "seeds",   # what the runs are, for the table
     level: float = 0.95,   # of the interval
 ) -> Outcome:              # mean difference
-    """The paired t test, or the corrected one; differences that are the same in all runs have no p. Raises
-    `ConfigError` for fewer than two pairs."""
+    """The paired t test, or the corrected one; differences that are the same in all runs have no p. Two
+    Series go together by their index. Raises `ConfigError` for fewer than two pairs, and for Series of
+    different runs."""
     share("level", level, "()")
+    b = beside(b, a, "b")
     d = np.subtract(*(np.asarray(v, float) for v in (a, b))) if len(a) == len(b) else np.empty(0)
     if len(d) < 2 or not np.isfinite(d).all() or rho < 0:
         raise ConfigError(f"{len(a)} and {len(b)} values, rho={rho}; two or more pairs of finite numbers and "
@@ -102,6 +105,7 @@ def paired_bootstrap(
     """Stratified paired bootstrap of two fixed models on the same images; without interval and p where too
     few images count, see `metrics.few_images`, or no resample differs (p is 1 where the models do not
     either). Raises `ConfigError` or `LabelError`."""
+    z_b = beside(z_b, z_a, "z_b")
     a, b = scores(z_a, y, labels), scores(z_b, y, labels)
     one_of("metric", metric, a.metric)
     k = int((a.metric == metric).argmax())
@@ -152,9 +156,9 @@ def _compare_runs(
             wrong += [f"{c} {' and '.join(mine)} against {' and '.join(its)}"] * bool(differ)
     if wrong:
         raise ConfigError(f"{', '.join(runs)}: {'; '.join(wrong)}; one number of each run expected in both")
-    over = "folds" if "fold" in runs else "seeds"
-    if rho is None and over == "folds" and a.fold.nunique() > 1:
-        rho = 1 / (a.fold.nunique() - 1)
+    folds = one.index.get_level_values("fold").nunique() if "fold" in runs else 1
+    over = "folds" if folds > 1 else "seeds"   # of one fold only the seeds differ
+    rho = 1 / (folds - 1) if rho is None and folds > 1 else rho
     return [paired_t(one.value, two.value, r, over) for r in ([0.0, rho] if rho else [0.0])]
 
 # %% ../nbs/22_compare.ipynb #22aa0002

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IN_MEMORY', 'FER2013_COUNTS', 'BROKEN', 'IMAGE_ENDINGS', 'USAGE', 'KAGGLE', 'VOTE_COLUMNS',
            'FERPLUS_COUNTS', 'FERPLUS_HEADER', 'FERPLUS_MODES', 'KDEF_COUNTS', 'KDEF_ANGLES', 'KDEF_NAME',
-           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'first_split', 'to_array',
-           'has_deep_colours', 'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square', 'begins_as',
-           'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images', 'stacked', 'image_shapes',
-           'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of', 'table_rows',
-           'first_row', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree', 'list_images',
-           'Provenance', 'split_named', 'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns', 'fer2013_csv',
-           'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'vote_places', 'need_ids',
-           'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of', 'read_folder',
-           'resized', 'drawn_text', 'show_faces']
+           'RAFDB_COUNTS', 'RAFDB_NAME', 'AFFECTNET_COUNTS', 'FERData', 'need_dataset', 'first_split', 'beside',
+           'to_array', 'has_deep_colours', 'dark_as_16_bits', 'from_depth', 'Crop', 'Copy', 'file_of', 'as_square',
+           'begins_as', 'quoted', 'open_image', 'is_cut', 'decode', 'read_image', 'read_images', 'stacked',
+           'image_shapes', 'ImageFiles', 'Copies', 'KeptPixels', 'expect', 'LeftOut', 'without_broken', 'text_of',
+           'table_rows', 'first_row', 'key_of', 'whole_number', 'path_inside', 'some_of', 'ending_of', 'Tree',
+           'list_images', 'Provenance', 'split_named', 'split_of_path', 'usage_of', 'split_of_name', 'pixel_columns',
+           'fer2013_csv', 'read_fer2013', 'real_data', 'read_votes', 'vote_targets', 'read_ferplus', 'vote_places',
+           'need_ids', 'check_witness', 'add_votes', 'read_kdef', 'read_rafdb', 'read_affectnet', 'affect_of',
+           'read_folder', 'resized', 'drawn_text', 'show_faces']
 
 # %% ../nbs/04_data.ipynb #9c81d923
 import csv
@@ -163,15 +163,19 @@ def batch(
 ) -> np.ndarray:                       # uint8 (B, H, W) or (B, H, W, 3): what `array()[rows]` would be
     """Some images as one array; of files, only these are decoded. Raises `ImageError` where sizes differ, and
     `IndexError` as `take` does."""
-    rows = _positions(rows, len(self))
+    rows = _positions(rows, self.df.id)
     return self._images[rows] if self.in_memory() else self._images.batch(rows)
 
 
 def _positions(
-    rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length `n`
-    n: int,                            # images there are
+    rows: Sequence[int] | np.ndarray | pd.Series,  # positions, or a boolean mask, one value an image
+    ids: pd.Series,                    # of the n images there are
 ) -> np.ndarray:                       # int64 (B,), from 0 to n - 1
-    "Rows as positions. Raises `IndexError` for those that do not exist, and for a mask of another length."
+    """Rows as positions; a mask that is a Series goes by its index, see `_in_order`. Raises `IndexError` for
+    rows that do not exist, and for a mask of another length, `DataError` for one of other images."""
+    n = len(ids)
+    if isinstance(rows, pd.Series) and pd.api.types.is_bool_dtype(rows.dtype):
+        rows = _in_order(rows, ids, "a mask", "rows")
     rows = np.asarray(rows)
     if rows.ndim != 1 or rows.dtype == bool and len(rows) != n:
         raise IndexError(f"rows are {rows.dtype} {rows.shape}; positions, or a mask of {n}, expected")
@@ -298,9 +302,10 @@ def take(
     self: FERData,
     rows: Sequence[int] | np.ndarray,  # positions, or a boolean mask of length N
 ) -> FERData:                          # a smaller dataset with the same labels
-    """The dataset of the given `rows`, in their order. Raises `IndexError` for rows that do not exist, and
-    for a mask of another length."""
-    rows = _positions(rows, len(self))
+    """The dataset of the given `rows`, in their order; a mask that is a Series goes by the ids or row numbers
+    in its index. Raises `IndexError` for rows that do not exist, and for a mask of another length,
+    `DataError` for a Series of other images."""
+    rows = _positions(rows, self.df.id)
     images = self._images[rows] if self.in_memory() else self._images.part(rows)
     return self.replace(df=self.df.iloc[rows], images=images)
 
@@ -363,8 +368,9 @@ def assign(
     **columns: Any,  # column=values, one an image or one for all; Series, dict: by id, row, or in order
 ) -> FERData:        # the same images
     """The dataset with new or changed columns: `ds.assign(split="train")`. A Series or a dict is taken by the
-    ids, or by the table's row numbers, if those are its index, else in its order. Raises `DataError` for one
-    that lacks an image, and for a list of another length."""
+    ids, or by the table's row numbers, if those are its index, else, of one cut from a longer table, in its
+    order. Raises `DataError` for one that lacks an image, for another index, and for a list of another
+    length."""
     def fitted(column: str, x: Any) -> Any:
         if isinstance(x, (pd.Series, Mapping)):
             return self._fitted(column, pd.Series(x))
@@ -389,17 +395,54 @@ def _fitted(
     values: pd.Series,   # indexed by ids, or one an image in order
 ) -> pd.Series:          # with the index of the table
     "A Series as a column, which pandas would align by row numbers that a part does not share with the whole."
-    ids, rows = self.df.id, self.df.index
-    if not values.index.has_duplicates and ids.isin(values.index).all():
-        return values.reindex(ids).set_axis(rows)
-    if not values.index.has_duplicates and len(values) == len(rows) and rows.isin(values.index).all():
-        return values.reindex(rows)
-    lost = ids[~ids.isin(values.index)]
-    expect(len(values) == len(ids) and len(lost) == len(ids), self.name or "the dataset",
-           f"column {column!r}: {len(values)} values for {len(ids)} images"
-           + f", none for {some_of(map(quoted, lost), 3)}" * (len(lost) < len(ids)),
-           "one for each id, or one an image in their order,")
-    return values.set_axis(rows)
+    at, what = self.name or "the dataset", f"column {column!r}: {len(values)} values for {len(self)} images"
+    values = _in_order(values, self.df.id, what, at)
+    expect(len(values) == len(self), at, what, "one for each id, or one an image in their order,")
+    return values.set_axis(self.df.index)
+
+# %% ../nbs/04_data.ipynb #serie002
+def _in_order(
+    values: pd.Series | pd.DataFrame,    # one row an image
+    ids: pd.Series | pd.Index,           # of the images, or the index of what the values belong to
+    what: str,                           # the values are, for the message
+    at: str | Path,                      # stands before the message
+    cut: bool = True,                    # whether whole numbers that rise may be rows cut from another table
+    error: type[Exception] = DataError,  # what to raise
+) -> pd.Series | pd.DataFrame:           # in the order of `ids`; with the default index of any length
+    """A pandas object by the names in its index: by `ids`, each of which it has once; else by row numbers
+    from 0, in whatever order; else in its order, if the index is the default one or `cut` from a longer
+    table, with whole numbers that rise and none of `ids`. Any other index is refused."""
+    index, ids = values.index, pd.Index(ids)
+    numbers, names = (pd.api.types.is_integer_dtype(i.dtype) for i in (index, ids))
+    named, fits = ids.isin(index), index.is_unique and len(index) == len(ids)
+    if index.is_unique and named.all():
+        return values.reindex(ids)
+    if index.equals(pd.RangeIndex(len(index))):
+        return values
+    if fits and numbers and not names and index.isin(range(len(ids))).all():
+        return values.sort_index()
+    if fits and cut and numbers and index.is_monotonic_increasing and not named.any():
+        return values
+    lost = f", none for {some_of(map(quoted, ids[~named]), 3)}" if named.any() else ""
+    expect(False, at, f"{what} with the index {some_of(map(quoted, index), 2)}{lost}",
+           f"one for each id, so the ids of all {len(ids)} images as index, or .to_numpy() in order,", error)
+
+
+def beside(
+    values: object,   # one row an image, or a run: of pandas, or anything else
+    other: object,    # what it belongs to, row by row
+    what: str,        # the values are, for the message
+) -> object:          # in the order of `other`, if both are of pandas
+    """Two pandas objects go together by their indexes, as `_in_order` has it, and by position where one has
+    the default index. Raises `ConfigError` for rows of different names."""
+    pandas = all(isinstance(v, (pd.Series, pd.DataFrame)) for v in (values, other))
+    if not pandas or len(values) != len(other):
+        return values
+    mine, its = values.index, other.index
+    plain = its.equals(pd.RangeIndex(len(its))) and not (mine.is_unique and mine.isin(its).all())
+    if plain or mine.equals(its):
+        return values
+    return _in_order(values, its, what, "two tables", error=ConfigError)
 
 # %% ../nbs/04_data.ipynb #032c863c
 def to_array(

@@ -18,19 +18,26 @@ from fastcore.basics import patch
 from torch import nn
 
 from .checks import (as_tensor, check_images, check_logits, check_names, check_targets,
-                           dominant_labels, temperature)
+                           dominant_labels, in_full, temperature)
 from .core import ConfigError, LabelError, at_least, one_of, progress, share
 from .launch import gather, wide
 from .loaders import ReplayLoader
 from .teachers import CachedLogits, OnlineLogits
 from .terms import LossTerm, batch_targets, chance_kept, class_names, logits_in
+from .train import code_digest, schedule_digest
 
 # %% ../nbs/32_distill.ipynb #ffe8e84d
 def eadd_weights(
-    acc: torch.Tensor | np.ndarray,  # accuracies in [0, 1], (teachers, emotions)
-    tau: float | Sequence[float] | torch.Tensor = 1.0,  # τ_e > 0: one, or one per emotion; EADD has 0.1
+    acc: torch.Tensor | np.ndarray | pd.DataFrame,  # accuracies in [0, 1], (teachers, emotions)
+    tau: float | Sequence[float] | torch.Tensor | pd.Series = 1.0,  # τ_e > 0: one, or one per emotion
 ) -> torch.Tensor:                                  # float32, same shape, each column sums to 1
-    "How far each teacher is trusted for each emotion (Eq. 5)."
+    """How far each teacher is trusted for each emotion (Eq. 5); of a Series τ and a table of pandas the names
+    of the emotions count. Raises `ConfigError` for accuracies outside 0 to 1 and τ ≤ 0, `LabelError` for a τ
+    that lacks an emotion."""
+    if isinstance(acc, pd.DataFrame):
+        tau = _by_name("tau", tau, emotions=list(acc))
+    if isinstance(tau, pd.Series):
+        tau = tau.to_numpy()
     acc = as_tensor(acc if isinstance(acc, torch.Tensor) else np.asarray(acc), torch.float32)
     if acc.ndim != 2 or not acc.numel() or not ((acc >= 0) & (acc <= 1)).all():
         ends = f", from {acc.min():g} to {acc.max():g}" if acc.numel() else ""
@@ -47,7 +54,7 @@ def _kl_per_sample(
     T: torch.Tensor,    # temperature, broadcastable to (..., B, 1)
 ) -> torch.Tensor:      # (..., B): T² KL(teacher ‖ student)
     "Eq. 3 for each sample."
-    log_s, log_t = F.log_softmax(z_s / T, -1), F.log_softmax(z_t / T, -1)
+    log_s, log_t = (F.log_softmax(in_full(z) / T, -1) for z in (z_s, z_t))
     return T.squeeze(-1) ** 2 * (log_t.exp() * (log_t - log_s)).sum(-1)
 
 
@@ -56,11 +63,12 @@ def distill_loss(
     z_t: torch.Tensor,        # teacher logits (B, C)
     T: float | Sequence[float] | torch.Tensor,  # temperature: a number, or one per sample (B,)
 ) -> torch.Tensor:            # scalar, mean over the batch
-    """Temperature-scaled KL divergence from teacher to student (Eq. 3 and 4). Raises `ConfigError` for logits
-    that do not match, are not finite or are probabilities, and for T ≤ 0."""
+    """Temperature-scaled KL divergence from teacher to student (Eq. 3 and 4), of logits in half precision in
+    float32. Raises `ConfigError` for logits that do not match, are not finite or are probabilities, and for
+    T ≤ 0."""
     check_logits(z_s, len(z_s), who="the student")
     check_logits(z_t, *z_s.shape, who="the teacher")
-    T = temperature("T", T, len(z_s), "samples", z_s).expand(len(z_s))[:, None]
+    T = temperature("T", T, len(z_s), "samples", in_full(z_s)).expand(len(z_s))[:, None]
     return _kl_per_sample(z_s, z_t, T).mean()
 
 # %% ../nbs/32_distill.ipynb #b687452b
@@ -98,14 +106,15 @@ def eadd_distill(
     over: str = "label",  # "label": each sample uses its own emotion; "all": the literal double sum
     valid_mask: torch.Tensor | np.ndarray | None = None,  # bool (N, B), False: abstains; None: none does
 ) -> torch.Tensor:                            # scalar, mean over the batch
-    """The distillation part of Eq. 1. Raises `ConfigError` for logits, weights or temperatures that do not
-    match, `LabelError` for targets that are neither class numbers nor shares."""
+    """The distillation part of Eq. 1, of logits in half precision in float32. Raises `ConfigError` for
+    logits, weights or temperatures that do not match, `LabelError` for targets that are neither class numbers
+    nor shares."""
     one_of("over", over, ("label", "all"))
     check_logits(z_s, len(z_s), who="the student")
     check_targets(y, *z_s.shape)
     for k, z in enumerate(z_t):
         check_logits(z, *z_s.shape, who=f"teacher {k + 1}")
-    weights = as_tensor(weights).to(z_s.device)
+    z_s, weights = in_full(z_s), in_full(as_tensor(weights).to(z_s.device))
     mask = None if valid_mask is None else as_tensor(valid_mask, torch.bool).to(z_s.device)
     one_of("weights.shape", tuple(weights.shape), [(len(z_t), z_s.shape[1])])
     one_of("valid_mask.shape", tuple(z_t.shape[:2] if mask is None else mask.shape), [tuple(z_t.shape[:2])])
@@ -171,6 +180,8 @@ class EADD(LossTerm):
         self.T, self.tau, table = (v.detach().cpu() if isinstance(v, torch.Tensor) else v for v in (
             _by_name("T", T, emotions=labels), _by_name("tau", tau, emotions=labels), table))
         self.alpha, self.momentum, self.over, self.fade = alpha, momentum, over, fade
+        given = {"alpha": alpha, "T": T, "tau": tau}
+        self._codes = {k: code_digest(v) for k, v in given.items() if callable(v)}   # before they are called
         self.source = accuracy if isinstance(accuracy, str) else "table"
         try:
             self.table = None if isinstance(accuracy, str) else np.array(table, float)
@@ -352,7 +363,7 @@ def update_running(
 @patch
 def config(
     self: EADD,
-) -> dict[str, object]:  # JSON; a schedule as its values at 0, ¼, ½, ¾ and 1
+) -> dict[str, object]:  # JSON; of a schedule its values at 0, ¼, ½, ¾ and 1, and a digest
     "The settings, for the identity of a run."
     def plain(v: object) -> object:
         return v if isinstance(v, str) else np.asarray(v).tolist()
@@ -363,6 +374,9 @@ def config(
 
     settings = {k: told(k) for k in ("alpha", "T", "tau", "momentum", "over")}
     settings |= {} if self.fade is None else {"fade": self.fade}
+    if self._codes:
+        settings["schedule"] = {k: schedule_digest(lambda p, k=k: self._at(k, p), c)
+                                for k, c in self._codes.items()}
     accuracy = self.source if self.table is None else plain(self.table)
     return {"teachers": self.names, "of": [t.key for t in self.teachers], "accuracy": accuracy} | settings
 

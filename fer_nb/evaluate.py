@@ -12,6 +12,7 @@ __all__ = ['check_labels', 'eval_mode', 'image_batches', 'gradients_kept', 'tta_
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from .config import TTA
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
-from .data import FERData, expect, need_dataset
+from .data import FERData, _in_order, expect, need_dataset
 from .launch import fast_math
 from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
                             percentile_interval, score_bounds, score_intervals, scores, share_interval,
@@ -150,7 +151,7 @@ def predict_logits(
     bs: int = 256,                             # images at once
     device: torch.device | str | None = None,  # where to work; None: where the model is
     tta: str = "none",                         # "none", or the mean over 2 ("flip") or 5 views ("five")
-) -> np.ndarray:                               # float32 (N, C), in the order of `ds`
+) -> np.ndarray:                               # float32 or float64 (N, C), in the order of `ds`
     """Logits of every image; views are averaged in float32, or in float64 where the model answers so. The
     model stays as it was. Raises `LabelError` or `ConfigError`."""
     check_labels(model, ds)
@@ -170,29 +171,33 @@ def predict_logits(
 
 # %% ../nbs/24_evaluate.ipynb #50d16e72
 def logits_of(
-    model_or_logits: nn.Module | np.ndarray | torch.Tensor | list[torch.Tensor],  # a classifier; or logits,
-    ds: FERData,                               # also in batches; the images
+    model_or_logits: nn.Module | np.ndarray | pd.DataFrame | torch.Tensor | list[torch.Tensor],  # a network,
+    ds: FERData,                               # or logits, also in batches; the images
     bs: int = 256,                             # images at once
     device: torch.device | str | None = None,  # where to work; None: where the model is
     tta: str = "none",                         # see `predict_logits`; given logits are taken as they are
-) -> np.ndarray:                               # float32 (N, C)
-    """Logits of a model, predicted, or given ones, checked. Raises `ConfigError` for a shape that is not
-    (N, C), for probabilities, for a list of anything but tensors, and for the first image whose logits are
-    not finite, `LabelError` for a table whose columns have other names, or another order, than the labels."""
+) -> np.ndarray:                               # float32 (N, C), float64 where these are given
+    """Logits of a model, predicted, or given ones, checked; a table of pandas goes by its ids, in the index
+    or a column `id`. Raises `ConfigError` for a shape that is not (N, C), for probabilities, for a list of
+    anything but tensors, and for the first image whose logits are not finite, `LabelError` for a table whose
+    columns have other names, or another order, than the labels, `DataError` for one of other images."""
     one_of("tta", tta, TTA)
     if isinstance(model_or_logits, nn.Module):
         return predict_logits(model_or_logits, ds, bs, device, tta)
-    z = np.empty((0, len(ds.labels))) if len(model_or_logits) == 0 else model_or_logits
+    z = np.empty((0, len(ds.labels)), np.float32) if len(model_or_logits) == 0 else model_or_logits
     if isinstance(z, list):
         if odd := [type(part).__name__ for part in z if not isinstance(part, torch.Tensor)]:
             raise ConfigError(f"logits are a list with a {odd[0]}; tensors, one a batch, or an array "
                               "expected")
         z = torch.cat(z)
-    if isinstance(z, pd.DataFrame) and not isinstance(z.columns, pd.RangeIndex):
-        check_names(list(z.columns), ds.labels, "the table of logits")
-    z = z.to_numpy() if isinstance(z, pd.DataFrame) else z
-    half = _is_half(z)
-    z, fault = np.asarray(z.detach().float().cpu() if isinstance(z, torch.Tensor) else z, np.float32), ""
+    if isinstance(z, pd.DataFrame):
+        z = z.set_index("id") if "id" in z else z
+        if not z.columns.equals(pd.RangeIndex(z.shape[1])):
+            check_names(list(z.columns), ds.labels, "the table of logits")
+        z = _in_order(z, ds.df.id, "a table of logits", ds.name or "dataset").to_numpy()
+    fault, half, fine = "", _is_half(z), getattr(getattr(z, "dtype", None), "itemsize", 0) == 8
+    z = (z.float() if half else z).detach().cpu().numpy() if isinstance(z, torch.Tensor) else z
+    z = np.array(z, np.float64 if fine else np.float32, order="C")   # a copy: of pandas it is read-only
     if z.shape != (len(ds), len(ds.labels)):
         fault = f"the model returned {z.shape} for {len(ds)} images and {len(ds.labels)} labels"
     elif (bad := ~np.isfinite(z).all(axis=1)).any():
@@ -371,15 +376,18 @@ def _groups(
     column: str | pd.Series | np.ndarray, # a column of `ds.df`, or one value an image
     bins: int | Sequence[float] | None,   # how to cut numbers
 ) -> tuple[str, pd.Categorical]:          # name of the column; the group of each image, as text, in order
-    """The group of each image. Raises `DataError` for a column that is not there, `ConfigError` for one of
-    another length, of too many values, and of text or infinite numbers that `bins` cannot cut; `bins` that
-    are none are refused by pandas."""
+    """The group of each image; a Series goes by the ids or row numbers in its index. Raises `DataError` for a
+    column that is not there and a Series of other images, `ConfigError` for one of another length, of too
+    many values, and of text or infinite numbers that `bins` cannot cut; `bins` that are none are refused by
+    pandas."""
     name = column if isinstance(column, str) else getattr(column, "name", None) or "group"
     if isinstance(column, str):
         need_columns(ds.df, [column], ds.name or "dataset", f"there are {', '.join(ds.df.columns)}")
         column = ds.df[column]
     expect(np.ndim(column) == 1, name, f"an array {np.shape(column)}", f"({len(ds)},), one value an image,",
            ConfigError)
+    if isinstance(column, pd.Series):
+        column = _in_order(column, ds.df.id, "groups", name)
     values = pd.Series(np.asarray(column))
     if bins is not None:
         numbers, given = pd.to_numeric(values, errors="coerce").astype(float), values.astype(str) != ""
@@ -507,12 +515,22 @@ def fold_logits(
     bs: int = 256,                                    # images at once when predicting
     setting: Mapping[str, object] | str = "",         # what `fit` does, in words or by name; stored too
 ) -> np.ndarray:                                      # float32 (folds, N, C)
-    """Train once a fold and predict every image. Finished folds are read back from `out`. Raises `StoreError`
-    for folds of other data, another split or another `setting`, and for a file that cannot be read."""
-    store = Store(out, None if out is None else {"data": ds.fingerprint(), "setting": setting})
-    return np.stack([store.array(f"fold-{k}", lambda: predict_logits(fit(ds.take(train), k), ds, bs),
-                                 split=digest(np.asarray(train), np.asarray(test)))
-                     for k, (train, test) in enumerate(splits)])
+    """Train once a fold and predict every image. Finished folds are read back from `out`, whatever `fit`
+    does: `setting` alone tells fits apart, and a warning says where there is none. Raises `StoreError` for
+    folds of other data, another split or another `setting`, and for a file that cannot be read."""
+    store, made = Store(out, None if out is None else {"data": ds.fingerprint(), "setting": setting}), []
+
+    def predicted(train: np.ndarray, k: int) -> np.ndarray:
+        made.append(k)
+        return predict_logits(fit(ds.take(train), k), ds, bs)
+
+    logits = [store.array(f"fold-{k}", partial(predicted, train, k),
+                          split=digest(np.asarray(train), np.asarray(test)))
+              for k, (train, test) in enumerate(splits)]
+    if out is not None and not setting and len(made) < len(logits):
+        warnings.warn(f"{out}: {len(logits) - len(made)} of {len(logits)} folds were read back, whatever "
+                      "made them; setting=..., what fit does, tells one fit from another", stacklevel=2)
+    return np.stack(logits)
 
 # %% ../nbs/24_evaluate.ipynb #449e9fc7
 def _rounds(

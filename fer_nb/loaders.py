@@ -40,8 +40,8 @@ from .balance import PAPER_TARGETS, ClassAugment, balance
 from .config import Data
 from .core import (ConfigError, DataError, ImageError, LabelError, at_least, hash_uniform, need_columns,
                          one_of)
-from .data import (IN_MEMORY, Crop, FERData, _from_floats, expect, need_ids, quoted, read_image,
-                         resized, some_of)
+from .data import (IN_MEMORY, Crop, FERData, _from_floats, _in_order, expect, need_ids, quoted,
+                         read_image, resized, some_of)
 from .duplicates import components, find_duplicates, search_of
 from .launch import on_machine, pick_device
 from .store import digest, read_table
@@ -156,14 +156,10 @@ def _by_image(
     ds: FERData,        # the images
     what: str,          # their name, for the message
 ) -> np.ndarray:        # in the order of `ds`
-    """Values in the order of the images: a Series whose index are the ids goes by them, one with the default
-    index by position. Raises `DataError` for another index."""
-    if isinstance(values, pd.Series) and not values.index.equals(pd.RangeIndex(len(values))):
-        index = values.index
-        if not index.is_unique or len(index) != len(ds) or set(index) != set(ds.df.id):
-            raise DataError(f"{ds.name}: {what} with the index {index[0]!r}, ...; the ids of all {len(ds)} "
-                            f"images, each once, as index, or {what}.to_numpy() in their order, expected")
-        values = values.loc[ds.df.id]
+    """Values in the order of the images: a Series whose index are the ids, or row numbers, goes by them, one
+    with the default index by position. Raises `DataError` for another index."""
+    if isinstance(values, pd.Series):
+        values = _in_order(values, ds.df.id, what, ds.name, cut=False)
     return np.asarray(values)
 
 # %% ../nbs/11_loaders.ipynb #groupsof

@@ -18,7 +18,7 @@ from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from .core import ConfigError, LabelError, at_least, positive, share
-from .data import VOTE_COLUMNS, _wide, vote_places, vote_targets
+from .data import VOTE_COLUMNS, _in_order, _wide, beside, vote_places, vote_targets
 
 # %% ../nbs/21_metrics.ipynb #44ad23ce
 def _on_cpu(
@@ -36,11 +36,13 @@ def _checked(
     y: np.ndarray,             # positions of the true labels
     labels: Sequence[str] = (),  # one name a class; none: not checked
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (N, C), int64 (N,)
-    "Logits and targets that belong together, or a `ConfigError` or `LabelError` that says why they do not."
-    if isinstance(z, pd.DataFrame) and labels and not isinstance(z.columns, pd.RangeIndex):
+    """Logits and targets that belong together, in the order of the targets, or a `ConfigError` or
+    `LabelError` that says why they do not."""
+    if isinstance(z, pd.DataFrame) and labels and not z.columns.equals(pd.RangeIndex(z.shape[1])):
         if list(z.columns) != list(labels):
             raise LabelError(f"the columns are {', '.join(map(str, z.columns))}; {', '.join(labels)}, in "
                              "this order, expected")
+    z = beside(z, y, "logits")
     z, y = z.to_numpy() if isinstance(z, pd.DataFrame) else z, np.asarray(_on_cpu(y))
     half = str(getattr(z, "dtype", "")).endswith("float16")
     z = np.asarray(_on_cpu(z), np.float64)
@@ -66,22 +68,23 @@ def _checked(
 def _bins(
     confidence: np.ndarray,  # (N,) in [0, 1]
     bins: int,               # how many
-    adaptive: bool,          # equally many images in each, instead of equal widths
+    adaptive: bool,          # equally many images in each, ties together, instead of equal widths
 ) -> np.ndarray:             # (N,), the bin of each image, from 0
-    "Sort images into bins of confidence; a bin of equal width holds its upper edge, not its lower one."
+    """Sort images into bins of confidence; a bin of equal width holds its upper edge, not its lower one, and
+    with `adaptive` equal confidences stay together, so that some bins may be empty."""
     at_least("bins", bins, 1, whole=True)
     if not adaptive:
         return np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    rank = np.empty(len(confidence), np.int64)
-    rank[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
-    return rank * bins // max(len(confidence), 1)
+    confidence = confidence.round(14)   # equal ones are equal but for rounding
+    below = np.searchsorted(np.sort(confidence), confidence)
+    return below * bins // max(len(confidence), 1)
 
 
 def reliability(
     z: np.ndarray,           # logits (N, C)
     y: np.ndarray,           # positions of the true labels (N,)
     bins: int = 15,          # how many bins of confidence
-    adaptive: bool = False,  # equally many images in each, instead of equal widths
+    adaptive: bool = False,  # equally many images in each, ties together, instead of equal widths
 ) -> pd.DataFrame:           # bin, low, high (edges; with `adaptive` the extremes), confidence, accuracy, n
     """Mean confidence and accuracy in each bin of confidence, for a reliability diagram; NaN in an empty bin.
     Raises `ConfigError` or `LabelError`."""
@@ -101,7 +104,7 @@ def ece(
     z: np.ndarray,           # logits (N, C)
     y: np.ndarray,           # positions of the true labels (N,)
     bins: int = 15,          # how many bins of confidence
-    adaptive: bool = False,  # equally many images in each, instead of equal widths
+    adaptive: bool = False,  # equally many images in each, ties together, instead of equal widths
 ) -> float:                  # in [0, 1]; NaN without images
     "The expected calibration error of the predicted class. Raises `ConfigError` or `LabelError`."
     table = reliability(z, y, bins, adaptive)
@@ -437,10 +440,17 @@ def headline(
     seed: int = 0,                    # of the draws
 ) -> pd.DataFrame:                    # measure, judge, who, value, low, high (95 %), n
     """How good a network is by all its judges, with bootstrap intervals where enough images count
-    (`mean_intervals`, `few_images`). Raises `ConfigError`, `LabelError`."""
+    (`mean_intervals`, `few_images`). What is of pandas goes by its index. Raises `ConfigError`,
+    `LabelError`."""
+    frame = next((v for v in (y, z) if isinstance(v, (pd.Series, pd.DataFrame))), pd.Series(0, range(len(y))))
+    mirror, leaked, votes = (
+        _in_order(v, frame.index, name, "headline", error=ConfigError)
+        if isinstance(v, (pd.Series, pd.DataFrame)) else v
+        for name, v in (("mirror", mirror), ("leaked", leaked), ("votes", votes)))
+    mirror = None if mirror is None else _checked(mirror, y, labels)[0]
     z, y = _checked(z, y, labels)
     positive("temperature", temperature)
-    given = {"single": z} | ({} if mirror is None else {"mirror": _checked(mirror, y, labels)[0]})
+    given = {"single": z} | ({} if mirror is None else {"mirror": mirror})
     values = {name: (logits.argmax(axis=1) == y) * 1.0 for name, logits in given.items()}
     if leaked is not None:
         leaked = np.asarray(leaked)

@@ -21,7 +21,7 @@ from fastai.layers import NoneReduce
 from fastcore.basics import patch
 from torch import nn
 
-from .checks import as_tensor, check_targets, dominant_labels, temperature
+from .checks import as_tensor, check_targets, dominant_labels, in_full, temperature
 from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positive, share
 from .launch import gather, wide
 from .loaders import ReplayLoader, ReplayLoaders
@@ -35,10 +35,12 @@ def spatial_similarity(
     tau: float | Sequence[float] | torch.Tensor = 1.0,  # temperature τ > 0: one, or one per pair (B,)
     normalize: bool = True,            # compare directions (vectors of length 1); False: Eq. 6 to the letter
 ) -> torch.Tensor:                     # S (B, H, W), in (0, 1]; NaN where a feature is NaN
-    "Similarity of two maps at each place (Eq. 6). Raises `ConfigError` for other shapes, and for τ ≤ 0."
+    """Similarity of two maps at each place (Eq. 6), of features in half precision in float32. Raises
+    `ConfigError` for other shapes, and for τ ≤ 0."""
     if fa.shape != fb.shape or fa.ndim != 4:
         raise ConfigError(f"feature maps {tuple(fa.shape)} and {tuple(fb.shape)}; twice the same "
                           "(B, C, H, W) expected")
+    fa, fb = in_full(fa), in_full(fb)
     tau = temperature("tau", tau, len(fa), "pairs", fa).reshape(-1, 1, 1)
     if normalize:
         fa, fb = F.normalize(fa, dim=1), F.normalize(fb, dim=1)
@@ -227,10 +229,12 @@ def quad_similarities(
     normalize: bool,              # see `spatial_similarity`
 ) -> list[torch.Tensor]:          # three maps (K, H, W)
     "`spatial_similarity` of each anchor with its positive and negatives."
+    maps = in_full(maps)
     points = (F.normalize(maps, dim=1) if normalize else maps).flatten(2).permute(2, 0, 1)
     if not normalize:  # the squares of what all have in common would drown the differences
         points = points - points.mean(1, keepdim=True)
-    products, squares = points @ points.mT, points.square().sum(2)
+    with torch.autocast(points.device.type, enabled=False):   # it would multiply in half precision
+        products, squares = points @ points.mT, points.square().sum(2)
     distances = (squares[:, rows] + squares[:, q] - 2 * products[:, rows, q] for q in quads)
     return [(d.clamp_min(0) / -tau).exp().T.unflatten(1, maps.shape[2:]) for d in distances]
 

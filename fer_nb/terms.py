@@ -25,7 +25,7 @@ from fastcore.foundation import L
 from fastcore.xtras import ContextManagers
 
 from .checks import (ask, check_images, check_logits, check_targets, class_shares, images_fit,
-                           targets_fit)
+                           in_full, targets_fit)
 from .core import ConfigError, FERError
 from .evaluate import eval_mode
 from .models import unwrapped
@@ -269,7 +269,7 @@ def logits_in(
         raise ConfigError(f"the model returned a {type(z).__name__}; expected logits (B, K), or a tuple that "
                           "begins with them")
     z = z.as_subclass(torch.Tensor)
-    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    return in_full(z)
 
 
 @patch

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'read_checkpoint', 'write_checkpoint', 'NOT_OF_A_FIT', 'TrainingError', 'KeepBest', 'Progress',
-           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'called', 'code_digest', 'FreezeBody',
-           'Accumulate', 'SAM', 'FocalCrossEntropy', 'SoftTargets', 'make_network', 'adapted', 'make_loaders',
-           'step_rates', 'settled', 'Checkpoint', 'ResumableLearner', 'Distributed', 'compiled', 'fit_model']
+           'StopOnNaN', 'CheckInputRange', 'EMA', 'Amp', 'Mix', 'layer_groups', 'called', 'code_digest',
+           'schedule_digest', 'FreezeBody', 'Accumulate', 'SAM', 'FocalCrossEntropy', 'SoftTargets', 'make_network',
+           'adapted', 'make_loaders', 'step_rates', 'settled', 'Checkpoint', 'ResumableLearner', 'Distributed',
+           'compiled', 'fit_model']
 
 # %% ../nbs/30_train.ipynb #a38f07c7
 import copy
@@ -636,6 +637,15 @@ def code_digest(
         return digest(_contents(function, {}))
     except Exception:   # of whatever library the parts are
         return digest([getattr(function, "__module__", ""), getattr(function, "__qualname__", "")])
+
+# %% ../nbs/30_train.ipynb #deeds003
+def schedule_digest(
+    at: Callable[[float], object],   # progress, from 0 to 1 -> a number, or one for each emotion
+    code: str,                       # `code_digest` of it, taken before it is called
+) -> str:                            # 16 hexadecimal digits
+    """What tells a schedule from others, for the identity of a fit: its code, and, since functions that it
+    calls count by their names alone, its values at 101 places."""
+    return digest(code, [np.asarray(at(k / 100)).tolist() for k in range(101)])
 
 # %% ../nbs/30_train.ipynb #freeze02
 class FreezeBody(FitCallback):

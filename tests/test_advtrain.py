@@ -777,3 +777,39 @@ def test_an_attack_asks_no_other_process(tmp_path, attack, trades):
     assert passes.count(True) == (N // BS) * (2 if trades else 1)            # as many in each process, whatever its images
     assert passes.count(False) == N // BS                                    # the validation's
     assert torch.allclose(weights(learn), weights(fitted()[0]), atol=1e-5)
+
+
+# ---- schedules ----
+
+def test_a_schedule_is_known_by_all_that_it_does():
+    def begins(at):
+        return lambda p: 8 / 255 * (p > at)
+
+    one, same, other = (AdversarialTraining("pgd", eps=begins(at)).config() for at in (.30, .30, .48))
+    assert one == same and one["eps"] == other["eps"] and one["schedule"] != other["schedule"] and json.dumps(one)
+    assert "schedule" not in AdversarialTraining("pgd", eps=8 / 255).config()
+
+
+def test_what_a_schedule_calls_is_known_by_its_values():
+    def by(inner):   # a global of this name, of which the code of a schedule says no more
+        made = AdversarialTraining("pgd", eps=eval("lambda p: helper(p) / 9", {"helper": inner}))
+        return made.config()["schedule"]
+    assert by(np.square) == by(np.square) != by(np.sqrt)
+
+
+def test_a_fit_under_another_schedule_does_not_go_on(tmp_path):
+    from fer_nb.config import Fit
+    from fer_nb.loaders import dataloaders
+    from fer_nb.synth import make_faces
+    from fer_nb.train import CheckpointError, fit_model
+    from toys import small_net
+    ds = make_faces(60, seed=1, defects=None)[0]
+    train, valid = ds.where(split="train"), ds.where(split="valid")
+
+    def go(at):
+        cb = AdversarialTraining("fgsm", eps=lambda p: 8 / 255 * (p > at), guard=0)
+        fit_model(small_net(1), dataloaders(train, valid, bs=16), Fit(epochs=1, bs=16, keep="last"), checkpoint=tmp_path / "ck.pt", cbs=[cb])
+    go(.30)
+    go(.30)
+    with pytest.raises(CheckpointError, match="schedule"):
+        go(.48)

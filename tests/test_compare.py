@@ -200,3 +200,25 @@ def test_a_bootstrap_without_width_has_neither_interval_nor_p():
         assert one.difference == 1 and np.isnan([one.low, one.high, one.p]).all()
     same = paired_bootstrap(np.eye(2)[y], np.eye(2)[y], y, ("a", "b"), times=50)
     assert same.difference == 0 and np.isnan([same.low, same.high]).all() and same.p == 1
+
+
+def test_two_series_go_together_by_their_index():
+    s = pd.Series([.7, .6, .5], [3, 1, 2])
+    assert paired_t(s, (s + .01)[::-1]).difference == pytest.approx(-.01) and np.isnan(paired_t(s, (s + .01)[::-1]).p)
+    rows = pd.Series([.7, .6, .5, .69, .58, .5])   # of one table: rows 3 to 5 are those of the other model
+    assert paired_t(rows[:3], rows[3:]) == paired_t(rows[:3].tolist(), rows[3:].tolist()) == paired_t(rows[:3], rows[3:].to_numpy())
+    assert paired_t(rows[:3][::-1], rows[:3] + [0, .01, .03]) == paired_t(rows[:3][::-1].tolist(), (rows[:3] + [0, .01, .03])[::-1].tolist())
+    for odd in (s.set_axis([1, 2, 4]), s.set_axis([6, 5, 4]), s.set_axis([0, 2, 1]), s.set_axis(list("abc"))):
+        with pytest.raises(ConfigError, match="b with the index"):
+            paired_t(s, odd)
+    right = pd.Series([True, True, False, False], list("abcd"))
+    assert mcnemar(right, right[::-1]).difference == 0 and mcnemar(right, right[::-1]).p == 1
+    with pytest.raises(ConfigError, match="right_b with the index"):
+        mcnemar(right, right.rename(str.upper))
+
+
+def test_seeds_on_one_fold_are_seeds():
+    a, b = (runs(v, "seed").assign(fold=0) for v in ([.7, .72, .71], [.69, .7, .7]))
+    table = compare(a, b)
+    assert table.over.tolist() == ["seeds"] and table.test.tolist() == ["paired t"]
+    assert set(compare(*(pd.concat([t, t.assign(fold=1)]) for t in (a, b))).over) == {"folds"}

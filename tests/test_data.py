@@ -727,3 +727,30 @@ def test_a_name_of_a_file_is_no_emotion(tmp_path):
     rows = [f"im{k}.png,{k % 7},{ROW}" for k in range(9)]
     path = csv_of(tmp_path / "own.csv", *rows[1:], header=rows[0])
     assert data.fer2013_csv(path).df.label.tolist() == [EMOTIONS[k % 7] for k in range(9)]
+
+
+# ---- one rule for what is of pandas ----
+
+def test_a_mask_goes_by_its_index():
+    ds = random_data(12)
+    mask = pd.Series(np.arange(12) < 5)
+    expected = ds.df.id[:5].tolist()
+    named = mask.set_axis(ds.df.id)
+    for given in (mask, named, mask.sample(frac=1, random_state=0), named.sample(frac=1, random_state=0), mask.set_axis(range(40, 52)),
+                  pd.concat([pd.Series([True], ["elsewhere"]), named])):
+        assert ds.take(given).df.id.tolist() == expected
+        assert len(ds.batch(given)) == 5
+    assert ds.take(pd.Series([3, 1], [1, 0])).df.id.tolist() == ds.df.id[[3, 1]].tolist(), "positions have an order of their own"
+    for odd in (mask.set_axis(range(12, 0, -1)), named.rename(lambda i: f"x{i}"), named.iloc[[0, *range(11)]]):
+        with pytest.raises(DataError, match="a mask with the index .* one for each id"):
+            ds.take(odd)
+    with pytest.raises(IndexError):
+        ds.take(mask[:4])
+
+
+def test_a_column_of_another_index_is_refused():
+    ds = random_data(6)
+    who = pd.Series(list("abcdef"))
+    for odd in (who.set_axis([30, 20, 10, 40, 50, 60]), who.set_axis(list("uvwxyz")), who.set_axis([0, 1, 2, 0, 1, 2])):
+        with pytest.raises(DataError, match="column 'subject': 6 values for 6 images with the index"):
+            ds.assign(subject=odd)

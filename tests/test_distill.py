@@ -488,3 +488,44 @@ def test_a_network_is_measured_by_what_batches_show(dls, accuracy):
             found.append(teacher.net(shown).argmax(1))
     by_hand = recalls(torch.cat(found).numpy(), dls.valid.y.numpy(), 7)
     assert np.allclose(eadd.acc[0], by_hand) and learn.eadd is eadd and len(chance)
+
+
+# ---- half precision, names, schedules ----
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_counted_in_float32(kind):
+    torch.manual_seed(0)
+    z_s = (4 * torch.randn(64, 7)).to(kind)
+    z_t = (z_s.float() * 1.02 + .02 * torch.randn(3, 64, 7)).to(kind)
+    weights, y, T = torch.full((3, 7), 1 / 3), torch.arange(64) % 7, [2.1, 3.3, 1.7, 4.1, .9, 1.3, 2.7]
+    found, exact = (eadd_distill(s, t, y, weights, T) for s, t in ((z_s, z_t), (z_s.double(), z_t.double())))
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(exact.item(), rel=1e-3)
+    assert distill_loss(z_s, z_t[0], 3.3).item() == pytest.approx(distill_loss(z_s.double(), z_t[0].double(), 3.3).item(), rel=1e-3)
+    soft = F.one_hot(y, 7).to(kind)
+    assert eadd_distill(z_s, z_t, soft, weights.to(kind), T).item() == pytest.approx(exact.item(), rel=.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert eadd_distill(z_s, z_t, y, weights, T).item() == pytest.approx(exact.item(), rel=1e-3)
+    z_s.requires_grad_()
+    distill_loss(z_s, z_t[0], 3.0).backward()
+    assert z_s.grad.dtype == kind and z_s.grad.isfinite().all()
+
+
+def test_weights_take_tau_by_its_names():
+    acc = np.array([[.5, .9, .2], [.7, .1, .3]])
+    tau = pd.Series([.1, 1, 10], list("abc"))
+    expected = eadd_weights(acc, tau.tolist())
+    assert torch.equal(eadd_weights(acc, tau), expected)
+    assert torch.equal(eadd_weights(pd.DataFrame(acc, columns=list("abc")), tau[::-1]), expected)
+    with pytest.raises(LabelError, match="tau has no emotions c"):
+        eadd_weights(pd.DataFrame(acc, columns=list("abc")), tau[:2])
+
+
+@pytest.mark.parametrize("what", ["alpha", "T", "tau"])
+def test_schedules_are_known_by_all_that_they_do(what):
+    def begins(at):
+        return lambda p: 1.0 if p < at else .3
+
+    one, same, other = (EADD(pair(), **{what: begins(at)}).config() for at in (.30, .30, .45))
+    assert one == same and one[what] == other[what] and one["schedule"].keys() == {what}
+    assert one["schedule"] != other["schedule"] and json.dumps(one)
+    assert "schedule" not in EADD(pair(), **{what: .5}).config()

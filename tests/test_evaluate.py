@@ -691,3 +691,51 @@ def test_views_in_half_precision_are_averaged_in_single(tta):
 def test_a_group_is_one_value_an_image():
     with pytest.raises(ConfigError, match=r"group: an array \(60, 2\); \(60,\), one value an image"):
         by_group(net(), faces(), np.zeros((60, 2)))
+
+
+# ---- tables of pandas ----
+
+def test_a_table_of_logits_goes_by_its_ids():
+    ds = faces()
+    z = 3.0 * np.eye(7)[ds.targets()] + np.random.default_rng(0).normal(size=(60, 7))
+    table, expected = pd.DataFrame(z, index=ds.df.id, columns=ds.labels), evaluate(z, ds)
+    for given in (table, table.sample(frac=1, random_state=0), table.reset_index(), table.sample(frac=1, random_state=1).reset_index(),
+                  pd.DataFrame(z).sample(frac=1, random_state=0)):
+        pd.testing.assert_frame_equal(evaluate(given, ds), expected)
+        pd.testing.assert_frame_equal(confusion(given, ds), confusion(z, ds))
+    part = ds.take(np.arange(20, 40))
+    pd.testing.assert_frame_equal(evaluate(table, part), evaluate(z[20:40], part))
+    for odd in (table.rename(lambda i: f"x{i}"), table.iloc[[0, *range(59)]], table.set_axis(range(60, 0, -1))):
+        with pytest.raises(DataError, match="a table of logits with the index"):
+            evaluate(odd, ds)
+
+
+def test_groups_go_by_their_index():
+    ds = faces()
+    z = np.random.default_rng(0).normal(size=(60, 7))
+    values = pd.Series(np.where(ds.targets() == 3, "happy", "other"), name="g")
+    named, expected = values.set_axis(ds.df.id), by_group(z, ds, values.to_numpy(), times=10).drop(columns="column")
+    for given in (named, named.sample(frac=1, random_state=0), values.sample(frac=1, random_state=0)):
+        pd.testing.assert_frame_equal(by_group(z, ds, given, times=10).drop(columns="column"), expected)
+    with pytest.raises(DataError, match="g: groups with the index"):
+        by_group(z, ds, named.rename(lambda i: f"x{i}"), times=10)
+
+
+def test_given_logits_keep_their_digits():
+    from fer_nb.metrics import scores
+    ds = faces(splits=("test",))
+    z = 1e-3 * (np.eye(7)[ds.targets()] + np.random.default_rng(0).normal(size=(60, 7))) + 1e5
+    expected = scores(z, ds.targets(), ds.labels).value.tolist()
+    for given in (z, torch.from_numpy(z), [torch.from_numpy(z)], pd.DataFrame(z), z[::-1].copy()[::-1]):
+        assert evaluate(given, ds).value[:len(expected)].tolist() == expected
+    assert confusion(z.astype(np.float32), ds).to_numpy().trace() < confusion(z, ds).to_numpy().trace()
+
+
+def test_folds_that_are_read_back_without_a_setting_are_told(tmp_path, recwarn):
+    ds = faces(30)
+    fold_logits(counting_fit([]), ds, thirds(30), tmp_path)
+    fold_logits(counting_fit([]), ds, thirds(30), tmp_path / "named", setting="one")
+    fold_logits(counting_fit([]), ds, thirds(30), tmp_path / "named", setting="one")
+    assert not [w for w in recwarn if "read back" in str(w.message)]
+    with pytest.warns(UserWarning, match="3 of 3 folds were read back, whatever made them"):
+        fold_logits(counting_fit([]), ds, thirds(30), tmp_path)

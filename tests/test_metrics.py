@@ -335,3 +335,51 @@ def test_what_is_no_share_has_no_interval():
         mean_intervals({}, np.empty(0))
     with pytest.raises(ConfigError, match="strata of several types"):
         mean_intervals({"a": np.ones(3)}, np.array(["x", "y", None], object))
+
+
+def test_equal_confidences_share_a_bin_whatever_their_order():
+    conf = np.full(1000, 0.6)
+    z, y = np.log(np.stack([conf, 1 - conf], 1)), np.repeat([0, 1], [600, 400])
+    rng = np.random.default_rng(0)
+    for order in (np.arange(1000), rng.permutation(1000)):
+        assert ece(z[order], y[order], adaptive=True) == pytest.approx(0, abs=1e-9)
+    conf = rng.choice([.55, .6, .7, .8, .9], 900)
+    z, y = np.log(np.stack([conf, 1 - conf], 1)), (rng.random(900) > conf).astype(int)
+    swapped = z.copy()
+    swapped[::2], flipped = z[::2, ::-1], y.copy()   # the other class, as sure, as right
+    flipped[::2] = 1 - y[::2]
+    by_label = np.argsort(y, kind="stable")
+    found = [ece(*data, adaptive=True) for data in ((z, y), (z[by_label], y[by_label]), (swapped, flipped))]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-12) and found[0] < 0.05
+    table = reliability(z, y, 15, adaptive=True)
+    assert len(table) == 15 and table.n.sum() == 900 and (table.n > 0).sum() == 5
+
+
+def test_what_is_of_pandas_goes_together_by_its_index():
+    z, y, labels = draw(40, 0, 3)
+    z[:20] += 3 * np.eye(3)[y[:20]]
+    names = [f"i{k}" for k in range(40)]
+    table, targets = pd.DataFrame(z, names, labels), pd.Series(y, names)
+    expected = scores(z, y, labels)
+    pd.testing.assert_frame_equal(scores(table.sample(frac=1, random_state=1), targets, labels), expected)
+    mixed = scores(table, targets.sample(frac=1, random_state=1), labels)
+    np.testing.assert_allclose(mixed.value, expected.value)
+    with pytest.raises(ConfigError, match="logits with the index"):
+        scores(table.rename(lambda i: f"x{i}"), targets, labels)
+    other = pd.DataFrame(z + np.random.default_rng(2).normal(size=z.shape), names, labels)
+    assert paired_bootstrap(table, other.sample(frac=1, random_state=2), targets, labels, times=50) == \
+        paired_bootstrap(z, other.to_numpy(), y, labels, times=50)
+
+
+def test_the_headline_goes_by_the_index_of_what_is_leaked():
+    z, y, labels = draw(60, 0, 3)
+    leak = pd.Series(np.arange(60) < 20)
+    expected = headline(z, y, labels, mirror=z + 1, leaked=leak.to_numpy(), times=20)
+    names = [f"i{k}" for k in range(60)]
+    pd.testing.assert_frame_equal(headline(z, y, labels, z + 1, leak.sample(frac=1, random_state=0), times=20), expected)
+    named = leak.set_axis(names).sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(headline(z, pd.Series(y, names), labels, z + 1, named, times=20), expected)
+    mirror = pd.DataFrame(z + 1, names).sample(frac=1, random_state=3)
+    pd.testing.assert_frame_equal(headline(pd.DataFrame(z, names), y, labels, mirror, named, times=20), expected)
+    with pytest.raises(ConfigError, match="leaked with the index"):
+        headline(z, y, labels, leaked=named, times=20)

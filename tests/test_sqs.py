@@ -675,3 +675,19 @@ def test_images_that_a_crashed_attack_left_are_not_taken_for_those_of_the_batch(
 def test_dropout_is_a_share(drop):
     with pytest.raises(ConfigError, match="drop="):
         attach_sqs(Net(), drop=drop)
+
+
+def test_half_precision_without_a_feature_is_no_nan():
+    from fer_nb.sqs import quad_similarities, spatial_similarity, sqs_loss
+    torch.manual_seed(0)
+    maps = torch.randn(6, 8, 4, 4).relu().half()
+    maps[:, :, 0, 0] = 0
+    found, exact = (spatial_similarity(m[:3], m[3:]) for m in (maps, maps.double()))
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-4)
+    rows, quads = torch.arange(2), torch.tensor([[2, 3], [3, 4], [4, 5]])
+    with torch.autocast("cpu", torch.bfloat16):
+        similarities = quad_similarities(maps, rows, quads, 1.0, True)
+    for s, e in zip(similarities, quad_similarities(maps.double(), rows, quads, 1.0, True)):
+        torch.testing.assert_close(s.double(), e, atol=1e-4, rtol=1e-3)
+    assert sqs_loss(*similarities).isfinite()

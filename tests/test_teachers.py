@@ -15,7 +15,7 @@ import fer_nb.teachers
 from fer_nb.augment import Augment
 from fer_nb.balance import ClassAugment
 from fer_nb.config import Data, Fit
-from fer_nb.core import ConfigError, DataError, FERError, LabelError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError
 from fer_nb.data import VOTE_COLUMNS, FERData
 from fer_nb.distill import EADD, recalls
 from fer_nb.loaders import ReplayLoader, dataloaders, make_splits
@@ -719,3 +719,22 @@ def test_votes_that_are_no_counts_are_refused(splits, count):
     table.loc[2, VOTE_COLUMNS[3]] = count
     with pytest.raises(DataError, match=f"image '{table.id[2]}' has votes .*{count}.*at least 0 expected"):
         AnnotatorTeacher.features(splits.train.replace(df=table))
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 70_000])
+def test_an_offset_of_all_classes_costs_no_digits(dls, offset):
+    class Shifted(nn.Module):
+        name, labels = "shifted", EMOTIONS
+
+        def __init__(self):
+            super().__init__()
+            self.net = small_net(7).double()
+
+        def forward(self, x):
+            return 5 * self.net(x.double()) + offset
+
+    kept = teacher_logits(Shifted(), dls.train, dls.valid).train[dls.train.view].astype(np.float64)
+    with torch.no_grad():
+        expected = (5 * small_net(7).double().eval()(dls.train.images(np.arange(len(kept))).double())).softmax(1)
+    assert (kept.max(1) == 0).all()
+    torch.testing.assert_close(torch.from_numpy(kept).softmax(1), expected, atol=2e-3, rtol=1e-2)
