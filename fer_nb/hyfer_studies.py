@@ -30,7 +30,7 @@ from torch import nn
 from .audit import image_quality
 from .config import (ATTACKS, PARTS, Adversarial, Augment, Data, Distillation, Evaluation, Fit,
                            Preset, override, to_dict)
-from .core import (ConfigError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
+from .core import (ConfigError, DataError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
                          quiet)
 from .data import VOTE_COLUMNS, FERData, expect, first_split, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
@@ -46,13 +46,13 @@ from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save_hyfe
 from .plan import images_in, need_memory
 from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_student, fit_teachers,
                              fold_parts, keep_robust, need_fits, need_networks, prepare,
-                             trained_teachers)
+                             trained_teachers, _without_record)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import (SHIPPED, Store, _apart, digest, plain, shipped_file, taken_up, work_of,
                           write_table)
 from .studies import subsample
-from .teachers import CachedLogits, data_record, make_teachers, need_same_holdout
+from .teachers import CachedLogits, data_record, make_teachers, need_unseen
 from .train import NOT_OF_A_FIT, make_network, settled
 
 # %% ../nbs/44_hyfer_studies.ipynb #f0bee785
@@ -93,7 +93,11 @@ def _without_votes(
     splits = make(ds.replace(df=ds.df.drop(columns=votes)))
 
     def joined(part: FERData) -> FERData:
-        found = table.loc[part.sources()]
+        ids, sources = part.df.id, part.sources()
+        own = ids[ids.isin(table.index)].to_frame().assign(source=sources)
+        own = own.loc[(own.id != own.source).sort_values(kind="stable").index].drop_duplicates("source")
+        copied = sources.map(own.set_index("source").id)   # an original may be named and not be there
+        found = table.loc[ids.where(ids.isin(table.index), copied)]
         return part.assign(**{c: found[c].to_numpy() for c in votes})
 
     return replace(splits, **{name: joined(getattr(splits, name)) for name in ("train", "valid", "test")})
@@ -744,10 +748,8 @@ def train_shipped(
     if not anyway:
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:
-        need_fits(preset, splits := _splits_without_votes(ds, preset.data, seed))
+        need_fits(preset, splits := _splits_without_votes(ds, preset.data, seed), seed)
         start = {"start": file_sha256(preset.student.network)} if preset.student.is_file else {}
-        if file := start and preset.student.network:
-            _need_unseen(file, load_teacher(file), splits, seed, say)
         identity = {"settings": to_dict(preset, contents=True), "seed": seed, **ds.identity(), **start}
         store, other = _work_at(work, identity | precision(), say)
         begun = _begun(store, other, say) | ({"went on from": {"sha256": start["start"]}} if start else {})
@@ -808,19 +810,6 @@ def need_students(
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the shares of the votes are what it learns")
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0003
-def _need_unseen(
-    path: str,                    # of weights to go on from, or what they are
-    start: nn.Module,             # the network
-    splits: Splits,               # the data
-    seed: int,                    # of the run
-    say: Say,                     # gets a line where the weights have no record
-) -> None:
-    "Refuse weights that know what is held out here, and say where nobody can know."
-    need_same_holdout(path, start, splits, seed)
-    if not (getattr(start, "record", None) or {}).get("data"):
-        say(f"{path} does not say what it was trained on: it may know the hold-out")
-
-
 def _card(
     model: HyFER,         # trained
     table: pd.DataFrame,  # its results
@@ -836,6 +825,7 @@ def _card(
     top = headline_of(model, part, splits.duplicates, temperature).round(4)
     return {"settings": to_dict(preset), "temperature": temperature,
             "ece": {"as it is": round(ece(z, y), 4), "with temperature": round(ece(z / temperature, y), 4)},
+            **({"taught or begun without a record": mute} if (mute := _without_record(preset)) else {}),
             "data": facts_of(splits) | {
                 "reported with a duplicate in training as it came": len(splits.duplicates)},
             "headline": top.to_dict("records"),
@@ -867,6 +857,22 @@ TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,
                    student=replace(SHIP.student, epochs=12, lr=1e-3, keep="last"))
 
 
+def _need_new_to(
+    start: nn.Module,   # what one of two arms goes on from
+    splits: Splits,     # the data
+    fit: Fit,           # of both arms
+    say: Say,           # gets a line where it is not known
+) -> None:
+    """Say where a start may know the hold-out: FER+'s labels make other data of the same images. Raises
+    `DataError` where the hold-out would choose an epoch of it, and not as fairly that of new weights."""
+    try:
+        need_unseen("the trained network", start, splits, 0, say)
+    except DataError as e:
+        if fit.keep == "best":
+            raise DataError(f"{e}; or student.keep=last") from None
+        say(str(e))
+
+
 @study("transfer",
        lambda ds, out, args: {"ds": subsample(read_ferplus(args.votes, ds), args.part),
                               "start": _shipped(args.weights), "preset": with_options(TRANSFER, args),
@@ -880,14 +886,17 @@ def transfer_study(
     out: str | Path = "runs/transfer",  # folder of finished fits
     say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                      # weights, votes, seed, split, subset, metric, value, n
-    """The same fit from new weights and from trained ones. Raises `DataError` without votes, `StoreError`
-    where another study lies in `out`."""
+    """The same fit from new weights and from trained ones; says where these may know what is held out. Raises
+    `DataError` without votes, and where the hold-out would choose an epoch then, `StoreError` where another
+    study lies in `out`."""
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the annotators' votes are needed")
     at_least("seeds", len(seeds), 1)
     need_unrefined(preset, "study transfer")
     ds, weights = resized(ds, preset.student.size), {"new": None, "trained": start}
     identity = {"settings": _settings(preset), **ds.identity(), "start": weights_digest(start)}
-    store, splits = Store(out, identity), _splits_without_votes(ds, preset.data)
+    splits = _splits_without_votes(ds, preset.data)
+    _need_new_to(start, splits, preset.student, say)
+    store = Store(out, identity)
     people = fit_teachers(splits, preset, 0, store, say)[0]
     cached = {seed: cache_logits(people, splits, preset, seed, store) for seed in seeds}
 
@@ -1000,7 +1009,8 @@ def harden_study(
         _need_two_epochs(name, budget.adversarial)
     ds = resized(ds, preset.student.size)
     splits = _splits_without_votes(ds, preset.data, run_seed)
-    _need_unseen("the student", student, splits, run_seed, say)
+    need_unseen("the student", student, splits, run_seed, say)
+    trained = facts_of(splits)   # by the student: of all of them
     splits = replace(splits, train=subsample(splits.train, part))
     identity = {"settings": _settings(preset), **ds.identity(), "part": part, "run seed": run_seed}
     store = Store(out, identity | {"student": weights_digest(student)})
@@ -1015,7 +1025,7 @@ def harden_study(
         found = {}   # often one epoch is both
         for chosen, net in {"clean": hardened, "robust": _with_weights(hardened, keep.state)}.items():
             save_hyfer(net, store.path(f"{name}-{chosen}.safetensors"), adversarial=adv.config(),
-                       **calibration(net, splits.valid))
+                       data=trained, **calibration(net, splits.valid))
             same = [table for table, other in found.values() if other == weights_digest(net)]
             table = same[0] if same else attacked_rows(net, splits, budget.evaluation, seed)
             found[chosen] = table, weights_digest(net)

@@ -455,9 +455,17 @@ def held_ids(
     path: str | Path,   # CSV with the columns `id` and `part`, "held out" of an earlier fit, or another word
 ) -> set[str]:          # ids
     "What an earlier fit held out. Raises `DataError` for a table without these columns."
+    return _part_ids(path, "held out")
+
+
+def _part_ids(
+    path: str | Path,   # see `held_ids`
+    *parts: str,        # words in its column `part`
+) -> set[str]:          # ids
+    "The images of some parts of an earlier fit."
     table = read_table(path, words=("id", "part"))
     need_columns(table, ["id", "part"], str(path), "what an earlier fit held out")
-    return set(table.id[table.part == "held out"])
+    return set(table.id[table.part.isin(parts)])
 
 
 def listed_holdout(
@@ -495,11 +503,12 @@ class Splits:
     train: FERData        # training images, cleaned and balanced
     valid: FERData        # training images, cleaned, that are held out to choose epochs by
     test: FERData         # validation and test images as they came
-    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split has more, as it came
+    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split, as it came, has more; `told`
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
     listed: frozenset[str] | None = field(default=None, kw_only=True)  # ids in the table of `Data.held`
+    told: set[str] = field(default_factory=set, kw_only=True)  # of `test`, what the fit of that table has seen
 
 
 def make_splits(
@@ -516,7 +525,8 @@ def make_splits(
     _split_names(ds, "train")
     found = audit(ds, search=search)
     train, test, grouped = ds.df.id[ds.df.split == "train"], ds.df.id[ds.df.split != "train"], found.grouped()
-    duplicates = tied_ids(grouped, test, train)
+    told = tied_ids(grouped, test, _part_ids(data.held, "trained on", "held out")) if data.held else set()
+    duplicates = tied_ids(grouped, test, train) | told
     kept = found.clean(drop=("leak",)) if data.clean == "leaks" else \
         found.clean() if data.clean else found.grouped()
     cleaned = kept.where(split="train")
@@ -528,7 +538,7 @@ def make_splits(
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
     _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
-                  came=came, listed=frozenset(held_ids(data.held)) if data.held else None)
+                  came=came, listed=frozenset(held_ids(data.held)) if data.held else None, told=told)
 
 
 def _warn_of_subjects(
