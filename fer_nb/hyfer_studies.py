@@ -118,7 +118,7 @@ def _rows(
     splits: Splits,             # the data
 ) -> pd.DataFrame:              # split, subset, metric, value, n
     """Results on the test part, with and without duplicates of training images; where there are FER+'s votes,
-    by them too: subset "voters", metrics "majority" and "expected"."""
+    by them too: subsets "voters" and "voters_without_duplicates", metrics "majority" and "expected"."""
     z, test = model if isinstance(model, np.ndarray) else predict_logits(model, splits.test), splits.test
     results = evaluate(z, test, duplicates=splits.duplicates)[["split", "subset", "metric", "value", "n"]]
     if (votes := test.votes()) is None:
@@ -126,9 +126,12 @@ def _rows(
     found = agreement(votes, z.argmax(axis=1), test.targets(), test.labels)
     heard = pd.DataFrame({k: found[k] for k in ("majority", "expected")})
     heard["split"] = test.df.split.to_numpy()
-    heard = heard.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
-    voters = heard.agg(value="mean", n="count").reset_index().assign(subset="voters")
-    return pd.concat([results, voters[list(results)]], ignore_index=True)
+    new, tables = ~test.df.id.isin(splits.duplicates).to_numpy(), [results]
+    for subset, part in (("voters", heard), ("voters_without_duplicates", heard[new])):
+        values = part.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
+        voters = values.agg(value="mean", n="count").reset_index().assign(subset=subset)
+        tables.append(voters[list(results)])
+    return pd.concat(tables, ignore_index=True)
 
 
 def attacked_rows(
@@ -260,14 +263,15 @@ def distillation_gains(
     runs: pd.DataFrame,        # from `distillation_study`
     split: str = "valid",      # which reported split
     metric: str = "accuracy",  # which metric, in points if it is a share
-    subset: str = "all",       # or "without_duplicates", "voters"
+    subset: str = "all",       # or "without_duplicates", "voters", "voters_without_duplicates"
 ) -> pd.DataFrame:             # what is compared; difference, low, high (95 %), p, seeds, p_holm
-    "Paired t tests over seeds: each number of teachers against none, and after against before."
+    """Paired t tests over seeds: each number of teachers against none, and after against each other arm; where
+    there is no "after", each arm against the one before it."""
     one = reported(runs, metric, subset=subset, split=split, model="HyFER")
     counts, arms = sorted(set(one.teachers)), _arms(one)
     pairs = {f"{arm}: {_count(n)} against none": ((arm, n), (arm, 0)) for arm in arms for n in counts if n}
-    pairs |= {f"{_count(n)}: after against {arm}": (("after", n), (arm, n)) for arm in arms if arm != "after"
-              for n in counts}
+    steps = [("after", b) for b in arms if b != "after"] if "after" in arms else list(zip(arms[1:], arms))
+    pairs |= {f"{_count(n)}: {a} against {b}": ((a, n), (b, n)) for a, b in steps for n in counts}
     there = set(zip(one.arm, one.teachers))
     pairs = {name: both for name, both in pairs.items() if there >= set(both)}
     if not pairs:   # such as one arm alone, without teachers
@@ -524,7 +528,8 @@ def setting_table(
     split: str | None = None,       # which reported split; None: "valid" if there is one, else "test"
     **where: object,                # such as attack="pgd", eps=4/255
 ) -> pd.DataFrame:                  # a row an arm: mean ± sd, difference to the run as it is, p, ...
-    "What each change is worth, paired by seed (95 %), with Holm's correction over all of them."
+    """What each change is worth, paired by seed (95 %), with Holm's correction over all changes of one model:
+    where two models are looked at, each table is a family of its own."""
     where |= {"subset": None} if "attack" in where else {}  # an attack is tried on a sample, or on all
     one = reported(runs, metric, model=model, split=split or first_split(runs), **where)
     share = metric not in NOT_SHARES

@@ -318,7 +318,8 @@ def originals_of(
     rows: np.ndarray,   # positions
     ids: Iterable[str] = (),   # of images that were there before, whose copies may be here
 ) -> np.ndarray:        # those of images that are no copies
-    "Without copies, which are trained on and never measured: images whose `source` is another image."
+    """Without copies, images whose `source` is another image: they are trained on, and neither held out nor in
+    a test part that is cut off. Official test images are measured as they came."""
     sources, known = ds.sources(), {*ds.df.id, *ids}
     return rows[~((sources != ds.df.id) & sources.isin(known)).to_numpy()[rows]]
 
@@ -518,7 +519,7 @@ def make_splits(
 ) -> Splits:                # with `data.clean`, `train` has no duplicate of `test`, detected or by `source`
     """Audit, clean, hold out, balance. Where all images are training images, a fifth of them becomes `test`;
     duplicates, copies and subjects stay on one side, and copies are not held out. Warns of splits that share
-    subjects. Raises `DataError` without training images, or with too few of a class."""
+    subjects or films. Raises `DataError` without training images, or with too few of a class."""
     search, came = search_of(data), ds
     if len(ds) and set(ds.df.split) == {"train"}:
         ds = as_split(ds, holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed))
@@ -532,7 +533,9 @@ def make_splits(
     cleaned = kept.where(split="train")
     cleaned = cleaned.take(~cleaned.df.id.isin(tied_ids(grouped, train, test))) if data.clean else cleaned
     _need_images(cleaned, f"{ds.name}: every training image is of a photo or a `source` of another split")
-    _warn_of_subjects(cleaned, ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()))
+    for column in ("subject", "group"):
+        _warn_of_known(ds.take(ds.df.id.isin(cleaned.df.id).to_numpy()),
+                       ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()), column)
     inner, held = listed_holdout(cleaned, data.held, train) if data.held else \
         holdout(cleaned, data.holdout, seed)
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
@@ -541,20 +544,23 @@ def make_splits(
                   came=came, listed=frozenset(held_ids(data.held)) if data.held else None, told=told)
 
 
-def _warn_of_subjects(
-    train: FERData,     # training images
+def _warn_of_known(
+    train: FERData,     # training images, as they came
     test: FERData,      # reported images without a duplicate among them
+    column: str,        # "subject", or "group": films and clips; an audit's own groups are none
     most: float = 0.1,  # share of `test` that is not worth a word
 ) -> None:
-    "Warn where many of the reported images show people who are trained on."
-    if "subject" not in test.df or not len(test):
+    "Warn where many of the reported images show people, or are of films, that are trained on."
+    if column not in test.df or not len(test) or column == "group" and is_audited(test):
         return
-    known = test.df.subject[test.df.subject.isin(train.df.subject)].replace("", None).dropna()
+    known = test.df[column][test.df[column].isin(train.df[column])].replace("", None).dropna()
     if len(known) > most * len(test):
+        what, which, way = ("show", "people who", "protocol=\"subject\"") if column == "subject" else \
+            ("are of", "films or clips that", "protocol=\"honest\"")
         warnings.warn(f"{test.name or 'data'}: {len(known):,} of {len(test):,} validation and test images "
-                      f"show {known.nunique()} people who are in the training split too (subject "
-                      f"{known.iloc[0]!r}, ...); they measure known people. For others, join the splits and "
-                      "take folds(ds, protocol=\"subject\")", stacklevel=3)
+                      f"{what} {known.nunique()} {which} are in the training split too ({column} "
+                      f"{known.iloc[0]!r}, ...); they measure known {which.rpartition(' ')[0]}. For others, "
+                      f"join the splits and take folds(ds, {way})", stacklevel=3)
 
 # %% ../nbs/11_loaders.ipynb #origin02
 def paper_counts(

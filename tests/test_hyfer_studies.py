@@ -50,6 +50,8 @@ def test_gains_are_paired_by_seed():
     assert gains.loc["no teacher: after against before", "difference"] == pytest.approx(5, abs=0.05)
     assert (gains.p_holm < 0.01).all() and (gains.p_holm >= gains.p).all() and (gains.seeds == 5).all()
     assert distillation_gains(runs.query("arm == 'before' and teachers == 0")).empty
+    steps = distillation_gains(runs.query("teachers == 0").replace({"arm": {"after": "cleaned"}}))   # a part of the pipeline alone
+    assert steps.index.tolist() == ["no teacher: cleaned against before"] and steps.difference.item() == pytest.approx(5, abs=0.05)
 
 
 def test_the_table_has_mean_and_sd_beside_the_paper():
@@ -477,6 +479,13 @@ def test_students_are_judged_by_the_voters_where_there_are_some(faces, voted):
         shares = [r[f"vote_{r['answer']}"] / r[list(VOTE_COLUMNS)].sum() for _, r in part.iterrows()]
         assert found.n[split] == len(part) and np.isclose(found.value[split], np.mean(shares))
     assert set(rows[rows.subset == "voters"].metric) == {"majority", "expected"}
+    some = set(splits.test.df.id[::3])                                     # had a duplicate in training
+    again = hyfer_studies._rows(z, replace(splits, duplicates=some))
+    new = _splits_without_votes(voted, TINY.data)
+    new = replace(new, test=new.test.take(~new.test.df.id.isin(some).to_numpy()))
+    columns = ["split", "metric", "value", "n"]
+    alone, parts = hyfer_studies._rows(z[~splits.test.df.id.isin(some).to_numpy()], new), ("voters_without_duplicates", "voters")
+    pd.testing.assert_frame_equal(*(t.loc[t.subset == s, columns].reset_index(drop=True) for t, s in zip((again, alone), parts)))
     assert not (hyfer_studies._rows(z, make_splits(faces, TINY.data)).subset == "voters").any()
 
 
