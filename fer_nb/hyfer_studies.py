@@ -265,8 +265,8 @@ def distillation_gains(
     metric: str = "accuracy",  # which metric, in points if it is a share
     subset: str = "all",       # or "without_duplicates", "voters", "voters_without_duplicates"
 ) -> pd.DataFrame:             # what is compared; difference, low, high (95 %), p, seeds, p_holm
-    """Paired t tests over seeds: each number of teachers against none, and after against each other arm; where
-    there is no "after", each arm against the one before it."""
+    """Paired t tests over seeds: each number of teachers against none, and after against each other arm;
+    where there is no "after", each arm against the one before it."""
     one = reported(runs, metric, subset=subset, split=split, model="HyFER")
     counts, arms = sorted(set(one.teachers)), _arms(one)
     pairs = {f"{arm}: {_count(n)} against none": ((arm, n), (arm, 0)) for arm in arms for n in counts if n}
@@ -857,11 +857,7 @@ def onward(
     attacked = replace(fit, network="light", epochs=14, lr=1e-3, augment=_LONG.augment)
     return replace(preset, adversarial=Adversarial(("pgd",), 3 / 255, 2, 0.7, True, attacked))
 
-# %% ../nbs/44_hyfer_studies.ipynb #00b26c02
-TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,
-                   student=replace(SHIP.student, epochs=12, lr=1e-3, keep="last"))
-
-
+# %% ../nbs/44_hyfer_studies.ipynb #newto001
 def _need_new_to(
     start: nn.Module,   # what one of two arms goes on from
     splits: Splits,     # the data
@@ -876,6 +872,10 @@ def _need_new_to(
         if fit.keep == "best":
             raise DataError(f"{e}; or student.keep=last") from None
         say(str(e))
+
+# %% ../nbs/44_hyfer_studies.ipynb #00b26c02
+TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,
+                   student=replace(SHIP.student, epochs=12, lr=1e-3, keep="last"))
 
 
 @study("transfer",

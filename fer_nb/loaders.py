@@ -318,8 +318,8 @@ def originals_of(
     rows: np.ndarray,   # positions
     ids: Iterable[str] = (),   # of images that were there before, whose copies may be here
 ) -> np.ndarray:        # those of images that are no copies
-    """Without copies, images whose `source` is another image: they are trained on, and neither held out nor in
-    a test part that is cut off. Official test images are measured as they came."""
+    """Without copies, images whose `source` is another image: they are trained on, and neither held out nor
+    in a test part that is cut off. Official test images are measured as they came."""
     sources, known = ds.sources(), {*ds.df.id, *ids}
     return rows[~((sources != ds.df.id) & sources.isin(known)).to_numpy()[rows]]
 
@@ -504,12 +504,12 @@ class Splits:
     train: FERData        # training images, cleaned and balanced
     valid: FERData        # training images, cleaned, that are held out to choose epochs by
     test: FERData         # validation and test images as they came
-    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split, as it came, has more; `told`
+    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split, as it came, has more
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
     listed: frozenset[str] | None = field(default=None, kw_only=True)  # ids in the table of `Data.held`
-    told: set[str] = field(default_factory=set, kw_only=True)  # of `test`, what the fit of that table has seen
+    told: set[str] = field(default_factory=set, kw_only=True)  # of `duplicates`, those its fit has seen
 
 
 def make_splits(
@@ -543,7 +543,7 @@ def make_splits(
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
                   came=came, listed=frozenset(held_ids(data.held)) if data.held else None, told=told)
 
-
+# %% ../nbs/11_loaders.ipynb #knownof1
 def _warn_of_known(
     train: FERData,     # training images, as they came
     test: FERData,      # reported images without a duplicate among them

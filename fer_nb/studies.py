@@ -127,7 +127,8 @@ def protocol_study(
     ties = {f"{c}s": digest(ds.df[c].astype(str)) for c in ("photo", "subject", "source") if c in ds.df}
     identity = {"data": ds.fingerprint(), "groups": digest(ds.df.group), "targets": targets,
                 "fit": to_dict(fit, contents=True)} | ties
-    store = Store(out, taken_up(out, identity, (), lambda there: there if "photos" in there else there | ties))
+    earlier = taken_up(out, identity, (), lambda there: there if "photos" in there else there | ties)
+    store = Store(out, earlier)
     return grid(run, PROTOCOLS, seeds, store, over="protocol", say=say)
 
 # %% ../nbs/43_studies.ipynb #ba5c6457
