@@ -973,11 +973,17 @@ def trained_on(
         return "its record does not say on which data it was trained"
     prints = {known, facts.get("fingerprint of the split")}
     parts = [ds, ds.where(split=["train", "valid"]), ds.where(split="train")]  # others may have come later
-    same = any({p.fingerprint(), resized(p, size).fingerprint()} & prints for p in parts if len(p))
+
+    def among(parts: list[FERData]) -> bool:
+        return any({p.fingerprint(), resized(p, size).fingerprint()} & prints for p in parts if len(p))
+
     chosen = f"; its epoch was chosen on {facts['selected on']:,} others" if "selected on" in facts else ""
     trained = f"{facts['trained on']:,} images" if "trained on" in facts else "images"
-    other = f"of another data set ({facts.get('name') or known}), as far as fingerprints tell"
-    where = "of this data set" if same else other
+    where = "of this data set"
+    if not among(parts):   # a run cuts off the test part of data that came without one
+        where = f"of another data set ({facts.get('name') or known}), as far as fingerprints tell"
+        if among([ds.assign(split="train")]):
+            where = "of these images in other splits: some of those measured may be among them"
     return f"its record: trained on {trained} {where}{chosen}"
 
 
@@ -1015,10 +1021,12 @@ def _no_split(
 def _lists_of(
     ds: FERData,                  # as read
     parts: Path | None,           # of --parts
-    names: Iterable[str | None],  # of networks: those of runs are folders
+    names: Iterable[str | None],  # of networks: those of runs are folders, or files in one
 ) -> dict[Path, FERData]:         # list (of --parts, then of runs on these images) -> data in its splits
     "Which lists say how these data were parted. Raises `DataError` for --parts of other images."
-    runs = [Path(os.path.expanduser(name)) / "parts.csv" for name in names if name and name not in SHIPPED]
+    runs = [Path(os.path.expanduser(name)) for name in names if name and name not in SHIPPED]
+    runs = [(run.parent if run.suffix.lower() in (".safetensors", ".onnx") and run.is_file() else run)
+            / "parts.csv" for run in runs]
     found = {}
     for path in filter(Path.is_file, dict.fromkeys([parts, *runs] if parts else runs)):
         from fer_nb.loaders import listed_splits
@@ -1034,25 +1042,32 @@ def _lists_of(
 def _in_parts(
     ds: FERData,                  # as read
     parts: Path | None,           # of --parts
-    names: Iterable[str | None],  # of networks: those of runs are folders
+    names: Iterable[str | None],  # of networks: those of runs are folders, or files in one
+    split: str = "test",          # what is asked about, of data that keep their own splits
 ) -> FERData:                     # in the splits of a run, where there is one; standard error says which
     """Data as a run parted them: by the list given, or, for data without a split, by that of the first run
     asked about. Raises `DataError` where a run was trained on images that are reported then."""
-    if parts is None and set(ds.df.split) != {"train"}:
-        return ds
     if not (found := _lists_of(ds, parts, names)):
         return ds
     from fer_nb.store import read_table
-    first, *others = found
-    ds = found[first]
-    counts = ", ".join(f"{split} {n:,}" for split, n in ds.df.split.value_counts(sort=False).items())
-    print(f"fer-nb: {first}: the splits of this run are taken: {counts}", file=sys.stderr)
-    reported = {*ds.df.id[ds.df.split != "train"]}
-    for path in others:
+    lists, reported = list(found), ds.df.split != "train"
+    own = parts is None and not reported.eq(False).all()   # splits that the data came with
+    way = "--parts with this list, for the images that it reported,"
+    who = f"split {split} of {ds.name}"
+    if not own:
+        way, ds = "runs with the same parts (--seed), or data with a split,", found[who := lists.pop(0)]
+        counts = ", ".join(f"{split} {n:,}" for split, n in ds.df.split.value_counts(sort=False).items())
+        print(f"fer-nb: {who}: the splits of this run are taken: {counts}", file=sys.stderr)
+        reported = ds.df.split != "train"
+    elif split in {*ds.df.split}:
+        reported = (ds.df.split == split) & (split != "train")
+    reported = {*ds.df.id[reported]}
+    for path in lists:
         table = read_table(path, words=("id", "part"))
         known = reported & {*table.id[table.part.isin(["trained on", "held out"])]}
-        expect(not known, path, f"this run was trained on {len(known):,} of the {len(reported):,} images "
-               f"that {first} reported", "runs with the same parts (--seed), or data with a split,")
+        expect(not known, path, f"this run was trained on, or held out, {len(known):,} of the "
+               f"{len(reported):,} images of {who}" if own else f"this run was trained on {len(known):,} of "
+               f"the {len(reported):,} images that {who} reported", way)
     return ds
 
 
@@ -1089,7 +1104,7 @@ class _EvaluateVerb(Verb):
         "Evaluate, and write the table."
         read_record(args.out)  # records beside it that cannot be read are known before the work
         whole, path = read_data(args, args.votes, single=True), _which(args.model, args.robust)
-        whole = _in_parts(whole, args.parts, [args.model])
+        whole = _in_parts(whole, args.parts, [args.model], args.split)
         there = list(whole.df.split.unique())
         if args.split not in there:
             raise _no_split(args, there)
@@ -1126,7 +1141,7 @@ class _EvaluateVerb(Verb):
         temperature = float(record.get("temperature") or 1)
         looks = {id(ds): ds for ds in (whole, images)}.values()
         known = [trained_on(record, ds, net.input_size) for ds in looks]
-        known = min(known, key=lambda text: "of this data set" not in text)
+        known = min(known, key=lambda text: ("of this data set" not in text, "other splits" not in text))
         _say("metrics and intervals")
         table = evaluate(z / temperature, part, args.tta, duplicates, intervals=1000)
         about = {"model": path.name, "weights": file_sha256(path), "data": whole.fingerprint(),
@@ -1273,7 +1288,8 @@ def run(
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
     models, whole = self.models(args), read_data(args, args.votes, single=True)
-    whole = _in_parts(whole, args.parts, [name.rpartition("=")[2] for name in args.models.split(",")])
+    names = [name.rpartition("=")[2] for name in args.models.split(",")]
+    whole = _in_parts(whole, args.parts, names, args.split or "test")
     there, duplicates, alone = list(whole.df.split.unique()), None, args.split is None
     args.split = args.split or "test"
     if alone and len(there) == 1:    # images of their own, no part of a split data set

@@ -208,6 +208,7 @@ class Compared:
     metric: str = "accuracy"                     # a share
     own: bool = False                            # each arm is judged on images of its own
     rho: float = 0.0                             # see `compare.paired_t`, where runs share training images
+    new: bool = False                            # on images without a duplicate in training, if the table can
 
 
 def _against(one: str, *others: str) -> dict[str, tuple[str, str]]:
@@ -231,7 +232,7 @@ COMPARED: dict[str, Compared] = {
     "data, FER2013's labels": Compared("results/fer2013-data/runs.csv", _PIPELINE,
                                         where=(*_LABEL, _UNTAUGHT)),
     "data, FER+'s majority": Compared("results/fer2013-data/runs.csv", _PIPELINE, metric="majority",
-                                      where=(*_VOTED, _UNTAUGHT)),
+                                      where=(*_VOTED, _UNTAUGHT), new=True),
     "teachers": Compared("results/fer2013-data/runs.csv", {
         f"{arm}: {n} against none": ((arm, n), (arm, 0)) for arm in ("before", "after") for n in (1, 2, 3)},
         ("arm", "teachers"), _LABEL),
@@ -273,7 +274,10 @@ def differences_of(
     if (table := Path(root) / asked.place).is_file():
         runs = read_table(table)
         split = {"split": first_split(runs)} if "split" in runs else {}
-        one = reported(runs, asked.metric, **split, **dict(asked.where))
+        where = dict(asked.where)
+        if asked.new and (runs.subset == (without := f"{where['subset']}_without_duplicates")).any():
+            where["subset"] = without
+        one = reported(runs, asked.metric, **split, **where)
         over = list(asked.over) if len(asked.over) > 1 else asked.over[0]
         arms = one.set_index(over).index
         if pairs := {name: both for name, both in asked.pairs.items() if set(arms) >= set(both)}:

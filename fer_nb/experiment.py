@@ -49,16 +49,18 @@ def _compared(
 def count_comparisons(
     self: Store,
     table: pd.DataFrame,  # results, with the columns `over` and maybe `split` and `metric`
-    over: Sequence[str],  # the columns that name an arm; `model` does too
+    over: Sequence[str],  # the columns that name an arm; `model` and `chosen` do too
 ) -> None:
     "Add each arm, reported split and metric of `table` to the file `comparisons.csv` of the store."
-    named = table[[*over, *({"model"} & set(table) - set(over))]]
+    named = table[[*over, *(c for c in ("model", "chosen") if c in table and c not in over)]]
     found = pd.DataFrame({"arm": named.astype(str).agg(", ".join, axis=1),
                           "split": table.get("split", "test"), "metric": table.get("metric", "")})
     found = found[~found.split.isin(HELD_OUT) & ~found.metric.str.contains(":")]  # "f1:sad" is a part
     with one_at_a_time(self.folder):
         earlier = _compared(path) if (path := self.path("comparisons.csv")).exists() else None
-        write_table(pd.concat([earlier, found]).drop_duplicates(), path)
+        every = pd.concat([earlier, found]).drop_duplicates()
+        if earlier is None or len(every) > len(earlier):
+            write_table(every, path)
 
 
 def comparisons(
@@ -124,12 +126,12 @@ def grid(
         table = store.table(names[k], make, arm_settings=settings, **keys[k], **precision())
         if store.folder is not None:
             shutil.rmtree(store.path(f"{names[k]}.work"), ignore_errors=True)
-        return table.assign(**keys[k])
+        table = table.assign(**keys[k])
+        if store.folder is not None:   # at once: who stops here has seen this one
+            store.count_comparisons(table, over)
+        return table
 
-    table = pd.concat(map_ranks(range(len(cells)), cell), ignore_index=True)
-    if store.folder is not None and rank == 0:
-        store.count_comparisons(table, over)
-    return table
+    return pd.concat(map_ranks(range(len(cells)), cell), ignore_index=True)
 
 # %% ../nbs/42_experiment.ipynb #e4200031
 def _gb(

@@ -30,7 +30,7 @@ from torch import nn
 from .audit import image_quality
 from .config import (ATTACKS, PARTS, Adversarial, Augment, Data, Distillation, Evaluation, Fit,
                            Preset, override, to_dict)
-from .core import (ConfigError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
+from .core import (ConfigError, DataError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
                          quiet)
 from .data import VOTE_COLUMNS, FERData, expect, first_split, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
@@ -46,13 +46,13 @@ from .models import (HYFER, TEACHERS, HyFER, load_hyfer, load_teacher, save_hyfe
 from .plan import images_in, need_memory
 from .pipeline import (_checked_start, cache_logits, fit_adversarial, fit_student, fit_teachers,
                              fold_parts, keep_robust, need_fits, need_networks, prepare,
-                             trained_teachers)
+                             trained_teachers, _without_record)
 from .report import mean_sd, pivot_mean_sd
 from .robustness import PAPER_TABLE5, robust_study, strongest_study
 from .store import (SHIPPED, Store, _apart, digest, plain, shipped_file, taken_up, work_of,
                           write_table)
 from .studies import subsample
-from .teachers import CachedLogits, data_record, make_teachers, need_same_holdout
+from .teachers import CachedLogits, data_record, make_teachers, need_unseen
 from .train import NOT_OF_A_FIT, make_network, settled
 
 # %% ../nbs/44_hyfer_studies.ipynb #f0bee785
@@ -93,7 +93,11 @@ def _without_votes(
     splits = make(ds.replace(df=ds.df.drop(columns=votes)))
 
     def joined(part: FERData) -> FERData:
-        found = table.loc[part.sources()]
+        ids, sources = part.df.id, part.sources()
+        own = ids[ids.isin(table.index)].to_frame().assign(source=sources)
+        own = own.loc[(own.id != own.source).sort_values(kind="stable").index].drop_duplicates("source")
+        copied = sources.map(own.set_index("source").id)   # an original may be named and not be there
+        found = table.loc[ids.where(ids.isin(table.index), copied)]
         return part.assign(**{c: found[c].to_numpy() for c in votes})
 
     return replace(splits, **{name: joined(getattr(splits, name)) for name in ("train", "valid", "test")})
@@ -114,7 +118,7 @@ def _rows(
     splits: Splits,             # the data
 ) -> pd.DataFrame:              # split, subset, metric, value, n
     """Results on the test part, with and without duplicates of training images; where there are FER+'s votes,
-    by them too: subset "voters", metrics "majority" and "expected"."""
+    by them too: subsets "voters" and "voters_without_duplicates", metrics "majority" and "expected"."""
     z, test = model if isinstance(model, np.ndarray) else predict_logits(model, splits.test), splits.test
     results = evaluate(z, test, duplicates=splits.duplicates)[["split", "subset", "metric", "value", "n"]]
     if (votes := test.votes()) is None:
@@ -122,9 +126,12 @@ def _rows(
     found = agreement(votes, z.argmax(axis=1), test.targets(), test.labels)
     heard = pd.DataFrame({k: found[k] for k in ("majority", "expected")})
     heard["split"] = test.df.split.to_numpy()
-    heard = heard.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
-    voters = heard.agg(value="mean", n="count").reset_index().assign(subset="voters")
-    return pd.concat([results, voters[list(results)]], ignore_index=True)
+    new, tables = ~test.df.id.isin(splits.duplicates).to_numpy(), [results]
+    for subset, part in (("voters", heard), ("voters_without_duplicates", heard[new])):
+        values = part.melt("split", var_name="metric").groupby(["split", "metric"], sort=False).value
+        voters = values.agg(value="mean", n="count").reset_index().assign(subset=subset)
+        tables.append(voters[list(results)])
+    return pd.concat(tables, ignore_index=True)
 
 
 def attacked_rows(
@@ -256,14 +263,15 @@ def distillation_gains(
     runs: pd.DataFrame,        # from `distillation_study`
     split: str = "valid",      # which reported split
     metric: str = "accuracy",  # which metric, in points if it is a share
-    subset: str = "all",       # or "without_duplicates", "voters"
+    subset: str = "all",       # or "without_duplicates", "voters", "voters_without_duplicates"
 ) -> pd.DataFrame:             # what is compared; difference, low, high (95 %), p, seeds, p_holm
-    "Paired t tests over seeds: each number of teachers against none, and after against before."
+    """Paired t tests over seeds: each number of teachers against none, and after against each other arm;
+    where there is no "after", each arm against the one before it."""
     one = reported(runs, metric, subset=subset, split=split, model="HyFER")
     counts, arms = sorted(set(one.teachers)), _arms(one)
     pairs = {f"{arm}: {_count(n)} against none": ((arm, n), (arm, 0)) for arm in arms for n in counts if n}
-    pairs |= {f"{_count(n)}: after against {arm}": (("after", n), (arm, n)) for arm in arms if arm != "after"
-              for n in counts}
+    steps = [("after", b) for b in arms if b != "after"] if "after" in arms else list(zip(arms[1:], arms))
+    pairs |= {f"{_count(n)}: {a} against {b}": ((a, n), (b, n)) for a, b in steps for n in counts}
     there = set(zip(one.arm, one.teachers))
     pairs = {name: both for name, both in pairs.items() if there >= set(both)}
     if not pairs:   # such as one arm alone, without teachers
@@ -520,7 +528,8 @@ def setting_table(
     split: str | None = None,       # which reported split; None: "valid" if there is one, else "test"
     **where: object,                # such as attack="pgd", eps=4/255
 ) -> pd.DataFrame:                  # a row an arm: mean ± sd, difference to the run as it is, p, ...
-    "What each change is worth, paired by seed (95 %), with Holm's correction over all of them."
+    """What each change is worth, paired by seed (95 %), with Holm's correction over all changes of one model:
+    where two models are looked at, each table is a family of its own."""
     where |= {"subset": None} if "attack" in where else {}  # an attack is tried on a sample, or on all
     one = reported(runs, metric, model=model, split=split or first_split(runs), **where)
     share = metric not in NOT_SHARES
@@ -744,10 +753,8 @@ def train_shipped(
     if not anyway:
         need_memory(preset, images_in(ds, preset))
     with rank0_folder(out, overwrite) as folder:
-        need_fits(preset, splits := _splits_without_votes(ds, preset.data, seed))
+        need_fits(preset, splits := _splits_without_votes(ds, preset.data, seed), seed)
         start = {"start": file_sha256(preset.student.network)} if preset.student.is_file else {}
-        if file := start and preset.student.network:
-            _need_unseen(file, load_teacher(file), splits, seed, say)
         identity = {"settings": to_dict(preset, contents=True), "seed": seed, **ds.identity(), **start}
         store, other = _work_at(work, identity | precision(), say)
         begun = _begun(store, other, say) | ({"went on from": {"sha256": start["start"]}} if start else {})
@@ -807,19 +814,6 @@ def need_students(
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the shares of the votes are what it learns")
 
 # %% ../nbs/44_hyfer_studies.ipynb #ship0003
-def _need_unseen(
-    path: str,                    # of weights to go on from, or what they are
-    start: nn.Module,             # the network
-    splits: Splits,               # the data
-    seed: int,                    # of the run
-    say: Say,                     # gets a line where the weights have no record
-) -> None:
-    "Refuse weights that know what is held out here, and say where nobody can know."
-    need_same_holdout(path, start, splits, seed)
-    if not (getattr(start, "record", None) or {}).get("data"):
-        say(f"{path} does not say what it was trained on: it may know the hold-out")
-
-
 def _card(
     model: HyFER,         # trained
     table: pd.DataFrame,  # its results
@@ -835,6 +829,7 @@ def _card(
     top = headline_of(model, part, splits.duplicates, temperature).round(4)
     return {"settings": to_dict(preset), "temperature": temperature,
             "ece": {"as it is": round(ece(z, y), 4), "with temperature": round(ece(z / temperature, y), 4)},
+            **({"taught or begun without a record": mute} if (mute := _without_record(preset)) else {}),
             "data": facts_of(splits) | {
                 "reported with a duplicate in training as it came": len(splits.duplicates)},
             "headline": top.to_dict("records"),
@@ -861,6 +856,22 @@ def onward(
     attacked = replace(fit, network="light", epochs=14, lr=1e-3, augment=_LONG.augment)
     return replace(preset, adversarial=Adversarial(("pgd",), 3 / 255, 2, 0.7, True, attacked))
 
+# %% ../nbs/44_hyfer_studies.ipynb #newto001
+def _need_new_to(
+    start: nn.Module,   # what one of two arms goes on from
+    splits: Splits,     # the data
+    fit: Fit,           # of both arms
+    say: Say,           # gets a line where it is not known
+) -> None:
+    """Say where a start may know the hold-out: FER+'s labels make other data of the same images. Raises
+    `DataError` where the hold-out would choose an epoch of it, and not as fairly that of new weights."""
+    try:
+        need_unseen("the trained network", start, splits, 0, say)
+    except DataError as e:
+        if fit.keep == "best":
+            raise DataError(f"{e}; or student.keep=last") from None
+        say(str(e))
+
 # %% ../nbs/44_hyfer_studies.ipynb #00b26c02
 TRANSFER = replace(SHIP, teachers=(Fit("annotators"),), born_again=None,
                    student=replace(SHIP.student, epochs=12, lr=1e-3, keep="last"))
@@ -879,14 +890,17 @@ def transfer_study(
     out: str | Path = "runs/transfer",  # folder of finished fits
     say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                      # weights, votes, seed, split, subset, metric, value, n
-    """The same fit from new weights and from trained ones. Raises `DataError` without votes, `StoreError`
-    where another study lies in `out`."""
+    """The same fit from new weights and from trained ones; says where these may know what is held out. Raises
+    `DataError` without votes, and where the hold-out would choose an epoch then, `StoreError` where another
+    study lies in `out`."""
     need_columns(ds.df, VOTE_COLUMNS, ds.name, "the annotators' votes are needed")
     at_least("seeds", len(seeds), 1)
     need_unrefined(preset, "study transfer")
     ds, weights = resized(ds, preset.student.size), {"new": None, "trained": start}
     identity = {"settings": _settings(preset), **ds.identity(), "start": weights_digest(start)}
-    store, splits = Store(out, identity), _splits_without_votes(ds, preset.data)
+    splits = _splits_without_votes(ds, preset.data)
+    _need_new_to(start, splits, preset.student, say)
+    store = Store(out, identity)
     people = fit_teachers(splits, preset, 0, store, say)[0]
     cached = {seed: cache_logits(people, splits, preset, seed, store) for seed in seeds}
 
@@ -999,7 +1013,8 @@ def harden_study(
         _need_two_epochs(name, budget.adversarial)
     ds = resized(ds, preset.student.size)
     splits = _splits_without_votes(ds, preset.data, run_seed)
-    _need_unseen("the student", student, splits, run_seed, say)
+    need_unseen("the student", student, splits, run_seed, say)
+    trained = facts_of(splits)   # by the student: of all of them
     splits = replace(splits, train=subsample(splits.train, part))
     identity = {"settings": _settings(preset), **ds.identity(), "part": part, "run seed": run_seed}
     store = Store(out, identity | {"student": weights_digest(student)})
@@ -1014,7 +1029,7 @@ def harden_study(
         found = {}   # often one epoch is both
         for chosen, net in {"clean": hardened, "robust": _with_weights(hardened, keep.state)}.items():
             save_hyfer(net, store.path(f"{name}-{chosen}.safetensors"), adversarial=adv.config(),
-                       **calibration(net, splits.valid))
+                       data=trained, **calibration(net, splits.valid))
             same = [table for table, other in found.values() if other == weights_digest(net)]
             table = same[0] if same else attacked_rows(net, splits, budget.evaluation, seed)
             found[chosen] = table, weights_digest(net)

@@ -314,7 +314,8 @@ def originals_of(
     rows: np.ndarray,   # positions
     ids: Iterable[str] = (),   # of images that were there before, whose copies may be here
 ) -> np.ndarray:        # those of images that are no copies
-    "Without copies, which are trained on and never measured: images whose `source` is another image."
+    """Without copies, images whose `source` is another image: they are trained on, and neither held out nor
+    in a test part that is cut off. Official test images are measured as they came."""
     sources, known = ds.sources(), {*ds.df.id, *ids}
     return rows[~((sources != ds.df.id) & sources.isin(known)).to_numpy()[rows]]
 
@@ -451,9 +452,17 @@ def held_ids(
     path: str | Path,   # CSV with the columns `id` and `part`, "held out" of an earlier fit, or another word
 ) -> set[str]:          # ids
     "What an earlier fit held out. Raises `DataError` for a table without these columns."
+    return _part_ids(path, "held out")
+
+
+def _part_ids(
+    path: str | Path,   # see `held_ids`
+    *parts: str,        # words in its column `part`
+) -> set[str]:          # ids
+    "The images of some parts of an earlier fit."
     table = read_table(path, words=("id", "part"))
     need_columns(table, ["id", "part"], str(path), "what an earlier fit held out")
-    return set(table.id[table.part == "held out"])
+    return set(table.id[table.part.isin(parts)])
 
 
 def listed_holdout(
@@ -491,11 +500,12 @@ class Splits:
     train: FERData        # training images, cleaned and balanced
     valid: FERData        # training images, cleaned, that are held out to choose epochs by
     test: FERData         # validation and test images as they came
-    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split has more, as it came
+    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split, as it came, has more
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
     listed: frozenset[str] | None = field(default=None, kw_only=True)  # ids in the table of `Data.held`
+    told: set[str] = field(default_factory=set, kw_only=True)  # of `duplicates`, those its fit has seen
 
 
 def make_splits(
@@ -505,45 +515,51 @@ def make_splits(
 ) -> Splits:                # with `data.clean`, `train` has no duplicate of `test`, detected or by `source`
     """Audit, clean, hold out, balance. Where all images are training images, a fifth of them becomes `test`;
     duplicates, copies and subjects stay on one side, and copies are not held out. Warns of splits that share
-    subjects. Raises `DataError` without training images, or with none or too few of a class that has
-    images."""
+    subjects or films. Raises `DataError` without training images, or with none or too few of a class that
+    has images."""
     search, came = search_of(data), ds
     if len(ds) and set(ds.df.split) == {"train"}:
         ds = as_split(ds, holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed))
     _split_names(ds, "train")
     found = audit(ds, search=search)
     train, test, grouped = ds.df.id[ds.df.split == "train"], ds.df.id[ds.df.split != "train"], found.grouped()
-    duplicates = tied_ids(grouped, test, train)
+    told = tied_ids(grouped, test, _part_ids(data.held, "trained on", "held out")) if data.held else set()
+    duplicates = tied_ids(grouped, test, train) | told
     kept = found.clean(drop=("leak",)) if data.clean == "leaks" else \
         found.clean() if data.clean else found.grouped()
     leaked, cleaned = tied_ids(grouped, train, test) if data.clean else set(), kept.where(split="train")
     cleaned = cleaned.take(~cleaned.df.id.isin(leaked))
     _need_images(cleaned, f"{ds.name}: every training image is of a photo or a `source` of another split")
     _need_every_class(ds, cleaned, found.issues, leaked)
-    _warn_of_subjects(cleaned, ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()))
+    for column in ("subject", "group"):
+        _warn_of_known(ds.take(ds.df.id.isin(cleaned.df.id).to_numpy()),
+                       ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()), column)
     inner, held = listed_holdout(cleaned, data.held, train) if data.held else \
         holdout(cleaned, data.holdout, seed)
     _need_every_class(ds, cleaned.take(inner), found.issues, leaked)  # a class may be held out whole
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
     _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
-                  came=came, listed=frozenset(held_ids(data.held)) if data.held else None)
+                  came=came, listed=frozenset(held_ids(data.held)) if data.held else None, told=told)
 
-
-def _warn_of_subjects(
-    train: FERData,     # training images
+# %% ../nbs/11_loaders.ipynb #knownof1
+def _warn_of_known(
+    train: FERData,     # training images, as they came
     test: FERData,      # reported images without a duplicate among them
+    column: str,        # "subject", or "group": films and clips; an audit's own groups are none
     most: float = 0.1,  # share of `test` that is not worth a word
 ) -> None:
-    "Warn where many of the reported images show people who are trained on."
-    if "subject" not in test.df or not len(test):
+    "Warn where many of the reported images show people, or are of films, that are trained on."
+    if column not in test.df or not len(test) or column == "group" and is_audited(test):
         return
-    known = test.df.subject[test.df.subject.isin(train.df.subject)].replace("", None).dropna()
+    known = test.df[column][test.df[column].isin(train.df[column])].replace("", None).dropna()
     if len(known) > most * len(test):
+        what, which, way = ("show", "people who", "protocol=\"subject\"") if column == "subject" else \
+            ("are of", "films or clips that", "protocol=\"honest\"")
         warnings.warn(f"{test.name or 'data'}: {len(known):,} of {len(test):,} validation and test images "
-                      f"show {known.nunique()} people who are in the training split too (subject "
-                      f"{known.iloc[0]!r}, ...); they measure known people. For others, join the splits and "
-                      "take folds(ds, protocol=\"subject\")", stacklevel=3)
+                      f"{what} {known.nunique()} {which} are in the training split too ({column} "
+                      f"{known.iloc[0]!r}, ...); they measure known {which.rpartition(' ')[0]}. For others, "
+                      f"join the splits and take folds(ds, {way})", stacklevel=3)
 
 # %% ../nbs/11_loaders.ipynb #everycls
 def _need_every_class(

@@ -42,7 +42,8 @@ from .audit import audit
 from .evaluate import calibration, confusion, evaluate, image_batches, predict_logits, robust_curve
 from .faces import FaceRefiner
 from .launch import fast_math, on_machine, pick_device, precision, rank0_folder, rank_world
-from .loaders import Originals, Splits, as_split, balanced, folds, leak_groups, make_splits
+from .loaders import (Originals, Splits, as_split, balanced, folds, leak_groups, make_splits,
+                             tied_ids)
 from .metrics import ece, reliability, score_intervals, scores
 from .models import count_macs, fuse, latency_ms, load_teacher, need_size, need_weights, save
 from .plan import images_in, need_memory
@@ -53,7 +54,7 @@ from .report import (Headline, Section, confusion_matrix, percent_range, percent
 from .sqs import SQS, attach_sqs, detach_sqs, quad_dataloaders
 from .store import Store, read_table, run_record, taken_up, work_of, write_record, write_table
 from .teachers import (CachedLogits, NetworkTeacher, OnlineLogits, TeacherBase, data_record,
-                             make_teachers, need_same_holdout)
+                             _recorded, make_teachers, need_unseen)
 from .train import adapted, fit_model, make_loaders, make_network
 
 # %% ../nbs/41_pipeline.ipynb #prep0002
@@ -122,9 +123,18 @@ def _need_unseen_start(
     splits: Splits,            # the data
     seed: int | None = None,   # of the run; None: not known
 ) -> None:
-    "Raise `DataError` for a student that starts from a file whose record tells that it knows the hold-out."
+    """Raise `DataError` for a student that starts from a file whose record tells that it knows the hold-out;
+    warn where it has no record."""
     if fit.is_file:
-        need_same_holdout(fit.network, load_teacher(fit.network), splits, seed)
+        need_unseen(fit.network, load_teacher(fit.network), splits, seed)
+
+
+def _without_record(
+    preset: Preset,   # of a run
+) -> list[str]:       # names of the files that its students go on from, or are taught by
+    "Which of them do not say what they were trained on."
+    files = dict.fromkeys(fit.network for fit in (*preset.students, *preset.teachers) if fit.is_file)
+    return [Path(file).name for file in files if "fingerprint" not in _recorded(load_teacher(file))]
 
 
 def cache_logits(
@@ -459,10 +469,10 @@ def facts(
     self: RunResults,
 ) -> dict:   # what JSON can hold
     "Counts and choices of the run, for the report's sentences."
-    splits, preset, groups = self.splits, self.preset, pd.Series(self.splits.audit.photos)
-    groups.index = splits.audit.ds.df.id
-    learned = groups[[*splits.train.sources(), *splits.valid.sources()]]
+    splits, preset, tested = self.splits, self.preset, self.splits.test.df.id
+    learned = {i for part in (splits.train, splits.valid) for i in (*part.df.id, *part.sources())}
     given = [fit.network for fit in preset.teachers if fit.is_file]
+    starts = list(dict.fromkeys(fit.network for fit in preset.students if fit.is_file))
     fits = [preset.student, *(fit for fit in preset.teachers if fit.network not in given)]
     fits += [preset.adversarial.fit] if self.adv else []
     fits += preset.students[1:]
@@ -479,9 +489,12 @@ def facts(
         "set apart by the run": set(self.ds.df.split) == {"train"},
         "trained on": int(splits.train.sources().nunique()), "held out": len(splits.valid),
         "chosen by the held-out images": [what for what, yes in by_holdout.items() if yes],
-        "also learned from": int(groups[splits.test.df.id].isin(set(learned)).sum()),
+        "also learned from": len(tied_ids(splits.audit.grouped(), tested, learned)),
+        "known to the fit of data.held": len(splits.told & set(tested)),
         "near duplicates looked for": preset.data.near_duplicates, "cleaned": preset.data.clean,
         "teachers that came trained": [Path(name).name for name in given],
+        "students that came trained": [Path(name).name for name in starts],
+        "without a record": _without_record(preset),
         "chosen": self.chosen, "networks measured": int(clean.model.nunique()),
         "best on it": {"model": best.model, "accuracy": float(best.value)}, "seed": self.seed}
 
@@ -600,6 +613,9 @@ def sentences(
     return [f"A trial, {NOT_RUN}: {self.trial}."] * bool(self.trial) + said
 
 # %% ../nbs/41_pipeline.ipynb #indepen1
+_MUTE = ", which has no record of what it saw: it may know the reported and the held-out images"
+
+
 @patch
 def independence(
     self: RunResults,
@@ -613,8 +629,14 @@ def independence(
                 ", for the data were not cleaned" * (not found["cleaned"])]
     else:
         said = [f"No reported image, and no {kind} of one, is among {learned}"]
-    said += [f"teacher {file} came trained, and what it saw is known from its own record alone"
-             for file in found["teachers that came trained"]]
+    for who in ("teacher", "student"):
+        for file in found[f"{who}s that came trained"]:
+            what = f"Teacher {file} came trained" if who == "teacher" else f"The student went on from {file}"
+            mute = file in found["without a record"]
+            said.append(f"{what}{_MUTE if mute else ', and what it saw is known from its own record alone'}")
+    if told := found["known to the fit of data.held"]:
+        said.append(f"{told:,} of the reported images, or a {kind}, were trained on or held out by the fit "
+                    "of data.held")
     by = found["chosen by the held-out images"]
     count, best = found["networks measured"], found["best on it"]
     several = f"{', '.join(by[:-1])} and {by[-1]}" if len(by) > 1 else "".join(by) or "nothing"
@@ -901,11 +923,12 @@ def write(
     for file, table in tables.items():
         write_table(table, folder / f"{file}.csv")
     (folder / "config.json").write_text(json.dumps(config | {"facts": self.facts()}, indent=1))
+    mute = {"taught or begun without a record": files} if (files := _without_record(self.preset)) else {}
     for file, student in self.weight_files.items():
         row = self.ranking[self.ranking.model == student].iloc[0]
         clean = rows_of(self.results, model=student, metric="accuracy", **_CLEAN)
         save(self.students[student], folder / f"{file}.safetensors", seed=self.seed,
-             versions=config["versions"], **data_record(self.splits),
+             versions=config["versions"], **data_record(self.splits), **mute,
              accuracy=clean[["split", "subset", "value", "n"]].to_dict("records"),
              **({} if np.isnan(row.temperature) else {"temperature": float(row.temperature)}),
              **({} if self.preset.data.refine is None else {"faces": self.preset.data.refine}))
@@ -1016,11 +1039,16 @@ def _try_fit(
 
 
 def need_fits(
-    preset: Preset,   # settings
-    splits: Splits,   # the data
+    preset: Preset,            # settings
+    splits: Splits,            # the data
+    seed: int | None = None,   # of the run; None: not known
 ) -> None:
     """Refuse students that cannot be fitted before the teachers are: by the network, the loss, the votes, the
-    batches, the precision. Raises what the fit would."""
+    batches, the precision; and trained files that know what is held out. Raises what the fit would."""
+    for fit in preset.students:
+        _need_unseen_start(fit, splits, seed)
+    for teacher in make_teachers(preset.teachers):
+        teacher.check(splits, seed)
     chans = splits.train.channels()
     for fit in preset.students[::-1]:
         net = make_network(replace(fit, pretrained=False), splits.train.labels, chans)
@@ -1096,7 +1124,7 @@ def run(
         say("audit, cleaning, splits")
         splits = prepare(ds, preset, seed, say)
         ds = ds if preset.student.size is None else resized(ds, preset.student.size)
-        need_fits(preset, splits)
+        need_fits(preset, splits, seed)
         identity = {"settings": _identity_of(preset), "seed": seed, **ds.identity(), **precision()}
         store = Store(work, taken_up(work, identity, _WHERE), damaged="remake")
         record |= {"starts": store.session(say)} if rank_world()[0] == 0 else {}

@@ -249,7 +249,9 @@ def _together(
 
     derived = Store(store.folder, store.identity, stale="remake")   # of other seeds or rows: anew
     found = derived.table("together", make, cells=list(cells))
-    return found.assign(network="together", seed=-1, tta="none")
+    found = found.assign(network="together", seed=-1, tta="none")
+    store.count_comparisons(found, ["network"])
+    return found
 
 # %% ../nbs/48_recipe.ipynb #scene002
 _FRAME = Augment(hflip=0.0, rotate=12.0, translate=0.04, scale=(0.7, 1.25))

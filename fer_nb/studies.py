@@ -25,7 +25,7 @@ from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
 from .experiment import FIFTH, grid, measured_cost, paired_differences, reported, study, with_options
 from .loaders import folds, holdout, is_audited, leak_groups
-from .store import Store, digest, write_table
+from .store import Store, digest, taken_up, write_table
 from .train import fit_model, make_loaders, make_network
 
 # %% ../nbs/43_studies.ipynb #814db744
@@ -124,9 +124,11 @@ def protocol_study(
         results = evaluate(model, test, duplicates=leaked_ids(train, test))
         return results[["subset", "metric", "value", "n"]]
 
-    data = {"data": ds.fingerprint(), "groups": digest(ds.df.group)}
-    identity = data | {"targets": targets, "fit": to_dict(fit, contents=True)}
-    store = Store(out, identity)
+    ties = {f"{c}s": digest(ds.df[c].astype(str)) for c in ("photo", "subject", "source") if c in ds.df}
+    identity = {"data": ds.fingerprint(), "groups": digest(ds.df.group), "targets": targets,
+                "fit": to_dict(fit, contents=True)} | ties
+    earlier = taken_up(out, identity, (), lambda there: there if "photos" in there else there | ties)
+    store = Store(out, earlier)
     return grid(run, PROTOCOLS, seeds, store, over="protocol", say=say)
 
 # %% ../nbs/43_studies.ipynb #ba5c6457

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['StaleCacheError', 'TeacherLogits', 'CachedLogits', 'OnlineLogits', 'TeacherBase', 'NetworkTeacher', 'teacher_logits',
-           'FileTeacher', 'need_same_holdout', 'data_record', 'geometry_features', 'Geometry', 'LandmarkTeacher',
-           'AnnotatorTeacher', 'make_teachers']
+           'FileTeacher', 'need_same_holdout', 'need_unseen', 'data_record', 'geometry_features', 'Geometry',
+           'LandmarkTeacher', 'AnnotatorTeacher', 'make_teachers']
 
 # %% ../nbs/31_teachers.ipynb #6a80728d
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -533,7 +534,7 @@ class FileTeacher(NetworkTeacher):
         if net.labels != splits.train.labels:
             raise LabelError(f"{path}: labels {', '.join(net.labels)}; "
                              f"{', '.join(splits.train.labels)} expected")
-        need_same_holdout(path, net, splits, seed)
+        need_unseen(path, net, splits, seed)
         self.network, self.labels = net, net.labels
 
     def cache(
@@ -556,6 +557,14 @@ class FileTeacher(NetworkTeacher):
             return super().logits(ds)
 
 # %% ../nbs/31_teachers.ipynb #e5fae2f8
+def _recorded(
+    net: nn.Module,         # a trained network
+) -> dict[str, object]:     # empty: it has no record
+    "What its record says, of the data too."
+    found = getattr(net, "record", None) or {}
+    return found | (found["data"] if isinstance(found.get("data"), dict) else {})
+
+
 def need_same_holdout(
     path: str | Path,   # of a trained network
     net: nn.Module,     # the network, with `.record` where it has one
@@ -564,9 +573,7 @@ def need_same_holdout(
 ) -> None:
     """Raise `DataError` where a network's record tells that it was trained on what is held out here: of other
     data, of another seed; or, where a table says what is held out, of a fit that held out others."""
-    found = getattr(net, "record", None) or {}
-    found = found | (found["data"] if isinstance(found.get("data"), dict) else {})
-    here = data_record(splits)
+    found, here = _recorded(net), data_record(splits)
     if "held-out ids" not in found and seed is not None:   # which say more than the seed
         here["seed"] = seed
     if splits.listed is not None:   # the table stands for the seed and the images of that fit
@@ -577,6 +584,20 @@ def need_same_holdout(
     if differ := [f"{k} {found[k]}, here {v}" for k, v in here.items() if found.get(k, v) != v]:
         raise DataError(f"{path}: of a run with other images ({'; '.join(differ)}); it may know what is held "
                         "out here; its data and seed, or data.held=CSV of what its fit held out, expected")
+
+
+def need_unseen(
+    path: str | Path,       # of a trained network that is gone on from or learned from, or what it is
+    net: nn.Module,         # the network, with `.record` where it has one
+    splits: Splits,         # the data of a run
+    seed: int | None = 0,   # of the run; None: not known
+    say: Callable[[str], object] = warnings.warn,   # gets a line where there is no record
+) -> bool:                  # whether a record says what it was trained on
+    "`need_same_holdout`, and a word where nobody can know what the network has seen."
+    need_same_holdout(path, net, splits, seed)
+    if not (known := "fingerprint" in _recorded(net)):
+        say(f"{path} does not say what it was trained on: it may know the hold-out and the reported images")
+    return known
 
 
 def data_record(

@@ -598,6 +598,8 @@ def test_evaluate_says_whose_training_images_they_were(folder_of_faces):
     assert "of this data set" in trained_on({"fingerprint": ds.where(split="train").fingerprint()}, ds, 48)
     assert "another data set (elsewhere)" in trained_on({"data": {"fingerprint": "0", "name": "elsewhere"}}, ds, 48)
     assert "does not say" in trained_on({}, ds, 48)
+    came = {"fingerprint": ds.assign(split="train").fingerprint(), "fingerprint of the split": "of another test part"}
+    assert "of these images in other splits: some" in trained_on(came, ds, 48)
 
 
 def test_export_writes_a_file_that_predicts_the_same(folder_of_faces, tmp_path, capsys):
@@ -1135,6 +1137,10 @@ def test_a_run_on_data_without_a_split_is_measured_on_the_images_that_it_reporte
     assert main([*bench, f"{tmp_path / 'a'},{tmp_path / 'b'}"]) == 2 and "this run was trained on" in capsys.readouterr().err
     given = ["--parts", str(tmp_path / "a/parts.csv"), "--model", str(tmp_path / "b")]
     assert main(["evaluate", *data, *given, "--out", str(tmp_path / "y.csv")]) == 2 and "this run was trained on" in capsys.readouterr().err
+    file = str(tmp_path / "b/student.safetensors")                                       # the run is the folder that it lies in
+    assert main(["evaluate", *data, *given[:2], "--model", file, "--out", str(tmp_path / "y.csv")]) == 2
+    assert "this run was trained on" in capsys.readouterr().err
+    assert main([*bench, file]) == 0 and "b/parts.csv: the splits of this run are taken" in capsys.readouterr().err
     changed = read_table(tmp_path / "a/parts.csv", words=("id", "label", "part", "split"))
     changed.loc[0, "label"] = "sad" if changed.label[0] != "sad" else "happy"            # a label that was mended since
     changed.to_csv(tmp_path / "a/parts.csv", index=False)
@@ -1143,6 +1149,25 @@ def test_a_run_on_data_without_a_split_is_measured_on_the_images_that_it_reporte
     assert "1 of 210 images had other labels" in said and "the splits of this run are taken" in said
     assert main(["evaluate", *data, "--model", str(tmp_path / "a"), "--parts", str(tmp_path / "a/results.csv"), "--out", str(tmp_path / "x")]) == 2
     assert "the parts of a run" in capsys.readouterr().err
+
+
+def test_a_fold_s_network_is_not_measured_on_the_data_s_own_test_split(tmp_path, capsys):
+    "Folds ignore the splits that the data came with: some of the test images were trained on."
+    from fer_nb import cli
+    ds = make_faces(60, seed=0, defects=None, splits=(.6, 0, .4))[0]
+    went = np.resize(["trained on", "held out", "reported"], len(ds))
+    table = ds.df[["id", "label"]].assign(part=went, split=np.where(went == "reported", "test", "train"))
+    (run := tmp_path / "fold-0").mkdir()
+    table.to_csv(run / "parts.csv", index=False)
+    (run / "student.safetensors").write_bytes(b"")
+    test = (ds.df.split == "test").to_numpy()
+    for name in (str(run), str(run / "student.safetensors")):
+        with pytest.raises(DataError, match=f"held out, {(test & (went != 'reported')).sum()} of the {test.sum()} images of split test .*--parts"):
+            cli._in_parts(ds, None, ["accurate", name])
+        assert cli._in_parts(ds, run / "parts.csv", [name]).df.split.tolist() == table.split.tolist()
+        assert cli._in_parts(ds, None, [name], "train") is ds
+    table.assign(part=np.where(test, "reported", "trained on"), split=ds.df.split).to_csv(run / "parts.csv", index=False)
+    assert cli._in_parts(ds, None, [str(run)]) is ds                      # a run that kept the data's splits
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -143,3 +143,17 @@ def test_arms_judged_on_other_images_are_refused(tmp_path):
 def test_the_only_reported_split_is_compared(tmp_path):
     some_runs(tmp_path, split="test")
     assert differences_of(tmp_path, COMPARED["SQS's parts"]).difference.notna().sum() == 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_voters_judge_the_data_steps_without_duplicates_where_a_table_can(tmp_path, known):
+    "Before cleaning a network is trained on duplicates of what it is judged on."
+    asked = COMPARED["data, FER+'s majority"]
+    rows = [{"arm": arm, "model": "HyFER", "teachers": 0, "seed": seed, "split": "valid", "metric": "majority", "n": n,
+             "value": .6 + .001 * seed + (arm == "cleaned") * add + .0001 * seed * (arm == "cleaned"), "subset": subset}
+            for arm in ("before", "cleaned") for seed in range(3)
+            for subset, add, n in (("voters", -.02, 100), ("voters_without_duplicates", .01, 70))]
+    runs = pd.DataFrame(rows)
+    write_table(runs if known else runs[runs.subset == "voters"], tmp_path / asked.place)
+    found = differences_of(tmp_path, asked).difference["cleaned against before"]
+    assert found == pytest.approx(1 if known else -2, abs=.05)

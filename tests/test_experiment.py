@@ -119,6 +119,15 @@ def test_every_arm_that_is_compared_is_counted_once(tmp_path):
     assert len(comparisons(tmp_path / "nothing")) == 0
 
 
+def test_what_was_seen_is_counted_where_a_study_stops_and_where_a_fit_leaves_two_networks(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        grid(run_of([], 2), ["a", "b", "c"], (0,), tmp_path)
+    assert comparisons(tmp_path).arm.tolist() == ["a", "b"]
+    both = lambda arm, seed: pd.concat([run_of()(arm, seed).assign(chosen=c) for c in ("clean", "robust")])  # noqa: E731
+    grid(both, ["a", "b"], (0,), tmp_path / "two")
+    assert comparisons(tmp_path / "two").arm.tolist() == ["a, clean", "a, robust", "b, clean", "b, robust"]
+
+
 def test_progress_says_which_how_many_and_how_long(tmp_path):
     lines = []
     grid(run_of(), ["a", "b"], (0,), tmp_path, say=lines.append)

@@ -50,6 +50,8 @@ def test_gains_are_paired_by_seed():
     assert gains.loc["no teacher: after against before", "difference"] == pytest.approx(5, abs=0.05)
     assert (gains.p_holm < 0.01).all() and (gains.p_holm >= gains.p).all() and (gains.seeds == 5).all()
     assert distillation_gains(runs.query("arm == 'before' and teachers == 0")).empty
+    steps = distillation_gains(runs.query("teachers == 0").replace({"arm": {"after": "cleaned"}}))   # a part of the pipeline alone
+    assert steps.index.tolist() == ["no teacher: cleaned against before"] and steps.difference.item() == pytest.approx(5, abs=0.05)
 
 
 def test_the_table_has_mean_and_sd_beside_the_paper():
@@ -332,6 +334,35 @@ def test_a_transfer_goes_on_and_leaves_the_network_alone(voted, tmp_path, monkey
         transfer_study(make_faces(40)[0], start, PEOPLE, (0,), tmp_path / "b")
 
 
+def test_votes_stay_with_images_whose_source_is_no_image(voted):
+    "Clips have names, and an original may have been taken out; copies that balancing makes have their image's votes."
+    ds = voted.assign(source=[f"clip{k}" for k in range(len(voted))])
+    splits = _splits_without_votes(ds, replace(TINY.data, targets=60))
+    votes = ds.df.set_index("source")[list(VOTE_COLUMNS)]
+    assert len(splits.train) > splits.train.sources().nunique()
+    for part in (splits.train, splits.valid, splits.test):
+        assert (part.df[list(VOTE_COLUMNS)].to_numpy() == votes.loc[part.sources()].to_numpy()).all()
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_transfer_asks_what_its_start_knows(voted, tmp_path, monkeypatch, keep):
+    monkeypatch.setattr(hyfer_studies, "fit_student", lambda *a, **k: [None])
+    monkeypatch.setattr(hyfer_studies, "_rows", lambda *_: pd.DataFrame({"metric": ["accuracy"], "value": [1.0]}))
+    start, lines = HyFER(7, 1, "light"), []
+    start.record = {"fingerprint": "another", "held-out ids": "others"}
+    preset = replace(PEOPLE, student=replace(PEOPLE.student, keep=keep))
+    if keep == "best":
+        with pytest.raises(DataError, match="may know what is held out here.*or student.keep=last"):
+            transfer_study(voted, start, preset, (0,), tmp_path / "never", lines.append)
+        assert not (tmp_path / "never").exists()
+    else:
+        transfer_study(voted, start, preset, (0,), tmp_path, lines.append)
+        assert "may know what is held out here" in lines[0]
+        start.record = {}
+        transfer_study(voted, start, preset, (0,), tmp_path / "b", (said := []).append)
+        assert "does not say what it was trained on" in said[0]
+
+
 def test_budgets_name_networks_that_exist():
     for preset in (STUDY, SHIP, SHIP.born_again, TRANSFER):
         assert preset.student.network in HYFER
@@ -397,7 +428,9 @@ def test_recipes_of_phase_2_go_on_and_leave_the_student_alone(faces, tmp_path, m
     names = ["as-it-is-0", "trades-0"]
     assert {p.name for p in tmp_path.glob("*.safetensors")} == {f"{n}-{c}.safetensors" for n in names for c in ("clean", "robust")}
     assert weights_digest(student) == before and list(runs.arm.unique()) == ["as it is", *arms] and not list(tmp_path.glob("*.ckpt"))
-    header = load_teacher(tmp_path / "trades-0-robust.safetensors").record["adversarial"]
+    record = load_teacher(tmp_path / "trades-0-robust.safetensors").record
+    header, parts = record["adversarial"], _splits_without_votes(resized(faces, TINY.student.size), TINY.data)
+    assert record["data"] == hyfer_studies.facts_of(parts)
     assert (header["trades"], header["kind"], header["ratio"]) == (6.0, ["pgd"], 1.0)
     epochs = read_table(tmp_path / "trades-0.epochs.csv")
     assert len(epochs) == small.adversarial.fit.epochs and epochs[["clean", "robust"]].stack().between(0, 1).all() and (epochs.robust <= epochs.clean + .02).all()
@@ -446,6 +479,13 @@ def test_students_are_judged_by_the_voters_where_there_are_some(faces, voted):
         shares = [r[f"vote_{r['answer']}"] / r[list(VOTE_COLUMNS)].sum() for _, r in part.iterrows()]
         assert found.n[split] == len(part) and np.isclose(found.value[split], np.mean(shares))
     assert set(rows[rows.subset == "voters"].metric) == {"majority", "expected"}
+    some = set(splits.test.df.id[::3])                                     # had a duplicate in training
+    again = hyfer_studies._rows(z, replace(splits, duplicates=some))
+    new = _splits_without_votes(voted, TINY.data)
+    new = replace(new, test=new.test.take(~new.test.df.id.isin(some).to_numpy()))
+    columns = ["split", "metric", "value", "n"]
+    alone, parts = hyfer_studies._rows(z[~splits.test.df.id.isin(some).to_numpy()], new), ("voters_without_duplicates", "voters")
+    pd.testing.assert_frame_equal(*(t.loc[t.subset == s, columns].reset_index(drop=True) for t, s in zip((again, alone), parts)))
     assert not (hyfer_studies._rows(z, make_splits(faces, TINY.data)).subset == "voters").any()
 
 

@@ -539,7 +539,12 @@ def test_people_in_two_official_splits_are_warned_of():
     shared = ds.assign(subject=[f"s{k % 20}" for k in range(300)])
     with pytest.warns(UserWarning, match="show 20 people who are in the training split too"):
         make_splits(shared, PLAIN)
-    for apart in (ds.assign(subject=""), ds.assign(subject=[f"{split}{k % 20}" for k, split in enumerate(ds.df.split)])):
+    own = ds.replace(df=ds.df.drop(columns="subject", errors="ignore"))
+    films = own.assign(group=[f"film{k % 150}" for k in range(300)])
+    with pytest.warns(UserWarning, match="are of .* films or clips that are in the training split too .*they measure known films or clips"):
+        make_splits(films, PLAIN)
+    for apart in (ds.assign(subject=""), ds.assign(subject=[f"{split}{k % 20}" for k, split in enumerate(ds.df.split)]),
+                  own.assign(group=[f"{split}{k % 150}" for k, split in enumerate(ds.df.split)])):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             make_splits(apart, PLAIN)

@@ -2,9 +2,11 @@
 import json
 import re
 import time
+import warnings
 from dataclasses import replace
 from functools import cache
 from html import unescape
+from pathlib import Path
 from urllib.parse import unquote
 
 import matplotlib as mpl
@@ -704,6 +706,57 @@ def test_weights_of_a_study_are_taken_back_on_their_own_data(tmp_path):
     torch.manual_seed(0)
     models.save(HyFER(variant="light").eval(), tmp_path / "net.safetensors", seed=0, data=facts_of(splits))
     need_same_holdout("net", models.load_teacher(tmp_path / "net.safetensors"), splits, 0)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_file_without_a_record_is_taken_and_the_run_and_its_report_say_so(tmp_path):
+    "It may have been trained on the very images that are reported."
+    ds, small = undivided(), Fit("light", 32, epochs=1, bs=32, augment=None, amp=None)
+    torch.manual_seed(0)
+    models.save(HyFER(variant="light").eval(), mute := str(tmp_path / "mute.safetensors"))
+    known = str(saved_by(prepare(ds, Preset(data=BARE, student=small)), tmp_path / "known.safetensors"))
+    for file, said in ((mute, True), (known, False)):
+        for preset in (Preset(data=BARE, student=replace(small, network=file), adversarial=None),
+                       Preset(data=BARE, student=small, teachers=(Fit(file, 32),), distillation=Distillation(views=1), adversarial=None)):
+            out = tmp_path / f"{said}-{len(preset.teachers)}"
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                run(ds, replace(preset, evaluation=Evaluation(eps=())), out, show=False)
+            assert any("does not say what it was trained on" in str(w.message) for w in told) == said
+            facts, text = json.loads((out / "config.json").read_text())["facts"], headline_of(out)[1]
+            assert facts["without a record"] == [Path(file).name] * said and Path(file).name in text
+            assert ("which has no record of what it saw: it may know the reported" in text) == said
+            assert ("taught or begun without a record" in load_hyfer(out / "student.safetensors").record) == said
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_the_fit_of_a_list_learned_from_is_counted_among_the_reported_images(tmp_path):
+    "Weights of an uncleaned run know byte copies of reported images, whatever the cleaned run that goes on from them drops."
+    ds = make_faces(400, seed=0, defects={"leak": .1}, balance="uniform")[0]
+    same = {"evaluation": Evaluation(eps=()), "student": replace(TINY.student, keep="last")}
+    first = small_run(ds, tmp_path / "a", data=replace(TINY.data, clean=False), **same)
+    leaked = json.loads((first / "config.json").read_text())["facts"]["also learned from"]
+    start = replace(same["student"], network=str(first / "student.safetensors"))
+    with pytest.raises(DataError, match="trained on"):
+        small_run(ds, tmp_path / "b", **same | {"student": start})
+    assert not (tmp_path / "b.work").exists()                              # so that the corrected call finds nothing of it
+    out = small_run(ds, tmp_path / "b", data=replace(TINY.data, held=str(first / "parts.csv")), **same | {"student": start})
+    facts, text = json.loads((out / "config.json").read_text())["facts"], headline_of(out)[1]
+    assert facts["known to the fit of data.held"] == leaked > 5 and f"{leaked} of the reported images, or a" in text
+    assert (facts["also learned from"], facts["without a record"]) == (0, [])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_copies_by_source_are_learned_from_and_a_source_need_be_no_image(tmp_path):
+    ds = undivided()
+    ds = ds.assign(split=np.where(np.arange(len(ds)) % 4 == 0, "test", "train"))
+    train, test = (ds.df.id[ds.df.split == split].tolist() for split in ("train", "test"))
+    source = ds.df.id.map(dict(zip(test[:20], train[:20]))).fillna("")
+    out = small_run(ds.assign(source=source.to_numpy()), tmp_path / "a", data=replace(BARE, clean=False), evaluation=Evaluation(eps=()))
+    assert json.loads((out / "config.json").read_text())["facts"]["also learned from"] == 20
+    assert "20 of the reported images have a" in headline_of(out)[1]
+    out = small_run(ds.assign(source=[f"clip{k}" for k in range(len(ds))]), tmp_path / "b", data=replace(BARE, targets="max"), evaluation=Evaluation(eps=()))
+    assert json.loads((out / "config.json").read_text())["facts"]["also learned from"] == 0
 
 
 def test_a_teacher_of_another_size_is_not_asked_about_the_student_s_images():

@@ -200,7 +200,7 @@ def test_weights_that_do_not_say_what_they_know_are_named(begun, tmp_path):
     splits = hyfer_studies._splits_without_votes(read(data[1], data[3]), Data(held=str(held), near_duplicates=False, targets=None))
     HyFER.from_pretrained(folder=start.parent).save(tmp_path, "mute")
     for file, says in ((start, 0), (tmp_path / "mute.safetensors", 1)):
-        hyfer_studies._need_unseen(str(file), load_teacher(file), splits, 0, (said := []).append)
+        hyfer_studies.need_unseen(str(file), load_teacher(file), splits, 0, (said := []).append)
         assert len(said) == says and all("may know the hold-out" in line for line in said)
 
 

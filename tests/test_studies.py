@@ -1,4 +1,5 @@
 """The studies: what a protocol puts where, that finished runs are stored and checked, arithmetic on known numbers."""
+import json
 import warnings
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_runs_of_another_study_are_refused(monkeypatch, faces, tmp_path, other, 
         ds = faces.assign(group=faces.df.group.to_numpy()[::-1])
     with pytest.raises(DataError, match=text):
         protocol_study(ds, range(1), out=tmp_path, **other)
+
+
+@pytest.mark.parametrize("column", ["subject", "source", "photo"])
+def test_runs_of_other_ties_are_refused(monkeypatch, faces, tmp_path, column):
+    "Persons that became known since part the images otherwise; a folder of before this was looked at is taken up."
+    fake_runs(monkeypatch)
+    protocol_study(faces, range(1), out=tmp_path)
+    kept = json.loads((tmp_path / "identity.json").read_text())
+    tied = faces.assign(**{column: [f"{label}-{k % 9}" for k, label in enumerate(faces.df.label)]})
+    with pytest.raises(DataError, match=f"{column}s is"):
+        protocol_study(tied, range(1), out=tmp_path)
+    (tmp_path / "identity.json").write_text(json.dumps({k: v for k, v in kept.items() if k in ("data", "groups", "targets", "fit")}))
+    for file in tmp_path.glob("*.csv"):
+        file.unlink()
+    protocol_study(faces, range(1), out=tmp_path)
 
 
 def test_inflation_is_scipys_paired_interval_but_wider_for_runs_share_images():
