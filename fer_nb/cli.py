@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'Verb', 'nearest', 'parser', 'need_layout', 'need_target', 'need_inputs', 'main', 'read_data', 'run_sqs',
-           'as_taken', 'trained_on', 'readable']
+           'trained_on', 'readable']
 
 # %% ../nbs/60_cli.ipynb #bd5ee13b
 import argparse
@@ -930,24 +930,6 @@ def _load(path: Path) -> "nn.Module":
     return load_teacher(path)
 
 
-def as_taken(
-    ds: FERData,          # as read
-    net: object,          # a network with its record
-) -> tuple[FERData, str]: # and what was done with them, "": nothing
-    """Images as a network takes them: faces cut out where its training images were, and of one size. Raises
-    `ImageError` for one without a face where its training raised it, `DataError` where none is left."""
-    if (without := getattr(net, "record", {}).get("faces")) is None:
-        several = len({*ds.sizes()}) > 1
-        said = f"images of several sizes, made {net.input_size} pixels" * several
-        return resized(ds, net.input_size) if several else ds, said
-    from fer_nb.faces import FaceRefiner
-    policy = {"no_face": {"error": "raise"}.get(without, without)}
-    faces = FaceRefiner(net.input_size, policy=policy).refine(ds)
-    if len(ds) and not len(faces):
-        raise DataError(f"{ds.name}: no face in any of {len(ds):,} images; this network takes faces cut out")
-    return faces, f"faces cut out, as in its training; images without one: {without}"
-
-
 def _looked_for(
     duplicates: set[str] | None,   # from `duplicates` of `evaluate`
     part: FERData,                 # the images asked about
@@ -1094,7 +1076,7 @@ class _EvaluateVerb(Verb):
         if args.split not in there:
             raise _no_split(args, there)
         _say("loading PyTorch")
-        from fer_nb.evaluate import evaluate, predict_logits, shared_labels
+        from fer_nb.evaluate import as_taken, evaluate, predict_logits, shared_labels
         net = _load(path)
         if path.suffix.lower() != ".onnx":
             net = net.to(pick_device())
@@ -1160,7 +1142,7 @@ def headline(
     path: Path,                 # its file
 ) -> str:                       # the headline, and where it is
     "All judges of one network; what others measured with the same weights beside them."
-    from fer_nb.evaluate import headline_of, measured_by_others
+    from fer_nb.evaluate import as_taken, headline_of, measured_by_others
     from fer_nb.metrics import headline_text
     wrong = [f"{flag} beside --headline; one of the two expected" for flag, given in
              {"--tta": args.tta != "none", "--shared": args.shared,
@@ -1340,6 +1322,7 @@ class _ExportVerb(Verb):
         if args.int8 and not len(train):
             raise DataError(f"{args.data}: no training images; --int8 takes the ranges from those alone")
         _say("loading PyTorch")
+        from fer_nb.evaluate import as_taken
         from fer_nb.export import parity, quantize, to_onnx
         net = _load(path)
         on, labelled, how = self.held_out(ds, net)
@@ -1377,6 +1360,7 @@ class _ExportVerb(Verb):
             name = f"{ds.name}, {split}"
         on = make_faces(280, defects=None)[0] if ds is None else ds.where(split=split)
         on = on.take(np.linspace(0, len(on) - 1, min(len(on), 1000)).astype(int))
+        from fer_nb.evaluate import as_taken
         on, how = (on, "") if ds is None else as_taken(on, net)  # drawn faces are faces already
         labelled = ds is not None and {*on.labels} == {*net.labels}
         table = on.df if labelled else on.df.assign(label=net.labels[0])
