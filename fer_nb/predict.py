@@ -61,6 +61,7 @@ class Network:
     name: str                 # where it came from
     outputs: tuple[str, ...] = ()             # what the logits stand for; (): the labels
     parts: tuple[tuple[int, ...], ...] = ()   # of each label, the outputs that it adds up; (): one each
+    faces: str | None = None  # trained on faces cut out along their outline: `data.refine` of its run
 
     def __post_init__(self):
         given = self.labels
@@ -214,11 +215,13 @@ def _temperature(
 def _warn_of_outline(
     record: Any,   # what the weights say of themselves
     name: str,     # of the network, for the message
-) -> None:
+) -> str | None:   # what its training did with images without a face; None: its faces were squares
     "Warn the caller of `Network.read` of a network whose faces were cut out as none is here."
-    if isinstance(record, Mapping) and "faces" in record:
-        warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
-                      "what is around it, which it has not seen", stacklevel=4)
+    if not isinstance(record, Mapping) or "faces" not in record:
+        return None
+    warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
+                  "what is around it, which it has not seen", stacklevel=4)
+    return record["faces"] if isinstance(record["faces"], str) else None
 
 
 def _torch_network(
@@ -235,13 +238,13 @@ def _torch_network(
         raise ConfigError(f"{name}: a {type(model).__name__} without .labels, or a network of landmarks; "
                           "a network of images with the names of its outputs, in order, expected")
     record = getattr(model, "record", None)
-    _warn_of_outline(record, name)
+    faces = _warn_of_outline(record, name)
     net = fuse(model) if isinstance(model, HyFER) else copy.deepcopy(model).eval()
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
     if device is not None:
         net.to(where := pick_device(device))
     return Network(model.labels, getattr(model, "input_size", 48), getattr(model, "in_chans", 3),
-                   _temperature(record), _TorchLogits(net, where), name)
+                   _temperature(record), _TorchLogits(net, where), name, faces=faces)
 
 # %% ../nbs/50_predict.ipynb #3e2b14d1
 def _imported(
@@ -304,9 +307,10 @@ def _onnx_network(
         raise
     except Exception as e:  # the library's errors have no common base
         raise DataError(f"{name}: {problem} ({' '.join(str(e).splitlines()[:1])})") from e
+    faces = None
     with suppress(ValueError):   # the record of another program may be no JSON
-        _warn_of_outline(json.loads(about.get("record", "{}")), name)
-    return Network(*facts, temperature, logits, name)
+        faces = _warn_of_outline(json.loads(about.get("record", "{}")), name)
+    return Network(*facts, temperature, logits, name, faces=faces)
 
 # %% ../nbs/50_predict.ipynb #68f575d8
 STUDENTS = {False: "student_phase1.safetensors", True: "student.safetensors"}  # before and under attack
