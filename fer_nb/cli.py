@@ -1200,7 +1200,8 @@ class _BenchVerb(Verb):
                "--training": dict(type=Path, metavar="PATH",
                                   help="training images to look for duplicates in, of a data set with splits "
                                        "its training split (default: the training split of --data)"),
-               "--training-as": dict(choices=tuple(FORMATS), metavar="FORMAT", help="how they are read, as --as"),
+               "--training-as": dict(choices=tuple(FORMATS), metavar="FORMAT",
+                                     help="how they are read, as --as"),
                "--training-labels": dict(metavar="NAMES", help="what their classes are, as --labels"),
                "--training-label-pattern": dict(metavar="REGEX", help="their labels from file names"),
                "--exact": dict(action="store_true", help="of the duplicates, the byte-identical ones only"),
@@ -1248,7 +1249,7 @@ def models(
         print(f"fer-nb: warning: {said}; the others are not asked", file=sys.stderr)
     return [replace(m, about=m.about | known.get(k, {})) for k, (_, m) in zip(keys, named)]
 
-# %% ../nbs/60_cli.ipynb #benchvb3
+# %% ../nbs/60_cli.ipynb #benchvb4
 @patch
 def duplicates(
     self: _BenchVerb,
@@ -1268,7 +1269,9 @@ def duplicates(
     return {*found.id}, f"{len(pool):,} training images of {args.training}"
 
 
-def _tests_said(
+@patch
+def tests_said(
+    self: _BenchVerb,
     tests: pd.DataFrame,   # from `bench.paired_tests`
     rows: Sequence[dict],  # that they are of
     first: str | None,     # the model that the others are compared with
@@ -1280,10 +1283,10 @@ def _tests_said(
     if first in failed and len(rows) > 1:
         return f"no paired tests: {first}, with which the others are compared, has no answers"
     done = [row["model"] for row in rows if not row["fault"]]
-    what = "one model" if len(done) == 1 else f"{len(done)} models on different images" if done else "no model"
+    what = "one model" if len(done) == 1 else f"{len(done)} models on different images" if done else "none"
     return f"no paired tests: answers of {what}; of two or more on the same images expected"
 
-
+# %% ../nbs/60_cli.ipynb #benchvb3
 @patch
 def run(
     self: _BenchVerb,
@@ -1294,7 +1297,7 @@ def run(
     def shown(table: pd.DataFrame) -> str:
         return table.round(2).to_string(index=False, na_rep="")
     if args.show is not None:
-        tests = _tests_said(paired_tests(args.show), read_rows(args.show), None)
+        tests = self.tests_said(paired_tests(args.show), read_rows(args.show), None)
         return f"{shown(leaderboard(args.show))}\n\n{tests}"
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
@@ -1313,7 +1316,7 @@ def run(
                   not args.no_own_finder, args.command, "" if duplicates is None else searched)
     names, prints = [model.name for model in models], part.fingerprint()
     rows = [row for row in read_rows(args.out) if row["model"] in names and row["fingerprint"] == prints]
-    tests = _tests_said(paired_tests(args.out, names[0]), rows, names[0])
+    tests = self.tests_said(paired_tests(args.out, names[0]), rows, names[0])
     looked = _looked_for(duplicates, part, args.split, where)
     said = f"{looked}\n\n{shown(table)}\n\n{tests}\n\nrows: {args.out}"
     if "fault" not in table:

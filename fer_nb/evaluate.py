@@ -354,7 +354,8 @@ def as_taken(
         raise DataError(f"{ds.name}: no face in any of {len(ds):,} images; this network takes faces cut out")
     found = faces.df.id[faces.df.face_status != "no_face"] if without == "keep" else faces.df.id
     missed = in_classes(faces_missed(ds, found))
-    return faces, f"faces cut out, as in its training; images without one: {without}{missed and f', {missed}'}"
+    said = f"faces cut out, as in its training; images without one: {without}"
+    return faces, f"{said}, {missed}" if missed else said
 
 
 def need_uncut(

@@ -1078,21 +1078,12 @@ _strongest_study = study(
 _NO_GROUPS = ("id", "label", "split", "subject", "group", "decided", *_TAKEN)   # columns
 
 
-def _own_groups(
-    ds: FERData,   # images
-) -> list[str]:    # columns
-    "Columns that the data came with and that name groups: two to twenty values, beside images without one."
-    values = {c: ds.df[c][ds.df[c].notna() & (ds.df[c].astype(str) != "")].nunique() for c in ds.df
-              if c not in _NO_GROUPS and not c.startswith("vote_")}
-    return [c for c, n in values.items() if 2 <= n <= 20]
-
-
 def image_groups(
     ds: FERData,                       # with votes or without
     faces: pd.DataFrame | None = None, # from `faces.find_faces`; None: looked for here
 ) -> dict[str, tuple[pd.Series, object]]:  # name: a value an image (NaN: not known), bins of `by_group`
     """What may make an image hard to read, the voters' agreement where there are votes, and the data's own
-    columns of few values, such as KDEF's `sex` and `angle`."""
+    columns of two to twenty values, such as KDEF's `sex` and `angle`."""
     votes = ds.votes(float)
     faces = find_faces(ds) if faces is None else faces
     numbers = {"face, share of the side": faces.box_h / [height for height, _ in ds.sizes()],
@@ -1104,7 +1095,9 @@ def image_groups(
     bins = {"voters' agreement": (0, 0.5, 0.7, 0.9, 1)}
     found = {name: (pd.Series(np.asarray(v, float), name=name), bins.get(name, 4))
              for name, v in numbers.items()}
-    return found | {c: (ds.df[c], None) for c in _own_groups(ds) if c not in found}
+    values = {c: ds.df[c][ds.df[c].notna() & (ds.df[c].astype(str) != "")].nunique() for c in ds.df
+              if c not in (*_NO_GROUPS, *found) and not c.startswith("vote_")}
+    return found | {c: (ds.df[c], None) for c, n in values.items() if 2 <= n <= 20}
 
 # %% ../nbs/44_hyfer_studies.ipynb #groups03
 @study("groups", lambda ds, out, args: {"models": _finished(args), "ds": _judged(ds), "out": out},

@@ -532,22 +532,26 @@ def faceless(
     return faces_missed(ds, faces.id[faces.face_status != "no_face"] if refine == "keep" else faces.id)
 
 
-def _faces_said(
-    table: pd.DataFrame,   # of `RunResults.faceless`
-    refine: str | None,    # `data.refine`
-    split: str,            # which split
-) -> str:                  # a sentence and a space; "" where each image has a face
+@patch
+def faces_said(
+    self: RunResults,
+    split: str,       # which split
+) -> str:             # a sentence and a space; "" where each image has a face
     "What became of the reported images without a face: those that are left out make it another test set."
+    table, refine = self.faceless(), self.preset.data.refine
     if not (missed := in_classes(table[table.split == split])):
         return ""
     what = "were taken whole" if refine == "keep" else "were left out and are in no figure"
-    return f"{missed} of the {SPLIT_NAMES[split]}, in which no face was found, {what} (data.refine={refine}). "
+    where = f"of the {SPLIT_NAMES[split]}, in which no face was found,"
+    return f"{missed} {where} {what} (data.refine={refine}). "
 
 
-def _faces_table(
-    table: pd.DataFrame,   # of `RunResults.faceless`
-) -> pd.DataFrame:         # class, and for each split such as "6 of 8"
+@patch
+def faces_table(
+    self: RunResults,
+) -> pd.DataFrame:   # class, and for each split such as "6 of 8"
     "The same for all splits, class by class."
+    table = self.faceless()
     cells = table.assign(cell=[f"{m:,} of {n:,}" for m, n in zip(table.missed, table.n)])
     wide = cells.pivot(index="label", columns="split", values="cell").fillna("–")
     wide = wide.reindex(index=table.label.unique(), columns=table.split.unique()).rename(columns=SPLIT_NAMES)
@@ -628,7 +632,7 @@ def sentences(
                 f"apart first. {where}"
     elif self.split != "test":
         where = f"The data have no test split. {where}"
-    faces = _faces_said(self.faceless(), self.preset.data.refine, self.split)
+    faces = self.faces_said(self.split)
     said.append("; ".join([where, *others]) + ". " + faces + self.independence(found))
     said.append(f"This run used one seed ({self.seed}). The intervals say how far another draw of images "
                 "could move a figure, not how far another seed could: for that, repeat the run with "
@@ -844,9 +848,9 @@ def data_section(
               ("Table 1 of the paper, for this data set: images of each class. The error ratio is the share "
                "of the original images that are duplicated, multi-label or label errors. –: not looked for",
                counted.reset_index())]
-    if (missed := self.faceless()).missed.any():
+    if self.faceless().missed.any():
         what = "taken whole" if self.preset.data.refine == "keep" else "left out"
-        tables.append((f"Images in which no face was found, {what}, of those that came", _faces_table(missed)))
+        tables.append((f"Images in which no face was found, {what}", self.faces_table()))
     return Section("Data", text, tables, figures)
 
 # %% ../nbs/41_pipeline.ipynb #523f298e

@@ -445,24 +445,16 @@ def _from_array(
 
 
 # %% ../nbs/50_predict.ipynb #read0001
-def _content(
-    file: Any,   # an open file, or what reads like one
-) -> Any:        # what is in it, from where it stands to its end
-    "Read an open file and put it back where it stood, so that it can be read again, where it allows that."
-    at = file.tell() if hasattr(file, "seekable") and file.seekable() else None
-    data = file.read()
-    if at is not None:
-        file.seek(at)
-    return data
-
-
 def _opened(
     image: Any,                        # bytes or a file object, of a whole image file
 ) -> tuple[np.ndarray, str]:           # see `_read`
-    "Decode an image that is in memory. Raises `ImageError`."
+    "Decode an image that is in memory; a file stands where it stood before, if it can. Raises `ImageError`."
     _with_heif()
     try:
-        data = _content(image) if hasattr(image, "read") else bytes(image)
+        at = image.tell() if hasattr(image, "seekable") and image.seekable() else None
+        data = image.read() if hasattr(image, "read") else bytes(image)
+        if at is not None:
+            image.seek(at)
     except Exception as e:   # of whatever library the object is
         raise ImageError(f"{type(image).__name__}: cannot be read ({e}); a file opened with mode \"rb\" "
                          "expected") from e
@@ -1073,8 +1065,8 @@ class Result:
         labels: Sequence[str],         # a column each
         more: Sequence[str] = (),      # measured columns
     ) -> list[dict[str, object]]:      # one a face, or one that says why there is none
-        """Rows of the table; times to a millionth of a second, boxes in pixels and the roll in degrees to 0.1,
-        probabilities to 0.0001. Raises
+        """Rows of the table; times to a millionth of a second, boxes in pixels and the roll in degrees to
+        0.1, probabilities to 0.0001. Raises
         `LabelError` for a face of other labels."""
         if other := [e for f in self.faces for e in f.probs if e not in labels]:
             raise LabelError(f"{self.file}: a face with the label {other[0]!r}; those of one network "
@@ -2013,7 +2005,7 @@ class _Film:
 # %% ../nbs/50_predict.ipynb #film000b
 def _own_rate(
     source: str,             # of the frames
-) -> tuple[float, float]:    # 1 to 60 a second (25 where a file does not say, and of a camera); seconds, or inf
+) -> tuple[float, float]:    # 1 to 60 a second, 25 where a file does not say and of a camera; seconds or inf
     "The rate that a film of these frames gets, and how long the video is by its header."
     if not os.path.isfile(source):
         return 25.0, np.inf

@@ -867,7 +867,7 @@ def test_reported_images_without_a_face_are_told_by_class(tmp_path, monkeypatch)
     monkeypatch.setattr(pipeline, "refined", lambda ds, *args: whole.replace(images=ds.array()))
     kept = replace(preset, data=replace(preset.data, refine="keep"))
     found = pipeline.RunResults(ds, prepare(ds, kept), kept, 0, {}, {}, pd.DataFrame())
-    assert pipeline._faces_said(found.faceless(), "keep", "test").startswith(f"{each} of the test split, in which no face was found, were taken whole")
+    assert found.faces_said("test").startswith(f"{each} of the test split, in which no face was found, were taken whole")
     plain = replace(preset, data=replace(preset.data, refine=None))
     assert not len(pipeline.RunResults(ds, prepare(ds, plain), plain, 0, {}, {}, pd.DataFrame()).faceless())
 
