@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +39,7 @@ from fer_nb.core import (
     ConfigError, DataError, FERError, at_least, atomic_file, canonical_label, file_sha256, one_of, positive,
     progress, write_json,
 )
-from .data import FERData, expect
+from .data import FERData, as_square, expect
 from .evaluate import leaked_images, result_table
 from .metrics import agreement, mean_intervals, score_intervals, scores, share_interval
 from .predict import Network, Recogniser, weights_file
@@ -69,6 +70,22 @@ _KNOWN = {**{name: {"trained on": FER2013, "duplicates": "those that a later sea
                   "source": "https://github.com/JustinShenk/fer"}}
 
 
+def _found(
+    text: str,   # names weights
+) -> Path:       # a file that is there
+    "`weights_file`, in whose place a word that is no file gets the list of what may stand there."
+    try:
+        return weights_file(text)
+    except DataError:
+        if os.path.exists(os.path.expanduser(text)):
+            raise
+        near = get_close_matches(text, [*SHIPPED.values(), "fer"], 1, 0.6)
+        maybe = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"{text}: no such file or model; {', '.join(SHIPPED.values())}, fer, a .safetensors "
+                        "or .onnx file, the folder of a run, torch:module:name, module:function, or a .csv "
+                        f"of predictions expected{maybe}") from None
+
+
 def contender(
     text: str,                     # see below
     python: str | None = None,     # the interpreter of a `module:function`; None: this one
@@ -93,7 +110,7 @@ def contender(
         return Contender(rest.replace(":", "."), "fer_nb.bench:Ours", {"module": rest}, about=about)
     if kind != "onnx" and re.fullmatch(r"[\w.]+:[\w.]+", text):
         return Contender(text.replace(":", "."), text, None, python or sys.executable, about)
-    path = weights_file(given := rest if kind == "onnx" and rest else shipped)
+    path = _found(given := rest if kind == "onnx" and rest else shipped)
     run = given not in SHIPPED and os.path.isdir(place := os.path.expanduser(given))
     name = os.path.basename(os.path.abspath(place)) if run else path.stem
     return Contender(name, "fer_nb.bench:Ours", {"weights": str(path.resolve())}, about=about)
@@ -114,6 +131,10 @@ class Ours:
             net = net() if isinstance(net, type) or not hasattr(net, "parameters") else net
         self.net, self.whole, self.face = net, Recogniser(net), Recogniser(net, crop=False)
         self.labels, self.weights = self.whole.network.labels, [weights] if weights else []
+        self.cut, self.note = self.whole.network.faces, ""
+        if self.cut is not None:
+            self.note = "trained on faces cut out along their outline; so are those it is given here, but " \
+                        "its own finder's are squares, as fer-nb predict shows them"
         state = () if module is None else net.state_dict().values()
         self.digests = {"state": digest(*(v.detach().cpu().numpy() for v in state))} if state else {}
         if str(weights).lower().endswith(".onnx"):   # no gradients
@@ -125,8 +146,32 @@ class Ours:
         cropped: bool = False,     # they are faces
     ) -> list[dict | None]:        # label -> probability; None where no face was found
         "The emotion of the largest face of each image."
-        found = (self.face if cropped else self.whole).batch(images)
+        if cropped:
+            return self.of_faces(images)
+        found = self.whole.batch(images)
         return [max(faces, key=lambda f: f.box[2] * f.box[3]).probs if faces else None for faces in found]
+
+    def of_faces(
+        self,
+        images: list[np.ndarray],  # faces, uint8 (H, W) or (H, W, 3)
+    ) -> list[dict | None]:        # label -> probability; None where its training would have left it out
+        "The emotion of each face, cut out along its outline where those of its training were."
+        crops = self.cut_out(images)
+        found = iter(self.face.batch([crop for crop in crops if crop is not None]))
+        return [None if crop is None else next(found)[0].probs for crop in crops]
+
+    def cut_out(
+        self,
+        images: list[np.ndarray],      # faces, uint8 (H, W) or (H, W, 3)
+    ) -> list[np.ndarray | None]:      # None: no face in it, and such images were not trained on
+        "Faces as those that the network was trained on: as they are, or cut out as `FaceRefiner` does it."
+        if self.cut is None:
+            return list(images)
+        from fer_nb.faces import FaceRefiner
+        refine = FaceRefiner(side := self.face.network.size)
+        found = [(refine(image).crop, image) for image in images]
+        return [as_square(image, side) if crop is None and self.cut == "keep" else crop
+                for crop, image in found]
 
 # %% ../nbs/53_bench.ipynb #bench019a
 def attacked_probabilities(
@@ -154,16 +199,23 @@ def attacked(
     labels: list[str],         # the true ones
     eps: float,                # see `attacked_probabilities`
     steps: int,                # the same
-) -> np.ndarray:               # probabilities (N, labels)
+) -> list[np.ndarray | None]:   # probabilities of the labels; None where there is no face to attack
     "What the network says under attack of its own input."
     run = self.face.network
     if not hasattr(run.logits, "net"):   # the shipped ones run as ONNX files
         from fer_nb.models import load_teacher
         run = Network.read(load_teacher(self.net))
-    crops = [face.crop for faces in self.face.batch(images) for face in faces]
-    own = [canonical_label(k) for k in self.labels]
-    y = [own.index(k) if k in own else -1 for k in map(canonical_label, labels)]
-    return attacked_probabilities(run.logits.net.eval(), run.pixels(crops), y, eps, steps)
+    faces = self.cut_out(images)
+    there = [k for k, face in enumerate(faces) if face is not None]
+    own, said = [canonical_label(k) for k in self.labels], [None] * len(faces)
+    if there:
+        crops = [face.crop for found in self.face.batch([faces[k] for k in there]) for face in found]
+        names = [canonical_label(labels[k]) for k in there]
+        y = [own.index(name) if name in own else -1 for name in names]
+        probs = attacked_probabilities(run.logits.net.eval(), run.pixels(crops), y, eps, steps)
+        for k, row in zip(there, probs):
+            said[k] = row
+    return said
 
 # %% ../nbs/53_bench.ipynb #bench016
 class FerPackage:
@@ -708,7 +760,7 @@ def _asked(
     place: Path,                  # folder of its answers
     seconds: float,
     stress: StressTest,
-) -> tuple[dict[str, Answers], dict]:  # and "weights", "stress" of its row
+) -> tuple[dict[str, Answers], dict]:  # and "weights", "stress" of its row, and "note" of some
     "The answers of a model in each column; of a file of predictions, in one of its own."
     if model.spec == PREDICTIONS:
         path = Path(model.settings["weights"])
@@ -731,7 +783,8 @@ def _asked(
                 found.probs[~found.found] = np.nan
             out[column] = found
         table = stress_figures(worker, ds, stress, store, model.name) if stress.n else []
-    return out, {"weights": known["weights"], "stress": table}
+    note = {"note": known["note"]} if known.get("note") else {}
+    return out, {"weights": known["weights"], "stress": table} | note
 
 # %% ../nbs/53_bench.ipynb #bench053a
 def _identity(
@@ -881,6 +934,7 @@ def bench(
     stress: StressTest = StressTest(),        # corruptions and attack
     own_finder: bool = True,          # ask each model to find the faces itself, too
     command: str = "fer_nb.bench.bench",  # for the record
+    searched: str = "",               # the training data that `duplicates` are of, for the record
 ) -> pd.DataFrame:                    # see `leaderboard`, of these rows
     "Measure models on the same images. Raises `ConfigError` for two of one name, `DataError` without images."
     names = [m.name for m in models]
@@ -899,6 +953,7 @@ def bench(
                        splits={str(k): int(v) for k, v in ds.df.split.value_counts().items()},
                        duplicates="not looked for" if duplicates is None else
                        int(leaked_images(ds, duplicates).sum()))
+    about |= {"searched": searched} if searched else {}
     rows = [_bench_one(m, columns, out, duplicates, seconds, stress, about) for m in models]
     return leaderboard(rows)
 
@@ -963,6 +1018,7 @@ def leaderboard(
         if row["fault"]:
             lines.append(base | {"fault": row["fault"]} | known)
             continue
+        known |= {"duplicates of": row.get("searched", ""), "note": row.get("note", "")}
         table, stress = pd.DataFrame(row["figures"]), row.get("stress", [])
         every = list(table.split.unique())   # a row of before may not say of which split its sample is
         for (split, column), part in table.groupby(["split", "column"], sort=False):
@@ -984,6 +1040,6 @@ def leaderboard(
         table = table.sort_values([*by, "accuracy %"], ascending=up, kind="stable", na_position="last")
     empty = [c for c in table if table[c].isin(["", None, np.nan]).all()]
     whole = {"n": "Int64"} if "n" in table else {}
-    last = ["fault", "trained on", "duplicates in its training", "claimed", "source"]
+    last = ["duplicates of", "fault", "note", "trained on", "duplicates in its training", "claimed", "source"]
     table = table.astype(whole).drop(columns=empty).reset_index(drop=True)
     return table[[c for c in table if c not in last] + [c for c in last if c in table]]

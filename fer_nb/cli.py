@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'Verb', 'nearest', 'parser', 'need_layout', 'need_target', 'need_inputs', 'main', 'read_data', 'run_sqs',
-           'as_taken', 'trained_on', 'readable']
+           'trained_on', 'readable']
 
 # %% ../nbs/60_cli.ipynb #bd5ee13b
 import argparse
@@ -624,7 +624,7 @@ class _AuditVerb(Verb):
     def run(self, args: argparse.Namespace) -> str:  # the summary, and where the tables are
         "Audit, and write the tables."
         ds = read_data(args, args.votes, single=True)
-        other = self.read_other(args)
+        other = _read_beside(args, "--against")
         from fer_nb.audit import audit
         from fer_nb.duplicates import DuplicateSearch, across_summary, duplicates_across
         from fer_nb.faces import find_faces
@@ -658,23 +658,23 @@ class _AuditVerb(Verb):
         return f"{report.summary().to_string()}{notes}{said}\ntables: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #29d50ac0
-@patch
-def read_other(
-    self: _AuditVerb,
-    args: argparse.Namespace,  # with --against
+def _read_beside(
+    args: argparse.Namespace,  # of the command
+    flag: str,                 # of another data set beside --data, such as "--against"
 ) -> FERData | None:           # what it names; None: nothing
-    "The dataset of --against, by options of its own. Raises `FERError` that names these."
-    own = {"as_": args.against_as, "labels": args.against_labels, "label_pattern": args.against_label_pattern}
-    if args.against is None and any(value is not None for value in own.values()):
-        raise ConfigError("--against-as, --against-labels, --against-label-pattern: --against expected")
-    if args.against is None:
+    "Another data set, by options of its own. Raises `FERError` that names these."
+    path, name = getattr(args, flag[2:]), flag[2:]
+    own = {key: getattr(args, f"{name}_{key.strip('_')}") for key in ("as_", "labels", "label_pattern")}
+    if path is None and any(value is not None for value in own.values()):
+        raise ConfigError(f"{flag}-as, {flag}-labels, {flag}-label-pattern: {flag} expected")
+    if path is None:
         return None
-    own |= {"data": args.against, "subject_pattern": None}
+    own |= {"data": path, "subject_pattern": None}
     try:
         return read_data(argparse.Namespace(**vars(args) | own), single=True)
     except FERError as e:
-        text = re.sub(r"--(as|labels|label-pattern)\b", r"--against-\1", str(e))
-        raise type(e)(f"--against: {text}") from e
+        text = re.sub(r"--(as|labels|label-pattern)\b", rf"{flag}-\1", str(e))
+        raise type(e)(f"{flag}: {text}") from e
 
 # %% ../nbs/60_cli.ipynb #60000007
 class _StudyVerb(Verb):
@@ -930,33 +930,16 @@ def _load(path: Path) -> "nn.Module":
     return load_teacher(path)
 
 
-def as_taken(
-    ds: FERData,          # as read
-    net: object,          # a network with its record
-) -> tuple[FERData, str]: # and what was done with them, "": nothing
-    """Images as a network takes them: faces cut out where its training images were, and of one size. Raises
-    `ImageError` for one without a face where its training raised it, `DataError` where none is left."""
-    if (without := getattr(net, "record", {}).get("faces")) is None:
-        several = len({*ds.sizes()}) > 1
-        said = f"images of several sizes, made {net.input_size} pixels" * several
-        return resized(ds, net.input_size) if several else ds, said
-    from fer_nb.faces import FaceRefiner
-    policy = {"no_face": {"error": "raise"}.get(without, without)}
-    faces = FaceRefiner(net.input_size, policy=policy).refine(ds)
-    if len(ds) and not len(faces):
-        raise DataError(f"{ds.name}: no face in any of {len(ds):,} images; this network takes faces cut out")
-    return faces, f"faces cut out, as in its training; images without one: {without}"
-
-
 def _looked_for(
     duplicates: set[str] | None,   # from `duplicates` of `evaluate`
     part: FERData,                 # the images asked about
     split: str,                    # which split that is
+    where: str = "the training split",  # that was searched
 ) -> str:                          # a line
-    "What is known of the duplicates that a split has in the training split."
+    "What is known of the duplicates that a split has in the training split, or in other training images."
     if duplicates is not None:
         there = part.df.id.isin(duplicates).sum()
-        return f"{there:,} of {len(part):,} have a duplicate in the training split"
+        return f"{there:,} of {len(part):,} have a duplicate in {where}"
     why = "this is the training split itself" if split == "train" else "no training split beside it"
     return f"{why}: duplicates were not looked for"
 
@@ -1109,7 +1092,7 @@ class _EvaluateVerb(Verb):
         if args.split not in there:
             raise _no_split(args, there)
         _say("loading PyTorch")
-        from fer_nb.evaluate import evaluate, predict_logits, shared_labels
+        from fer_nb.evaluate import as_taken, evaluate, predict_logits, shared_labels
         net = _load(path)
         if path.suffix.lower() != ".onnx":
             net = net.to(pick_device())
@@ -1175,7 +1158,7 @@ def headline(
     path: Path,                 # its file
 ) -> str:                       # the headline, and where it is
     "All judges of one network; what others measured with the same weights beside them."
-    from fer_nb.evaluate import headline_of, measured_by_others
+    from fer_nb.evaluate import as_taken, headline_of, measured_by_others
     from fer_nb.metrics import headline_text
     wrong = [f"{flag} beside --headline; one of the two expected" for flag, given in
              {"--tta": args.tta != "none", "--shared": args.shared,
@@ -1214,7 +1197,8 @@ class _BenchVerb(Verb):
     resumes, aside = True, False
     description = ("Models on one split, each through its own face finder and through ours; a face that is "
                    "not found is a wrong answer. Each model runs in a process of its own; one that crashes, "
-                   "hangs or answers nonsense has a row that says so. Answers are kept, and asked for once.")
+                   "hangs or answers nonsense has a row that says so. Answers are kept, and asked for once. "
+                   "Exit status: 0 all measured, 1 some models could not be, 2 nothing done.")
     options = {"--data": dict(type=Path, metavar="PATH", help="a folder, FER2013's CSV or a list of images"),
                "--models": dict(default="hyfer,hyfer_robust", metavar="A,B,...",
                                 help="hyfer, hyfer_robust, fer, a .safetensors or .onnx file, the folder "
@@ -1228,6 +1212,13 @@ class _BenchVerb(Verb):
                                 help="interpreter of the module:function models (default: this)"),
                "--split": dict(choices=("train", "valid", "test"),
                                help="what to ask about (default: test; all, where there is one split)"),
+               "--training": dict(type=Path, metavar="PATH",
+                                  help="training images to look for duplicates in, of a data set with splits "
+                                       "its training split (default: the training split of --data)"),
+               "--training-as": dict(choices=tuple(FORMATS), metavar="FORMAT",
+                                     help="how they are read, as --as"),
+               "--training-labels": dict(metavar="NAMES", help="what their classes are, as --labels"),
+               "--training-label-pattern": dict(metavar="REGEX", help="their labels from file names"),
                "--exact": dict(action="store_true", help="of the duplicates, the byte-identical ones only"),
                "--seconds": dict(type=float, default=120, metavar="S",
                                  help="that a model may take for 64 images (default: 120)"),
@@ -1273,37 +1264,81 @@ def models(
         print(f"fer-nb: warning: {said}; the others are not asked", file=sys.stderr)
     return [replace(m, about=m.about | known.get(k, {})) for k, (_, m) in zip(keys, named)]
 
+# %% ../nbs/60_cli.ipynb #benchvb4
+@patch
+def duplicates(
+    self: _BenchVerb,
+    args: argparse.Namespace,  # its arguments
+    whole: FERData,            # all of the data
+    part: FERData,             # the images asked about
+) -> tuple[set[str] | None, str]:  # ids with a duplicate in training images (None: there are none), and whose
+    "Whose duplicates are left out: those in the images of --training, else in the data's own training split."
+    training = _read_beside(args, "--training")
+    if training is None:
+        alone = len(part) == len(whole)
+        return None if alone else VERBS["evaluate"].duplicates(whole, args), "the training split"
+    from fer_nb.duplicates import DuplicateSearch, duplicates_across
+    pool = training.where(split="train") if "train" in training.splits else training
+    _say(f"duplicates in {training.name}")
+    found = duplicates_across(part, pool, None if args.exact else DuplicateSearch())
+    return {*found.id}, f"{len(pool):,} training images of {args.training}"
+
+
+@patch
+def tests_said(
+    self: _BenchVerb,
+    tests: pd.DataFrame,   # from `bench.paired_tests`
+    rows: Sequence[dict],  # that they are of
+    first: str | None,     # the model that the others are compared with
+) -> str:                  # the table, or why there is none
+    "The paired tests, or in a sentence why no two models can be compared."
+    if len(tests):
+        return tests.round(4).to_string(index=False, na_rep="")
+    failed = [row["model"] for row in rows if row["fault"]]
+    if first in failed and len(rows) > 1:
+        return f"no paired tests: {first}, with which the others are compared, has no answers"
+    done = [row["model"] for row in rows if not row["fault"]]
+    what = "one model" if len(done) == 1 else f"{len(done)} models on different images" if done else "none"
+    return f"no paired tests: answers of {what}; of two or more on the same images expected"
+
 # %% ../nbs/60_cli.ipynb #benchvb3
 @patch
 def run(
     self: _BenchVerb,
     args: argparse.Namespace,  # its arguments
-) -> str:                      # the leaderboard
+) -> str | int:                # the leaderboard; 1 where a model could not be measured, after it is shown
     "Ask the models, or show what is there."
-    from fer_nb.bench import StressTest, bench, leaderboard, paired_tests
+    from fer_nb.bench import StressTest, bench, leaderboard, paired_tests, read_rows
     def shown(table: pd.DataFrame) -> str:
-        return table.round(4).to_string(index=False, na_rep="")
+        return table.round(2).to_string(index=False, na_rep="")
     if args.show is not None:
-        return f"{shown(leaderboard(args.show).round(2))}\n\n{shown(paired_tests(args.show))}"
+        tests = self.tests_said(paired_tests(args.show), read_rows(args.show), None)
+        return f"{shown(leaderboard(args.show))}\n\n{tests}"
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
     models, whole = self.models(args), read_data(args, args.votes, single=True)
     names = [name.rpartition("=")[2] for name in args.models.split(",")]
     whole = _in_parts(whole, args.parts, names, args.split or "test")
-    there, duplicates, alone = list(whole.df.split.unique()), None, args.split is None
+    there, alone = list(whole.df.split.unique()), args.split is None
     args.split = args.split or "test"
     if alone and len(there) == 1:    # images of their own, no part of a split data set
         part = whole.assign(split="test")
     elif not len(part := whole.where(split=args.split)):
         raise _no_split(args, there)
-    else:
-        duplicates = VERBS["evaluate"].duplicates(whole, args)
+    duplicates, where = self.duplicates(args, whole, part)
     args.out.mkdir(parents=True, exist_ok=True)
+    searched = where if args.training else f"{where} of {whole.name}"
     table = bench(part, models, args.out, duplicates, args.seconds, StressTest(args.sample),
-                  not args.no_own_finder, args.command)
-    looked = _looked_for(duplicates, part, args.split)
-    tests = paired_tests(args.out, models[0].name)
-    return f"{looked}\n\n{shown(table.round(2))}\n\n{shown(tests)}\n\nrows: {args.out}"
+                  not args.no_own_finder, args.command, "" if duplicates is None else searched)
+    names, prints = [model.name for model in models], part.fingerprint()
+    rows = [row for row in read_rows(args.out) if row["model"] in names and row["fingerprint"] == prints]
+    tests = self.tests_said(paired_tests(args.out, names[0]), rows, names[0])
+    looked = _looked_for(duplicates, part, args.split, where)
+    said = f"{looked}\n\n{shown(table)}\n\n{tests}\n\nrows: {args.out}"
+    if "fault" not in table:
+        return said
+    print(said, flush=True)
+    return 1
 
 # %% ../nbs/60_cli.ipynb #2411aa2b
 class _ExportVerb(Verb):
@@ -1356,6 +1391,7 @@ class _ExportVerb(Verb):
         if args.int8 and not len(train):
             raise DataError(f"{args.data}: no training images; --int8 takes the ranges from those alone")
         _say("loading PyTorch")
+        from fer_nb.evaluate import as_taken
         from fer_nb.export import parity, quantize, to_onnx
         net = _load(path)
         on, labelled, how = self.held_out(ds, net)
@@ -1393,6 +1429,7 @@ class _ExportVerb(Verb):
             name = f"{ds.name}, {split}"
         on = make_faces(280, defects=None)[0] if ds is None else ds.where(split=split)
         on = on.take(np.linspace(0, len(on) - 1, min(len(on), 1000)).astype(int))
+        from fer_nb.evaluate import as_taken
         on, how = (on, "") if ds is None else as_taken(on, net)  # drawn faces are faces already
         labelled = ds is not None and {*on.labels} == {*net.labels}
         table = on.df if labelled else on.df.assign(label=net.labels[0])

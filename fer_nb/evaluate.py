@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['check_labels', 'eval_mode', 'image_batches', 'gradients_kept', 'tta_views', 'predict_logits', 'logits_of',
            'result_table', 'leaked_images', 'evaluate', 'headline_of', 'need_weights_of', 'table_of',
-           'measured_by_others', 'calibration', 'confusion', 'by_group', 'Shared', 'shared_labels', 'cross_dataset',
-           'fold_logits', 'out_of_fold', 'cross_validate', 'robust_curve', 'compare']
+           'measured_by_others', 'faces_missed', 'in_classes', 'as_taken', 'need_uncut', 'calibration', 'confusion',
+           'by_group', 'Shared', 'shared_labels', 'cross_dataset', 'fold_logits', 'out_of_fold', 'cross_validate',
+           'robust_curve', 'compare']
 
 # %% ../nbs/24_evaluate.ipynb #7751cb1e
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -31,7 +32,7 @@ from .config import TTA
 from .compare import compare
 from .core import (ConfigError, DataError, LabelError, at_least, hash_uniform, need_columns, one_of,
                          progress)
-from .data import FERData, _in_order, expect, need_dataset
+from .data import FERData, _in_order, expect, need_dataset, resized
 from .launch import fast_math
 from .metrics import (MACRO, bootstrap_scores, few_images, fit_temperature, headline, is_share,
                             percentile_interval, score_bounds, score_intervals, scores, share_interval,
@@ -320,6 +321,59 @@ def measured_by_others(
     quoted = card.get("measured by others", {"weights": card["sha256"], "figures": []})
     need_weights_of(card, quoted["weights"], f"measured by others, in the card of {card.get('name')}")
     return pd.DataFrame(quoted["figures"], columns=["split", "who", "value", "n"])
+
+# %% ../nbs/24_evaluate.ipynb #taken242
+def faces_missed(
+    ds: FERData,            # all images
+    found: Iterable[str],   # ids of those with a face
+) -> pd.DataFrame:          # split, label, missed, n: a row for each class of each split
+    "How many images of each class have no face that was found."
+    missed = ds.df.assign(missed=~ds.df.id.isin([*found])).groupby(["split", "label"], sort=False).missed
+    return missed.agg(missed="sum", n="size").reset_index()
+
+
+def in_classes(
+    table: pd.DataFrame,   # from `faces_missed`, or rows of it
+) -> str:                  # such as "8 of 53 images (sad 6 of 8, fear 2 of 7)"; "" where none is missed
+    "The counts in words, the class with most of them first."
+    rows = table[table.missed > 0].groupby("label", sort=False)[["missed", "n"]].sum()
+    rows = rows.sort_values("missed", ascending=False, kind="stable")
+    each = ", ".join(f"{label} {missed:,} of {n:,}" for label, missed, n in rows.itertuples())
+    return f"{table.missed.sum():,} of {table.n.sum():,} images ({each})" if len(rows) else ""
+
+
+def as_taken(
+    ds: FERData,           # as read
+    net: object,           # a network with its record
+) -> tuple[FERData, str]:  # and what was done with them, "": nothing
+    """Images as a network takes them: faces cut out where its training images were, and of one size. Raises
+    `ImageError` for one without a face where its training raised it, `DataError` where none is left."""
+    if (without := getattr(net, "record", {}).get("faces")) is None:
+        several = len({*ds.sizes()}) > 1
+        said = f"images of several sizes, made {net.input_size} pixels" * several
+        return resized(ds, net.input_size) if several else ds, said
+    from fer_nb.faces import FaceRefiner
+    policy = {"no_face": {"error": "raise"}.get(without, without)}
+    faces = FaceRefiner(net.input_size, policy=policy).refine(ds)
+    if len(ds) and not len(faces):
+        raise DataError(f"{ds.name}: no face in any of {len(ds):,} images; this network takes faces cut out")
+    found = faces.df.id[faces.df.face_status != "no_face"] if without == "keep" else faces.df.id
+    missed = in_classes(faces_missed(ds, found))
+    said = f"faces cut out, as in its training; images without one: {without}"
+    return faces, f"{said}, {missed}" if missed else said
+
+
+def need_uncut(
+    net: object,   # a network with its record
+    name: object,  # of it, or its file, for the message
+    who: str,      # takes images as they are, such as "a study"
+) -> None:
+    "Refuse a network that was trained on faces cut out. Raises `DataError`."
+    record = getattr(net, "record", None)
+    if isinstance(record, Mapping) and record.get("faces") is not None:
+        raise DataError(f"{name}: trained on faces cut out along their outline (data.refine="
+                        f"{record['faces']!r}); {who} takes images as they are; a network of whole images "
+                        "expected, or fer-nb evaluate, which cuts them out")
 
 # %% ../nbs/24_evaluate.ipynb #67ac3a1a
 def calibration(

@@ -444,8 +444,9 @@ STUDIES = {
     "robust": Study("trained networks under attack and corruption", "hyfer_studies", ATTACKED | STRONG, ""),
     "autoattack": Study("trained networks under AutoAttack, and under PGD from five starts",
                         "hyfer_studies", ATTACKED | STRONGEST),
-    "groups": Study("trained networks on groups of images: by face size, light, contrast, voters' agreement",
-                    "hyfer_studies", FINISHED, votes="whose agreement is a group"),
+    "groups": Study("trained networks on groups of images: by face size, light, contrast, the data's own "
+                    "columns (sex, angle, ...) and, with --votes, the voters' agreement",
+                    "hyfer_studies", FINISHED),
     "shipped": Study("every table about the shipped networks that is of other weights, made again in order",
                      "shipped", REMAKE, ""),
     "sqs": Study("SQSNet's tables", "sqs_studies", SQS_OPTIONS | TABLE, "sqs-{table}.csv"),

@@ -1089,8 +1089,9 @@ def detect(
     if not found:
         return Reading(FORMATS[as_], tree.file, 0.0)
     best = [r for r in found if r.certainty == found[0].certainty]
-    ways = some_of((f"{r.format.title} in {quoted(r.where) or '.'} (--as {r.format.name})" for r in best), 4)
-    same = len({r.format.name for r in best}) == 1
+    same = len({r.format.name for r in best}) == 1   # then its name says nothing
+    ways = some_of((f"{r.format.title} in {quoted(r.where) or '.'}" +
+                    f" (--as {r.format.name})" * (not same) for r in best), 4)
     way_on = f"the path of one of them, such as {tree.root / best[0].where}," if same else "one of these --as"
     expect(len(best) == 1, tree.root, f"can be read in {len(best)} ways: {ways}", way_on)
     return best[0]

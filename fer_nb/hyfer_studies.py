@@ -33,11 +33,12 @@ from .config import (ATTACKS, PARTS, Adversarial, Augment, Data, Distillation, E
 from .core import (ConfigError, DataError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
                          quiet)
 from .data import VOTE_COLUMNS, FERData, expect, first_split, read_ferplus, resized
-from .evaluate import (by_group, calibration, evaluate, headline_of, predict_logits,
+from .evaluate import (by_group, calibration, evaluate, headline_of, need_uncut, predict_logits,
                              robust_curve)
 from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost, need_unrefined,
                                paired_differences, reported, study, with_options)
 from .faces import find_faces
+from .formats import _TAKEN
 from .launch import precision, rank0_folder, rank_world
 from .loaders import Splits, make_splits
 from .metrics import agreement, ece
@@ -1043,20 +1044,25 @@ def harden_study(
 
 # %% ../nbs/44_hyfer_studies.ipynb #44000009
 def _shipped(weights: Path | None) -> HyFER:
-    "The trained network that a study goes on from: of a file, or the shipped one."
-    return HyFER.from_pretrained() if weights is None else load_hyfer(weights)
+    "The trained network that a study goes on from: of a file, or the shipped one. Raises `DataError`."
+    net = HyFER.from_pretrained() if weights is None else load_hyfer(weights)
+    need_uncut(net, weights, "a study")
+    return net
 
 
 def _finished(
     args: Namespace,            # the command's options
 ) -> dict[str, nn.Module]:      # accurate, and robust or the names of the files
-    "The finished networks that a study looks at. Raises `ConfigError` where two have the same name."
+    """The finished networks that a study looks at. Raises `ConfigError` where two have the same name,
+    `DataError` for one that was trained on faces cut out."""
     others = args.robust
     if others is None:
         others = [shipped_file("robust")] if args.weights is None else []
     names = ["robust"] if len(others) == 1 else [path.stem for path in others]
-    models = {"accurate": load_teacher(args.weights or shipped_file("accurate"))}
-    models |= {name: load_teacher(path) for name, path in zip(names, others)}
+    paths = [args.weights or shipped_file("accurate"), *others]
+    models = {name: load_teacher(path) for name, path in zip(["accurate", *names], paths)}
+    for model, path in zip(models.values(), paths):
+        need_uncut(model, path, "a study")
     if len(models) != 1 + len(others):
         raise ConfigError("--robust: file names that differ expected, none of them accurate.safetensors")
     return models
@@ -1083,34 +1089,40 @@ _strongest_study = study(
     lambda table: table[table.metric == "accuracy"].round(4).to_string(index=False))(strongest_study)
 
 # %% ../nbs/44_hyfer_studies.ipynb #groups02
+_NO_GROUPS = ("id", "label", "split", "subject", "group", "decided", *_TAKEN)   # columns
+
+
 def image_groups(
-    ds: FERData,                       # with votes
+    ds: FERData,                       # with votes or without
     faces: pd.DataFrame | None = None, # from `faces.find_faces`; None: looked for here
-) -> dict[str, tuple[pd.Series, object]]:  # name: a number an image (NaN: not known), bins of `by_group`
-    "What may make an image hard to read. Raises `DataError` without votes."
-    need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")
+) -> dict[str, tuple[pd.Series, object]]:  # name: a value an image (NaN: not known), bins of `by_group`
+    """What may make an image hard to read, the voters' agreement where there are votes, and the data's own
+    columns of two to twenty values, such as KDEF's `sex` and `angle`."""
     votes = ds.votes(float)
     faces = find_faces(ds) if faces is None else faces
-    with np.errstate(invalid="ignore"):   # nobody voted: not known
-        agreed = votes.max(1) / votes.sum(1)
     numbers = {"face, share of the side": faces.box_h / [height for height, _ in ds.sizes()],
                "light": [ds.image(i).mean() for i in range(len(ds))],
-               "contrast": image_quality(ds).contrast, "voters' agreement": agreed}
+               "contrast": image_quality(ds).contrast}
+    if votes is not None:
+        with np.errstate(invalid="ignore"):   # nobody voted: not known
+            numbers["voters' agreement"] = votes.max(1) / votes.sum(1)
     bins = {"voters' agreement": (0, 0.5, 0.7, 0.9, 1)}
-    return {name: (pd.Series(np.asarray(v, float), name=name), bins.get(name, 4))
-            for name, v in numbers.items()}
+    found = {name: (pd.Series(np.asarray(v, float), name=name), bins.get(name, 4))
+             for name, v in numbers.items()}
+    values = {c: ds.df[c][ds.df[c].notna() & (ds.df[c].astype(str) != "")].nunique() for c in ds.df
+              if c not in (*_NO_GROUPS, *found) and not c.startswith("vote_")}
+    return found | {c: (ds.df[c], None) for c, n in values.items() if 2 <= n <= 20}
 
 # %% ../nbs/44_hyfer_studies.ipynb #groups03
 @study("groups", lambda ds, out, args: {"models": _finished(args), "ds": _judged(ds), "out": out},
        lambda table: table[table.metric == "accuracy"].round(3).to_string(index=False))
 def group_study(
     models: Mapping[str, nn.Module],   # name -> classifier of x in [0, 1], with `.labels`
-    ds: FERData,                       # with votes; images that nothing was learned from
+    ds: FERData,                       # images that nothing was learned from, with votes or without
     out: str | Path,                   # folder of the faces that were found
     say: Say = quiet,                  # gets a line before each network
 ) -> pd.DataFrame:   # as from `by_group`, with a column `model`; accuracy, balanced_accuracy and macro_f1
-    "How each network reads each group of images. Raises `DataError` without votes."
-    need_columns(ds.df, VOTE_COLUMNS, ds.name, "the voters' agreement is a group")
+    "How each network reads each group of images, see `image_groups`."
     say("looking for faces")
     groups, tables = image_groups(ds, find_faces(ds, cache=Path(out) / "faces")), []
     for name, model in models.items():

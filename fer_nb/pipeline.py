@@ -39,7 +39,8 @@ from .data import FERData, file_of, first_split, resized
 from .distill import EADD
 from .duplicates import search_of
 from .audit import audit
-from .evaluate import calibration, confusion, evaluate, image_batches, predict_logits, robust_curve
+from .evaluate import (calibration, confusion, evaluate, faces_missed, image_batches, in_classes,
+                             predict_logits, robust_curve)
 from .faces import FaceRefiner
 from .launch import fast_math, on_machine, pick_device, precision, rank0_folder, rank_world
 from .loaders import (Originals, Splits, as_split, balanced, folds, leak_groups, make_splits,
@@ -531,6 +532,44 @@ def _budget(
     "A budget in the unit of the report."
     return f"ε = {round(255 * eps, 2):g}/255"
 
+# %% ../nbs/41_pipeline.ipynb #faceles1
+@patch
+def faceless(
+    self: RunResults,
+) -> pd.DataFrame:   # see `evaluate.faces_missed`; no rows where no face was looked for
+    "In how many images of each class and split, as they came, no face was found."
+    ds, refine = self.splits.audit.ds, self.preset.data.refine
+    faces = None if self.splits.originals is None else self.splits.originals.ds.df
+    if refine is None or faces is None:
+        return faces_missed(ds.take([]), ())
+    return faces_missed(ds, faces.id[faces.face_status != "no_face"] if refine == "keep" else faces.id)
+
+
+@patch
+def faces_said(
+    self: RunResults,
+    split: str,       # which split
+) -> str:             # a sentence and a space; "" where each image has a face
+    "What became of the reported images without a face: those that are left out make it another test set."
+    table, refine = self.faceless(), self.preset.data.refine
+    if not (missed := in_classes(table[table.split == split])):
+        return ""
+    what = "were taken whole" if refine == "keep" else "were left out and are in no figure"
+    where = f"of the {SPLIT_NAMES[split]}, in which no face was found,"
+    return f"{missed} {where} {what} (data.refine={refine}). "
+
+
+@patch
+def faces_table(
+    self: RunResults,
+) -> pd.DataFrame:   # class, and for each split such as "6 of 8"
+    "The same for all splits, class by class."
+    table = self.faceless()
+    cells = table.assign(cell=[f"{m:,} of {n:,}" for m, n in zip(table.missed, table.n)])
+    wide = cells.pivot(index="label", columns="split", values="cell").fillna("–")
+    wide = wide.reindex(index=table.label.unique(), columns=table.split.unique()).rename(columns=SPLIT_NAMES)
+    return wide.rename_axis(index="class", columns=None).reset_index()
+
 # %% ../nbs/41_pipeline.ipynb #5683032e
 @patch
 def attacked(
@@ -606,7 +645,8 @@ def sentences(
                 f"apart first. {where}"
     elif self.split != "test":
         where = f"The data have no test split. {where}"
-    said.append("; ".join([where, *others]) + ". " + self.independence(found))
+    faces = self.faces_said(self.split)
+    said.append("; ".join([where, *others]) + ". " + faces + self.independence(found))
     said.append(f"This run used one seed ({self.seed}). The intervals say how far another draw of images "
                 "could move a figure, not how far another seed could: for that, repeat the run with "
                 f"--seed {self.seed + 1}, --seed {self.seed + 2} and so on.")
@@ -830,6 +870,9 @@ def data_section(
               ("Table 1 of the paper, for this data set: images of each class. The error ratio is the share "
                "of the original images that are duplicated, multi-label or label errors. –: not looked for",
                counted.reset_index())]
+    if self.faceless().missed.any():
+        what = "taken whole" if self.preset.data.refine == "keep" else "left out"
+        tables.append((f"Images in which no face was found, {what}", self.faces_table()))
     return Section("Data", text, tables, figures)
 
 # %% ../nbs/41_pipeline.ipynb #523f298e
@@ -922,7 +965,9 @@ def write(
         tables |= {"adversarial": self.adv.learn.adv_log, "guard": self.adv.learn.guard_log}
     for file, table in tables.items():
         write_table(table, folder / f"{file}.csv")
-    (folder / "config.json").write_text(json.dumps(config | {"facts": self.facts()}, indent=1))
+    missed = self.faceless().to_dict("records")   # no rows where no face was looked for
+    facts = self.facts() | ({"images without a face": missed} if missed else {})
+    (folder / "config.json").write_text(json.dumps(config | {"facts": facts}, indent=1))
     mute = {"taught or begun without a record": files} if (files := _without_record(self.preset)) else {}
     for file, student in self.weight_files.items():
         row = self.ranking[self.ranking.model == student].iloc[0]

@@ -15,6 +15,7 @@ import filecmp
 import importlib.util
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -61,6 +62,7 @@ class Network:
     name: str                 # where it came from
     outputs: tuple[str, ...] = ()             # what the logits stand for; (): the labels
     parts: tuple[tuple[int, ...], ...] = ()   # of each label, the outputs that it adds up; (): one each
+    faces: str | None = None  # trained on faces cut out along their outline: `data.refine` of its run
 
     def __post_init__(self):
         given = self.labels
@@ -214,11 +216,13 @@ def _temperature(
 def _warn_of_outline(
     record: Any,   # what the weights say of themselves
     name: str,     # of the network, for the message
-) -> None:
+) -> str | None:   # what its training did with images without a face; None: its faces were squares
     "Warn the caller of `Network.read` of a network whose faces were cut out as none is here."
-    if isinstance(record, Mapping) and "faces" in record:
-        warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
-                      "what is around it, which it has not seen", stacklevel=4)
+    if not isinstance(record, Mapping) or "faces" not in record:
+        return None
+    warnings.warn(f"{name}: trained on faces cut out along their outline; here a face is a square with "
+                  "what is around it, which it has not seen", stacklevel=4)
+    return record["faces"] if isinstance(record["faces"], str) else None
 
 
 def _torch_network(
@@ -235,13 +239,13 @@ def _torch_network(
         raise ConfigError(f"{name}: a {type(model).__name__} without .labels, or a network of landmarks; "
                           "a network of images with the names of its outputs, in order, expected")
     record = getattr(model, "record", None)
-    _warn_of_outline(record, name)
+    faces = _warn_of_outline(record, name)
     net = fuse(model) if isinstance(model, HyFER) else copy.deepcopy(model).eval()
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
     if device is not None:
         net.to(where := pick_device(device))
     return Network(model.labels, getattr(model, "input_size", 48), getattr(model, "in_chans", 3),
-                   _temperature(record), _TorchLogits(net, where), name)
+                   _temperature(record), _TorchLogits(net, where), name, faces=faces)
 
 # %% ../nbs/50_predict.ipynb #3e2b14d1
 def _imported(
@@ -304,9 +308,10 @@ def _onnx_network(
         raise
     except Exception as e:  # the library's errors have no common base
         raise DataError(f"{name}: {problem} ({' '.join(str(e).splitlines()[:1])})") from e
+    faces = None
     with suppress(ValueError):   # the record of another program may be no JSON
-        _warn_of_outline(json.loads(about.get("record", "{}")), name)
-    return Network(*facts, temperature, logits, name)
+        faces = _warn_of_outline(json.loads(about.get("record", "{}")), name)
+    return Network(*facts, temperature, logits, name, faces=faces)
 
 # %% ../nbs/50_predict.ipynb #68f575d8
 STUDENTS = {False: "student_phase1.safetensors", True: "student.safetensors"}  # before and under attack
@@ -443,10 +448,13 @@ def _from_array(
 def _opened(
     image: Any,                        # bytes or a file object, of a whole image file
 ) -> tuple[np.ndarray, str]:           # see `_read`
-    "Decode an image that is in memory. Raises `ImageError`."
+    "Decode an image that is in memory; a file stands where it stood before, if it can. Raises `ImageError`."
     _with_heif()
     try:
+        at = image.tell() if hasattr(image, "seekable") and image.seekable() else None
         data = image.read() if hasattr(image, "read") else bytes(image)
+        if at is not None:
+            image.seek(at)
     except Exception as e:   # of whatever library the object is
         raise ImageError(f"{type(image).__name__}: cannot be read ({e}); a file opened with mode \"rb\" "
                          "expected") from e
@@ -536,10 +544,15 @@ def _notes(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
+def _shown(path: Path) -> str:   # as it was given
+    "The name of a file; of an address with the second slash, which `Path` has taken away."
+    return re.sub(r"(?i)^(https?|ftp|file|s3|rtsp):/(?=[^/])", r"\1://", str(path))
+
+
 def _file_pixels(path: Path) -> np.ndarray:   # uint8 (H, W) or (H, W, 3)
     "Decode an image file. Raises `ImageError`, where it can with the way on."
-    name = str(path)
-    address = "://" in name or name.startswith(("http:/", "https:/"))
+    name = _shown(path)
+    address = "://" in name and not os.path.exists(path)
     text = f"text of {len(name)} characters; base64.b64decode(text) makes bytes of base64"
     way = "an address; download it, then pass its bytes" if address else \
         text if len(name) > 2000 or name.startswith("data:") else "no name of a file" if "\0" in name else \
@@ -1037,26 +1050,29 @@ class Result:
         named: bool,   # the user named it, so it is tried whatever its ending; else it was found in a folder
     ) -> "Result":     # ok with its pixels and no faces yet, error or skipped with the reason
         "Decode one file. Nothing is raised: what is wrong is in `status` and `note`."
+        name = _shown(path)
         if not named and not _is_photo(path):
             ending = path.suffix or "no ending"
-            return cls(str(path), "skipped", note=f"no image or video that can be read ({ending})")
+            return cls(name, "skipped", note=f"no image or video that can be read ({ending})")
         try:
             (pixels, note), notes = _and_notes(_read, path)
         except FERError as e:
-            return cls(str(path), "error", note=_nameless(e, path))
-        return cls(str(path), "ok", note=_notes(*notes, note), image=pixels)
+            return cls(name, "error", note=_nameless(e, name))
+        return cls(name, "ok", note=_notes(*notes, note), image=pixels)
 
     def rows(
         self,
         labels: Sequence[str],         # a column each
         more: Sequence[str] = (),      # measured columns
     ) -> list[dict[str, object]]:      # one a face, or one that says why there is none
-        """Rows of the table; boxes in pixels and the roll in degrees to 0.1, probabilities to 0.0001. Raises
+        """Rows of the table; times to a millionth of a second, boxes in pixels and the roll in degrees to
+        0.1, probabilities to 0.0001. Raises
         `LabelError` for a face of other labels."""
         if other := [e for f in self.faces for e in f.probs if e not in labels]:
             raise LabelError(f"{self.file}: a face with the label {other[0]!r}; those of one network "
                              f"expected: {', '.join(labels) or '(none)'}")
-        about = {"file": self.file, "frame": self.frame, "time": self.time}
+        at = None if self.time is None else round(self.time, 6)
+        about = {"file": self.file, "frame": self.frame, "time": at}
         end = {"status": self.status, "note": self.note}
         return [about | {"track": f.track, "face": k,
                          **dict(zip(("x", "y", "width", "height"), f.box.round(1).tolist())),
@@ -1953,6 +1969,8 @@ class _Film:
     step: float = 0.0           # seconds from the one before; 0 where a pause was left out
     last: np.ndarray | None = None   # uint8 (H, W, 3)
     noted: bool = False         # whether a note says that the rate leaves frames out
+    length: float = np.inf      # of the video that the frames are of, seconds
+    until: float = np.inf       # when that video ends, on the clock of the frames
 
     def fill(self, due: int) -> None:
         "Show the last frame until there are so many."
@@ -1962,7 +1980,8 @@ class _Film:
 
     def __call__(self, drawn: np.ndarray, time: float) -> str:   # a note on what is not shown
         "Write a frame."
-        self.start = time if self.start is None else self.start
+        if self.start is None:
+            self.start, self.until = time, time + self.length
         fits = drawn.shape[1::-1] == self.size
         slot = round((time - self.start) * self.fps)
         lost = max(0, slot + 1 - self.written - max(1, round(_HELD * self.fps)))   # frames of a pause
@@ -1977,22 +1996,24 @@ class _Film:
         return f"a pause of which the video leaves out {lost / self.fps:.3g} seconds" if lost else ""
 
     def end(self) -> None:
-        "Show the last frame for as long as the one before."
+        "Show the last frame for as long as the one before, but not beyond the end of the video."
         if self.written:
-            self.fill(round((self.time + self.step - self.start) * self.fps))
+            until = self.until if self.until > self.time else np.inf   # else its header errs
+            self.fill(round((min(self.time + self.step, until) - self.start) * self.fps))
 
 
 # %% ../nbs/50_predict.ipynb #film000b
 def _own_rate(
-    source: str,   # of the frames
-) -> float:        # 1 to 60 a second; 25 where a file does not say, and of a camera
-    "The rate that a film of these frames gets."
+    source: str,             # of the frames
+) -> tuple[float, float]:    # 1 to 60 a second, 25 where a file does not say and of a camera; seconds or inf
+    "The rate that a film of these frames gets, and how long the video is by its header."
     if not os.path.isfile(source):
-        return 25.0
+        return 25.0, np.inf
     capture = _Video(source).opened()
-    rate = capture.get(5)   # cv2.CAP_PROP_FPS
+    rate, count = capture.get(5), capture.get(7)   # cv2.CAP_PROP_FPS, CAP_PROP_FRAME_COUNT
     capture.release()
-    return min(60.0, max(1.0, rate)) if rate > 0 else 25.0
+    length = count / rate if rate > 0 and count > 0 else np.inf
+    return min(60.0, max(1.0, rate)) if rate > 0 else 25.0, length
 
 
 def _need_whole(
@@ -2015,11 +2036,13 @@ def _film_writer(
     to: str | Path,      # an .mp4 file
     first: np.ndarray,   # uint8 (H, W, 3), which decides about the size
     fps: float,          # of the film
+    length: float,       # of the video, seconds; inf: not known
 ) -> Iterator[_Film]:    # to be called with each frame
     "A film that appears when the block ends without an error. Raises `DataError` where it cannot be written."
     size = tuple(max(2, n - n % 2) for n in first.shape[1::-1])   # what the codec takes
     with atomic_file(to) as aside, _plain_name(aside, to) as name:
-        film = _Film(cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size), size, fps)
+        film = _Film(cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), fps, size), size, fps,
+                     length=length)
         try:
             if not film.out.isOpened():
                 raise DataError(f"{to}: no video can be written there; another place expected")
@@ -2057,8 +2080,9 @@ def film(
                                         "of one video expected, a film for each")
                     need_spare(None if writer else to, [result.file], table=False)
                     drawn = annotate(result.image, result.faces, bars=False)
-                    writer = writer or stack.enter_context(
-                        _film_writer(cv2, to, drawn, fps or _own_rate(result.file)))
+                    if writer is None:
+                        rate, length = _own_rate(result.file)
+                        writer = stack.enter_context(_film_writer(cv2, to, drawn, fps or rate, length))
                     result = replace(result, note=_notes(result.note, writer(drawn, result.time)))
                 yield result
         except (GeneratorExit, KeyboardInterrupt) as e:   # what was drawn until then is a film

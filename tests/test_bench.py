@@ -256,14 +256,89 @@ def test_the_command(tmp_path, capsys):
     about = tmp_path / "about.json"
     about.write_text(json.dumps({"toys:mean": {"claimed": "99 %", "source": "a poster"}}))
     command = ["bench", "--data", "data", "--models", "toys:mean,toys:odd", "--exact", "--about", str(about), "--out", "rows"]
-    assert main(command) == 0
+    assert main(command) == 1   # one of the two could not be measured
     said = capsys.readouterr().out
+    assert "no paired tests: answers of one model; of two or more on the same images expected" in said and "Empty" not in said
     assert "0 of 20 have a duplicate" in said and "99 %" in said and "a poster" in said and "toys.odd: 20 of 20 answers are NaN" in said
     assert main(["bench", "--show", "rows"]) == 0 and "toys.mean" in capsys.readouterr().out
     for wrong, text in ((["--show", "data"], "no rows"), ([], "neither --data nor --show"), (["--data", "data", "--split", "valid"], "no images of the split"),
-                        (["--data", "data", "--models", "hyfre"], "hyfre"), (["--data", "data", "--about", "rows"], "--about rows"),
+                        (["--data", "data", "--models", "hyfre"], "hyfre: no such file or model; hyfer, hyfer_robust"), (["--data", "data", "--models", "hyfre"], "did you mean 'hyfer'?"),
+                        (["--data", "data", "--models", "fre"], "module:function, or a .csv of predictions expected; did you mean 'fer'?"),
+                        (["--data", "data", "--training-as", "list"], "--training expected"), (["--data", "data", "--training", "rows"], "--training: "), (["--data", "data", "--about", "rows"], "--about rows"),
                         (["--data", "data", "--models", "toys:mean,toys:mean"], "twice")):
         assert main(["bench", *wrong]) == 2 and text in capsys.readouterr().err
+
+
+def test_the_model_that_others_are_compared_with_has_failed(faces, tmp_path, capsys):
+    for k, label in enumerate(faces.df.label):
+        (to := tmp_path / "data" / label / f"{k}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(faces.image(k)).save(to)
+    ask = ["bench", "--data", "data", "--sample", "0", "--no-own-finder", "--out", "rows", "--models"]
+    assert main([*ask, "toys:raises,toys:mean,toys:percent"]) == 1
+    said = capsys.readouterr().out
+    assert "no paired tests: toys.raises, with which the others are compared, has no answers" in said and "Empty" not in said
+    assert main([*ask, "toys:mean,toys:percent"]) == 0 and "toys.percent" in capsys.readouterr().out
+
+
+def test_duplicates_are_looked_for_in_the_training_images_that_are_named(faces, tmp_path, capsys):
+    """Data without a training split of their own: `--training` names the images; the figure and the row say whose duplicates are left out."""
+    for k, label in enumerate(faces.df.label):
+        for root in ["data"] + ["learned/train"] * (k % 3 == 0) + ["learned/test"] * (k % 3 == 1):
+            (to := tmp_path / root / label / f"{k}.png").parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(faces.image(k)).save(to)
+    ask = ["bench", "--data", "data", "--sample", "0", "--no-own-finder", "--exact", "--models", "toys:mean"]
+    assert main([*ask, "--out", "rows", "--training", "learned"]) == 0
+    assert "30 of 90 have a duplicate in 30 training images of learned" in capsys.readouterr().out
+    (row,) = read_rows("rows")
+    assert (row["duplicates"], row["searched"]) == (30, "30 training images of learned")
+    shown = leaderboard("rows").iloc[0]
+    right, apart = as_toy(faces, "mean") == faces.targets(), np.arange(90) % 3 > 0
+    assert shown["duplicates of"] == row["searched"] and shown["without duplicates %"] == pytest.approx(100 * right[apart].mean(), abs=1e-3)
+    assert main([*ask, "--out", "plain"]) == 0 and "no training split beside it: duplicates were not looked for" in capsys.readouterr().out
+    assert "duplicates of" not in leaderboard("plain")
+
+
+@pytest.mark.parametrize("without", ["drop", "keep"])
+def test_a_network_of_faces_cut_out_gets_them_cut_out(faces, tmp_path, monkeypatch, without):
+    """As `fer-nb evaluate` shows them; an image in which no outline is found is not found, with "keep" it is shown whole. Its row says so."""
+    import fer_nb.faces
+    from types import SimpleNamespace
+    from fer_nb.bench import Ours
+    from fer_nb.evaluate import predict_logits
+    from fer_nb.models import HyFER, save_hyfer
+
+    class Negatives:
+        "A refiner whose faces are unmistakable: negatives; none in a dark image."
+        def __init__(self, size, policy=None):
+            assert size == 48
+
+        def __call__(self, image):
+            return SimpleNamespace(crop=255 - image if image.mean() > middle else None)
+
+    middle = np.median([image.mean() for image in faces.array()])
+    torch.manual_seed(0)
+    net = HyFER(variant="light", in_chans=1)
+    file = save_hyfer(net, tmp_path / "cut.safetensors", faces=without)
+    monkeypatch.setattr(fer_nb.faces, "FaceRefiner", Negatives)
+    with pytest.warns(UserWarning, match="cut out along their outline"):
+        ours = Ours(str(file))
+    found = np.array([image.mean() > middle for image in faces.array()])
+    shown = np.stack([255 - im if ok else im for im, ok in zip(faces.array(), found)])
+    expected = softmax(predict_logits(net.eval(), faces.replace(images=shown, labels=net.labels)), 1)
+    said = ours([faces.image(k) for k in range(90)], cropped=True)
+    assert [p is not None for p in said] == (found | (without == "keep")).tolist()
+    for k, p in enumerate(said):
+        assert p is None or np.allclose([p[label] for label in net.labels], expected[k], atol=1e-3)
+    near = ours.attacked([faces.image(k) for k in range(9)], list(faces.df.label[:9]), 0, 1)
+    assert [p is not None for p in near] == [p is not None for p in said[:9]]
+    assert all(p is None or np.allclose(p, expected[k], atol=1e-3) for k, p in enumerate(near))
+    assert "cut out along their outline" in ours.note and not Ours("accurate").note
+
+
+def test_a_row_says_what_is_to_be_known_of_its_model(faces, tmp_path):
+    (tmp_path / "noted.py").write_text("from toys import *\nclass Noted(Called):\n    note = 'not as it was trained'\nnoted = Noted()\n")
+    table = bench(faces, [contender("noted:noted"), contender("toys:mean")], tmp_path / "rows", own_finder=False, stress=StressTest(0))
+    assert table.set_index("model").note.fillna("").to_dict() == {"noted.noted": "not as it was trained", "toys.mean": ""}
 
 
 def test_an_interpreter_that_cannot_be_run(faces, tmp_path):

@@ -662,7 +662,9 @@ def test_export_prepares_images_as_evaluate_does(folder_of_faces, tmp_path, caps
     model = save_hyfer(load_hyfer(folder_of_faces / "run/student.safetensors"), tmp_path / "faces.safetensors", faces="drop")
     command = ["export", "--weights", str(model), "--data", str(folder_of_faces / "data")]
     assert main([*command, "--to", str(tmp_path / "a.onnx")]) == 0 and main([*command, "--int8", "--images", "16", "--to", str(tmp_path / "b.onnx")]) == 0
-    assert capsys.readouterr().out.count("faces cut out, as in its training; images without one: drop") == 2
+    assert capsys.readouterr().out.count("faces cut out, as in its training; images without one: drop, 1 of 57 images (") == 2
+    assert main(["evaluate", "--model", str(model), "--data", str(folder_of_faces / "data"), "--exact", "--out", str(tmp_path / "e.csv")]) == 0
+    assert "images without one: drop, 1 of 57 images (" in capsys.readouterr().out
     ds, net = read(folder_of_faces / "data"), load_hyfer(model)
     test, train = (ds.where(split=s) for s in ("test", "train"))
     ranges = Inverted(48, {"no_face": "drop"}).refine(train.take(np.linspace(0, len(train) - 1, 16).astype(int)))

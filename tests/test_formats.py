@@ -139,6 +139,15 @@ def test_train_csv_is_training_data_and_test_csv_has_no_labels(tmp_path):
     refused(DataError, "can be read in", "icml_face_data.csv", read=lambda: read(tmp_path))
 
 
+def test_readings_of_one_format_are_told_apart_by_their_paths(tmp_path):
+    """Where all readings have one `--as`, following it would give the same refusal."""
+    for name in ("train.csv", "test.csv"):
+        write(tmp_path / name, "emotion,pixels", f"0,{ROW[0]}", f"3,{ROW[1]}")
+    with pytest.raises(DataError, match="can be read in 2 ways: .* the path of one of them, such as") as e:
+        read(tmp_path)
+    assert "--as" not in str(e.value) and "train.csv" in str(e.value) and "test.csv" in str(e.value)
+
+
 def test_seven_is_contempt_in_cks_file_alone(tmp_path):
     lines = [LINES[0], f"0,{ROW[0]},Training", f"7,{ROW[1]},Training"]
     refused(LabelError, "row 3", "'7'", "--as ckextended", read=lambda: read(write(tmp_path / "a.csv", *lines)))

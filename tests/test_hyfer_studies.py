@@ -506,8 +506,21 @@ def test_groups_are_those_of_plain_counting(voted, tmp_path, monkeypatch):
     dark = one.loc["light"].iloc[0]
     assert dark.n == (bright <= np.quantile(bright, .25)).sum() and dark.value == pytest.approx(right[bright <= np.quantile(bright, .25)].mean())
     assert (one.groupby("column").n.sum() == len(ds)).all() and share.max() <= 1 and set(table.metric) == {"accuracy", "balanced_accuracy", "macro_f1"}
-    with pytest.raises(DataError, match="vote_"):
-        hyfer_studies.group_study({"a": net}, ds.replace(df=ds.df.drop(columns=list(VOTE_COLUMNS))), tmp_path)
+    own = ds.df.drop(columns=list(VOTE_COLUMNS)).assign(sex=["f", "m"] * (len(ds) // 2) + [""] * (len(ds) % 2), subject=ds.df.id, series=1)
+    table = hyfer_studies.group_study({"a": net}, ds.replace(df=own), tmp_path)   # without votes, by the data's own columns
+    one = table[table.metric == "accuracy"].set_index(["column", "group"]).value
+    assert {*one.index.levels[0]} == {"face, share of the side", "light", "contrast", "sex"}
+    assert one["sex", "f"] == pytest.approx(right[own.sex == "f"].mean())
+
+
+def test_a_network_of_faces_cut_out_is_refused(tmp_path):
+    from argparse import Namespace
+    file = hyfer_studies.save_hyfer(HyFER(variant="light", in_chans=1), tmp_path / "cut.safetensors", faces="drop")
+    for given in (Namespace(weights=file, robust=None), Namespace(weights=None, robust=[file])):
+        with pytest.raises(DataError, match="cut.safetensors: trained on faces cut out along their outline .*'drop'.*; a study takes images"):
+            hyfer_studies._finished(given)
+    with pytest.raises(DataError, match="cut.safetensors: trained on faces"):
+        hyfer_studies._shipped(file)
 
 
 def test_what_was_fitted_from_another_file_of_weights_is_refused(faces, tmp_path, monkeypatch):

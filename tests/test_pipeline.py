@@ -914,6 +914,29 @@ def test_images_without_a_face_are_counted_apart(clean, monkeypatch):
     assert (before - left == 20) == (not clean)
 
 
+def test_reported_images_without_a_face_are_told_by_class(tmp_path, monkeypatch):
+    """Images that `data.refine` left out of the test split make it another test set: headline, data section and config.json say so."""
+    ds = make_faces(300, seed=0, defects=None, balance="uniform")[0]
+    there = ds.df[ds.df.split == "test"]
+    gone = {*there.id[there.label == "sad"].iloc[:3], *there.id[there.label == "fear"].iloc[:1]}
+    monkeypatch.setattr(pipeline, "refined", lambda ds, *args: ds.take(~ds.df.id.isin(gone).to_numpy()).assign(face_status="ok"))
+    preset = replace(QUICK, teachers=(), adversarial=None, data=replace(QUICK.data, refine="drop", targets=None))
+    out, counts = run(ds, preset, tmp_path / "a", show=False), there.label.value_counts()
+    said = unescape((out / "report.html").read_text())
+    each = f"4 of {len(there)} images (sad 3 of {counts.sad}, fear 1 of {counts.fear})"
+    assert f"{each} of the test split, in which no face was found, were left out and are in no figure (data.refine=drop)" in said
+    assert "Images in which no face was found, left out" in said and f"3 of {counts.sad}" in said
+    missed = pd.DataFrame(json.loads((out / "config.json").read_text())["facts"]["images without a face"])
+    assert missed.missed.sum() == 4 and missed[(missed.label == "sad") & (missed.split == "test")].n.item() == counts.sad
+    whole = ds.assign(face_status=np.where(ds.df.id.isin(gone), "no_face", "ok"))   # "keep": nobody is gone, and it is said
+    monkeypatch.setattr(pipeline, "refined", lambda ds, *args: whole.replace(images=ds.array()))
+    kept = replace(preset, data=replace(preset.data, refine="keep"))
+    found = pipeline.RunResults(ds, prepare(ds, kept), kept, 0, {}, {}, pd.DataFrame())
+    assert found.faces_said("test").startswith(f"{each} of the test split, in which no face was found, were taken whole")
+    plain = replace(preset, data=replace(preset.data, refine=None))
+    assert not len(pipeline.RunResults(ds, prepare(ds, plain), plain, 0, {}, {}, pd.DataFrame()).faceless())
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_an_attack_named_twice_is_measured_once(monkeypatch):
     from fer_nb.plan import Images, parts_of

@@ -1491,3 +1491,49 @@ def test_each_frame_of_a_film_is_shown_for_as_long_as_it_was():
         film(np.full((8, 8, 3), k, np.uint8), float(k))
     film.end()
     assert shown == [k for k in range(5) for _ in range(10)]
+
+
+@pytest.mark.parametrize("every, shown", [(1, 20), (3, 20), (15, 20), (19, 20)])
+def test_a_film_of_some_frames_is_as_long_as_its_video(toy, tmp_path, every, shown):
+    """The last frame stands as long as the one before, but not beyond the end of the video; a header that errs cuts nothing off."""
+    from fer_nb.predict import _Film, film
+    source = make_video(tmp_path / "v.mp4", frames=20, fps=10, step=0)
+    assert len(list(film(toy.frames(source, every=every), tmp_path / "out.mp4"))) == len(range(0, 20, every))
+    capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
+    assert (capture.get(7), capture.get(5)) == (shown, 10)
+    if every == 1:
+        from types import SimpleNamespace
+        out = []
+        errs = _Film(SimpleNamespace(write=out.append), (8, 8), 10.0, length=1.5)
+        for at in (0., 1., 2.):
+            errs(np.zeros((8, 8, 3), np.uint8), at)
+        errs.end()
+        assert len(out) == 30
+
+
+def test_an_open_file_can_be_read_twice(toy, portrait):
+    import io
+    from fer_nb.predict import as_image
+    file = io.BytesIO(b"head" + portrait.read_bytes())
+    file.seek(4)
+    assert np.array_equal(as_image(file), as_image(file)) and file.tell() == 4
+    with open(portrait, "rb") as file:
+        assert [f.emotion for f in toy(file)] == [f.emotion for f in toy(file)]
+
+    class Once(io.RawIOBase):
+        "A stream that cannot go back."
+        def seekable(self): return False
+        def read(self, n=-1): return portrait.read_bytes()
+
+    assert np.array_equal(as_image(Once()), as_image(portrait))
+
+
+def test_times_of_a_table_and_addresses_are_written_as_one_writes_them(toy):
+    from fer_nb.predict import Result, as_image
+    (row,) = Result("a.mp4", "no_face", time=.1 + .2, frame=3).rows(toy.network.labels)
+    assert str(row["time"]) == "0.3" and Result("a.jpg", "no_face").rows(toy.network.labels)[0]["time"] is None
+    for address in ("https://a/b.jpg", "http://a/b.jpg", "ftp://a/b.jpg"):
+        with pytest.raises(ImageError, match=f"^{address}: an address; download it"):
+            as_image(address)
+        (result,) = toy.results([address])
+        assert (result.file, result.note) == (address, "an address; download it, then pass its bytes")

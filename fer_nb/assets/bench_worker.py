@@ -151,7 +151,7 @@ def main():
                 modules = [importlib.import_module(spec.partition(":")[0]) for spec in named if spec]
                 labels = named_labels(getattr(model, "labels", None), getattr(modules[0], "LABELS", None))
                 answer = {"labels": labels, "code": "".join(map(code_digest, modules)), "weights": weight_digests(model),
-                          "gradients": callable(getattr(model, "attacked", None))}
+                          "gradients": callable(getattr(model, "attacked", None)), "note": str(getattr(model, "note", None) or "")}
             else:
                 with np.load(question["images"], allow_pickle=False) as file:
                     images = list(file["all"]) if "all" in file else [file[str(k)] for k in range(len(file.files))]
