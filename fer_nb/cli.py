@@ -322,9 +322,17 @@ def _chosen(default: Preset, args: argparse.Namespace) -> Preset:
 
 def _need_settings(args: argparse.Namespace) -> None:
     """Refuse names and values of --config and --set that no preset takes, before PyTorch is loaded; what does
-    not go with the preset of the verb is refused by that. Raises `ConfigError`."""
+    not go with the preset of the verb is refused by that. Raises `ConfigError`, and `DataError` for a list of
+    images held out that is not there."""
     with suppress(_Clash):
-        _chosen(_ANY, args)
+        _need_held(_chosen(_ANY, args))
+
+
+def _need_held(preset: Preset) -> None:
+    "Raise `DataError` where the table of what an earlier fit held out is not there, before data are read."
+    held = preset.data.held
+    clone = "; a clone of the repository has it" * str(held).startswith("results")
+    expect(held is None or Path(held).is_file(), f"data.held={held}", f"no such file{clone}", "a list")
 
 
 _ANY = Preset(teachers=(Fit(),) * 9)  # what names of settings are tried on before PyTorch is loaded
@@ -445,12 +453,11 @@ def _need_runnable(
     preset: Preset,   # settings of `run` or `demo`
     ds: FERData,      # what they shall run on
 ) -> None:
-    """Refuse for a plan what a run would refuse: by labels, files and numbers of images. What only networks
-    can say is left to the run. Raises `ConfigError`, `DataError`."""
+    """Refuse for a plan what a run would refuse: by labels, files and numbers of images, of which duplicates
+    and persons may make it fewer. That, and what only networks can say, is left to the run. Raises `ConfigError`, `DataError`."""
     data, first = preset.data, preset.born_again
     for name in ("T", "tau") if preset.teachers else ():
         preset.distillation.of(name, ds.labels)
-    expect(data.held is None or Path(data.held).is_file(), f"data.held={data.held}", "no such file", "a list")
     for fit in (preset.student, *([first.student] if first else [])):
         given = fit.class_weights
         expect(not isinstance(given, tuple) or len(given) == len(ds.labels), "class_weights", str(given),
@@ -463,6 +470,20 @@ def _need_runnable(
         enough = n >= data.folds and n - -(-n // data.folds) >= 5
         expect(enough, ds.name, f"{n} images of {label!r} for data.folds={data.folds}",
                "one in each fold, 5 to train on beside them, or fewer folds")
+    if data.folds is None and preset.evaluation.seeds is None:
+        _need_enough(ds, data.held is None)
+
+
+def _need_enough(
+    ds: FERData,      # what a run shall train and test on
+    held_out: bool,   # whether it holds out training images, to choose epochs by
+) -> None:
+    "Refuse a class with too few training images to hold out of, in the words of the hold-out (`DataError`)."
+    counts, cut = ds.df.label[ds.df.split == "train"].value_counts(), set(ds.df.split) == {"train"}
+    for n in [counts] * (cut or held_out) + [counts - 1] * (cut and held_out):   # a test part goes first
+        if (n < 5).any():
+            from fer_nb.loaders import _need_groups
+            _need_groups(n, 5, needed=1)
 
 
 def _planned(
@@ -515,6 +536,7 @@ class _DemoVerb(Verb):
         one_of("preset", args.preset, PRESETS)
         few = args.images if args.verb == "run" else None
         preset = tried(_chosen(PRESETS[args.preset], args), args.epochs, args.new_weights, few)
+        _need_held(preset)
         _use_weights(args.weights_dir)
         ds = make_faces(args.images, seed=args.seed)[0] if args.verb == "demo" else read_data(args)
         whole, n = len(ds), images_in(ds, preset)
@@ -854,7 +876,7 @@ _ONWARD = {
                     help=".safetensors to go on from, instead of new weights and teachers; with --held"),
     "--held": dict(type=Path, metavar="CSV",
                    help="what the fit of --start held out, which is held out again: columns id and part "
-                        "(\"held out\"), such as its run's parts.csv or results/fer2013-shipped/parts.csv"),
+                        "(\"held out\"), such as its run's parts.csv; in a clone results/fer2013-shipped/parts.csv"),
     "--seed": dict(type=int, default=0, metavar="N",
                    help="of weights, order, views and attacks; without --held of the hold-out too (default: "
                         "%(default)s)")}
@@ -1520,7 +1542,8 @@ def run(
     self.check(args)
     weights = _which(args.weights, args.robust)
     from fer_nb.faces import FaceFinder, landmarker_file
-    from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
+    from fer_nb.predict import Recogniser, Result, _precious, film, only_reliable, write_annotated
+    from fer_nb.predict import write_results
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
     merge = {name: [e.strip() for e in parts.split(",")] for name, parts in args.merge}
     recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device, merge=merge,
@@ -1530,6 +1553,7 @@ def run(
     if args.crop:
         landmarker_file()  # where it is missing, that is known before the first line
     results, to = self.results(args, recogniser), args.to
+    kept = _precious(to)
     results = only_reliable(results) if args.only_reliable else results
     if args.annotate is not None:
         results = film(results, args.annotate, args.overwrite)
@@ -1556,7 +1580,8 @@ def run(
     done = counts["ok"] + counts["no_face"]
     if to:
         print(f"{counts['faces']} faces; images: {counts['ok']} with a face, {counts['no_face']} without "
-              f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}")
+              f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}"
+              + " stays as it is" * (kept and not done))
     if not done + counts["error"]:
         names = ", ".join(map(str, args.paths))
         print(f"fer-nb: {names}: no image or video that can be read", file=sys.stderr)

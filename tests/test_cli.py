@@ -936,6 +936,11 @@ def test_predict_says_so_where_there_is_nothing_to_read(trip, capsys, tmp_path):
     for folder in ("empty", "texts"):
         status, _, err = predict(trip, capsys, tmp_path / folder)
         assert status == 2 and f"{tmp_path / folder}: no image or video that can be read" in err
+    (old := tmp_path / "old.csv").write_text("precious\n")
+    for given, to, said in (("empty", old, True), ("texts/a.txt", old, True), ("empty", tmp_path / "new.csv", False)):
+        status, out, _ = predict(trip, capsys, tmp_path / given, "--to", to, "--overwrite")
+        assert status == 2 and (f"{to} stays as it is" in out) == said
+    assert old.read_text() == "precious\n" and (tmp_path / "new.csv").read_text().startswith("file,")
     assert predict(trip, capsys, tmp_path / "texts/a.txt")[0] == 2
     bare = tmp_path / "IMG_0001"
     bare.write_bytes((trip / "photos/a.jpg").read_bytes())
@@ -1176,6 +1181,42 @@ def test_a_plan_refuses_what_the_run_would(change, says, capsys):
     said = capsys.readouterr()
     assert says in said.err and "nothing was run" not in said.out
     assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("split, rare, more, refused", [
+    (True, 4, (), True), (True, 5, (), False), (True, 4, ("data.held=list.csv",), False),   # that list holds out
+    (False, 5, (), True), (False, 6, (), False), (False, 5, ("data.held=list.csv",), False), (False, 4, ("data.held=list.csv",), True)])
+def test_a_plan_refuses_too_few_of_a_class_as_the_holdout_of_a_run_does(split, rare, more, refused, tmp_path, monkeypatch):
+    from fer_nb.cli import _need_runnable
+    from fer_nb.config import PRESETS, override
+    from fer_nb.loaders import make_splits
+    ds = make_faces(700, seed=4)[0]
+    ds = ds.assign(split=np.where(ds.df.split == "train", "train", "test") if split else "train")
+    few = np.flatnonzero((ds.df.label == "disgust").to_numpy() & (ds.df.split == "train").to_numpy())
+    ds = ds.take(np.setdiff1d(np.arange(len(ds)), few[rare:]))
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"id": ds.df.id[ds.df.split == "train"][:200], "part": "held out"}).to_csv("list.csv", index=False)
+    preset = override(PRESETS["tiny"], ["data.near_duplicates=false", *more])
+    if not refused:
+        return _need_runnable(preset, ds)
+    with pytest.raises(DataError, match="class 'disgust' has .* fewer than 5 folds, of which one is held out") as planned:
+        _need_runnable(preset, ds)
+    with pytest.raises(DataError) as run:
+        make_splits(ds, preset.data)
+    if not more:
+        assert str(planned.value) in str(run.value)
+
+
+def test_a_list_of_a_clone_is_missed_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fer_nb.cli.read_data", lambda *a, **k: pytest.fail("was read"))
+    held = ("--set", "data.held=results/fer2013-shipped/parts.csv")
+    for label in ("happy", "sad"):
+        (tmp_path / "faces/train" / label).mkdir(parents=True)
+        Image.new("L", (48, 48)).save(tmp_path / "faces/train" / label / "a.png")
+    for words in (("study", "harden"), ("run", "--preset", "tiny"), ("ship",)):
+        assert main([*words, "--data", "faces", "--out", "out", *held]) == 2
+        assert "parts.csv: no such file; a clone of the repository has it" in capsys.readouterr().err, words
 
 
 def test_a_plan_of_as_many_folds_as_there_may_be_is_made(capsys):
