@@ -1006,12 +1006,15 @@ def trained_on(
 def readable(
     table: pd.DataFrame,   # from `evaluate.evaluate`, of one split, with intervals
 ) -> str:                  # rows: metrics; columns: all images, and those without duplicates
-    "A table of results, rounded, in %, with their 95 % intervals; loss, Brier score and ECE as they are."
+    """A table of results, rounded, in %, with their 95 % intervals; loss, Brier score and ECE as they are.
+    Beside a class stands how many images of it count: in one number, or in one a column."""
     from fer_nb.metrics import with_bounds
     metrics = {"accuracy": "accuracy %", "balanced_accuracy": "balanced accuracy %", "macro_f1": "macro F1 %",
                "loss": "NLL", "brier": "Brier", "ece": "ECE"}
     each = table[(table.subset == "all") & table.metric.str.startswith("recall:") & (table.n > 0)]
-    metrics |= {m: f"recall % {m.split(':')[1]} ({n:,})" for m, n in zip(each.metric, each.n)}
+    for m in each.metric:   # as many images as in each column, where these differ
+        counts = dict.fromkeys(f"{n:,}" for n in table.n[table.metric == m])
+        metrics[m] = f"recall % {m.split(':')[1]} ({' / '.join(counts)})"
     rows = table[table.metric.isin(metrics)]
     shown = [with_bounds(r, r.metric not in ("loss", "brier", "ece")) for r in rows.itertuples()]
     rows = rows.assign(shown=shown, name=rows.metric.map(metrics))
@@ -1158,8 +1161,9 @@ class _EvaluateVerb(Verb):
         said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, test-time views "
                 f"{args.tta}, temperature {temperature:g}", f"judged by {judge}",
                 known, *said, _looked_for(duplicates, part, args.split),
-                "in brackets: 95 % bootstrap intervals, drawn within the classes; Wilson's for shares of too "
-                "few images, – where there is none"]
+                "in brackets: 95 % bootstrap intervals, drawn within the classes, whose proportions are held "
+                "fixed (narrow for a network that answers one class); Wilson's for shares of too few images, "
+                "and in the report of a run; – where there is none"]
         return "\n".join([*said, "", readable(table), "", f"table: {args.out}"])
 
     def duplicates(self, whole: FERData, args: argparse.Namespace) -> set[str] | None:
@@ -1211,7 +1215,11 @@ def headline(
     said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, temperature "
             f"{temperature:g}", trained_on(record, whole, net.input_size), *filter(None, [taken])]
     if len(others):
-        said += ["measured by others with these weights, not by this run:", others.to_string(index=False)]
+        data = record.get("data")
+        named = data.get("name") if isinstance(data, dict) else None
+        of = f"on splits of {named}, the data of their training, " * bool(named)
+        said += [f"measured by others with these weights, {of}not by this run:",
+                 others.assign(n=["–" if pd.isna(n) else f"{n:,.0f}" for n in others.n]).to_string(index=False)]
     return "\n".join([*said, "", headline_text(table).to_string(), "", f"table: {args.out}"])
 
 # %% ../nbs/60_cli.ipynb #benchvb1
@@ -1280,6 +1288,32 @@ def models(
         print(f"fer-nb: warning: {said}; the others are not asked", file=sys.stderr)
     return [replace(m, about=m.about | known.get(k, {})) for k, (_, m) in zip(keys, named)]
 
+# %% ../nbs/60_cli.ipynb #benchtr1
+_DRAWN = ("in the column 95 %: bootstrap intervals of the accuracy, drawn within the classes, whose proportions "
+          "are held fixed (narrow for a network that answers one class); Wilson's where they say too little, "
+          "and in the report of a run")
+
+
+def _with_records(
+    models: Sequence,     # of `bench.Contender`
+    whole: FERData,       # all of the data set
+    split: str | None,    # that is asked about; None: all of it
+) -> list:                # the same, with what their records say where nothing is known
+    """What each network's file says it was trained on, as `trained_on` has it. Standard error warns of one
+    that is asked about the images of its training; a file that cannot be read has its fault in its row."""
+    found = []
+    for model in models:
+        path, said = (model.settings or {}).get("weights"), ""
+        if model.spec == "fer_nb.bench:Ours" and path and "trained on" not in model.about:
+            with suppress(FERError, OSError):
+                net = _load(Path(path))
+                said = trained_on(getattr(net, "record", None) or {}, whole, net.input_size)
+        if "of this data set" in said and split in (None, "train"):
+            print(f"fer-nb: warning: {model.name}: {said}, and is asked about them: its figures are those of "
+                  "images that it knows", file=sys.stderr)
+        found.append(replace(model, about=model.about | ({"trained on": said} if said else {})))
+    return found
+
 # %% ../nbs/60_cli.ipynb #benchvb3
 @patch
 def run(
@@ -1291,7 +1325,7 @@ def run(
     def shown(table: pd.DataFrame) -> str:
         return table.round(4).to_string(index=False, na_rep="")
     if args.show is not None:
-        return f"{shown(leaderboard(args.show).round(2))}\n\n{shown(paired_tests(args.show))}"
+        return f"{_DRAWN}\n\n{shown(leaderboard(args.show).round(2))}\n\n{shown(paired_tests(args.show))}"
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
     models, whole = self.models(args), read_data(args, args.votes, single=True)
@@ -1304,12 +1338,13 @@ def run(
         raise _no_split(args, there)
     else:
         duplicates = VERBS["evaluate"].duplicates(whole, args)
+    models = _with_records(models, whole, None if alone and len(there) == 1 else args.split)
     args.out.mkdir(parents=True, exist_ok=True)
     table = bench(part, models, args.out, duplicates, args.seconds, StressTest(args.sample),
                   not args.no_own_finder, args.command)
     looked = _looked_for(duplicates, part, args.split)
     tests = paired_tests(args.out, models[0].name)
-    return f"{looked}\n\n{shown(table.round(2))}\n\n{shown(tests)}\n\nrows: {args.out}"
+    return f"{looked}\n{_DRAWN}\n\n{shown(table.round(2))}\n\n{shown(tests)}\n\nrows: {args.out}"
 
 # %% ../nbs/60_cli.ipynb #2411aa2b
 class _ExportVerb(Verb):

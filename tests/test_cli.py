@@ -466,6 +466,7 @@ def test_evaluate_gives_what_evaluate_gives(folder_of_faces, tmp_path, capsys):
     said = capsys.readouterr()
     assert "student_phase1.safetensors, the run has no students.csv" in said.err and "4 of 57 have a duplicate" in said.out
     assert "judged by the data set's own labels" in said.out and "95 % bootstrap intervals" in said.out
+    assert "proportions are held fixed (narrow for a network that answers one class)" in said.out and "in the report of a run" in said.out
     ds = read(root / "data")
     test, net = ds.where(split="test"), load_teacher(root / "run/student_phase1.safetensors")
     copied = {i for i in test.df.id if any(ds.df.id.str.endswith(f"copy{Path(i).name}"))}
@@ -598,6 +599,16 @@ def test_evaluate_says_whose_training_images_they_were(folder_of_faces):
     assert "of this data set" in trained_on({"fingerprint": ds.where(split="train").fingerprint()}, ds, 48)
     assert "another data set (elsewhere)" in trained_on({"data": {"fingerprint": "0", "name": "elsewhere"}}, ds, 48)
     assert "does not say" in trained_on({}, ds, 48)
+
+
+def test_beside_a_class_stands_how_many_images_of_each_column_count():
+    from fer_nb.cli import readable
+    rows = [(subset, m, .5, n, np.nan, np.nan) for subset, all_, happy in (("all", 40, 9), ("without_duplicates", 1032, 8))
+            for m, n in (("accuracy", all_), ("recall:happy", happy), ("recall:sad", 4))]
+    table = pd.DataFrame(rows, columns=["subset", "metric", "value", "n", "low", "high"])
+    said = readable(table)
+    assert "recall % happy (9 / 8)" in said and "recall % sad (4)" in said and "without duplicates (1,032)" in said
+    assert "recall % happy (9) " in readable(table[table.subset == "all"])
 
 
 def test_export_writes_a_file_that_predicts_the_same(folder_of_faces, tmp_path, capsys):
@@ -1008,7 +1019,7 @@ def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_
     from fer_nb.models import HyFER, load_hyfer
     from fer_nb.store import read_table
     (data, votes), out = csv_of_faces, tmp_path / "h.csv"
-    card = HyFER(7, 1, "light").save(tmp_path, "net", temperature=2.0)
+    card = HyFER(7, 1, "light").save(tmp_path, "net", temperature=2.0, data={"name": "photos"})
     model, facts = card.with_suffix(".safetensors"), json.loads(card.read_text())
     command = ["evaluate", "--model", str(model), "--data", str(data), "--votes", str(votes), "--headline", "--split", "valid",
                "--exact", "--overwrite", "--out", str(out)]
@@ -1023,12 +1034,13 @@ def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_
     table = table_of(out, facts)
     assert list(table.measure) == list(expected.measure) and np.allclose(table.value, expected.value, atol=1e-6)
     assert read_record(out)["weights"] == facts["sha256"] == file_sha256(model)
-    figure = {"split": "PrivateTest", "who": "network, one view", "value": 0.625, "n": 8}
+    figure = {"split": "PrivateTest", "who": "network, one view", "value": 0.625, "n": None}
     for weights in (facts["sha256"], "ab" * 32):
         card.write_text(json.dumps(facts | {"measured by others": {"weights": weights, "figures": [figure]}}))
         code, printed = main(command), capsys.readouterr()
         assert code == (0 if weights == facts["sha256"] else 2)
-        assert "0.625" in printed.out and "not by this run" in printed.out if code == 0 else "abababababab" in printed.err
+        assert re.search(r"0\.625 +–", printed.out) and "NaN" not in printed.out and \
+            "on splits of photos, the data of their training, not by this run" in printed.out if code == 0 else "abababababab" in printed.err
     for text in ("{", "[]", json.dumps({"sha256": "ab" * 32})):  # no card, or of another file: nothing is quoted
         card.write_text(text)
         assert main(command) == 0 and "not by this run" not in capsys.readouterr().out
