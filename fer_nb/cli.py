@@ -454,7 +454,8 @@ def _need_runnable(
     ds: FERData,      # what they shall run on
 ) -> None:
     """Refuse for a plan what a run would refuse: by labels, files and numbers of images, of which duplicates
-    and persons may make it fewer. That, and what only networks can say, is left to the run. Raises `ConfigError`, `DataError`."""
+    and persons may make it fewer. That, and what only networks can say, is left to the run. Raises
+    `ConfigError`, `DataError`."""
     data, first = preset.data, preset.born_again
     for name in ("T", "tau") if preset.teachers else ():
         preset.distillation.of(name, ds.labels)
@@ -876,7 +877,8 @@ _ONWARD = {
                     help=".safetensors to go on from, instead of new weights and teachers; with --held"),
     "--held": dict(type=Path, metavar="CSV",
                    help="what the fit of --start held out, which is held out again: columns id and part "
-                        "(\"held out\"), such as its run's parts.csv; in a clone results/fer2013-shipped/parts.csv"),
+                        "(\"held out\"), such as its run's parts.csv, or in a clone "
+                        "results/fer2013-shipped/parts.csv"),
     "--seed": dict(type=int, default=0, metavar="N",
                    help="of weights, order, views and attacks; without --held of the hold-out too (default: "
                         "%(default)s)")}
@@ -1218,8 +1220,9 @@ def headline(
         data = record.get("data")
         named = data.get("name") if isinstance(data, dict) else None
         of = f"on splits of {named}, the data of their training, " * bool(named)
+        counts = ["–" if pd.isna(n) else f"{n:,.0f}" for n in others.n]
         said += [f"measured by others with these weights, {of}not by this run:",
-                 others.assign(n=["–" if pd.isna(n) else f"{n:,.0f}" for n in others.n]).to_string(index=False)]
+                 others.assign(n=counts).to_string(index=False)]
     return "\n".join([*said, "", headline_text(table).to_string(), "", f"table: {args.out}"])
 
 # %% ../nbs/60_cli.ipynb #benchvb1
@@ -1289,9 +1292,9 @@ def models(
     return [replace(m, about=m.about | known.get(k, {})) for k, (_, m) in zip(keys, named)]
 
 # %% ../nbs/60_cli.ipynb #benchtr1
-_DRAWN = ("in the column 95 %: bootstrap intervals of the accuracy, drawn within the classes, whose proportions "
-          "are held fixed (narrow for a network that answers one class); Wilson's where they say too little, "
-          "and in the report of a run")
+_DRAWN = ("in the column 95 %: bootstrap intervals of the accuracy, drawn within the classes, whose "
+          "proportions are held fixed (narrow for a network that answers one class); Wilson's where they say "
+          "too little, and in the report of a run")
 
 
 def _with_records(

@@ -165,8 +165,8 @@ def reproduce_all(
     tiny: bool = False,               # a trial of all commands
     say: Say = quiet,                 # gets a line before each
 ) -> pd.DataFrame:                    # evidence, outcome, hours
-    """Answer the questions in order; what fails does not keep the next one, what `only` names and lacks a file
-    of the repository is refused before the first. Raises `ConfigError`, `DataError`."""
+    """Answer the questions in order; what fails does not keep the next one. What `only` names, and what lacks
+    a file of the repository, is refused before the first. Raises `ConfigError`, `DataError`."""
     for name in only:
         one_of("evidence", name, EVIDENCE)
     if not given.get("votes"):
