@@ -328,13 +328,6 @@ def _need_settings(args: argparse.Namespace) -> None:
         _need_held(_chosen(_ANY, args))
 
 
-def _need_held(preset: Preset) -> None:
-    "Raise `DataError` where the table of what an earlier fit held out is not there, before data are read."
-    held = preset.data.held
-    clone = "; a clone of the repository has it" * str(held).startswith("results")
-    expect(held is None or Path(held).is_file(), f"data.held={held}", f"no such file{clone}", "a list")
-
-
 _ANY = Preset(teachers=(Fit(),) * 9)  # what names of settings are tried on before PyTorch is loaded
 _READING = {
     "--as": dict(dest="as_", choices=tuple(FORMATS), metavar="FORMAT",
@@ -449,6 +442,13 @@ def run_sqs(
     return f"{tables}table: {args.out / 'sqs.csv'}{tried_only}"
 
 # %% ../nbs/60_cli.ipynb #dryneed1
+def _need_held(preset: Preset) -> None:
+    "Raise `DataError` where the table of what an earlier fit held out is not there, before data are read."
+    held = preset.data.held
+    clone = "; a clone of the repository has it" * str(held).startswith("results")
+    expect(held is None or Path(held).is_file(), f"data.held={held}", f"no such file{clone}", "a list")
+
+
 def _need_runnable(
     preset: Preset,   # settings of `run` or `demo`
     ds: FERData,      # what they shall run on
@@ -471,20 +471,12 @@ def _need_runnable(
         enough = n >= data.folds and n - -(-n // data.folds) >= 5
         expect(enough, ds.name, f"{n} images of {label!r} for data.folds={data.folds}",
                "one in each fold, 5 to train on beside them, or fewer folds")
-    if data.folds is None and preset.evaluation.seeds is None:
-        _need_enough(ds, data.held is None)
-
-
-def _need_enough(
-    ds: FERData,      # what a run shall train and test on
-    held_out: bool,   # whether it holds out training images, to choose epochs by
-) -> None:
-    "Refuse a class with too few training images to hold out of, in the words of the hold-out (`DataError`)."
     counts, cut = ds.df.label[ds.df.split == "train"].value_counts(), set(ds.df.split) == {"train"}
-    for n in [counts] * (cut or held_out) + [counts - 1] * (cut and held_out):   # a test part goes first
-        if (n < 5).any():
+    times = 0 if data.folds or preset.evaluation.seeds else cut + (data.held is None)
+    for k in range(times):   # a test part is cut off first, with one image of each class or more
+        if (counts - k < 5).any():
             from fer_nb.loaders import _need_groups
-            _need_groups(n, 5, needed=1)
+            _need_groups(counts - k, 5, needed=1)   # in the words of the run
 
 
 def _planned(
@@ -1297,7 +1289,9 @@ _DRAWN = ("in the column 95 %: bootstrap intervals of the accuracy, drawn within
           "too little, and in the report of a run")
 
 
-def _with_records(
+@patch
+def with_records(
+    self: _BenchVerb,
     models: Sequence,     # of `bench.Contender`
     whole: FERData,       # all of the data set
     split: str | None,    # that is asked about; None: all of it
@@ -1341,7 +1335,7 @@ def run(
         raise _no_split(args, there)
     else:
         duplicates = VERBS["evaluate"].duplicates(whole, args)
-    models = _with_records(models, whole, None if alone and len(there) == 1 else args.split)
+    models = self.with_records(models, whole, None if alone and len(there) == 1 else args.split)
     args.out.mkdir(parents=True, exist_ok=True)
     table = bench(part, models, args.out, duplicates, args.seconds, StressTest(args.sample),
                   not args.no_own_finder, args.command)

@@ -1801,7 +1801,7 @@ def _to_standard_output(text: str) -> None:
     sys.stdout.flush()
 
 
-# %% ../nbs/50_predict.ipynb #write002
+# %% ../nbs/50_predict.ipynb #write006
 def _as_texts(row: dict) -> dict:   # the same columns
     "A row of `Result.rows` whose texts every file takes: names of files may be none, see `as_text`."
     return {k: as_text(v) if isinstance(v, str) else v for k, v in row.items()}
@@ -1835,7 +1835,7 @@ def _to_first_face(
         return waited, e
     return waited, None
 
-
+# %% ../nbs/50_predict.ipynb #write002
 def write_results(
     results: Iterable[Result],             # from `Recogniser.results`, one after the other
     kind: str,                             # "csv", "json" (an object a line) or "parquet"
