@@ -322,9 +322,10 @@ def _chosen(default: Preset, args: argparse.Namespace) -> Preset:
 
 def _need_settings(args: argparse.Namespace) -> None:
     """Refuse names and values of --config and --set that no preset takes, before PyTorch is loaded; what does
-    not go with the preset of the verb is refused by that. Raises `ConfigError`."""
+    not go with the preset of the verb is refused by that. Raises `ConfigError`, and `DataError` for a list of
+    images held out that is not there."""
     with suppress(_Clash):
-        _chosen(_ANY, args)
+        _need_held(_chosen(_ANY, args))
 
 
 _ANY = Preset(teachers=(Fit(),) * 9)  # what names of settings are tried on before PyTorch is loaded
@@ -441,16 +442,23 @@ def run_sqs(
     return f"{tables}table: {args.out / 'sqs.csv'}{tried_only}"
 
 # %% ../nbs/60_cli.ipynb #dryneed1
+def _need_held(preset: Preset) -> None:
+    "Raise `DataError` where the table of what an earlier fit held out is not there, before data are read."
+    held = preset.data.held
+    clone = "; a clone of the repository has it" * str(held).startswith("results")
+    expect(held is None or Path(held).is_file(), f"data.held={held}", f"no such file{clone}", "a list")
+
+
 def _need_runnable(
     preset: Preset,   # settings of `run` or `demo`
     ds: FERData,      # what they shall run on
 ) -> None:
-    """Refuse for a plan what a run would refuse: by labels, files and numbers of images. What only networks
-    can say is left to the run. Raises `ConfigError`, `DataError`."""
+    """Refuse for a plan what a run would refuse: by labels, files and numbers of images, of which duplicates
+    and persons may make it fewer. That, and what only networks can say, is left to the run. Raises
+    `ConfigError`, `DataError`."""
     data, first = preset.data, preset.born_again
     for name in ("T", "tau") if preset.teachers else ():
         preset.distillation.of(name, ds.labels)
-    expect(data.held is None or Path(data.held).is_file(), f"data.held={data.held}", "no such file", "a list")
     for fit in (preset.student, *([first.student] if first else [])):
         given = fit.class_weights
         expect(not isinstance(given, tuple) or len(given) == len(ds.labels), "class_weights", str(given),
@@ -463,6 +471,12 @@ def _need_runnable(
         enough = n >= data.folds and n - -(-n // data.folds) >= 5
         expect(enough, ds.name, f"{n} images of {label!r} for data.folds={data.folds}",
                "one in each fold, 5 to train on beside them, or fewer folds")
+    counts, cut = ds.df.label[ds.df.split == "train"].value_counts(), set(ds.df.split) == {"train"}
+    times = 0 if data.folds or preset.evaluation.seeds else cut + (data.held is None)
+    for k in range(times):   # a test part is cut off first, with one image of each class or more
+        if (counts - k < 5).any():
+            from fer_nb.loaders import _need_groups
+            _need_groups(counts - k, 5, needed=1)   # in the words of the run
 
 
 def _planned(
@@ -515,6 +529,7 @@ class _DemoVerb(Verb):
         one_of("preset", args.preset, PRESETS)
         few = args.images if args.verb == "run" else None
         preset = tried(_chosen(PRESETS[args.preset], args), args.epochs, args.new_weights, few)
+        _need_held(preset)
         _use_weights(args.weights_dir)
         ds = make_faces(args.images, seed=args.seed)[0] if args.verb == "demo" else read_data(args)
         whole, n = len(ds), images_in(ds, preset)
@@ -854,7 +869,8 @@ _ONWARD = {
                     help=".safetensors to go on from, instead of new weights and teachers; with --held"),
     "--held": dict(type=Path, metavar="CSV",
                    help="what the fit of --start held out, which is held out again: columns id and part "
-                        "(\"held out\"), such as its run's parts.csv or results/fer2013-shipped/parts.csv"),
+                        "(\"held out\"), such as its run's parts.csv, or in a clone "
+                        "results/fer2013-shipped/parts.csv"),
     "--seed": dict(type=int, default=0, metavar="N",
                    help="of weights, order, views and attacks; without --held of the hold-out too (default: "
                         "%(default)s)")}
@@ -973,12 +989,15 @@ def trained_on(
 def readable(
     table: pd.DataFrame,   # from `evaluate.evaluate`, of one split, with intervals
 ) -> str:                  # rows: metrics; columns: all images, and those without duplicates
-    "A table of results, rounded, in %, with their 95 % intervals; loss, Brier score and ECE as they are."
+    """A table of results, rounded, in %, with their 95 % intervals; loss, Brier score and ECE as they are.
+    Beside a class stands how many images of it count: in one number, or in one a column."""
     from fer_nb.metrics import with_bounds
     metrics = {"accuracy": "accuracy %", "balanced_accuracy": "balanced accuracy %", "macro_f1": "macro F1 %",
                "loss": "NLL", "brier": "Brier", "ece": "ECE"}
     each = table[(table.subset == "all") & table.metric.str.startswith("recall:") & (table.n > 0)]
-    metrics |= {m: f"recall % {m.split(':')[1]} ({n:,})" for m, n in zip(each.metric, each.n)}
+    for m in each.metric:   # as many images as in each column, where these differ
+        counts = dict.fromkeys(f"{n:,}" for n in table.n[table.metric == m])
+        metrics[m] = f"recall % {m.split(':')[1]} ({' / '.join(counts)})"
     rows = table[table.metric.isin(metrics)]
     shown = [with_bounds(r, r.metric not in ("loss", "brier", "ece")) for r in rows.itertuples()]
     rows = rows.assign(shown=shown, name=rows.metric.map(metrics))
@@ -1134,8 +1153,9 @@ class _EvaluateVerb(Verb):
         said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, test-time views "
                 f"{args.tta}, temperature {temperature:g}", f"judged by {judge}",
                 known, *said, _looked_for(duplicates, part, args.split),
-                "in brackets: 95 % bootstrap intervals, drawn within the classes; Wilson's for shares of too "
-                "few images, – where there is none"]
+                "in brackets: 95 % bootstrap intervals, drawn within the classes, whose proportions are held "
+                "fixed (narrow for a network that answers one class); Wilson's for shares of too few images, "
+                "and in the report of a run; – where there is none"]
         return "\n".join([*said, "", readable(table), "", f"table: {args.out}"])
 
     def duplicates(self, whole: FERData, args: argparse.Namespace) -> set[str] | None:
@@ -1187,7 +1207,12 @@ def headline(
     said = [f"{path.name} on {whole.name}, split {args.split}: {len(part):,} images, temperature "
             f"{temperature:g}", trained_on(record, whole, net.input_size), *filter(None, [taken])]
     if len(others):
-        said += ["measured by others with these weights, not by this run:", others.to_string(index=False)]
+        data = record.get("data")
+        named = data.get("name") if isinstance(data, dict) else None
+        of = f"on splits of {named}, the data of their training, " * bool(named)
+        counts = ["–" if pd.isna(n) else f"{n:,.0f}" for n in others.n]
+        said += [f"measured by others with these weights, {of}not by this run:",
+                 others.assign(n=counts).to_string(index=False)]
     return "\n".join([*said, "", headline_text(table).to_string(), "", f"table: {args.out}"])
 
 # %% ../nbs/60_cli.ipynb #benchvb1
@@ -1264,6 +1289,34 @@ def models(
         print(f"fer-nb: warning: {said}; the others are not asked", file=sys.stderr)
     return [replace(m, about=m.about | known.get(k, {})) for k, (_, m) in zip(keys, named)]
 
+# %% ../nbs/60_cli.ipynb #benchtr1
+_DRAWN = ("in the column 95 %: bootstrap intervals of the accuracy, drawn within the classes, whose "
+          "proportions are held fixed (narrow for a network that answers one class); Wilson's where they say "
+          "too little, and in the report of a run")
+
+
+@patch
+def with_records(
+    self: _BenchVerb,
+    models: Sequence,     # of `bench.Contender`
+    whole: FERData,       # all of the data set
+    split: str | None,    # that is asked about; None: all of it
+) -> list:                # the same, with what their records say where nothing is known
+    """What each network's file says it was trained on, as `trained_on` has it. Standard error warns of one
+    that is asked about the images of its training; a file that cannot be read has its fault in its row."""
+    found = []
+    for model in models:
+        path, said = (model.settings or {}).get("weights"), ""
+        if model.spec == "fer_nb.bench:Ours" and path and "trained on" not in model.about:
+            with suppress(FERError, OSError):
+                net = _load(Path(path))
+                said = trained_on(getattr(net, "record", None) or {}, whole, net.input_size)
+        if "of this data set" in said and split in (None, "train"):
+            print(f"fer-nb: warning: {model.name}: {said}, and is asked about them: its figures are those of "
+                  "images that it knows", file=sys.stderr)
+        found.append(replace(model, about=model.about | ({"trained on": said} if said else {})))
+    return found
+
 # %% ../nbs/60_cli.ipynb #benchvb4
 @patch
 def duplicates(
@@ -1313,7 +1366,7 @@ def run(
         return table.round(2).to_string(index=False, na_rep="")
     if args.show is not None:
         tests = self.tests_said(paired_tests(args.show), read_rows(args.show), None)
-        return f"{shown(leaderboard(args.show))}\n\n{tests}"
+        return f"{_DRAWN}\n\n{shown(leaderboard(args.show))}\n\n{tests}"
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
     models, whole = self.models(args), read_data(args, args.votes, single=True)
@@ -1326,6 +1379,7 @@ def run(
     elif not len(part := whole.where(split=args.split)):
         raise _no_split(args, there)
     duplicates, where = self.duplicates(args, whole, part)
+    models = self.with_records(models, whole, None if alone and len(there) == 1 else args.split)
     args.out.mkdir(parents=True, exist_ok=True)
     searched = where if args.training else f"{where} of {whole.name}"
     table = bench(part, models, args.out, duplicates, args.seconds, StressTest(args.sample),
@@ -1334,11 +1388,12 @@ def run(
     rows = [row for row in read_rows(args.out) if row["model"] in names and row["fingerprint"] == prints]
     tests = self.tests_said(paired_tests(args.out, names[0]), rows, names[0])
     looked = _looked_for(duplicates, part, args.split, where)
-    said = f"{looked}\n\n{shown(table)}\n\n{tests}\n\nrows: {args.out}"
+    said = f"{looked}\n{_DRAWN}\n\n{shown(table)}\n\n{tests}\n\nrows: {args.out}"
     if "fault" not in table:
         return said
     print(said, flush=True)
     return 1
+
 
 # %% ../nbs/60_cli.ipynb #2411aa2b
 class _ExportVerb(Verb):
@@ -1573,7 +1628,8 @@ def run(
     self.check(args)
     weights = _which(args.weights, args.robust)
     from fer_nb.faces import FaceFinder, landmarker_file
-    from fer_nb.predict import Recogniser, Result, film, only_reliable, write_annotated, write_results
+    from fer_nb.predict import Recogniser, Result, _precious, film, only_reliable, write_annotated
+    from fer_nb.predict import write_results
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=UserWarning)
     merge = {name: [e.strip() for e in parts.split(",")] for name, parts in args.merge}
     recogniser = Recogniser(weights, args.crop, FaceFinder(args.smallest), device=args.device, merge=merge,
@@ -1583,6 +1639,7 @@ def run(
     if args.crop:
         landmarker_file()  # where it is missing, that is known before the first line
     results, to = self.results(args, recogniser), args.to
+    kept = _precious(to)
     results = only_reliable(results) if args.only_reliable else results
     if args.annotate is not None:
         results = film(results, args.annotate, args.overwrite)
@@ -1609,7 +1666,8 @@ def run(
     done = counts["ok"] + counts["no_face"]
     if to:
         print(f"{counts['faces']} faces; images: {counts['ok']} with a face, {counts['no_face']} without "
-              f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}")
+              f"one, {counts['error']} could not be read, {counts['skipped']} other files: {to}"
+              + " stays as it is" * (kept and not done))
     if not done + counts["error"]:
         names = ", ".join(map(str, args.paths))
         print(f"fer-nb: {names}: no image or video that can be read", file=sys.stderr)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from .compare import holm
 from .core import DataError, Say, one_of, quiet
-from .data import first_split
+from .data import expect, first_split
 from .experiment import FIFTH, paired_differences, reported, training_costs
 from .shipped import checkout, put_in_place, run_process, trial_apart
 from .store import read_record, read_table, write_record, write_table
@@ -131,6 +131,15 @@ def evidence_words(
     return [sys.executable, "-m", "fer_nb", *words, "--out", str(out)]
 
 
+def _need_files(
+    name: str,   # of `EVIDENCE`
+) -> None:
+    "Raise `DataError` where the command of a question reads a table of the repository that is not here."
+    for file in re.findall(r"results/\S+", EVIDENCE[name].command):
+        expect(Path(file).is_file(), f"{name}: {file}", "no such file; a clone of the repository has it",
+               "the clone as working folder")
+
+
 def answer(
     name: str,                   # of `EVIDENCE`
     given: Mapping[str, str],    # data and votes, as words
@@ -138,6 +147,7 @@ def answer(
     tiny: bool = False,          # a trial: its figures mean nothing
 ) -> float:                      # hours of its fits
     "Run the command of a question, and put what it leaves in place. Raises `DataError` where it fails."
+    _need_files(name)
     folder, asked = Path(out) / "runs" / name.lower().replace(" ", "-"), EVIDENCE[name]
     run_process(name, evidence_words(name, given, folder, tiny), given)
     costs, place = training_costs(folder), Path(asked.place).with_suffix(".costs.csv")
@@ -155,11 +165,14 @@ def reproduce_all(
     tiny: bool = False,               # a trial of all commands
     say: Say = quiet,                 # gets a line before each
 ) -> pd.DataFrame:                    # evidence, outcome, hours
-    "Answer the questions in order; what fails does not keep the next one. Raises `ConfigError`, `DataError`."
+    """Answer the questions in order; what fails does not keep the next one. What `only` names, and what lacks
+    a file of the repository, is refused before the first. Raises `ConfigError`, `DataError`."""
     for name in only:
         one_of("evidence", name, EVIDENCE)
     if not given.get("votes"):
         raise DataError("FER+'s votes judge, and are a teacher: --votes fer2013new.csv expected")
+    for name in [] if tiny else only:
+        _need_files(name)
     trial_apart(out, tiny)
     rows = []
     for name in only or EVIDENCE:

@@ -121,6 +121,19 @@ class _GroupFolds(StratifiedGroupKFold):
         return best
 
 # %% ../nbs/11_loaders.ipynb #5b117006
+def _need_groups(
+    each: pd.Series,            # label -> how many groups its images make, at most
+    k: int,                     # number of folds
+    needed: int | None = None,  # how many of the folds must be complete; None: all
+) -> None:
+    "Raise `DataError` for classes with fewer than `k` groups, of which no split has each in every fold."
+    few = [f"{label!r} has {n}" for label, n in each.items() if n < k]
+    way = "; fewer folds or more images" if needed is None else ", of which one is held out; more images"
+    if few:
+        raise DataError(f"class {', '.join(few)} images that do not belong together, fewer than {k} "
+                        f"folds{way} expected")
+
+
 def _split(
     labels: np.ndarray,         # label names (N,)
     groups: np.ndarray,         # what must stay together (N,)
@@ -133,11 +146,9 @@ def _split(
     tried. Raises `DataError` for a class with fewer than `k` groups, or if no shuffle will do."""
     expect(isinstance(seed, Integral), "seed", repr(seed), "a whole number", ConfigError)
     each = pd.Series(groups).groupby(labels).nunique()
-    few = [f"{label!r} has {n}" for label, n in each.items() if n < k]
-    way = "; fewer folds or more images" if needed is None else ", of which one is held out; more images"
-    wrong = f"class {', '.join(few)} images that do not belong together, fewer than {k} folds{way} expected"
+    _need_groups(each, k, needed)
     groups, splitter = (pd.factorize(groups)[0], _GroupFolds) if grouped else (None, StratifiedKFold)
-    for attempt in range(0 if few else 20):
+    for attempt in range(20):
         shuffled = splitter(k, shuffle=True, random_state=(seed + attempt) % 2**32)
         parts = list(shuffled.split(labels, labels, groups))
         empty = [(n, label) for n, (_, test) in enumerate(parts[:needed])
@@ -451,7 +462,8 @@ def holdout(
 def held_ids(
     path: str | Path,   # CSV with the columns `id` and `part`, "held out" of an earlier fit, or another word
 ) -> set[str]:          # ids
-    "What an earlier fit held out. Raises `DataError` for a table without these columns."
+    """What an earlier fit held out. Raises `DataError` where there is no such file, or it has not these
+    columns."""
     return _part_ids(path, "held out")
 
 
@@ -460,6 +472,8 @@ def _part_ids(
     *parts: str,        # words in its column `part`
 ) -> set[str]:          # ids
     "The images of some parts of an earlier fit."
+    expect(Path(path).is_file(), path, "no such file", "what an earlier fit held out, such as parts.csv of "
+                                                       "its run,")
     table = read_table(path, words=("id", "part"))
     need_columns(table, ["id", "part"], str(path), "what an earlier fit held out")
     return set(table.id[table.part.isin(parts)])
@@ -515,9 +529,10 @@ def make_splits(
 ) -> Splits:                # with `data.clean`, `train` has no duplicate of `test`, detected or by `source`
     """Audit, clean, hold out, balance. Where all images are training images, a fifth of them becomes `test`;
     duplicates, copies and subjects stay on one side, and copies are not held out. Warns of splits that share
-    subjects or films. Raises `DataError` without training images, or with none or too few of a class that
-    has images."""
+    subjects or films. Raises `DataError` without training images, with none or too few of a class that has
+    images, and, before anything else, for a `data.held` that is not there."""
     search, came = search_of(data), ds
+    listed = frozenset(held_ids(data.held)) if data.held else None   # refused before anything is looked for
     if len(ds) and set(ds.df.split) == {"train"}:
         ds = as_split(ds, holdout(audit(ds, ("duplicate", "multilabel"), search).grouped(), 0.2, seed))
     _split_names(ds, "train")
@@ -540,7 +555,8 @@ def make_splits(
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
     _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
-                  came=came, listed=frozenset(held_ids(data.held)) if data.held else None, told=told)
+                  came=came, listed=listed, told=told)
+
 
 # %% ../nbs/11_loaders.ipynb #knownof1
 def _warn_of_known(

@@ -1784,14 +1784,18 @@ def _in_whole_texts(
     replaces: bool,    # whether something may be there
 ) -> Iterator[Callable[[str], None]]:   # writes a text at once, to the end or not at all
     """Write a file text by text. Raises `DataError` where another command writes it, `FileExistsError` where
-    one is there, and the disk's `OSError` with the name of the file, which ends with a whole text."""
-    device = _is_device(to)
+    one is there, and the disk's `OSError` with the name of the file, which ends with a whole text. What is
+    there goes with the first text."""
+    device, begun = _is_device(to), False
     with open(to, "wb" if device else "ab" if replaces else "xb", buffering=0) as stream:
         if not device:
             expect(_held(stream), to, "another command is writing it", "another name, or its end,")
-            stream.seek(stream.truncate(0))
 
         def write(text: str) -> None:
+            nonlocal begun
+            if not (device or begun):
+                stream.seek(stream.truncate(0))
+            begun = True
             rest = text.encode("utf-8", "backslashreplace")
             start = 0 if device else stream.tell()
             try:
@@ -1813,7 +1817,7 @@ def _to_standard_output(text: str) -> None:
     sys.stdout.flush()
 
 
-# %% ../nbs/50_predict.ipynb #write002
+# %% ../nbs/50_predict.ipynb #write006
 def _as_texts(row: dict) -> dict:   # the same columns
     "A row of `Result.rows` whose texts every file takes: names of files may be none, see `as_text`."
     return {k: as_text(v) if isinstance(v, str) else v for k, v in row.items()}
@@ -1822,6 +1826,16 @@ def _as_texts(row: dict) -> dict:   # the same columns
 def _labels_of(results: Iterable[Result]) -> tuple[str, ...]:   # (): there is no face
     "The labels of the first face."
     return next((tuple(f.probs) for r in results for f in r.faces), ())
+
+
+def _precious(to: str | Path | None) -> bool:
+    "Whether a file with something in it is there, which only what was read replaces."
+    return to is not None and os.path.isfile(to) and os.path.getsize(to) > 0
+
+
+def _was_read(result: Result) -> bool:   # with faces or without
+    "Whether the image or frame of a result could be read."
+    return result.status in ("ok", "no_face")
 
 
 def _to_first_face(
@@ -1837,7 +1851,7 @@ def _to_first_face(
         return waited, e
     return waited, None
 
-
+# %% ../nbs/50_predict.ipynb #write002
 def write_results(
     results: Iterable[Result],             # from `Recogniser.results`, one after the other
     kind: str,                             # "csv", "json" (an object a line) or "parquet"
@@ -1848,7 +1862,8 @@ def write_results(
     more: Sequence[str] = (),              # measured columns, of csv and parquet
 ) -> None:
     """Write results as they come, none in part; parquet at the end, csv without `labels` from the first face
-    on. Raises `FileExistsError` for a file that is there, `DataError` for one that another command writes,
+    on. A file that is there is replaced from the first result on that could be read; without one it stays as
+    it is. Raises `FileExistsError` for a file that is there, `DataError` for one that another command writes,
     `LabelError` for a face of other labels."""
     one_of("kind", kind, ("csv", "json", "parquet"))
     if kind == "parquet":
@@ -1859,7 +1874,7 @@ def write_results(
     if to is not None:
         _need_absent(to, replaces)
     results, labels = iter(results), tuple(labels)
-    first = list(islice(results, 1))  # where that is an error, nothing is written
+    first = list(islice(results, 1))  # where that raises, nothing is written
     need_spare(to, [r.file for r in first])
     following, cut = _to_first_face(results, first) if kind == "csv" and not labels else ([], None)
     labels = labels or _labels_of([*first, *following])
@@ -1872,17 +1887,22 @@ def write_results(
     with nullcontext(_to_standard_output) if to is None else _in_whole_texts(to, replaces) as write:
         table = csv.DictWriter(text := StringIO(), [*COLUMNS, *labels, *more, "status", "note"],
                                lineterminator="\n")
+        kept = _precious(to)
         if kind == "csv":
             table.writeheader()
+        if not kept:
             write(text.getvalue())
         for result in chain(first, following, () if cut else results):
-            text.seek(text.truncate(0))
+            if not kept:   # else what could not be read waits for what can
+                text.seek(text.truncate(0))
+            kept = kept and not _was_read(result)
             if kind == "csv":
                 rows = map(_as_texts, result.rows(labels, more))
                 table.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
             else:
                 text.write(result.to_json() + "\n")
-            write(text.getvalue())
+            if not kept:
+                write(text.getvalue())
             each(result)
     if cut:
         raise cut
@@ -1894,16 +1914,17 @@ def _write_parquet(results: Iterable[Result], to: Path, labels: Sequence[str], o
     _imported("pyarrow", "pyarrow", f"{to}: a .parquet file")
     _need_absent(to, overwrite or _is_device(to))
     Path(to).parent.mkdir(parents=True, exist_ok=True)
-    rows, whole = [], False
+    rows, whole, kept = [], False, _precious(to)
     try:
         for result in results:
             need_spare(None if rows else to, [result.file])
+            kept = kept and not _was_read(result)
             labels = tuple(labels) or _labels_of([result])
             rows += map(_as_texts, result.rows(labels, more))
             each(result)
         whole = True
     finally:
-        if rows or whole:
+        if (rows or whole) and not kept:
             with nullcontext(to) if _is_device(to) else atomic_file(to) as aside:
                 tidy(rows, labels, more).to_parquet(aside, index=False)
 

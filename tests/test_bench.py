@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 
 from fer_nb.bench import (Answers, Contender, StressTest, ModelError, Worker, are_crops, bench, checked, contender, figures, found_scores, leaderboard, over_labels,
                           read_predictions, read_rows, paired_tests, voters)
-from fer_nb.cli import main
+from fer_nb.cli import VERBS, main
 from fer_nb.compare import holm, mcnemar
 from fer_nb.core import EMOTIONS, ConfigError, DataError, file_sha256
 from fer_nb.data import FERData, VOTE_COLUMNS
@@ -496,6 +496,34 @@ def test_runs_are_measured_each_in_a_row_of_its_own(faces, tmp_path, capsys):
     assert [r["model"] for r in two] == ["student"] * 2 and len({json.dumps(r["weights"]) for r in two}) == 2
     names = leaderboard(two).model
     assert len(set(names)) == 2 and all(n.startswith("student (") for n in names) and len(paired_tests(rows, "student")) == 3
+
+
+def test_the_command_says_whose_training_images_they_were(tmp_path, capsys):
+    from fer_nb.formats import read
+    from fer_nb.models import HyFER, save_hyfer
+    drawn = make_faces(28, seed=3, size=48, defects=None, balance="uniform")[0]
+    for k in range(len(drawn)):
+        to = tmp_path / "data" / ("train", "test")[k < 7] / drawn.df.label[k] / f"{k}.png"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.image(k)).save(to)
+    whole = read(tmp_path / "data")
+    known = {"fingerprint": whole.fingerprint(), "trained on": 12, "selected on": 2}
+    for name, record in (("mine", {"data": known}), ("other", {"data": {"fingerprint": "0", "name": "elsewhere"}}), ("told", {"data": known})):
+        save_hyfer(HyFER(7, 1, "light"), tmp_path / f"{name}.safetensors", **record)
+    models = [contender("mine.safetensors"), contender("other.safetensors"), contender("told.safetensors", about={"trained on": "a poster"})]
+    for split in ("train", "test", None):
+        mine, other, told = (m.about["trained on"] for m in VERBS["bench"].with_records([*models], whole, split))
+        assert mine == "its record: trained on 12 images of this data set; its epoch was chosen on 2 others"
+        assert "another data set (elsewhere)" in other and told == "a poster"
+        warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+        assert [line.split(": ")[2] for line in warned] == ["mine"] * (split != "test")
+    (tmp_path / "bad.safetensors").write_text("nothing")
+    assert VERBS["bench"].with_records([contender("bad.safetensors"), contender("toys:mean")], whole, "train")[0].about == {}
+    assert main(["bench", "--data", "data", "--models", "mine.safetensors", "--sample", "0", "--no-own-finder", "--split", "train", "--out", "rows"]) == 0
+    said = capsys.readouterr()
+    assert mine in said.out and "warning: mine: its record" in said.err
+    assert "proportions are held fixed (narrow for a network that answers one class)" in said.out
+    assert read_rows(tmp_path / "rows")[0]["known"]["trained on"] == mine
 
 
 def test_what_failed_before_its_weights_were_known_is_forgotten_once_it_is_measured(faces, tmp_path):

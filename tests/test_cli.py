@@ -466,6 +466,7 @@ def test_evaluate_gives_what_evaluate_gives(folder_of_faces, tmp_path, capsys):
     said = capsys.readouterr()
     assert "student_phase1.safetensors, the run has no students.csv" in said.err and "4 of 57 have a duplicate" in said.out
     assert "judged by the data set's own labels" in said.out and "95 % bootstrap intervals" in said.out
+    assert "proportions are held fixed (narrow for a network that answers one class)" in said.out and "in the report of a run" in said.out
     ds = read(root / "data")
     test, net = ds.where(split="test"), load_teacher(root / "run/student_phase1.safetensors")
     copied = {i for i in test.df.id if any(ds.df.id.str.endswith(f"copy{Path(i).name}"))}
@@ -600,6 +601,16 @@ def test_evaluate_says_whose_training_images_they_were(folder_of_faces):
     assert "does not say" in trained_on({}, ds, 48)
     came = {"fingerprint": ds.assign(split="train").fingerprint(), "fingerprint of the split": "of another test part"}
     assert "of these images in other splits: some" in trained_on(came, ds, 48)
+
+
+def test_beside_a_class_stands_how_many_images_of_each_column_count():
+    from fer_nb.cli import readable
+    rows = [(subset, m, .5, n, np.nan, np.nan) for subset, all_, happy in (("all", 40, 9), ("without_duplicates", 1032, 8))
+            for m, n in (("accuracy", all_), ("recall:happy", happy), ("recall:sad", 4))]
+    table = pd.DataFrame(rows, columns=["subset", "metric", "value", "n", "low", "high"])
+    said = readable(table)
+    assert "recall % happy (9 / 8)" in said and "recall % sad (4)" in said and "without duplicates (1,032)" in said
+    assert "recall % happy (9) " in readable(table[table.subset == "all"])
 
 
 def test_export_writes_a_file_that_predicts_the_same(folder_of_faces, tmp_path, capsys):
@@ -940,6 +951,11 @@ def test_predict_says_so_where_there_is_nothing_to_read(trip, capsys, tmp_path):
     for folder in ("empty", "texts"):
         status, _, err = predict(trip, capsys, tmp_path / folder)
         assert status == 2 and f"{tmp_path / folder}: no image or video that can be read" in err
+    (old := tmp_path / "old.csv").write_text("precious\n")
+    for given, to, said in (("empty", old, True), ("texts/a.txt", old, True), ("empty", tmp_path / "new.csv", False)):
+        status, out, _ = predict(trip, capsys, tmp_path / given, "--to", to, "--overwrite")
+        assert status == 2 and (f"{to} stays as it is" in out) == said
+    assert old.read_text() == "precious\n" and (tmp_path / "new.csv").read_text().startswith("file,")
     assert predict(trip, capsys, tmp_path / "texts/a.txt")[0] == 2
     bare = tmp_path / "IMG_0001"
     bare.write_bytes((trip / "photos/a.jpg").read_bytes())
@@ -1007,7 +1023,7 @@ def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_
     from fer_nb.models import HyFER, load_hyfer
     from fer_nb.store import read_table
     (data, votes), out = csv_of_faces, tmp_path / "h.csv"
-    card = HyFER(7, 1, "light").save(tmp_path, "net", temperature=2.0)
+    card = HyFER(7, 1, "light").save(tmp_path, "net", temperature=2.0, data={"name": "photos"})
     model, facts = card.with_suffix(".safetensors"), json.loads(card.read_text())
     command = ["evaluate", "--model", str(model), "--data", str(data), "--votes", str(votes), "--headline", "--split", "valid",
                "--exact", "--overwrite", "--out", str(out)]
@@ -1022,12 +1038,13 @@ def test_the_headline_has_all_judges_and_what_others_measured(csv_of_faces, tmp_
     table = table_of(out, facts)
     assert list(table.measure) == list(expected.measure) and np.allclose(table.value, expected.value, atol=1e-6)
     assert read_record(out)["weights"] == facts["sha256"] == file_sha256(model)
-    figure = {"split": "PrivateTest", "who": "network, one view", "value": 0.625, "n": 8}
+    figure = {"split": "PrivateTest", "who": "network, one view", "value": 0.625, "n": None}
     for weights in (facts["sha256"], "ab" * 32):
         card.write_text(json.dumps(facts | {"measured by others": {"weights": weights, "figures": [figure]}}))
         code, printed = main(command), capsys.readouterr()
         assert code == (0 if weights == facts["sha256"] else 2)
-        assert "0.625" in printed.out and "not by this run" in printed.out if code == 0 else "abababababab" in printed.err
+        assert re.search(r"0\.625 +–", printed.out) and "NaN" not in printed.out and \
+            "on splits of photos, the data of their training, not by this run" in printed.out if code == 0 else "abababababab" in printed.err
     for text in ("{", "[]", json.dumps({"sha256": "ab" * 32})):  # no card, or of another file: nothing is quoted
         card.write_text(text)
         assert main(command) == 0 and "not by this run" not in capsys.readouterr().out
@@ -1203,6 +1220,42 @@ def test_a_plan_refuses_what_the_run_would(change, says, capsys):
     said = capsys.readouterr()
     assert says in said.err and "nothing was run" not in said.out
     assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("split, rare, more, refused", [
+    (True, 4, (), True), (True, 5, (), False), (True, 4, ("data.held=list.csv",), False),   # that list holds out
+    (False, 5, (), True), (False, 6, (), False), (False, 5, ("data.held=list.csv",), False), (False, 4, ("data.held=list.csv",), True)])
+def test_a_plan_refuses_too_few_of_a_class_as_the_holdout_of_a_run_does(split, rare, more, refused, tmp_path, monkeypatch):
+    from fer_nb.cli import _need_runnable
+    from fer_nb.config import PRESETS, override
+    from fer_nb.loaders import make_splits
+    ds = make_faces(700, seed=4)[0]
+    ds = ds.assign(split=np.where(ds.df.split == "train", "train", "test") if split else "train")
+    few = np.flatnonzero((ds.df.label == "disgust").to_numpy() & (ds.df.split == "train").to_numpy())
+    ds = ds.take(np.setdiff1d(np.arange(len(ds)), few[rare:]))
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"id": ds.df.id[ds.df.split == "train"][:200], "part": "held out"}).to_csv("list.csv", index=False)
+    preset = override(PRESETS["tiny"], ["data.near_duplicates=false", *more])
+    if not refused:
+        return _need_runnable(preset, ds)
+    with pytest.raises(DataError, match="class 'disgust' has .* fewer than 5 folds, of which one is held out") as planned:
+        _need_runnable(preset, ds)
+    with pytest.raises(DataError) as run:
+        make_splits(ds, preset.data)
+    if not more:
+        assert str(planned.value) in str(run.value)
+
+
+def test_a_list_of_a_clone_is_missed_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fer_nb.cli.read_data", lambda *a, **k: pytest.fail("was read"))
+    held = ("--set", "data.held=results/fer2013-shipped/parts.csv")
+    for label in ("happy", "sad"):
+        (tmp_path / "faces/train" / label).mkdir(parents=True)
+        Image.new("L", (48, 48)).save(tmp_path / "faces/train" / label / "a.png")
+    for words in (("study", "harden"), ("run", "--preset", "tiny"), ("ship",)):
+        assert main([*words, "--data", "faces", "--out", "out", *held]) == 2
+        assert "parts.csv: no such file; a clone of the repository has it" in capsys.readouterr().err, words
 
 
 def test_a_plan_of_as_many_folds_as_there_may_be_is_made(capsys):

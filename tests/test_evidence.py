@@ -69,6 +69,22 @@ def test_what_is_asked_in_part_is_refused(more, says, tmp_path, capsys, monkeypa
     assert not (tmp_path / "never").exists()
 
 
+def test_a_file_of_the_repository_is_missed_before_the_work_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begun = []
+    monkeypatch.setattr("fer_nb.evidence.run_process", lambda name, *a: begun.append(name) or (_ for _ in ()).throw(DataError("stopped")))
+    given = {"data": "fer2013.csv", "votes": "fer2013new.csv"}
+    says = "phase 2: results/fer2013-shipped/parts.csv: no such file; a clone of the repository has it"
+    with pytest.raises(DataError, match=says):
+        reproduce_all(given, tmp_path / "out", ["settings", "phase 2"])
+    assert not begun
+    made = reproduce_all(given, tmp_path / "out").set_index("evidence").outcome   # the others are answered all the same
+    assert says in made["phase 2"] and set(begun) == {*EVIDENCE} - {"phase 2"}
+    (tmp_path / "results/fer2013-shipped").mkdir(parents=True)
+    (tmp_path / "results/fer2013-shipped/parts.csv").write_text("id,part\n")
+    assert "stopped" in reproduce_all(given, tmp_path / "out", ["phase 2"]).outcome[0]
+
+
 def test_other_names_and_absent_votes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="protocol"):
         reproduce_all({"data": "a.csv", "votes": "b.csv"}, tmp_path, ["protokol"])

@@ -942,6 +942,12 @@ def test_groups_subjects_seeds_and_shares_that_are_none_are_refused():
         folds(ds, 2, seed=1.5)
 
 
+def test_a_list_of_held_out_images_that_is_not_there_is_refused_before_the_audit(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_nb.loaders.audit", lambda *a, **k: pytest.fail("audited"))
+    with pytest.raises(DataError, match="none.csv: no such file; what an earlier fit held out"):
+        make_splits(dataset(60, [EMOTIONS[k % 3] for k in range(60)]), Data(held=str(tmp_path / "none.csv")))
+
+
 def test_what_a_fit_on_other_images_held_out_is_refused(tmp_path):
     ds = dataset(60, [EMOTIONS[k % 3] for k in range(60)], prefix="row")
 

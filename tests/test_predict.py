@@ -786,8 +786,34 @@ def test_results_do_not_replace_what_is_there_unasked(tmp_path):
     assert (tmp_path / "r.csv").read_text() == "precious"
     with pytest.raises(ConfigError, match="kind='xml'; 'csv', 'json' or 'parquet' expected"):
         write_results([], "xml", tmp_path / "r.csv", overwrite=True)
-    write_results([], "csv", tmp_path / "r.csv", overwrite=True)
+    write_results([Result("a.png", "no_face")], "csv", tmp_path / "r.csv", overwrite=True)
     assert (tmp_path / "r.csv").read_text().startswith("file,frame")
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+@pytest.mark.parametrize("labels", [(), ("a", "b")])
+def test_what_could_not_be_read_replaces_no_table(tmp_path, kind, labels):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    (path := tmp_path / "r").write_text("precious")
+    unread, done = [Result("notes.txt", "skipped"), Result("b.jpg", "error")], []
+    for given in ([], unread):
+        write_results(given, kind, path, labels, overwrite=True, each=done.append)
+        assert path.read_text() == "precious" and [r.file for r in done] == [r.file for r in given]   # its notes are shown all the same
+
+    def interrupted():
+        yield unread[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_results(interrupted(), kind, path, labels, overwrite=True)
+    assert path.read_text() == "precious"
+    write_results([*unread, Result("c.png", "no_face"), Result("d.jpg", "error")], kind, path, labels, overwrite=True)
+    table = {"csv": pd.read_csv, "parquet": pd.read_parquet}.get(kind, lambda p: pd.read_json(p, lines=True))(path)
+    assert table.file.tolist() == ["notes.txt", "b.jpg", "c.png", "d.jpg"]   # those before, too
+    for given in ([], unread):   # where nothing is there, all of it is a table
+        write_results(given, kind, tmp_path / f"new{len(given)}", labels, overwrite=True)
+        assert (tmp_path / f"new{len(given)}").is_file()
 
 
 def test_a_name_that_is_no_utf8_costs_no_table(tmp_path):
