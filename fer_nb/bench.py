@@ -92,10 +92,10 @@ def contender(
     about: dict | None = None,     # what is known of it
     predictions: bool = False,     # it is a file of predictions, whatever its ending
 ) -> Contender:                    # to be measured
-    """What `--models` names: `hyfer` or `hyfer_robust`; a .safetensors or .onnx file or the folder of a run,
-    with or without `onnx:` before it; a .csv file of predictions; `fer`; `torch:module:name`, a network with
-    `labels` and `input_size`; or `module:function`. A run is named after its folder; a name of its own may
-    stand before each: `mine=FILE`.
+    """What `--models` names: `hyfer`, `hyfer_robust` or `hyfer_ferplus` (or accurate, robust, ferplus); a
+    .safetensors or .onnx file or the folder of a run, with or without `onnx:` before it; a .csv
+    file of predictions; `fer`; `torch:module:name`, a network with `labels` and `input_size`; or
+    `module:function`. A run is named after its folder; a name of its own may stand before each: `mine=FILE`.
     Raises `ConfigError` or `DataError`."""
     if named := re.fullmatch(r"([\w. -]+)=(.+)", text):
         return replace(contender(named[2], python, about, predictions), name=named[1])
@@ -927,7 +927,7 @@ def paired_tests(
 # %% ../nbs/53_bench.ipynb #bench054b
 def bench(
     ds: FERData,                      # labelled images
-    models: Sequence[Contender],      # to be measured; the others are compared with the first
+    models: Sequence[Contender],      # to be measured; `paired_tests` compares them afterwards
     out: str | Path,                  # folder of the rows
     duplicates: Collection[str] | None = None,  # ids of images with a duplicate in training data
     seconds: float = 120,             # that one answer (64 images) may take

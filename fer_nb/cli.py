@@ -1311,7 +1311,7 @@ def with_records(
             with suppress(FERError, OSError):
                 net = _load(Path(path))
                 said = trained_on(getattr(net, "record", None) or {}, whole, net.input_size)
-        if "of this data set" in said and split in (None, "train"):
+        if "other splits" in said or "of this data set" in said and split in (None, "train"):
             print(f"fer-nb: warning: {model.name}: {said}, and is asked about them: its figures are those of "
                   "images that it knows", file=sys.stderr)
         found.append(replace(model, about=model.about | ({"trained on": said} if said else {})))

@@ -498,8 +498,8 @@ _WRITTEN_AS = {"identity_skip": "lean"}  # fields whose name in digests and olde
 def resizes_to(
     model: nn.Module,         # any network
     side: int | None = None,  # of square images, in pixels; None: of any other size
-) -> int | None:              # in pixels; None: not at all, or it is another network, of which all resize
-    "To what size a `HyFER` resizes such images. It may take them as they are too, which no digest tells."
+) -> int | None:              # in pixels; None: it does not resize them, or is not a `HyFER`
+    "The size to which a `HyFER` resizes such images, if it does: `weights_digest` does not tell."
     size = model.adapt.size if isinstance(model, HyFER) else None
     return None if size == side else size
 

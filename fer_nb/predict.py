@@ -349,10 +349,11 @@ def _need_plain(
 
 def weights_file(
     weights: str | Path | None = None,  # a name in `SHIPPED` (None: accurate), a file, or the folder of a run
-    robust: bool = False,               # of the first two: the network that was trained under attack
+    robust: bool = False,               # of None or a run's folder: the network trained under attack
 ) -> Path:                              # a file that is there
-    """Which file is meant. Raises `DataError` where there is none, `ConfigError` for `robust` with a file. A
-    name means the network in the package; "./robust" is a folder."""
+    """Which file is meant. Raises `DataError` where there is none, `ConfigError` for `robust` with a file,
+    another name, or a run that has no such network. A name means the network in the package; "./robust" is a
+    folder."""
     name = ("robust" if robust else "accurate") if weights is None else str(weights) or "an empty name"
     path = shipped_file(name) if name in SHIPPED else Path(os.path.expanduser(name))
     path, why = _student(path, robust) if os.path.isdir(path) else (path, "" if robust else name)
