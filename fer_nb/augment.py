@@ -217,7 +217,7 @@ def __call__(
     u = hash_uniform(seed, np.reshape(view, (-1, 1)), np.asarray(ids)[:, None], np.arange(14))
     u = torch.from_numpy(u).float()
     both = 2 * u - 1
-    mirror = torch.where(u[:, :2] < u.new_tensor([self.hflip, self.vflip]), -1.0, 1.0)
+    mirror = 1 - 2 * (u[:, :2] < u.new_tensor([self.hflip, self.vflip])).float()
     scale = self.scale[0] + u[:, 2] * (self.scale[1] - self.scale[0])
     maps = affine_maps(x.shape[-2:], both[:, 3] * self.rotate, scale, both[:, 4:6] * self.translate, mirror)
     keys = torch.from_numpy(hash_bits(seed + 1, view, ids).view(np.int64)) if self.noise else u[:, 0]

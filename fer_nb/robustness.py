@@ -424,7 +424,8 @@ def auto_attack(
                     say(f"AutoAttack: images {at} to {at + len(x) - 1} of {len(part)}")
                     adv, _ = engine.run_standard_evaluation(x.contiguous(), y, batch_size=bs)
                     with torch.no_grad():
-                        return model(adv.clamp(0, 1)).cpu().numpy()
+                        z = model(adv.clamp(0, 1))
+                    return (z if z.dtype == torch.float64 else z.float()).cpu().numpy()
                 logits.append(torch.from_numpy(store.array(f"{what['split']}-{at}", attacked)))
         found = scores(logits_of(logits, part), part.targets(), ds.labels)
         tables.append(result_table(found.assign(norm=norm.lower(), restarts=1), ds.labels, **what, tta="none",

@@ -10,8 +10,8 @@ __all__ = ['is_kind', 'mixer', 'batch_targets', 'is_search', 'diverged', 'in_fit
 import copy
 import random
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from traceback import walk_stack
 
@@ -23,9 +23,10 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.xtras import ContextManagers
+from torch import nn
 
 from .checks import (ask, check_images, check_logits, check_targets, class_shares, images_fit,
-                           targets_fit)
+                           plain_images, targets_fit)
 from .core import ConfigError, FERError
 from .evaluate import eval_mode
 from .models import unwrapped
@@ -105,7 +106,16 @@ def chance_kept(
 
 # %% ../nbs/29_terms.ipynb #fitcb008
 _PLACE = ("epoch", "train_iter", "pct_train", "training", "dl", "iter", "n_iter", "xb", "yb", "pred", "loss",
-          "loss_grad", "smooth_loss", "scaler")  # what a `Learner` knows of where it is
+          "loss_grad", "smooth_loss", "scaler", "_autocast")  # what a `Learner` knows of where it is
+
+
+def _leave_autocast(
+    learn: Learner,   # with `_autocast`, which `train.Amp` has entered for a batch, or with none
+) -> None:
+    "End the mixed precision of a batch; nothing where there is none, or it has ended."
+    now, learn._autocast = vars(learn).get("_autocast"), None
+    if now is not None:
+        now.__exit__(None, None, None)
 
 
 @contextmanager
@@ -123,14 +133,17 @@ def undisturbed(
     places = [vars(o) for o in (*own, *meters, *learn.metrics, loss) if hasattr(o, "__dict__")]
     kept = [(place, {k: v.copy() if isinstance(v, (list, L)) else v for k, v in place.items()})
             for place in (*places, getattr(loss, "_buffers", {}))]
-    here = {k: v for k, v in vars(learn).items() if k in _PLACE}
+    here = {"_autocast": None} | {k: v for k, v in vars(learn).items() if k in _PLACE}
+    learn._autocast = None
     for dl in getattr(learn.dls, "loaders", ()):   # an evaluation on the training images passes over them
         at = {k: vars(dl)[k] for k in ("_epoch", "ids", "batch_part") if k in vars(dl)}
         shown.append((vars(dl), at))
-    with eval_mode(learn.model), chance_kept(*getattr(learn.dls, "loaders", ())):
+    with eval_mode(learn.model) as where, chance_kept(*getattr(learn.dls, "loaders", ())), \
+            torch.autocast(where.type, enabled=False):   # an evaluation enters its own
         try:
             yield
         finally:
+            _leave_autocast(learn)   # of an evaluation that failed
             vars(learn).update(here)
             for place, was in shown:
                 place.update(was)
@@ -148,12 +161,42 @@ def _looking(
     inner = type(learn).validation_context(learn, *args, **kwargs)
     return ContextManagers([undisturbed(learn), *inner.default])
 
+
+def _give_back(
+    learn: Learner,   # whose fit has failed, or was interrupted
+) -> None:
+    "What its `FitCallback`s borrowed: a plain `Learner` would not send them `after_fit`."
+    with ExitStack() as ends:   # all of them, whatever one of them raises
+        for cb in reversed(learn.cbs.sorted("order")):
+            if isinstance(cb, FitCallback) and cb.begun:
+                ends.callback(cb, "after_fit")
+
+
+def _until_over(
+    learn: Learner,      # in a fit
+    f: Callable,         # see fastai's `Learner._with_events`
+    event_type: str,     # see fastai's `Learner._with_events`
+    *args: object,       # see fastai's `Learner._with_events`
+    **kwargs: object,    # see fastai's `Learner._with_events`
+) -> None:
+    "fastai's `_with_events`; with an epoch that fails or is interrupted the fit is over."
+    try:
+        type(learn)._with_events(learn, f, event_type, *args, **kwargs)
+    except CancelFitException:
+        raise
+    except BaseException:
+        if event_type == "epoch":
+            _give_back(learn)
+        raise
+
 # %% ../nbs/29_terms.ipynb #fitcb003
 class FitCallback(Callback):
     "A callback that hears of the beginning and end of fits and of their epochs, not of evaluations."
 
     outside = False   # whether it hears of evaluations after and between fits, too
-    begun = False     # whether its last fit has begun and not ended; of one that crashed, too
+    begun = False     # whether its last fit has begun and not ended
+    once = False      # whether a learner may have one of its class alone
+    instead = ""      # of two, for the message
 
     @property
     def fitting(self) -> bool:
@@ -169,18 +212,53 @@ class FitCallback(Callback):
         self,
         event_name: str,  # of fastai
     ) -> object:
-        "Hear of an event, unless it is of an evaluation."
+        """Hear of an event, unless it is of an evaluation. A fit that fails or is interrupted ends with
+        `after_fit` too. Raises `ConfigError` where the learner has two of what it should have once."""
         ends = event_name in ("before_fit", "before_epoch", "after_epoch", "after_fit")
         if ends and not self.fitting:
             return super().__call__(event_name) if self.outside and not self.looked_at else None
-        if event_name == "before_fit":
-            self.begun, vars(self.learn)["validation_context"] = True, partial(_looking, self.learn)
         try:
+            if event_name == "before_fit":
+                self._begin()
             return super().__call__(event_name)
+        except CancelFitException:
+            raise
+        except BaseException:
+            if event_name == "before_fit":
+                _give_back(self.learn)
+            raise
         finally:
             if event_name == "after_fit":
                 self.begun = False
-                vars(self.learn).pop("validation_context", None)
+                for own in ("validation_context", "_with_events"):
+                    vars(self.learn).pop(own, None)
+
+    def _begin(self) -> None:
+        "A fit begins: look for a second one, and be told of evaluations inside the fit and of its end."
+        name, n = type(self).__name__, sum(type(cb) is type(self) for cb in self.learn.cbs)
+        if self.once and n > 1:
+            raise ConfigError(f"{n} callbacks {name} in this learner, each of which would count what the other "
+                              f"does; one expected{self.instead}; learn.remove_cb({name}) takes all off")
+        self.begun, learn = True, self.learn
+        vars(learn).update(validation_context=partial(_looking, learn), _with_events=partial(_until_over, learn))
+
+# %% ../nbs/29_terms.ipynb #avgkept1
+@contextmanager
+def _averages_kept(
+    net: nn.Module,              # that is called a second time, or its head is, with other features
+    own: nn.Module | None = None,  # the part that is called with those alone; None: there is none
+) -> Iterator[None]:             # a `with` block
+    "In the block a BatchNorm in training mode takes the means of its batch, and keeps nothing of them."
+    apart = set() if own is None else set(own.modules())
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in apart
+             and m.training and m.track_running_stats]
+    try:
+        for m in norms:
+            m.track_running_stats = False
+        yield
+    finally:
+        for m in norms:
+            m.track_running_stats = True
 
 # %% ../nbs/29_terms.ipynb #7e450021
 class LossTerm(FitCallback):
@@ -195,6 +273,8 @@ class LossTerm(FitCallback):
     logs = ()            # attributes of `self` or `learn` that a search for a learning rate leaves alone
     before_search = None # what they were; None: there is no search
     outside = True       # to remove what a fit that crashed has left
+    once = True          # two would weigh twice, or attack what the other has attacked
+    instead = " (EADD takes a list of teachers, AdversarialTraining a tuple of attacks)"
 
     def __call__(
         self,
@@ -278,7 +358,10 @@ def check_batch(self: LossTerm) -> None:
     `LabelError`."""
     if len(self.xb) != 1 or len(self.yb) != 1:
         raise ConfigError(f"the batch has {len(self.xb)} inputs and {len(self.yb)} targets; expected 1 and 1")
-    x, y = (part[0].as_subclass(torch.Tensor) for part in (self.xb, self.yb))
+    x, y = plain_images(self.xb[0]), self.yb[0]
+    if not isinstance(y, torch.Tensor):
+        check_targets(y, len(x))
+    y = y.as_subclass(torch.Tensor)
     if any(is_kind(cb, "NonNativeMixedPrecision") for cb in self.learn.cbs):
         x = x.float()  # the halves are its own
     if new := self.outputs is None:
@@ -296,7 +379,7 @@ def check_reduction(self: LossTerm) -> None:
     "Raise `ConfigError` unless the learner's loss is a mean over the images, as all terms are."
     loss = getattr(mixer(self.learn), "old_lf", self.learn.loss_func)
     how = getattr(loss, "keywords", {}).get("reduction", getattr(loss, "reduction", "mean"))
-    if how != "mean":
+    if how not in ("mean", "batchmean"):   # the latter is the mean over the images, of a sum over the classes
         raise ConfigError(f"loss_func has reduction={how!r}; 'mean' expected, for what "
                           f"{type(self).__name__} adds is a mean over the images")
 
