@@ -342,6 +342,17 @@ def _auto_attack_class() -> type:  # pyautoattack.AutoAttack
     return AutoAttack
 
 
+def _in_full(
+    model: nn.Module,   # whose logits may be of half precision
+) -> Callable[[torch.Tensor], torch.Tensor]:   # images -> logits of float32, or of float64
+    "What attacks are given that compute with logits and images together."
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        z = model(x)
+        return z if z.dtype == torch.float64 else z.float()
+
+    return logits
+
+
 @contextmanager
 def _undisturbed(
     model: nn.Module,  # any model
@@ -413,7 +424,8 @@ def auto_attack(
         with eval_mode(model, device) as where, _undisturbed(model):
             with torch.no_grad():  # says in words what the attacks could not work with
                 check_logits(ask(model, next(image_batches(part, 1, where))[1]), 1, classes)
-            engine = make(model, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
+            asked = _in_full(model)
+            engine = make(asked, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
                           version="custom")
             engine.apgd.n_restarts = engine.fab.n_restarts = 1
             engine.apgd.n_iter = engine.apgd_targeted.n_iter = engine.fab.n_iter = steps
@@ -424,8 +436,7 @@ def auto_attack(
                     say(f"AutoAttack: images {at} to {at + len(x) - 1} of {len(part)}")
                     adv, _ = engine.run_standard_evaluation(x.contiguous(), y, batch_size=bs)
                     with torch.no_grad():
-                        z = model(adv.clamp(0, 1))
-                    return (z if z.dtype == torch.float64 else z.float()).cpu().numpy()
+                        return asked(adv.clamp(0, 1)).cpu().numpy()
                 logits.append(torch.from_numpy(store.array(f"{what['split']}-{at}", attacked)))
         found = scores(logits_of(logits, part), part.targets(), ds.labels)
         tables.append(result_table(found.assign(norm=norm.lower(), restarts=1), ds.labels, **what, tta="none",
