@@ -286,63 +286,42 @@ def peak_memory(
     return getrusage(RUSAGE_SELF).ru_maxrss / 2**(30 if sys.platform == "darwin" else 20)
 
 # %% ../nbs/02_launch.ipynb #devs0009
-def _told(
-    read: Callable[[], object],   # reads a switch by PyTorch's older interface
-) -> object:                      # None: the newer one says something else, and PyTorch refuses
-    "A switch, where it can be read."
-    try:
-        return read()
-    except RuntimeError:
-        return None
-
-
-def _precisions() -> tuple[list, list]:   # CUDA's, the CPU's; each empty before PyTorch 2.9
-    "What has an attribute `fp32_precision`: the operations of each backend."
-    import torch
-    cudnn, cpu = torch.backends.cudnn, torch.backends.mkldnn
-    found = [torch.backends.cuda.matmul, *(getattr(cudnn, op, None) for op in ("conv", "rnn"))], \
-        [getattr(cpu, op, None) for op in ("matmul", "conv", "rnn")]
-    return tuple([op for op in ops if hasattr(op, "fp32_precision")] for ops in found)
-
-
 @contextmanager
 def fast_math() -> Iterator[None]:  # a `with` block
     "Within the block, PyTorch multiplies as `on_machine` says, whatever its switches were."
     import torch
-    cudnn, products, now = torch.backends.cudnn, torch.backends.cuda.matmul, on_machine()
-    (card, cpu), benchmark = _precisions(), cudnn.benchmark
-    before = [(op, op.fp32_precision) for op in (*card, *cpu)]
-    old = [_told(read) for read in (lambda: cudnn.allow_tf32, lambda: products.allow_tf32,
-                                    torch.get_float32_matmul_precision)]
+    cudnn, products, cpu = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+    now, benchmark = on_machine(), cudnn.benchmark
+
+    def told(read: Callable[[], object]) -> object:
+        try:
+            return read()
+        except RuntimeError:   # PyTorch: it was set by the newer interface, which says something else
+            return None
+
+    card, host = ([op for op in ops if hasattr(op, "fp32_precision")] for ops in (
+        (products, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)),
+        [getattr(cpu, name, None) for name in ("matmul", "conv", "rnn")]))
+    before = [(op, op.fp32_precision) for op in (*card, *host)]
+    old = [(told(read), write) for read, write in (
+        (lambda: cudnn.allow_tf32, lambda v: setattr(cudnn, "allow_tf32", v)),
+        (lambda: products.allow_tf32, lambda v: setattr(products, "allow_tf32", v)),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision))]
     try:
         cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32 = now.tf32, now.benchmark, now.tf32
-        for op in cpu if now.tf32 else (*card, *cpu):
+        for op in host if now.tf32 else (*card, *host):
             if op.fp32_precision not in ("none", "ieee"):   # what its backend was told
                 op.fp32_precision = "ieee"
         yield
     finally:
         cudnn.benchmark = benchmark
-        _put_back(before, *old)
-
-
-def _put_back(
-    before: list[tuple],          # operations, and the `fp32_precision` of each
-    convolutions: bool | None,    # cuDNN's `allow_tf32`; None of these: could not be read
-    products: bool | None,        # that of the matrix products
-    level: str | None,            # "highest", "high" or "medium"
-) -> None:
-    "Set the switches of the precision to what they were."
-    import torch
-    if convolutions is not None:
-        torch.backends.cudnn.allow_tf32 = convolutions
-    if products is not None:
-        torch.backends.cuda.matmul.allow_tf32 = products
-    if level is not None:
-        torch.set_float32_matmul_precision(level)
-    for op, was in before:
-        op.fp32_precision = "none"   # what it has from its backend it goes on having from there
-        if op.fp32_precision != was:
-            op.fp32_precision = was
+        for was, write in old:
+            if was is not None:
+                write(was)
+        for op, was in before:
+            op.fp32_precision = "none"   # what it has from its backend it goes on having from there
+            if op.fp32_precision != was:
+                op.fp32_precision = was
 
 # %% ../nbs/02_launch.ipynb #devs0012
 _FULL = re.compile(r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.I)

@@ -342,17 +342,6 @@ def _auto_attack_class() -> type:  # pyautoattack.AutoAttack
     return AutoAttack
 
 
-def _in_full(
-    model: nn.Module,   # whose logits may be of half precision
-) -> Callable[[torch.Tensor], torch.Tensor]:   # images -> logits of float32, or of float64
-    "What attacks are given that compute with logits and images together."
-    def logits(x: torch.Tensor) -> torch.Tensor:
-        z = model(x)
-        return z if z.dtype == torch.float64 else z.float()
-
-    return logits
-
-
 @contextmanager
 def _undisturbed(
     model: nn.Module,  # any model
@@ -419,12 +408,16 @@ def auto_attack(
     attacks = _attacks_of(attacks, classes, steps=steps, queries=queries)
     how = {"eps": eps, "norm": norm, "attacks": attacks, "steps": steps, "queries": queries, "seed": seed}
     store = Store(out, how | {"bs": bs, "n": n, "weights": weights_digest(model), "data": ds.fingerprint()})
+
+    def asked(x: torch.Tensor) -> torch.Tensor:   # the attacks compute with logits and images together
+        z = model(x)
+        return z if z.dtype == torch.float64 else z.float()
+
     for part, what in ds.split_samples(n, seed):
         logits = []
         with eval_mode(model, device) as where, _undisturbed(model):
             with torch.no_grad():  # says in words what the attacks could not work with
                 check_logits(ask(model, next(image_batches(part, 1, where))[1]), 1, classes)
-            asked = _in_full(model)
             engine = make(asked, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
                           version="custom")
             engine.apgd.n_restarts = engine.fab.n_restarts = 1

@@ -25,7 +25,7 @@ from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positi
 from .launch import gather, wide
 from .loaders import ReplayLoader, ReplayLoaders
 from .models import MapLayout, map_layout, pooled_head, shell, unwrapped
-from .terms import LossTerm, _averages_kept, batch_targets, logits_in, mixer
+from .terms import LossTerm, averages_kept, batch_targets, logits_in, mixer
 
 # %% ../nbs/33_sqs.ipynb #cd07d771
 def spatial_similarity(
@@ -526,7 +526,7 @@ def _terms(
                     for s in quad_similarities(compared, rows, quads, tau, self.normalize)]
     refined = refine_features(maps[rows], *similarities, alpha, beta, gamma)
     features, own = self._layout.from_map(refined, self._features[-1], rows), getattr(net, "enhanced", None)
-    with _averages_kept(net, own):
+    with averages_kept(net, own):
         z = net.forward_head(features) if own is None else own(net.forward_head(features, pre_logits=True))
     log_p, log_q = logits_in(self.pred)[rows].log_softmax(1), z.log_softmax(1)
     divergence = (log_p.exp() * (log_p - (log_q if self.mutual else log_q.detach()))).sum(1).mean()

@@ -62,7 +62,7 @@ from .launch import (all_reduce, amp_here, enough_memory, fast_math, gather, map
 from .loaders import ReplayLoader, dataloaders
 from .models import (HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped,
                            weights_digest)
-from .terms import FitCallback, LossTerm, _averages_kept, _leave_autocast, is_search
+from .terms import FitCallback, LossTerm, averages_kept, is_search, leave_autocast
 from .store import (Store, StoreError, differences, digest, first_few, plain, processor, read_state,
                           write_state)
 
@@ -364,7 +364,7 @@ class Amp(FitCallback, MixedPrecision):
 
     def after_loss(self) -> None:
         "Leave autocast: gradients have the weights' precision."
-        _leave_autocast(self.learn)
+        leave_autocast(self.learn)
 
     after_batch = after_loss  # after a batch that was cancelled, too
 
@@ -765,7 +765,7 @@ class SAM(FitCallback):
             torch._foreach_add_(params, steps)
         try:
             self.learn.opt.zero_grad()
-            with _averages_kept(self.model):
+            with averages_kept(self.model):
                 self.learn.loss_func(self.model(*self.xb), *self.yb).backward()
         finally:
             with torch.no_grad():

@@ -22,7 +22,7 @@ from fer_nb.core import ConfigError, DataError, FERError
 from fer_nb.data import resized
 from fer_nb.distill import EADD
 from fer_nb.evaluate import eval_mode, evaluate
-from fer_nb.launch import (RankError, _told, all_reduce, gather, machine, map_ranks, process_group, rank0_folder, rank_world,
+from fer_nb.launch import (RankError, all_reduce, gather, machine, map_ranks, process_group, rank0_folder, rank_world,
                                  single_process)
 from fer_nb.loaders import as_split, dataloaders, folds
 from fer_nb.models import HyFER, HyFERConfig, create_teacher
@@ -415,9 +415,14 @@ SWITCHES = ["set_float32_matmul_precision('medium')", "set_float32_matmul_precis
 
 def precisions() -> list:
     "What each operation's switch says, and what the older interface says where PyTorch lets it."
+    def told(read):
+        try:
+            return read()
+        except RuntimeError:
+            return None
     b = torch.backends
     ops = [getattr(ops, op) for ops, op in ((b.cuda, "matmul"), (b.cudnn, "conv"), (b.cudnn, "rnn"), (b.mkldnn, "matmul"), (b.mkldnn, "conv"))]
-    return [op.fp32_precision for op in ops] + [_told(torch.get_float32_matmul_precision), _told(lambda: b.cudnn.allow_tf32)]
+    return [op.fp32_precision for op in ops] + [told(torch.get_float32_matmul_precision), told(lambda: b.cudnn.allow_tf32)]
 
 
 @pytest.fixture
