@@ -238,7 +238,8 @@ class FitCallback(Callback):
         name, n = type(self).__name__, sum(type(cb) is type(self) for cb in self.learn.cbs)
         if self.once and n > 1:
             raise ConfigError(f"{n} callbacks {name} in this learner, each of which would count what the "
-                              f"other does; one expected{self.instead}; learn.remove_cb({name}) takes all off")
+                              f"other does; one expected{self.instead}; learn.remove_cb({name}) takes "
+                              "all off")
         self.begun, own = True, vars(self.learn)
         own["validation_context"] = partial(_looking, self.learn)
         own["_with_events"] = partial(_until_over, self.learn)
