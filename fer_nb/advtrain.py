@@ -413,7 +413,9 @@ def load_state_dict(
 
 # %% ../nbs/34_advtrain.ipynb #keeprob2
 class KeepRobust(KeepBest):
-    "Keep the weights of the epoch that is best under PGD on held-out images; load them when the fit ends."
+    """Keep the weights of the epoch that is best under PGD on held-out images; load them when the fit ends.
+    Of several processes each chooses by its own PGD: on cards without deterministic kernels, whose last bits
+    may differ, two may keep different epochs."""
 
     order = KeepBest.order + 1  # what it loads replaces what `KeepBest` chose
 

@@ -126,7 +126,7 @@ def normal_numbers(
 ) -> torch.Tensor:       # float32 (B, n), standard normal, at most ±4.33
     "Normal numbers that depend on key and position alone, on the device of the keys."
     position = torch.arange(1, -(-n // 3) + 1, device=keys.device).mul_(_signed(GOLDEN))
-    found = torch.empty(len(keys), len(position), 3, device=keys.device)
+    found = torch.empty(len(keys), len(position), 3, dtype=torch.float32, device=keys.device)
     few = max(1, 2**16 // max(1, len(position))) if keys.device.type == "cpu" else max(1, len(keys))
     for part, own in zip(found.split(few), keys.split(few)):  # on the CPU, what stays in the cache
         _fill(part, own[:, None] + position)
@@ -138,7 +138,7 @@ def _fill(
     h: torch.Tensor,    # int64 (b, m), what is left to be mixed; changed
 ) -> None:
     "The last step of the hash, and the quantiles of three parts of each."
-    part, one = torch.empty_like(h), torch.empty(h.numel(), device=h.device)
+    part, one = torch.empty_like(h), out.new_empty(h.numel())
 
     def shifted(shift: int, bits: int) -> torch.Tensor:
         return torch.bitwise_right_shift(h, shift, out=part).bitwise_and_(2**bits - 1)
@@ -217,7 +217,7 @@ def __call__(
     u = hash_uniform(seed, np.reshape(view, (-1, 1)), np.asarray(ids)[:, None], np.arange(14))
     u = torch.from_numpy(u).float()
     both = 2 * u - 1
-    mirror = torch.where(u[:, :2] < u.new_tensor([self.hflip, self.vflip]), -1.0, 1.0)
+    mirror = 1 - 2 * (u[:, :2] < u.new_tensor([self.hflip, self.vflip])).float()
     scale = self.scale[0] + u[:, 2] * (self.scale[1] - self.scale[0])
     maps = affine_maps(x.shape[-2:], both[:, 3] * self.rotate, scale, both[:, 4:6] * self.translate, mirror)
     keys = torch.from_numpy(hash_bits(seed + 1, view, ids).view(np.int64)) if self.noise else u[:, 0]
@@ -293,7 +293,7 @@ def _hidden(
     "The square patch that covers a part of some images."
     H, W = x.shape[-2:]
     side = self.erase_size[0] + u[:, 9] * (self.erase_size[1] - self.erase_size[0])
-    rows, cols = (torch.linspace(0, 1, n, device=x.device)[None] for n in (H, W))
+    rows, cols = (torch.linspace(0, 1, n, dtype=torch.float32, device=x.device)[None] for n in (H, W))
     inside = [(at - u[:, k, None] * (1 - side[:, None])).clamp(-1, 2) for at, k in ((rows, 10), (cols, 11))]
     inside = [(d >= 0) & (d <= side[:, None]) for d in inside]
     return (inside[0][:, :, None] & inside[1][:, None, :] & (u[:, 12] < self.erase)[:, None, None])[:, None]

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .checks import (as_tensor, check_images, check_logits, check_names, check_targets,
-                           dominant_labels, in_full, temperature)
+                           dominant_labels, in_full, plain_images, temperature)
 from .core import ConfigError, LabelError, at_least, one_of, progress, share
 from .launch import gather, wide
 from .loaders import ReplayLoader
@@ -304,8 +304,9 @@ def measure_loader(
             if len(batch) != 2:
                 raise ConfigError(f"accuracy=\"valid\": a validation batch has {len(batch)} parts; images "
                                   "and targets expected; accuracy=\"running\" or a table needs none")
-            x, y = (part.as_subclass(torch.Tensor) for part in to_device(tuple(batch), device))
-            check_images(x)
+            x, y = to_device(tuple(batch), device)
+            check_images(x := plain_images(x))
+            y = y.as_subclass(torch.Tensor) if isinstance(y, torch.Tensor) else y
             check_targets(y, len(x), len(self.emotions))
             z = [t.logits(x) for t in self.teachers]
             for name, logits in zip(self.names, z):

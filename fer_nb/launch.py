@@ -288,15 +288,40 @@ def peak_memory(
 # %% ../nbs/02_launch.ipynb #devs0009
 @contextmanager
 def fast_math() -> Iterator[None]:  # a `with` block
-    "Within the block, PyTorch multiplies as `on_machine` says."
+    "Within the block, PyTorch multiplies as `on_machine` says, whatever its switches were."
     import torch
-    cudnn, products, now = torch.backends.cudnn, torch.backends.cuda.matmul, on_machine()
-    before = cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32
+    cudnn, products, cpu = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+    now, benchmark = on_machine(), cudnn.benchmark
+
+    def told(read: Callable[[], object]) -> object:
+        try:
+            return read()
+        except RuntimeError:   # PyTorch: it was set by the newer interface, which says something else
+            return None
+
+    card, host = ([op for op in ops if hasattr(op, "fp32_precision")] for ops in (
+        (products, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)),
+        [getattr(cpu, name, None) for name in ("matmul", "conv", "rnn")]))
+    before = [(op, op.fp32_precision) for op in (*card, *host)]
+    old = [(told(read), write) for read, write in (
+        (lambda: cudnn.allow_tf32, lambda v: setattr(cudnn, "allow_tf32", v)),
+        (lambda: products.allow_tf32, lambda v: setattr(products, "allow_tf32", v)),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision))]
     try:
         cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32 = now.tf32, now.benchmark, now.tf32
+        for op in host if now.tf32 else (*card, *host):
+            if op.fp32_precision not in ("none", "ieee"):   # what its backend was told
+                op.fp32_precision = "ieee"
         yield
     finally:
-        cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32 = before
+        cudnn.benchmark = benchmark
+        for was, write in old:
+            if was is not None:
+                write(was)
+        for op, was in before:
+            op.fp32_precision = "none"   # what it has from its backend it goes on having from there
+            if op.fp32_precision != was:
+                op.fp32_precision = was
 
 # %% ../nbs/02_launch.ipynb #devs0012
 _FULL = re.compile(r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.I)

@@ -408,12 +408,17 @@ def auto_attack(
     attacks = _attacks_of(attacks, classes, steps=steps, queries=queries)
     how = {"eps": eps, "norm": norm, "attacks": attacks, "steps": steps, "queries": queries, "seed": seed}
     store = Store(out, how | {"bs": bs, "n": n, "weights": weights_digest(model), "data": ds.fingerprint()})
+
+    def asked(x: torch.Tensor) -> torch.Tensor:   # the attacks compute with logits and images together
+        z = model(x)
+        return z if z.dtype == torch.float64 else z.float()
+
     for part, what in ds.split_samples(n, seed):
         logits = []
         with eval_mode(model, device) as where, _undisturbed(model):
             with torch.no_grad():  # says in words what the attacks could not work with
                 check_logits(ask(model, next(image_batches(part, 1, where))[1]), 1, classes)
-            engine = make(model, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
+            engine = make(asked, attacks=attacks, device=where, eps=eps, norm=norm, seed=seed,
                           version="custom")
             engine.apgd.n_restarts = engine.fab.n_restarts = 1
             engine.apgd.n_iter = engine.apgd_targeted.n_iter = engine.fab.n_iter = steps
@@ -424,7 +429,7 @@ def auto_attack(
                     say(f"AutoAttack: images {at} to {at + len(x) - 1} of {len(part)}")
                     adv, _ = engine.run_standard_evaluation(x.contiguous(), y, batch_size=bs)
                     with torch.no_grad():
-                        return model(adv.clamp(0, 1)).cpu().numpy()
+                        return asked(adv.clamp(0, 1)).cpu().numpy()
                 logits.append(torch.from_numpy(store.array(f"{what['split']}-{at}", attacked)))
         found = scores(logits_of(logits, part), part.targets(), ds.labels)
         tables.append(result_table(found.assign(norm=norm.lower(), restarts=1), ds.labels, **what, tta="none",

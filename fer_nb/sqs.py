@@ -7,8 +7,7 @@ __all__ = ['spatial_similarity', 'refinement_map', 'refine_features', 'sqs_loss'
            'QuadWeights', 'attach_sqs', 'detach_sqs', 'quad_similarities', 'SQS', 'sqs_layout']
 
 # %% ../nbs/33_sqs.ipynb #331e1b68
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import chain
 from types import MethodType
 
@@ -26,7 +25,7 @@ from .core import ConfigError, DataError, at_least, hash_uniform, one_of, positi
 from .launch import gather, wide
 from .loaders import ReplayLoader, ReplayLoaders
 from .models import MapLayout, map_layout, pooled_head, shell, unwrapped
-from .terms import LossTerm, batch_targets, logits_in, mixer
+from .terms import LossTerm, averages_kept, batch_targets, logits_in, mixer
 
 # %% ../nbs/33_sqs.ipynb #cd07d771
 def spatial_similarity(
@@ -248,7 +247,8 @@ _COLUMNS = ["epoch", "base", "enhanced", "kl", "sqs", "total", "quads", "alpha",
 
 class SQS(LossTerm):
     """Train with Spatial Quad-Similarity: quads inside each batch, one forward pass, no cost at inference.
-    Raises `ConfigError` for a setting out of range."""
+    On several cards a head whose batch norms are joint (`SyncBatchNorm`) would wait for a process that has no
+    anchor in its batch: none expected in the head. Raises `ConfigError` for a setting out of range."""
 
     order, first = 11, LossTerm.first + 1  # the map is of attacked images; what it adds to is EADD's loss
     _features, _maps, _batches, _asked, _new_fit = (), (), (), None, True
@@ -479,24 +479,6 @@ def _no_terms(
     parts = (getattr(net, part, None) for part in ("enhanced", "quad_weights"))
     return zeros + 0 * sum(p.sum() for part in parts if part is not None for p in part.parameters())
 
-# %% ../nbs/33_sqs.ipynb #avgkept1
-@contextmanager
-def _averages_kept(
-    net: nn.Module,              # whose head is called a second time, with other features
-    own: nn.Module | None,       # the part that is called with those alone; None: there is none
-) -> Iterator[None]:             # a `with` block
-    "In the block a BatchNorm in training mode takes the means of its batch, and keeps nothing of them."
-    apart = set() if own is None else set(own.modules())
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in apart
-             and m.training and m.track_running_stats]
-    try:
-        for m in norms:
-            m.track_running_stats = False
-        yield
-    finally:
-        for m in norms:
-            m.track_running_stats = True
-
 # %% ../nbs/33_sqs.ipynb #5b117028
 @patch
 def total(
@@ -548,7 +530,7 @@ def _terms(
                     for s in quad_similarities(compared, rows, quads, tau, self.normalize)]
     refined = refine_features(maps[rows], *similarities, alpha, beta, gamma)
     features, own = self._layout.from_map(refined, self._features[-1], rows), getattr(net, "enhanced", None)
-    with _averages_kept(net, own):
+    with averages_kept(net, own):
         z = net.forward_head(features) if own is None else own(net.forward_head(features, pre_logits=True))
     log_p, log_q = logits_in(self.pred)[rows].log_softmax(1), z.log_softmax(1)
     divergence = (log_p.exp() * (log_p - (log_q if self.mutual else log_q.detach()))).sum(1).mean()

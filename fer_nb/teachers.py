@@ -87,13 +87,23 @@ class CachedLogits:
 TeacherLogits = CachedLogits  # its name before version 0.1
 
 # %% ../nbs/31_teachers.ipynb #byhand01
+def _as_array(
+    given: object,   # numbers; also a tensor on any device, with a gradient, or in bfloat16
+) -> np.ndarray:     # of the same type; bfloat16, which NumPy has not, as float32
+    "What was given by hand, as NumPy takes it."
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu()
+        given = given.float() if given.dtype == torch.bfloat16 else given
+    return np.asarray(given)
+
+
 @patch
 def _table(
     self: CachedLogits,
     part: str,        # "train" or "valid"
 ) -> np.ndarray:      # (views, N, C) of floats
     "The logits of a part. Raises `DataError` for a table of another shape."
-    table = np.asarray(getattr(self, part))
+    table = _as_array(getattr(self, part))
     shaped = table.ndim == 3 and len(table) and table.shape[2] == len(self.labels)
     expect(shaped and table.dtype.kind in "fiu", f"teacher {self.name}",
            f"{part} is {table.dtype} {table.shape}",
@@ -109,7 +119,7 @@ def _mask(
     images: int,            # how many
 ) -> np.ndarray:            # bool (images,)
     "Where there is an opinion. Raises `DataError` for another length, or other values."
-    given = np.asarray(mask)
+    given = _as_array(mask)
     expect(given.shape == (images,) and np.isin(given, (0, 1)).all(), f"teacher {self.name}",
            f"{part}_mask is {given.dtype} {given.shape}, {str(given):.60}",
            f"True or False for each of the {images} rows")

@@ -52,7 +52,7 @@ from tqdm.auto import tqdm
 
 from .augment import Augment
 from .balance import ClassAugment
-from .checks import ask, check_logits, check_names, check_targets, dominant_labels
+from .checks import ask, check_logits, check_names, check_targets, dominant_labels, plain_images
 from .config import Fit, Preset, to_dict
 from .core import (ConfigError, FERError, ImageError, Say, at_least, positive, quiet,
                          seed_everything, share)
@@ -63,7 +63,7 @@ from .launch import (all_reduce, amp_here, enough_memory, fast_math, gather, map
 from .loaders import ReplayLoader, dataloaders
 from .models import (HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped,
                            weights_digest)
-from .terms import FitCallback, LossTerm, is_search
+from .terms import FitCallback, LossTerm, averages_kept, is_search, leave_autocast
 from .store import (Store, StoreError, differences, digest, first_few, plain, processor, read_state,
                           write_state)
 
@@ -225,7 +225,8 @@ class StopOnNaN(FitCallback):
 # %% ../nbs/30_train.ipynb #dfee6fe8
 class CheckInputRange(FitCallback):
     """Look at the first batch of a pass: `ImageError` for images that are not in [0, 1], or were divided by
-    255 twice; `ConfigError` and `LabelError` for outputs and targets that do not go together."""
+    255 twice; `ConfigError` and `LabelError` for images that are no tensor, and for outputs and targets that
+    do not go together."""
 
     order = -50  # what the loader gives, before other callbacks change it
 
@@ -233,7 +234,8 @@ class CheckInputRange(FitCallback):
         "Check the range of the first batch."
         if self.iter:
             return
-        low, high = self.xb[0].min().item(), self.xb[0].max().item()  # of several inputs the first
+        x = plain_images(self.xb[0])  # of several inputs the first
+        low, high = x.min().item(), x.max().item()
         if low < -0.01 or high > 1.01 or 0 < high <= 1 / 255 + 1e-6:
             part = "training" if self.training else "validation"
             raise ImageError(f"{part} images have values in [{low:.3g}, {high:.3g}]; [0, 1] expected, "
@@ -253,7 +255,8 @@ class EMA(FitCallback):
     average. Without `KeepBest` a learner of one's own ends with the weights it trained; the average is
     then in `learn.ema.average.module` (`fit_model` loads it)."""
 
-    order, raw = 62, None   # after KeepBest
+    order, once = 62, True  # after KeepBest
+    raw = None              # while the average is swapped in: the learner, and the network that it trains
     before_look = None      # the network that an evaluation inside the fit gives back
     skipped = False         # whether there was no step
     follows_weights = True  # whoever puts older weights back (a guard) puts the average of then back too
@@ -285,11 +288,12 @@ class EMA(FitCallback):
             self.average.update(self.model, self.step)
 
     def after_epoch(self) -> None:
-        "Swap the trained weights back in after validation."
-        if self.raw is not None:
-            self.learn.model, self.raw = self.raw, None
+        "Swap the trained weights back in after validation; into no other learner than theirs."
+        if self.raw is not None and self.raw[0] is self.learn:
+            self.learn.model = self.raw[1]
+        self.raw = None
 
-    after_fit = after_epoch  # after an error, too
+    after_cancel_fit = after_fit = after_epoch  # before whoever loads weights at the end, after an error, too
 
     def state_dict(self) -> dict:  # plain values and tensors
         "The average and its number of steps, for a checkpoint."
@@ -313,7 +317,7 @@ def before_validate(self: EMA) -> None:
     self.after_epoch()
     _average_norms(self.average.module)
     self.average.module.train().eval()  # tables that some attention keeps are of older weights
-    self.raw, self.learn.model = self.model, self.average.module
+    self.raw, self.learn.model = (self.learn, self.model), self.average.module
 
 
 @patch
@@ -321,7 +325,7 @@ def after_validate(self: EMA) -> None:
     "After somebody's evaluation, swap back what was there."
     if self.before_look is not None:
         self.learn.model, self.before_look = self.before_look, None
-    if self.model is self.raw:
+    if self.raw is not None and self.model is self.raw[1]:
         self.raw = None
 
 # %% ../nbs/30_train.ipynb #b380f3f7
@@ -340,13 +344,14 @@ def _average_norms(
 class Amp(FitCallback, MixedPrecision):
     "Mixed precision on CUDA (fp16, bf16) or on the CPU (bf16)."
 
-    inside, strided = False, ()
+    once, strided = True, ()
     outside = True   # validates in mixed precision after a fit, too; within one the fit's goes on
 
     def before_fit(self) -> None:
-        "Make autocast and scaler for the device of the batches."
+        "Make scaler and autocast for the device of the batches."
+        self.after_batch()
         device, half = _device_of(self.dls, self.model).type, self.amp_mode == AMPMode.FP16
-        self.autocast = torch.autocast(device, torch.float16 if half else torch.bfloat16)
+        self.autocast = partial(torch.autocast, device, torch.float16 if half else torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=half), []
         self.strided = [m for m in self.model.modules() if device == "cpu" and isinstance(m, nn.Conv2d)
                         and m.groups > 1 and max(m.stride) > 1]
@@ -354,19 +359,15 @@ class Amp(FitCallback, MixedPrecision):
             conv.forward = partial(self.in_float32, conv)
 
     def before_batch(self) -> None:
-        "Enter autocast for the forward pass."
-        super().before_batch()
-        self.inside = True
+        "Enter autocast for the forward pass; each batch its own, for there may be evaluations inside one."
+        self.learn._autocast = self.autocast()
+        self.learn._autocast.__enter__()
 
     def after_loss(self) -> None:
         "Leave autocast: gradients have the weights' precision."
-        super().after_loss()
-        self.inside = False
+        leave_autocast(self.learn)
 
-    def after_batch(self) -> None:
-        "Leave autocast after a batch that was cancelled, too."
-        if self.inside:
-            self.after_loss()
+    after_batch = after_loss  # after a batch that was cancelled, too
 
     def after_fit(self) -> None:
         "Leave autocast after a fit that failed; give convolutions their own precision back."
@@ -419,6 +420,8 @@ def here(self: Fit) -> Fit:  # the same, or with another `amp`
 class Mix(FitCallback, MixUp, CutMix):
     "MixUp or CutMix, one of them for each training batch."
 
+    once = True
+
     def __init__(
         self,
         alpha: float = 0.4,  # of the Beta distribution of the shares; small: mostly one image
@@ -446,8 +449,8 @@ class Mix(FitCallback, MixUp, CutMix):
         at_least("images to mix", n, 2, "in each batch, and in each process's part of it,")
 
     def before_batch(self) -> None:
-        "Draw one of the two, and mix the batch; a last one of a single image is a `ConfigError`."
-        self.check(len(self.y))
+        "Draw one of the two, and mix the batch. Raises `ConfigError` for a single image, and for no tensor."
+        self.check(len(plain_images(self.xb[0])))
         (CutMix if torch.rand(()) < self.cut else MixUp).before_batch(self)
 
 # %% ../nbs/30_train.ipynb #b2db3243
@@ -652,6 +655,7 @@ class FreezeBody(FitCallback):
     "Train the classifier alone in the first epochs: weights and batch statistics of all other layers stay."
 
     order, run_valid, frozen = -5, False, ()  # after fastai has put the model into train mode
+    once = True
 
     def __init__(
         self,
@@ -686,6 +690,8 @@ class FreezeBody(FitCallback):
 # %% ../nbs/30_train.ipynb #accum002
 class Accumulate(FitCallback, GradientAccumulation):
     "Add up the gradients of some batches before each step of the optimiser."
+
+    once = True
 
     def __init__(
         self,
@@ -726,6 +732,7 @@ class SAM(FitCallback):
     "Gradients at the worst point within ρ (3); the loss of the learner, without terms that callbacks add."
 
     order, run_valid = 40, False   # before clipping, which sees the gradient that counts
+    once = True
 
     def __init__(
         self,
@@ -764,18 +771,13 @@ class SAM(FitCallback):
         params = [p for p in self.model.parameters() if p.grad is not None]
         length = torch.stack([p.grad.norm() for p in params]).norm()
         steps = [self.rho * p.grad / (length + 1e-12) for p in params]
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        kept = [m.momentum for m in norms]
         with torch.no_grad():
             torch._foreach_add_(params, steps)
         try:
-            for m in norms:
-                m.momentum = 0.0
             self.learn.opt.zero_grad()
-            self.learn.loss_func(self.model(*self.xb), *self.yb).backward()
+            with averages_kept(self.model):
+                self.learn.loss_func(self.model(*self.xb), *self.yb).backward()
         finally:
-            for m, momentum in zip(norms, kept):
-                m.momentum = momentum
             with torch.no_grad():
                 torch._foreach_sub_(params, steps)
 

@@ -17,6 +17,16 @@ def images(n=6, c=1, h=16, w=16, seed=0):
     return torch.rand(n, c, h, w, generator=torch.Generator().manual_seed(seed))
 
 
+def test_another_default_type_changes_nothing():
+    x, before = (255 * images()).byte(), torch.get_default_dtype()
+    views = STRONG(x, np.arange(6))
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(STRONG(x, np.arange(6)), views)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def still(n):
     return {"angle": torch.zeros(n), "scale": torch.ones(n), "shift": torch.zeros(n, 2), "mirror": torch.ones(n, 2)}
 

@@ -10,9 +10,10 @@ from fastai.callback.core import Callback, CancelBatchException, CancelFitExcept
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder  # noqa: F401  (brings lr_find)
-from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.callback.tracker import ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.mixup import MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -252,7 +253,7 @@ def undisturbed_fits(faces):
 def nothing_changes(faces, fits, name, looks):
     _, known, recorded, weights = fits(name)
     learn, *found = looked_at(OURS[name], faces, looks)
-    assert found[0] == known and torch.equal(found[2], weights) and "validation_context" not in vars(learn)
+    assert found[0] == known and torch.equal(found[2], weights) and not {"validation_context", "_with_events"} & {*vars(learn)}
     assert found[1] == recorded or "after_fit" in dict(looks)   # when fastai's own log may be over
     assert all(cb.looked for cb in learn.cbs if isinstance(cb, Looks))
 
@@ -403,8 +404,13 @@ def test_a_loss_of_each_image_is_refused(faces, cbs):
         learn.fit(1)
 
 
+class OfShares(torch.nn.KLDivLoss):
+    def forward(self, z, y):
+        return super().forward(z.log_softmax(1), torch.nn.functional.one_hot(y.long(), 7).float())
+
+
 @pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), lambda z, y: torch.nn.functional.cross_entropy(z, y, label_smoothing=.1),
-                                  torch.nn.CrossEntropyLoss(weight=torch.arange(1., 8.))])
+                                  torch.nn.CrossEntropyLoss(weight=torch.arange(1., 8.)), OfShares(reduction="batchmean")])
 def test_a_mean_is_taken_whatever_it_is_made_of(faces, loss):
     learn = Learner(dataloaders(*faces, 16, device="cpu"), hyfer(0), loss, metrics=accuracy, cbs=[EADD([hyfer(7)], accuracy="running")], path="/nowhere")
     with learn.no_bar(), learn.no_logging():
@@ -484,3 +490,152 @@ def test_a_loss_of_one_batch_alone_is_left_in_peace(faces):
     learn = Learner(dataloaders(train, valid, 14, device="cpu"), hyfer(0), OfThisBatch(), metrics=[], cbs=[EADD([hyfer(7)], accuracy="running")], path="/nowhere")
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
+
+
+# ---- fits that fail or are interrupted in a plain Learner; two of a kind; what fastai's callbacks load at the end ----
+
+class Interrupts(Callback):
+    "Ctrl-C, or another end, in a batch of training or of validation."
+    order = 50
+
+    def __init__(self, training, error=KeyboardInterrupt, epoch=0, event="after_pred"):
+        self.there, self.error, self.at = training, error, epoch
+        setattr(self, event, self.end)
+
+    def end(self):
+        if self.training == self.there and self.epoch == self.at:
+            raise self.error
+
+
+def plain_learner(faces, cbs, model=None, **more):
+    learn = Learner(dataloaders(*faces, bs=16, device="cpu"), model or hyfer(), CrossEntropyLossFlat(), cbs=cbs, **{"metrics": accuracy} | more)
+    learn.remove_cb(ProgressCallback)
+    return learn
+
+
+def fitted_quietly(learn, epochs=1, **how):
+    seed_everything(0)
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(epochs, 1e-2, **how)
+    return learn
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Softened(torch.nn.Module):
+    "A network that is refused after its first forward pass."
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.labels = net, net.labels
+
+    def forward(self, x):
+        return self.net(x).softmax(1)
+
+
+@pytest.mark.parametrize("other, error", [(CheckInputRange, ConfigError), (lambda: EADD([Softened(hyfer(7))], accuracy="running"), ConfigError),
+                                          (lambda: Interrupts(True), KeyboardInterrupt), (lambda: Interrupts(False), KeyboardInterrupt)])
+def test_mixed_precision_ends_with_a_fit_that_fails_in_a_plain_learner(faces, other, error):
+    model = Softened(hyfer()) if other is CheckInputRange else hyfer()
+    learn = plain_learner(faces, [Amp("bf16"), other()], model)
+    with pytest.raises(error):
+        fitted_quietly(learn)
+    assert not torch.is_autocast_enabled("cpu") and not any("forward" in vars(m) for m in model.modules())
+    assert not {"validation_context", "_with_events"} & {*vars(learn)} and not any(cb.begun for cb in learn.cbs if hasattr(cb, "begun"))
+
+
+@pytest.mark.parametrize("event, order", [("before_batch", 50), ("after_pred", 0), ("after_loss", 5)])
+def test_mixed_precision_ends_with_its_batch_where_there_was_an_evaluation_inside(faces, event, order):
+    look, seen = Looks(event, order), []
+    after = Callback(after_backward=lambda cb: seen.append(torch.is_autocast_enabled("cpu")))
+    one = fitted_quietly(plain_learner(faces, [Amp("bf16"), look, after]))
+    assert look.looked and not any(seen) and not torch.is_autocast_enabled("cpu")
+    assert torch.equal(parameters(one.model), parameters(fitted_quietly(plain_learner(faces, [Amp("bf16")])).model))
+
+
+def test_the_trained_weights_are_back_after_an_interrupted_validation(faces):
+    """Also where the same average serves another learner afterwards: that one trains its own network."""
+    ema, first, new = EMA(0.9), hyfer(1), hyfer(2)
+    one = plain_learner(faces, [ema, Interrupts(False)], first)
+    with pytest.raises(KeyboardInterrupt):
+        fitted_quietly(one)
+    assert one.model is first
+    ema.raw, before = (one, first), parameters(new)   # as after an end that no callback hears of
+    two = fitted_quietly(plain_learner(faces, [ema], new))
+    assert two.model is new and not torch.equal(parameters(new), before)
+
+
+def test_a_body_is_trained_again_after_an_interrupted_fit(faces):
+    model = hyfer()
+    with pytest.raises(KeyboardInterrupt):
+        fitted_quietly(plain_learner(faces, [FreezeBody(1), Interrupts(True)], model))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+TWICE = {"EADD": lambda: EADD([hyfer(7)], accuracy="running"), "SQS": SQS, "AdversarialTraining": lambda: AdversarialTraining("fgsm", guard=0),
+         "EMA": lambda: EMA(0.9), "Amp": lambda: Amp("bf16"), "SAM": SAM, "Accumulate": lambda: Accumulate(2), "FreezeBody": lambda: FreezeBody(1), "Mix": Mix}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_two_of_a_kind_are_refused(faces, name):
+    """Whether one was added twice, in the learner or for the fit, or two were made."""
+    cb = TWICE[name]()
+    for cbs, more in (([cb, cb], {}), ([cb], {"cbs": cb}), ([cb, TWICE[name]()], {})):
+        with pytest.raises(ConfigError, match=f"2 callbacks {name} in this learner"):
+            fitted_quietly(plain_learner(faces, cbs), **more)
+
+
+def test_two_of_a_kind_are_refused_by_fit_model(faces):
+    with pytest.raises(ConfigError, match="2 callbacks EADD in this learner.*a list of teachers"):
+        fit_model(hyfer(), dataloaders(*faces, bs=16, device="cpu"), 1, cbs=[TWICE["EADD"]()] * 2)
+
+
+@pytest.mark.parametrize("end", [None, ("after_epoch", False), ("after_batch", False)])
+def test_the_weights_that_fastai_saved_are_those_that_the_learner_ends_with(faces, tmp_path, end):
+    """An average beside `SaveModelCallback`, whether the fit comes to its end or a callback ends it."""
+    cbs = [EMA(0.5), SaveModelCallback(monitor="valid_loss")]
+    if end:
+        cbs.append(stop := Interrupts(end[1], CancelFitException, 1, end[0]))
+        stop.order = 0
+    learn = fitted_quietly(plain_learner(faces, cbs, path=tmp_path), 3)
+    saved = torch.load(tmp_path / "models/model.pth", weights_only=False)
+    saved = saved.get("model", saved)
+    assert all(torch.equal(v, saved[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_the_second_pass_is_not_in_cumulative_averages(faces):
+    """Batch norms without momentum average over all batches: SAM's second pass is none."""
+    def ends(cbs):
+        torch.manual_seed(0)
+        norm = torch.nn.BatchNorm2d(1, momentum=None)
+        model = torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(576, 7))
+        fitted_quietly(plain_learner(faces, cbs, model))
+        return norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert all(torch.equal(a, b) for a, b in zip(ends([SAM()]), ends([])))
+
+
+class InDicts(torch.utils.data.Dataset):
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, i):
+        return {"image": torch.full((1, 24, 24), i / 32)}, i % 7
+
+
+@pytest.mark.parametrize("make", [CheckInputRange, Mix, TWICE["EADD"], TWICE["AdversarialTraining"]])
+def test_inputs_that_are_no_tensor_are_told(make):
+    class Takes(torch.nn.Module):
+        labels = hyfer().labels
+
+        def __init__(self):
+            super().__init__()
+            self.net = hyfer()
+
+        def forward(self, x):
+            return self.net(x["image"])
+    dls = DataLoaders(*(torch.utils.data.DataLoader(InDicts(), 8) for _ in range(2)))
+    learn = Learner(dls, Takes(), CrossEntropyLossFlat(), cbs=make(), path="/nowhere")
+    with pytest.raises(ConfigError, match="the first input of a batch is a dict; a tensor"):
+        fitted_quietly(learn)

@@ -21,9 +21,10 @@ from fer_nb.augment import Augment
 from fer_nb.core import ConfigError, DataError, FERError
 from fer_nb.data import resized
 from fer_nb.distill import EADD
-from fer_nb.evaluate import evaluate
+from fer_nb.evaluate import eval_mode, evaluate
 from fer_nb.experiment import grid
-from fer_nb.launch import RankError, single_process, map_ranks, gather, rank0_folder, rank_world, process_group, all_reduce
+from fer_nb.launch import (RankError, all_reduce, gather, machine, map_ranks, process_group, rank0_folder, rank_world,
+                                 single_process)
 from fer_nb.loaders import as_split, dataloaders, folds
 from fer_nb.models import HyFER, HyFERConfig, create_teacher
 from fer_nb.sqs import SQS
@@ -403,3 +404,45 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with process_group(timeout=120):
         two_processes(Path(sys.argv[1]))
+
+
+# ---------------------------------------------------------------- PyTorch's switches of the precision
+
+SWITCHES = ["set_float32_matmul_precision('medium')", "set_float32_matmul_precision('high')", "backends.cudnn.allow_tf32 = False",
+            "backends.cuda.matmul.allow_tf32 = True", "backends.cuda.matmul.fp32_precision = 'tf32'", "backends.fp32_precision = 'tf32'",
+            "backends.fp32_precision = 'ieee'", "backends.cudnn.conv.fp32_precision = 'ieee'", "backends.cudnn.fp32_precision = 'tf32'",
+            "backends.mkldnn.matmul.fp32_precision = 'bf16'"]
+
+
+def precisions() -> list:
+    "What each operation's switch says, and what the older interface says where PyTorch lets it."
+    def told(read):
+        try:
+            return read()
+        except RuntimeError:
+            return None
+    b = torch.backends
+    ops = [getattr(ops, op) for ops, op in ((b.cuda, "matmul"), (b.cudnn, "conv"), (b.cudnn, "rnn"), (b.mkldnn, "matmul"), (b.mkldnn, "conv"))]
+    return [op.fp32_precision for op in ops] + [told(torch.get_float32_matmul_precision), told(lambda: b.cudnn.allow_tf32)]
+
+
+@pytest.fixture
+def put_back():
+    yield
+    for owner in (torch.backends, torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        owner.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="before PyTorch 2.9 there is one interface")
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_evaluation_is_as_exact_as_it_says_whichever_switch_of_pytorch_is_set(put_back, switch):
+    exec(f"torch.{switch}")
+    before = precisions()
+    with eval_mode(nn.Linear(2, 2)):
+        assert {*precisions()[:5]} <= {"none", "ieee"} and precisions()[5:] == ["highest", False]
+    assert precisions() == before
+    with machine(tf32=True), eval_mode(nn.Linear(2, 2)):
+        assert precisions()[:3] == ["tf32"] * 3 and {*precisions()[3:5]} <= {"none", "ieee"} and precisions()[5:] == ["high", True]
+    assert precisions()[:5] == before[:5]

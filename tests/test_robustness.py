@@ -343,6 +343,21 @@ def test_without_the_package(model, ds, monkeypatch):
 
 
 @needs_autoattack
+def test_autoattack_of_a_network_that_answers_in_bfloat16(model, ds):
+    class Short(nn.Module):
+        labels = model.labels
+
+        def __init__(self):
+            super().__init__()
+            self.net = model
+
+        def forward(self, x):
+            return self.net(x).bfloat16()
+    table = auto_attack(Short().eval(), ds.take(range(7)), n=None, steps=2, queries=3)
+    assert table.query("metric == 'accuracy'").value.between(0, 1).all()
+
+
+@needs_autoattack
 def test_autoattack_for_seven_classes(model, ds, monkeypatch):
     import pyautoattack
     made = []

@@ -634,6 +634,14 @@ def test_logits_of_other_types_are_taken(dls):
     assert isinstance(whole.valid, np.ndarray) and fit(dls, [EADD([whole])], 1).eadd.acc.shape == (1, 7)
 
 
+@pytest.mark.parametrize("given", [lambda t: t.bfloat16(), lambda t: t.requires_grad_()], ids=["bfloat16", "with a gradient"])
+def test_tensors_of_any_kind_are_logits_and_masks(dls, given):
+    one = by_hand(dls, dtype=np.float32)
+    mask = given(torch.ones(len(dls.valid.y)))
+    made = replace(one, train=given(torch.tensor(one.train)), valid=given(torch.tensor(one.valid)), valid_mask=mask)
+    assert made.train.dtype == np.float32 and np.allclose(made.train, one.train, atol=0.05) and made.valid_mask.all()
+
+
 def test_a_network_with_branches_is_asked_fused_and_stays_as_it_was(dls, monkeypatch):
     torch.manual_seed(0)
     net = HyFER(in_chans=1, variant="light_full").eval()
