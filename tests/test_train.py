@@ -194,15 +194,15 @@ def test_everything_lent_is_back(dls, event, training, error):
     if not training and event == "before_step":
         pytest.skip("validation takes no steps")
     model = net()
-    ema, amp = EMA(0.9), Amp("bf16")
-    learn = learner(dls, model, KeepBest(), ema, amp, On(event, throw(error), 1, training))
+    ema = EMA(0.9)
+    learn = learner(dls, model, KeepBest(), ema, Amp("bf16"), On(event, throw(error), 1, training))
     if isinstance(error, (CancelFitException, CancelEpochException)):
         learn.fit(2, 1e-3)
     else:
         with pytest.raises(type(error)):
             learn.fit(2, 1e-3)
     assert learn.model is model and ema.raw is None
-    assert not torch.is_autocast_enabled("cpu") and not amp.inside and learn.scaler is None
+    assert not torch.is_autocast_enabled("cpu") and learn._autocast is None and learn.scaler is None
     best = learn.keep_best.state
     assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())
 
