@@ -203,12 +203,13 @@ def facts() -> list[str]:  # sentences and parts of them
     assert f["threads"] == 1 and card["labels"] and len(sizes) == 1
     headline = pd.read_csv(ROOT / "results/fer2013-shipped/headline.csv", index_col="measure")
     top = 100 * headline.value
-    again, third = (100 * pd.read_csv(ROOT / f"results/fer2013-again/{name}.csv", index_col="measure").value for name in ("headline", "headline-2"))
+    again = {kind: ", ".join(f"{100 * pd.read_csv(ROOT / f'results/fer2013-again/{kind}headline{end}.csv', index_col='measure').value['single']:.1f}"
+                             for end in ("", "-2")) for kind in ("", "robust-", "int8-")}
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"][1]
     return [
         *rows, "AutoAttack, ε = 2/255 |",
         f"{f['images']:,} images, original labels, one view; {f['alone']:,} have no duplicate in Training; {f['few']:,} attacked by AutoAttack.",
-        f"One seed (others: {again['single']:.1f} and {again['single, no duplicates']:.1f}; {third['single']:.1f} and {third['single, no duplicates']:.1f}, where training diverged);",
+        f"One seed; two others (all images): shipped {again['']} (training diverged), robust {again['robust-']}, int8 {again['int8-']};",
         f"95 % intervals: up to ± {f['widest']:.1f} points, attacked ± {f['widest attacked']:.1f}.",
         f"one {card['input_size']}-pixel face, one thread of {WORDS[f['cores']]} {f['architecture']} cores",
         f"leads {f['best'].capitalize()}, the best of {WORDS[f['others']]} other packages", f"is {f['slower']:.1f} times as fast.",
