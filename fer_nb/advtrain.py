@@ -94,6 +94,7 @@ class AdversarialTraining(LossTerm):
     "Replace a share of each training batch by images attacked on the spot; validation stays clean."
     first = LossTerm.first + 2  # TRADES adds after EADD, whose weight α is not for it
     logs, new_fit = ("adv_log", "guard_log"), True
+    once, instead = True, " (the callback takes a tuple of attacks)"   # two would attack attacked images
     more = None  # whether the network returns more than logits, once that was tried
     share = 1.0  # of its weights in the network that is left, see `pipeline.within_cost`
 

@@ -176,6 +176,9 @@ def _positions(
     n = len(ids)
     if isinstance(rows, pd.Series) and pd.api.types.is_bool_dtype(rows.dtype):
         rows = _in_order(rows, ids, "a mask", "rows")
+        if rows.isna().any():
+            raise IndexError("a mask with missing values; true or false for each image expected")
+        rows = rows.astype(bool)
     rows = np.asarray(rows)
     if rows.ndim != 1 or rows.dtype == bool and len(rows) != n:
         raise IndexError(f"rows are {rows.dtype} {rows.shape}; positions, or a mask of {n}, expected")
@@ -409,19 +412,23 @@ def _in_order(
     cut: bool = True,                    # whether whole numbers that rise may be rows cut from another table
     error: type[Exception] = DataError,  # what to raise
 ) -> pd.Series | pd.DataFrame:           # in the order of `ids`; with the default index of any length
-    """A pandas object by the names in its index: by `ids`, each of which it has once; else by row numbers
-    from 0, in whatever order; else in its order, if the index is the default one or `cut` from a longer
-    table, with whole numbers that rise and none of `ids`. Any other index is refused."""
+    """A pandas object by the names in its index: by `ids`, each of which it has once, as texts or as the
+    numbers that a CSV makes of them; else by row numbers from 0, in whatever order; else in its order, if the
+    index is the default one or `cut` from a longer table, with whole numbers that rise and none of `ids`. Any
+    other index is refused, and any that is called "id" and has none of them."""
     index, ids = values.index, pd.Index(ids)
+    called, default = index.name == "id", index.equals(pd.RangeIndex(len(index)))
+    if (called or not default) and ids.isin(texts := index.astype(str)).any():
+        values, index = values.set_axis(texts), texts
     numbers, names = (pd.api.types.is_integer_dtype(i.dtype) for i in (index, ids))
     named, fits = ids.isin(index), index.is_unique and len(index) == len(ids)
     if index.is_unique and named.all():
         return values.reindex(ids)
-    if index.equals(pd.RangeIndex(len(index))):
+    if default and not called:
         return values
     if fits and numbers and not names and index.isin(range(len(ids))).all():
         return values.sort_index()
-    if fits and cut and numbers and index.is_monotonic_increasing and not named.any():
+    if fits and cut and not called and numbers and index.is_monotonic_increasing and not named.any():
         return values
     lost = f", none for {some_of(map(quoted, ids[~named]), 3)}" if named.any() else ""
     expect(False, at, f"{what} with the index {some_of(map(quoted, index), 2)}{lost}",
@@ -433,8 +440,8 @@ def beside(
     other: object,    # what it belongs to, row by row
     what: str,        # the values are, for the message
 ) -> object:          # in the order of `other`, if both are of pandas
-    """Two pandas objects go together by their indexes, as `_in_order` has it, and by position where one has
-    the default index. Raises `ConfigError` for rows of different names."""
+    """Two pandas objects go together by their indexes, as `_in_order` has it; by position where one has the
+    default index, of which the other is no other order. Raises `ConfigError` for rows of different names."""
     pandas = all(isinstance(v, (pd.Series, pd.DataFrame)) for v in (values, other))
     if not pandas or len(values) != len(other):
         return values
@@ -442,7 +449,7 @@ def beside(
     plain = its.equals(pd.RangeIndex(len(its))) and not (mine.is_unique and mine.isin(its).all())
     if plain or mine.equals(its):
         return values
-    return _in_order(values, its, what, "two tables", error=ConfigError)
+    return _in_order(values, its, what, "two tables", cut=False, error=ConfigError)
 
 # %% ../nbs/04_data.ipynb #032c863c
 def to_array(

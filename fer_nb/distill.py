@@ -150,6 +150,7 @@ class EADD(LossTerm):
 
     first = LossTerm.first  # before the other terms: α is of the loss that the learner was given
     logs, _first_row = ("acc", "history", "_loaded", "_first_row"), 0
+    once, instead = True, " (the callback takes a list of teachers)"   # two would weigh the label twice
 
     def __init__(
         self,

@@ -1124,8 +1124,8 @@ def _near(
     others: Sequence[str],   # names that are known
     slip: bool = False,      # whether one letter alone may differ, as between two that are no emotions
 ) -> str:                    # the one that it is a slip of; "": none
-    """A name that differs by a letter or so, or by a word such as `copy` behind it; none for `not_happy`, to
-    which its opposite is near."""
+    """A name that differs by a letter or so, or by a word such as `copy` behind it; none for `not_happy` or
+    `unafraid`, to which their opposites are near."""
     name = plain_letters(name)
     bare = re.sub(r"([\W_]+(copy|copie|kopie|copia|old|bak|backup)[\W\d_]*)+$", "", name)
     if bare != name and (is_emotion(bare) or bare in others):
@@ -1135,7 +1135,8 @@ def _near(
     a, b = name[begin:], near[begin:]
     apart = max(len(a), len(b)) - len(os.path.commonprefix([a[::-1], b[::-1]]))
     fits = abs(len(near) - len(name)) < 3 and apart < (2 if slip else len(name) + len(near))
-    return near * (fits and not re.match(r"not|non|no[\W_]", name))
+    opposite = re.match(rf"not|non|no[\W_]|(un|in|dis|anti)[\W_]*{re.escape(near)}", name)
+    return near * (fits and not opposite)
 
 # %% ../nbs/14_formats.ipynb #door0141
 def need_classes(

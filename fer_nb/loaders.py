@@ -545,13 +545,17 @@ def make_splits(
     leaked, cleaned = tied_ids(grouped, train, test) if data.clean else set(), kept.where(split="train")
     cleaned = cleaned.take(~cleaned.df.id.isin(leaked))
     _need_images(cleaned, f"{ds.name}: every training image is of a photo or a `source` of another split")
-    _need_every_class(ds, cleaned, found.issues, leaked)
+    dropped = {kind: {*found.issues.id[found.issues.kind == kind]} - leaked for kind in DROPPED}
+    _need_every_class(ds, cleaned, (dropped if data.clean is True else {}) | {"leak": leaked},
+                     "some of each class, the data without it, or, where cleaning dropped them, "
+                     "data.clean=false")
     for column in ("subject", "group"):
         _warn_of_known(ds.take(ds.df.id.isin(cleaned.df.id).to_numpy()),
                        ds.take(ds.df.id.isin({*test} - duplicates).to_numpy()), column)
     inner, held = listed_holdout(cleaned, data.held, train) if data.held else \
         holdout(cleaned, data.holdout, seed)
-    _need_every_class(ds, cleaned.take(inner), found.issues, leaked)  # a class may be held out whole
+    _need_every_class(ds, cleaned.take(inner), {f"held out by {data.held}": listed or set()},
+                     "a table that leaves some of each class to train on")
     inner, held = balanced(cleaned.take(inner), data, seed), originals_of(cleaned, held, ds.df.id)
     _need_images(held, f"{ds.name}: all images held out are copies of others (`source`); originals expected")
     return Splits(inner, cleaned.take(held), ds.where(split=["valid", "test"]), duplicates, found,
@@ -579,19 +583,17 @@ def _warn_of_known(
 
 # %% ../nbs/11_loaders.ipynb #everycls
 def _need_every_class(
-    ds: FERData,            # all splits
-    train: FERData,         # what is left to train on
-    issues: pd.DataFrame,   # of the audit
-    leaked: set[str],       # ids of training images that went as copies of images of other splits
+    ds: FERData,                    # all images
+    train: FERData,                 # what is left to train on
+    gone: Mapping[str, set[str]],   # why training images went -> their ids
+    way: str,                       # what to do about it, for the message
 ) -> None:
     "Raise `DataError` for classes that have images and none to train on: a fit would never see them."
     lost = sorted({*ds.df.label} - {*train.df.label})
     were = {*ds.df.id[(ds.df.split == "train") & ds.df.label.isin(lost)]}
-    others = issues.kind[issues.id.isin(were - leaked) & issues.kind.isin(DROPPED)].value_counts()
-    why = [f"{kind} {n}" for kind, n in {"leak": len(were & leaked), **others}.items() if n]
+    why = [f"{name} {len(were & ids)}" for name, ids in gone.items() if were & ids]
     came = f" of {len(were)}" + f" ({', '.join(why)})" * bool(why)
-    expect(not lost, ds.name or "data", f"no training images left of {some_of(map(quoted, lost))}{came}",
-           "some of each class, the data without it, or, where cleaning dropped them, data.clean=false")
+    expect(not lost, ds.name or "data", f"no training images left of {some_of(map(quoted, lost))}{came}", way)
 
 # %% ../nbs/11_loaders.ipynb #origin02
 def paper_counts(

@@ -35,7 +35,7 @@ from .compare import holm, mcnemar
 from .config import ATTACKS, PRESETS, Distillation, Fit, Preset, to_dict
 from .core import (ConfigError, DataError, Say, at_least, hash_uniform, need_apart, one_of, quiet,
                          seed_everything)
-from .data import FERData, file_of, first_split, resized
+from .data import FERData, expect, file_of, first_split, resized
 from .distill import EADD
 from .duplicates import search_of
 from .audit import audit
@@ -43,8 +43,8 @@ from .evaluate import (calibration, confusion, evaluate, faces_missed, image_bat
                              predict_logits, robust_curve)
 from .faces import FaceRefiner
 from .launch import fast_math, on_machine, pick_device, precision, rank0_folder, rank_world
-from .loaders import (Originals, Splits, as_split, balanced, folds, leak_groups, make_splits,
-                             tied_ids)
+from .loaders import (Originals, Splits, _need_every_class, as_split, balanced, folds, leak_groups,
+                             make_splits, tied_ids)
 from .metrics import ece, reliability, score_intervals, scores
 from .models import count_macs, fuse, latency_ms, load_teacher, need_size, need_weights, save
 from .plan import images_in, need_memory
@@ -114,6 +114,10 @@ def prepare(
         return originals.like(part.assign(face_status=status), size, enlarge=True, anew=True)
 
     splits.train, splits.valid, splits.test = (own(p) for p in (splits.train, splits.valid, splits.test))
+    if data.refine == "drop":
+        way = "some of each class, the data without it, or data.refine=keep"
+        _need_every_class(ds, splits.train, {"without a face": {*ds.df.id} - {*originals.ds.df.id}}, way)
+        expect(len(splits.valid), ds.name or "data", "no held-out image with a face", "data.refine=keep")
     splits.train = balanced(splits.train, data, seed)
     splits.duplicates &= set(splits.test.df.id)
     return splits

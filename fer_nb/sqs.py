@@ -251,6 +251,7 @@ class SQS(LossTerm):
     anchor in its batch: none expected in the head. Raises `ConfigError` for a setting out of range."""
 
     order, first = 11, LossTerm.first + 1  # the map is of attacked images; what it adds to is EADD's loss
+    once = True    # two would count the quads twice
     _features, _maps, _batches, _asked, _new_fit = (), (), (), None, True
     _untap = staticmethod(_nothing)
     logs = ("sqs_log",)

@@ -30,7 +30,8 @@ from .duplicates import search_of
 from .evaluate import confusion, evaluate, predict_logits
 from .experiment import (HELD_OUT, NOT_SHARES, cell_name, grid, need_unrefined, paired_differences,
                                reported, study, with_options)
-from .loaders import ReplayLoader, Splits, holdout, originals_of, tied_ids
+from .loaders import (ReplayLoader, Splits, _need_every_class, _warn_of_known, holdout, originals_of,
+                             tied_ids)
 from .models import (SQSNET, SQSNET_TABLE3, TEACHERS, SQSNet, SQSNetConfig, count_macs, create_teacher,
                            imagenet_name, latency_ms, load_teacher, need_weights, save_sqsnet)
 from .pipeline import cache_logits, fit_student
@@ -118,6 +119,10 @@ def sqs_parts(
     duplicates = tied_ids(grouped, test.df.id, everything.df.id)
     valid = valid.take(~valid.df.id.isin(tied_ids(grouped, valid.df.id, test.df.id)).to_numpy())
     valid = valid.take(originals_of(valid, np.arange(len(valid)), ds.df.id))
+    _need_every_class(ds, train, {}, "some of each class, or the data without it")
+    known = ds.where(split=["train"]), ds.take(ds.df.id.isin({*test.df.id} - duplicates).to_numpy())
+    for column in ("subject", "group"):
+        _warn_of_known(*known, column)
     return _SQSParts(train, valid, test, duplicates, found, everything if protocol == "rafdb" else None)
 
 # %% ../nbs/45_sqs_studies.ipynb #5d53e6fc

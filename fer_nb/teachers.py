@@ -189,11 +189,12 @@ def _half(
     loader: ReplayLoader,  # of whose images they are
     where: str,            # stands before the message
 ) -> np.ndarray:           # float16 (N, C)
-    """Logits as they are cached: less the largest of each image, which no softmax notices, so that the digits
-    are where the probabilities are. Raises `DataError` that names the first image whose logits do not fit
-    into 16 bits."""
+    """Logits as they are cached. Where the largest of an image is beyond 32, at which 16 bits have steps of
+    1/32, it is subtracted, which no softmax notices. Raises `DataError` that names the first image whose
+    logits do not fit into 16 bits."""
     whole = torch.as_tensor(logits).double()
-    table = (whole - whole.amax(-1, keepdim=True)).half().numpy()
+    largest = whole.amax(-1, keepdim=True)
+    table = torch.where(largest.abs() > 32, whole - largest, whole).half().numpy()
     if len(wrong := np.flatnonzero(~np.isfinite(table).all(1))):
         image = loader.ds.df.id.iloc[_positions(loader)[wrong[0]]]
         raise DataError(f"{where}: the logits for image {image!r} are not finite in 16 bits ({len(wrong)} of "

@@ -235,7 +235,8 @@ class FitCallback(Callback):
 
     def _begin(self) -> None:
         "A fit begins: look for a second one, and be told of evaluations inside the fit and of its end."
-        name, n = type(self).__name__, sum(type(cb) is type(self) for cb in self.learn.cbs)
+        kind = next(c for c in type(self).__mro__ if "once" in vars(c))   # one made from EADD is an EADD
+        name, n = kind.__name__, sum(isinstance(cb, kind) for cb in self.learn.cbs)
         if self.once and n > 1:
             raise ConfigError(f"{n} callbacks {name} in this learner, each of which would count what the "
                               f"other does; one expected{self.instead}; learn.remove_cb({name}) takes "
@@ -275,8 +276,6 @@ class LossTerm(FitCallback):
     logs = ()            # attributes of `self` or `learn` that a search for a learning rate leaves alone
     before_search = None # what they were; None: there is no search
     outside = True       # to remove what a fit that crashed has left
-    once = True          # two would weigh twice, or attack what the other has attacked
-    instead = " (EADD takes a list of teachers, AdversarialTraining a tuple of attacks)"
 
     def __call__(
         self,

@@ -30,7 +30,7 @@ from fer_nb.models import HyFER, HyFERConfig
 from fer_nb.sqs import SQS
 from fer_nb.synth import make_faces
 from fer_nb.teachers import teacher_logits
-from fer_nb.terms import in_fit, mixer
+from fer_nb.terms import LossTerm, in_fit, mixer
 from fer_nb.train import (EMA, SAM, Accumulate, Amp, CheckInputRange, FreezeBody, KeepBest, Mix, Progress, ResumableLearner, StopOnNaN, TrainingError, fit_model,
                           layer_groups, read_checkpoint)
 
@@ -585,6 +585,19 @@ def test_two_of_a_kind_are_refused(faces, name):
     for cbs, more in (([cb, cb], {}), ([cb], {"cbs": cb}), ([cb, TWICE[name]()], {})):
         with pytest.raises(ConfigError, match=f"2 callbacks {name} in this learner"):
             fitted_quietly(plain_learner(faces, cbs), **more)
+
+
+def test_one_made_from_another_is_of_its_kind_and_terms_of_ones_own_are_not(faces):
+    class Mine(EMA):
+        pass
+
+    class Term(LossTerm):
+        def after_loss(self):
+            self.learn.loss_grad = self.learn.loss_grad + 0 * self.learn.pred.float().mean()
+
+    with pytest.raises(ConfigError, match="2 callbacks EMA in this learner"):
+        fitted_quietly(plain_learner(faces, [EMA(.9), Mine(.9)]))
+    fitted_quietly(plain_learner(faces, [Term(), Term()]))
 
 
 def test_two_of_a_kind_are_refused_by_fit_model(faces):

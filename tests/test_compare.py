@@ -222,3 +222,12 @@ def test_seeds_on_one_fold_are_seeds():
     table = compare(a, b)
     assert table.over.tolist() == ["seeds"] and table.test.tolist() == ["paired t"]
     assert set(compare(*(pd.concat([t, t.assign(fold=1)]) for t in (a, b))).over) == {"folds"}
+
+
+def test_rows_cut_from_different_places_are_not_paired():
+    right = pd.Series(np.random.default_rng(0).random(400) < .7)
+    with pytest.raises(ConfigError, match="two tables"):
+        mcnemar(right[100:200], right[200:300])
+    with pytest.raises(ConfigError, match="two tables"):
+        paired_t(pd.Series([.6, .7, .8], [1, 2, 3]), pd.Series([.6, .7, .9], [4, 5, 6]))
+    assert mcnemar(right[100:200], right[100:200][::-1])[0] == 1

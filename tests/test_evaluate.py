@@ -710,6 +710,19 @@ def test_a_table_of_logits_goes_by_its_ids():
             evaluate(odd, ds)
 
 
+def test_ids_that_were_read_as_numbers_are_ids():
+    """`pandas.read_csv` makes numbers of them; a table that is called by ids and has none of these is refused, whatever its order."""
+    ds = faces()
+    ds = ds.assign(id=[str(i) for i in np.random.default_rng(3).permutation(1000)[:60]])
+    table = pd.DataFrame(3.0 * np.eye(7)[ds.targets()], index=ds.df.id.astype(int), columns=ds.labels).sort_index()
+    for given in (table, table.rename_axis(None), table.reset_index(names="id"), table.sample(frac=1, random_state=0)):
+        assert evaluate(given, ds).query("metric == 'accuracy'").value.eq(1).all()
+    for odd in (table.set_axis(pd.Index(range(2000, 2060), name="id")), table.set_axis(pd.RangeIndex(60, name="id"))):
+        if not {*odd.index.astype(str)} & {*ds.df.id}:
+            with pytest.raises(DataError, match="a table of logits with the index"):
+                evaluate(odd, ds)
+
+
 def test_groups_go_by_their_index():
     ds = faces()
     z = np.random.default_rng(0).normal(size=(60, 7))

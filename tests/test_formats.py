@@ -292,6 +292,13 @@ def test_copies_of_folders_and_opposites_get_no_wrong_hint(tmp_path):
                      "angry_medium": "", "proud": "'prouds'", "prouds": "'proud'"}
 
 
+@pytest.mark.parametrize("name", ["unsurprised", "unafraid", "un_happy", "disangry", "not_sad"])
+def test_an_opposite_is_no_slip(name):
+    from fer_nb.formats import _near
+    assert _near(name, ["happy", "sad", "angry", "surprise", "surprised", "afraid", "fear"]) == ""
+    assert _near("surprize", ["surprise", "sad"]) == "surprise"
+
+
 def test_a_label_that_no_image_has_is_told(tmp_path):
     faces(tmp_path, "happy/1.png", "sad/2.png")
     ds, said = got(tmp_path, labels="happy,sad,fear")

@@ -797,6 +797,16 @@ def test_a_class_that_cleaning_takes_from_all_folds_is_refused():
     assert len(pipeline.fold_parts(ds, replace(preset, data=replace(preset.data, clean=False)))) == 3
 
 
+def test_a_class_without_faces_is_refused_where_these_are_dropped(monkeypatch):
+    """Cleaning leaves it, the finder drops its training images: it would be reported and never learnt."""
+    ds = make_faces(300, seed=5, defects=None)[0].where(label=[e for e in EMOTIONS if e != "disgust"])
+    gone = ((ds.df.label == "fear") & (ds.df.split == "train")).to_numpy()
+    monkeypatch.setattr(pipeline, "refined", lambda ds, *a, **k: ds.take(~gone).assign(face_status="ok"))
+    preset = replace(QUICK, data=Data(near_duplicates=False, refine="drop"))
+    with pytest.raises(DataError, match=rf"no training images left of fear of {gone.sum()} \(without a face {gone.sum()}\).*refine=keep"):
+        pipeline.prepare(ds, preset)
+
+
 def test_folds_of_two_generations_can_be_run(monkeypatch, tmp_path):
     seen, both = [], replace(QUICK, data=replace(QUICK.data, folds=2))
     monkeypatch.setattr(pipeline, "run", lambda ds, preset, *_, **__: seen.append(preset) or (_ for _ in ()).throw(InterruptedError))
