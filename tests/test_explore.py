@@ -54,7 +54,7 @@ def some(n, label="happy", **columns):
 def test_table_by_hand(faces, logits, report):
     table = prediction_table(faces, logits, report)
     for k in (0, 7, len(faces) - 1):
-        p = np.exp(logits[k].astype(np.float32).astype(float))
+        p = np.exp(logits[k].astype(float))
         p /= p.sum()
         row, y = table.loc[k], EMOTIONS.index(faces.df.label[k])
         assert (row.predicted, row.right, row.true) == (EMOTIONS[p.argmax()], p.argmax() == y, EMOTIONS[y])
