@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import fer_nb
-from fer_nb.cli import VERBS, main, need_inputs, need_layout, parser
+from fer_nb.cli import VERBS, _in_parts, main, need_inputs, need_layout, parser
 from fer_nb.core import EMOTIONS, ConfigError, DataError, canonical_label, file_sha256
 from fer_nb.store import read_record
 from fer_nb.synth import make_faces
@@ -1182,11 +1182,22 @@ def test_a_fold_s_network_is_not_measured_on_the_data_s_own_test_split(tmp_path,
     test = (ds.df.split == "test").to_numpy()
     for name in (str(run), str(run / "student.safetensors")):
         with pytest.raises(DataError, match=f"held out, {(test & (went != 'reported')).sum()} of the {test.sum()} images of split test .*--parts"):
-            cli._in_parts(ds, None, ["accurate", name])
-        assert cli._in_parts(ds, run / "parts.csv", [name]).df.split.tolist() == table.split.tolist()
-        assert cli._in_parts(ds, None, [name], "train") is ds
+            _in_parts(ds, None, ["accurate", name])
+        assert _in_parts(ds, run / "parts.csv", [name]).df.split.tolist() == table.split.tolist()
+        assert _in_parts(ds, None, [name], "train") is ds
     table.assign(part=np.where(test, "reported", "trained on"), split=ds.df.split).to_csv(run / "parts.csv", index=False)
-    assert cli._in_parts(ds, None, [str(run)]) is ds                      # a run that kept the data's splits
+    assert _in_parts(ds, None, [str(run)]) is ds                      # a run that kept the data's splits
+
+
+def test_a_list_of_other_images_that_are_numbered_alike_says_nothing(tmp_path):
+    """Rows of two tables of pixels have the same ids; whose list it is, their labels tell."""
+    ds = make_faces(60, seed=0, defects=None)[0]
+    parts = ds.df[["id", "label"]].assign(split="train", part="trained on")
+    parts.to_csv(tmp_path / "parts.csv", index=False)
+    with pytest.raises(DataError, match="this run was trained on, or held out"):
+        _in_parts(ds, None, [str(tmp_path)])
+    others = ds.df.label.where(np.arange(60) % 2 == 0, np.roll(ds.df.label, 1))
+    assert _in_parts(ds.assign(label=others), None, [str(tmp_path)]).df.equals(ds.assign(label=others).df)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
