@@ -87,7 +87,7 @@ def _measured(
 
 # %% ../nbs/30_train.ipynb #keepbest1
 class KeepBest(FitCallback):
-    "Keep a copy of the best epoch's weights, by validation accuracy, then loss; load it when the fit ends or fails."
+    "Keep the best epoch's weights, by validation accuracy, then loss; load them when the fit ends or fails."
 
     order, state = 60, None
 
