@@ -323,8 +323,8 @@ def _check_step(
            ConfigError)
     if kind in ("text", "tiled", "meme", "stamp", "caption", "title"):
         font, _, words = str(option).partition(":")
-        expect(words.strip(" /\n"), kind, f"no words in {option!r}", f"font:words, as in \":{font}\",",
-               ConfigError)
+        expect(words.strip(" /\n"), kind, f"no words in {option!r}",
+               f"font:words, as in \":{font or 'words'}\",", ConfigError)
         one_of("font", font, ("", "serif", "mono"))
     if kind in ("frame", "card", "bar", "mask", "patch") and isinstance(option, str):   # not (r, g, b)
         try:

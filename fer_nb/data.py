@@ -414,8 +414,9 @@ def _in_order(
 ) -> pd.Series | pd.DataFrame:           # in the order of `ids`; with the default index of any length
     """A pandas object by the names in its index: by `ids`, each of which it has once, as texts or as the
     numbers that a CSV makes of them; else by row numbers from 0, in whatever order; else in its order, if the
-    index is the default one or `cut` from a longer table, with whole numbers that rise and none of `ids`. Any
-    other index is refused, and any that is called "id" and has none of them."""
+    index is the default one or `cut` from a longer table, with whole numbers that rise, and none of them is
+    in `ids` or these are row numbers. Any other index is refused, and any that is called "id" and has none of
+    them."""
     index, ids = values.index, pd.Index(ids)
     called, default = index.name == "id", index.equals(pd.RangeIndex(len(index)))
     if (called or not default) and ids.isin(texts := index.astype(str)).any():
@@ -428,7 +429,8 @@ def _in_order(
         return values
     if fits and numbers and not names and index.isin(range(len(ids))).all():
         return values.sort_index()
-    if fits and cut and not called and numbers and index.is_monotonic_increasing and not named.any():
+    plain = not named.any() or ids.equals(pd.RangeIndex(len(ids)))   # no names that rows cut could mean
+    if fits and cut and plain and not called and numbers and index.is_monotonic_increasing:
         return values
     lost = f", none for {some_of(map(quoted, ids[~named]), 3)}" if named.any() else ""
     expect(False, at, f"{what} with the index {some_of(map(quoted, index), 2)}{lost}",

@@ -514,12 +514,12 @@ class Splits:
     train: FERData        # training images, cleaned and balanced
     valid: FERData        # training images, cleaned, that are held out to choose epochs by
     test: FERData         # validation and test images as they came
-    duplicates: set[str]  # ids of `test` of whose photo or `source` the training split, as it came, has more
+    duplicates: set[str]  # ids of `test`: of a photo or `source` of the training split as it came, or told
     audit: Audit          # of the data, with a test part cut off where they came without a split
     came: FERData | None = field(default=None, kw_only=True)  # before a test part was cut off; None: audited
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
     listed: frozenset[str] | None = field(default=None, kw_only=True)  # ids in the table of `Data.held`
-    told: set[str] = field(default_factory=set, kw_only=True)  # of `duplicates`, those its fit has seen
+    told: set[str] = field(default_factory=set, kw_only=True)  # those known to the fit of `Data.held`
 
 
 def make_splits(

@@ -398,7 +398,8 @@ def agreement(
 ) -> dict[str, np.ndarray]:    # (N,) each; NaN where it is not counted
     """What the voters say of a network's answers, of the labels and of each other. Raises `ConfigError` for
     votes of another shape, `LabelError` for labels that had no votes."""
-    votes, n = _wide(votes), np.arange(len(y))
+    votes, n = _wide(beside(votes, y, "votes")), np.arange(len(y))
+    y = np.asarray(y)
     if votes.shape != (len(y), len(VOTE_COLUMNS)):
         raise ConfigError(f"votes {votes.shape}; {(len(y), len(VOTE_COLUMNS))} expected for {len(y)} images")
     own = np.array(vote_places(labels))

@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from fer_nb.compare import paired_bootstrap
 from fer_nb.core import EMOTIONS, LABEL_ORDERS, ConfigError, FERError, LabelError
-from fer_nb.metrics import (MEASURES, bootstrap_scores, ece, fit_temperature, headline, headline_text, mean_intervals, percentile_interval,
+from fer_nb.metrics import (MEASURES, agreement, bootstrap_scores, ece, fit_temperature, headline, headline_text, mean_intervals, percentile_interval,
                             reliability, resample_counts, score_intervals, scores, share_interval)
 
 def proportion(k, n):
@@ -383,3 +383,17 @@ def test_the_headline_goes_by_the_index_of_what_is_leaked():
     pd.testing.assert_frame_equal(headline(pd.DataFrame(z, names), y, labels, mirror, named, times=20), expected)
     with pytest.raises(ConfigError, match="leaked with the index"):
         headline(z, y, labels, leaked=named, times=20)
+    for first in (0, 20, 60, 1000):   # rows cut from a longer table, beside arrays: in their order, wherever they stood
+        rows = leak.set_axis(range(first, first + 60))
+        pd.testing.assert_frame_equal(headline(z, y, labels, z + 1, rows, times=20), expected)
+    with pytest.raises(ConfigError, match="leaked with the index"):   # of other rows than the labels are
+        headline(z, pd.Series(y, range(20, 80)), labels, leaked=leak.set_axis(range(40, 100)), times=20)
+
+
+def test_voters_and_labels_go_together_by_their_index():
+    rng, ids = np.random.default_rng(0), [f"i{k}" for k in range(40)]
+    votes, y, answers = rng.integers(0, 4, (40, 10)), rng.integers(0, 7, 40), rng.integers(0, 7, 40)
+    expected = agreement(votes, answers, y, EMOTIONS)
+    shuffled = pd.DataFrame(votes, ids).sample(frac=1, random_state=0)
+    for name, values in agreement(shuffled, answers, pd.Series(y, ids), EMOTIONS).items():
+        np.testing.assert_array_equal(values, expected[name])
