@@ -55,6 +55,12 @@ def threads() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def disk() -> None:
+    "No test cuts the power, so none waits for the disk: thousands of times, up to a tenth of a second each. Other processes do."
+    os.fsync = lambda fd: None
+
+
 @pytest.fixture(scope="session")
 def faces() -> object:
     "Two hundred drawn faces without defects, in three splits; a test that changes them works on its own."
