@@ -360,7 +360,10 @@ def test_the_first_stays_where_nothing_is_overwritten(tmp_path):
     ("student.network=/srv/me/a.safetensors", "student.network=a.safetensors"), ("--set=student.network=/srv/me/a b.pt", "--set=student.network=a b.pt"),
     ('teachers=[{"network": "/srv/me/a.safetensors"}, {"network": "/x/b.pt"}]', 'teachers=[{"network": "a.safetensors"}, {"network": "b.pt"}]'),
     ("there/mine.csv", "mine.csv"), ("--data=there/mine.csv", "--data=mine.csv"), ("C:\\Users\\me\\x.csv", "x.csv"), ("--out=C:/me/x", "--out=x"),
-    ("student.lr=1/2", "student.lr=1/2"), ("runs/new", "runs/new"), ("--quiet", "--quiet"), ("", ""), ("--out=", "--out="), ("/", "/")])
+    ("student.lr=1/2", "student.lr=1/2"), ("runs/new", "runs/new"), ("--quiet", "--quiet"), ("", ""), ("--out=", "--out="), ("/", "/"),
+    ("--models=a=/srv/me/a.onnx,b=/srv/me/b.pt,hyfer", "--models=a=a.onnx,b=b.pt,hyfer"), ("a=/srv/a.pt,there/mine.csv,fer", "a=a.pt,mine.csv,fer"),
+    ("/srv/me/a.pt,m:f,~/b.pt", "a.pt,m:f,b.pt"), ("/srv/x,y/a,b.csv", "a,b.csv"), ("--arm=a,/srv/me/b.csv", "--arm=a,b.csv"),
+    ("student.augment.scale=[0.7, 1.35]", "student.augment.scale=[0.7, 1.35]")])
 def test_a_command_is_shown_without_the_folders_of_the_machine(tmp_path, monkeypatch, given, shown):
     (tmp_path / "there").mkdir()
     (tmp_path / "there/mine.csv").touch()
