@@ -2056,7 +2056,7 @@ def _from_files(
         *above, last = p.relative_to(root).parts[:-1] or [""]
         if outer := [part for part in above if canonical_label(part) in (labels or EIGHT)]:
             raise DataError(f"{p}: lies in {last!r} inside {outer[-1]!r}, which names a class itself; "
-                            "images right inside their class folders expected")
+                            "images right inside their class folders expected (or --label-pattern)")
     if labels is None:
         labels = emotions_first(found)
     for p, label in zip(files, found):
@@ -2501,8 +2501,8 @@ def read_kdef(
     broken: str = "drop",                  # of `BROKEN`, or "keep": blank, undecodable, or of odd size
     strict: bool = False,                  # raise, not warn, for foreign file names and unpublished counts
 ) -> FERData:                              # image files; series, sex, angle, subject ("F01": in both), broken
-    """Read KDEF, both series; the split is that of the folders above an image, else train. Raises `DataError`,
-    and `ImageError` for broken images with `broken="error"`."""
+    """Read KDEF, both series; the split is that of the folders above, else train. Raises `DataError`, and
+    `ImageError` for broken images with `broken="error"`."""
     wanted = KDEF_ANGLES if angles == "all" else (angles,) if isinstance(angles, str) else tuple(angles)
     for angle in wanted or [angles]:
         one_of("angles", angle, (*KDEF_ANGLES, "all"))

@@ -554,7 +554,8 @@ def _find_image(
     found = [f for f in found if f not in others]
     stem = re.sub(r"\.\w+$", "", own := file.rpartition("/")[2])
     spelt = {way(unicodedata.normalize(form, base) + end) for base in (own, stem) for form in ("NFC", "NFD")
-             for end in ("", *IMAGE_ENDINGS) for way in (str, str.lower, str.upper)} if not found + others else ()
+             for end in ("", *IMAGE_ENDINGS) for way in (str, str.lower, str.upper)
+             } if not found + others else ()
     like = [f for name in sorted(spelt) for f in places.get(name, [])][:1]
     expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
             f"below {folder}" + "".join(f", but {quoted(f)}, spelt otherwise" for f in like)
@@ -1209,7 +1210,7 @@ def _no_list(
     for f in files[:1]:
         row = _first_row(tree.root / f) if ending_of(f) in kinds[:2] else []
         about = f" (its first row is {quoted(', '.join(row))})" if row else ""
-        return f"; {quoted(f)}{about} is no list that is known, such as a CSV with the columns image and label"
+        return f"; {quoted(f)}{about} is no list that is known, such as a CSV with columns image and label"
     return ""
 
 
@@ -1220,7 +1221,7 @@ def need_classes(
     where: str | Path,     # the dataset
     tree: Tree | None = None,  # of it, where its folders were taken for classes
 ) -> None:
-    "Refuse classes that are certainly none. Raises `LabelError`, which names a table that was not understood."
+    "Refuse classes that are certainly none. Raises `LabelError`, which names a table that is not understood."
     classes = sorted(set(found))
     shown = some_of((repr(quoted(c, 40)) for c in classes), 6)
     splits = [c for c in classes if split_named(c)]
