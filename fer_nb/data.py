@@ -2955,7 +2955,7 @@ def read_folder(
         left.rows += [(p.relative_to(root).as_posix(), "", "in none of the split folders") for p in bare]
         files, splits = ([x for x, split in zip(xs, splits) if split] for xs in (files, splits))
     dropped = left.table(len(files) + len(left.rows), root)
-    ds = _from_files(files, root, [split or "train" for split in splits], labels, root.name)[0]
+    ds = _from_files(files, root, [split or "train" for split in splits], labels, root.resolve().name)[0]
     return ds.replace(dropped=dropped)
 
 # %% ../nbs/04_data.ipynb #door0201

@@ -298,7 +298,7 @@ def read_names(
             rows.append(groups | {"id": i, "found": _found(m), "split": split or "train"})
     columns = dict.fromkeys(["id", "found", "split", *(rows[0] if rows else ())])
     df = pd.DataFrame(rows, columns=list(columns))
-    return _by_found(df, [root / i for i in df.id], name or root.name, left, root)
+    return _by_found(df, [root / i for i in df.id], name or root.resolve().name, left, root)
 
 
 def pattern_of(
@@ -582,7 +582,7 @@ def read_yolo(
             images.append(crop)
             others += [(f"{i}#{k}", rows[-1][2], "faces_beside_the_first") for k, _ in enumerate(more, 2)]
     df = pd.DataFrame(rows, columns=["id", "found", "split"])
-    ds, found = _by_found(df, images, root.name, left, root)
+    ds, found = _by_found(df, images, root.resolve().name, left, root)
     beside = pd.DataFrame(others, columns=ds.dropped.columns, dtype=str)
     return ds.replace(dropped=pd.concat([ds.dropped, beside], ignore_index=True)), found
 
@@ -679,7 +679,7 @@ def read_parquet(
     same = len({im.shape[:2] for im in images}) == 1
     expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
     df = _table_of(rows)
-    return _by_found(df, stacked(images, df.id), home.name, left, paths[0])
+    return _by_found(df, stacked(images, df.id), home.resolve().name, left, paths[0])
 
 
 def _decoded(data: object, at: str) -> np.ndarray:

@@ -1432,3 +1432,16 @@ def test_a_hint_that_could_be_two_emotions_is_none_and_none_is_a_class(tmp_path)
     faces(tmp_path / "more", "none/0.png", "sad/1.png")
     refused(LabelError, "--labels none=none,", read=lambda: read(tmp_path / "more"))
     assert got(tmp_path / "more", labels="none=none")[0].labels == ("sad", "none")
+
+
+def test_a_data_set_that_is_read_from_inside_has_its_folders_name(tmp_path, monkeypatch):
+    faces(tmp_path / "own", *(f"{s}/images/{k}.png" for s in ("train", "test") for k in range(2)))
+    for s in ("train", "test"):
+        for k in range(2):
+            write(tmp_path / f"own/{s}/labels/{k}.txt", f"{k} 0.5 0.5 0.5 0.5")
+    faces(tmp_path / "named", "0_sad.png", "1_happy.png")
+    faces(tmp_path / "classes", "sad/0.png", "happy/1.png")
+    for name, how in (("own", {"labels": "sad,happy"}), ("named", {"label_pattern": r"_(\w+)\.png"}), ("classes", {})):
+        monkeypatch.chdir(tmp_path / name)
+        assert read(".", **how).name == name
+    assert read_folder(".").name == "classes"
