@@ -2056,7 +2056,7 @@ def _from_files(
         *above, last = p.relative_to(root).parts[:-1] or [""]
         if outer := [part for part in above if canonical_label(part) in (labels or EIGHT)]:
             raise DataError(f"{p}: lies in {last!r} inside {outer[-1]!r}, which names a class itself; "
-                            "images right inside their class folders expected")
+                            "images right inside their class folders expected (or --label-pattern)")
     if labels is None:
         labels = emotions_first(found)
     for p, label in zip(files, found):
@@ -2501,7 +2501,8 @@ def read_kdef(
     broken: str = "drop",                  # of `BROKEN`, or "keep": blank, undecodable, or of odd size
     strict: bool = False,                  # raise, not warn, for foreign file names and unpublished counts
 ) -> FERData:                              # image files; series, sex, angle, subject ("F01": in both), broken
-    "Read KDEF, both series. Raises `DataError`, and `ImageError` for broken images with `broken=\"error\"`."
+    """Read KDEF, both series; the split is that of the folders above, else train. Raises `DataError`, and
+    `ImageError` for broken images with `broken="error"`."""
     wanted = KDEF_ANGLES if angles == "all" else (angles,) if isinstance(angles, str) else tuple(angles)
     for angle in wanted or [angles]:
         one_of("angles", angle, (*KDEF_ANGLES, "all"))
@@ -2513,7 +2514,8 @@ def read_kdef(
                        + some_of(odd.id + " (" + odd.why + ")"), strict)
     files = {i: p for i, p in files.items() if i[6:] in wanted}
     expect(files, root, f"no KDEF image of the angles {', '.join(wanted)}", "names such as AF01ANS.JPG")
-    df = pd.DataFrame([(i, _KDEF_EMOTIONS[i[4:6]], "train", i[0], i[1], i[6:], i[1:4]) for i in files],
+    splits = {i: split_of_path(p.relative_to(root).as_posix(), p) or "train" for i, p in files.items()}
+    df = pd.DataFrame([(i, _KDEF_EMOTIONS[i[4:6]], splits[i], i[0], i[1], i[6:], i[1:4]) for i in files],
                       columns=["id", "label", "split", "series", "sex", "angle", "subject"])
     df["broken"] = _broken(list(files.values()))
     if (bad := df[df.broken != ""]).size:
@@ -2953,7 +2955,7 @@ def read_folder(
         left.rows += [(p.relative_to(root).as_posix(), "", "in none of the split folders") for p in bare]
         files, splits = ([x for x, split in zip(xs, splits) if split] for xs in (files, splits))
     dropped = left.table(len(files) + len(left.rows), root)
-    ds = _from_files(files, root, [split or "train" for split in splits], labels, root.name)[0]
+    ds = _from_files(files, root, [split or "train" for split in splits], labels, root.resolve().name)[0]
     return ds.replace(dropped=dropped)
 
 # %% ../nbs/04_data.ipynb #door0201

@@ -64,8 +64,9 @@ FORMATS: dict[str, Format] = {}
 
 # %% ../nbs/14_formats.ipynb #door0023
 _IMAGE_KEYS = ("image", "path", "file", "filename", "imagepath", "filepath", "imagename", "imagefile", "img",
-               "imgpath", "name", "picture", "photo", "subdirectoryfilepath")
-_LABEL_KEYS = ("label", "emotion", "class", "expression", "category", "labels", "emotions", "target")
+               "imgpath", "name", "picture", "photo", "subdirectoryfilepath", "imgname", "imagefilename")
+_LABEL_KEYS = ("label", "emotion", "class", "expression", "category", "labels", "emotions", "target",
+               "classname", "labelname", "emotionlabel", "emotionname", "expressionlabel", "facialexpression")
 
 
 @patch
@@ -233,8 +234,10 @@ def relabelled(
                    for c in classes}
         _say_merged({c: m for c, m in meaning.items() if _class_key(c) not in names}, where)
         bare = [c for c in classes if _class_key(c) not in names and _NO_NAME.fullmatch(c.strip())]
-        expect(not bare, where, f"classes {some_of(map(quoted, bare))} beside names", "names alone, or pairs "
-                f"such as --labels {bare[:1] and quoted(bare[0], 20)}=happy,", LabelError)
+        some = "".join(quoted(b, 20) for b in bare[:1])
+        own = some if some.lower() == "none" else "happy"   # AffectNet has a class of that name
+        expect(not bare, where, f"classes {some_of(map(quoted, bare))} beside names", "names alone (an image "
+                f"without a label is none), or pairs such as --labels {some}={own},", LabelError)
     spare = [o for o in order if o not in meaning.values() and canonical_label(o) in {*order} - {o}]
     expect(not spare, "labels", f"{some_of(map(quoted, spare))} beside another name of it, and no such class",
            "each label once", ConfigError)
@@ -295,7 +298,7 @@ def read_names(
             rows.append(groups | {"id": i, "found": _found(m), "split": split or "train"})
     columns = dict.fromkeys(["id", "found", "split", *(rows[0] if rows else ())])
     df = pd.DataFrame(rows, columns=list(columns))
-    return _by_found(df, [root / i for i in df.id], name or root.name, left, root)
+    return _by_found(df, [root / i for i in df.id], name or root.resolve().name, left, root)
 
 
 def pattern_of(
@@ -438,7 +441,8 @@ def read_list(
     root: str | Path | None = None,            # its folder; None: the one that holds all the lists
 ) -> tuple[FERData, list[str]]:                # the class of each image as it was found
     """Read lists of images: CSV, TSV, JSONL or words on a line, with a header or none, packed or not. Paths
-    are relative to the list; a bare name may lie anywhere below it if it does so once. The split is that of
+    are relative to the list, or absolute, or begin with its folder's name; a bare name may lie anywhere below
+    it if it does so once, in the folders of its split where there are such. The split is that of
     the column, else of the list's name (train_labels.csv), else of the folders above the image, else of the
     dataset's folder (test/metadata.csv), else train."""
     paths, home = _lists_and_home(paths)
@@ -448,15 +452,19 @@ def read_list(
         own, places, ties = split_of_name(path.stem), {}, []
         to_id, to_root = (_prefix(path.parent, above) for above in (home, root))
         records = ending_of(path.name) in (".jsonl", ".ndjson", ".parquet")
+        homes = [way(path.parent).replace(os.sep, "/") + "/" for way in (os.path.abspath, os.path.realpath)]
         for at, row in _western_rows((_record_rows if records else _text_rows)(path), "image"):
             with left.item(row.get("image", at.rpartition(", ")[2]), own):
                 expect("odd" not in row, at, row.get("odd", ""), "one a column")
                 expect(row.get("image") and row.get("label"), at, "no image or no label", "both")
-                file = PurePosixPath(path_inside(row["image"].replace("\\", "/"), at)).as_posix()  # im//3.png
-                places = places or _names_below(path.parent)
-                found = _find_image(file, path.parent, places, at)
-                split = split_of_row(row, at) or own or \
-                    split_of_path(to_root + found, f"{at}: {quoted(found)}") or outer
+                file = path_inside(_below(row["image"].replace("\\", "/"), path.parent, homes), at)
+                file = PurePosixPath(file).as_posix()   # im//3.png
+                if not places:
+                    places = _names_below(path.parent)
+                    apart = _split_folders(places)
+                split = split_of_row(row, at) or own
+                found = _find_image(file, path.parent, places, at, split * (split in apart))
+                split = split or split_of_path(to_root + found, f"{at}: {quoted(found)}") or outer
                 i = to_id + found
                 again = seen.setdefault(i, (at, row["label"]))
                 expect(again[0] == at, at, f"{quoted(file)} again, {quoted(row['label'])}",
@@ -507,19 +515,51 @@ def _names_below(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _find_image(file: str, folder: Path, places: dict[str, list[str]], at: str) -> str:
-    "The path of a listed image below the list's folder."
+def _split_folders(
+    places: dict[str, list[str]],  # see `_names_below`
+) -> set[str]:                     # splits that have folders of their own
+    "The splits that the folders of images name."
+    folders = {f.rpartition("/")[0] for files in places.values() for f in files}
+    return {split_named(part) for folder in folders for part in folder.split("/")} - {""}
+
+
+def _below(
+    name: str,             # of an image, in a list
+    folder: Path,          # of the list
+    homes: Sequence[str],  # the same, absolute, with a slash at the end: as it is called, and without links
+) -> str:                  # the name, or relative to the folder
+    "A path that leads into the list's folder from above: absolute, or with the names of folders above it."
+    if inside := [name[len(home):] for home in homes if name.startswith(home)]:
+        return inside[0]
+    cuts = [k for k, c in enumerate(name) if c == "/" and any(h.endswith(f"/{name[:k + 1]}") for h in homes)]
+    found = [name[k + 1:] for k in cuts if os.path.isfile(folder / name[k + 1:])]
+    return found[0] if found and not os.path.isfile(folder / name) else name
+
+
+def _find_image(
+    file: str,                     # as the list names it
+    folder: Path,                  # of the list
+    places: dict[str, list[str]],  # see `_names_below`
+    at: str,                       # file and row, for the message
+    split: str = "",               # of the image, where this split has folders of its own
+) -> str:                          # relative to the folder
+    "The path of a listed image below the list's folder. Raises `DataError` where it is not there once."
     for name in dict.fromkeys((file, _western(file))):
         if os.path.isfile(folder / name):  # False also for a name that no file can have
             return name
     found = [f for name in dict.fromkeys((file, _western(file)))
              for f in places.get(name.rpartition("/")[2], []) if f"/{f}".endswith(f"/{name}")]
+    others = [f for f in found if split and
+              {*map(split_named, f.split("/")[:-1 - file.count("/")])} - {"", split}]
+    found = [f for f in found if f not in others]
     stem = re.sub(r"\.\w+$", "", own := file.rpartition("/")[2])
     spelt = {way(unicodedata.normalize(form, base) + end) for base in (own, stem) for form in ("NFC", "NFD")
-             for end in ("", *IMAGE_ENDINGS) for way in (str, str.lower, str.upper)} if not found else ()
+             for end in ("", *IMAGE_ENDINGS) for way in (str, str.lower, str.upper)
+             } if not found + others else ()
     like = [f for name in sorted(spelt) for f in places.get(name, [])][:1]
     expect(len(found) == 1, at, f"{quoted(file)}: {len(found) or 'no'} such image{'s' * (len(found) > 1)} "
-            f"below {folder}" + "".join(f", but {quoted(f)}, spelt otherwise" for f in like), "one")
+            f"below {folder}" + "".join(f", but {quoted(f)}, spelt otherwise" for f in like)
+            + f" in the folders of {split}, but {some_of(map(quoted, others), 2)}" * (others != []), "one")
     return found[0]
 
 # %% ../nbs/14_formats.ipynb #door0115
@@ -542,7 +582,7 @@ def read_yolo(
             images.append(crop)
             others += [(f"{i}#{k}", rows[-1][2], "faces_beside_the_first") for k, _ in enumerate(more, 2)]
     df = pd.DataFrame(rows, columns=["id", "found", "split"])
-    ds, found = _by_found(df, images, root.name, left, root)
+    ds, found = _by_found(df, images, root.resolve().name, left, root)
     beside = pd.DataFrame(others, columns=ds.dropped.columns, dtype=str)
     return ds.replace(dropped=pd.concat([ds.dropped, beside], ignore_index=True)), found
 
@@ -639,7 +679,7 @@ def read_parquet(
     same = len({im.shape[:2] for im in images}) == 1
     expect(same or not images, paths[0], "images of several sizes", "one size, or image files,")
     df = _table_of(rows)
-    return _by_found(df, stacked(images, df.id), home.name, left, paths[0])
+    return _by_found(df, stacked(images, df.id), home.resolve().name, left, paths[0])
 
 
 def _decoded(data: object, at: str) -> np.ndarray:
@@ -716,9 +756,8 @@ def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FE
         ds = fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
         return ds, ds.df.label.tolist()
     ds = read_fer2013(where, broken=broken)
-    if where.is_file() and ds.df.label.nunique() > 4 and EMOTIONS[0] not in set(ds.df.label):
-        warnings.warn(f"{where}: no row has the emotion 0, {EMOTIONS[0]}: do its numbers begin with 1? "
-                      "(--labels 1=...,2=...)", stacklevel=2)
+    if where.is_file() and (said := _few_numbers(where, ds)):
+        warnings.warn(f"{where}: {said}", stacklevel=2)
     return ds, None
 
 
@@ -738,6 +777,24 @@ fer2013.csv | icml_face_data.csv | train.csv    emotion,pixels[,Usage]; also .gz
 train/happy/Training_1.jpg  test/happy/PublicTest_2.jpg  test/happy/PrivateTest_3.jpg    at any depth
 Training/happy/1.jpg  PublicTest/happy/2.jpg  PrivateTest/happy/3.jpg""",
     find_fer2013, _read_fer2013, EMOTIONS, FER2013_COUNTS, KAGGLE)
+
+# %% ../nbs/14_formats.ipynb #fewnum01
+def _few_numbers(
+    path: Path,    # a table of pixels
+    ds: FERData,   # that was read from it by FER2013's numbers
+) -> str:          # what to say; "": nothing, also where the table has names
+    "Whether the numbers of a table may be others than FER2013's: without 0, or some of the first alone."
+    there = tuple(e for e in EMOTIONS if (ds.df.label == e).any())
+    first = islice(table_rows(path), 1, 20)
+    if len(there) < 2 or any(is_emotion(f) for _, fields in first for f in fields if len(f) < 40):
+        return ""
+    many = len(ds) >= 2 * len(there)   # a handful of rows may lack an emotion
+    if EMOTIONS[0] not in there and (len(there) > 4 or many and there == EMOTIONS[1:len(there) + 1]):
+        return f"no row has the emotion 0, {EMOTIONS[0]}: do its numbers begin with 1? (--labels 1=...,2=...)"
+    few = many and there == EMOTIONS[:len(there)] != EMOTIONS
+    return (f"its emotions are 0 to {len(there) - 1} alone, read as {', '.join(there)}; if they are others: "
+            "--labels 0=...,1=...") * few
+
 
 # %% ../nbs/14_formats.ipynb #door012b
 def find_ferplus(
@@ -1084,8 +1141,9 @@ def detect(
         one_of("as", as_, FORMATS)
     tree = path if isinstance(path, Tree) else tree_of(Path(path))
     found = readings(tree, as_)
-    expect(found or as_, tree.root, "no image files in class folders and no table of a known form",
-            "a layout that `fer-nb formats` shows")
+    expect(found or as_, tree.root, "no image files in class folders and no table of a known form"
+           + ("" if found or as_ else _no_list(tree)),
+           "a layout that `fer-nb formats` shows, or labels in file names (--label-pattern),")
     if not found:
         return Reading(FORMATS[as_], tree.file, 0.0)
     best = [r for r in found if r.certainty == found[0].certainty]
@@ -1108,7 +1166,7 @@ def tree_of(
     with open(path, "rb") as f:
         what = begins_as(f.read(512))
     expect(not tree.is_image(path.name), path, "an image", "a folder, or a table such as fer2013.csv,")
-    if what != "a Parquet file" and ending_of(path.name) not in (".jsonl", ".ndjson"):
+    if ending_of(path.name) not in (".jsonl", ".ndjson", *[".parquet"] * (what == "a Parquet file")):
         first = first_row(path)
         first = first[0].split() if len(first) == 1 else first
         expect(first, path, "the file is empty", "a table")
@@ -1130,7 +1188,10 @@ def _near(
     bare = re.sub(r"([\W_]+(copy|copie|kopie|copia|old|bak|backup)[\W\d_]*)+$", "", name)
     if bare != name and (is_emotion(bare) or bare in others):
         return bare
-    near = "".join(difflib.get_close_matches(name, [o for o in others if o != name], 1, 0.75))
+    close = difflib.get_close_matches(name, [o for o in others if o != name], 9, 0.75)
+    ratios = [difflib.SequenceMatcher(None, o, name).ratio() for o in close]
+    alike = {canonical_label(o) for o, ratio in zip(close, ratios) if ratio > ratios[0] - 0.12}
+    near = close[0] if len(alike) == 1 else ""   # `ang` is near to `anger`, and to `angst`
     begin = len(os.path.commonprefix([name, near]))
     a, b = name[begin:], near[begin:]
     apart = max(len(a), len(b)) - len(os.path.commonprefix([a[::-1], b[::-1]]))
@@ -1139,13 +1200,28 @@ def _near(
     return near * (fits and not opposite)
 
 # %% ../nbs/14_formats.ipynb #door0141
+def _no_list(
+    tree: Tree,   # of a dataset
+) -> str:         # for a message; "": none
+    "The first table that lies in the upper folders and is no list by its first row."
+    kinds, known = (".csv", ".tsv", ".json", ".xlsx", ".xls", ".ods"), tree.tables()
+    files = sorted((f for f in tree.files() if ending_of(f) in kinds and f.count("/") < 2 and f not in known),
+                   key=lambda f: (f.count("/"), f))
+    for f in files[:1]:
+        row = _first_row(tree.root / f) if ending_of(f) in kinds[:2] else []
+        about = f" (its first row is {quoted(', '.join(row))})" if row else ""
+        return f"; {quoted(f)}{about} is no list that is known, such as a CSV with columns image and label"
+    return ""
+
+
 def need_classes(
     found: Sequence[str],  # classes as they were found
     named: bool,           # whether `labels` says what they are
     single: bool,          # whether one emotion alone is fine
     where: str | Path,     # the dataset
+    tree: Tree | None = None,  # of it, where its folders were taken for classes
 ) -> None:
-    "Refuse classes that are certainly none. Raises `LabelError`."
+    "Refuse classes that are certainly none. Raises `LabelError`, which names a table that is not understood."
     classes = sorted(set(found))
     shown = some_of((repr(quoted(c, 40)) for c in classes), 6)
     splits = [c for c in classes if split_named(c)]
@@ -1153,6 +1229,7 @@ def need_classes(
     emotions = any(map(is_emotion, classes)) or all(re.fullmatch(r"[0-9]+(\.0*)?", c) for c in classes)
     what = f"classes {shown}: named after splits" if splits else f"one class alone: {shown}" if one else \
         f"classes {shown}: none is an emotion under any known name" if not emotions and not named else ""
+    what += _no_list(tree) if what and tree is not None else ""
     expect(not what, where, what, "classes named for emotions, or another reading (--as, see fer-nb "
             "formats), or --labels with what they are (NAME,... or CLASS=NAME,...),", LabelError)
 
@@ -1165,6 +1242,9 @@ def odd_classes(
     own = [label for label in ds.labels if label not in EIGHT and not named]
     bare = [quoted(label, 40) for label in ds.labels if named and label not in {*ds.df.label}]
     notes = [f"no image is {some_of(bare)} (--labels): an output for it is never right"] if bare else []
+    kept, lost = ({i.split("/")[-2] for i in ids if "/" in i} for ids in (ds.df.id, ds.dropped.id))
+    if gone := sorted(c for c in lost - kept if is_emotion(c)):
+        notes.append(f"of the class folders {some_of(quoted(c, 40) for c in gone)} no image can be used")
     for label in own:
         others = [plain_letters(o) for o in own if o != label]
         near = _near(label, list(ALIASES)) or _near(label, others, True)
@@ -1263,7 +1343,11 @@ def other_folders(
     renamed: dict[str, str],  # class as found -> label, where the two differ
 ) -> list[str]:               # what to say
     "Images that lie in a folder named for another emotion than their label."
-    rows = [(i, i.split("/")[-2], label) for i, label in zip(ds.df.id, ds.df.label) if "/" in i]
+    files = () if ds.in_memory() else map(file_of, ds._images)
+    homes = {i: Path(f).parent.name for i, f in zip(ds.df.id, files) if "/" not in i} \
+        if ds.name == "kdef" else {}   # whose ids are bare names
+    rows = [(i, homes.get(i) or i.split("/")[-2], label) for i, label in zip(ds.df.id, ds.df.label)
+            if "/" in i or i in homes]
     means = {f: renamed.get(f) or (k if (k := _class_key(f)) in ds.labels else canonical_label(f))
              for f in {f for _, f, _ in rows} if is_emotion(f)}
     rows = [(i, label, means[f]) for i, f, label in rows if f in means]
@@ -1378,7 +1462,8 @@ def read(
             ds, found = reading.format.read(tree.root / reading.where, tree, labels, broken)
         renamed = {}
         if found:
-            need_classes(found, labels is not None, single, path)
+            own = tree if reading.format.name == "folder" and label_pattern is None else None
+            need_classes(found, labels is not None, single, path, own)
             ds, renamed = relabelled(ds, found, labels, path)
         else:
             fits = not names and order in ((), tuple(ds.labels))

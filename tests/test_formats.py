@@ -1345,3 +1345,103 @@ def test_a_blank_before_quotes_belongs_to_no_field(tmp_path):
     assert labels_of(read(path)) == {"im/0.png": "happy", "im/1.png": "sad"}
     path = write(tmp_path / "pixels.csv", "emotion, pixels, Usage", f'"0", "{ROW[0]}", "Training"', f'"3", "{ROW[1]}", "PrivateTest"')
     assert read(path).df.split.tolist() == ["train", "test"]
+
+
+def test_a_kdef_that_was_sorted_into_splits_keeps_them_and_its_folders_are_compared_with_its_names(tmp_path):
+    for k, (split, n, emotion, code) in enumerate((s, n, *e) for s, n in (("train", 1), ("test", 2)) for e in (
+            ("happy", "HA"), ("sad", "SA"), ("fear", "AN"))):
+        save(tmp_path / f"{split}/{emotion}/AF0{n}{code}S.JPG", k)
+    ds, said = got(tmp_path)
+    assert ds.provenance.format == "kdef" and dict(zip(ds.df.id, ds.df.split)) == {
+        f"AF0{n}{code}S": s for s, n in (("train", 1), ("test", 2)) for code in ("HA", "SA", "AN")}
+    assert any("2 of 6 images lie in a folder of another class" in s for s in said)
+
+
+def test_a_bare_name_of_a_list_is_looked_for_in_the_folders_of_its_split(tmp_path):
+    faces(tmp_path, *(f"train/{k}.png" for k in range(4)), *(f"test/{k}.png" for k in range(6)))
+    for split, n in (("train", 4), ("test", 4)):
+        write(tmp_path / f"{split}_labels.csv", "image,label", *(f"{k}.png,{EMOTIONS[k % 2]}" for k in range(n)))
+    assert got(tmp_path)[0].df.id.tolist() == [f"{s}/{k}.png" for s in ("test", "train") for k in range(4)]
+    write(tmp_path / "train_labels.csv", "image,label", *(f"{k}.png,{EMOTIONS[k % 2]}" for k in range(6)))
+    refused(DataError, "train_labels.csv, row 6: 4.png: no such image", "in the folders of train, but test/4.png", read=lambda: read(tmp_path))
+    both = ["image,label,split", *(f"{k}.png,{EMOTIONS[k % 2]},{s}" for s in ("train", "test") for k in range(4))]
+    for s in ("train", "test"):
+        (tmp_path / f"{s}_labels.csv").unlink()
+    assert got(write(tmp_path / "all.csv", *both))[0].counts().to_numpy().tolist() == [[2, 2, 4], [2, 2, 4]]
+    write(tmp_path / "all.csv", "image,label,split", *(f"{k}.png,{EMOTIONS[k % 2]},valid" for k in (4, 5)), *both[1:])
+    assert got(tmp_path / "all.csv")[0].df.id[0] == "test/4.png"   # no folder is called valid: taken out of another
+
+
+def test_a_list_may_name_its_images_from_above(tmp_path):
+    home = tmp_path / "my faces"
+    faces(home, *(f"a/{k}.png" for k in range(4)))
+    for above in (f"{home.absolute()}/", "my faces/", f"{tmp_path.name}/my faces/", str(home.absolute()).replace("/", "\\") + "\\"):
+        file = write(home / "list.csv", "image,label", *(f"{above}a/{k}.png,{EMOTIONS[k % 2]}" for k in range(4)))
+        assert got(file)[0].df.id.tolist() == [f"a/{k}.png" for k in range(4)], above
+    for outside in ("/elsewhere/a/0.png", f"{tmp_path.absolute()}/a/0.png", f"{home.absolute()}/../x.png"):
+        write(home / "list.csv", "image,label", f"{outside},sad")
+        refused(DataError, "a path inside the dataset's folder", read=lambda: read(file))
+    faces(home, "my faces/a/0.png")
+    write(home / "list.csv", "image,label", "my faces/a/0.png,sad", "a/0.png,happy")
+    assert got(file)[0].df.id.tolist() == ["my faces/a/0.png", "a/0.png"]
+
+
+@pytest.mark.parametrize("numbers, needle", [((0, 1, 2, 3), "its emotions are 0 to 3 alone, read as angry, disgust, fear, happy"),
+                                             ((1, 2, 3), "do its numbers begin with 1"), ((0, 3, 4), ""), (range(7), ""),
+                                             (("angry", "disgust"), ""), (("disgust", "fear", "happy", "sad", "surprise"), "")])
+def test_a_table_of_some_numbers_is_asked_about(tmp_path, numbers, needle):
+    pixels = " ".join(["7"] * 2304)
+    said = got(write(tmp_path / "own.csv", "emotion,pixels", *(f"{k},{pixels}" for k in [*numbers] * 2)))[1]
+    about = [s for s in said if "begin with" in s or "alone" in s]
+    assert needle in "".join(about) if needle else not about
+
+
+def test_a_refusal_names_the_table_that_was_not_understood(tmp_path):
+    faces(tmp_path, "im/0.png", "im/1.png")
+    for name, text in (("labels.csv", "filename,happy,sad\nim/0.png,1,0\n"), ("labels.json", '{"im/0.png": "sad"}')):
+        (tmp_path / name).write_text(text)
+        refused(LabelError, "one class alone: 'im'", f"{name}", "is no list that is known", read=lambda: read(tmp_path))
+        (tmp_path / name).unlink()
+    faces(tmp_path / "flat", "0.png")
+    write(tmp_path / "flat/own.csv", "one,two", "0.png,sad")
+    refused(DataError, "own.csv (its first row is one, two)", "--label-pattern", read=lambda: read(tmp_path / "flat"))
+    for header in ("File Name,Class_Name", "img_path,Emotion Label", "Image Path;Facial Expression"):
+        sep = ";" if ";" in header else ","
+        write(tmp_path / "own.csv", header, *(f"im/{k}.png{sep}{e}" for k, e in enumerate(("sad", "happy"))))
+        assert got(tmp_path)[0].df.label.tolist() == ["sad", "happy"]
+
+
+def test_a_parquet_file_of_another_name_is_named(tmp_path):
+    table_as(tmp_path / "own", pd.DataFrame({"image": ["a.png"], "label": ["sad"]}), "parquet").rename(tmp_path / "own.csv")
+    refused(DataError, "own.csv: a Parquet file; a table of text", read=lambda: read(tmp_path / "own.csv"))
+
+
+def test_a_class_of_which_nothing_is_left_is_named(tmp_path):
+    faces(tmp_path, *(f"{e}/{k}.png" for e in ("happy", "sad") for k in range(3)))
+    (tmp_path / "fear").mkdir()
+    (tmp_path / "fear/0.png").write_bytes(b"")
+    ds, said = got(tmp_path, broken="any")
+    assert len(ds.labels) == 2 and any("of the class folders fear no image can be used" in s for s in said)
+
+
+def test_a_hint_that_could_be_two_emotions_is_none_and_none_is_a_class(tmp_path):
+    for k, name in enumerate(("ang", "hap", "sad", "happy")):
+        faces(tmp_path / "own", f"{name}/{k}.png")
+    said = got(tmp_path / "own")[1]
+    assert any(s.endswith("class 'ang' is no known emotion") for s in said) and any("'hap' is no known emotion; is it 'happy'" in s for s in said)
+    faces(tmp_path / "more", "none/0.png", "sad/1.png")
+    refused(LabelError, "--labels none=none,", read=lambda: read(tmp_path / "more"))
+    assert got(tmp_path / "more", labels="none=none")[0].labels == ("sad", "none")
+
+
+def test_a_data_set_that_is_read_from_inside_has_its_folders_name(tmp_path, monkeypatch):
+    faces(tmp_path / "own", *(f"{s}/images/{k}.png" for s in ("train", "test") for k in range(2)))
+    for s in ("train", "test"):
+        for k in range(2):
+            write(tmp_path / f"own/{s}/labels/{k}.txt", f"{k} 0.5 0.5 0.5 0.5")
+    faces(tmp_path / "named", "0_sad.png", "1_happy.png")
+    faces(tmp_path / "classes", "sad/0.png", "happy/1.png")
+    for name, how in (("own", {"labels": "sad,happy"}), ("named", {"label_pattern": r"_(\w+)\.png"}), ("classes", {})):
+        monkeypatch.chdir(tmp_path / name)
+        assert read(".", **how).name == name
+    assert read_folder(".").name == "classes"
