@@ -361,7 +361,10 @@ class Audit:
         self,
         split: str = "train",   # that was trained on
     ) -> set[str]:              # ids of images of other splits
-        "Images whose photograph is in the split too, also where a third image alone ties them."
+        """Images whose photograph is in the split too, also where a third image alone ties them. Raises
+        `ConfigError` for an audit that looked for no pairs, which knows of none."""
+        expect(_PAIRED & {*self.kinds}, self.ds.name or "dataset", f"audited for {', '.join(self.kinds)}",
+               'an audit that looks for pairs, such as audit(ds, "leak"),', ConfigError)
         given = (self.ds.df.split == split).to_numpy()
         return set(self.ds.df.id[~given & np.isin(self.photos, self.photos[given])])
 
@@ -550,11 +553,12 @@ def table1(self: Audit) -> pd.DataFrame:  # one row a class, columns as in the p
 
     def count(kind: str, per: str = "id") -> pd.Series:  # images of a kind, of one `per` at most one
         labels = issues[issues.kind == kind].drop_duplicates(per).label
-        return labels.value_counts().reindex(self.ds.labels, fill_value=0)
+        found = labels.value_counts().reindex(self.ds.labels, fill_value=0)
+        return found if kind in self.kinds else found * np.nan
 
     return error_ratio(pd.DataFrame({
         "duplicated": count("duplicate"), "multilabel": count("multilabel", "photo"),
-        "label_error": count("label_error") if "label_error" in self.kinds else np.nan,
+        "label_error": count("label_error"),
         "original": self.ds.counts()["all"]}))
 
 # %% ../nbs/09_audit.ipynb #copy0001

@@ -49,7 +49,7 @@ from .store import digest, read_table
 # %% ../nbs/11_loaders.ipynb #20a9a223
 def leak_groups(
     ds: FERData,                                   # the dataset
-    columns: Sequence[str] = ("group", "source", "subject"),  # columns that tie images together, if present
+    columns: Sequence[str] = ("group", "photo", "source", "subject"),  # that tie images together, if present
     identical: bool | None = None,  # tie byte-identical images; None: where `group` or `photo` is looked at
 ) -> np.ndarray:  # int (N,), the same number for images that must stay together
     """Connected components of images that share a value in any of `columns`, or all pixels; missing and empty
@@ -74,9 +74,11 @@ def leak_groups(
 def is_audited(
     ds: FERData,   # the dataset
 ) -> bool:         # whether duplicates have been looked for, and `group` keeps them together
-    "Whether each image has a `photo`, which `Audit.grouped` alone gives: a `group` may be a film or a clip."
-    codes = _codes(ds, "photo")
-    return "group" in ds.df and codes is not None and bool((codes >= 0).all())
+    """Whether each image has a `photo`, which `Audit.grouped` alone gives, and a `group` that holds the whole
+    photo: another one, which was written over the audit's, may be a film or a clip."""
+    photo, group = _codes(ds, "photo"), _codes(ds, "group")
+    known = photo is not None and group is not None and bool((np.minimum(photo, group) >= 0).all())
+    return known and len(set(zip(photo, group))) == len(set(photo))
 
 
 def _codes(
@@ -290,8 +292,9 @@ def leakage_table(
     parts: Sequence[tuple[np.ndarray, np.ndarray]],     # folds: positions of training and test
 ) -> pd.DataFrame:  # fold, what, leaked (values on both sides), test_images
     """How much each fold leaks, one row a fold and relation; `<NA>` where the dataset does not record the
-    relation."""
-    relations = {c: _codes(ds, c) for c in ("id", "source", "group", "subject")}
+    relation. Where the groups are not an audit's, but there are its photos, these are a relation, too."""
+    names = ("id", "source", "group", "subject", "photo")
+    relations = {c: _codes(ds, c) for c in names[:5 if "photo" in ds.df and not is_audited(ds) else 4]}
     relations["pixels"], rows = leak_groups(ds, (), True), []
     for what, code in relations.items():
         for n, fold in enumerate(parts):
@@ -520,6 +523,7 @@ class Splits:
     originals: Any = field(default=None, kw_only=True)  # `Originals`, for networks of other sizes, or None
     listed: frozenset[str] | None = field(default=None, kw_only=True)  # ids in the table of `Data.held`
     told: set[str] = field(default_factory=set, kw_only=True)  # those known to the fit of `Data.held`
+    whole: FERData | None = field(default=None, kw_only=True)  # `came` before it was resized, or None
 
 
 def make_splits(

@@ -33,7 +33,7 @@ from torch import nn
 from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
 from .config import ATTACKS, PRESETS, Distillation, Fit, Preset, to_dict
-from .core import (ConfigError, DataError, Say, at_least, hash_uniform, need_apart, one_of, quiet,
+from .core import (ConfigError, DataError, ImageError, Say, at_least, hash_uniform, need_apart, one_of, quiet,
                          seed_everything)
 from .data import FERData, expect, file_of, first_split, resized
 from .distill import EADD
@@ -65,10 +65,13 @@ def refined(
     say: Say = quiet,                    # called with what was found
     workers: int | None = None,          # processes of the face finder; None: as `machine`, or the student
 ) -> FERData:                            # faces, with `face_status`; `ds`, where there is none to cut
-    """Faces cut out, as large as any network of the preset takes them, but not enlarged. Raises `ImageError`
+    """Faces cut out, as large as any network of the preset takes them, but not enlarged. Those that were cut
+    out before stay, and `data.refine` says what becomes of images without one. Raises `ImageError`
     for images without a face where `data.refine` is "error", `ConfigError` without MediaPipe."""
-    if preset.data.refine is None or "face_status" in ds.df or not len(ds):
+    if preset.data.refine is None or not len(ds):
         return ds
+    if "face_status" in ds.df:
+        return _cut_before(ds, preset.data.refine)
     wanted = max((f.size for f in (preset.student, *preset.teachers) if f.size), default=224)
     sizes = set(ds.sizes())
     side = min(wanted, max(next(iter(sizes)))) if len(sizes) == 1 else wanted
@@ -89,6 +92,19 @@ def refined(
     say("; ".join(said))
     return faces
 
+# %% ../nbs/41_pipeline.ipynb #cutbef01
+def _cut_before(
+    ds: FERData,   # with `face_status`
+    refine: str,   # "drop", "keep" or "error"
+) -> FERData:      # without the images without a face, where these are to be dropped
+    "Faces that were cut out before a run, by its own word for images without one. Raises `ImageError`."
+    without = (ds.df.face_status == "no_face").to_numpy()
+    expect(refine != "error" or not without.any(), ds.name or "data",
+           f"{without.sum():,} images without a face, the first {min(ds.df.id[without], default='')!r}",
+           "data.refine=drop or keep", ImageError)
+    return ds.take(~without) if refine == "drop" and without.any() else ds
+
+
 # %% ../nbs/41_pipeline.ipynb #prep0006
 def prepare(
     ds: FERData,                         # as it came, of any sizes
@@ -103,6 +119,7 @@ def prepare(
         preset.distillation.of(name, ds.labels)
     small = ds if size is None else resized(ds, size)
     splits = make_splits(small, replace(data, targets=None), seed)
+    splits.whole = None if small is ds else ds
     faces = refined(ds, preset, say)
     originals = splits.originals = Originals(faces, data, seed)
 
@@ -849,8 +866,8 @@ def data_section(
     "What was done to the data."
     splits, found = self.splits, self.splits.audit
     before, left = len(found.ds.where(split="train")), len(splits.valid) + len(splits.train)
-    copies = int((splits.train.df.source != splits.train.df.id).sum()) if "source" in splits.train.df else 0
     there = found.ds.where(split="train").df.id
+    copies = int((~splits.train.df.id.isin(there)).sum())   # those that the data brought were there
     faceless = 0 if splits.originals is None else int((~there.isin(splits.originals.ds.df.id)).sum())
     seen = self.ds.provenance
     read = f"R{str(seen)[1:]}. " + "".join(f"Note: {note}. " for note in seen.notes) if seen else ""

@@ -27,7 +27,7 @@ from torch import nn
 from .checks import ask, check_logits, check_names
 from .config import Fit, to_dict
 from .core import ConfigError, DataError, LabelError, hash_uniform, need_columns, seed_everything
-from .data import VOTE_COLUMNS, FERData, expect
+from .data import VOTE_COLUMNS, FERData, expect, resized
 from .evaluate import eval_mode, predict_logits
 from .faces import FaceRefiner
 from .launch import map_ranks, on_machine, pick_device
@@ -583,8 +583,12 @@ def need_same_holdout(
     seed: int | None = 0,   # of the run; None: not known
 ) -> None:
     """Raise `DataError` where a network's record tells that it was trained on what is held out here: of other
-    data, of another seed; or, where a table says what is held out, of a fit that held out others."""
+    data (the same ones at the network's own size are none), of another seed; or, where a table says what is
+    held out, of a fit that held out others."""
     found, here = _recorded(net), data_record(splits)
+    known, side = found.get("fingerprint", here["fingerprint"]), getattr(net, "input_size", None)
+    if known != here["fingerprint"] and side and (own := _prints(splits, side))["fingerprint"] == known:
+        here |= own
     if "held-out ids" not in found and seed is not None:   # which say more than the seed
         here["seed"] = seed
     if splits.listed is not None:   # the table stands for the seed and the images of that fit
@@ -611,14 +615,28 @@ def need_unseen(
     return known
 
 
+def _prints(
+    splits: Splits,            # the data of a run
+    side: int | None = None,   # of the images, in pixels; None: the student's
+) -> dict[str, str]:           # fingerprints
+    "Of the data as they came, and with the split that was made, if one was."
+    cut = splits.audit.ds
+    came = cut if splits.came is None else splits.came
+    whole = came is cut
+    if side is not None:
+        rows = came.df.id.isin(cut.df.id).to_numpy()
+        came = resized(came if splits.whole is None else splits.whole, side)
+        cut = came if whole else came.take(rows).assign(split=cut.df.split.to_numpy())
+    own = {} if whole else {"fingerprint of the split": cut.fingerprint()}
+    return {"fingerprint": came.fingerprint(), **own}
+
+
 def data_record(
     splits: Splits,             # the data of a run
 ) -> dict[str, str | int]:  # fingerprints, number of training images before balancing, what was held out
-    "What a network was trained on: the data as they came, and with the split that was made, if one was."
-    cut, came = splits.audit.ds, splits.came
-    own = {} if came is None or came is cut else {"fingerprint of the split": cut.fingerprint()}
-    return {"fingerprint": (came if own else cut).fingerprint(), **own,
-            "trained on": int(splits.train.sources().nunique()),
+    """What a network was trained on: the data as they came, at the size of the run's student, and with the
+    split that was made, if one was."""
+    return {**_prints(splits), "trained on": int(splits.train.sources().nunique()),
             "held-out ids": digest(sorted(splits.listed or splits.valid.df.id))}
 
 # %% ../nbs/31_teachers.ipynb #6615480d

@@ -10,7 +10,7 @@ from PIL import Image
 
 import fer_nb.audit
 from fer_nb.audit import KINDS, QualityLimits, audit, duplicate_issues, error_ratio, label_quality
-from fer_nb.core import EMOTIONS, DataError, FERError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError
 from fer_nb.data import FERData
 from fer_nb.duplicates import BLANK_STD, DuplicateSearch
 from fer_nb.config import Data
@@ -643,3 +643,16 @@ def test_probabilities_in_a_table_without_ids_are_taken_in_its_order():
     right = np.eye(7)[ds.targets()] * .8 + .2 / 7
     for table in (pd.DataFrame(right, columns=ds.labels), pd.DataFrame(right[:, ::-1], columns=ds.labels[::-1]), pd.DataFrame(right)):
         assert not len(issue(audit(ds, search=None, probs=table), "label_error"))
+
+
+def test_what_was_not_looked_for_is_neither_counted_nor_called_absent():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 48, 48), dtype=np.uint8)[[0, 0, 0, 3, 4, 5]]
+    ds = FERData(pd.DataFrame({"id": list("abcdef"), "label": ["happy", "happy", "sad", "sad", "sad", "happy"],
+                               "split": ["train", "train", "test", "train", "test", "train"]}), pixels, ("happy", "sad"))
+    table = audit(ds, ("multilabel",), None).table1()
+    assert table["duplicated"].isna().all() and table.multilabel.sum() == 1 and table.error_ratio.notna().all()
+    assert audit(ds, None, None).table1()["duplicated"].sum() == 1
+    assert audit(ds, ("multilabel",), None).leaked() == {"c"}
+    with pytest.raises(ConfigError, match="audited for low_quality"):
+        audit(ds, ("low_quality",), None).leaked()

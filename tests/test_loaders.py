@@ -132,6 +132,18 @@ def test_the_groups_of_the_data_are_no_audit():
     assert not {im.tobytes() for im in train.array()} & {im.tobytes() for im in test.array()}
 
 
+def test_an_audits_photos_stay_together_under_groups_of_ones_own():
+    "Films written over the audit's groups say nothing of copies; what the audit found still counts."
+    ds = dataset(60, photo=np.arange(60) // 4, group=[f"film {k}" for k in range(60)])
+    whole = ds.assign(group=np.arange(60) // 12)
+    assert not is_audited(ds) and is_audited(whole)
+    for parts in (folds(ds, 5), [holdout(ds, 0.2)]):
+        assert all(not {*ds.df.photo[train]} & {*ds.df.photo[test]} for train, test in parts)
+    apart = [(np.arange(0, 60, 2), np.arange(1, 60, 2))]
+    told = leakage_table(ds, apart).set_index("what").leaked
+    assert told["photo"] == 15 and told["group"] == 0 and "photo" not in {*leakage_table(whole, apart).what}
+
+
 # ---- folds ----
 
 @settings(max_examples=25, deadline=None)

@@ -22,7 +22,7 @@ import fer_nb.pipeline as pipeline
 import fer_nb.teachers as teachers_room
 from fer_nb import models
 from fer_nb.config import PRESETS, Data, Distillation, Evaluation, Fit, Preset, Quads, load_config
-from fer_nb.core import EMOTIONS, ConfigError, DataError
+from fer_nb.core import EMOTIONS, ConfigError, DataError, ImageError
 from fer_nb.cli import trained_on
 from fer_nb.data import FERData, resized
 from fer_nb.loaders import make_splits
@@ -701,6 +701,25 @@ def test_what_is_held_out_is_compared_and_not_its_number_alone(tmp_path, change)
         need_same_holdout(path, models.load_teacher(path), second, 0)
 
 
+@pytest.mark.parametrize("divided", [False, True])
+def test_weights_of_a_run_at_another_size_are_known_by_the_same_images(tmp_path, divided):
+    ds = undivided() if not divided else undivided().assign(split=["test" if k % 4 == 0 else "train" for k in range(160)])
+    large, small = (Preset(data=BARE, student=Fit("light", side)) for side in (40, 24))
+    first, second = prepare(ds, large), prepare(ds, small)
+    torch.manual_seed(0)
+    for side, learned in ((40, first), (24, second)):
+        net = HyFER(variant="light").eval()
+        net.input_size = side
+        net.record = data_record(learned)
+        for here in (first, second):
+            need_same_holdout("net", net, here)
+    darker = ds.replace(images=ds.array() // 2)
+    with pytest.raises(DataError, match="fingerprint"):
+        need_same_holdout("net", net, prepare(darker, large))
+    with pytest.raises(DataError, match="held-out ids"):
+        need_same_holdout("net", net, prepare(ds, large, 1))
+
+
 def test_weights_of_a_study_are_taken_back_on_their_own_data(tmp_path):
     splits = prepare(undivided(), Preset(data=BARE, student=Fit("light", 32)))
     torch.manual_seed(0)
@@ -961,3 +980,27 @@ def test_an_attack_named_twice_is_measured_once(monkeypatch):
     assert asked == ["fgsm", "pgd"] and found.robustness_section().tables
     counted = [parts_of(p, Images(360, 540, 40, 100))[-1].passes for p in (how, once)]
     assert counted[0] == counted[1]
+
+
+def test_copies_that_came_with_the_data_are_neither_dropped_nor_added():
+    ds = undivided()
+    copies = ds.take(np.arange(40)).df.assign(source=lambda df: df.id, id=lambda df: df.id + " mirrored")
+    both = FERData(pd.concat([ds.df.assign(source=ds.df.id), copies]), np.concatenate([ds.array(), ds.array()[:40, :, ::-1]]), ds.labels)
+    how = Preset(data=replace(BARE, clean=False), student=Fit("light", 32))
+    splits = prepare(both, how)
+    left = splits.audit.ds.where(split="train")
+    gone = len(left) - len(splits.train) - len(splits.valid)   # copies of what is held out
+    text = pipeline.RunResults(both, splits, how, 0, {}, {}, pd.DataFrame()).data_section().text
+    assert f". {gone} training images were dropped" in text and " 0 transformed copies were added" in text
+    assert (splits.train.df.source != splits.train.df.id).any() and 0 < gone < 40
+
+
+def test_faces_that_were_cut_out_before_are_dropped_where_there_is_none():
+    ds = undivided(face_status=["no_face" if k % 8 == 0 else "ok" for k in range(160)])
+    kept, dropped, stopped = (Preset(data=replace(BARE, refine=how), student=Fit("light", 32)) for how in ("keep", "drop", "error"))
+    without = {*ds.df.id[ds.df.face_status == "no_face"]}
+    assert without <= {*pipeline.refined(ds, kept).df.id}
+    splits = prepare(ds, dropped)
+    assert not without & {*splits.train.df.id, *splits.valid.df.id, *splits.test.df.id}
+    with pytest.raises(ImageError, match="20 images without a face"):
+        prepare(ds, stopped)
