@@ -346,7 +346,7 @@ def _weights_on(
     model: nn.Module,    # any network
     ds: FERData,         # what it is applied to
 ) -> dict[str, object]:  # for the key of what is stored
-    "Which network: its weights, and the size to which it resizes these images, which its weights do not tell."
+    "Which network: its weights, and the size to which it resizes these images, which they do not tell."
     size = resizes_to(model)
     resized = size is not None and {*ds.sizes()} != {(size, size)}
     return {"weights": weights_digest(model)} | ({"resized": size} if resized else {})

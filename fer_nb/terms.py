@@ -85,7 +85,7 @@ def in_fit(
 
 def own_generators(
     *loaders: object,   # fastai's or PyTorch's
-) -> list[random.Random | torch.Generator]:
+) -> list[random.Random | torch.Generator]:   # each once, but one that a loader and its sampler share
     "The random generators that belong to loaders, to their samplers and to the samplers of their batches."
     samplers = [getattr(dl, "sampler", None) for dl in loaders]
     first = [g for dl, s in zip(loaders, samplers) for g in (

@@ -233,7 +233,7 @@ class CheckInputRange(FitCallback):
 
     def __init__(
         self,
-        several: bool = True,  # take a tuple that begins with the logits, and further targets of other losses
+        several: bool = True,  # take a tuple that begins with the logits, and further targets
     ):
         self.several = several
 
