@@ -334,6 +334,7 @@ def square_search(
     check_eps(eps)
     _check_effort(queries=queries)
     g = torch.Generator().manual_seed(0) if generator is None else generator
+    one_of("device of the generator", g.device.type, ["cpu"])
     with _attack_mode(x, y) as (x, y):
         stripes = torch.randint(0, 2, (*x.shape[:2], 1, x.shape[3]), generator=g)
         adv = (x + eps * (2.0 * stripes.to(x) - 1)).clamp(0, 1)

@@ -33,7 +33,7 @@ from .core import (ConfigError, DataError, Say, at_least, atomic_file, one_of, p
 from .data import FERData
 from .evaluate import check_labels, eval_mode, image_batches, logits_of, result_table, robust_curve
 from .metrics import mean_intervals, scores
-from .models import fuse, weights_digest
+from .models import fuse, resizes_to, weights_digest
 from .store import Store, write_table
 
 # %% ../nbs/26_robustness.ipynb #30ba9e48
@@ -342,6 +342,16 @@ def _auto_attack_class() -> type:  # pyautoattack.AutoAttack
     return AutoAttack
 
 
+def _weights_on(
+    model: nn.Module,    # any network
+    ds: FERData,         # what it is applied to
+) -> dict[str, object]:  # for the key of what is stored
+    "Which network: its weights, and the size to which it resizes these images, which they do not tell."
+    size = resizes_to(model)
+    resized = size is not None and {*ds.sizes()} != {(size, size)}
+    return {"weights": weights_digest(model)} | ({"resized": size} if resized else {})
+
+
 @contextmanager
 def _undisturbed(
     model: nn.Module,  # any model
@@ -407,7 +417,7 @@ def auto_attack(
     positive("eps", eps)
     attacks = _attacks_of(attacks, classes, steps=steps, queries=queries)
     how = {"eps": eps, "norm": norm, "attacks": attacks, "steps": steps, "queries": queries, "seed": seed}
-    store = Store(out, how | {"bs": bs, "n": n, "weights": weights_digest(model), "data": ds.fingerprint()})
+    store = Store(out, how | {"bs": bs, "n": n, "data": ds.fingerprint(), **_weights_on(model, ds)})
 
     def asked(x: torch.Tensor) -> torch.Tensor:   # the attacks compute with logits and images together
         z = model(x)
@@ -464,12 +474,12 @@ def _stored_rows(
         check_labels(model, ds)
     store, found = Store(out, None if out is None else {"data": ds.fingerprint()}), []
     for name, model in models.items():
-        weights = weights_digest(model)
+        weights = _weights_on(model, ds)
         for part, (call, how) in parts.items():
             def make() -> pd.DataFrame:
                 say(f"{name}: {part}")
                 return call(model, ds, **how)
-            table = store.table(f"{files[name]}-{part.replace(' ', '_')}", make, weights=weights, **how)
+            table = store.table(f"{files[name]}-{part.replace(' ', '_')}", make, **weights, **how)
             found.append((part, table.assign(model=name)))
     return found
 

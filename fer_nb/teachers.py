@@ -665,11 +665,15 @@ class Geometry:
     mirrored: np.ndarray | None = None     # float32 (N, F), the same of the mirrored images; None: not known
 
     def __post_init__(self):
+        self.features, self.found = np.asarray(self.features, np.float32), np.asarray(self.found, bool)
+        self.mirrored = None if self.mirrored is None else np.asarray(self.mirrored, np.float32)
         sides = [self.features] + ([] if self.mirrored is None else [self.mirrored])
-        found = np.asarray(self.found, bool)
+        found, self.ids = self.found, list(self.ids)
         wrong = [f"{len(self.ids)} ids, {len(a)} rows" for a in (*sides, found) if len(a) != len(self.ids)]
         wrong = wrong or [f"image {self.ids[k]!r} has a face, but its features are not finite"
                           for side in sides for k in np.flatnonzero(found & ~np.isfinite(side).all(1))]
+        twice = pd.Index(self.ids).duplicated()
+        wrong += [f"image {self.ids[k]!r} has several rows; one expected" for k in np.flatnonzero(twice)[:1]]
         if wrong:
             raise DataError(wrong[0])
 

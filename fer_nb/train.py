@@ -63,7 +63,8 @@ from .launch import (all_reduce, amp_here, enough_memory, fast_math, gather, map
 from .loaders import ReplayLoader, dataloaders
 from .models import (HYFER, SQSNET, HyFER, SQSNet, create_teacher, load_teacher, unwrapped,
                            weights_digest)
-from .terms import FitCallback, LossTerm, averages_kept, is_search, leave_autocast
+from .terms import (FitCallback, LossTerm, averages_kept, is_search, leave_autocast,
+                          own_generators)
 from .store import (Store, StoreError, differences, digest, first_few, plain, processor, read_state,
                           write_state)
 
@@ -230,6 +231,12 @@ class CheckInputRange(FitCallback):
 
     order = -50  # what the loader gives, before other callbacks change it
 
+    def __init__(
+        self,
+        several: bool = True,  # take a tuple that begins with the logits, and further targets
+    ):
+        self.several = several
+
     def before_batch(self) -> None:
         "Check the range of the first batch."
         if self.iter:
@@ -245,9 +252,10 @@ class CheckInputRange(FitCallback):
         "Check outputs and targets of the first batch; what is not finite is `StopOnNaN`'s."
         if self.iter == 0:
             z, n = self.pred, len(self.xb[0])
+            z = z[0] if self.several and isinstance(z, (tuple, list)) and len(z) else z
             check_logits(z.nan_to_num() if isinstance(z, torch.Tensor) else z, n)
             if len(self.yb):  # to predict needs none
-                check_targets(self.y, n, z.shape[1])
+                check_targets(self.yb[0] if self.several else self.y, n, z.shape[1])
 
 # %% ../nbs/30_train.ipynb #56d7fb05
 class EMA(FitCallback):
@@ -1348,15 +1356,6 @@ def set_generators(
         torch.cuda.set_rng_state_all(state["cuda"])
 
 # %% ../nbs/30_train.ipynb #loadst02
-def _own_generators(
-    loader: object,     # fastai's or PyTorch's
-) -> list[random.Random | torch.Generator]:
-    "The random generators that belong to a loader."
-    found = [getattr(loader, "rng", None), getattr(loader, "generator", None),
-             getattr(getattr(loader, "sampler", None), "generator", None)]
-    return [g for g in found if isinstance(g, (random.Random, torch.Generator))]
-
-
 @patch
 def loader_state(
     self: Checkpoint,
@@ -1366,7 +1365,7 @@ def loader_state(
     if isinstance(loader := self.dls.train, ReplayLoader):
         return self.learn.loader_epoch.at(epochs) if hasattr(self.learn, "loader_epoch") else loader.epoch
     return [g.getstate() if isinstance(g, random.Random) else g.get_state()
-            for dl in self.dls for g in _own_generators(dl)]
+            for g in own_generators(*self.dls)]
 
 
 @patch
@@ -1381,7 +1380,7 @@ def set_loaders(
             return self.learn.loader_epoch.resume(epochs, state)
         self.dls.train.epoch = state
         return
-    for g, own in zip([g for dl in self.dls for g in _own_generators(dl)], state):
+    for g, own in zip(own_generators(*self.dls), state):
         if isinstance(g, random.Random):
             g.setstate((own[0], tuple(own[1]), own[2]))
         else:
@@ -1685,7 +1684,7 @@ def fit_model(
     model.to(device, memory_format=last).zero_grad()
     progress, (groups, wds) = Progress(phase, show and rank == 0), fit.groups(model)
     loss, training = fit.loss_for(dls)
-    own = [*fit.callbacks(device), progress, StopOnNaN(), CheckInputRange(), training,
+    own = [*fit.callbacks(device), progress, StopOnNaN(), CheckInputRange(several=False), training,
            *fit.soft_targets(dls)]
     if checkpoint is not None or world > 1:
         named = None if opt_func is None else called(opt_func)

@@ -1,6 +1,7 @@
 """The attacks of the installed package: properties, invariants of the model, and parity with foolbox."""
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -507,3 +508,10 @@ def test_without_gradients_the_same_protection(toy, ask):
     with pytest.raises(ConfigError, match="training mode"):
         ask(loose, x, y)
     assert torch.equal(loose[1].running_mean, mean)
+
+
+def test_square_search_says_where_its_generator_belongs():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    on_a_card = SimpleNamespace(device=torch.device("cuda"))
+    with pytest.raises(ConfigError, match="device of the generator=cuda; cpu expected|device of the generator='cuda'"):
+        square_search(model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), generator=on_a_card)

@@ -16,9 +16,10 @@ from torch import nn
 from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, ImageError, LabelError
 from fer_nb.data import FERData
 from fer_nb.evaluate import evaluate, robust_curve
-from fer_nb.models import weights_digest
+from fer_nb.models import HyFER, weights_digest
 from fer_nb.robustness import (PAPER_TABLE5, _attacks_of, auto_attack, corrupt, corruption_curve, corruption_gains, corruption_hits,
                                corruption_kinds, noise_keys, paper_epsilon, robust_study, sanity_checklist, square_search, strongest_study, table5, tradeoff)
+from fer_nb.store import StoreError
 
 needs_autoattack = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None,
                                       reason="needs the extra `robust`: pip install pyautoattack")
@@ -662,3 +663,17 @@ def test_images_and_keys_that_cannot_be_corrupted_so():
             corrupt(torch.rand(2, channels, 8, 8), "jpeg", 3)
     with pytest.raises(ConfigError, match="len.ids.=3; 2 expected"):
         corrupt(torch.rand(2, 1, 8, 8), "noise", 3, ids=np.arange(3))
+
+
+@pytest.mark.parametrize("kind", ["table5", pytest.param("autoattack", marks=needs_autoattack)])
+def test_parts_of_a_network_that_got_images_of_another_size_are_not_taken_up(kind, tmp_path):
+    """Weights do not tell to which size a HyFER resizes."""
+    ds, model = patterns(14, splits=("test",)), HyFER(7, 1, "light", labels=EMOTIONS).eval()
+    call = {"table5": lambda: table5({"a": model}, ds, (4/255,), (), 1, 1, None, 0, tmp_path / kind),
+            "autoattack": lambda: auto_attack(model, ds, attacks=["square"], queries=2, out=tmp_path / kind)}[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(), call()
+        model.adapt.size = model.input_size   # as `load_teacher` sets it
+        with pytest.raises(StoreError, match="resized"):
+            call()

@@ -746,3 +746,14 @@ def test_an_offset_of_all_classes_costs_no_digits(dls, offset):
         expected = (5 * small_net(7).double().eval()(dls.train.images(np.arange(len(kept))).double())).softmax(1)
     assert (kept.max(1) == 0).all() == (offset > 0)          # ordinary logits are cached as they are
     torch.testing.assert_close(torch.from_numpy(kept).softmax(1), expected, atol=2e-3, rtol=1e-2)
+
+
+def test_geometry_of_pandas_and_of_an_image_twice():
+    features = np.arange(12, dtype=np.float64).reshape(3, 4)
+    table = pd.DataFrame(features, index=[7, 8, 9])
+    made = Geometry(pd.Series(["a", "b", "c"], index=[7, 8, 9]), table, pd.Series([1, 1, 0], index=[7, 8, 9]), table)
+    assert made.ids == ["a", "b", "c"] and made.found.tolist() == [True, True, False]
+    for side in (made.features, made.mirrored):
+        assert side.dtype == np.float32 and (side[[2, 0]] == features[[2, 0]]).all()
+    with pytest.raises(DataError, match="image 'a' has several rows; one expected"):
+        Geometry(["a", "b", "a"], features, np.ones(3, bool))

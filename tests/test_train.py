@@ -24,11 +24,11 @@ from torch import nn
 
 from fer_nb.advtrain import AdversarialTraining
 from fer_nb.config import OPTIMISERS, Fit
-from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, seed_everything
+from fer_nb.core import EMOTIONS, ConfigError, DataError, FERError, LabelError, seed_everything
 from fer_nb.loaders import dataloaders
 from fer_nb.models import HyFER, load_teacher, save
 from fer_nb.synth import make_faces
-from fer_nb.train import (EMA, Amp, Checkpoint, CheckpointError, FocalCrossEntropy, KeepBest, Mix, ResumableLearner, TrainingError,
+from fer_nb.train import (EMA, Amp, CheckInputRange, Checkpoint, CheckpointError, FocalCrossEntropy, KeepBest, Mix, ResumableLearner, TrainingError,
                           fit_model, make_loaders, make_network, read_checkpoint, write_checkpoint)
 
 
@@ -857,3 +857,67 @@ def test_what_a_dataset_calls_weights_is_its_own():
     drawn = torch.utils.data.WeightedRandomSampler(torch.ones(64), 64)
     torchs = DataLoaders(*(torch.utils.data.DataLoader(data, batch_size=16, sampler=drawn) for _ in range(2)))
     assert len(fit_model(net(), torchs, Fit(epochs=1, bs=16, sampler="balanced"))) == 1
+
+
+def torchs(kind):
+    "PyTorch's loaders that shuffle by a generator of the sampler's, or of the sampler of batches."
+    data = torch.utils.data.TensorDataset(torch.rand(40, 1, 48, 48, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 7)
+    order = torch.utils.data.RandomSampler(data, generator=torch.Generator().manual_seed(3))
+    batches = {"sampler": dict(batch_size=8, sampler=order),
+               "batch_sampler": dict(batch_sampler=torch.utils.data.BatchSampler(order, 8, True))}[kind]
+    return DataLoaders(torch.utils.data.DataLoader(data, **batches), torch.utils.data.DataLoader(data, 20))
+
+
+@pytest.mark.parametrize("kind", ["sampler", "batch_sampler"])
+def test_samplers_with_a_generator_of_their_own_go_on_where_they_were(tmp_path, kind):
+    def fitted(checkpoint=None, then=lambda learn: None):
+        fit_model(model := net(), torchs(kind), 3, cbs=On("before_train", then, 1), checkpoint=checkpoint)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    plain = fitted()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "own.ckpt", throw(KeyboardInterrupt()))
+    assert torch.equal(fitted(tmp_path / "own.ckpt"), plain)
+
+
+@pytest.mark.parametrize("kind", ["sampler", "batch_sampler"])
+def test_a_look_at_the_training_images_leaves_the_order_of_a_sampler(kind):
+    def fitted(*cbs):
+        torch.manual_seed(0)
+        learn = Learner(torchs(kind), net(), CrossEntropyLossFlat(), metrics=accuracy, cbs=[KeepBest(), *cbs])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 0.01)
+        return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+    look = On("after_train", lambda learn: learn.get_preds(dl=learn.dls.train))
+    assert torch.equal(fitted(look), fitted())
+
+
+class Two(nn.Module):
+    "A classifier that measures something else beside."
+    def __init__(self):
+        super().__init__()
+        self.net, self.more = net(), nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.net(x), self.more(x.mean((1, 2, 3))[:, None])
+
+
+def test_a_network_of_several_outputs_and_targets_is_looked_at_by_its_first():
+    data = torch.utils.data.TensorDataset(torch.rand(16, 1, 48, 48), torch.arange(16) % 7, torch.rand(16, 1))
+    dls = DataLoaders(*(torch.utils.data.DataLoader(data, 8) for _ in range(2)))
+    dls.n_inp = 1
+
+    def fitted(check, bad=0):
+        def loss(z, y, other):
+            return nn.functional.cross_entropy(z[0], y) + (z[1] - other).square().mean()
+        learn = Learner(dls, Two(), loss, cbs=[check, *([On("before_batch", lambda learn: setattr(
+            learn, "yb", (learn.yb[0] + bad, learn.yb[1])))] if bad else [])])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 0.01)
+
+    fitted(CheckInputRange())
+    with pytest.raises(LabelError, match="labels from 3 to 9; the model has 7 classes"):
+        fitted(CheckInputRange(), 3)
+    with pytest.raises(ConfigError, match="the model returned a tuple"):
+        fitted(CheckInputRange(several=False))
