@@ -1433,9 +1433,9 @@ class _ExportVerb(Verb):
         faults = [f"not installed: {', '.join(missing)}; pip install \"fer-nb[export]\""] * bool(missing)
         faults += ["--int8 needs --data PATH, whose training images give the ranges"
                    ] * (args.int8 and args.data is None)
-        faults += [f"{path}: an ONNX file already; --int8 expected"
-                   ] * (path.suffix.lower() == ".onnx" and not args.int8)
-        faults += [f"--to {args.to}: a name that ends in .onnx expected"] * (args.to.suffix.lower() != ".onnx")
+        file, to = path.suffix.lower(), args.to.suffix.lower()
+        faults += [f"{path}: an ONNX file already; --int8 expected"] * (file == ".onnx" and not args.int8)
+        faults += [f"--to {args.to}: a name that ends in .onnx expected"] * (to != ".onnx")
         if faults:
             raise ConfigError("; ".join(faults))
         at_least("images", args.images, 1, whole=True)

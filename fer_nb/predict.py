@@ -468,7 +468,8 @@ def _opened(
     except Exception as e:   # Pillow's readers meet damage with errors of every kind
         unknown = isinstance(e, UnidentifiedImageError)   # whose text names an object
         why = "" if data else "nothing left to read; one that was written before: seek(0)"
-        why = why or _heif(data[:16]) or begins_as(data[:512]) or (type(e).__name__ if unknown else quoted(e, 100))
+        why = why or _heif(data[:16]) or begins_as(data[:512])
+        why = why or (type(e).__name__ if unknown else quoted(e, 100))
         raise ImageError(f"{type(image).__name__} of {len(data)} bytes: not an image that can be decoded "
                          f"({why})") from e
 
@@ -1795,7 +1796,7 @@ def _claimed(
     replaces: bool,    # whether something may be there
 ) -> Iterator[None]:   # a `with` block
     """Hold the name of a file that is made aside, while the block lasts. Raises `DataError` where another
-    command writes it, `FileExistsError` where one is there. A name that nothing was given to is free again."""
+    command writes it, `FileExistsError` where one is there. A name that got no content is free again."""
     there = os.path.exists(to)
     if _is_device(to):
         yield
