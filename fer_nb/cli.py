@@ -33,8 +33,8 @@ from fastcore.basics import patch
 from . import __version__
 from .config import PRESETS, TTA, _Clash, Fit, Preset, load_config, override, to_dict, tried
 from .core import (ConfigError, DataError, FERError, LabelError, at_least, atomic_file,
-                         file_sha256, is_first, keep_freed_memory, need_apart, one_of, progress, quiet,
-                         show_progress)
+                         file_sha256, is_first, keep_freed_memory, need_apart, one_of, positive, progress,
+                         quiet, show_progress)
 from .data import BROKEN, FERData, Tree, expect, first_split, quoted, read_ferplus, resized
 from .experiment import STUDIES, fits_of
 from .formats import FORMATS, detect, read
@@ -1375,7 +1375,11 @@ def run(
         return f"{_DRAWN}\n\n{shown(leaderboard(args.show))}\n\n{tests}"
     if args.data is None:
         raise ConfigError("neither --data nor --show; images to ask about, or a folder of rows, expected")
-    models, whole = self.models(args), read_data(args, args.votes, single=True)
+    stress, models = StressTest(args.sample), self.models(args)   # refused before images are read
+    positive("seconds", args.seconds)
+    expect(bool(models), f"--models {args.models!r}", "no model", "one or more, with commas between them,",
+           ConfigError)
+    whole = read_data(args, args.votes, single=True)
     names = [name.rpartition("=")[2] for name in args.models.split(",")]
     whole = _in_parts(whole, args.parts, names, args.split or "test")
     there, alone = list(whole.df.split.unique()), args.split is None
@@ -1388,7 +1392,7 @@ def run(
     models = self.with_records(models, whole, None if alone and len(there) == 1 else args.split)
     args.out.mkdir(parents=True, exist_ok=True)
     searched = where if args.training else f"{where} of {whole.name}"
-    table = bench(part, models, args.out, duplicates, args.seconds, StressTest(args.sample),
+    table = bench(part, models, args.out, duplicates, args.seconds, stress,
                   not args.no_own_finder, args.command, "" if duplicates is None else searched)
     names, prints = [model.name for model in models], part.fingerprint()
     rows = [row for row in read_rows(args.out) if row["model"] in names and row["fingerprint"] == prints]
@@ -1429,9 +1433,9 @@ class _ExportVerb(Verb):
         faults = [f"not installed: {', '.join(missing)}; pip install \"fer-nb[export]\""] * bool(missing)
         faults += ["--int8 needs --data PATH, whose training images give the ranges"
                    ] * (args.int8 and args.data is None)
-        faults += [f"{path}: an ONNX file already; --int8 expected"
-                   ] * (path.suffix == ".onnx" and not args.int8)
-        faults += [f"--to {args.to}: a name that ends in .onnx expected"] * (args.to.suffix != ".onnx")
+        file, to = path.suffix.lower(), args.to.suffix.lower()
+        faults += [f"{path}: an ONNX file already; --int8 expected"] * (file == ".onnx" and not args.int8)
+        faults += [f"--to {args.to}: a name that ends in .onnx expected"] * (to != ".onnx")
         if faults:
             raise ConfigError("; ".join(faults))
         at_least("images", args.images, 1, whole=True)
@@ -1461,11 +1465,12 @@ class _ExportVerb(Verb):
             train, _ = as_taken(train.take(few), net)
         with atomic_file(args.to) as aside, tempfile.TemporaryDirectory() as work:
             to = Path(work) / "whole.onnx" if args.int8 else aside
-            whole = path if path.suffix == ".onnx" else to_onnx(net, to)
+            given = path.suffix.lower() == ".onnx"
+            whole = path if given else to_onnx(net, to)
             if args.int8:
                 _say(f"ranges of {len(train):,} training images")
                 quantize(whole, aside, train, len(train))
-            table = parity(path if path.suffix == ".onnx" else net, aside, on)
+            table = parity(path if given else net, aside, on)
         table = table.assign(model=[table.model[0], args.to.stem])
         table = table if labelled else table.drop(columns=["accuracy", "change", "only_right"])
         write_record(args.to.absolute().parent, [args.to.name],
@@ -1593,7 +1598,7 @@ def check(
     _paths(args.paths)
     if streams:
         raise ConfigError(f"{streams[0][:60]}: an address; of a film or a stream: --camera "
-                          f"{streams[0][:60]}")
+                          f"{streams[0][:60]}; of a photo: download it first")
     film = args.camera is not None or len(args.paths) == 1 and is_video(args.paths[0])
     if args.annotate is not None and not film:
         raise ConfigError("--annotate goes with one film or --camera; of images: --out annotated")

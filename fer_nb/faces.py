@@ -885,8 +885,9 @@ def face_square(
     "The face as a square image, framed like FER2013's; of a turned image the one of the upright image."
     need_crop(size)
     _check_image(image)
-    if not (np.isfinite(face.box).all() and np.max(face.box[2:]) > 0):
-        raise ImageError(f"the box {np.asarray(face.box).tolist()} holds no face; finite numbers expected")
+    if not (np.isfinite(face.box).all() and 0 < np.max(face.box[2:]) <= 99 * max(image.shape[:2])):
+        raise ImageError(f"the box {np.asarray(face.box).tolist()} holds no face; finite numbers, sides of "
+                         "at most 99 of the image's longer side, expected")
     if align and (q := round(face.roll / 90) % 4 if np.isfinite(face.roll) else 0):
         view = np.rot90(image, q)
         return face_square(view, face.turned_forth(q, *image.shape[:2]), size, frame)

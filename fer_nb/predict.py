@@ -467,7 +467,9 @@ def _opened(
         return decode(BytesIO(data), whole=True), _more_frames(BytesIO(data))
     except Exception as e:   # Pillow's readers meet damage with errors of every kind
         unknown = isinstance(e, UnidentifiedImageError)   # whose text names an object
-        why = _heif(data[:16]) or begins_as(data[:512]) or (type(e).__name__ if unknown else quoted(e, 100))
+        why = "" if data else "nothing left to read; one that was written before: seek(0)"
+        why = why or _heif(data[:16]) or begins_as(data[:512])
+        why = why or (type(e).__name__ if unknown else quoted(e, 100))
         raise ImageError(f"{type(image).__name__} of {len(data)} bytes: not an image that can be decoded "
                          f"({why})") from e
 
@@ -1022,8 +1024,8 @@ def _is_photo(path: Path) -> bool:   # a file that was found in a folder
     ending = path.suffix.lower()
     if (kind := Image.registered_extensions().get(ending)) or ending in _RAW:   # these begin as TIFF does
         return kind in Image.OPEN and kind not in _UNREAD
-    if not Tree(path.parent, file=path.name).is_image(path.name):
-        return False
+    if ending not in VIDEO_ENDINGS and not Tree(path.parent, file=path.name).is_image(path.name):
+        return False   # a video's ending and no video: what it is only its bytes say
     try:
         Image.open(path).close()   # a text may begin as an image does
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -1779,6 +1781,38 @@ def _held(stream: FileIO) -> bool:   # True, too, where systems cannot say
     return True
 
 
+def _opened_to_write(to: str | Path, replaces: bool) -> FileIO:   # what is there stays in it
+    "A file, in a folder that is made. Raises `DataError` where none can be."
+    try:
+        Path(to).parent.mkdir(parents=True, exist_ok=True)
+        return open(to, "ab" if replaces else "xb", buffering=0)
+    except OSError as e:
+        expect(False, to, f"no file can be written there ({e.strerror})", "another place")
+
+
+@contextmanager
+def _claimed(
+    to: str | Path,    # a file, or a device such as /dev/null
+    replaces: bool,    # whether something may be there
+) -> Iterator[None]:   # a `with` block
+    """Hold the name of a file that is made aside, while the block lasts. Raises `DataError` where another
+    command writes it, `FileExistsError` where one is there. A name that got no content is free again."""
+    there = os.path.exists(to)
+    if _is_device(to):
+        yield
+        return
+    with _opened_to_write(to, replaces) as stream:
+        expect(_held(stream), to, "another command is writing it", "another name, or its end,")
+        if os.name == "nt":   # where a file that is open cannot be replaced
+            stream.close()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if not there and os.path.getsize(to) == 0:
+                    os.unlink(to)
+
+
 @contextmanager
 def _in_whole_texts(
     to: str | Path,    # a file, or a device such as /dev/null
@@ -1914,20 +1948,20 @@ def _write_parquet(results: Iterable[Result], to: Path, labels: Sequence[str], o
     "What `write_results` does for parquet: what there was is written also where the work is broken off."
     _imported("pyarrow", "pyarrow", f"{to}: a .parquet file")
     _need_absent(to, overwrite or _is_device(to))
-    Path(to).parent.mkdir(parents=True, exist_ok=True)
     rows, whole, kept = [], False, _precious(to)
-    try:
-        for result in results:
-            need_spare(None if rows else to, [result.file])
-            kept = kept and not _was_read(result)
-            labels = tuple(labels) or _labels_of([result])
-            rows += map(_as_texts, result.rows(labels, more))
-            each(result)
-        whole = True
-    finally:
-        if (rows or whole) and not kept:
-            with nullcontext(to) if _is_device(to) else atomic_file(to) as aside:
-                tidy(rows, labels, more).to_parquet(aside, index=False)
+    with _claimed(to, overwrite):
+        try:
+            for result in results:
+                need_spare(None if rows else to, [result.file])
+                kept = kept and not _was_read(result)
+                labels = tuple(labels) or _labels_of([result])
+                rows += map(_as_texts, result.rows(labels, more))
+                each(result)
+            whole = True
+        finally:
+            if (rows or whole) and not kept:
+                with nullcontext(to) if _is_device(to) else atomic_file(to) as aside:
+                    tidy(rows, labels, more).to_parquet(aside, index=False)
 
 # %% ../nbs/50_predict.ipynb #903fad34
 def write_annotated(
@@ -2084,7 +2118,8 @@ def film(
 ) -> Iterator[Result]:           # the same frames, each when it is drawn
     """Draw the faces into the frames, while they pass, and write a film; it appears at the end, or where the
     work is broken off by hand. Raises `FileExistsError`, `DataError` for a place that takes none or not all,
-    for frames of a second video, and at the end where neither a frame nor an error came."""
+    or that another command writes, for frames of a second video, and at the end where neither a frame nor an
+    error came."""
     cv2 = _imported("cv2", "opencv-python-headless", "writing a film")
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
     if fps is not None:
@@ -2092,6 +2127,7 @@ def film(
     _need_absent(to, overwrite and os.path.isfile(to))
     writer, broken, source, failed = None, None, None, False
     with ExitStack() as stack:
+        stack.enter_context(_claimed(to, overwrite))
         try:
             for result in results:
                 failed |= result.status == "error"   # its note says why there is no film

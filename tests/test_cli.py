@@ -626,6 +626,27 @@ def test_export_writes_a_file_that_predicts_the_same(folder_of_faces, tmp_path, 
     assert faces[0] == pytest.approx(faces[1], abs=2e-4)
 
 
+def test_endings_in_capitals_are_endings(folder_of_faces, tmp_path, capsys):
+    data, capital = ["--data", str(folder_of_faces / "data")], str(tmp_path / "A.ONNX")
+    assert main(["export", "--weights", str(folder_of_faces / "run"), "--to", capital]) == 0
+    assert main(["export", "--weights", capital, "--to", str(tmp_path / "b.onnx")]) == 2 and "an ONNX file already; --int8 expected" in capsys.readouterr().err
+    assert main(["export", "--weights", capital, "--int8", "--images", "8", *data, "--to", str(tmp_path / "C.ONNX")]) == 0
+    assert {p.name for p in tmp_path.iterdir() if p.suffix.lower() == ".onnx"} == {"A.ONNX", "C.ONNX"}
+
+
+def test_bench_refuses_what_it_cannot_do_before_images_are_read(folder_of_faces, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fer_nb.cli.read_data", None)
+    bench = ["bench", "--data", str(folder_of_faces / "data"), "--out", str(tmp_path / "rows")]
+    for more, says in ((["--seconds", "nan"], "seconds=nan; a positive number"), (["--sample", "-1"], "sample=-1; a whole number"),
+                       (["--models", ","], "--models ',': no model")):
+        assert main([*bench, *more]) == 2 and says in capsys.readouterr().err
+
+
+def test_an_address_says_how_to_go_on(capsys):
+    assert main(["predict", "https://example.org/a.jpg"]) == 2
+    assert "of a film or a stream: --camera https://example.org/a.jpg; of a photo: download it first" in capsys.readouterr().err
+
+
 def test_export_of_a_network_with_labels_of_its_own(folder_of_faces, tmp_path):
     from fer_nb.models import HyFER, save_hyfer
     model = save_hyfer(HyFER(3, 1, "light", labels=("calm", "bored", "happy")), tmp_path / "three.safetensors")

@@ -275,6 +275,16 @@ def test_the_command_refuses_before_any_work(tmp_path, capsys, words, why):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before and left_in(places["dir"]) == []
 
 
+def test_one_film_is_made_by_one_command_at_a_time(tmp_path):
+    def meanwhile():
+        yield from some_results([0, .04])
+        for overwrite, error in ((True, DataError), (False, FileExistsError)):
+            with pytest.raises(error, match="another command is writing it|File exists"):
+                list(film(some_results([0]), tmp_path / "a.mp4", overwrite))
+
+    assert len(list(film(meanwhile(), tmp_path / "a.mp4"))) == frames_of(tmp_path / "a.mp4") == 2 and left_in(tmp_path) == ["a.mp4"]
+
+
 def test_a_film_appears_whole_or_as_far_as_the_user_let_it(tmp_path):
     def broken(error):
         yield from some_results([0, .04, .08])
@@ -282,7 +292,7 @@ def test_a_film_appears_whole_or_as_far_as_the_user_let_it(tmp_path):
     (old := tmp_path / "old.mp4").write_bytes(b"precious")
     with pytest.raises(OSError, match="full"):
         list(film(broken(OSError(28, "full")), old, overwrite=True))
-    with pytest.raises(DataError, match="no video can be written"):
+    with pytest.raises(DataError, match="can be written there"):
         list(film(some_results([0]), "/proc/x.mp4"))
     for to in (tmp_path, old):
         with pytest.raises((FileExistsError, ConfigError)):

@@ -300,7 +300,7 @@ def test_what_is_no_mesh_or_no_box_has_no_crop(photo):
         for crop in (lambda: crop_face(image, points), lambda: face_square(image, face)):
             with pytest.raises(ImageError, match="a uint8 array"):
                 crop()
-    for box in ([0, 0, 0, 0], [0, 0, -9, -9], [0, np.nan, 9, 9], [0, 0, np.inf, 9]):
+    for box in ([0, 0, 0, 0], [0, 0, -9, -9], [0, np.nan, 9, 9], [0, 0, np.inf, 9], [0, 0, 1e9, 9]):
         with pytest.raises(ImageError, match="holds no face"):
             face_square(photo, replace(face, box=np.array(box, float)))
 

@@ -1487,6 +1487,42 @@ def test_no_labels_and_what_is_no_list_of_them(toy):
         Recogniser(toy.network, keep=3)
 
 
+def test_one_parquet_is_made_by_one_command_at_a_time(tmp_path):
+    path, old = tmp_path / "new/r.parquet", tmp_path / "old.parquet"
+    old.write_bytes(b"precious")
+
+    def meanwhile(to):
+        yield Result("a.png", "no_face")
+        for overwrite, error in ((True, DataError), (False, FileExistsError)):
+            with pytest.raises(error, match="another command is writing it|File exists"):
+                write_results([Result("b.png", "no_face")], "parquet", to, ("a", "b"), overwrite)
+
+    for to, overwrite in ((path, False), (old, True)):
+        write_results(meanwhile(to), "parquet", to, ("a", "b"), overwrite)
+        assert pd.read_parquet(to).file.tolist() == ["a.png"]
+
+    def broken():
+        yield from ()
+        raise OSError(5, "gone")
+
+    with pytest.raises(OSError, match="gone"):                                  # nothing came: the name is free again
+        write_results(broken(), "parquet", tmp_path / "none.parquet", ("a", "b"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old.parquet"]
+
+
+def test_a_photo_with_the_ending_of_a_video_is_read_in_a_folder_too(toy, portrait, tmp_path):
+    Image.open(portrait).convert("RGB").save(tmp_path / "photo.mp4", "JPEG")
+    (tmp_path / "code.ts").write_text("export const a = 1;")
+    status = {Path(r.file).name: r.status for r in toy.results(tmp_path)}
+    assert status == {"photo.mp4": "ok", "code.ts": "skipped"} and toy.many([tmp_path / "photo.mp4"])[0].status == "ok"
+
+
+def test_a_stream_at_its_end_says_so(portrait):
+    Image.open(portrait).save(made := BytesIO(), "PNG")
+    with pytest.raises(ImageError, match=r"nothing left to read; .* seek\(0\)"):
+        as_image(made)
+
+
 def test_parquet_needs_a_file():
     with pytest.raises(ConfigError, match="parquet needs a file"):
         write_results([], "parquet")
