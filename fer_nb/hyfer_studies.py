@@ -32,7 +32,7 @@ from .config import (ATTACKS, PARTS, Adversarial, Augment, Data, Distillation, E
                            Preset, override, to_dict)
 from .core import (ConfigError, DataError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
                          quiet)
-from .data import VOTE_COLUMNS, FERData, expect, first_split, read_ferplus, resized
+from .data import VOTE_COLUMNS, FERData, _in_order, expect, first_split, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, need_uncut, predict_logits,
                              robust_curve)
 from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost, need_unrefined,
@@ -1094,13 +1094,17 @@ _NO_GROUPS = ("id", "label", "split", "subject", "group", "decided", *_TAKEN)   
 
 def image_groups(
     ds: FERData,                       # with votes or without
-    faces: pd.DataFrame | None = None, # from `faces.find_faces`; None: looked for here
+    faces: pd.DataFrame | None = None, # from `faces.find_faces`, by ids; None: looked for here
 ) -> dict[str, tuple[pd.Series, object]]:  # name: a value an image (NaN: not known), bins of `by_group`
     """What may make an image hard to read, the voters' agreement where there are votes, and the data's own
-    columns of two to twenty values, such as KDEF's `sex` and `angle`."""
+    columns of two to twenty values, such as KDEF's `sex` and `angle`. Raises `DataError` for faces of other
+    images."""
     votes = ds.votes(float)
     faces = find_faces(ds) if faces is None else faces
-    numbers = {"face, share of the side": faces.box_h / [height for height, _ in ds.sizes()],
+    faces = faces.set_index("id") if "id" in faces else faces
+    side = _in_order(faces.box_h, ds.df.id, "faces", ds.name).to_numpy(float)
+    expect(len(side) == len(ds), ds.name, f"faces of {len(side)} images", f"those of {len(ds)}")
+    numbers = {"face, share of the side": side / [height for height, _ in ds.sizes()],
                "light": [ds.image(i).mean() for i in range(len(ds))],
                "contrast": image_quality(ds).contrast}
     if votes is not None:

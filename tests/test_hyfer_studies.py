@@ -551,3 +551,14 @@ def test_what_was_fitted_from_another_file_of_weights_is_refused(faces, tmp_path
     weights(3)
     with pytest.raises(StoreError, match=r"sha256 is '\w+' there and '\w+' here"):
         teacher_study(faces, candidate, TINY, 2, out=tmp_path / "t")
+
+
+def test_faces_that_were_found_before_go_by_ids(faces):
+    sides = pd.DataFrame({"id": faces.df.id, "box_h": np.arange(len(faces)) % 40})
+    expected = hyfer_studies.image_groups(faces, sides)["face, share of the side"][0]
+    assert expected.tolist() == (sides.box_h / [h for h, _ in faces.sizes()]).tolist()
+    for given in (sides[::-1], sides.sample(frac=1, random_state=0).reset_index(drop=True), sides.set_index("id")[::-1]):
+        assert hyfer_studies.image_groups(faces, given)["face, share of the side"][0].equals(expected)
+    for few in (sides[1:], sides[["box_h"]][:-1]):
+        with pytest.raises(DataError, match="faces"):
+            hyfer_studies.image_groups(faces, few)
