@@ -570,7 +570,8 @@ def teacher_study(
     out: str | Path = "runs/teachers",  # folder of finished fits, with what each cost
     say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                    # dataset, teacher, px, fold, split, subset, metric, value, n
-    "Each candidate in each fold. Raises what `kfold_study` does."
+    """Each candidate in each fold. Raises what `kfold_study` does, and `StoreError` for a larger candidate
+    than those in `out` where faces are cut out, for they are cut for the largest."""
     given = tuple(candidates(preset) if teachers is None else teachers)
     fits = {fit.network: fit for fit in given}
     at_least("teachers of different networks", len(fits), len(given))
@@ -578,7 +579,8 @@ def teacher_study(
     parts = folds_of(ds, preset, k, seed, protocol)
     identity = {**ds.identity(), "cleaning": _settings(preset)["data"], "size": preset.student.size,
                 "folds": _fold_digests(parts), "k": k, "seed": seed, "protocol": protocol}
-    store = Store(out, identity)
+    cut = max(fit.size or 0 for fit in (preset.student, *given)) if preset.data.refine else None
+    store = Store(out, taken_up(out, identity | {"cut for": cut}, (), lambda there: {"cut for": cut} | there))
     whole = replace(preset, teachers=given)   # faces are cut for the largest
     splits_of = lru_cache(1)(lambda fold: prepare(parts[fold], whole, seed))
 

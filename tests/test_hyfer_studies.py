@@ -148,6 +148,11 @@ def test_folds_of_other_persons_are_no_continuation(tmp_path, monkeypatch):
         teacher_study(ds, one, replace(TINY, student=replace(TINY.student, size=24)), 3, out=tmp_path / "t")
     with pytest.raises(ConfigError, match="different networks"):
         teacher_study(ds, [*one, replace(one[0], size=48)], TINY, 3, out=tmp_path / "u")
+    cut, larger = replace(TINY, data=replace(TINY.data, refine="keep")), Fit("resnet18", 64, pretrained=False)
+    teacher_study(ds, one, cut, 3, out=tmp_path / "c")
+    teacher_study(ds, [*one, replace(larger, size=32)], cut, 3, out=tmp_path / "c")
+    with pytest.raises(StoreError, match="cut for is 48 there and 64 here|cut for is 32 there and 64 here"):   # what was fitted saw other cuts
+        teacher_study(ds, [*one, larger], cut, 3, out=tmp_path / "c")
 
 
 def test_a_file_that_settings_name_counts_by_what_is_in_it(tmp_path):
