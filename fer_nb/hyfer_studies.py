@@ -402,9 +402,10 @@ def attack_table(
     runs: pd.DataFrame,         # from `kfold_study(attacked=True)`
     dataset: str | None = None, # whose figures of the paper stand beside; None: none do
 ) -> pd.DataFrame:              # a row an attack and ε: five figures, mean ± sd over folds; the paper's
-    "Table 5 from these runs. The paper does not say its ε, so its row is shown once, with ε left open."
+    """Table 5 from these runs; a sample of a large fold and all of a small one count alike. The paper does not
+    say its ε, so its row is shown once, with ε left open."""
     one = runs[(runs.attack != "none") & runs.metric.isin(_ATTACKED) & np.isfinite(runs.eps)]
-    one = one.assign(eps=(255 * one.eps).map("{:.3g}/255".format))
+    one = one.assign(eps=(255 * one.eps).map("{:.3g}/255".format)).drop(columns="subset", errors="ignore")
     tables = [pivot_mean_sd(one[one.metric.isin(NOT_SHARES) == (not share)], ["attack", "eps"], "metric",
                             percent=share, digits=2 if share else 3) for share in (True, False)]
     table = pd.concat(tables, axis=1).rename(columns=_ATTACKED)[list(_ATTACKED.values())]
@@ -530,14 +531,14 @@ def setting_table(
     **where: object,                # such as attack="pgd", eps=4/255
 ) -> pd.DataFrame:                  # a row an arm: mean ± sd, difference to the run as it is, p, ...
     """What each change is worth, paired by seed (95 %), with Holm's correction over all changes of one model:
-    where two models are looked at, each table is a family of its own."""
+    where two models are looked at, each table is a family of its own. Raises `ConfigError` for arms that are
+    judged, or attacked, on different numbers of images."""
     where |= {"subset": None} if "attack" in where else {}  # an attack is tried on a sample, or on all
     one = reported(runs, metric, model=model, split=split or first_split(runs), **where)
     share = metric not in NOT_SHARES
     table = one.groupby("arm", sort=False).value.agg(mean_sd, percent=share)
     table = table.to_frame(f"{metric} (%)" if share else metric)
     pairs = {arm: (arm, AS_IT_IS) for arm in one.arm.unique() if arm != AS_IT_IS}
-    one = one.drop(columns="n") if "attack" in where else one   # a sample may be attacked
     apart = paired_differences(one, pairs, scale=100.0 if share else 1.0)
     return table.join(apart.rename(columns={"n": "seeds"}))
 
