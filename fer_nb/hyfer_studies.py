@@ -402,8 +402,8 @@ def attack_table(
     runs: pd.DataFrame,         # from `kfold_study(attacked=True)`
     dataset: str | None = None, # whose figures of the paper stand beside; None: none do
 ) -> pd.DataFrame:              # a row an attack and ε: five figures, mean ± sd over folds; the paper's
-    """Table 5 from these runs; a sample of a large fold and all of a small one count alike. The paper does not
-    say its ε, so its row is shown once, with ε left open."""
+    """Table 5 from these runs; a sample of a large fold and all of a small one count alike. The paper does
+    not say its ε, so its row is shown once, with ε left open."""
     one = runs[(runs.attack != "none") & runs.metric.isin(_ATTACKED) & np.isfinite(runs.eps)]
     one = one.assign(eps=(255 * one.eps).map("{:.3g}/255".format)).drop(columns="subset", errors="ignore")
     tables = [pivot_mean_sd(one[one.metric.isin(NOT_SHARES) == (not share)], ["attack", "eps"], "metric",
