@@ -499,7 +499,10 @@ def over_labels(
     name: str = "",         # of the model, for messages
 ) -> tuple[np.ndarray, dict[str, list[str]]]:  # (N, len(labels)), NaN without a face; what is not in common
     """Probabilities over the labels of the data, zeros where the model is sure of a label that they lack.
-    Raises `ModelError` where less than two are in common."""
+    Answers that name their own labels have none where no face was found: all of them are wrong, and nothing
+    is lacking. Raises `ModelError` where less than two are in common."""
+    if not (len(answers.labels) or answers.found.any()):
+        return np.full((len(answers.found), len(labels)), np.nan), {"unused": [], "lacking": []}
     own = _names(answers.labels, name)
     both = [k for k in labels if canonical_label(k) in own]
     if len(both) < 2:
@@ -679,7 +682,7 @@ def figures(
 # %% ../nbs/53_bench.ipynb #bench058a
 @dataclass(frozen=True)
 class StressTest:
-    "What is asked beside the images as they are."
+    "What is asked beside the images as they are. Raises `ConfigError` for what cannot be asked."
 
     n: int = 1000                   # size of the stratified sample of each split; 0: nothing is asked
     kinds: tuple[str, ...] | None = None  # see `corruption_kinds`; None: all
@@ -689,6 +692,15 @@ class StressTest:
 
     def __post_init__(self):
         at_least("sample", self.n, 0, "images", whole=True)
+        at_least("steps", self.steps, 0, whole=True)
+        for name, most in (("severity", 5), ("eps", 1)):
+            at_least(name, getattr(self, name), 0, most=most)
+        if self.kinds:   # refused before a model is asked
+            from fer_nb.robustness import corruption_kinds
+            kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
+            object.__setattr__(self, "kinds", kinds)
+            for kind in kinds:
+                one_of("kinds", kind, corruption_kinds())
 
 
 def corrupted(
@@ -847,7 +859,8 @@ def _bench_one(
             table, apart, right = figures(answers, ds, duplicates, model.name)
             rights[column] = {s: packed(right[(ds.df.split == s).to_numpy()]) for s in pd.unique(ds.df.split)}
             tables.append(table.assign(column=column))
-            row |= {"labels": answers.labels, "not in common": apart}
+            if answers.labels or "labels" not in row:   # none where nothing was found
+                row |= {"labels": answers.labels, "not in common": apart}
         table = pd.concat(tables).drop(columns="labels").round(6)
         row |= {"figures": json.loads(table.to_json(orient="records")), "right": rights}
         row["speed"] = {c: {"ms": round(1000 * a.seconds / len(a.found), 3),

@@ -430,10 +430,10 @@ def _groups(
     column: str | pd.Series | np.ndarray, # a column of `ds.df`, or one value an image
     bins: int | Sequence[float] | None,   # how to cut numbers
 ) -> tuple[str, pd.Categorical]:          # name of the column; the group of each image, as text, in order
-    """The group of each image; a Series goes by the ids or row numbers in its index. Raises `DataError` for a
-    column that is not there and a Series of other images, `ConfigError` for one of another length, of too
-    many values, and of text or infinite numbers that `bins` cannot cut; `bins` that are none are refused by
-    pandas."""
+    """The group of each image; a Series goes by the ids or row numbers in its index, categories keep their
+    order. Raises `DataError` for a column that is not there and a Series of other images, `ConfigError` for
+    one of another length, of too many values, and of text, dates or infinite numbers that `bins` cannot cut;
+    `bins` that are none are refused by pandas."""
     name = column if isinstance(column, str) else getattr(column, "name", None) or "group"
     if isinstance(column, str):
         need_columns(ds.df, [column], ds.name or "dataset", f"there are {', '.join(ds.df.columns)}")
@@ -442,10 +442,12 @@ def _groups(
            ConfigError)
     if isinstance(column, pd.Series):
         column = _in_order(column, ds.df.id, "groups", name)
-    values = pd.Series(np.asarray(column))
+    own_order = isinstance(getattr(column, "dtype", None), pd.CategoricalDtype) and bins is None
+    values = pd.Series(column.array if own_order else np.asarray(column))
     if bins is not None:
         numbers, given = pd.to_numeric(values, errors="coerce").astype(float), values.astype(str) != ""
         bad = (numbers.isna() & values.notna() & given) | np.isinf(numbers) & (np.ndim(bins) == 0)
+        bad |= values.dtype.kind in "mM"   # dates
         if bad.any():
             raise ConfigError(f"{name}: '{values[bad].iloc[0]}' ({bad.sum()} such values) is no number that "
                               "bins can cut; numbers, or no bins for groups by value, expected")

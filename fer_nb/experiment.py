@@ -51,9 +51,11 @@ def count_comparisons(
     table: pd.DataFrame,  # results, with the columns `over` and maybe `split` and `metric`
     over: Sequence[str],  # the columns that name an arm; `model` and `chosen` do too
 ) -> None:
-    "Add each arm, reported split and metric of `table` to the file `comparisons.csv` of the store."
+    """Add each arm, reported split and metric of `table` to the file `comparisons.csv` of the store. No
+    `model` and an empty one are the same, as they are in a table that was read back."""
     named = table[[*over, *(c for c in ("model", "chosen") if c in table and c not in over)]]
-    found = pd.DataFrame({"arm": named.astype(str).agg(", ".join, axis=1),
+    named = named.astype(object).where(named.notna(), "").astype(str)
+    found = pd.DataFrame({"arm": named.agg(", ".join, axis=1),
                           "split": table.get("split", "test"), "metric": table.get("metric", "")})
     found = found[~found.split.isin(HELD_OUT) & ~found.metric.str.contains(":")]  # "f1:sad" is a part
     with one_at_a_time(self.folder):

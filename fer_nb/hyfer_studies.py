@@ -32,7 +32,7 @@ from .config import (ATTACKS, PARTS, Adversarial, Augment, Data, Distillation, E
                            Preset, override, to_dict)
 from .core import (ConfigError, DataError, Say, at_least, file_sha256, need_apart, need_columns, one_of,
                          quiet)
-from .data import VOTE_COLUMNS, FERData, expect, first_split, read_ferplus, resized
+from .data import VOTE_COLUMNS, FERData, _in_order, expect, first_split, read_ferplus, resized
 from .evaluate import (by_group, calibration, evaluate, headline_of, need_uncut, predict_logits,
                              robust_curve)
 from .experiment import (NOT_SHARES, arms_of, cell_name, grid, measured_cost, need_unrefined,
@@ -402,9 +402,10 @@ def attack_table(
     runs: pd.DataFrame,         # from `kfold_study(attacked=True)`
     dataset: str | None = None, # whose figures of the paper stand beside; None: none do
 ) -> pd.DataFrame:              # a row an attack and ε: five figures, mean ± sd over folds; the paper's
-    "Table 5 from these runs. The paper does not say its ε, so its row is shown once, with ε left open."
+    """Table 5 from these runs; a sample of a large fold and all of a small one count alike. The paper does
+    not say its ε, so its row is shown once, with ε left open."""
     one = runs[(runs.attack != "none") & runs.metric.isin(_ATTACKED) & np.isfinite(runs.eps)]
-    one = one.assign(eps=(255 * one.eps).map("{:.3g}/255".format))
+    one = one.assign(eps=(255 * one.eps).map("{:.3g}/255".format)).drop(columns="subset", errors="ignore")
     tables = [pivot_mean_sd(one[one.metric.isin(NOT_SHARES) == (not share)], ["attack", "eps"], "metric",
                             percent=share, digits=2 if share else 3) for share in (True, False)]
     table = pd.concat(tables, axis=1).rename(columns=_ATTACKED)[list(_ATTACKED.values())]
@@ -530,14 +531,14 @@ def setting_table(
     **where: object,                # such as attack="pgd", eps=4/255
 ) -> pd.DataFrame:                  # a row an arm: mean ± sd, difference to the run as it is, p, ...
     """What each change is worth, paired by seed (95 %), with Holm's correction over all changes of one model:
-    where two models are looked at, each table is a family of its own."""
+    where two models are looked at, each table is a family of its own. Raises `ConfigError` for arms that are
+    judged, or attacked, on different numbers of images."""
     where |= {"subset": None} if "attack" in where else {}  # an attack is tried on a sample, or on all
     one = reported(runs, metric, model=model, split=split or first_split(runs), **where)
     share = metric not in NOT_SHARES
     table = one.groupby("arm", sort=False).value.agg(mean_sd, percent=share)
     table = table.to_frame(f"{metric} (%)" if share else metric)
     pairs = {arm: (arm, AS_IT_IS) for arm in one.arm.unique() if arm != AS_IT_IS}
-    one = one.drop(columns="n") if "attack" in where else one   # a sample may be attacked
     apart = paired_differences(one, pairs, scale=100.0 if share else 1.0)
     return table.join(apart.rename(columns={"n": "seeds"}))
 
@@ -570,7 +571,8 @@ def teacher_study(
     out: str | Path = "runs/teachers",  # folder of finished fits, with what each cost
     say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                    # dataset, teacher, px, fold, split, subset, metric, value, n
-    "Each candidate in each fold. Raises what `kfold_study` does."
+    """Each candidate in each fold. Raises what `kfold_study` does, and `StoreError` for a larger candidate
+    than those in `out` where faces are cut out, for they are cut for the largest."""
     given = tuple(candidates(preset) if teachers is None else teachers)
     fits = {fit.network: fit for fit in given}
     at_least("teachers of different networks", len(fits), len(given))
@@ -578,7 +580,8 @@ def teacher_study(
     parts = folds_of(ds, preset, k, seed, protocol)
     identity = {**ds.identity(), "cleaning": _settings(preset)["data"], "size": preset.student.size,
                 "folds": _fold_digests(parts), "k": k, "seed": seed, "protocol": protocol}
-    store = Store(out, identity)
+    cut = max(fit.size or 0 for fit in (preset.student, *given)) if preset.data.refine else None
+    store = Store(out, taken_up(out, identity | {"cut for": cut}, (), lambda there: {"cut for": cut} | there))
     whole = replace(preset, teachers=given)   # faces are cut for the largest
     splits_of = lru_cache(1)(lambda fold: prepare(parts[fold], whole, seed))
 
@@ -1094,13 +1097,17 @@ _NO_GROUPS = ("id", "label", "split", "subject", "group", "decided", *_TAKEN)   
 
 def image_groups(
     ds: FERData,                       # with votes or without
-    faces: pd.DataFrame | None = None, # from `faces.find_faces`; None: looked for here
+    faces: pd.DataFrame | None = None, # from `faces.find_faces`, by ids; None: looked for here
 ) -> dict[str, tuple[pd.Series, object]]:  # name: a value an image (NaN: not known), bins of `by_group`
     """What may make an image hard to read, the voters' agreement where there are votes, and the data's own
-    columns of two to twenty values, such as KDEF's `sex` and `angle`."""
+    columns of two to twenty values, such as KDEF's `sex` and `angle`. Raises `DataError` for faces of other
+    images."""
     votes = ds.votes(float)
     faces = find_faces(ds) if faces is None else faces
-    numbers = {"face, share of the side": faces.box_h / [height for height, _ in ds.sizes()],
+    faces = faces.set_index("id") if "id" in faces else faces
+    side = _in_order(faces.box_h, ds.df.id, "faces", ds.name).to_numpy(float)
+    expect(len(side) == len(ds), ds.name, f"faces of {len(side)} images", f"those of {len(ds)}")
+    numbers = {"face, share of the side": side / [height for height, _ in ds.sizes()],
                "light": [ds.image(i).mean() for i in range(len(ds))],
                "contrast": image_quality(ds).contrast}
     if votes is not None:

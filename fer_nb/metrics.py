@@ -18,7 +18,7 @@ from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from .core import ConfigError, LabelError, at_least, positive, share
-from .data import VOTE_COLUMNS, _in_order, _wide, beside, vote_places, vote_targets
+from .data import VOTE_COLUMNS, _in_order, _wide, beside, expect, vote_places, vote_targets
 
 # %% ../nbs/21_metrics.ipynb #44ad23ce
 def _on_cpu(
@@ -396,12 +396,19 @@ def agreement(
     y: np.ndarray,             # (N,) positions of the data set's labels in `labels`
     labels: Sequence[str],     # of the network, some of FER+'s eight
 ) -> dict[str, np.ndarray]:    # (N,) each; NaN where it is not counted
-    """What the voters say of a network's answers, of the labels and of each other. Raises `ConfigError` for
-    votes of another shape, `LabelError` for labels that had no votes."""
+    """What the voters say of a network's answers, of the labels and of each other; what is of pandas goes by
+    the index of `y`. Raises `ConfigError` for votes of another shape and for answers that are no positions,
+    `LabelError` for labels that had no votes."""
     votes, n = _wide(beside(votes, y, "votes")), np.arange(len(y))
-    y = np.asarray(y)
+    answers, y = np.asarray(beside(answers, y, "answers")), np.asarray(y)
     if votes.shape != (len(y), len(VOTE_COLUMNS)):
         raise ConfigError(f"votes {votes.shape}; {(len(y), len(VOTE_COLUMNS))} expected for {len(y)} images")
+    for name, k in (("answers", answers), ("y", y)):
+        span = f" from {k.min()} to {k.max()}" if k.size and k.dtype.kind in "iuf" else ""
+        fine = k.shape == y.shape and (not k.size or k.dtype.kind in "iu")
+        fine = fine and 0 <= k.min(initial=0) <= k.max(initial=0) < len(labels)
+        expect(fine, name, f"{k.dtype} {k.shape}{span}",
+               f"{len(y)} whole numbers from 0 to {len(labels) - 1}", ConfigError)
     own = np.array(vote_places(labels))
     all_votes, target = votes.sum(axis=1), vote_targets(votes)
     seen, agreed = all_votes > votes[:, -1], target.any(axis=1)

@@ -271,6 +271,7 @@ def in_scenes(
     canvas = x.new_empty(len(x), x.shape[1], wide, wide)
     for k, (which, down, right) in enumerate(hash_uniform(seed, ids[:, None], np.arange(3)[None])):
         photo = photos[int(which * len(photos))]
+        photo = np.tile(photo, [-(-wide // n) for n in photo.shape])   # for faces that are larger, repeated
         top, left = (int(u * (n - wide)) for u, n in zip((down, right), photo.shape))
         canvas[k] = torch.from_numpy(photo[top:top + wide, left:left + wide])
     canvas[..., edge:-edge, edge:-edge] = x

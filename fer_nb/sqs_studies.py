@@ -482,12 +482,15 @@ def significance_table(
     metric: str = "accuracy",  # which metric, in points if it is a share
     tta: str = "none",         # without or with test-time augmentation
 ) -> pd.DataFrame:             # dataset, rival, seeds, difference, low, high (95 %), p, p_holm
-    "Table 5 from these runs: `arm` minus each rival. Raises `ConfigError` where seeds cannot be paired."
+    """Table 5 from these runs: `arm` minus each rival; a dataset without one is left out. Raises
+    `ConfigError` where no dataset has a rival, and where seeds cannot be paired."""
     tables = []
     for dataset, rows in reported(runs, metric, tta=tta).groupby("dataset", sort=False):
         pairs = {rival: (arm, rival) for rival in rows.arm.unique() if rival != arm}
         scale = 1.0 if metric in NOT_SHARES else 100.0
-        tables.append(paired_differences(rows, pairs, scale=scale).assign(dataset=dataset))
+        if pairs:
+            tables.append(paired_differences(rows, pairs, scale=scale).assign(dataset=dataset))
+    at_least(f"datasets with a rival of {arm}", len(tables), 1)
     table = pd.concat(tables).reset_index(names="rival").rename(columns={"n": "seeds"})
     return table[["dataset", "rival", "seeds", "difference", "low", "high", "p", "p_holm"]]
 

@@ -23,7 +23,8 @@ from .config import Fit, to_dict
 from .core import DataError, Say, at_least, need_columns, one_of, quiet, seed_everything
 from .data import FERData
 from .evaluate import evaluate, fold_logits, out_of_fold
-from .experiment import FIFTH, grid, measured_cost, paired_differences, reported, study, with_options
+from .experiment import (FIFTH, NOT_SHARES, grid, measured_cost, paired_differences, reported, study,
+                               with_options)
 from .loaders import folds, holdout, is_audited, leak_groups
 from .store import Store, digest, taken_up, write_table
 from .train import fit_model, make_loaders, make_network
@@ -144,21 +145,22 @@ def _common_recalls(
 
 def inflation(
     results: pd.DataFrame,        # from `protocol_study`
-    metric: str = "accuracy",     # which metric
+    metric: str = "accuracy",     # which metric, in points if it is a share
     subset: str = "all",          # which test images
-) -> pd.DataFrame:                # a row a protocol: seeds, mean, sd, inflation, low, high (95 %), in points;
-    # of balanced accuracy `classes`, too
+) -> pd.DataFrame:                # a row a protocol: seeds, mean, sd, inflation, low, high (95 %)
+    # and, of balanced accuracy, classes
     """What a protocol adds to the honest figure: paired differences over seeds. Each seed splits the same
     images anew, so runs share most of their training images, and the t test is the corrected one. Balanced
     accuracy is over the classes that every test part has; where some lack one, `classes` says so."""
     one = reported(results, metric, subset=subset).drop(columns="n", errors="ignore")  # differs by protocol
     seen = _common_recalls(results, subset) if metric == "balanced_accuracy" else None
     one = one if seen is None else seen[0]
-    pairs = {p: (p, "honest") for p in PROTOCOLS[1:]}
-    added = paired_differences(one, pairs, over="protocol", rho=FIFTH).reindex(PROTOCOLS)
+    pairs, scale = {p: (p, "honest") for p in PROTOCOLS[1:]}, 1.0 if metric in NOT_SHARES else 100.0
+    added = paired_differences(one, pairs, "protocol", scale=scale, rho=FIFTH).reindex(PROTOCOLS)
     added = added[["difference", "low", "high"]]
     added.loc["honest"] = 0.0
-    table = (100 * one.set_index("protocol").value).groupby(level=0).agg(["count", "mean", "std"]).join(added)
+    runs = (scale * one.set_index("protocol").value).groupby(level=0)
+    table = runs.agg(["count", "mean", "std"]).join(added)
     table.columns = ["seeds", "mean", "sd", "inflation", "low", "high"]
     table = table if seen is None else table.assign(classes=seen[1])
     return table.loc[list(PROTOCOLS)].reset_index(names="protocol")

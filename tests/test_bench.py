@@ -679,3 +679,26 @@ def test_faults_of_a_file_of_predictions_are_named(faces, tmp_path, change, erro
     change(table).to_csv("bad.csv", index=False)
     with pytest.raises(error, match=match):
         read_predictions("bad.csv", faces)
+
+
+def test_a_model_whose_finder_finds_nothing_keeps_what_it_says_of_faces(faces, tmp_path):
+    """It names its labels with its answers, so where there is none, there are no labels either."""
+    (tmp_path / "unnamed.py").write_text(
+        "def f(images, cropped=False): return [{'sad': .2, 'happy': .8} if cropped else None for _ in images]\n"
+        "def g(images): return [{'sad': .2, 'happy': .8} if im.mean() < 220 else None for im in images]\n")
+    ds, brighter = faces.assign(split="test"), StressTest(20, ("bright",), severity=5)
+    table = bench(ds, [contender("unnamed:f")], tmp_path / "rows", stress=StressTest(0)).set_index("column")
+    assert table.loc["own finder", ["accuracy %", "not found %"]].tolist() == [0, 100]
+    happy = 100 * (ds.df.label == "happy").mean()
+    assert table.loc["as they are", ["accuracy %", "not found %"]].tolist() == pytest.approx([happy, 0], abs=1e-3)
+    assert set(table.lacks) == {"angry, disgust, fear, surprise, neutral"}
+    white = ds.replace(images=np.full_like(ds.array(), 210))
+    line = bench(white, [contender("unnamed:g")], tmp_path / "white", stress=brighter, own_finder=False).iloc[0]
+    assert line["accuracy %"] == pytest.approx(happy, abs=1e-3) and line["corrupted %"] == 0
+
+
+@pytest.mark.parametrize("how", [{"kinds": ("noise", "rain")}, {"severity": 9}, {"eps": -.1}, {"steps": 2.5}])
+def test_what_cannot_be_asked_is_refused_before_anybody_is(how):
+    with pytest.raises(ConfigError, match=next(iter(how))):
+        StressTest(**how)
+    assert StressTest(kinds="noise").kinds == ("noise",)

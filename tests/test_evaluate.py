@@ -322,6 +322,16 @@ def test_numbers_are_cut_at_quantiles_or_given_edges():
         by_group(net(), ds, size, bins=[0, 30, 60], times=10)
     open_ended = by_group(net(), ds, size, bins=[-np.inf, 30, np.inf], times=10).query("metric == 'accuracy'")
     assert open_ended.n.tolist() == [30, 30]
+    days = pd.Series(pd.to_datetime(["2020-01-01", "2021-01-01", None] * 20))
+    with pytest.raises(ConfigError, match="2020-01-01.* is no number"):   # of which one that is not known is a very early one
+        by_group(net(), ds, days, bins=2, times=10)
+    assert by_group(net(), ds, days, times=10).group.unique().tolist() == ["2020-01-01", "2021-01-01", "not known"]
+
+
+def test_categories_keep_their_order():
+    ages = pd.cut(pd.Series([5, 30, 1, np.nan] * 15), [0, 2, 10, 100])
+    found = by_group(net(), faces(splits=("test",)), ages, times=10).query("metric == 'accuracy'")
+    assert found.group.tolist() == ["(0, 2]", "(2, 10]", "(10, 100]", "not known"] and found.n.tolist() == [15] * 4
 
 
 @pytest.mark.parametrize(("values", "made", "said"), [

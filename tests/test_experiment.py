@@ -126,6 +126,10 @@ def test_what_was_seen_is_counted_where_a_study_stops_and_where_a_fit_leaves_two
     both = lambda arm, seed: pd.concat([run_of()(arm, seed).assign(chosen=c) for c in ("clean", "robust")])  # noqa: E731
     grid(both, ["a", "b"], (0,), tmp_path / "two")
     assert comparisons(tmp_path / "two").arm.tolist() == ["a, clean", "a, robust", "b, clean", "b, robust"]
+    for empty in ("", None, np.nan):   # read back, empty text is NaN
+        for _ in range(2):
+            grid(lambda arm, seed, e=empty: run_of()(arm, seed)[:2].assign(metric="accuracy", chosen=e, model=["net", e]), ["a"], (0,), tmp_path / f"-{empty}")
+        assert comparisons(tmp_path / f"-{empty}").arm.tolist() == ["a, net, ", "a, , "]
 
 
 def test_progress_says_which_how_many_and_how_long(tmp_path):

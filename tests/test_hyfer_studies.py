@@ -148,6 +148,11 @@ def test_folds_of_other_persons_are_no_continuation(tmp_path, monkeypatch):
         teacher_study(ds, one, replace(TINY, student=replace(TINY.student, size=24)), 3, out=tmp_path / "t")
     with pytest.raises(ConfigError, match="different networks"):
         teacher_study(ds, [*one, replace(one[0], size=48)], TINY, 3, out=tmp_path / "u")
+    cut, larger = replace(TINY, data=replace(TINY.data, refine="keep")), Fit("resnet18", 64, pretrained=False)
+    teacher_study(ds, one, cut, 3, out=tmp_path / "c")
+    teacher_study(ds, [*one, replace(larger, size=32)], cut, 3, out=tmp_path / "c")
+    with pytest.raises(StoreError, match="cut for is 48 there and 64 here|cut for is 32 there and 64 here"):   # what was fitted saw other cuts
+        teacher_study(ds, [*one, larger], cut, 3, out=tmp_path / "c")
 
 
 def test_a_file_that_settings_name_counts_by_what_is_in_it(tmp_path):
@@ -551,3 +556,14 @@ def test_what_was_fitted_from_another_file_of_weights_is_refused(faces, tmp_path
     weights(3)
     with pytest.raises(StoreError, match=r"sha256 is '\w+' there and '\w+' here"):
         teacher_study(faces, candidate, TINY, 2, out=tmp_path / "t")
+
+
+def test_faces_that_were_found_before_go_by_ids(faces):
+    sides = pd.DataFrame({"id": faces.df.id, "box_h": np.arange(len(faces)) % 40})
+    expected = hyfer_studies.image_groups(faces, sides)["face, share of the side"][0]
+    assert expected.tolist() == (sides.box_h / [h for h, _ in faces.sizes()]).tolist()
+    for given in (sides[::-1], sides.sample(frac=1, random_state=0).reset_index(drop=True), sides.set_index("id")[::-1]):
+        assert hyfer_studies.image_groups(faces, given)["face, share of the side"][0].equals(expected)
+    for few in (sides[1:], sides[["box_h"]][:-1]):
+        with pytest.raises(DataError, match="faces"):
+            hyfer_studies.image_groups(faces, few)

@@ -397,3 +397,12 @@ def test_voters_and_labels_go_together_by_their_index():
     shuffled = pd.DataFrame(votes, ids).sample(frac=1, random_state=0)
     for name, values in agreement(shuffled, answers, pd.Series(y, ids), EMOTIONS).items():
         np.testing.assert_array_equal(values, expected[name])
+    turned = pd.Series(answers, ids)[::-1]
+    for name, values in agreement(shuffled, turned, pd.Series(y, ids), EMOTIONS).items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+@pytest.mark.parametrize(("odd", "said"), [(-1, "answers: int64 .4,. from -1 to 3; 4 whole numbers from 0 to 6"), (7, "from 0 to 7"), (.5, "float64")])
+def test_an_answer_that_is_no_position_is_not_taken_for_the_last_label(odd, said):
+    with pytest.raises(ConfigError, match=said):
+        agreement(np.ones((4, 10)), np.array([0, odd, 1, 3]), np.zeros(4, int), EMOTIONS)

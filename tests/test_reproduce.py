@@ -321,6 +321,8 @@ def test_no_figure_of_the_first_paper_stands_beside_another_set(dataset, accurac
     table = attack_table(attacked, dataset)
     assert table.loc[("pgd", "1/255")].tolist() == ["50.00 ± 0.00", "0.500 ± 0.000", *["50.00 ± 0.00"] * 3]
     assert (("pgd", "paper: not given") in table.index) == (accuracy is not None)
+    mixed = attacked.assign(subset=attacked.fold.map({0: "all", 1: "sample"}))   # folds about as large as the sample
+    pd.testing.assert_frame_equal(attack_table(mixed, dataset), table)
 
 
 # ---- folds, candidates, costs ----
@@ -428,6 +430,14 @@ def test_an_arm_without_changes_or_with_the_name_of_the_run_is_refused(tmp_path)
     with pytest.raises(ConfigError, match="student.flip"):
         setting_study(drawn("fer2013"), {"flip": ["student.flip=1"]}, out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_arms_that_are_attacked_on_other_samples_are_not_paired():
+    runs = pd.DataFrame([{"arm": arm, "model": "m", "seed": s, "split": "test", "subset": "sample", "attack": "pgd", "eps": 0.1,
+                          "metric": "accuracy", "value": 0.1 * s, "n": n} for arm, n in ((AS_IT_IS, 50), ("flip", 50)) for s in range(3)])
+    assert setting_table(runs, model="m", attack="pgd").difference["flip"] == 0
+    with pytest.raises(ConfigError, match="different numbers of test images"):
+        setting_table(runs.assign(n=runs.arm.map({AS_IT_IS: 50, "flip": 40})), model="m", attack="pgd")
 
 
 def test_changes_are_paired_and_what_they_share_is_made_once(tmp_path, monkeypatch):

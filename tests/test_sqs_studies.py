@@ -480,6 +480,10 @@ def test_differences_are_paired_by_seed():
     assert (table.p_holm >= table.p).all()
     with pytest.raises(ConfigError, match="runs of 'mine' and 'SQSNet' expected"):
         significance_table(runs, "mine")
+    alone = made_up({("FERPlus", "SQSNet", s): .5 for s in range(2)})   # a dataset on which there is nothing to compare
+    pd.testing.assert_frame_equal(significance_table(pd.concat([alone, runs])).set_index("rival"), significance_table(runs).set_index("rival"))
+    with pytest.raises(ConfigError, match="datasets with a rival of SQSNet=0"):
+        significance_table(alone)
 
 
 def test_tables_are_the_figures_of_the_runs(faces, tmp_path):

@@ -166,6 +166,8 @@ def test_scenes_keep_the_labels_and_change_every_pixel_room(faces):
     assert pasted.shape() == colour.shape() and pasted.df.equals(colour.df)
     grey = in_scenes(faces)
     assert (grey.array() != faces.array()).mean() > 0.9 and 0.2 < np.corrcoef(grey.array().ravel(), faces.array().ravel())[0, 1] < 0.99
+    large = faces.take(range(2)).replace(images=np.repeat(np.repeat(faces.array()[:2], 10, 1), 10, 2))   # than the photographs are
+    assert in_scenes(large).shape() == large.shape()
 
 
 # ---- a weight that falls, and flat minima, against plain loops ----

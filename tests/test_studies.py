@@ -140,6 +140,8 @@ def test_inflation_is_scipys_paired_interval_but_wider_for_runs_share_images():
     assert table.sd.tolist() == pytest.approx([100 * values[p].std(ddof=1) for p in PROTOCOLS])
     one = inflation(runs[runs.seed == 0]).set_index("protocol")
     assert np.isnan(one.low["duplicates_across"]) and one.seeds["honest"] == 1
+    loss = inflation(runs.assign(metric="loss"), "loss").set_index("protocol")   # no share: as it is
+    assert (100 * loss[["mean", "sd", "inflation", "low", "high"]]).to_numpy() == pytest.approx(table[["mean", "sd", "inflation", "low", "high"]].to_numpy())
 
 
 def test_balanced_accuracies_are_over_the_classes_that_all_test_parts_have():
