@@ -506,7 +506,7 @@ def _prefix(
     way = Path(os.path.relpath(folder, above)).as_posix()
     return "" if way == "." else way + "/"
 
-
+# %% ../nbs/14_formats.ipynb #rows0013
 def _names_below(folder: Path) -> dict[str, list[str]]:
     "The image files below a folder by their bare name."
     found: dict[str, list[str]] = {}

@@ -389,7 +389,7 @@ def mean_intervals(
     table = {"value": mean, "low": low, "high": high, "n": images}
     return pd.DataFrame(table, index=list(values))
 
-
+# %% ../nbs/21_metrics.ipynb #headln12
 def agreement(
     votes: np.ndarray,         # counts (N, 10) in the order of `data.VOTE_COLUMNS`
     answers: np.ndarray,       # (N,) positions of answers in `labels`

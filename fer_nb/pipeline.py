@@ -33,8 +33,8 @@ from torch import nn
 from .advtrain import AdversarialTraining, KeepRobust
 from .compare import holm, mcnemar
 from .config import ATTACKS, PRESETS, Distillation, Fit, Preset, to_dict
-from .core import (ConfigError, DataError, ImageError, Say, at_least, hash_uniform, need_apart, one_of, quiet,
-                         seed_everything)
+from .core import (ConfigError, DataError, ImageError, Say, at_least, hash_uniform, need_apart, one_of,
+                         quiet, seed_everything)
 from .data import FERData, expect, file_of, first_split, resized
 from .distill import EADD
 from .duplicates import search_of

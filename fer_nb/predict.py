@@ -1812,7 +1812,7 @@ def _claimed(
                 if not there and os.path.getsize(to) == 0:
                     os.unlink(to)
 
-
+# %% ../nbs/50_predict.ipynb #write015
 @contextmanager
 def _in_whole_texts(
     to: str | Path,    # a file, or a device such as /dev/null
@@ -1850,7 +1850,6 @@ def _to_standard_output(text: str) -> None:
     "Write a text at once."
     sys.stdout.write(text)
     sys.stdout.flush()
-
 
 # %% ../nbs/50_predict.ipynb #write006
 def _as_texts(row: dict) -> dict:   # the same columns

@@ -465,10 +465,11 @@ def command_line(
 def _without_folders(
     text: str,  # an argument, or what is behind its "="
 ) -> str:       # without the folders of this machine
-    "Reduce every path in an argument to its name: all of it, behind `=`, or within a list of settings or paths."
-    parts = [] if os.path.exists(text) else text.split(",")   # NAME=PATH,PATH: each is one; a name may hold a comma
+    "Reduce every path in an argument to its name: all of it, behind `=`, in a list of settings or of paths."
+    parts = [] if os.path.exists(text) else text.split(",")   # NAME=PATH,PATH; a name may hold a comma
     if len(parts) > 1 and not re.search(r"[\[{\"']", text) and all(
-            "=" in p or not re.search(r"[/\\]", p) or p.startswith(("/", "~")) or os.path.exists(p) for p in parts[1:]):
+            "=" in p or p.startswith(("/", "~")) or os.path.exists(p) or not re.search(r"[/\\]", p)
+            for p in parts[1:]):
         return ",".join(map(_without_folders, parts))
     if text.startswith(("/", "~")) or PureWindowsPath(text).is_absolute() or os.path.exists(text):
         return PureWindowsPath(text).name if "\\" in text else Path(os.path.abspath(text)).name or text

@@ -614,7 +614,7 @@ def need_unseen(
         say(f"{path} does not say what it was trained on: it may know the hold-out and the reported images")
     return known
 
-
+# %% ../nbs/31_teachers.ipynb #prints01
 def _prints(
     splits: Splits,            # the data of a run
     side: int | None = None,   # of the images, in pixels; None: the student's
