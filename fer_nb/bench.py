@@ -695,7 +695,7 @@ class StressTest:
         at_least("steps", self.steps, 0, whole=True)
         for name, most in (("severity", 5), ("eps", 1)):
             at_least(name, getattr(self, name), 0, most=most)
-        if self.kinds:   # refused before a model is asked
+        if self.kinds is not None:   # refused before a model is asked
             from fer_nb.robustness import corruption_kinds
             kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
             object.__setattr__(self, "kinds", kinds)

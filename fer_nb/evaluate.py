@@ -443,7 +443,7 @@ def _groups(
     if isinstance(column, pd.Series):
         column = _in_order(column, ds.df.id, "groups", name)
     own_order = isinstance(getattr(column, "dtype", None), pd.CategoricalDtype) and bins is None
-    values = pd.Series(column.array if own_order else np.asarray(column))
+    values = pd.Series(pd.Categorical(column) if own_order else np.asarray(column))
     if bins is not None:
         numbers, given = pd.to_numeric(values, errors="coerce").astype(float), values.astype(str) != ""
         bad = (numbers.isna() & values.notna() & given) | np.isinf(numbers) & (np.ndim(bins) == 0)

@@ -571,8 +571,8 @@ def teacher_study(
     out: str | Path = "runs/teachers",  # folder of finished fits, with what each cost
     say: Say = quiet,                   # gets a line before each fit
 ) -> pd.DataFrame:                    # dataset, teacher, px, fold, split, subset, metric, value, n
-    """Each candidate in each fold. Raises what `kfold_study` does, and `StoreError` for a larger candidate
-    than those in `out` where faces are cut out, for they are cut for the largest."""
+    """Each candidate in each fold. Raises what `kfold_study` does, and `StoreError` where faces
+    are cut out and the largest candidate has another size than in `out`: they are cut for the largest."""
     given = tuple(candidates(preset) if teachers is None else teachers)
     fits = {fit.network: fit for fit in given}
     at_least("teachers of different networks", len(fits), len(given))

@@ -409,6 +409,7 @@ def agreement(
         fine = fine and 0 <= k.min(initial=0) <= k.max(initial=0) < len(labels)
         expect(fine, name, f"{k.dtype} {k.shape}{span}",
                f"{len(y)} whole numbers from 0 to {len(labels) - 1}", ConfigError)
+    answers, y = answers.astype(int), y.astype(int)   # of none, too
     own = np.array(vote_places(labels))
     all_votes, target = votes.sum(axis=1), vote_targets(votes)
     seen, agreed = all_votes > votes[:, -1], target.any(axis=1)

@@ -230,6 +230,7 @@ class CheckInputRange(FitCallback):
     do not go together."""
 
     order = -50  # what the loader gives, before other callbacks change it
+    several = True   # of one that was saved before there was a choice
 
     def __init__(
         self,

@@ -332,6 +332,8 @@ def test_categories_keep_their_order():
     ages = pd.cut(pd.Series([5, 30, 1, np.nan] * 15), [0, 2, 10, 100])
     found = by_group(net(), faces(splits=("test",)), ages, times=10).query("metric == 'accuracy'")
     assert found.group.tolist() == ["(0, 2]", "(2, 10]", "(10, 100]", "not known"] and found.n.tolist() == [15] * 4
+    bare = by_group(net(), faces(splits=("test",)), pd.cut(np.array([5, 30, 1, np.nan] * 15), [0, 2, 10, 100]), times=10)
+    assert bare.query("metric == 'accuracy'").group.tolist() == found.group.tolist()
 
 
 @pytest.mark.parametrize(("values", "made", "said"), [
