@@ -920,6 +920,7 @@ def test_predict_that_is_ended_from_outside_keeps_what_was_done(trip, tmp_path, 
         if list(tmp_path.glob(".t.*mp4")) or process.poll() is not None:
             break
         time.sleep(.1)
+    time.sleep(1)   # the first frames
     process.send_signal(number)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number and "what was done stays" in said and "Traceback" not in said

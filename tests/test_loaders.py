@@ -430,7 +430,8 @@ def test_fer2013_has_280_public_test_images_with_a_byte_identical_duplicate_in_t
 
 
 @pytest.mark.realdata
-def test_random_folds_of_fer2013_test_2348_images_with_a_byte_identical_duplicate_in_training():
+def test_random_folds_of_fer2013_test_2348_images_with_a_byte_identical_duplicate_in_training(monkeypatch):
+    monkeypatch.setattr("fer_nb.loaders._warn_of_twins", lambda *args: None)   # minutes where nothing is cached
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ds = read_fer2013(fer2013_folder() / "fer2013.csv").where(split=["train", "valid"])
