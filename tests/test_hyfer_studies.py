@@ -426,6 +426,7 @@ def test_votes_change_no_part_and_stay_with_their_images(faces, voted):
         assert (b.df[list(VOTE_COLUMNS)].to_numpy() == votes.loc[b.sources()].to_numpy()).all()
 
 
+@pytest.mark.slow
 def test_recipes_of_phase_2_go_on_and_leave_the_student_alone(faces, tmp_path, monkeypatch):
     student, lines, small = HyFER(7, 1, "light"), [], replace(TINY, evaluation=Evaluation((2 / 255,), steps=4, n=20))
     before, arms = weights_digest(student), {"TRADES": [*PHASE2_ARMS["TRADES"], "adversarial.steps=2"]}

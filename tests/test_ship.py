@@ -50,6 +50,7 @@ def test_the_robust_student_goes_on_from_the_accurate_ones_work(faces, tmp_path,
             train_shipped(faces, tmp_path / "other", other, students=["hyfer"], work=work)
 
 
+@pytest.mark.slow
 def test_students_of_other_settings_share_their_teachers(faces, tmp_path):
     said, work = [], tmp_path / "work"
     preset = replace(SMALL, teachers=(LCNET,))
