@@ -2501,8 +2501,8 @@ def read_kdef(
     broken: str = "drop",                  # of `BROKEN`, or "keep": blank, undecodable, or of odd size
     strict: bool = False,                  # raise, not warn, for foreign file names and unpublished counts
 ) -> FERData:                              # image files; series, sex, angle, subject ("F01": in both), broken
-    """Read KDEF, both series; the split is that of the folders above, else train. Raises `DataError`, and
-    `ImageError` for broken images with `broken="error"`."""
+    """Read KDEF, both series; the split is that of the nearest folder above, else train. Raises `DataError`,
+    and `ImageError` for broken images with `broken="error"`."""
     wanted = KDEF_ANGLES if angles == "all" else (angles,) if isinstance(angles, str) else tuple(angles)
     for angle in wanted or [angles]:
         one_of("angles", angle, (*KDEF_ANGLES, "all"))
@@ -2514,7 +2514,8 @@ def read_kdef(
                        + some_of(odd.id + " (" + odd.why + ")"), strict)
     files = {i: p for i, p in files.items() if i[6:] in wanted}
     expect(files, root, f"no KDEF image of the angles {', '.join(wanted)}", "names such as AF01ANS.JPG")
-    splits = {i: split_of_path(p.relative_to(root).as_posix(), p) or "train" for i, p in files.items()}
+    above = {i: filter(None, map(split_named, p.relative_to(root).parts[-2::-1])) for i, p in files.items()}
+    splits = {i: next(found, "train") for i, found in above.items()}
     df = pd.DataFrame([(i, _KDEF_EMOTIONS[i[4:6]], splits[i], i[0], i[1], i[6:], i[1:4]) for i in files],
                       columns=["id", "label", "split", "series", "sex", "angle", "subject"])
     df["broken"] = _broken(list(files.values()))

@@ -462,8 +462,8 @@ def read_list(
                 if not places:
                     places = _names_below(path.parent)
                     apart = _split_folders(places)
-                split = split_of_row(row, at) or own
-                found = _find_image(file, path.parent, places, at, split * (split in apart))
+                split = (told := split_of_row(row, at)) or own
+                found = _find_image(file, path.parent, places, at, split * (split in apart), told != "")
                 split = split or split_of_path(to_root + found, f"{at}: {quoted(found)}") or outer
                 i = to_id + found
                 again = seen.setdefault(i, (at, row["label"]))
@@ -542,6 +542,7 @@ def _find_image(
     places: dict[str, list[str]],  # see `_names_below`
     at: str,                       # file and row, for the message
     split: str = "",               # of the image, where this split has folders of its own
+    told: bool = False,            # whether the row itself names it: it may divide the images anew
 ) -> str:                          # relative to the folder
     "The path of a listed image below the list's folder. Raises `DataError` where it is not there once."
     for name in dict.fromkeys((file, _western(file))):
@@ -551,7 +552,8 @@ def _find_image(
              for f in places.get(name.rpartition("/")[2], []) if f"/{f}".endswith(f"/{name}")]
     others = [f for f in found if split and
               {*map(split_named, f.split("/")[:-1 - file.count("/")])} - {"", split}]
-    found = [f for f in found if f not in others]
+    if not (told and len(found) == 1):
+        found = [f for f in found if f not in others]
     stem = re.sub(r"\.\w+$", "", own := file.rpartition("/")[2])
     spelt = {way(unicodedata.normalize(form, base) + end) for base in (own, stem) for form in ("NFC", "NFD")
              for end in ("", *IMAGE_ENDINGS) for way in (str, str.lower, str.upper)
@@ -756,7 +758,7 @@ def _read_fer2013(where: Path, tree: Tree, labels: Any, broken: str) -> tuple[FE
         ds = fer2013_csv(where, LeftOut(broken), tuple("0123456789"))
         return ds, ds.df.label.tolist()
     ds = read_fer2013(where, broken=broken)
-    if where.is_file() and (said := _few_numbers(where, ds)):
+    if where.is_file() and labels is None and (said := _few_numbers(where, ds)):
         warnings.warn(f"{where}: {said}", stacklevel=2)
     return ds, None
 

@@ -1785,9 +1785,16 @@ def _opened_to_write(to: str | Path, replaces: bool) -> FileIO:   # what is ther
     "A file, in a folder that is made. Raises `DataError` where none can be."
     try:
         Path(to).parent.mkdir(parents=True, exist_ok=True)
+        if os.path.islink(to) and not os.path.exists(to):   # to nothing
+            os.unlink(to)
         return open(to, "ab" if replaces else "xb", buffering=0)
     except OSError as e:
         expect(False, to, f"no file can be written there ({e.strerror})", "another place")
+
+
+def _is_empty(to: str | Path) -> bool:   # as what was killed before it wrote leaves one
+    "Whether a file without content is there."
+    return os.path.isfile(to) and not os.path.getsize(to)
 
 
 @contextmanager
@@ -1796,13 +1803,15 @@ def _claimed(
     replaces: bool,    # whether something may be there
 ) -> Iterator[None]:   # a `with` block
     """Hold the name of a file that is made aside, while the block lasts. Raises `DataError` where another
-    command writes it, `FileExistsError` where one is there. A name that got no content is free again."""
-    there = os.path.exists(to)
+    command writes it, `FileExistsError` where one with content is there. A name without is free again."""
+    empty = _is_empty(to)
+    there = os.path.exists(to) and not empty
     if _is_device(to):
         yield
         return
-    with _opened_to_write(to, replaces) as stream:
+    with _opened_to_write(to, replaces or empty) as stream:
         expect(_held(stream), to, "another command is writing it", "another name, or its end,")
+        _need_absent(to, replaces or _is_empty(to))   # filled meanwhile
         if os.name == "nt":   # where a file that is open cannot be replaced
             stream.close()
         try:
@@ -1946,7 +1955,7 @@ def _write_parquet(results: Iterable[Result], to: Path, labels: Sequence[str], o
                    each: Callable[[Result], None], more: Sequence[str] = ()) -> None:
     "What `write_results` does for parquet: what there was is written also where the work is broken off."
     _imported("pyarrow", "pyarrow", f"{to}: a .parquet file")
-    _need_absent(to, overwrite or _is_device(to))
+    _need_absent(to, overwrite or _is_device(to) or _is_empty(to))
     rows, whole, kept = [], False, _precious(to)
     with _claimed(to, overwrite):
         try:
@@ -2123,7 +2132,7 @@ def film(
     one_of(f"the ending of {to}", Path(to).suffix.lower(), [".mp4"])
     if fps is not None:
         positive("fps", fps)
-    _need_absent(to, overwrite and os.path.isfile(to))
+    _need_absent(to, overwrite and os.path.isfile(to) or _is_empty(to))
     writer, broken, source, failed = None, None, None, False
     with ExitStack() as stack:
         stack.enter_context(_claimed(to, overwrite))

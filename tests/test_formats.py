@@ -1355,6 +1355,10 @@ def test_a_kdef_that_was_sorted_into_splits_keeps_them_and_its_folders_are_compa
     assert ds.provenance.format == "kdef" and dict(zip(ds.df.id, ds.df.split)) == {
         f"AF0{n}{code}S": s for s, n in (("train", 1), ("test", 2)) for code in ("HA", "SA", "AN")}
     assert any("2 of 6 images lie in a folder of another class" in s for s in said)
+    (tmp_path / "test/train").mkdir()
+    (tmp_path / "test/happy").rename(tmp_path / "test/train/happy")
+    ds, _ = got(tmp_path)                                              # the nearest folder says it
+    assert ds.df.split[ds.df.id == "AF02HAS"].tolist() == ["train"]
 
 
 def test_a_bare_name_of_a_list_is_looked_for_in_the_folders_of_its_split(tmp_path):
@@ -1370,6 +1374,9 @@ def test_a_bare_name_of_a_list_is_looked_for_in_the_folders_of_its_split(tmp_pat
     assert got(write(tmp_path / "all.csv", *both))[0].counts().to_numpy().tolist() == [[2, 2, 4], [2, 2, 4]]
     write(tmp_path / "all.csv", "image,label,split", *(f"{k}.png,{EMOTIONS[k % 2]},valid" for k in (4, 5)), *both[1:])
     assert got(tmp_path / "all.csv")[0].df.id[0] == "test/4.png"   # no folder is called valid: taken out of another
+    write(tmp_path / "all.csv", "image,label,split", *(f"{k}.png,{EMOTIONS[k % 2]},train" for k in (4, 5)))
+    ds, _ = got(tmp_path / "all.csv")                                  # a row's own word divides anew
+    assert ds.df.id.tolist() == ["test/4.png", "test/5.png"] and set(ds.df.split) == {"train"}
 
 
 def test_a_list_may_name_its_images_from_above(tmp_path):

@@ -1493,7 +1493,7 @@ def test_one_parquet_is_made_by_one_command_at_a_time(tmp_path):
 
     def meanwhile(to):
         yield Result("a.png", "no_face")
-        for overwrite, error in ((True, DataError), (False, FileExistsError)):
+        for overwrite, error in ((True, DataError), (False, (DataError, FileExistsError))):
             with pytest.raises(error, match="another command is writing it|File exists"):
                 write_results([Result("b.png", "no_face")], "parquet", to, ("a", "b"), overwrite)
 
@@ -1508,6 +1508,13 @@ def test_one_parquet_is_made_by_one_command_at_a_time(tmp_path):
     with pytest.raises(OSError, match="gone"):                                  # nothing came: the name is free again
         write_results(broken(), "parquet", tmp_path / "none.parquet", ("a", "b"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old.parquet"]
+    (tmp_path / "killed.parquet").touch()                                       # as a process that was killed leaves it
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "nothing")
+    for name in ("killed", "link"):
+        write_results([Result("c.png", "no_face")], "parquet", to := tmp_path / f"{name}.parquet", ("a", "b"))
+        assert pd.read_parquet(to).file.tolist() == ["c.png"]
+    with pytest.raises(FileExistsError):
+        write_results([Result("d.png", "no_face")], "parquet", to, ("a", "b"))
 
 
 def test_a_photo_with_the_ending_of_a_video_is_read_in_a_folder_too(toy, portrait, tmp_path):
