@@ -467,7 +467,7 @@ def _opened(
         return decode(BytesIO(data), whole=True), _more_frames(BytesIO(data))
     except Exception as e:   # Pillow's readers meet damage with errors of every kind
         unknown = isinstance(e, UnidentifiedImageError)   # whose text names an object
-        why = "" if data else "nothing left to read; one that was written before: seek(0)"
+        why = "" if data else "nothing to read" + "; after writing: seek(0)" * hasattr(image, "seek")
         why = why or _heif(data[:16]) or begins_as(data[:512])
         why = why or (type(e).__name__ if unknown else quoted(e, 100))
         raise ImageError(f"{type(image).__name__} of {len(data)} bytes: not an image that can be decoded "

@@ -1526,7 +1526,7 @@ def test_a_photo_with_the_ending_of_a_video_is_read_in_a_folder_too(toy, portrai
 
 def test_a_stream_at_its_end_says_so(portrait):
     Image.open(portrait).save(made := BytesIO(), "PNG")
-    with pytest.raises(ImageError, match=r"nothing left to read; .* seek\(0\)"):
+    with pytest.raises(ImageError, match=r"nothing to read; .* seek\(0\)"):
         as_image(made)
 
 
